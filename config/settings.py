@@ -1,0 +1,484 @@
+"""Typed, frozen settings, and where each value came from.
+
+Sources, later ones win: the defaults in this module, a YAML file, the environment, what the command line says.
+`config.yaml` beside this module is read where `THEMES_CONFIG` names no other file; it documents every key, and a test
+holds it against the defaults here. One parser reads the text of a value, whatever its source.
+
+YAML is read with care (a safe loader, no aliases, unique keys, a size cap) because YAML 1.1 turns `12:30` into
+750, lets the last of two equal keys win in silence, and can expand 306 bytes of aliases into gigabytes.
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType, UnionType
+from typing import Any, Final, get_args, get_type_hints
+
+import yaml
+
+from config.errors import ConfigError
+
+#: A settings file larger than this is something else.
+MAX_FILE_BYTES: Final = 1024 * 1024
+DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
+DEFAULT: Final = "default"
+
+#: Names that users of the OpenAI, Celery and SQLAlchemy worlds already have in their environment.
+KNOWN_VARIABLES: Final = {
+    "THEMES_STATE_DIR": "state_dir",
+    "REDIS_URL": "performance_optimization.redis_url",
+    "CELERY_BROKER_URL": "celery.broker_url",
+    "DATABASE_URL": "database.url",
+    "OPENAI_API_KEY": "llm.api_key",
+    "OPENAI_BASE_URL": "llm.base_url",
+    "THEMES_MODEL": "llm.model",
+}
+#: Variables of the same prefix that are no settings.
+OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG"}
+
+
+class Secret(str):
+    """A value that is never shown: it prints as asterisks."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens."""
+
+    input_usd: float
+    output_usd: float
+
+
+Prices = Mapping[str, Price]
+
+
+def _setting(
+    default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A field with its bounds (inclusive)."""
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class PerformanceSettings:
+    """The section `performance_optimization`: names and defaults are the users' contract."""
+
+    llm_connection_pool_size: int = _setting(15, low=1, high=10_000)
+    llm_connection_pool_min_size: int = _setting(5, low=0, high=10_000)
+    database_connection_pool_size: int = _setting(20, low=1, high=1_000)
+    enable_persistent_cache: bool = _setting(default=True)
+    redis_url: Secret = _setting(Secret("redis://localhost:6379/1"))
+    max_memory_cache_mb: int = _setting(512, low=0, high=1_048_576)
+    cache_ttl_days: float = _setting(7.0, low=0.0001, high=3650)
+    enable_work_stealing: bool = _setting(default=True)
+    worker_pool_size: int = _setting(12, low=1, high=1_000)
+    enable_streaming_results: bool = _setting(default=True)
+    database_batch_size: int = _setting(100, low=1, high=10_000)
+    enable_result_compression: bool = _setting(default=True)
+    enable_performance_profiling: bool = _setting(default=True)
+    memory_pressure_threshold_mb: int = _setting(1024, low=64, high=1_048_576)
+    theme_batch_size: int = _setting(32, low=1, high=100)
+    enable_intelligent_batching: bool = _setting(default=True)
+    max_llm_retries: int = _setting(3, low=0, high=20)
+    retry_base_delay: float = _setting(1.0, low=0, high=600)
+    retry_max_delay: float = _setting(30.0, low=0, high=3600)
+    database_timeout_seconds: float = _setting(30.0, low=0.1, high=3600)
+    progressive_feedback_interval: float = _setting(2.0, low=0.05, high=3600)
+    profile_interval_seconds: float = _setting(1.0, low=0.1, high=3600)
+
+
+@dataclass(frozen=True, slots=True)
+class LlmSettings:
+    """The section `llm`: which model answers, and how long it may take."""
+
+    base_url: str | None = _setting(None)
+    api_key: Secret | None = _setting(None)
+    model: str | None = _setting(None)
+    temperature: float | None = _setting(None, low=0, high=2)
+    connect_timeout_seconds: float = _setting(10.0, low=0.05, high=600)
+    request_timeout_seconds: float = _setting(120.0, low=0.05, high=3600)
+    max_response_bytes: int = _setting(4 * 1024 * 1024, low=1024, high=1024**3)
+    prices: Prices = field(default_factory=lambda: MappingProxyType({"sandbox": Price(0.0, 0.0)}))
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """The section `redis`: which server to start where none was named, and how long to wait for an answer."""
+
+    server: str = _setting("auto", choices=("auto", "bundled", "system"))
+    socket_timeout_seconds: float = _setting(10.0, low=1, high=600)
+
+
+@dataclass(frozen=True, slots=True)
+class CelerySettings:
+    """The section `celery`."""
+
+    broker_url: Secret | None = _setting(None)
+    visibility_timeout_seconds: int = _setting(21_600, low=60, high=2_592_000)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSettings:
+    """The section `work`: chunks, leases and what happens when a worker dies."""
+
+    max_chunk_size: int = _setting(50, low=1, high=10_000)
+    lease_seconds: float = _setting(15.0, low=1, high=3600)
+    heartbeat_seconds: float = _setting(4.0, low=0.2, high=1200)
+    sweep_interval_seconds: float = _setting(2.0, low=0.1, high=600)
+    max_deliveries: int = _setting(3, low=1, high=100)
+    destination_attempts: int = _setting(2, low=1, high=20)
+    shutdown_grace_seconds: float = _setting(10.0, low=0, high=3600)
+    max_unwritten_results: int = _setting(20_000, low=100, high=10_000_000)
+    wedged_after_seconds: float = _setting(30.0, low=2, high=3600)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """The section `database`. Without a `url` it is `themes.db` in the state directory."""
+
+    url: Secret | None = _setting(None)
+    flush_interval_seconds: float = _setting(0.25, low=0.01, high=60)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    """The section `pipeline`: where the prompt files are, when not ours."""
+
+    prompts_dir: Path | None = _setting(None)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingSettings:
+    """The section `streaming`: how much of a job's events is kept while it runs."""
+
+    max_events_per_job: int = _setting(20_000, low=100, high=10_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class DashboardSettings:
+    """The section `dashboard`: where Flower listens."""
+
+    host: str = _setting("127.0.0.1")
+    port: int = _setting(5555, low=0, high=65_535)
+    #: `user:password`; needed to listen on anything but loopback.
+    basic_auth: Secret | None = _setting(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set, and `origins`: `section.key` -> where its value came from."""
+
+    state_dir: Path = _setting(Path("var"))
+    performance_optimization: PerformanceSettings = field(default_factory=PerformanceSettings)
+    llm: LlmSettings = field(default_factory=LlmSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
+    celery: CelerySettings = field(default_factory=CelerySettings)
+    work: WorkSettings = field(default_factory=WorkSettings)
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    streaming: StreamingSettings = field(default_factory=StreamingSettings)
+    dashboard: DashboardSettings = field(default_factory=DashboardSettings)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def redis_url(self) -> str:
+        """The Redis that holds jobs, results and the cache."""
+        return self.performance_optimization.redis_url
+
+    @property
+    def broker_url(self) -> str:
+        """The Redis that holds the Celery queue: `celery.broker_url`, or the same one."""
+        return self.celery.broker_url or self.redis_url
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy's URL of the results database."""
+        return self.database.url or f"sqlite+aiosqlite:///{(self.state_dir / 'themes.db').absolute()}"
+
+    def origin(self, key: str) -> str:
+        """Where the value of `section.key` came from."""
+        return self.origins.get(key, DEFAULT)
+
+    def is_set(self, key: str) -> bool:
+        """Whether the user set `section.key` to something, in a file, the environment or on the command line."""
+        return self.origin(key) != DEFAULT
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Every `section.key` with its value, in the order of `config.yaml`."""
+        for key in known_keys():
+            section, _, name = key.rpartition(".")
+            yield key, getattr(getattr(self, section) if section else self, name)
+
+
+def _sections() -> dict[str, type]:
+    hints = get_type_hints(Settings)
+    return {
+        item.name: hints[item.name] for item in fields(Settings) if item.name not in {"origins", "state_dir"}
+    }
+
+
+def known_keys() -> dict[str, tuple[Field[Any], Any]]:
+    """Every `section.key` -> its dataclass field and type."""
+    keys: dict[str, tuple[Field[Any], Any]] = {}
+    for item in fields(Settings):
+        if item.name == "state_dir":
+            keys["state_dir"] = (item, Path)
+    for section, class_ in _sections().items():
+        hints = get_type_hints(class_)
+        keys |= {f"{section}.{item.name}": (item, hints[item.name]) for item in fields(class_)}
+    return keys
+
+
+def load(
+    *,
+    path: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the settings.
+
+    Args:
+        path: the YAML file; by default the one that `THEMES_CONFIG` names, else the one beside this module.
+        env: the environment; by default the process's.
+        overrides: `section.key` -> text, from the command line.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with its place and the mend.
+    """
+    env = os.environ if env is None else env
+    chosen = path or env.get("THEMES_CONFIG")
+    file = Path(chosen) if chosen else DEFAULT_FILE
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key, node_or_text, place in (
+        *_from_file(file),
+        *_from_environment(env),
+        *((key, text, "command line") for key, text in (overrides or {}).items()),
+    ):
+        value = _parse(key, node_or_text, place)
+        values[key] = value
+        # The file we ship repeats the defaults: what it leaves alone nobody has set.
+        shipped = file == DEFAULT_FILE and place.startswith(file.name) and value == _default(key)
+        origins[key] = DEFAULT if shipped else place
+    settings = _build(values, origins)
+    _refuse_contradictions(settings)
+    return settings
+
+
+def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    sections = {
+        name: class_(**{k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{name}.")})
+        for name, class_ in _sections().items()
+    }
+    state_dir = values.get("state_dir", Path("var"))
+    return Settings(
+        state_dir=state_dir,
+        **sections,
+        origins={k: place for k, place in origins.items() if place != DEFAULT},
+    )
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    pool = settings.performance_optimization
+    pairs = (
+        ("performance_optimization.llm_connection_pool_min_size", pool.llm_connection_pool_min_size,
+         "performance_optimization.llm_connection_pool_size", pool.llm_connection_pool_size),
+        ("performance_optimization.retry_base_delay", pool.retry_base_delay,
+         "performance_optimization.retry_max_delay", pool.retry_max_delay),
+        ("work.heartbeat_seconds", settings.work.heartbeat_seconds * 2,
+         "work.lease_seconds", settings.work.lease_seconds),
+    )  # fmt: skip
+    for low_key, low, high_key, high in pairs:
+        if low > high:
+            twice = "twice " if low_key == "work.heartbeat_seconds" else ""
+            raise ConfigError(
+                f"{low_key} ({settings.origin(low_key)}): {twice}its value must not exceed {high_key}, "
+                f"but {low:g} > {high:g} ({settings.origin(high_key)})"
+            )
+
+
+def _from_environment(env: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Settings from variables, the well-known names first so that THEMES_SECTION__KEY wins."""
+    for variable, key in KNOWN_VARIABLES.items():
+        if env.get(variable):
+            yield key, env[variable], f"environment {variable}"
+    for variable in sorted(env):
+        if not variable.startswith("THEMES_") or variable in KNOWN_VARIABLES or variable in OTHER_VARIABLES:
+            continue
+        key = variable.removeprefix("THEMES_").lower().replace("__", ".")
+        if key not in known_keys():
+            raise ConfigError(f"environment {variable}: no such setting{_nearest(key, variable=True)}")
+        yield key, env[variable], f"environment {variable}"
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, yaml.Node, str]]:
+    for section_node, node in _pairs(_compose(path), path):
+        section = str(section_node.value)
+        place = f"{path.name}:{section_node.start_mark.line + 1}"
+        if section == "state_dir":
+            yield section, node, place
+        elif section not in _sections():
+            raise ConfigError(f"{place}: unknown section {section!r}{_nearest(section)}")
+        elif not _is_null(node):
+            for key_node, value in _pairs(node, path):
+                key = f"{section}.{key_node.value}"
+                place = f"{path.name}:{key_node.start_mark.line + 1}"
+                if key not in known_keys():
+                    raise ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}")
+                yield key, value, place
+
+
+def _compose(path: Path) -> yaml.Node:
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(
+            f"{path}: cannot be read ({exc.strerror}); THEMES_CONFIG names the settings file"
+        ) from exc
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: {len(raw)} bytes; a settings file has at most {MAX_FILE_BYTES}")
+    try:
+        text = raw.decode("utf-8-sig")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1
+                raise ConfigError(f"{path.name}:{line}: YAML aliases are not allowed; write the value out")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
+    except yaml.MarkedYAMLError as exc:
+        line = exc.problem_mark.line + 1 if exc.problem_mark else 1
+        raise ConfigError(f"{path.name}:{line}: not valid YAML: {exc.problem}") from exc
+    except (yaml.YAMLError, RecursionError) as exc:
+        raise ConfigError(f"{path.name}: not valid YAML: {exc}") from exc
+    return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [])
+
+
+def _pairs(node: yaml.Node, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+    line = node.start_mark.line + 1 if node.start_mark else 1
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path.name}:{line}: expected `key: value` lines")
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{path.name}:{line}: a key must be a plain word")
+        here = key.start_mark.line + 1
+        if key.value in seen:
+            raise ConfigError(
+                f"{path.name}:{here}: {key.value!r} stands already in line {seen[key.value]}; keep one"
+            )
+        seen[key.value] = here
+    return node.value
+
+
+def _is_null(node: yaml.Node | str) -> bool:
+    text = node.value if isinstance(node, yaml.ScalarNode) else node
+    plain = isinstance(node, str) or getattr(node, "style", None) is None
+    return plain and text in {"", "null", "~", "Null", "NULL"}
+
+
+def _default(key: str) -> Any:
+    item, _ = known_keys()[key]
+    return item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+
+
+def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
+    """The typed value of one key from the text of its source."""
+    if key not in known_keys():
+        raise ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}")
+    item, type_ = known_keys()[key]
+    if type_ == Prices:
+        return _parse_prices(key, source, place)
+    optional = isinstance(type_, UnionType) and type(None) in get_args(type_)
+    if _is_null(source):
+        if optional:
+            return None
+        raise ConfigError(f"{key}: expected a value, got nothing ({place})")
+    if not isinstance(source, (str, yaml.ScalarNode)):
+        raise ConfigError(f"{key}: expected a single value, got a list or section ({place})")
+    text = (source if isinstance(source, str) else source.value).strip()
+    plain = next(t for t in get_args(type_) if t is not type(None)) if optional else type_
+    value = _convert(key, plain, text, place)
+    choices = item.metadata.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {text!r} ({place})")
+    low, high = item.metadata.get("low"), item.metadata.get("high")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ConfigError(f"{key}: expected a number from {low:g} to {high:g}, got {text} ({place})")
+    return value
+
+
+def _convert(key: str, type_: type, text: str, place: str) -> Any:
+    if type_ is bool:
+        words = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
+        if text.lower() not in words:
+            raise ConfigError(f"{key}: expected true or false, got {text!r} ({place})")
+        return words[text.lower()]
+    if type_ in {int, float}:
+        try:
+            number = type_(text.replace("_", ""))
+        except ValueError as exc:
+            kind = "a whole number" if type_ is int else "a number"
+            raise ConfigError(f"{key}: expected {kind}, got {text!r} ({place})") from exc
+        if not math.isfinite(number):
+            raise ConfigError(f"{key}: expected a finite number, got {text!r} ({place})")
+        return number
+    return type_(text)
+
+
+def _parse_prices(key: str, source: yaml.Node | str, place: str) -> Prices:
+    """`model: {input_usd: per million tokens, output_usd: per million tokens}`, from a file or as YAML text."""
+    if isinstance(source, str):
+        try:
+            source = yaml.compose(source, Loader=yaml.SafeLoader) or yaml.MappingNode("", [])
+        except yaml.YAMLError as exc:
+            raise ConfigError(f"{key}: not valid YAML ({place})") from exc
+    shape = f"{key}: expected `model: {{input_usd: 0.15, output_usd: 0.60}}` per million tokens ({place})"
+    prices: dict[str, Price] = {}
+    if not isinstance(source, yaml.MappingNode):
+        raise ConfigError(shape)
+    for model, node in source.value:
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(shape)
+        numbers = {name.value: value.value for name, value in node.value}
+        if set(numbers) != {"input_usd", "output_usd"}:
+            raise ConfigError(shape)
+        usd = {
+            name: _convert(f"{key}.{model.value}.{name}", float, text, place)
+            for name, text in numbers.items()
+        }
+        if min(usd.values()) < 0:
+            raise ConfigError(f"{key}.{model.value}: a price is not below 0 ({place})")
+        prices[model.value] = Price(**usd)
+    return MappingProxyType(prices)
+
+
+def _nearest(key: str, *, variable: bool = False) -> str:
+    """The hint of an unknown name: its nearest known one."""
+    names = [*known_keys(), *_sections()]
+    found = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if not found and "." in key:
+        tail = key.rpartition(".")[2]
+        tails = {name.rpartition(".")[2]: name for name in names}
+        found = [tails[near] for near in difflib.get_close_matches(tail, list(tails), n=1, cutoff=0.6)]
+    if not found:
+        return "; `themes config show` lists all of them"
+    name = f"THEMES_{found[0].upper().replace('.', '__')}" if variable else found[0]
+    return f"; did you mean {name}?"

@@ -1,0 +1,6 @@
+"""The `themes` command."""
+
+
+def main() -> int:
+    """Run one verb."""
+    return 0

@@ -1,0 +1,1 @@
+"""WHAT is asked: messages, jobs, producer, task. Light to import."""

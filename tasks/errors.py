@@ -1,0 +1,91 @@
+"""One root error; what a caller can do about it is in the class.
+
+`RetryableError`: the same thing may succeed later. `PermanentError`: it never will as it stands.
+"""
+
+from config.errors import ConfigError, ThemesError
+
+__all__ = [
+    "BadRequestError",
+    "ConfigError",
+    "DatabaseError",
+    "EndpointDownError",
+    "InputError",
+    "InvalidAnswerError",
+    "JobNotFoundError",
+    "PermanentError",
+    "RateLimitedError",
+    "RedisUnavailableError",
+    "RefusedError",
+    "RetryableError",
+    "ThemesError",
+    "TruncatedAnswerError",
+    "WorkerLostError",
+]
+
+
+class RetryableError(ThemesError):
+    """The same request may succeed later; retry it with backoff."""
+
+
+class PermanentError(ThemesError):
+    """The same request will fail again; record it and go on."""
+
+
+class RateLimitedError(RetryableError):
+    """The endpoint answered 429.
+
+    `retry_after_seconds` is what it asked for, or None when it did not say.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EndpointDownError(RetryableError):
+    """The endpoint did not answer, hung up, or answered 5xx."""
+
+
+class BadRequestError(PermanentError):
+    """The endpoint refuses this request for good: 400, 401, 403, 404."""
+
+
+class RefusedError(PermanentError):
+    """The model declined to answer, or a content filter cut its answer."""
+
+
+class InvalidAnswerError(PermanentError):
+    """The answer is not what the schema asks for, after one re-ask."""
+
+
+class TruncatedAnswerError(PermanentError):
+    """The answer was cut off at the model's limit, after splitting and asking with more tokens."""
+
+
+class WorkerLostError(PermanentError):
+    """Worker after worker died while it held this destination."""
+
+
+class JobNotFoundError(ThemesError):
+    """No job has this id."""
+
+    exit_code = 2
+
+
+class InputError(ThemesError):
+    """The destinations cannot be read: a missing, empty or unreadable file, or a bad row under --strict."""
+
+    exit_code = 2
+
+
+class RedisUnavailableError(ThemesError):
+    """Redis cannot be used: unreachable, refused, too old, or set to evict what must stay."""
+
+    exit_code = 2
+
+
+class DatabaseError(ThemesError):
+    """The results database cannot be used: unwritable, corrupt, or of a newer version."""
+
+    exit_code = 2

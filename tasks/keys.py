@@ -1,0 +1,102 @@
+"""Every Redis key and its lifetime, in one place. Every key starts with `themes:`; nothing ever flushes a database.
+
+| key | type | what | lifetime |
+|---|---|---|---|
+| themes:jobs | zset | job id by creation time | trimmed with the jobs |
+| themes:active | set | ids of jobs that are not finished | - |
+| themes:job:ID | hash | registry entry: name, state, counts | KEEP_SECONDS after the end |
+| themes:job:ID:chunks | hash | chunk id -> packed Chunk: what is left to do | emptied by the work |
+| themes:job:ID:labels | hash | chunk id -> readable name for a message sent again | emptied by the work |
+| themes:job:ID:leases | zset | chunk id by the time its lease ends, in ms | emptied by the work |
+| themes:job:ID:owners | hash | chunk id -> token of the lease's holder | emptied by the work |
+| themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
+| themes:job:ID:finished:CHUNK | set | destination ids of a chunk whose result is in the stream | leaves with the chunk |
+| themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
+| themes:results | stream | what the consumer writes to the database | trimmed when acked |
+| themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
+| themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
+| themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
+| themes:themes* , themes:unacked*, themes:_kombu* | | Celery's queue and kombu's bookkeeping (its global_keyprefix) | kombu's |
+"""
+
+from typing import Final
+
+PREFIX: Final = "themes:"
+#: Name of the Celery queue; in Redis it stands behind the prefix.
+QUEUE: Final = "themes"
+#: What kombu puts between a queue's name and its priority.
+PRIORITY_SEPARATOR: Final = ":"
+PRIORITIES: Final = tuple(range(10))
+
+JOBS: Final = "themes:jobs"
+ACTIVE: Final = "themes:active"
+RESULTS: Final = "themes:results"
+DEAD: Final = "themes:results:dead"
+#: The consumer group of the results stream.
+GROUP: Final = "consumer"
+#: Dead entries kept for a look.
+DEAD_ENTRIES: Final = 10_000
+
+#: Seconds that a finished job stays in Redis: a week, as the cache.
+KEEP_SECONDS: Final = 7 * 86_400
+#: Seconds that a finished job's events stay for late watchers.
+EVENTS_KEEP_SECONDS: Final = 86_400
+#: Seconds after which a worker without a heartbeat counts as gone.
+WORKER_SECONDS: Final = 15
+
+
+def job(job_id: str) -> str:
+    """Registry entry of a job."""
+    return f"themes:job:{job_id}"
+
+
+def chunks(job_id: str) -> str:
+    """What is left to do of a job."""
+    return f"themes:job:{job_id}:chunks"
+
+
+def labels(job_id: str) -> str:
+    """Readable names of a job's chunks."""
+    return f"themes:job:{job_id}:labels"
+
+
+def leases(job_id: str) -> str:
+    """When each held chunk's lease ends."""
+    return f"themes:job:{job_id}:leases"
+
+
+def owners(job_id: str) -> str:
+    """Who holds each held chunk."""
+    return f"themes:job:{job_id}:owners"
+
+
+def deliveries(job_id: str) -> str:
+    """How often each chunk was taken."""
+    return f"themes:job:{job_id}:deliveries"
+
+
+def finished(job_id: str, chunk_id: str) -> str:
+    """Which destinations of a chunk have their result in the stream."""
+    return f"themes:job:{job_id}:finished:{chunk_id}"
+
+
+def events(job_id: str) -> str:
+    """A job's events."""
+    return f"themes:job:{job_id}:events"
+
+
+def worker(name: str) -> str:
+    """A worker process's heartbeat."""
+    return f"themes:worker:{name}"
+
+
+def cache(digest: str) -> str:
+    """One cached completion."""
+    return f"themes:cache:{digest}"
+
+
+def queue_keys() -> list[str]:
+    """The Redis lists that make up the Celery queue, most urgent first."""
+    return [
+        f"{PREFIX}{QUEUE}{PRIORITY_SEPARATOR}{step}" if step else f"{PREFIX}{QUEUE}" for step in PRIORITIES
+    ]

@@ -1,0 +1,295 @@
+"""Frozen wire types: what travels from the producer to the workers and from the workers to the consumer.
+
+Structs are msgspec's: typed, immutable, validated while decoding. On the wire they are msgpack behind one codec
+byte (`pack`, `unpack`); events are JSON, because watchers in any language read them.
+"""
+
+import hashlib
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+import zstandard
+
+T = TypeVar("T")
+
+#: Bytes that one unpacked message may have: a chunk of 1,000 rows with a few KB of extra columns each.
+MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
+#: Below this size compression costs more than it saves.
+COMPRESS_FROM_BYTES: Final = 256
+
+_RAW, _ZSTD = b"\x00", b"\x01"
+
+
+class WireError(ValueError):
+    """These bytes are not a message of ours: foreign, corrupt, too new or too large."""
+
+
+class Destination(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One input row. `id` is stable over spellings; name and country are kept as they were written."""
+
+    id: str
+    name: str
+    country: str | None = None
+    region: str | None = None
+    lat: float | None = None
+    lon: float | None = None
+    extra: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, name: str, country: str | None = None, **more: Any) -> "Destination":
+        """Make a destination from its name; `more` are the other fields."""
+        return cls(id=destination_id(name, country), name=name, country=country, **more)
+
+    @property
+    def label(self) -> str:
+        """The name as people write it: "Kyoto, Japan"."""
+        return f"{self.name}, {self.country}" if self.country else self.name
+
+
+def normalise(text: str) -> str:
+    """Text for comparison: NFKC, casefolded, blanks collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def destination_id(name: str, country: str | None = None) -> str:
+    """20 hex digits (80 bits) that every spelling of the same normalised name and country shares."""
+    identity = f"{normalise(name)}\x1f{normalise(country or '')}"
+    return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """The destinations that one Celery message stands for. `attempt` counts earlier tries of the same rows."""
+
+    job_id: str
+    chunk_id: str
+    destinations: tuple[Destination, ...]
+    attempt: int = 0
+
+
+class JobOptions(msgspec.Struct, frozen=True):
+    """What the user asked of a job beyond its destinations."""
+
+    priority: int = 5
+    use_cache: bool = True
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What something cost. `cost_usd` is None where the model's price is not known."""
+
+    llm_calls: int = 0
+    cache_hits: int = 0
+    coalesced: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        cost = None if self.cost_usd is None or other.cost_usd is None else self.cost_usd + other.cost_usd
+        return Usage(
+            llm_calls=self.llm_calls + other.llm_calls,
+            cache_hits=self.cache_hits + other.cache_hits,
+            coalesced=self.coalesced + other.coalesced,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cost_usd=cost,
+        )
+
+
+class Seasonality(msgspec.Struct, frozen=True):
+    """Month names in English, January to December."""
+
+    peak: list[str]
+    avoid: list[str]
+
+
+class Theme(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One theme of a destination. None means: could not be had; `Profile.missing` says why.
+
+    `more` holds the fields of stages that a user added.
+    """
+
+    id: str
+    category: str
+    name: str
+    description: str
+    citations: list[str]
+    seasonality: Seasonality | None = None
+    traveler_types: list[str] | None = None
+    price_point: str | None = None
+    confidence: float | None = None
+    sub_themes: list[str] | None = None
+    nano_themes: list[str] | None = None
+    rationale: str | None = None
+    unique_selling_points: list[str] | None = None
+    authenticity_score: float | None = None
+    more: dict[str, Any] = {}
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """What could not be had, and why. `themes` are the ids it concerns; empty means the whole profile."""
+
+    stage: str
+    field: str
+    reason: str
+    themes: list[str] = []
+
+
+class StageRecord(msgspec.Struct, frozen=True):
+    """How one stage of a profile was made."""
+
+    stage: str
+    status: Literal["ok", "partial", "failed", "skipped"]
+    prompt_version: str
+    model: str | None
+    source: Literal["called", "cached", "coalesced", "mixed", "none"]
+    usage: Usage
+    elapsed_ms: float
+    reason: str | None = None
+
+
+class OverlapAnalysis(msgspec.Struct, frozen=True):
+    """Groups of theme ids that tell the same story (asked), and the ids outside every group (computed)."""
+
+    overlapping_groups: list[list[str]]
+    unique_themes: list[str]
+    #: Pairs whose names are alike by string similarity, found without asking.
+    similar_names: list[list[str]]
+
+
+class QualityAssessment(msgspec.Struct, frozen=True):
+    """Scores 0-1. diversity, coverage and completeness are computed; quality, overall, recommendations asked."""
+
+    diversity: float
+    coverage: float
+    completeness: float
+    quality: float | None = None
+    overall: float | None = None
+    recommendations: list[str] | None = None
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """The assembled, validated result for one destination."""
+
+    destination_id: str
+    name: str
+    country: str | None
+    status: Literal["ok", "partial"]
+    model: str
+    pipeline_version: str
+    themes: list[Theme]
+    overlap_analysis: OverlapAnalysis | None
+    quality_assessment: QualityAssessment
+    missing: list[Missing]
+    stages: list[StageRecord]
+    usage: Usage
+    elapsed_ms: float
+    #: Seconds since 1970, UTC.
+    created_at: float
+    extra: dict[str, str] = {}
+    #: Answers of profile-wide stages that a user added, by field name.
+    more: dict[str, Any] = {}
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a destination has no profile."""
+
+    stage: str
+    error_class: str
+    message: str
+    attempts: int
+
+
+class JobOpened(msgspec.Struct, frozen=True, tag="opened"):
+    """First entry of a job on the results stream."""
+
+    job_id: str
+    name: str
+    created_at: float
+    options: JobOptions
+
+
+class JobInputs(msgspec.Struct, frozen=True, tag="inputs"):
+    """Destinations of a job, written before their chunk is published."""
+
+    job_id: str
+    destinations: tuple[Destination, ...]
+
+
+class JobSealed(msgspec.Struct, frozen=True, tag="sealed"):
+    """No more destinations follow. `total` counts them."""
+
+    job_id: str
+    total: int
+
+
+class Result(msgspec.Struct, frozen=True, tag="result"):
+    """The outcome for one destination: a profile or a failure, never both. The highest `attempt` wins."""
+
+    job_id: str
+    destination_id: str
+    attempt: int
+    usage: Usage
+    worker: str
+    #: Seconds since 1970, UTC.
+    at: float
+    elapsed_ms: float
+    profile: Profile | None = None
+    failure: Failure | None = None
+
+
+#: What an entry of the results stream can be.
+StreamEntry = JobOpened | JobInputs | JobSealed | Result
+
+EventType = Literal[
+    "job.started",
+    "stage.done",
+    "destination.done",
+    "destination.failed",
+    "job.progress",
+    "job.done",
+]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One entry of a job's event stream. `id` is the stream's id: pass it back to resume after it."""
+
+    type: EventType
+    job_id: str
+    destination_id: str | None = None
+    id: str = ""
+    #: Seconds since 1970, UTC.
+    at: float = msgspec.field(default_factory=time.time)
+    data: dict[str, Any] = {}
+
+
+def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress: bool = True) -> bytes:
+    """Encode as msgpack behind one codec byte, compressed with zstd when that is asked for and pays."""
+    raw = msgspec.msgpack.encode(value)
+    if compress and len(raw) >= COMPRESS_FROM_BYTES:
+        return _ZSTD + zstandard.compress(raw, 3)
+    return _RAW + raw
+
+
+def unpack(data: bytes, type_: type[T]) -> T:
+    """Decode what `pack` made; the output's size is bounded before it is believed.
+
+    Raises:
+        WireError: foreign, corrupt or oversized bytes.
+    """
+    codec, body = data[:1], data[1:]
+    try:
+        if codec == _ZSTD:
+            size = zstandard.frame_content_size(body)
+            if not 0 <= size <= MAX_UNPACKED_BYTES:
+                raise WireError(
+                    f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed"
+                )
+            body = zstandard.ZstdDecompressor().decompress(body)
+        elif codec != _RAW:
+            raise WireError(f"unknown codec byte {codec!r}")
+        return msgspec.msgpack.decode(body, type=type_)
+    except (zstandard.ZstdError, msgspec.DecodeError) as exc:
+        raise WireError(f"not a {type_}: {exc}") from exc

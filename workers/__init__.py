@@ -1,0 +1,1 @@
+"""WHO does it: runtime, pipeline, LLM, results, dashboard."""

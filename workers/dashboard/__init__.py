@@ -1,0 +1,1 @@
+"""Flower, with our arguments and columns."""

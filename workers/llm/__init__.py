@@ -1,0 +1,1 @@
+"""From a prompt to a validated completion: cache, single flight, pool, client."""

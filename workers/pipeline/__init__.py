@@ -1,0 +1,1 @@
+"""The graph of focused prompts, and what becomes of their answers."""

@@ -1,0 +1,1 @@
+"""Results on their way from the worker to the database."""
