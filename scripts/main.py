@@ -1,6 +1,107 @@
-"""The `themes` command."""
+"""The `themes` command: finds the verb's file, runs it, and turns every error into one clear line.
+
+A verb is imported only when it is called, so that `themes enqueue` never pays for aiohttp or SQLAlchemy.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from typing import Final
+
+import click
+
+from config.errors import ThemesError
+from config.settings import Settings, load
+
+#: Verb -> module. Each module has a click command called `command`.
+VERBS: Final = {
+    "demo": "scripts.demo",
+    "up": "scripts.up",
+    "enqueue": "scripts.enqueue",
+    "watch": "scripts.watch",
+    "status": "scripts.status",
+    "results": "scripts.results",
+    "failures": "scripts.failures",
+    "worker": "scripts.worker",
+    "consumer": "scripts.consumer",
+    "dashboard": "scripts.dashboard",
+    "sandbox-llm": "scripts.sandbox_llm",
+    "doctor": "scripts.doctor",
+    "config": "scripts.config",
+}
+#: Exit code of a program that Ctrl-C ended, as shells expect it.
+INTERRUPTED: Final = 130
 
 
-def main() -> int:
-    """Run one verb."""
-    return 0
+class Verbs(click.Group):
+    """The group of verbs, imported one at a time."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the verbs in the order of the manual."""
+        del ctx
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module."""
+        del ctx
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(VERBS[cmd_name]).command
+        return command
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "config_file", metavar="FILE", help="Settings file (THEMES_CONFIG).")
+@click.option("--debug", is_flag=True, help="Log in detail, and show tracebacks of errors.")
+@click.version_option(package_name="themes")
+@click.pass_context
+def cli(ctx: click.Context, config_file: str | None, *, debug: bool) -> None:
+    """Find travel themes for destinations, in bulk, with a large language model."""
+    if config_file:
+        os.environ["THEMES_CONFIG"] = config_file
+    if debug:
+        os.environ["THEMES_DEBUG"] = "1"
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    ctx.obj = None
+
+
+def settings_from(**overrides: object) -> Settings:
+    """Load the settings, with what the command line says on top; options that were not given are None."""
+    given = {key.replace("__", "."): str(value) for key, value in overrides.items() if value is not None}
+    return load(overrides=given)
+
+
+def main() -> None:
+    """Run `themes`; exit 0 done, 1 some or all of the work failed, 2 wrong usage or configuration."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("themes: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except ThemesError as exc:
+        _show(exc)
+        sys.exit(exc.exit_code)
+    except BrokenPipeError:
+        # The reader of our output went away (`themes results JOB | head`): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(exc: ThemesError) -> None:
+    if os.environ.get("THEMES_DEBUG"):
+        traceback.print_exception(exc)
+    print(f"themes: {exc}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
