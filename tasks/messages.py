@@ -8,12 +8,10 @@ import hashlib
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import msgspec
 import zstandard
-
-T = TypeVar("T")
 
 #: Bytes that one unpacked message may have: a chunk of 1,000 rows with a few KB of extra columns each.
 MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
@@ -240,8 +238,17 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     failure: Failure | None = None
 
 
+class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
+    """The job was ended by its user."""
+
+    job_id: str
+    state: Literal["cancelled"]
+    #: Seconds since 1970, UTC.
+    at: float
+
+
 #: What an entry of the results stream can be.
-StreamEntry = JobOpened | JobInputs | JobSealed | Result
+StreamEntry = JobOpened | JobInputs | JobSealed | JobClosed | Result
 
 EventType = Literal[
     "job.started",
@@ -273,7 +280,12 @@ def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress:
     return _RAW + raw
 
 
-def unpack(data: bytes, type_: type[T]) -> T:
+def entry_fields(entry: "StreamEntry", *, compress: bool = True) -> dict[str, bytes]:
+    """The fields of one entry on the results stream."""
+    return {"b": pack(entry, compress=compress)}
+
+
+def unpack(data: bytes, type_: Any) -> Any:
     """Decode what `pack` made; the output's size is bounded before it is believed.
 
     Raises:

@@ -1,0 +1,218 @@
+"""A job's registry in Redis: create, read, cancel, list.
+
+Counts in it are written by the results consumer after each commit, so they say what is durable.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Final, Literal
+
+import msgspec
+from redis import Redis
+
+from tasks import keys
+from tasks.errors import JobNotFoundError
+from tasks.messages import Event, JobClosed, JobOpened, JobOptions, entry_fields
+
+JobState = Literal["queued", "running", "done", "cancelled", "stalled"]
+#: States that do not change any more.
+FINAL: Final = frozenset({"done", "cancelled"})
+#: A running job without any live worker, or without progress for this many seconds, is called stalled.
+STALLED_AFTER_SECONDS: Final = 60.0
+#: A rate older than this many seconds says nothing about now.
+RATE_VALID_SECONDS: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What `themes status --json` prints. Times are seconds since 1970, UTC; None where there is nothing to say."""
+
+    job_id: str
+    name: str
+    state: JobState
+    total: int
+    done: int
+    failed: int
+    partial: int
+    llm_calls: int
+    cache_hits: int
+    coalesced: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    rate_per_second: float
+    eta_seconds: float | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended."""
+        return self.state in FINAL
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every destination has a profile."""
+        return self.state == "done" and self.failed == 0
+
+    def json(self) -> str:
+        """One line of JSON, the keys in a stable order."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A handle on one enqueued job: `str(job)` is its id."""
+
+    job_id: str
+    name: str
+    total: int
+
+    def __str__(self) -> str:
+        return self.job_id
+
+
+def new_job_id(now: float | None = None) -> str:
+    """Sortable by time, short enough to type: 20261123-142501-7f3a."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+    return f"{stamp}-{secrets.token_hex(3)}"
+
+
+def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> str:
+    """Enter a new job; returns its id."""
+    now = time.time()
+    job_id = new_job_id(now)
+    entry = JobOpened(job_id=job_id, name=name, created_at=now, options=options)
+    with redis.pipeline(transaction=True) as pipeline:
+        pipeline.hset(
+            keys.job(job_id),
+            mapping={
+                "job_id": job_id,
+                "name": name,
+                "state": "queued",
+                "total": 0,
+                "sealed": 0,
+                "created_at": now,
+                "options": msgspec.json.encode(options),
+            },
+        )
+        pipeline.zadd(keys.JOBS, {job_id: now})
+        pipeline.sadd(keys.ACTIVE, job_id)
+        pipeline.xadd(keys.RESULTS, entry_fields(entry, compress=compress))
+        pipeline.execute()
+    return job_id
+
+
+def status(redis: Redis, job_id: str) -> JobStatus:
+    """Read a job's status.
+
+    Raises:
+        JobNotFoundError: Redis knows no such job.
+    """
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.hgetall(keys.job(job_id))
+        raw = pipeline.execute()[0]
+    if not raw:
+        raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
+    return status_of({key.decode(): value.decode() for key, value in raw.items()}, now=time.time())
+
+
+def status_of(fields: dict[str, str], *, now: float) -> JobStatus:
+    """A job's status from the fields of its registry entry. `now` is in seconds since 1970."""
+
+    def number(name: str) -> int:
+        return int(fields.get(name) or 0)
+
+    def moment(name: str) -> float | None:
+        return float(fields[name]) if fields.get(name) else None
+
+    state = fields.get("state") or "queued"
+    started, finished = moment("started_at"), moment("finished_at")
+    total, ended = number("total"), number("done") + number("failed")
+    rate = _rate(fields, now=now, started=started, finished=finished, ended=ended)
+    progress_at = moment("rate_at") or started
+    if state == "running" and progress_at is not None and now - progress_at > STALLED_AFTER_SECONDS:
+        state = "stalled"
+    running = state == "running" and rate > 0
+    return JobStatus(
+        job_id=fields["job_id"],
+        name=fields.get("name", ""),
+        state=state,  # type: ignore[arg-type]  # written by us, from the same list
+        total=total,
+        done=number("done"),
+        failed=number("failed"),
+        partial=number("partial"),
+        llm_calls=number("llm_calls"),
+        cache_hits=number("cache_hits"),
+        coalesced=number("coalesced"),
+        prompt_tokens=number("prompt_tokens"),
+        completion_tokens=number("completion_tokens"),
+        cost_usd=float(fields.get("cost_usd", "0")) if fields.get("cost_usd", "0") else None,
+        rate_per_second=round(rate, 3),
+        eta_seconds=round((total - ended) / rate, 1) if running else None,
+        created_at=moment("created_at") or 0.0,
+        started_at=started,
+        finished_at=finished,
+    )
+
+
+def _rate(
+    fields: dict[str, str], *, now: float, started: float | None, finished: float | None, ended: int
+) -> float:
+    """Destinations a second: of the whole job when it has ended, else of the last seconds."""
+    if finished and started:
+        return ended / max(finished - started, 0.001)
+    rate_at = float(fields.get("rate_at") or 0)
+    return float(fields.get("rate_per_second") or 0) if now - rate_at <= RATE_VALID_SECONDS else 0.0
+
+
+def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:
+    """The newest jobs first."""
+    for job_id in redis.zrevrange(keys.JOBS, 0, limit - 1):
+        try:
+            yield status(redis, job_id.decode())
+        except JobNotFoundError:
+            # Its entry has reached the end of its life: the list follows.
+            redis.zrem(keys.JOBS, job_id)
+
+
+def latest(redis: Redis) -> str | None:
+    """The id of the job that was created last."""
+    newest = redis.zrevrange(keys.JOBS, 0, 0)
+    return newest[0].decode() if newest else None
+
+
+def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
+    """Stop a job: nothing of it is started any more; what is done stays.
+
+    Raises:
+        JobNotFoundError: Redis knows no such job.
+    """
+    before = status(redis, job_id)
+    if before.is_final:
+        return before
+    now = time.time()
+    with redis.pipeline(transaction=True) as pipeline:
+        pipeline.hset(keys.job(job_id), mapping={"state": "cancelled", "finished_at": now})
+        pipeline.delete(
+            keys.chunks(job_id),
+            keys.labels(job_id),
+            keys.leases(job_id),
+            keys.owners(job_id),
+            keys.deliveries(job_id),
+        )
+        pipeline.srem(keys.ACTIVE, job_id)
+        pipeline.xadd(keys.RESULTS, entry_fields(JobClosed(job_id, "cancelled", now), compress=compress))
+        pipeline.expire(keys.job(job_id), keys.KEEP_SECONDS)
+        pipeline.execute()
+    return status(redis, job_id)
+
+
+def closing_event(known: JobStatus) -> Event:
+    """The `job.done` of a job whose events are not, or no longer, on a stream."""
+    data = {key: value for key, value in asdict(known).items() if key not in {"job_id", "name"}}
+    return Event(type="job.done", job_id=known.job_id, at=known.finished_at or time.time(), data=data)

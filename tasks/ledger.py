@@ -1,0 +1,249 @@
+"""What is left to do, in Redis: chunks, who holds them, and until when.
+
+Redis holds what is left to do, SQLite what is done, Celery messages are wake-up calls. Each step that must not be torn
+apart is one Lua script, so a killed worker, a lost reply or a second delivery leaves the books right:
+
+* `take`: hand a chunk to one worker for a lease (by Redis's own clock);
+* `finish`: put one destination's result on the results stream and tick it off; with the last one the chunk is gone;
+* `give_back`: end a lease early, so that another worker may take the chunk at once;
+* `split`: turn a chunk that keeps losing its worker into chunks of one.
+
+Leases are a sorted set a job, by the time they end, instead of a key each: the sweeper then finds the dead ones with
+one range query, and counts the waiting ones without touching 20,000 keys.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from tasks import keys
+from tasks.messages import Chunk, JobInputs, Result, entry_fields, pack, unpack
+
+_NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
+
+#: KEYS chunks leases owners deliveries finished results; ARGV chunk token lease_ms max_unwritten.
+_TAKE: Final = f"""
+{_NOW}
+local payload = redis.call('HGET', KEYS[1], ARGV[1])
+if not payload then return {{'gone'}} end
+local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if ends and tonumber(ends) > now then return {{'held'}} end
+if redis.call('XLEN', KEYS[6]) > tonumber(ARGV[4]) then return {{'full'}} end
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
+local times = redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
+return {{'taken', payload, times, redis.call('SMEMBERS', KEYS[5])}}
+"""
+
+#: KEYS leases owners; ARGV token lease_ms chunk...; returns the chunks that are no longer ours.
+_RENEW: Final = f"""
+{_NOW}
+local lost = {{}}
+for i = 3, #ARGV do
+  if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1] then
+    redis.call('ZADD', KEYS[1], 'XX', now + tonumber(ARGV[2]), ARGV[i])
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+return lost
+"""
+
+#: KEYS chunks leases owners deliveries labels finished results; ARGV chunk destination size entry.
+#: A reply that was lost may be asked for again: the second call changes nothing.
+_FINISH: Final = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+if redis.call('SADD', KEYS[6], ARGV[2]) == 0 then return 0 end
+redis.call('XADD', KEYS[7], '*', 'b', ARGV[4])
+if redis.call('SCARD', KEYS[6]) >= tonumber(ARGV[3]) then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
+  redis.call('DEL', KEYS[6])
+end
+return 1
+"""
+
+#: KEYS leases owners deliveries; ARGV chunk token.
+_GIVE_BACK: Final = """
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('HINCRBY', KEYS[3], ARGV[1], -1)
+return 1
+"""
+
+#: KEYS leases owners chunks; returns {waiting, dead...}: chunks without a lease, and those whose lease has just died.
+_SWEEP: Final = f"""
+{_NOW}
+local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1000)
+for _, chunk in ipairs(dead) do
+  redis.call('ZREM', KEYS[1], chunk)
+  redis.call('HDEL', KEYS[2], chunk)
+end
+table.insert(dead, 1, redis.call('HLEN', KEYS[3]) - redis.call('ZCARD', KEYS[1]))
+return dead
+"""
+
+
+class Taking(StrEnum):
+    """What came of asking for a chunk."""
+
+    TAKEN = "taken"
+    GONE = "gone"
+    HELD = "held"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A chunk in our hands. `deliveries` counts this one; `finished` are destinations already on the stream."""
+
+    chunk: Chunk
+    deliveries: int
+    finished: frozenset[str]
+
+
+def write_chunks(
+    pipeline: Any, job_id: str, labelled: Iterable[tuple[Chunk, str]], *, compress: bool
+) -> None:
+    """Queue the commands that enter chunks and their destinations: the ledger first, messages after."""
+    inputs = []
+    for chunk, label in labelled:
+        pipeline.hset(keys.chunks(job_id), chunk.chunk_id, pack(chunk, compress=compress))
+        pipeline.hset(keys.labels(job_id), chunk.chunk_id, label)
+        inputs.extend(chunk.destinations)
+    for start in range(0, len(inputs), 500):
+        entry = JobInputs(job_id=job_id, destinations=tuple(inputs[start : start + 500]))
+        pipeline.xadd(keys.RESULTS, entry_fields(entry, compress=compress))
+
+
+class Ledger:
+    """A worker's or sweeper's access to the books.
+
+    Errors of Redis pass through: the caller knows whether to wait or to give up.
+    """
+
+    def __init__(self, redis: AsyncRedis, *, token: str, lease_seconds: float, compress: bool = True) -> None:
+        self._redis = redis
+        self._token = token
+        self._lease_ms = int(lease_seconds * 1000)
+        self._compress = compress
+        self._take = redis.register_script(_TAKE)
+        self._renew = redis.register_script(_RENEW)
+        self._finish = redis.register_script(_FINISH)
+        self._give_back = redis.register_script(_GIVE_BACK)
+        self._sweep = redis.register_script(_SWEEP)
+
+    async def take(self, job_id: str, chunk_id: str, *, max_unwritten: int) -> Taken | Taking:
+        """Claim a chunk; anything but `Taken` says why not.
+
+        FULL means that the consumer is more than `max_unwritten` results behind: ask again later.
+        """
+        reply = await self._take(
+            keys=[
+                keys.chunks(job_id),
+                keys.leases(job_id),
+                keys.owners(job_id),
+                keys.deliveries(job_id),
+                keys.finished(job_id, chunk_id),
+                keys.RESULTS,
+            ],
+            args=[chunk_id, self._token, self._lease_ms, max_unwritten],
+        )
+        outcome = Taking(reply[0].decode())
+        if outcome is not Taking.TAKEN:
+            return outcome
+        finished = frozenset(member.decode() for member in reply[3])
+        return Taken(chunk=unpack(reply[1], Chunk), deliveries=int(reply[2]), finished=finished)
+
+    async def renew(self, job_id: str, chunk_ids: Sequence[str]) -> list[str]:
+        """Prolong our leases by one lease; returns the chunks that are no longer ours."""
+        lost = await self._renew(
+            keys=[keys.leases(job_id), keys.owners(job_id)], args=[self._token, self._lease_ms, *chunk_ids]
+        )
+        return [chunk_id.decode() for chunk_id in lost]
+
+    async def finish(self, chunk: Chunk, result: Result) -> bool:
+        """Publish one destination's result and tick it off; False when that had been done already."""
+        job_id, chunk_id = chunk.job_id, chunk.chunk_id
+        done = await self._finish(
+            keys=[
+                keys.chunks(job_id),
+                keys.leases(job_id),
+                keys.owners(job_id),
+                keys.deliveries(job_id),
+                keys.labels(job_id),
+                keys.finished(job_id, chunk_id),
+                keys.RESULTS,
+            ],
+            args=[
+                chunk_id,
+                result.destination_id,
+                len(chunk.destinations),
+                pack(result, compress=self._compress),
+            ],
+        )
+        return bool(done)
+
+    async def give_back(self, job_id: str, chunk_id: str) -> bool:
+        """End our lease early and uncount the delivery; False when it was no longer ours."""
+        given = await self._give_back(
+            keys=[keys.leases(job_id), keys.owners(job_id), keys.deliveries(job_id)],
+            args=[chunk_id, self._token],
+        )
+        return bool(given)
+
+    async def split(self, taken: Taken) -> list[Chunk]:
+        """Replace a chunk by chunks of one for what it has left; returns them."""
+        chunk = taken.chunk
+        left = [item for item in chunk.destinations if item.id not in taken.finished]
+        singles = [
+            Chunk(
+                chunk.job_id, f"{chunk.chunk_id}.{number}", (item,), attempt=chunk.attempt + taken.deliveries
+            )
+            for number, item in enumerate(left)
+        ]
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            for single in singles:
+                packed = pack(single, compress=self._compress)
+                pipeline.hset(keys.chunks(chunk.job_id), single.chunk_id, packed)
+                pipeline.hset(keys.labels(chunk.job_id), single.chunk_id, single.destinations[0].label)
+            for name in (keys.chunks, keys.owners, keys.deliveries, keys.labels):
+                pipeline.hdel(name(chunk.job_id), chunk.chunk_id)
+            pipeline.zrem(keys.leases(chunk.job_id), chunk.chunk_id)
+            pipeline.delete(keys.finished(chunk.job_id, chunk.chunk_id))
+            await pipeline.execute()
+        return singles
+
+    async def sweep(self, job_id: str) -> tuple[int, list[str]]:
+        """End dead leases. Returns how many chunks wait without one, and the ids whose lease has just died."""
+        waiting, *dead = await self._sweep(
+            keys=[keys.leases(job_id), keys.owners(job_id), keys.chunks(job_id)]
+        )
+        return int(waiting), [chunk_id.decode() for chunk_id in dead]
+
+    async def oldest_waiting(self, job_id: str, count: int) -> list[str]:
+        """At most `count` chunk ids without a lease, in the order in which the producer made them."""
+        held = set(await self._redis.zrange(keys.leases(job_id), 0, -1))
+        known = await self._redis.hkeys(keys.chunks(job_id))
+        return [chunk_id.decode() for chunk_id in sorted(set(known) - held)[:count]]
+
+    async def queued_messages(self, broker: AsyncRedis) -> int:
+        """Messages in the Celery queue, all priorities together."""
+        async with broker.pipeline(transaction=False) as pipeline:
+            for key in keys.queue_keys():
+                pipeline.llen(key)
+            return int(sum(await pipeline.execute()))
+
+
+def live_lanes(redis: Redis) -> int:
+    """Lanes of all workers that have a heartbeat."""
+    lanes = 0
+    for key in redis.scan_iter(keys.worker("*"), count=1000):
+        lanes += int(redis.hget(key, "lanes") or 0)
+    return lanes

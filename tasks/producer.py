@@ -1,0 +1,208 @@
+"""Split a job into chunks and publish them.
+
+    from tasks.producer import enqueue
+    from tasks.events import follow
+
+    job = enqueue(["Kyoto, Japan", {"name": "Paris", "country": "France"}])
+    for event in follow(job):
+        print(event.type, event.destination_id)
+
+Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, "Guided self-scheduling", IEEE ToC 1987): each
+chunk is a fixed share of what is left, so that large jobs cost few messages and the last chunks are single
+destinations, which leaves no lane waiting for another's tail.
+
+The ledger is written before the messages. A message that is lost, or whose delivery is uncertain, is sent again by the
+sweeper; one that comes twice finds the chunk taken or gone.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final
+
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+from redis import Redis, RedisError
+
+from config.settings import Settings, load
+from tasks import jobs, keys
+from tasks.app import configure, priority_on_the_wire
+from tasks.connection import check_server, connect, locate, translated
+from tasks.destinations import from_iterable
+from tasks.errors import InputError
+from tasks.ledger import live_lanes, write_chunks
+from tasks.messages import Chunk, Destination, JobOptions, JobSealed, entry_fields
+from tasks.process import process_chunk
+
+log = logging.getLogger("themes.producer")
+
+#: A chunk is at most what is left divided by this many times the lanes (factor 2: Hummel et al. 1992, factoring).
+SHARES_PER_LANE: Final = 2
+#: Worker processes that a job is cut for while none has a heartbeat yet.
+ASSUMED_WORKERS: Final = 2
+#: Destinations written to the ledger, and their messages published, at once.
+FLUSH_DESTINATIONS: Final = 2_000
+#: Messages that kombu sends in one round trip.
+PUBLISH_BATCH: Final = 1_000
+#: Characters of a task's arguments shown in Flower.
+LABEL_CHARACTERS: Final = 120
+
+
+def chunk_size(left: int, lanes: int, largest: int) -> int:
+    """How many destinations the next chunk takes when `left` are waiting for `lanes` lanes."""
+    return max(1, min(largest, left // (SHARES_PER_LANE * max(1, lanes))))
+
+
+def cut(
+    destinations: Iterator[Destination], *, lanes: int, largest: int
+) -> Iterator[tuple[Destination, ...]]:
+    """Cut a stream of unknown length into chunks that shrink towards its end.
+
+    Looks ahead just far enough to know that a chunk of `largest` is still right; memory does not grow with the stream.
+    """
+    window: deque[Destination] = deque()
+    lookahead = SHARES_PER_LANE * max(1, lanes) * largest
+    while True:
+        window.extend(islice(destinations, lookahead - len(window)))
+        if not window:
+            return
+        size = chunk_size(len(window), lanes, largest)
+        yield tuple(window.popleft() for _ in range(size))
+
+
+def label(destinations: Sequence[Destination]) -> str:
+    """A chunk's readable name: its destination, or its first one and how many more."""
+    text = destinations[0].label
+    if len(destinations) > 1:
+        text = f"{text} + {len(destinations) - 1} more"
+    return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"
+
+
+def enqueue(
+    destinations: Iterable[Destination | str | Mapping[str, Any]],
+    *,
+    name: str | None = None,
+    priority: int = 5,
+    use_cache: bool = True,
+    settings: Settings | None = None,
+    redis: Redis | None = None,
+) -> jobs.Job:
+    """Enqueue a job and return its handle as soon as all its chunks are published.
+
+    Args:
+        destinations: names ("Kyoto, Japan"), mappings with at least `name`, or `Destination`s; any iterable, read once,
+            as a stream. Equal ones are asked once.
+        name: shown in lists; by default the first destination's.
+        priority: 0 to 9; 9 is served first.
+        use_cache: False asks the LLM again even where an answer is cached.
+
+    Raises:
+        InputError: there is no destination.
+        RedisUnavailableError: Redis cannot be used; the job was not created, or was cancelled.
+    """
+    settings = settings or load()
+    url = locate(settings)
+    redis = redis or connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    rows = iter(from_iterable(destinations))
+    first = next(rows, None)
+    if first is None:
+        raise InputError("no destinations: there is nothing to enqueue")
+    app = configure(settings, settings.celery.broker_url or url)
+    options = JobOptions(priority=priority, use_cache=use_cache)
+    with translated(redis):
+        return _Enqueuing(app, redis, settings, options).run(_chain(first, rows), name or first.label)
+
+
+def _chain(first: Destination, rest: Iterator[Destination]) -> Iterator[Destination]:
+    yield first
+    yield from rest
+
+
+class _Enqueuing:
+    """One run of `enqueue`."""
+
+    def __init__(self, app: Celery, redis: Redis, settings: Settings, options: JobOptions) -> None:
+        self._app = app
+        self._redis = redis
+        self._settings = settings
+        self._options = options
+        self._compress = settings.performance_optimization.enable_result_compression
+
+    def run(self, rows: Iterator[Destination], name: str) -> jobs.Job:
+        job_id = jobs.create(self._redis, name=name, options=self._options, compress=self._compress)
+        try:
+            total = self._publish_all(job_id, rows)
+        except BaseException:
+            # Half a job would wait for its other half for ever. What the workers have done of it is cached.
+            self._cancel(job_id)
+            raise
+        return jobs.Job(job_id=job_id, name=name, total=total)
+
+    def _cancel(self, job_id: str) -> None:
+        try:
+            jobs.cancel(self._redis, job_id, compress=self._compress)
+        except RedisError as exc:
+            log.warning(
+                "action=cancel job_id=%s could not be cancelled after a failed enqueue: %s", job_id, exc
+            )
+
+    def _publish_all(self, job_id: str, rows: Iterator[Destination]) -> int:
+        pool = self._settings.performance_optimization.worker_pool_size
+        lanes = live_lanes(self._redis) or ASSUMED_WORKERS * pool
+        pieces = cut(rows, lanes=lanes, largest=self._settings.work.max_chunk_size)
+        total = 0
+        batch: list[tuple[Chunk, str]] = []
+        waiting = 0
+        for number, piece in enumerate(pieces):
+            batch.append((Chunk(job_id, f"{number:08d}", piece), label(piece)))
+            waiting += len(piece)
+            # The first flush is small: work starts while the rest is still being read.
+            if waiting >= min(FLUSH_DESTINATIONS, 50 + total):
+                total += self._flush(job_id, batch, waiting)
+                batch, waiting = [], 0
+        total += self._flush(job_id, batch, waiting)
+        self._seal(job_id, total)
+        return total
+
+    def _flush(self, job_id: str, batch: list[tuple[Chunk, str]], count: int) -> int:
+        if not batch:
+            return 0
+        with self._redis.pipeline(transaction=True) as pipeline:
+            write_chunks(pipeline, job_id, batch, compress=self._compress)
+            pipeline.hincrby(keys.job(job_id), "total", count)
+            pipeline.execute()
+        publish(self._app, job_id, [(chunk.chunk_id, text) for chunk, text in batch], self._options.priority)
+        return count
+
+    def _seal(self, job_id: str, total: int) -> None:
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hset(keys.job(job_id), "sealed", 1)
+            pipeline.xadd(keys.RESULTS, entry_fields(JobSealed(job_id, total), compress=self._compress))
+            pipeline.execute()
+
+
+def publish(app: Celery, job_id: str, labelled: Sequence[tuple[str, str]], priority: int) -> bool:
+    """Send the wake-up calls of some chunks, `(chunk id, label)`; False when their delivery is uncertain.
+
+    An uncertain delivery is no loss: the chunks stand in the ledger, and the sweeper sends them again.
+    """
+    try:
+        with app.producer_pool.acquire(block=True) as producer, producer.batch(PUBLISH_BATCH):
+            for chunk_id, text in labelled:
+                process_chunk.apply_async(
+                    (job_id, chunk_id),
+                    argsrepr=text,
+                    kwargsrepr="",
+                    priority=priority_on_the_wire(priority),
+                    producer=producer,
+                    retry=False,
+                )
+    except (KombuError, OperationalError, RedisError, OSError) as exc:
+        log.warning(
+            "action=publish job_id=%s chunks=%d delivery is uncertain, the sweeper will see to it: %s",
+            job_id, len(labelled), exc,
+        )  # fmt: skip
+        return False
+    return True
