@@ -1,0 +1,13 @@
+"""What a call costs in US dollars, by the prices of the settings."""
+
+from config.settings import Prices
+
+
+def cost_usd(
+    prices: Prices, *, asked: str, answered: str, prompt_tokens: int, completion_tokens: int
+) -> float | None:
+    """The price of one call; None where neither the model that answered nor the one asked has a price."""
+    price = prices.get(answered) or prices.get(asked)
+    if price is None:
+        return None
+    return (prompt_tokens * price.input_usd + completion_tokens * price.output_usd) / 1_000_000

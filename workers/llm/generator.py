@@ -1,0 +1,221 @@
+"""From a prompt to a validated completion, paid for at most once.
+
+    cache -> single flight -> connection pool -> client -> validation -> cache
+
+The generator decides what a failed or unusable answer means: wait and ask again, ask again with the mistake named, ask
+again with more tokens, or give up with an error that says why.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from config.settings import Settings
+from tasks.errors import InvalidAnswerError, RateLimitedError, RetryableError, TruncatedAnswerError
+from tasks.messages import Usage
+from workers.llm.answers import salvaged
+from workers.llm.cache import CachedCompletion, PersistentLLMCache
+from workers.llm.client import AnsweredRefusalError, ChatClient, RawAnswer, Spend, Turn
+from workers.llm.cost import cost_usd
+from workers.llm.pool import LLMConnectionPool
+from workers.llm.prompt import Prompt
+from workers.llm.single_flight import SingleFlight
+from workers.observe.profiler import PerformanceProfiler
+
+log = logging.getLogger("themes.llm")
+
+#: An answer that was cut off is asked for once more with this many times the tokens.
+MORE_TOKENS: Final = 2
+#: The sandbox's model name. What it answered for another model's name is not that model's answer.
+SANDBOX: Final = "sandbox"
+
+Source = Literal["called", "cached", "coalesced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A validated answer: the value, which model gave it, and where it came from."""
+
+    value: Any
+    model: str
+    source: Source
+
+
+@dataclass(slots=True)
+class Account:
+    """What one destination's stage has cost and saved; filled while the stage runs, whatever its end."""
+
+    spend: Spend = field(default_factory=Spend)
+    cache_hits: int = 0
+    coalesced: int = 0
+
+    def usage(self) -> Usage:
+        """The account as it stands."""
+        return Usage(
+            llm_calls=self.spend.calls,
+            cache_hits=self.cache_hits,
+            coalesced=self.coalesced,
+            prompt_tokens=self.spend.prompt_tokens,
+            completion_tokens=self.spend.completion_tokens,
+            cost_usd=self.spend.cost_usd,
+        )
+
+
+class TruncatedError(TruncatedAnswerError):
+    """Cut off twice. `complete` is what the last answer had in full, not validated; None where nothing was."""
+
+    def __init__(self, message: str, complete: Any) -> None:
+        super().__init__(message)
+        self.complete = complete
+
+
+def backoff_seconds(attempt: int, *, base: float, most: float, draw: float) -> float:
+    """Seconds before retry number `attempt` (from 1): exponential with full jitter; `draw` is random in 0-1.
+
+    Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. Half of the delay is kept, so that
+    a retry never comes at once.
+    """
+    ceiling = min(most, base * 2 ** (attempt - 1))
+    return ceiling / 2 + draw * ceiling / 2
+
+
+class FocusedLLMGenerator:
+    """Answers prompts for all destinations of one worker process."""
+
+    def __init__(
+        self,
+        *,
+        client: ChatClient,
+        pool: LLMConnectionPool,
+        cache: PersistentLLMCache,
+        profiler: PerformanceProfiler,
+        settings: Settings,
+    ) -> None:
+        self._client = client
+        self._pool = pool
+        self._cache = cache
+        self._profiler = profiler
+        self._settings = settings
+        self._flights: SingleFlight[Completion] = SingleFlight()
+
+    def __repr__(self) -> str:
+        return f"<FocusedLLMGenerator {self._client!r} {self._pool!r} {self._flights!r}>"
+
+    async def answer(
+        self, prompt: Prompt, *, account: Account, rank: int, use_cache: bool = True
+    ) -> Completion:
+        """The completion of a prompt, from the cache, from an equal prompt in flight, or from the LLM.
+
+        Args:
+            prompt: what is asked.
+            account: is charged for what this prompt costs, also when it fails.
+            rank: whose prompt it is; lower ranks get the next free connection first.
+            use_cache: False asks the LLM even where the answer is known; the new answer is stored.
+
+        Raises:
+            PermanentError: this prompt has no usable answer.
+            RetryableError: it had none within `max_llm_retries` tries.
+        """
+        key = prompt.key(model=self._client.model, temperature=self._settings.llm.temperature)
+        if use_cache:
+            with self._profiler.span("cache.get"):
+                known = await self._cache.get(key)
+            # A user may have shortened the schema's reach by hand: what is served is valid now.
+            if known is not None and prompt.schema.is_valid(known.value):
+                account.cache_hits += 1
+                return Completion(value=known.value, model=known.model, source="cached")
+        flight_key = key if use_cache else f"{key}-fresh"
+        completion, joined = await self._flights.run(
+            flight_key, lambda: self._ask(prompt, key, account.spend, rank)
+        )
+        if joined:
+            account.coalesced += 1
+            return Completion(value=completion.value, model=completion.model, source="coalesced")
+        return completion
+
+    async def _ask(self, prompt: Prompt, key: str, spend: Spend, rank: int) -> Completion:
+        value, raw = await self._usable(prompt, spend, rank)
+        if raw.model != SANDBOX or self._client.model == SANDBOX:
+            stored = CachedCompletion(
+                value=value,
+                model=raw.model,
+                prompt_tokens=raw.prompt_tokens,
+                completion_tokens=raw.completion_tokens,
+            )
+            with self._profiler.span("cache.put"):
+                await self._cache.put(key, stored)
+        return Completion(value=value, model=raw.model, source="called")
+
+    async def _usable(self, prompt: Prompt, spend: Spend, rank: int) -> tuple[Any, RawAnswer]:
+        """Ask until the answer is usable: at most once more for more tokens, and once more for a mistake."""
+        max_tokens = prompt.max_tokens
+        history: Sequence[Turn] = ()
+        while True:
+            raw = await self._patiently(prompt, max_tokens, history, spend, rank)
+            if raw.is_truncated:
+                if max_tokens > prompt.max_tokens:
+                    raise TruncatedError(f"cut off at {max_tokens} tokens, twice", salvaged(raw.text))
+                max_tokens *= MORE_TOKENS
+                continue
+            try:
+                with self._profiler.span("llm.validate"):
+                    return prompt.schema.read(raw.text), raw
+            except InvalidAnswerError as exc:
+                if history:
+                    raise InvalidAnswerError(f"{exc}, also when asked again") from exc
+                history = (Turn(answer=raw.text, problem=str(exc)),)
+
+    async def _patiently(
+        self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend, rank: int
+    ) -> RawAnswer:
+        """One answer, retrying what may pass with backoff; nobody waits while holding a connection."""
+        limits = self._settings.performance_optimization
+        attempt = 0
+        while True:
+            try:
+                async with self._pool.connection(rank=rank):
+                    return await self._once(prompt, max_tokens, history, spend)
+            except RetryableError as exc:
+                attempt += 1
+                if attempt > limits.max_llm_retries:
+                    raise
+                delay = self._delay(exc, attempt)
+                log.info(
+                    "action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", prompt.stage, attempt, delay, exc
+                )
+            await asyncio.sleep(delay)
+
+    async def _once(
+        self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend
+    ) -> RawAnswer:
+        began = time.perf_counter()
+        try:
+            raw = await self._client.complete(prompt, max_tokens=max_tokens, spend=spend, history=history)
+        except AnsweredRefusalError as exc:
+            self._charge(spend, exc.answer)
+            raise
+        self._profiler.record("llm.call", time.perf_counter() - began)
+        self._charge(spend, raw)
+        return raw
+
+    def _charge(self, spend: Spend, raw: RawAnswer) -> None:
+        cost = cost_usd(
+            self._settings.llm.prices,
+            asked=self._client.model,
+            answered=raw.model,
+            prompt_tokens=raw.prompt_tokens,
+            completion_tokens=raw.completion_tokens,
+        )
+        spend.add_tokens(raw.prompt_tokens, raw.completion_tokens, cost)
+
+    def _delay(self, exc: RetryableError, attempt: int) -> float:
+        limits = self._settings.performance_optimization
+        draw = random.random()  # noqa: S311  # jitter
+        delay = backoff_seconds(attempt, base=limits.retry_base_delay, most=limits.retry_max_delay, draw=draw)
+        asked = exc.retry_after_seconds if isinstance(exc, RateLimitedError) else None
+        # What the server asks for is a minimum; a little jitter keeps its clients from coming back as one.
+        return delay if asked is None else asked + draw * min(1.0, asked / 10 + 0.05)

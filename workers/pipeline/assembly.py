@@ -1,0 +1,232 @@
+"""From the outcomes of stages to a profile: what was answered, what was computed, and what is missing, by name.
+
+Nothing is invented. A field without an answer stays None and stands in `missing` with its reason.
+"""
+
+import difflib
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tasks.messages import (
+    Destination,
+    Missing,
+    OverlapAnalysis,
+    Profile,
+    QualityAssessment,
+    StageRecord,
+    Theme,
+    Usage,
+    normalise,
+)
+from workers.pipeline.prompts import Stage
+
+#: Names at least this alike (0-1, Ratcliff/Obershelp) are reported as similar.
+SIMILAR_NAMES: Final = 0.85
+#: A category with this many themes counts as covered.
+COVERED_FROM: Final = 3
+
+_THEME_FIELDS: Final = frozenset(Theme.__struct_fields__) - {
+    "id",
+    "category",
+    "name",
+    "description",
+    "citations",
+}
+_PROFILE_FIELDS: Final = frozenset({"overlapping_groups", "quality", "overall", "recommendations"})
+
+
+@dataclass(slots=True)
+class StageOutcome:
+    """What came of one stage.
+
+    `values` is a list of new themes, the fields by theme id, or the fields of the whole set, as the stage asks.
+    `unanswered` maps theme ids without an answer to the reason.
+    """
+
+    stage: Stage
+    values: Any = None
+    reason: str | None = None
+    error: Exception | None = None
+    unanswered: dict[str, str] = field(default_factory=dict)
+    model: str | None = None
+    source: Literal["called", "cached", "coalesced", "mixed", "none"] = "none"
+    usage: Usage = Usage()
+    elapsed_ms: float = 0.0
+
+    @property
+    def status(self) -> Literal["ok", "partial", "failed"]:
+        """Whether the stage has all, some or none of its answer."""
+        if self.values is None:
+            return "failed"
+        return "partial" if self.unanswered else "ok"
+
+    def record(self) -> StageRecord:
+        """The stage's line in the profile's provenance."""
+        return StageRecord(
+            stage=self.stage.name,
+            status=self.status,
+            prompt_version=self.stage.version,
+            model=self.model,
+            source=self.source,
+            usage=self.usage,
+            elapsed_ms=round(self.elapsed_ms, 1),
+            reason=self.reason,
+        )
+
+
+def numbered(outcomes: Sequence[StageOutcome]) -> list[Theme]:
+    """The new themes of all stages that found some, numbered through from t1."""
+    themes: list[Theme] = []
+    for outcome in outcomes:
+        for found in outcome.values or ():
+            themes.append(
+                Theme(
+                    id=f"t{len(themes) + 1}",
+                    category=outcome.stage.category,
+                    name=found["name"].strip() or found["name"],
+                    description=found["description"].strip() or found["description"],
+                    citations=list(found["citations"]),
+                )
+            )
+    return themes
+
+
+def assemble(
+    destination: Destination,
+    themes: Sequence[Theme],
+    outcomes: Mapping[str, StageOutcome],
+    *,
+    pipeline_version: str,
+    elapsed_ms: float,
+) -> Profile:
+    """The profile of a destination from the outcomes of all its stages."""
+    per_theme = [outcome for outcome in outcomes.values() if outcome.stage.asks == "each theme"]
+    whole = {
+        name: value
+        for outcome in outcomes.values()
+        if outcome.stage.asks == "all themes" and outcome.values is not None
+        for name, value in outcome.values.items()
+    }
+    full = [_filled(theme, per_theme) for theme in themes]
+    missing = [line for outcome in outcomes.values() for line in _missing(outcome)]
+    usage = sum((outcome.usage for outcome in outcomes.values()), Usage())
+    models = Counter(outcome.model for outcome in outcomes.values() if outcome.model)
+    overlap = _overlap(full, whole)
+    return Profile(
+        destination_id=destination.id,
+        name=destination.name,
+        country=destination.country,
+        status="partial" if missing else "ok",
+        model=models.most_common(1)[0][0] if models else "",
+        pipeline_version=pipeline_version,
+        themes=full,
+        overlap_analysis=overlap,
+        quality_assessment=_quality(full, per_theme, outcomes.values(), overlap, whole),
+        missing=missing,
+        stages=[outcome.record() for outcome in outcomes.values()],
+        usage=usage,
+        elapsed_ms=round(elapsed_ms, 1),
+        created_at=time.time(),
+        extra=destination.extra,
+        more={name: value for name, value in whole.items() if name not in _PROFILE_FIELDS},
+    )
+
+
+def _filled(theme: Theme, per_theme: Sequence[StageOutcome]) -> Theme:
+    known: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+    for outcome in per_theme:
+        for name, value in (outcome.values or {}).get(theme.id, {}).items():
+            (known if name in _THEME_FIELDS else more)[name] = _unique(value)
+    return msgspec.convert(msgspec.to_builtins(theme) | known | ({"more": more} if more else {}), Theme)
+
+
+def _unique(value: Any) -> Any:
+    """Lists without repetitions (strict providers cannot be asked for that), objects through and through."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return list(dict.fromkeys(value))
+    if isinstance(value, dict):
+        return {key: _unique(item) for key, item in value.items()}
+    return value
+
+
+def _missing(outcome: StageOutcome) -> list[Missing]:
+    name = outcome.stage.name
+    if outcome.values is None:
+        fields = list(outcome.stage.fields) or [f"themes of the category {outcome.stage.category}"]
+        return [Missing(stage=name, field=entry, reason=outcome.reason or "failed") for entry in fields]
+    by_reason: dict[str, list[str]] = {}
+    for theme_id, reason in outcome.unanswered.items():
+        by_reason.setdefault(reason, []).append(theme_id)
+    return [
+        Missing(stage=name, field=entry, reason=reason, themes=ids)
+        for reason, ids in by_reason.items()
+        for entry in outcome.stage.fields
+    ]
+
+
+def _overlap(themes: Sequence[Theme], whole: Mapping[str, Any]) -> OverlapAnalysis | None:
+    """Groups as answered; unique themes and similar names as computed. None when nobody answered."""
+    groups = whole.get("overlapping_groups")
+    if groups is None:
+        return None
+    distinct = [sorted(set(group), key=lambda number: int(number[1:])) for group in groups]
+    distinct = [group for group in distinct if len(group) > 1]
+    grouped = {theme_id for group in distinct for theme_id in group}
+    return OverlapAnalysis(
+        overlapping_groups=distinct,
+        unique_themes=[theme.id for theme in themes if theme.id not in grouped],
+        similar_names=similar_names(themes),
+    )
+
+
+def similar_names(themes: Sequence[Theme]) -> list[list[str]]:
+    """Pairs of themes whose names are alike."""
+    names = [(theme.id, normalise(theme.name)) for theme in themes]
+    pairs = []
+    for (first, left), (second, right) in combinations(names, 2):
+        matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+        if matcher.real_quick_ratio() >= SIMILAR_NAMES and matcher.ratio() >= SIMILAR_NAMES:
+            pairs.append([first, second])
+    return pairs
+
+
+def _quality(
+    themes: Sequence[Theme],
+    per_theme: Sequence[StageOutcome],
+    outcomes: Any,
+    overlap: OverlapAnalysis | None,
+    whole: Mapping[str, Any],
+) -> QualityAssessment:
+    categories = [outcome.stage.category for outcome in outcomes if outcome.stage.asks == "new themes"]
+    counts = Counter(theme.category for theme in themes)
+    evenness = _evenness([counts[category] for category in categories])
+    unique = 1.0 if overlap is None or not themes else len(overlap.unique_themes) / len(themes)
+    expected = len(themes) * len(per_theme)
+    answered = sum(len(outcome.values or {}) for outcome in per_theme)
+    return QualityAssessment(
+        diversity=round(evenness * unique, 4),
+        coverage=round(sum(counts[category] >= COVERED_FROM for category in categories) / len(categories), 4),
+        completeness=round(answered / expected, 4) if expected else 1.0,
+        quality=whole.get("quality"),
+        overall=whole.get("overall"),
+        recommendations=whole.get("recommendations"),
+    )
+
+
+def _evenness(counts: Sequence[int]) -> float:
+    """Pielou's evenness (1966): the Shannon entropy of the counts over its maximum, 0 to 1."""
+    total = sum(counts)
+    if total == 0:
+        return 0.0
+    if len(counts) == 1:
+        return 1.0
+    entropy = -sum(count / total * math.log(count / total) for count in counts if count)
+    return entropy / math.log(len(counts))

@@ -1,0 +1,198 @@
+"""The prompt files: one stage each, front matter above, fixed instructions below.
+
+    ---
+    stage: analyse.price            the stage's name, also the file's
+    asks: each theme                new themes | each theme | all themes
+    needs: [discover.*]             stages whose outcome it waits for; a pattern or a name
+    max_tokens: 1000                for the answer
+    fields:                         JSON Schema of what it adds (a theme's number is {theme: id})
+      price_point: {type: string, enum: [budget, mid, luxury]}
+    count: [4, 6]                   only with `asks: new themes`: how many, and no fields
+    ---
+    For each numbered theme of the destination below …
+
+Editing a text or adding a file needs no Python. A changed text or schema changes the stage's version, so only that
+stage is asked again; the others come from the cache.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+import yaml
+
+from tasks.errors import ConfigError
+from tasks.messages import Destination, Theme, normalise
+from workers.llm.answers import AnswerSchema
+from workers.llm.prompt import Prompt
+from workers.pipeline import schemas
+
+BUILT_IN: Final = Path(__file__).with_name("prompts")
+#: The file that every prompt begins with.
+SYSTEM: Final = "system.md"
+#: Hex digits of a version: 48 bits, for telling apart, not for safety.
+VERSION_DIGITS: Final = 12
+
+Asks = Literal["new themes", "each theme", "all themes"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline, as its file says it."""
+
+    name: str
+    asks: Asks
+    needs: tuple[str, ...]
+    max_tokens: int
+    instructions: str
+    system: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    count: tuple[int, int] = (0, 0)
+
+    @property
+    def category(self) -> str:
+        """For a stage that finds new themes: their category."""
+        return self.name.rpartition(".")[2]
+
+    @cached_property
+    def version(self) -> str:
+        """A digest of everything in the file that changes the answer."""
+        parts = [self.name, self.asks, self.instructions, self.system, self.fields, self.count]
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:VERSION_DIGITS]
+
+    @cached_property
+    def _schemas(self) -> dict[int, AnswerSchema]:
+        return {}
+
+    def schema(self, count: int) -> AnswerSchema:
+        """The schema of the answer about `count` themes, compiled once."""
+        if count not in self._schemas:
+            name = self.name.replace(".", "_")
+            if self.asks == "new themes":
+                made = schemas.new_themes(name, *self.count)
+            elif self.asks == "each theme":
+                made = schemas.each_theme(name, self.fields, count)
+            else:
+                made = schemas.all_themes(name, self.fields, count)
+            self._schemas[count] = made
+        return self._schemas[count]
+
+    def prompt(self, destination: Destination, themes: Sequence[Theme] = ()) -> Prompt:
+        """The prompt about a destination and, in their order, these themes, numbered from t1."""
+        listed = [
+            {"id": number, "category": theme.category, "name": theme.name, "description": theme.description}
+            for number, theme in zip(schemas.theme_ids(len(themes)), themes, strict=True)
+        ]
+        written = {"name": destination.name, "country": destination.country, "region": destination.region}
+        known = {key: value for key, value in written.items() if value}
+        if destination.lat is not None and destination.lon is not None:
+            known |= {"lat": destination.lat, "lon": destination.lon}  # type: ignore[dict-item]
+        canonical = {
+            key: normalise(value) if isinstance(value, str) else value for key, value in known.items()
+        }
+        return Prompt(
+            stage=self.name,
+            version=self.version,
+            system=self.system,
+            instructions=self.instructions,
+            data=_input_block(known, listed),
+            identity=_input_block(canonical, listed),
+            schema=self.schema(len(themes)),
+            max_tokens=self.max_tokens,
+        )
+
+
+def _input_block(destination: dict[str, Any], themes: list[dict[str, str]]) -> str:
+    """The data of a prompt as one line of JSON between markers; `<` is escaped so that no name can close them."""
+    data: dict[str, Any] = {"destination": destination} | ({"themes": themes} if themes else {})
+    text = msgspec.json.encode(data).decode().replace("<", "\\u003c")
+    return f"<input>\n{text}\n</input>"
+
+
+def load_stages(folder: Path | None = None) -> list[Stage]:
+    """Read every prompt file of a folder, by default the built-in ones, in the order of their names.
+
+    Raises:
+        ConfigError: a file is missing or wrong; the message names the file and the mend.
+    """
+    folder = folder or BUILT_IN
+    try:
+        system = (folder / SYSTEM).read_text("utf-8").strip()
+        files = sorted(path for path in folder.glob("*.md") if path.name != SYSTEM)
+        stages = [_read(path, system) for path in files]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"pipeline.prompts_dir: {folder}: {exc}; it needs {SYSTEM} and one file a stage"
+        ) from exc
+    if not any(stage.asks == "new themes" for stage in stages):
+        raise ConfigError(
+            f"pipeline.prompts_dir: {folder}: no stage has `asks: new themes`, so there would be none"
+        )
+    return stages
+
+
+def pipeline_version(stages: Iterable[Stage]) -> str:
+    """A digest over the versions of all stages."""
+    joined = "\n".join(sorted(f"{stage.name}={stage.version}" for stage in stages))
+    return hashlib.sha256(joined.encode()).hexdigest()[:VERSION_DIGITS]
+
+
+def _read(path: Path, system: str) -> Stage:
+    _, *parts = path.read_text("utf-8-sig").replace("\r\n", "\n").split("---\n", 2)
+    if len(parts) != 2 or not parts[1].strip():  # noqa: PLR2004
+        raise ConfigError(
+            f"{path.name}: expected front matter between two lines `---`, then the instructions"
+        )
+    try:
+        head = yaml.safe_load(parts[0])
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{path.name}: the front matter is not valid YAML: {exc}") from exc
+    return _stage(path, head, parts[1].strip(), system)
+
+
+def _stage(path: Path, head: Any, instructions: str, system: str) -> Stage:
+    def wrong(what: str) -> ConfigError:
+        return ConfigError(f"{path.name}: {what}")
+
+    if not isinstance(head, dict):
+        raise wrong("the front matter has no `key: value` lines")
+    unknown = set(head) - {"stage", "asks", "needs", "max_tokens", "fields", "count"}
+    if unknown:
+        raise wrong(
+            f"unknown key {sorted(unknown)[0]!r}; known: stage, asks, needs, max_tokens, fields, count"
+        )
+    if head.get("stage") != path.stem:
+        raise wrong(f"`stage: {head.get('stage')}` must be the file's name, {path.stem}")
+    if head.get("asks") not in get_args(Asks):
+        raise wrong(f"`asks` must be one of: {', '.join(get_args(Asks))}")
+    tokens = head.get("max_tokens")
+    if not isinstance(tokens, int) or tokens < 1:
+        raise wrong("`max_tokens` must be a whole number above 0")
+    stage = Stage(
+        name=path.stem,
+        asks=head["asks"],
+        needs=tuple(head.get("needs") or ()),
+        max_tokens=tokens,
+        instructions=instructions,
+        system=system,
+        fields=head.get("fields") or {},
+        count=_count(head.get("count"), wrong) if head["asks"] == "new themes" else (0, 0),
+    )
+    if stage.asks != "new themes" and not (isinstance(stage.fields, dict) and stage.fields):
+        raise wrong("`fields` must say what the stage adds")
+    try:
+        stage.schema(2)
+    except ValueError as exc:
+        raise wrong(f"`fields` is not a valid JSON Schema: {exc}") from exc
+    return stage
+
+
+def _count(value: Any, wrong: Any) -> tuple[int, int]:
+    valid = isinstance(value, list) and len(value) == 2 and all(isinstance(item, int) for item in value)  # noqa: PLR2004
+    if not valid or not 1 <= value[0] <= value[1]:
+        raise wrong("`count` must be [fewest, most] themes, for instance [4, 6]")
+    return value[0], value[1]
