@@ -31,7 +31,7 @@ _TAKE: Final = f"""
 local payload = redis.call('HGET', KEYS[1], ARGV[1])
 if not payload then return {{'gone'}} end
 local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if ends and tonumber(ends) > now then return {{'held'}} end
+if ends and tonumber(ends) > now and redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return {{'held'}} end
 if redis.call('XLEN', KEYS[6]) > tonumber(ARGV[4]) then return {{'full'}} end
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
@@ -142,7 +142,8 @@ class Ledger:
     async def take(self, job_id: str, chunk_id: str, *, max_unwritten: int) -> Taken | Taking:
         """Claim a chunk; anything but `Taken` says why not.
 
-        FULL means that the consumer is more than `max_unwritten` results behind: ask again later.
+        FULL means that the consumer is more than `max_unwritten` results behind: ask again later. A lease of our own
+        is taken again: the reply to an earlier call was lost (who runs a chunk already does not ask).
         """
         reply = await self._take(
             keys=[

@@ -43,13 +43,11 @@ class FocusedPromptProcessor:
         *,
         settings: Settings,
         profiler: PerformanceProfiler,
-        on_stage: StageListener | None = None,
     ) -> None:
         self._graph = graph
         self._generator = generator
         self._version = pipeline_version(graph.stages.values())
         self._profiler = profiler
-        self._on_stage = on_stage
         limits = settings.performance_optimization
         self._batch_size = limits.theme_batch_size if limits.enable_intelligent_batching else None
         self._order = count()
@@ -57,10 +55,17 @@ class FocusedPromptProcessor:
     def __repr__(self) -> str:
         return f"<FocusedPromptProcessor {self._graph!r} version={self._version}>"
 
-    async def process(self, destination: Destination, *, use_cache: bool = True, attempt: int = 1) -> Outcome:
+    async def process(
+        self,
+        destination: Destination,
+        *,
+        use_cache: bool = True,
+        attempt: int = 1,
+        on_stage: StageListener | None = None,
+    ) -> Outcome:
         """The outcome for one destination; errors of the LLM end up in it, they are not raised."""
         began = time.perf_counter()
-        run = _Run(self, destination, rank=next(self._order), use_cache=use_cache)
+        run = _Run(self, destination, rank=next(self._order), use_cache=use_cache, on_stage=on_stage)
         with self._profiler.span("destination"):
             await run.stages()
         return run.outcome(attempt=attempt, elapsed_ms=(time.perf_counter() - began) * 1000)
@@ -87,8 +92,8 @@ class FocusedPromptProcessor:
             outcome.error, outcome.reason = exc, _reason(exc)
         outcome.usage = account.usage()
         outcome.elapsed_ms = (time.perf_counter() - began) * 1000
-        if self._on_stage:
-            self._on_stage(run.destination, outcome.record(), len(outcome.values or ()))
+        if run.on_stage:
+            run.on_stage(run.destination, outcome.record(), len(outcome.values or ()))
         return outcome
 
     async def _answer(
@@ -163,11 +168,18 @@ class _Run:
     """One destination on its way through the graph."""
 
     def __init__(
-        self, processor: FocusedPromptProcessor, destination: Destination, *, rank: int, use_cache: bool
+        self,
+        processor: FocusedPromptProcessor,
+        destination: Destination,
+        *,
+        rank: int,
+        use_cache: bool,
+        on_stage: StageListener | None,
     ) -> None:
         self.destination = destination
         self.rank = rank
         self.use_cache = use_cache
+        self.on_stage = on_stage
         self.themes: list[Theme] = []
         self._processor = processor
         self._graph = processor._graph  # noqa: SLF001  # the two are one machine in two pieces

@@ -1,0 +1,82 @@
+"""Composition root of the worker: `celery -A workers.app worker`.
+
+A bootstep builds the runtime after the process has started and closes it on shutdown. When shutdown begins the runtime
+drains by itself, because Celery's thread pool can only wait for its tasks.
+"""
+
+import sys
+from typing import Any, Final
+
+from celery import Celery, bootsteps, signals
+
+from config.errors import ThemesError
+from config.settings import Settings, load
+from tasks.app import configure
+from tasks.connection import check_server, connect, locate
+from tasks.process import attach
+
+#: Exit code of a worker whose configuration is wrong.
+EX_CONFIG: Final = 2
+
+
+class RuntimeStep(bootsteps.StartStopStep):
+    """Starts the runtime before the consumer fetches its first message, and closes it before the thread pool stops."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._runtime: Any = None
+
+    def start(self, parent: Any) -> None:
+        """Build the runtime, or end the process with one clear line."""
+        # Late: a worker's parts are of no use to `celery -A workers.app flower`.
+        from workers.runtime import Runtime
+
+        settings = SETTINGS
+        try:
+            url = locate(settings)
+            check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
+            self._runtime = Runtime(
+                parent.app, settings, url, name=parent.hostname, lanes=max(1, int(parent.concurrency))
+            )
+            self._runtime.start()
+        except ThemesError as exc:
+            _exit(exc)
+        attach(parent.app, self._runtime)
+        signals.worker_shutting_down.connect(self._drain, weak=False)
+
+    def _drain(self, **_: Any) -> None:
+        self._runtime.drain()
+
+    def stop(self, parent: Any) -> None:
+        """Close the runtime; running chunks end within the grace time or are given back."""
+        signals.worker_shutting_down.disconnect(self._drain)
+        if self._runtime:
+            self._runtime.close()
+        attach(parent.app, None)
+
+    terminate = stop
+
+
+def _exit(exc: ThemesError) -> None:
+    print(f"themes: {exc}", file=sys.stderr)  # noqa: T201  # the user's terminal
+    raise SystemExit(EX_CONFIG) from exc
+
+
+def _settings() -> Settings:
+    try:
+        return load()
+    except ThemesError as exc:
+        _exit(exc)
+        raise
+
+
+def _app(settings: Settings) -> Celery:
+    app = configure(settings, settings.celery.broker_url or locate(settings))
+    app.steps["worker"].add(RuntimeStep)
+    return app
+
+
+SETTINGS: Final = _settings()
+app: Final = _app(SETTINGS)

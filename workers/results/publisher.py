@@ -1,0 +1,86 @@
+"""Events from the worker to a job's watchers, many in one round trip.
+
+Only `stage.done` takes this way: it is news, not truth. When Redis is away, or the buffer is full, events are dropped
+and counted; what is durable is told by the consumer.
+"""
+
+import asyncio
+import contextlib
+import logging
+from typing import Final, Self
+
+from redis import RedisError
+from redis.asyncio import Redis
+
+from tasks import keys
+from tasks.events import encode
+from tasks.messages import Event
+
+log = logging.getLogger("themes.events")
+
+#: Seconds that an event may wait for company.
+FLUSH_SECONDS: Final = 0.05
+#: Events that wait for Redis, at most.
+BUFFER: Final = 5_000
+#: Events sent in one round trip.
+PAGE: Final = 500
+
+
+class EventPublisher:
+    """Sends events in the background. Use as an async context manager; `enabled` off makes it silent."""
+
+    def __init__(self, redis: Redis, *, enabled: bool, max_events_per_job: int) -> None:
+        self._redis = redis
+        self._enabled = enabled
+        self._max_events = max_events_per_job
+        self._buffer: list[Event] = []
+        self._task: asyncio.Task[None] | None = None
+        self.sent = 0
+        self.dropped = 0
+
+    def __repr__(self) -> str:
+        return f"<EventPublisher waiting={len(self._buffer)} sent={self.sent} dropped={self.dropped}>"
+
+    async def __aenter__(self) -> Self:
+        if self._enabled:
+            self._task = asyncio.create_task(self._send_all(), name="event publisher")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            await self._flush()
+
+    def publish(self, event: Event) -> None:
+        """Queue an event; never blocks."""
+        if not self._enabled:
+            return
+        if len(self._buffer) >= BUFFER:
+            self.dropped += 1
+            return
+        self._buffer.append(event)
+
+    async def _send_all(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        page, self._buffer = self._buffer[:PAGE], self._buffer[PAGE:]
+        if not page:
+            return
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for job_id in {event.job_id for event in page}:
+                    pipeline.expire(keys.events(job_id), keys.KEEP_SECONDS)
+                for event in page:
+                    pipeline.xadd(
+                        keys.events(event.job_id), encode(event), maxlen=self._max_events, approximate=True
+                    )
+                await pipeline.execute()
+            self.sent += len(page)
+        except (RedisError, OSError) as exc:
+            self.dropped += len(page)
+            log.debug("action=events_dropped count=%d %s", len(page), exc)

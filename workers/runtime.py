@@ -1,0 +1,266 @@
+"""One worker process's engine: an asyncio loop in a thread of its own, and the resources that live on it.
+
+Celery's task threads hand a chunk over and wait. There is one loop for the life of the process, made after the process
+has started and closed once at its end; nothing that belongs to it is touched from anywhere else.
+
+Start: Redis, cache, LLM client (warmed), pool, generator, processor, lanes, publisher, heartbeat.
+Stop, in this order: no new destinations (`drain`); what is in hand ends within the grace time or is cancelled and given
+back; heartbeat; publisher; lanes; LLM client; cache; Redis; the loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from concurrent.futures import CancelledError, Future
+from typing import Any, Final
+
+import msgspec
+from celery import Celery
+from redis import RedisError
+from redis.asyncio import Redis
+
+from config.settings import Settings
+from tasks import keys
+from tasks.connection import connect_async
+from tasks.ledger import Ledger
+from tasks.messages import Destination, Event, JobOptions, StageRecord
+from tasks.producer import publish
+from workers.chunks import ChunkRunner, Processed
+from workers.lanes import Lanes
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.client import ChatClient
+from workers.llm.generator import FocusedLLMGenerator
+from workers.llm.pool import LLMConnectionPool
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.graph import Graph
+from workers.pipeline.processor import FocusedPromptProcessor
+from workers.pipeline.prompts import load_stages
+from workers.results.publisher import EventPublisher
+
+log = logging.getLogger("themes.runtime")
+
+#: Seconds that the loop may take to start or to close.
+LOOP_SECONDS: Final = 30.0
+#: Jobs whose options are remembered.
+REMEMBERED_JOBS: Final = 1_000
+
+
+class Runtime:
+    """Everything that a worker process needs to turn chunks into results."""
+
+    def __init__(self, app: Celery, settings: Settings, redis_url: str, *, name: str, lanes: int) -> None:
+        self._app = app
+        self._settings = settings
+        self._redis_url = redis_url
+        self._name = name
+        self._size = lanes
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._started: Future[None] = Future()
+        self._close: asyncio.Event | None = None
+        self._chunks: ChunkRunner | None = None
+        self._graph = Graph(load_stages(settings.pipeline.prompts_dir))
+        self._options: dict[str, JobOptions] = {}
+        self._began = time.time()
+        self._draining = False
+
+    def __repr__(self) -> str:
+        state = "draining" if self._draining else "running" if self._started.done() else "starting"
+        return f"<Runtime {self._name} {state} {self._chunks!r}>"
+
+    # Called from Celery's threads.
+
+    def start(self) -> None:
+        """Build everything and wait until it stands.
+
+        Raises:
+            ThemesError: what the settings ask for cannot be built.
+        """
+        self._thread = threading.Thread(target=self._run_loop, name="themes-loop", daemon=True)
+        self._thread.start()
+        self._started.result(timeout=LOOP_SECONDS)
+
+    def process_chunk(self, job_id: str, chunk_id: str) -> str:
+        """Work on a chunk and wait for its end; returns what became of it."""
+        assert self._loop and self._chunks  # noqa: S101  # Celery starts tasks after `start`
+        future = asyncio.run_coroutine_threadsafe(self._chunks.run(job_id, chunk_id), self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            # Stopped in the middle: the chunk is in the ledger, its lease is released, its LLM answers are cached.
+            return "cancelled"
+
+    def drain(self) -> None:
+        """Start nothing any more; what waits is given back. Returns at once."""
+        self._draining = True
+        if self._loop and self._chunks and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._chunks.stop)
+
+    def close(self) -> None:
+        """Let what is in hand end within the grace time, give the rest back, and close everything."""
+        if self._thread is None or not self._thread.is_alive():
+            return
+        if self._loop and self._close:
+            self._loop.call_soon_threadsafe(self._close.set)
+        self._thread.join(self._settings.work.shutdown_grace_seconds + LOOP_SECONDS)
+
+    # On the loop.
+
+    def _run_loop(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except BaseException as exc:  # noqa: BLE001  # handed to the thread that waits in `start`, or said
+            if self._started.done():
+                log.critical("action=runtime_lost the worker's loop ended: %s", exc, exc_info=exc)
+            else:
+                self._started.set_exception(exc)
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._close = asyncio.Event()
+        settings = self._settings
+        limits = settings.performance_optimization
+        profiler = PerformanceProfiler(enabled=limits.enable_performance_profiling)
+        async with contextlib.AsyncExitStack() as stack:
+            redis = connect_async(
+                self._redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds
+            )
+            stack.push_async_callback(redis.aclose)
+            cache = PersistentLLMCache(
+                redis if limits.enable_persistent_cache else None,
+                max_memory_mb=limits.max_memory_cache_mb,
+                pressure_mb=limits.memory_pressure_threshold_mb,
+                ttl_days=limits.cache_ttl_days,
+                compress=limits.enable_result_compression,
+            )
+            stack.push_async_callback(cache.close)
+            client = ChatClient(settings.llm, max_connections=limits.llm_connection_pool_size)
+            stack.push_async_callback(client.close)
+            pool = LLMConnectionPool(limits.llm_connection_pool_size, profiler)
+            generator = FocusedLLMGenerator(
+                client=client, pool=pool, cache=cache, profiler=profiler, settings=settings
+            )
+            publisher = await stack.enter_async_context(
+                EventPublisher(
+                    redis,
+                    enabled=limits.enable_streaming_results,
+                    max_events_per_job=settings.streaming.max_events_per_job,
+                )
+            )
+            lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
+            await stack.enter_async_context(lanes)
+            ledger = Ledger(
+                redis,
+                token=f"{self._name}/{os.getpid()}/{uuid.uuid4().hex[:8]}",
+                lease_seconds=settings.work.lease_seconds,
+                compress=limits.enable_result_compression,
+            )
+            self._chunks = ChunkRunner(
+                ledger=ledger,
+                lanes=lanes,
+                process=self._processing(generator, profiler, publisher),
+                wake=self._wake,
+                options=lambda job_id: self._read_options(redis, job_id),
+                settings=settings,
+                profiler=profiler,
+                worker=self._name,
+            )
+            warming = asyncio.create_task(client.warm(limits.llm_connection_pool_min_size), name="warm")
+            heart = asyncio.create_task(self._beat(redis, lanes, pool, cache, profiler), name="heartbeat")
+            stack.push_async_callback(self._end, heart, warming)
+            log.info("action=start %r %r %r", self, client, pool)
+            self._started.set_result(None)
+            await self._close.wait()
+            self._chunks.stop()
+            await self._chunks.settle(self._settings.work.shutdown_grace_seconds)
+            with contextlib.suppress(RedisError, OSError):
+                await redis.delete(keys.worker(self._name))
+
+    def _processing(
+        self, generator: FocusedLLMGenerator, profiler: PerformanceProfiler, publisher: EventPublisher
+    ) -> Any:
+        """What the chunk runner calls for each destination."""
+
+        async def process(destination: Destination, job_id: str, use_cache: bool, attempt: int) -> Processed:  # noqa: FBT001
+            def on_stage(_: Destination, record: StageRecord, count: int) -> None:
+                data = {
+                    "stage": record.stage,
+                    "status": record.status,
+                    "source": record.source,
+                    "answers": count,
+                }
+                publisher.publish(
+                    Event("stage.done", job_id, destination.id, data=data | {"name": destination.label})
+                )
+
+            outcome = await processor.process(
+                destination, use_cache=use_cache, attempt=attempt, on_stage=on_stage
+            )
+            return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
+
+        processor = FocusedPromptProcessor(self._graph, generator, settings=self._settings, profiler=profiler)
+        return process
+
+    async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
+        await asyncio.to_thread(publish, self._app, job_id, labelled, priority)
+
+    async def _read_options(self, redis: Redis, job_id: str) -> JobOptions:
+        known = self._options.get(job_id)
+        if known is None:
+            raw = await redis.hget(keys.job(job_id), "options")
+            known = msgspec.json.decode(raw, type=JobOptions) if raw else JobOptions()
+            if len(self._options) >= REMEMBERED_JOBS:
+                self._options.clear()
+            self._options[job_id] = known
+        return known
+
+    async def _beat(
+        self,
+        redis: Redis,
+        lanes: Lanes[Destination],
+        pool: LLMConnectionPool,
+        cache: PersistentLLMCache,
+        profiler: PerformanceProfiler,
+    ) -> None:
+        """Renew the leases, and say that this worker lives and what it is doing."""
+        assert self._chunks  # noqa: S101  # set before this task starts
+        seconds = min(self._settings.work.heartbeat_seconds, keys.WORKER_SECONDS / 3)
+        key = keys.worker(self._name)
+        while True:
+            try:
+                await self._chunks.renew()
+                profiler.sample()
+                report = {
+                    "name": self._name,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "started_at": self._began,
+                    "at": time.time(),
+                    "lanes": 0 if self._draining else lanes.size,
+                    "lanes_busy": lanes.busy,
+                    "chunks_held": self._chunks.held,
+                    "connections_in_use": pool.in_use,
+                    "connections_waiting": pool.waiting,
+                    "executed": sum(lane.executed for lane in lanes.statistics),
+                    "stolen": sum(lane.stolen for lane in lanes.statistics),
+                    "cache": msgspec.json.encode(cache.statistics()),
+                    "profile": msgspec.json.encode(profiler.snapshot()),
+                }
+                async with redis.pipeline(transaction=True) as pipeline:
+                    pipeline.hset(key, mapping=report)
+                    pipeline.expire(key, keys.WORKER_SECONDS)
+                    await pipeline.execute()
+            except (RedisError, OSError) as exc:
+                log.warning("action=heartbeat_missed Redis does not answer: %s", exc)
+            await asyncio.sleep(seconds)
+
+    @staticmethod
+    async def _end(*tasks: asyncio.Task[Any]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
