@@ -115,7 +115,7 @@ class ChatClient:
     """Asks one endpoint. Create it inside the running loop; close it there."""
 
     def __init__(self, settings: LlmSettings, *, max_connections: int) -> None:
-        self.model, self._base_url = _endpoint(settings)
+        self.model, self._base_url = endpoint(settings)
         self._settings = settings
         self._dialect = Dialect()
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -323,7 +323,7 @@ class AnsweredRefusalError(RefusedError):
         self.answer = answer
 
 
-def _endpoint(settings: LlmSettings) -> tuple[str, str]:
+def endpoint(settings: LlmSettings) -> tuple[str, str]:
     """Model and base URL.
 
     Raises:

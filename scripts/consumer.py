@@ -1,0 +1,55 @@
+"""`themes consumer`: writes results to the database, and wakes workers for chunks that nobody works on."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+
+import click
+
+from config.settings import Settings
+from scripts.main import settings_from
+from tasks.app import configure
+from tasks.connection import check_server, connect, connect_async, locate
+
+log = logging.getLogger("themes.consumer")
+
+
+@click.command()
+def command() -> None:
+    """Write results to the database until stopped."""
+    settings = settings_from()
+    url = locate(settings)
+    check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
+    asyncio.run(consume(settings, url))
+
+
+async def consume(settings: Settings, url: str) -> None:
+    """Consume and sweep until SIGTERM or SIGINT, or until the database cannot be used."""
+    # Late: the other verbs do without SQLAlchemy.
+    from workers.results.consumer import ResultsConsumer
+    from workers.results.store import AsyncDatabaseManager
+    from workers.results.sweeper import Sweeper
+
+    timeout = settings.redis.socket_timeout_seconds
+    redis = connect_async(url, socket_timeout_seconds=timeout)
+    broker_url = settings.celery.broker_url or url
+    broker = connect_async(broker_url, socket_timeout_seconds=timeout)
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    async with AsyncDatabaseManager(settings) as store:
+        consumer = ResultsConsumer(redis, store, settings, name)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, consumer.stop)
+        sweeping = asyncio.create_task(
+            Sweeper(configure(settings, broker_url), redis, broker, settings).run(), name="sweeper"
+        )
+        log.info("action=start consumer=%s %r", name, store)
+        try:
+            await consumer.run()
+        finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+            await redis.aclose()
+            await broker.aclose()

@@ -1,0 +1,65 @@
+"""`themes enqueue`: a file of destinations becomes a job."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from scripts.main import settings_from
+from scripts.watch import watch_to_end
+from tasks.connection import check_server, connect, locate
+from tasks.destinations import BadRow, Reader
+from tasks.producer import enqueue
+
+#: Bad rows that are shown; the rest is counted.
+SHOWN_BAD_ROWS = 20
+
+
+@click.command()
+@click.argument("file", metavar="FILE|-")
+@click.option("--name", metavar="NAME", help="The job's name in lists; by default the file's.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations.")
+@click.option(
+    "--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is served first."
+)
+@click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
+@click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it.")
+@click.option(
+    "--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed."
+)
+def command(
+    file: str, name: str | None, limit: int | None, priority: int, *, no_cache: bool, strict: bool, wait: bool
+) -> int:
+    """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
+    settings = settings_from()
+    # Looked at before the file: a million rows are not read to find that Redis is away.
+    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    with Reader(file, strict=strict, limit=limit, on_bad_row=_show) as reader:
+        job = enqueue(
+            reader,
+            name=name or ("standard input" if file == "-" else Path(file).name),
+            priority=priority,
+            use_cache=not no_cache,
+            settings=settings,
+            redis=redis,
+        )
+    report = reader.report
+    print(job.job_id, flush=True)
+    print(
+        f"enqueued {job.total} destinations"
+        f" ({report.rows} rows, {report.duplicates} duplicates, {report.rejected} rejected)",
+        file=sys.stderr,
+    )
+    return watch_to_end(redis, job.job_id, settings) if wait else 0
+
+
+_shown = [0]
+
+
+def _show(row: BadRow) -> None:
+    _shown[0] += 1
+    if _shown[0] <= SHOWN_BAD_ROWS:
+        print(f"themes: line {row.line}: {row.reason}: skipped", file=sys.stderr)
+    elif _shown[0] == SHOWN_BAD_ROWS + 1:
+        print("themes: more bad rows are counted, not shown", file=sys.stderr)

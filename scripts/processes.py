@@ -1,0 +1,99 @@
+"""Child processes that never outlive their parent.
+
+A child gets a session of its own, so that a terminal's Ctrl-C reaches only us and the order of stopping is ours; and
+on Linux the kernel sends it SIGTERM when we die, however we die (prctl PR_SET_PDEATHSIG).
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """In the child, between fork and exec."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def themes(*arguments: str) -> list[str]:
+    """The command line of another `themes` of this installation."""
+    return [sys.executable, "-m", "scripts.main", *arguments]
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    stdout: int | IO[Any] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child; its words go to the end of the file `log`, or where ours go.
+
+    Call it from the main thread: the kernel ties a child's life to the thread that made it.
+    """
+    with contextlib.ExitStack() as stack:
+        words: IO[Any] | None = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            words = stack.enter_context(log.open("ab"))
+        return subprocess.Popen(  # noqa: S603  # our own commands
+            list(command),
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout if stdout is not None else words,
+            stderr=words,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  # one prctl call, and our parents run one thread
+        )
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]], *, seconds: float) -> bool:
+    """SIGTERM to all, wait together, SIGKILL to what is left after `seconds`; True when none had to be killed."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        # Its whole session: a supervisor that must be killed leaves nothing behind.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return not left
+
+
+class Interrupted(BaseException):  # noqa: N818  # as KeyboardInterrupt, it is no error
+    """SIGTERM, SIGHUP or Ctrl-C arrived."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the body, SIGTERM, SIGHUP and SIGINT raise `Interrupted` once; later ones are ignored while we clean up."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del frame
+        for each in caught:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(signal.Signals(number).name)
+
+    caught = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,39 @@
+"""`themes status`: one job, or all of them."""
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from scripts.main import settings_from
+from scripts.watch import duration, summary
+from tasks import jobs
+from tasks.connection import check_server, connect, locate
+
+
+@click.command()
+@click.argument("job", metavar="[JOB]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="JSON: one object, or one a line for all jobs.")
+def command(job: str | None, *, as_json: bool) -> None:
+    """Show JOB, or the newest jobs."""
+    settings = settings_from()
+    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    known = [jobs.status(redis, job)] if job else list(jobs.list_jobs(redis))
+    if as_json:
+        for status in known:
+            print(status.json())
+    elif job:
+        print(summary(known[0]))
+    else:
+        Console().print(_table(known))
+
+
+def _table(known: list[jobs.JobStatus]) -> Table:
+    table = Table("job", "name", "state", "done", "failed", "total", "calls", "hits", "time", box=None)
+    for status in known:
+        took = (status.finished_at or 0) - (status.started_at or 0)
+        table.add_row(
+            status.job_id, status.name, status.state, str(status.done), str(status.failed), str(status.total),
+            str(status.llm_calls), str(status.cache_hits), duration(took) if status.finished_at else "",
+        )  # fmt: skip
+    return table

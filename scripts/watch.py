@@ -1,0 +1,170 @@
+"""`themes watch`: a job's progress while it runs, ending with the job."""
+
+import sys
+import time
+from collections import deque
+from typing import Any, Final
+
+import click
+import msgspec
+from redis import ConnectionError as RedisConnectionError
+from redis import Redis
+from redis import TimeoutError as RedisTimeoutError
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from config.settings import Settings
+from scripts.main import settings_from
+from tasks import jobs
+from tasks.connection import check_server, connect, locate
+from tasks.errors import JobNotFoundError
+from tasks.events import follow
+from tasks.messages import Event
+
+#: Destinations shown under the bar.
+LAST: Final = 5
+#: Seconds between two tries while Redis does not answer.
+RECONNECT_SECONDS: Final = 1.0
+#: Seconds between two lines where the output is no terminal.
+LINE_SECONDS: Final = 2.0
+
+
+@click.command()
+@click.argument("job", metavar="JOB", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print every event as one line of JSON.")
+@click.option("--from", "after", metavar="ID", default="0-0", help="Only events after this id.")
+def command(job: str | None, after: str, *, as_json: bool) -> int:
+    """Watch JOB (by default the newest) until it ends; exit 1 when any destination failed."""
+    settings = settings_from()
+    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    job_id = job or jobs.latest(redis)
+    if job_id is None:
+        raise JobNotFoundError("there is no job yet: `themes enqueue FILE` makes one")
+    if as_json:
+        return _print_events(redis, job_id, settings, after)
+    return watch_to_end(redis, job_id, settings, after=after)
+
+
+def _print_events(redis: Redis, job_id: str, settings: Settings, after: str) -> int:
+    for event in reliable_events(redis, job_id, settings, after):
+        flat = {
+            "id": event.id,
+            "type": event.type,
+            "job_id": event.job_id,
+            "destination_id": event.destination_id,
+        }
+        line = flat | {"at": event.at} | event.data
+        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        sys.stdout.flush()
+    return _exit_code(redis, job_id)
+
+
+def reliable_events(redis: Redis, job_id: str, settings: Settings, after: str = "0-0") -> Any:
+    """A job's events, going on after the last one seen when Redis has been away."""
+    position, told = after, False
+    while True:
+        try:
+            for event in follow(job_id, after=position, settings=settings, redis=redis):
+                position, told = event.id or position, False
+                yield event
+            return
+        except (RedisConnectionError, RedisTimeoutError) as exc:
+            if not told:
+                print(f"themes: Redis does not answer, waiting for it: {exc}", file=sys.stderr)
+                told = True
+            time.sleep(RECONNECT_SECONDS)
+
+
+def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = "0-0") -> int:
+    """Show a job on standard error until it ends; returns the exit code."""
+    console = Console(stderr=True)
+    view = _View(job_id)
+    if console.is_terminal:
+        with Live(view.render(jobs.status(redis, job_id)), console=console, refresh_per_second=8) as live:
+            for event in reliable_events(redis, job_id, settings, after):
+                view.see(event)
+                live.update(view.render(jobs.status(redis, job_id)))
+    else:
+        shown = 0.0
+        for event in reliable_events(redis, job_id, settings, after):
+            view.see(event)
+            if time.monotonic() - shown > LINE_SECONDS or event.type == "job.done":
+                shown = time.monotonic()
+                console.print(summary(jobs.status(redis, job_id)), highlight=False, soft_wrap=True)
+    return _exit_code(redis, job_id)
+
+
+def _exit_code(redis: Redis, job_id: str) -> int:
+    return 0 if jobs.status(redis, job_id).succeeded else 1
+
+
+class _View:
+    """What the terminal shows of a job: a bar, the figures, the last destinations."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._last: deque[Text] = deque(maxlen=LAST)
+        self._stages = 0
+
+    def see(self, event: Event) -> None:
+        """Take in one event."""
+        data = event.data
+        if event.type == "stage.done":
+            self._stages += 1
+        elif event.type == "destination.done":
+            top = ", ".join(data.get("top_themes", ()))
+            self._last.append(Text.assemble(("✓ ", "green"), (f"{_label(data)}  ", "bold"), (top, "dim")))
+        elif event.type == "destination.failed":
+            why = f"{data.get('stage')}: {data.get('error_class')}"
+            self._last.append(Text.assemble(("✗ ", "red"), (f"{_label(data)}  ", "bold"), (why, "red")))
+
+    def render(self, status: jobs.JobStatus) -> Group:
+        """The view as it stands."""
+        ended = status.done + status.failed
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(1, status.total), completed=ended, width=40)
+        line.add_row(Text(status.name, style="bold"), bar, Text(summary(status, short=True)))
+        return Group(line, *self._last)
+
+
+def _label(data: dict[str, Any]) -> str:
+    return ", ".join(str(part) for part in (data.get("name"), data.get("country")) if part)
+
+
+def summary(status: jobs.JobStatus, *, short: bool = False) -> str:
+    """A job's figures in one line."""
+    figures = [f"{status.done + status.failed}/{status.total}"]
+    if not short:
+        figures.insert(0, f"{status.name}: {status.state}")
+    if status.failed:
+        figures.append(f"{status.failed} failed")
+    if status.partial:
+        figures.append(f"{status.partial} partial")
+    if status.rate_per_second:
+        figures.append(f"{status.rate_per_second:.1f}/s")
+    if status.eta_seconds is not None:
+        figures.append(f"ETA {duration(status.eta_seconds)}")
+    figures.append(f"{status.llm_calls} calls")
+    figures.append(f"{status.cache_hits} cache hits")
+    figures.append(f"{(status.prompt_tokens + status.completion_tokens) / 1000:.0f}k tokens")
+    if status.cost_usd:
+        figures.append(f"${status.cost_usd:.2f}")
+    if status.state == "stalled":
+        figures.append("stalled: is a worker running?")
+    return "  ".join(figures)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42s, 3m10s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:  # noqa: PLR2004  # seconds in a minute
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:  # noqa: PLR2004  # minutes in an hour
+        return f"{minutes}m{rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m"

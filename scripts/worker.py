@@ -1,0 +1,200 @@
+"""`themes worker`: one worker process, kept alive.
+
+Celery's worker on Redis ends by itself when Redis restarts at the wrong moment, when a message is garbage, and it may
+stay alive without consuming. The supervisor starts it again in all three cases; leases make the duplicates free.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Final
+
+import click
+from redis import Redis, RedisError
+
+from config.settings import Settings
+from scripts.main import settings_from
+from scripts.processes import spawn
+from tasks import keys
+from tasks.connection import check_server, connect, locate
+from workers.llm.client import endpoint
+from workers.pipeline.graph import Graph
+from workers.pipeline.prompts import load_stages
+
+log = logging.getLogger("themes.supervisor")
+
+#: A Celery process that ends sooner than this, in seconds, did not live.
+STILLBORN_SECONDS: Final = 5.0
+#: Stillborn processes in a row after which the supervisor gives up.
+STILLBIRTHS: Final = 5
+#: Exit code of a process whose configuration is wrong: starting it again would not help.
+EX_CONFIG: Final = 2
+#: Seconds between two starts, at most.
+MAX_BACKOFF_SECONDS: Final = 30.0
+#: Seconds between two looks at the Celery process.
+WATCH_SECONDS: Final = 0.25
+#: Seconds beyond the grace time that a stopping process may take before it is killed.
+STOP_MARGIN_SECONDS: Final = 3.0
+
+
+def backoff_seconds(stillbirths: int) -> float:
+    """Seconds to wait before the next start after so many that did not live."""
+    return min(MAX_BACKOFF_SECONDS, 0.5 * 2**stillbirths)
+
+
+@dataclass
+class WedgeDetector:
+    """Says when a worker is alive but consumes nothing: idle lanes and waiting messages for longer than a bound."""
+
+    after_seconds: float
+    since: float | None = None
+
+    def is_wedged(self, *, now: float, busy: int | None, waiting: int) -> bool:
+        """Judge one look. `busy` is None when the worker has no heartbeat."""
+        if waiting == 0 or busy:
+            self.since = None
+            return False
+        if self.since is None:
+            self.since = now
+        return now - self.since >= self.after_seconds
+
+
+@dataclass
+class Supervisor:
+    """Starts one Celery worker process and starts it again when it dies or wedges."""
+
+    settings: Settings
+    redis: Redis
+    broker: Redis
+    name: str
+    command: list[str]
+    restarts: int = 0
+    _stopping: int = 0
+    _process: subprocess.Popen[bytes] | None = None
+    _wedge: WedgeDetector = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._wedge = WedgeDetector(self.settings.work.wedged_after_seconds)
+
+    def run(self) -> int:
+        """Supervise until SIGTERM or SIGINT; returns the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        stillbirths = 0
+        while not self._stopping:
+            began = time.monotonic()
+            code = self._one_life()
+            if self._stopping:
+                break
+            if code == EX_CONFIG:
+                return code
+            stillbirths = stillbirths + 1 if time.monotonic() - began < STILLBORN_SECONDS else 0
+            if stillbirths >= STILLBIRTHS:
+                log.error(
+                    "action=give_up the worker process died %d times at once, last with code %d",
+                    stillbirths,
+                    code,
+                )
+                return 1
+            self.restarts += 1
+            delay = backoff_seconds(stillbirths)
+            log.warning("action=restart exit_code=%d restarts=%d delay_s=%.1f", code, self.restarts, delay)
+            self._wait(delay)
+        return 0
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < until:
+            time.sleep(min(WATCH_SECONDS, seconds))
+
+    def _one_life(self) -> int:
+        """From one start of the Celery process to its end; returns its exit code."""
+        self._process = process = spawn(self.command)
+        self._wedge.since = None
+        deadline: float | None = None
+        looked = time.monotonic()
+        while (code := process.poll()) is None:
+            now = time.monotonic()
+            if self._stopping and deadline is None:
+                deadline = now + self.settings.work.shutdown_grace_seconds + STOP_MARGIN_SECONDS
+            if deadline is not None and now > deadline:
+                process.kill()
+            if now - looked >= 1.0:
+                looked = now
+                if not self._stopping and self._is_wedged(now):
+                    log.error(
+                        "action=wedged the worker is idle while messages wait for %.0f s: it is replaced",
+                        self.settings.work.wedged_after_seconds,
+                    )
+                    process.kill()
+            time.sleep(WATCH_SECONDS)
+        return code
+
+    def _is_wedged(self, now: float) -> bool:
+        try:
+            with self.broker.pipeline(transaction=False) as pipeline:
+                for key in keys.queue_keys():
+                    pipeline.llen(key)
+                waiting = sum(pipeline.execute())
+            busy = self.redis.hget(keys.worker(self.name), "chunks_held")
+        except (RedisError, OSError):
+            # Redis is away: nobody can consume, and nobody is to blame.
+            self._wedge.since = None
+            return False
+        return self._wedge.is_wedged(now=now, busy=None if busy is None else int(busy), waiting=waiting)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """First signal: a warm shutdown. Second: at once."""
+        del number, frame
+        self._stopping += 1
+        if self._process and self._process.poll() is None:
+            if self._stopping == 1:
+                self._process.terminate()
+            else:
+                self._process.kill()
+
+
+def celery_command(settings: Settings, name: str, *, debug: bool) -> list[str]:
+    """The command line of the supervised Celery worker.
+
+    Without gossip and mingle: workers have nothing to say to each other, and mingling costs a second at the start.
+    """
+    return [
+        *(sys.executable, "-m", "celery", "-A", "workers.app", "worker"),
+        *("--pool", "threads", "--concurrency", str(settings.performance_optimization.worker_pool_size)),
+        *("--hostname", name, "--loglevel", "DEBUG" if debug else "INFO"),
+        *("--without-gossip", "--without-mingle", "--events"),
+    ]
+
+
+@click.command()
+@click.option("--name", metavar="NAME", help="The worker's name; several on one machine need different ones.")
+@click.option("--concurrency", type=int, metavar="N", help="Destinations in work at once (worker_pool_size).")
+def command(name: str | None, concurrency: int | None) -> int:
+    """Run one worker process in the foreground, and start it again when it dies."""
+    settings = settings_from(performance_optimization__worker_pool_size=concurrency)
+    if concurrency is not None:
+        os.environ["THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE"] = str(concurrency)
+    url = locate(settings)
+    redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    broker = redis
+    if settings.celery.broker_url:
+        broker = connect(
+            settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds
+        )
+        check_server(broker)
+    # What cannot work is said here, in one line, and not five times by a dying child.
+    endpoint(settings.llm)
+    Graph(load_stages(settings.pipeline.prompts_dir))
+    full_name = f"{name or f'worker-{os.getpid()}'}@{socket.gethostname()}"
+    debug = bool(os.environ.get("THEMES_DEBUG"))
+    return Supervisor(
+        settings, redis, broker, full_name, celery_command(settings, full_name, debug=debug)
+    ).run()
