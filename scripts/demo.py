@@ -1,0 +1,121 @@
+"""`themes demo`: the whole engine on 25 destinations, from nothing, ending by itself."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+
+import config
+from config.settings import Settings
+from scripts.main import settings_from
+from scripts.processes import Interrupted, interruptible
+from scripts.results import table_of
+from scripts.up import WATCH_SECONDS, Stack, stack
+from scripts.watch import duration, watch_to_end
+from tasks import jobs
+from tasks.connection import connect
+from tasks.destinations import Reader
+from tasks.producer import enqueue
+from workers.results.store import AsyncDatabaseManager
+
+#: The demo's destinations.
+DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
+#: Worker processes of the demo.
+WORKERS: Final = 2
+
+
+@click.command()
+@click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
+@click.option(
+    "--latency", metavar="SPEC", help="The sandbox's latency, for instance 50ms or lognormal:250ms:0.4."
+)
+@click.argument("file", required=False)
+def command(file: str | None, latency: str | None, *, keep: bool) -> int:
+    """Run 25 destinations (or FILE) through Redis, workers, consumer and Flower, and show what came of it."""
+    settings = settings_from()
+    began = time.monotonic()
+    # A base URL is named on purpose; a key alone may just lie in the environment, and would cost money.
+    sandbox = settings.llm.base_url is None
+    _say(
+        "LLM: the sandbox (set OPENAI_BASE_URL, OPENAI_API_KEY and THEMES_MODEL to use a real one)"
+        if sandbox
+        else f"LLM: {settings.llm.model} at {settings.llm.base_url}"
+    )
+    code = 130
+    with (
+        contextlib.suppress(Interrupted),
+        interruptible(),
+        stack(settings, sandbox=sandbox, latency=latency) as made,
+    ):
+        port = _dashboard_port(settings)
+        made.start("consumer", "consumer")
+        made.start_workers(WORKERS)
+        made.start("dashboard", "dashboard", "--port", str(port))
+        _say(
+            f"starting Redis, {WORKERS} workers, consumer, dashboard at http://{settings.dashboard.host}:{port} ..."
+        )
+        made.wait_until_ready()
+        _say(f"the stack is up after {time.monotonic() - began:.1f} s")
+        code = _run_job(made, file)
+        _say(
+            f"dashboard  http://{settings.dashboard.host}:{port}{'' if keep else '  (ends now; --keep leaves it up)'}"
+        )
+        if keep:
+            _say("Ctrl-C stops everything")
+            while True:
+                made.check()
+                time.sleep(WATCH_SECONDS)
+    return code
+
+
+def _run_job(made: Stack, file: str | None) -> int:
+    settings = made.settings
+    redis = connect(made.redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    with Reader(file or DESTINATIONS) as reader:
+        job = enqueue(reader, name="demo", settings=settings, redis=redis)
+    code = watch_to_end(redis, job.job_id, settings)
+    status = jobs.status(redis, job.job_id)
+    asyncio.run(_show(settings, job.job_id))
+    _say_what_came_of_it(status, settings)
+    return code
+
+
+async def _show(settings: Settings, job_id: str) -> None:
+    async with AsyncDatabaseManager(settings, read_only=True) as store:
+        table = await table_of(store.profiles(job_id))
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 150)
+
+
+def _say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
+    took = (status.finished_at or 0.0) - (status.started_at or 0.0)
+    _say(
+        f"job {status.job_id}: {status.done} profiles, {status.failed} failed in {duration(took)}, "
+        f"{status.llm_calls} LLM calls, {status.cache_hits} cache hits, {status.coalesced} coalesced"
+    )
+    if status.llm_calls == 0 and status.cache_hits:
+        _say("every answer came from the cache: nothing was asked, nothing was paid")
+    _say(f"database   {settings.database_url.rpartition('///')[2]}")
+
+
+def _dashboard_port(settings: Settings) -> int:
+    """The dashboard's port, or a free one when that is taken and nobody insisted on it."""
+    if settings.is_set("dashboard.port"):
+        return settings.dashboard.port
+    for port in (settings.dashboard.port, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind((settings.dashboard.host, port))
+                return int(probe.getsockname()[1])
+    return settings.dashboard.port
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,177 @@
+"""`themes up`: the whole stack on this machine, in the foreground, ending with it."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import click
+
+from config.settings import Settings
+from scripts.local_redis import LocalRedis
+from scripts.main import settings_from
+from scripts.processes import Interrupted, interruptible, spawn, stop, themes
+from tasks import keys
+from tasks.connection import check_server, connect, masked
+from tasks.errors import ConfigError, ThemesError
+from workers.llm.client import endpoint
+
+#: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
+GRACE_SECONDS: Final = 2.0
+#: Seconds that a role may take to stop before it is killed.
+STOP_SECONDS: Final = 4.0
+#: Seconds that the stack may take to stand.
+START_SECONDS: Final = 30.0
+#: Seconds between two looks at the processes.
+WATCH_SECONDS: Final = 0.1
+
+
+@dataclass
+class Stack:
+    """The processes of one stack, and how to reach its parts."""
+
+    settings: Settings
+    redis_url: str
+    logs: Path
+    #: What the roles get into their environment.
+    env: dict[str, str]
+    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    others: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, *command: str, worker: bool = False) -> None:
+        """Start one role; its words go to `logs/NAME.log`."""
+        process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log")
+        (self.workers if worker else self.others)[name] = process
+
+    def start_workers(self, count: int) -> None:
+        """Start worker processes, each under its supervisor."""
+        for number in range(1, count + 1):
+            name = f"worker{number}"
+            self.start(name, "worker", "--name", name, worker=True)
+
+    def check(self) -> None:
+        """See that everything still runs.
+
+        Raises:
+            ThemesError: a role has ended; the message has its last words.
+        """
+        for name, process in {**self.workers, **self.others}.items():
+            if process.poll() is not None:
+                raise ThemesError(f"{name} ended with code {process.returncode}: {self.last_words(name)}")
+
+    def last_words(self, name: str) -> str:
+        """The last line that a role has written, and where the others are."""
+        path = self.logs / f"{name}.log"
+        lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
+        said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"{said.removeprefix('themes: ')} (more in {path})"
+
+    def wait_until_ready(self) -> None:
+        """Wait until every worker has a heartbeat."""
+        redis = connect(self.redis_url, socket_timeout_seconds=self.settings.redis.socket_timeout_seconds)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            self.check()
+            names = [key.decode() for key in redis.scan_iter(keys.worker("*"))]
+            if all(any(f":{name}@" in key for key in names) for name in self.workers):
+                return
+            if time.monotonic() > deadline:
+                raise ThemesError(f"the workers did not start within {START_SECONDS:g} s; see {self.logs}")
+            time.sleep(WATCH_SECONDS)
+
+    def stop(self) -> None:
+        """Workers first, so that their last results are written; then the rest."""
+        stop(list(self.workers.values()), seconds=STOP_SECONDS)
+        stop(list(self.others.values()), seconds=STOP_SECONDS)
+
+
+@contextlib.contextmanager
+def stack(settings: Settings, *, sandbox: bool, latency: str | None = None) -> Iterator[Stack]:
+    """Redis and, if wanted, the sandbox; the roles are started on what is yielded, and all is stopped at the end."""
+    logs = settings.state_dir / "logs"
+    with contextlib.ExitStack() as parts:
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"state_dir: {settings.state_dir} cannot be written ({exc.strerror})") from exc
+        url = parts.enter_context(_redis(settings))
+        env = {
+            "REDIS_URL": url,
+            "THEMES_STATE_DIR": str(settings.state_dir.absolute()),
+            "THEMES_WORK__SHUTDOWN_GRACE_SECONDS": f"{_grace(settings):g}",
+        }
+        made = Stack(settings, url, logs, env)
+        parts.callback(made.stop)
+        if sandbox:
+            env |= _start_sandbox(made, latency)
+        yield made
+
+
+def _grace(settings: Settings) -> float:
+    if settings.is_set("work.shutdown_grace_seconds"):
+        return settings.work.shutdown_grace_seconds
+    return GRACE_SECONDS
+
+
+@contextlib.contextmanager
+def _redis(settings: Settings) -> Iterator[str]:
+    """The Redis that the user named, or a private one."""
+    timeout = settings.redis.socket_timeout_seconds
+    if settings.is_set("performance_optimization.redis_url"):
+        check_server(connect(settings.redis_url, socket_timeout_seconds=timeout))
+        yield settings.redis_url
+        return
+    with LocalRedis(settings.state_dir, settings.redis.server) as server:
+        yield server.url
+
+
+def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
+    """Start the sandbox LLM on a free port; returns the environment that points at it."""
+    command = themes("sandbox-llm", "--port", "0", *(("--latency", latency) if latency else ()))
+    child = spawn(command, env=made.env, log=made.logs / "sandbox.log", stdout=subprocess.PIPE)
+    made.others["sandbox"] = child
+    assert child.stdout  # noqa: S101  # asked for above
+    base_url = child.stdout.readline().decode().strip()
+    if not base_url:
+        raise ThemesError(f"the sandbox LLM did not start: {made.last_words('sandbox')}")
+    return {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "sandbox", "THEMES_MODEL": "sandbox"}
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
+@click.option("--sandbox", is_flag=True, help="Answer from the sandbox LLM instead of a real one.")
+@click.option("--dashboard/--no-dashboard", default=True, show_default=True, help="Run Flower too.")
+def command(workers: int, *, sandbox: bool, dashboard: bool) -> int:
+    """Run Redis (if none is set), workers, consumer and dashboard here until Ctrl-C."""
+    settings = settings_from()
+    if not sandbox:
+        endpoint(settings.llm)
+    with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox) as made:
+        made.start("consumer", "consumer")
+        made.start_workers(workers)
+        if dashboard:
+            made.start("dashboard", "dashboard")
+        made.wait_until_ready()
+        _tell(made, dashboard=dashboard)
+        while True:
+            made.check()
+            time.sleep(WATCH_SECONDS)
+    print("stopped", file=sys.stderr)
+    return 0
+
+
+def _tell(made: Stack, *, dashboard: bool) -> None:
+    settings = made.settings
+    lines = [
+        f"redis      {masked(made.redis_url)}",
+        f"database   {settings.database_url.rpartition('///')[2] or settings.database_url}",
+        f"workers    {len(made.workers)}, logs in {made.logs}",
+    ]
+    if dashboard:
+        lines.append(f"dashboard  http://{settings.dashboard.host}:{settings.dashboard.port}")
+    lines.append("ready: `themes enqueue FILE` in another terminal; Ctrl-C stops everything")
+    print("\n".join(lines), file=sys.stderr, flush=True)
