@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child, between fork and exec."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -54,7 +54,7 @@ def spawn(
             stdout=stdout if stdout is not None else words,
             stderr=words,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  # one prctl call, and our parents run one thread
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, and our parents run one thread
         )
 
 
