@@ -1,12 +1,15 @@
-"""Valid instances of a JSON Schema, drawn by a seeded generator: what a model in constrained decoding may say.
+"""Valid instances of a JSON Schema, drawn by a seeded generator: what constrained decoding may say.
 
 A schema is compiled once into drawing functions; drawing then costs microseconds. Handled: all types and lists
-of types, `enum`, `const`, objects, arrays, bounds, `multipleOf`, `anyOf`, `oneOf`, `allOf`, local `$ref`, simple
-`pattern`s and the common `format`s. Other keywords are not aimed at, but what is drawn is always validated.
+of types, `enum`, `const`, objects, arrays, bounds, `multipleOf`, `anyOf`, `oneOf`, `allOf`, local `$ref`,
+simple `pattern`s and the common `format`s. Other keywords are not aimed at, but what is drawn is validated.
 """
 
+import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import jsonschema_rs
@@ -212,52 +215,19 @@ class Instances:
         return (low, high)[edge] if edge < 2 else rng.randint(low, high)  # noqa: PLR2004  # two of six are edges
 
     def _object(self, flat: Schema) -> Draw:
-        required = dict.fromkeys(flat.get("required", ()))
+        required = tuple(dict.fromkeys(flat.get("required", ())))
         extra = flat.get("additionalProperties", True)
-        least, most = int(flat.get("minProperties", 0)), int(flat.get("maxProperties", MOST))
-        members = {name: self._lazy(part) for name, part in flat.get("properties", {}).items()}
         other = self._lazy(extra)
-        members |= {name: other for name in required if name not in members}
-        open_ended = extra is not False and "patternProperties" not in flat
-
-        def optional(rng: random.Random, depth: int) -> dict[str, bool]:
-            """Tell the optional members wanted (True) from those that only `minProperties` would need."""
-            names = [name for name in members if name not in required]
-            if self._wild:
-                rng.shuffle(names)
-            return {name: depth < DEEP and (not self._wild or rng.getrandbits(1) > 0) for name in names}
-
-        def fill(drawn: dict[str, Any], names: Iterator[str], rng: random.Random, depth: int) -> None:
-            for name in names:
-                try:
-                    drawn[name] = members.get(name, other)(rng, depth + 1)
-                except NoInstanceError:
-                    continue
-
-        def wanted(drawn: dict[str, Any], rng: random.Random, depth: int) -> Iterator[str]:
-            wishes = optional(rng, depth)
-            for name in sorted(wishes, key=lambda name: not wishes[name]):
-                if len(drawn) < most and (wishes[name] or len(drawn) < least):
-                    yield name
-
-        def added(drawn: dict[str, Any], rng: random.Random, depth: int) -> Iterator[str]:
-            spare = rng.randint(0, 2) if self._wild and open_ended and depth < DEEP else 0
-            goal = min(most, max(least, len(drawn) + spare))
-            for number in range(1, goal + MOST):
-                if len(drawn) >= goal or extra is False:
-                    return
-                if (name := f"extra_{number}") not in members:
-                    yield name
-
-        def draw(rng: random.Random, depth: int) -> Any:
-            drawn = {name: members[name](rng, depth + 1) for name in required}
-            fill(drawn, wanted(drawn, rng, depth), rng, depth)
-            fill(drawn, added(drawn, rng, depth), rng, depth)
-            if not least <= len(drawn) <= most:
-                raise NoInstanceError("the number of members cannot be met")
-            return {name: drawn[name] for name in members if name in drawn} | drawn
-
-        return draw
+        members = {name: self._lazy(part) for name, part in flat.get("properties", {}).items()}
+        return _Members(
+            members=members | {name: other for name in required if name not in members},
+            required=required,
+            other=None if extra is False else other,
+            least=int(flat.get("minProperties", 0)),
+            most=int(flat.get("maxProperties", MOST)),
+            spare=2 if self._wild and "patternProperties" not in flat else 0,
+            wild=self._wild,
+        ).draw
 
     def _array(self, flat: Schema) -> Draw:
         prefix = [self._lazy(part) for part in flat.get("prefixItems", ())]
@@ -320,3 +290,49 @@ def _unseen(one: Draw, rng: random.Random, depth: int, seen: set[Any] | None, tr
         elif (key := identity(item)) not in seen:
             seen.add(key)
             yield item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Members:
+    """How the members of an object are drawn; `spare` is the most that are added without being asked for."""
+
+    members: dict[str, Draw]
+    required: tuple[str, ...]
+    other: Draw | None
+    least: int
+    most: int
+    spare: int
+    wild: bool
+
+    def draw(self, rng: random.Random, depth: int) -> dict[str, Any]:
+        drawn = {name: self.members[name](rng, depth + 1) for name in self.required}
+        for name in self._optional(rng, depth):
+            if len(drawn) < self.most:
+                _try(drawn, name, self.members[name], rng, depth)
+        for name in (name for name in self.members if name not in drawn):
+            if len(drawn) < self.least:
+                _try(drawn, name, self.members[name], rng, depth)
+        for name in self._new_names(rng, depth, len(drawn)):
+            if self.other is not None:
+                _try(drawn, name, self.other, rng, depth)
+        if not self.least <= len(drawn) <= self.most:
+            raise NoInstanceError("the number of members cannot be met")
+        return {name: drawn[name] for name in self.members if name in drawn} | drawn
+
+    def _optional(self, rng: random.Random, depth: int) -> list[str]:
+        if depth >= DEEP:
+            return []
+        names = [name for name in self.members if name not in self.required]
+        return [name for name in names if rng.getrandbits(1)] if self.wild else names
+
+    def _new_names(self, rng: random.Random, depth: int, count: int) -> list[str]:
+        wanted = count + (rng.randint(0, self.spare) if self.spare and depth < DEEP else 0)
+        missing = min(self.most, max(self.least, wanted)) - count
+        free = (name for at in itertools.count(1) if (name := f"extra_{at}") not in self.members)
+        return list(itertools.islice(free, max(0, missing)))
+
+
+def _try(drawn: dict[str, Any], name: str, one: Draw, rng: random.Random, depth: int) -> None:
+    """Draw one more member; a member that cannot be had is left out."""
+    with contextlib.suppress(NoInstanceError):
+        drawn[name] = one(rng, depth + 1)

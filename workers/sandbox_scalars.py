@@ -57,7 +57,7 @@ def matching(pattern: str, least: int, most: int) -> Draw:
 
     def draw(rng: random.Random, _: int) -> str:
         for _attempt in range(PATTERN_ATTEMPTS):
-            text = match(rng)
+            text: str = match(rng)
             if open_end:
                 text = text.ljust(least, "a")
             if least <= len(text) <= most:
