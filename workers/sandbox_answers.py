@@ -1,8 +1,8 @@
 """What the sandbox LLM says: answers filled from a small hand-written knowledge base.
 
-An answer's words depend on the seed, the destination, the theme and the field alone, not on the batch or the wording
-of the prompt: one batch of 25 themes and four smaller ones give the same profile. Destinations that are not in the
-knowledge base get themes made of their name, and months that are as good as dice.
+An answer's words depend on the seed, the destination, the theme and the field alone, not on the batch or the
+wording of the prompt: one batch of 25 themes and four smaller ones give the same profile. Destinations that
+are not in the knowledge base get themes made of their name, and months that are as good as dice.
 """
 
 import functools
@@ -362,7 +362,11 @@ def _generic_place(name: str) -> Place:
         peak=[MONTHS[(start + step) % 12] for step in range(3)],
         avoid=[MONTHS[(start + 6) % 12]],
         generic=True,
-        **{category: _generic_entries(name, category) for category in CATEGORIES},
+        culture=_generic_entries(name, "culture"),
+        food=_generic_entries(name, "food"),
+        adventure=_generic_entries(name, "adventure"),
+        entertainment=_generic_entries(name, "entertainment"),
+        luxury=_generic_entries(name, "luxury"),
     )
 
 

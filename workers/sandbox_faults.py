@@ -1,16 +1,17 @@
-"""What the sandbox LLM does wrong on demand, and how long it takes: the grammars of `--fault` and `--latency`.
+"""What the sandbox LLM does wrong on demand, and how long it takes: `--fault` and `--latency`.
 
-Both are drawn by hash, so that a run can be repeated: a latency depends on prompt and seed, a fault also on how
-many times the prompt was asked before, so that a retry may succeed.
+Both are drawn by hash, so that a run can be repeated: a latency depends on prompt and seed, a fault also on
+how many times the prompt was asked before, so that a retry may succeed.
 """
 
 import hashlib
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Final
+from typing import Any, Final
 
 from config.errors import ConfigError
 
@@ -48,7 +49,7 @@ DRIP_SECONDS: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One rule. `rate` is 0-1; `match` is text that the prompt contains; `times` bounds occurrences per prompt."""
+    """One rule. `rate` is 0-1; the prompt contains `match`; only its first `times` occurrences count."""
 
     kind: str
     rate: float
@@ -163,3 +164,36 @@ def _at_least_zero(text: str) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{text!r} is not a number of at least 0")
     return number
+
+
+def spoil(kind: str, content: str, *, is_valid: Callable[[Any], bool]) -> str:
+    """Turn a good answer into the bad one of this kind; other kinds of fault leave it alone."""
+    if kind in ("invalid", "wrong"):
+        return "Here are a few ideas: {themes: [sunset" if kind == "invalid" else _wrong(is_valid)
+    if kind == "truncated":
+        return content[: len(content) // 2]
+    if kind == "fenced":
+        return f"Here is the JSON you asked for:\n```JSON\n{content}\n```\nI hope that this helps."
+    if kind == "trailing_comma":
+        return f"{content[:-1]},{content[-1]}" if content[-1:] in ("}", "]") else content
+    if kind == "upper_keys":
+        return json.dumps(_upper(json.loads(content)), ensure_ascii=False)
+    return _rewrapped(content) if kind == "wrapped" else content
+
+
+def _wrong(is_valid: Callable[[Any], bool]) -> str:
+    candidates: tuple[Any, ...] = ({"answer": 42}, ["wrong"], "wrong", None, -1.5)
+    return json.dumps(next((wrong for wrong in candidates if not is_valid(wrong)), None))
+
+
+def _upper(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key.upper(): _upper(part) for key, part in value.items()}
+    return [_upper(part) for part in value] if isinstance(value, list) else value
+
+
+def _rewrapped(content: str) -> str:
+    """Take the only wrapper off (`{"themes": […]}` becomes the list), or put one around."""
+    value = json.loads(content)
+    inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
+    return json.dumps(inner if isinstance(inner, list) else {"result": value}, ensure_ascii=False)

@@ -19,7 +19,7 @@ OPEN_NUMBER: Final = 1000
 
 #: Draws of a string from a pattern before its length counts as out of reach.
 PATTERN_ATTEMPTS: Final = 400
-_WORDS: Final = re.findall(
+_WORDS: Final[list[str]] = re.findall(
     r"\w+",
     "sandbox harbour market garden walk river lantern terrace quiet morning old bridge hill song bread "
     "craft light street museum summer",
@@ -50,14 +50,14 @@ def never(reason: str) -> Draw:
 def matching(pattern: str, least: int, most: int) -> Draw:
     """Strings that match a pattern and are `least` to `most` characters long."""
     try:
-        match = compile_pattern(pattern)
+        match: Callable[[random.Random], str] = compile_pattern(pattern)
     except PatternError as exc:
         return never(str(exc))
     open_end = not pattern.endswith("$") and "|" not in pattern
 
     def draw(rng: random.Random, _: int) -> str:
         for _attempt in range(PATTERN_ATTEMPTS):
-            text: str = match(rng)
+            text = match(rng)
             if open_end:
                 text = text.ljust(least, "a")
             if least <= len(text) <= most:
