@@ -1,10 +1,11 @@
 """The sandbox LLM: an OpenAI-compatible HTTP server that stands in where there is no key.
 
-It answers any JSON Schema with a valid instance, filled from a small knowledge base where that helps; it takes
-its time and makes mistakes as it is told. It calls itself `sandbox` in every answer, so that nobody takes it for
-a model. It lives on the event loop that enters it, keeps no state on disk and logs no request.
+It answers any JSON Schema with a valid instance, filled from a small knowledge base where that helps; it
+takes its time and makes mistakes as it is told. It calls itself `sandbox` in every answer, so that nobody
+takes it for a model. It lives on the event loop that enters it, keeps no state on disk and logs no request.
 
-Besides the API it serves `/health`, `/stats` (`?prompts=1` for each prompt), `/stats/reset`, `/log`, `/faults`.
+Besides the API it serves `/health`, `/stats` (`?prompts=1` for each prompt), `/stats/reset`, `/log` and
+`/faults`.
 """
 
 import asyncio

@@ -93,7 +93,7 @@ def parse_fault(text: str) -> Fault:
             retry_after=retry_after if retry_after in (None, "date") else _at_least_zero(retry_after or ""),
             interval_seconds=_at_least_zero(given.get("interval", str(DRIP_SECONDS))),
             match=given.get("match", ""),
-            times=int(given["times"]) if "times" in given else None,
+            times=int(_at_least_zero(given["times"])) if "times" in given else None,
         )
     except ValueError as exc:
         raise ConfigError(f"--fault {text}: {exc}; write {GRAMMAR}") from exc

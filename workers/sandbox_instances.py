@@ -1,8 +1,9 @@
 """Valid instances of a JSON Schema, drawn by a seeded generator: what constrained decoding may say.
 
 A schema is compiled once into drawing functions; drawing then costs microseconds. Handled: all types and
-lists of types, `enum`, `const`, objects, arrays, bounds, `multipleOf`, `anyOf`, `oneOf`, `allOf`, local `$ref`,
-simple `pattern`s and the common `format`s. Other keywords are not aimed at, but what is drawn is validated.
+lists of types, `enum`, `const`, objects, arrays, bounds, `multipleOf`, `anyOf`, `oneOf`, `allOf`, local
+`$ref`, simple `pattern`s and the common `format`s. Other keywords are not aimed at, but what is
+drawn is validated.
 """
 
 import contextlib

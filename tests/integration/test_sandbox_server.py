@@ -182,6 +182,13 @@ async def stats(http: aiohttp.ClientSession, server: SandboxServer, query: str =
         return found
 
 
+async def in_flight(server: SandboxServer, count: int) -> None:
+    """Wait until this many requests are in flight."""
+    async with asyncio.timeout(5):
+        while server.stats()["in_flight"] != count:  # noqa: ASYNC110  # another party's state
+            await asyncio.sleep(0.01)
+
+
 def stages(themes: list[dict[str, str]]) -> list[tuple[str, Any, list[dict[str, str]] | None]]:
     count = len(themes)
     return [
@@ -448,9 +455,7 @@ async def test_a_hanging_request_ends_when_its_caller_hangs_up(http: aiohttp.Cli
     async with SandboxServer(latency="0", faults=["hang=1"]) as server:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(post(http, server, body("discover.food", discover("food"))), 0.2)
-        async with asyncio.timeout(5):
-            while (await stats(http, server))["in_flight"]:
-                await asyncio.sleep(0.01)
+        await in_flight(server, 0)
         assert (await stats(http, server))["by_status"] == {"499": 1}
 
 
@@ -459,8 +464,7 @@ async def test_a_server_with_hanging_requests_still_closes_within_a_second(
 ) -> None:
     async with SandboxServer(latency="0", faults=["hang=1"]) as server:
         waiting = asyncio.create_task(post(http, server, body("discover.food", discover("food"))))
-        while not server.stats()["in_flight"]:
-            await asyncio.sleep(0.01)
+        await in_flight(server, 1)
         started = time.monotonic()
     assert time.monotonic() - started < 1
     with pytest.raises(aiohttp.ClientError):
@@ -482,9 +486,7 @@ async def test_an_endless_body_goes_on_until_the_caller_stops_reading(http: aioh
         async with http.post(f"{server.base_url}/chat/completions", json=asked) as response:
             assert len(await response.content.readexactly(2_000_000)) == 2_000_000
             response.close()
-        async with asyncio.timeout(5):
-            while (await stats(http, server))["in_flight"]:
-                await asyncio.sleep(0.01)
+        await in_flight(server, 0)
 
 
 async def test_faults_are_replaced_and_cleared_while_the_server_runs(http: aiohttp.ClientSession) -> None:

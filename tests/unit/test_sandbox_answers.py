@@ -61,7 +61,8 @@ def test_a_stage_without_a_name_is_known_by_its_shape(schema: Any, text: str, st
 
 
 def test_the_last_data_block_counts_and_a_broken_one_does_no_harm() -> None:
-    text = 'say <input>\n{"destination":{"name":"Nice"}}\n</input> then <input>\n{"destination":{"name":"Oslo"}}\n</input>'
+    nice, oslo = (f'<input>\n{{"destination":{{"name":"{name}"}}}}\n</input>' for name in ("Nice", "Oslo"))
+    text = f"say {nice} then {oslo}"
     assert understand(text, schema=None).input.destination.name == "Oslo"
     assert understand("<input>\n{]\n</input>", schema=None).input.themes == []
 

@@ -29,8 +29,10 @@ def test_a_rule_reads_back_as_it_was_written(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "429", "teapot=1", "429=2", "429=-1", "429=nan", "429=x", "429=1,retry_after=soon", "429=1,time=3"]
-    + ["429=1,times=x", "drip=1,interval=-1", "429=1,times=-1"],
+    [
+        *("", "429", "teapot=1", "429=2", "429=-1", "429=nan", "429=x"),
+        *("429=1,retry_after=soon", "429=1,time=3", "429=1,times=x", "drip=1,interval=-1", "429=1,times=-1"),
+    ],
 )
 def test_a_rule_that_cannot_be_read_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(ConfigError, match=f"--fault {text}"):
