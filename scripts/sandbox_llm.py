@@ -1,0 +1,71 @@
+"""`themes sandbox-llm`: an OpenAI-compatible server that stands in where there is no key."""
+
+import asyncio
+import sys
+
+import click
+
+from workers.sandbox import SandboxServer, serve
+from workers.sandbox_chat import FORMATS, STYLES
+from workers.sandbox_faults import DEFAULT_LATENCY, GRAMMAR, KINDS
+
+
+@click.command(epilog=f"Kinds of fault: {', '.join(KINDS)}.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=8089, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
+)
+@click.option(
+    "--latency",
+    default=DEFAULT_LATENCY,
+    show_default=True,
+    help="0, 50ms, 0.2 (s) or lognormal:MEDIAN:SIGMA.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Another seed gives other answers, delays and faults."
+)
+@click.option("--fault", "faults", multiple=True, metavar="RULE", help=f"{GRAMMAR}; may be repeated.")
+@click.option(
+    "--style", default=STYLES[0], show_default=True, type=click.Choice(STYLES), help="How to answer."
+)
+@click.option(
+    "--formats", default=",".join(FORMATS), show_default=True, help="Response formats that are accepted."
+)
+@click.option(
+    "--format-refusal",
+    default="400",
+    show_default=True,
+    type=click.Choice(["400", "500"]),
+    help="For the others.",
+)
+@click.option("--api-key", metavar="KEY", help="Refuse requests without this key.")
+def command(
+    *,
+    host: str,
+    port: int,
+    latency: str,
+    seed: int,
+    faults: tuple[str, ...],
+    style: str,
+    formats: str,
+    format_refusal: str,
+    api_key: str | None,
+) -> None:
+    """Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line."""
+    server = SandboxServer(
+        host=host,
+        port=port,
+        latency=latency,
+        seed=seed,
+        faults=faults,
+        style=style,
+        formats=[name.strip() for name in formats.split(",")],
+        format_refusal=int(format_refusal),
+        api_key=api_key,
+    )
+    asyncio.run(serve(server, started=_announce))
+
+
+def _announce(base_url: str) -> None:
+    print(base_url, flush=True)
+    print(f"sandbox LLM ready; set OPENAI_BASE_URL={base_url} (Ctrl-C ends it)", file=sys.stderr)
