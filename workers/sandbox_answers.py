@@ -103,6 +103,7 @@ class Theme(msgspec.Struct, frozen=True):
     id: str
     name: str
     category: str = ""
+    description: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -226,7 +227,10 @@ def _each_theme(place: Place, question: Question, members: Schema, seed: int) ->
     answer: dict[str, Any] = {}
     for theme_id, part in members.items():
         theme = known.get(theme_id, Theme(theme_id, f"Sights of {place.name}", CATEGORIES[0]))
-        category, description = place.find(theme.name) or (theme.category, f"{theme.name} in {place.name}.")
+        category, description = place.find(theme.name) or (
+            theme.category,
+            theme.description or f"{theme.name} in {place.name}.",
+        )
         about = About(place, theme.name, theme.category or category, description)
         fields = _members(part)
         if not fields.keys() <= _FIELDS.keys():
