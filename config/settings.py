@@ -220,9 +220,7 @@ class Settings:
 
 def _sections() -> dict[str, type]:
     hints = get_type_hints(Settings)
-    return {
-        item.name: hints[item.name] for item in fields(Settings) if item.name not in {"origins", "state_dir"}
-    }
+    return {item.name: hints[item.name] for item in fields(Settings) if item.name not in {"origins", "state_dir"}}
 
 
 def known_keys() -> dict[str, tuple[Field[Any], Any]]:
@@ -258,11 +256,12 @@ def load(
     file = Path(chosen) if chosen else DEFAULT_FILE
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for key, node_or_text, place in (
+    layers: list[tuple[str, yaml.Node | str, str]] = [
         *_from_file(file),
         *_from_environment(env),
         *((key, text, "command line") for key, text in (overrides or {}).items()),
-    ):
+    ]
+    for key, node_or_text, place in layers:
         value = _parse(key, node_or_text, place)
         values[key] = value
         # The file we ship repeats the defaults: what it leaves alone nobody has set.
@@ -340,16 +339,14 @@ def _compose(path: Path) -> yaml.Node:
     try:
         raw = path.read_bytes()
     except OSError as exc:
-        raise ConfigError(
-            f"{path}: cannot be read ({exc.strerror}); THEMES_CONFIG names the settings file"
-        ) from exc
+        raise ConfigError(f"{path}: cannot be read ({exc.strerror}); THEMES_CONFIG names the settings file") from exc
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: {len(raw)} bytes; a settings file has at most {MAX_FILE_BYTES}")
     try:
         text = raw.decode("utf-8-sig")
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1
+                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise ConfigError(f"{path.name}:{line}: YAML aliases are not allowed; write the value out")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as exc:
@@ -372,11 +369,10 @@ def _pairs(node: yaml.Node, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node
             raise ConfigError(f"{path.name}:{line}: a key must be a plain word")
         here = key.start_mark.line + 1
         if key.value in seen:
-            raise ConfigError(
-                f"{path.name}:{here}: {key.value!r} stands already in line {seen[key.value]}; keep one"
-            )
+            raise ConfigError(f"{path.name}:{here}: {key.value!r} stands already in line {seen[key.value]}; keep one")
         seen[key.value] = here
-    return node.value
+    pairs: list[tuple[yaml.ScalarNode, yaml.Node]] = node.value
+    return pairs
 
 
 def _is_null(node: yaml.Node | str) -> bool:
@@ -387,7 +383,7 @@ def _is_null(node: yaml.Node | str) -> bool:
 
 def _default(key: str) -> Any:
     item, _ = known_keys()[key]
-    return item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
@@ -460,10 +456,7 @@ def _parse_prices(key: str, source: yaml.Node | str, place: str) -> Prices:
         numbers = {name.value: value.value for name, value in node.value}
         if set(numbers) != {"input_usd", "output_usd"}:
             raise ConfigError(shape)
-        usd = {
-            name: _convert(f"{key}.{model.value}.{name}", float, text, place)
-            for name, text in numbers.items()
-        }
+        usd = {name: _convert(f"{key}.{model.value}.{name}", float, text, place) for name, text in numbers.items()}
         if min(usd.values()) < 0:
             raise ConfigError(f"{key}.{model.value}: a price is not below 0 ({place})")
         prices[model.value] = Price(**usd)

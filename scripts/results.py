@@ -12,11 +12,11 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from workers.results.store import AsyncDatabaseManager
 
 from scripts.main import settings_from
 from tasks.errors import ConfigError, JobNotFoundError
 from tasks.messages import Profile
-from workers.results.store import AsyncDatabaseManager
 
 #: Themes named in a table's row.
 TOP: Final = 3

@@ -12,25 +12,17 @@ from workers.sandbox_faults import DEFAULT_LATENCY, GRAMMAR, KINDS
 
 @click.command(epilog=f"Kinds of fault: {', '.join(KINDS)}.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", default=8089, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
-)
+@click.option("--port", default=8089, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option(
     "--latency",
     default=DEFAULT_LATENCY,
     show_default=True,
     help="0, 50ms, 0.2 (s) or lognormal:MEDIAN:SIGMA.",
 )
-@click.option(
-    "--seed", default=0, show_default=True, help="Another seed gives other answers, delays and faults."
-)
+@click.option("--seed", default=0, show_default=True, help="Another seed gives other answers, delays and faults.")
 @click.option("--fault", "faults", multiple=True, metavar="RULE", help=f"{GRAMMAR}; may be repeated.")
-@click.option(
-    "--style", default=STYLES[0], show_default=True, type=click.Choice(STYLES), help="How to answer."
-)
-@click.option(
-    "--formats", default=",".join(FORMATS), show_default=True, help="Response formats that are accepted."
-)
+@click.option("--style", default=STYLES[0], show_default=True, type=click.Choice(STYLES), help="How to answer.")
+@click.option("--formats", default=",".join(FORMATS), show_default=True, help="Response formats that are accepted.")
 @click.option(
     "--format-refusal",
     default="400",

@@ -45,7 +45,7 @@ STOP_MARGIN_SECONDS: Final = 3.0
 
 def backoff_seconds(stillbirths: int) -> float:
     """Seconds to wait before the next start after so many that did not live."""
-    return min(MAX_BACKOFF_SECONDS, 0.5 * 2**stillbirths)
+    return min(MAX_BACKOFF_SECONDS, 0.5 * float(2**stillbirths))
 
 
 @dataclass
@@ -186,15 +186,11 @@ def command(name: str | None, concurrency: int | None) -> int:
     check_server(redis)
     broker = redis
     if settings.celery.broker_url:
-        broker = connect(
-            settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds
-        )
+        broker = connect(settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         check_server(broker)
     # What cannot work is said here, in one line, and not five times by a dying child.
     endpoint(settings.llm)
     Graph(load_stages(settings.pipeline.prompts_dir))
     full_name = f"{name or f'worker-{os.getpid()}'}@{socket.gethostname()}"
     debug = bool(os.environ.get("THEMES_DEBUG"))
-    return Supervisor(
-        settings, redis, broker, full_name, celery_command(settings, full_name, debug=debug)
-    ).run()
+    return Supervisor(settings, redis, broker, full_name, celery_command(settings, full_name, debug=debug)).run()

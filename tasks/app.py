@@ -8,7 +8,7 @@ shared with every other Celery application on the same Redis database.
 from typing import Any, Final
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from config.settings import Settings
 from tasks import keys

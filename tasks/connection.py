@@ -137,6 +137,11 @@ def _readable(url: str) -> Iterator[None]:
         raise ConfigError(f"redis_url: {masked(url)!r} is not valid: {exc}") from exc
 
 
+def text_of(value: object) -> str:
+    """A key or member that redis-py's types call bytes or str: ours come as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def place_of(client: Redis) -> str:
     """Where a client connects to, for people: redis://host:port/db."""
     options = client.connection_pool.connection_kwargs
@@ -157,9 +162,7 @@ def translated(client: Redis) -> Iterator[None]:
             "redis://:PASSWORD@host:port/db"
         ) from exc
     except BusyLoadingError as exc:
-        raise RedisUnavailableError(
-            f"Redis at {place} is still loading its data: try again in a moment"
-        ) from exc
+        raise RedisUnavailableError(f"Redis at {place} is still loading its data: try again in a moment") from exc
     except NoPermissionError as exc:
         raise RedisUnavailableError(
             f"Redis at {place} does not let this user in ({_said(exc)}): give it the keys themes:* and all commands"
@@ -167,9 +170,7 @@ def translated(client: Redis) -> Iterator[None]:
     except RedisTimeoutError as exc:
         raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_START}") from exc
     except InvalidResponse as exc:
-        raise RedisUnavailableError(
-            f"what listens at {place} is no Redis ({_said(exc)}): set REDIS_URL"
-        ) from exc
+        raise RedisUnavailableError(f"what listens at {place} is no Redis ({_said(exc)}): set REDIS_URL") from exc
     except RedisConnectionError as exc:
         raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
     except ResponseError as exc:
@@ -211,9 +212,7 @@ def check_server(client: Redis) -> ServerFacts:
     if info.get("role") == "slave" and info.get("slave_read_only", 1):
         raise RedisUnavailableError(f"Redis at {place} is a read-only replica: set REDIS_URL to its master")
     if info.get("cluster_enabled"):
-        raise RedisUnavailableError(
-            f"Redis at {place} is a cluster, which Celery's queues cannot use: set REDIS_URL"
-        )
+        raise RedisUnavailableError(f"Redis at {place} is a cluster, which Celery's queues cannot use: set REDIS_URL")
     return ServerFacts(
         version=version,
         policy=policy,

@@ -106,9 +106,7 @@ class SeenIds:
         self._many.execute("PRAGMA journal_mode = OFF")
         self._many.execute("CREATE TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID")
         self._many.execute("BEGIN")
-        self._many.executemany(
-            "INSERT INTO seen VALUES (?)", ((bytes.fromhex(id_),) for id_ in sorted(self._few))
-        )
+        self._many.executemany("INSERT INTO seen VALUES (?)", ((bytes.fromhex(id_),) for id_ in sorted(self._few)))
         self._few = set()
 
 
@@ -195,7 +193,7 @@ class Reader:
     def _open(self) -> IO[bytes]:
         source = self._source
         if hasattr(source, "read"):
-            return source  # type: ignore[return-value]  # a binary file, by the signature
+            return source
         if source == "-":
             return sys.stdin.buffer
         try:
@@ -380,9 +378,7 @@ def _headerless(count: int) -> list[str]:
 
 def _cells(columns: list[str], cells: list[str]) -> dict[str, Any] | _Bad:
     if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
-        return _Bad(
-            f"{len(cells)} columns where {len(columns)} are expected; is a name with a comma not quoted?"
-        )
+        return _Bad(f"{len(cells)} columns where {len(columns)} are expected; is a name with a comma not quoted?")
     return dict(zip(columns, cells, strict=False))
 
 

@@ -29,7 +29,7 @@ def decode(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
     return msgspec.structs.replace(event, id=entry_id.decode())
 
 
-def encode(event: Event) -> dict[str, bytes]:
+def encode(event: Event) -> dict[Any, Any]:
     """One event as the fields of a stream entry; its id is the stream's business."""
     return {"e": msgspec.json.encode(msgspec.structs.replace(event, id=""))}
 

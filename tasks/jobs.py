@@ -14,6 +14,7 @@ import msgspec
 from redis import Redis
 
 from tasks import keys
+from tasks.connection import text_of
 from tasks.errors import JobNotFoundError
 from tasks.messages import Event, JobClosed, JobOpened, JobOptions, entry_fields
 
@@ -160,9 +161,7 @@ def status_of(fields: dict[str, str], *, now: float) -> JobStatus:
     )
 
 
-def _rate(
-    fields: dict[str, str], *, now: float, started: float | None, finished: float | None, ended: int
-) -> float:
+def _rate(fields: dict[str, str], *, now: float, started: float | None, finished: float | None, ended: int) -> float:
     """Destinations a second: of the whole job when it has ended, else of the last seconds."""
     if finished and started:
         return ended / max(finished - started, 0.001)
@@ -174,16 +173,16 @@ def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:
     """The newest jobs first."""
     for job_id in redis.zrevrange(keys.JOBS, 0, limit - 1):
         try:
-            yield status(redis, job_id.decode())
+            yield status(redis, text_of(job_id))
         except JobNotFoundError:
             # Its entry has reached the end of its life: the list follows.
-            redis.zrem(keys.JOBS, job_id)
+            redis.zrem(keys.JOBS, text_of(job_id))
 
 
 def latest(redis: Redis) -> str | None:
     """The id of the job that was created last."""
     newest = redis.zrevrange(keys.JOBS, 0, 0)
-    return newest[0].decode() if newest else None
+    return text_of(newest[0]) if newest else None
 
 
 def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:

@@ -97,6 +97,4 @@ def cache(digest: str) -> str:
 
 def queue_keys() -> list[str]:
     """The Redis lists that make up the Celery queue, most urgent first."""
-    return [
-        f"{PREFIX}{QUEUE}{PRIORITY_SEPARATOR}{step}" if step else f"{PREFIX}{QUEUE}" for step in PRIORITIES
-    ]
+    return [f"{PREFIX}{QUEUE}{PRIORITY_SEPARATOR}{step}" if step else f"{PREFIX}{QUEUE}" for step in PRIORITIES]

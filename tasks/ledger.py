@@ -21,7 +21,8 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
-from tasks.messages import Chunk, JobInputs, Result, entry_fields, pack, unpack
+from tasks.connection import text_of
+from tasks.messages import Chunk, Destination, JobInputs, Result, entry_fields, pack, unpack
 
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
@@ -108,11 +109,9 @@ class Taken:
     finished: frozenset[str]
 
 
-def write_chunks(
-    pipeline: Any, job_id: str, labelled: Iterable[tuple[Chunk, str]], *, compress: bool
-) -> None:
+def write_chunks(pipeline: Any, job_id: str, labelled: Iterable[tuple[Chunk, str]], *, compress: bool) -> None:
     """Queue the commands that enter chunks and their destinations: the ledger first, messages after."""
-    inputs = []
+    inputs: list[Destination] = []
     for chunk, label in labelled:
         pipeline.hset(keys.chunks(job_id), chunk.chunk_id, pack(chunk, compress=compress))
         pipeline.hset(keys.labels(job_id), chunk.chunk_id, label)
@@ -204,9 +203,7 @@ class Ledger:
         chunk = taken.chunk
         left = [item for item in chunk.destinations if item.id not in taken.finished]
         singles = [
-            Chunk(
-                chunk.job_id, f"{chunk.chunk_id}.{number}", (item,), attempt=chunk.attempt + taken.deliveries
-            )
+            Chunk(chunk.job_id, f"{chunk.chunk_id}.{number}", (item,), attempt=chunk.attempt + taken.deliveries)
             for number, item in enumerate(left)
         ]
         async with self._redis.pipeline(transaction=True) as pipeline:
@@ -223,16 +220,14 @@ class Ledger:
 
     async def sweep(self, job_id: str) -> tuple[int, list[str]]:
         """End dead leases. Returns how many chunks wait without one, and the ids whose lease has just died."""
-        waiting, *dead = await self._sweep(
-            keys=[keys.leases(job_id), keys.owners(job_id), keys.chunks(job_id)]
-        )
+        waiting, *dead = await self._sweep(keys=[keys.leases(job_id), keys.owners(job_id), keys.chunks(job_id)])
         return int(waiting), [chunk_id.decode() for chunk_id in dead]
 
     async def oldest_waiting(self, job_id: str, count: int) -> list[str]:
         """At most `count` chunk ids without a lease, in the order in which the producer made them."""
         held = set(await self._redis.zrange(keys.leases(job_id), 0, -1))
         known = await self._redis.hkeys(keys.chunks(job_id))
-        return [chunk_id.decode() for chunk_id in sorted(set(known) - held)[:count]]
+        return sorted({text_of(one) for one in known} - {text_of(one) for one in held})[:count]
 
     async def queued_messages(self, broker: AsyncRedis) -> int:
         """Messages in the Celery queue, all priorities together."""

@@ -280,7 +280,7 @@ def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress:
     return _RAW + raw
 
 
-def entry_fields(entry: "StreamEntry", *, compress: bool = True) -> dict[str, bytes]:
+def entry_fields(entry: "StreamEntry", *, compress: bool = True) -> dict[Any, Any]:
     """The fields of one entry on the results stream."""
     return {"b": pack(entry, compress=compress)}
 
@@ -296,9 +296,7 @@ def unpack(data: bytes, type_: Any) -> Any:
         if codec == _ZSTD:
             size = zstandard.frame_content_size(body)
             if not 0 <= size <= MAX_UNPACKED_BYTES:
-                raise WireError(
-                    f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed"
-                )
+                raise WireError(f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed")
             body = zstandard.ZstdDecompressor().decompress(body)
         elif codec != _RAW:
             raise WireError(f"unknown codec byte {codec!r}")

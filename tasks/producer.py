@@ -54,9 +54,7 @@ def chunk_size(left: int, lanes: int, largest: int) -> int:
     return max(1, min(largest, left // (SHARES_PER_LANE * max(1, lanes))))
 
 
-def cut(
-    destinations: Iterator[Destination], *, lanes: int, largest: int
-) -> Iterator[tuple[Destination, ...]]:
+def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Iterator[tuple[Destination, ...]]:
     """Cut a stream of unknown length into chunks that shrink towards its end.
 
     Looks ahead just far enough to know that a chunk of `largest` is still right; memory does not grow with the stream.
@@ -144,9 +142,7 @@ class _Enqueuing:
         try:
             jobs.cancel(self._redis, job_id, compress=self._compress)
         except RedisError as exc:
-            log.warning(
-                "action=cancel job_id=%s could not be cancelled after a failed enqueue: %s", job_id, exc
-            )
+            log.warning("action=cancel job_id=%s could not be cancelled after a failed enqueue: %s", job_id, exc)
 
     def _publish_all(self, job_id: str, rows: Iterator[Destination]) -> int:
         pool = self._settings.performance_optimization.worker_pool_size

@@ -112,9 +112,7 @@ class ChunkRunner:
             options = await self._options(job_id)
             await self._ledger.give_back(job_id, chunk_id)
         except (RedisError, OSError) as exc:
-            log.warning(
-                "action=give_back job_id=%s chunk_id=%s its lease must run out: %s", job_id, chunk_id, exc
-            )
+            log.warning("action=give_back job_id=%s chunk_id=%s its lease must run out: %s", job_id, chunk_id, exc)
             return
         await self._wake(job_id, [(chunk_id, "given back")], options.priority)
         log.info("action=give_back job_id=%s chunk_id=%s in the middle of its work", job_id, chunk_id)
@@ -185,9 +183,7 @@ class ChunkRunner:
             return await self._give_back(chunk, options, len(unstarted))
         return ChunkEnd.DONE
 
-    async def _destination(
-        self, chunk: Chunk, destination: Destination, delivery: int, options: JobOptions
-    ) -> None:
+    async def _destination(self, chunk: Chunk, destination: Destination, delivery: int, options: JobOptions) -> None:
         """Make one destination's result and publish it; errors that may pass are tried again first."""
         began = time.perf_counter()
         usage = Usage()
@@ -234,9 +230,7 @@ class ChunkRunner:
         """End our lease, and wake another worker for what is left."""
         await self._ledger.give_back(chunk.job_id, chunk.chunk_id)
         await self._wake(chunk.job_id, [(chunk.chunk_id, f"{count} given back")], options.priority)
-        log.info(
-            "action=give_back job_id=%s chunk_id=%s destinations=%d", chunk.job_id, chunk.chunk_id, count
-        )
+        log.info("action=give_back job_id=%s chunk_id=%s destinations=%d", chunk.job_id, chunk.chunk_id, count)
         return ChunkEnd.GIVEN_BACK
 
     async def _quarantine(self, taken: Taken, options: JobOptions) -> ChunkEnd:

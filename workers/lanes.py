@@ -60,9 +60,7 @@ class Lanes(Generic[T]):
         return f"<Lanes size={self.size} busy={self.busy} waiting={self.waiting} steal={self.steal}>"
 
     async def __aenter__(self) -> Self:
-        self._tasks = [
-            asyncio.create_task(self._serve(lane), name=f"lane {lane}") for lane in range(self.size)
-        ]
+        self._tasks = [asyncio.create_task(self._serve(lane), name=f"lane {lane}") for lane in range(self.size)]
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -114,7 +114,7 @@ class Runtime:
     def _run_loop(self) -> None:
         try:
             asyncio.run(self._live())
-        except BaseException as exc:  # noqa: BLE001  # handed to the thread that waits in `start`, or said
+        except BaseException as exc:  # handed to the thread that waits in `start`, or said
             if self._started.done():
                 log.critical("action=runtime_lost the worker's loop ended: %s", exc, exc_info=exc)
             else:
@@ -127,9 +127,7 @@ class Runtime:
         limits = settings.performance_optimization
         profiler = PerformanceProfiler(enabled=limits.enable_performance_profiling)
         async with contextlib.AsyncExitStack() as stack:
-            redis = connect_async(
-                self._redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds
-            )
+            redis = connect_async(self._redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
             stack.push_async_callback(redis.aclose)
             cache = PersistentLLMCache(
                 redis if limits.enable_persistent_cache else None,
@@ -142,9 +140,7 @@ class Runtime:
             client = ChatClient(settings.llm, max_connections=limits.llm_connection_pool_size)
             stack.push_async_callback(client.close)
             pool = LLMConnectionPool(limits.llm_connection_pool_size, profiler)
-            generator = FocusedLLMGenerator(
-                client=client, pool=pool, cache=cache, profiler=profiler, settings=settings
-            )
+            generator = FocusedLLMGenerator(client=client, pool=pool, cache=cache, profiler=profiler, settings=settings)
             publisher = await stack.enter_async_context(
                 EventPublisher(
                     redis,
@@ -194,13 +190,9 @@ class Runtime:
                     "source": record.source,
                     "answers": count,
                 }
-                publisher.publish(
-                    Event("stage.done", job_id, destination.id, data=data | {"name": destination.label})
-                )
+                publisher.publish(Event("stage.done", job_id, destination.id, data=data | {"name": destination.label}))
 
-            outcome = await processor.process(
-                destination, use_cache=use_cache, attempt=attempt, on_stage=on_stage
-            )
+            outcome = await processor.process(destination, use_cache=use_cache, attempt=attempt, on_stage=on_stage)
             return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
 
         processor = FocusedPromptProcessor(self._graph, generator, settings=self._settings, profiler=profiler)
@@ -235,7 +227,7 @@ class Runtime:
             try:
                 await self._chunks.renew()
                 profiler.sample()
-                report = {
+                report: dict[Any, Any] = {
                     "name": self._name,
                     "host": socket.gethostname(),
                     "pid": os.getpid(),

@@ -37,9 +37,7 @@ SHUTDOWN_SECONDS: Final = 0.2
 #: Bytes that a request may have.
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 _JSON: Final = "application/json"
-_HTML: Final = (
-    "<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"
-)
+_HTML: Final = "<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"
 #: Fault kind -> status, type, code and message of its error body.
 _ERRORS: Final = {
     "429": (429, "rate_limit_error", "rate_limit_exceeded", "Rate limit reached for requests."),
@@ -201,9 +199,7 @@ class SandboxServer:
         app.router.add_post("/v1/chat/completions", self._handle_chat)
         app.router.add_get("/v1/models", self._guarded(lambda _: models))
         app.router.add_get("/health", _answering(lambda _: {"status": "ok"}))
-        app.router.add_get(
-            "/stats", _answering(lambda asked: self.stats(prompts=asked.query.get("prompts") == "1"))
-        )
+        app.router.add_get("/stats", _answering(lambda asked: self.stats(prompts=asked.query.get("prompts") == "1")))
         app.router.add_post("/stats/reset", self._reset_stats)
         app.router.add_get("/log", _answering(lambda _: self.log()))
         app.router.add_get("/faults", _answering(lambda _: [str(fault) for fault in self._faults]))
@@ -211,9 +207,7 @@ class SandboxServer:
         app.router.add_route("*", "/{path:.*}", _not_found)
         return app
 
-    def _guarded(
-        self, answer: Callable[[web.Request], Any]
-    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _guarded(self, answer: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
             try:
                 self._check_key(request)
@@ -235,9 +229,7 @@ class SandboxServer:
         try:
             self.set_faults(msgspec.json.decode(await request.read(), type=list[str]))
         except (ConfigError, msgspec.DecodeError) as exc:
-            return _respond(
-                error_body(str(exc), kind="invalid_request_error", code="invalid_fault"), status=400
-            )
+            return _respond(error_body(str(exc), kind="invalid_request_error", code="invalid_fault"), status=400)
         return _respond([str(fault) for fault in self._faults])
 
     async def _handle_chat(self, request: web.Request) -> web.StreamResponse:

@@ -290,9 +290,7 @@ def _some_of(field: str) -> Callable[[About, Dice], list[str]]:
 def _groups(place: Place, themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[list[str]]:
     del place
     allowed = schema.get("items", {}).get("items", {}).get("enum")
-    foods = [
-        theme.id for theme in themes if theme.category == "food" and (not allowed or theme.id in allowed)
-    ]
+    foods = [theme.id for theme in themes if theme.category == "food" and (not allowed or theme.id in allowed)]
     return [foods[:2]] if len(foods) > 1 and dice.below(4) == 0 else []
 
 

@@ -115,9 +115,7 @@ class Chat:
         except msgspec.DecodeError as exc:
             raise Refusal(400, f"The request could not be read: {exc}", code="invalid_request") from exc
         if asked.stream:
-            raise Refusal(
-                400, "The sandbox does not stream: leave out 'stream'.", code="unsupported_parameter"
-            )
+            raise Refusal(400, "The sandbox does not stream: leave out 'stream'.", code="unsupported_parameter")
         wanted = asked.response_format or ResponseFormat()
         if wanted.type not in self._formats:
             raise Refusal(
@@ -127,13 +125,9 @@ class Chat:
             )
         named = wanted.json_schema
         if wanted.type == "json_schema" and (named is None or bytes(named.schema) == b"true"):
-            raise Refusal(
-                400, "Missing parameter: 'response_format.json_schema.schema'.", code="missing_parameter"
-            )
+            raise Refusal(400, "Missing parameter: 'response_format.json_schema.schema'.", code="missing_parameter")
         text = "\n".join(message.text for message in asked.messages)
-        schema = (
-            bytes(named.schema) if wanted.type == "json_schema" and named is not None else _schema_line(text)
-        )
+        schema = bytes(named.schema) if wanted.type == "json_schema" and named is not None else _schema_line(text)
         instances = self._compiled(schema) if schema is not None else None
         name = named.name if wanted.type == "json_schema" and named is not None else ""
         return Prompt(
@@ -142,9 +136,7 @@ class Chat:
             seed=self._seed if asked.seed is None else hash((self._seed, asked.seed)),
             max_tokens=asked.max_completion_tokens or asked.max_tokens,
             instances=instances,
-            question=understand_question(
-                text, schema=instances.schema if instances else None, schema_name=name
-            ),
+            question=understand_question(text, schema=instances.schema if instances else None, schema_name=name),
             wants_json=wanted.type != "text",
         )
 
@@ -154,9 +146,7 @@ class Chat:
             try:
                 compiled = Instances(msgspec.json.decode(schema), wild=self._wild)
             except ValueError as exc:
-                raise Refusal(
-                    400, f"Invalid schema for response_format: {exc}", code="invalid_schema"
-                ) from exc
+                raise Refusal(400, f"Invalid schema for response_format: {exc}", code="invalid_schema") from exc
             if len(self._schemas) >= SCHEMAS_KEPT:
                 del self._schemas[next(iter(self._schemas))]
             self._schemas[schema] = compiled

@@ -54,8 +54,7 @@ def _members(one: Schema, other: Schema) -> Schema:
     left_extra, right_extra = one.get("additionalProperties", True), other.get("additionalProperties", True)
     return {
         "properties": {
-            name: {"allOf": [left.get(name, left_extra), right.get(name, right_extra)]}
-            for name in {**left, **right}
+            name: {"allOf": [left.get(name, left_extra), right.get(name, right_extra)]} for name in {**left, **right}
         },
         "additionalProperties": False
         if left_extra is False or right_extra is False

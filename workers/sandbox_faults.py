@@ -102,9 +102,7 @@ def parse_fault(text: str) -> Fault:
     return fault
 
 
-def choose_fault(
-    faults: Sequence[Fault], *, text: str, digest: str, seed: int, occurrence: int
-) -> Fault | None:
+def choose_fault(faults: Sequence[Fault], *, text: str, digest: str, seed: int, occurrence: int) -> Fault | None:
     """Return the first rule that applies to this prompt at its `occurrence`-th time (from 0), or None."""
     for place, fault in enumerate(faults):
         if fault.times is not None and occurrence >= fault.times:

@@ -104,12 +104,8 @@ def number(flat: Schema, *, whole: bool) -> Draw:
 
 def _range(flat: Schema) -> tuple[Decimal, Decimal, bool, bool]:
     """Read the lowest and highest number, and whether each itself is excluded."""
-    lows = [
-        (Decimal(str(flat[key])), key != "minimum") for key in ("minimum", "exclusiveMinimum") if key in flat
-    ]
-    highs = [
-        (Decimal(str(flat[key])), key == "maximum") for key in ("maximum", "exclusiveMaximum") if key in flat
-    ]
+    lows = [(Decimal(str(flat[key])), key != "minimum") for key in ("minimum", "exclusiveMinimum") if key in flat]
+    highs = [(Decimal(str(flat[key])), key == "maximum") for key in ("maximum", "exclusiveMaximum") if key in flat]
     span = Decimal(OPEN_NUMBER) * max(Decimal(1), Decimal(str(flat.get("multipleOf", 1))))
     low, above = max(lows) if lows else (None, False)
     high, included = min(highs) if highs else (None, True)
@@ -124,16 +120,12 @@ def _range(flat: Schema) -> tuple[Decimal, Decimal, bool, bool]:
 FORMATS: Final[dict[str, Callable[[random.Random], str]]] = {
     "date": lambda rng: f"{rng.randint(1990, 2030)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}",
     "time": lambda rng: f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}:00Z",
-    "date-time": lambda rng: (
-        f"{rng.randint(1990, 2030)}-{rng.randint(1, 12):02}-01T{rng.randint(0, 23):02}:00:00Z"
-    ),
+    "date-time": lambda rng: f"{rng.randint(1990, 2030)}-{rng.randint(1, 12):02}-01T{rng.randint(0, 23):02}:00:00Z",
     "duration": lambda rng: f"P{rng.randint(1, 30)}D",
     "email": lambda rng: f"{rng.choice(_WORDS)}{rng.randint(1, 99)}@example.com",
     "hostname": lambda rng: f"{rng.choice(_WORDS)}.example.com",
     "ipv4": lambda rng: f"192.0.2.{rng.randint(0, 255)}",
     "ipv6": lambda rng: f"2001:db8::{rng.randint(1, 9999)}",
     "uri": lambda rng: f"https://example.com/{rng.choice(_WORDS)}/{rng.randint(1, 99)}",
-    "uuid": lambda rng: "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}".format(
-        *map(rng.getrandbits, (32, 16, 12, 12, 48))
-    ),
+    "uuid": lambda rng: "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}".format(*map(rng.getrandbits, (32, 16, 12, 12, 48))),
 }

@@ -131,9 +131,7 @@ def body(
     if themes is not None:
         data["themes"] = themes
     kind = stage.partition(".")[2]
-    asks = (
-        f"Find themes of the kind **{kind}**." if stage.startswith("discover") else f"Answer about {stage}."
-    )
+    asks = f"Find themes of the kind **{kind}**." if stage.startswith("discover") else f"Answer about {stage}."
     user = f"{asks}{text}\n\n<input>\n{json.dumps(data, ensure_ascii=False)}\n</input>"
     system = "You are a travel researcher."
     request: dict[str, Any] = {"model": "gpt-x", **more}
@@ -216,9 +214,7 @@ async def test_every_demo_destination_is_answered_from_knowledge(http: aiohttp.C
     async with SandboxServer(latency="0") as server:
         for place in knowledge().places:
             for category in CATEGORIES:
-                asked = body(
-                    f"discover.{category}", discover(category), name=place.name, country=place.country
-                )
+                asked = body(f"discover.{category}", discover(category), name=place.name, country=place.country)
                 answer = await ask(http, server, asked)
                 assert [theme["name"] for theme in answer["themes"]] == [n for n, _ in place.themes(category)]
 
@@ -251,9 +247,7 @@ async def test_a_theme_is_judged_alike_in_small_and_large_batches(http: aiohttp.
                 server,
                 body(stage, each(stage, len(themes)), name="Paris", country="France", themes=themes),
             )
-            few = await ask(
-                http, server, body(stage, each(stage, 1), name="Paris", country="France", themes=alone)
-            )
+            few = await ask(http, server, body(stage, each(stage, 1), name="Paris", country="France", themes=alone))
             assert few["t1"] == many["t6"]
 
 
@@ -346,9 +340,7 @@ async def test_a_wrong_key_is_refused(http: aiohttp.ClientSession) -> None:
         {"messages": [], "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
     ],
 )
-async def test_unreadable_requests_get_a_400_that_says_why(
-    http: aiohttp.ClientSession, request_body: Any
-) -> None:
+async def test_unreadable_requests_get_a_400_that_says_why(http: aiohttp.ClientSession, request_body: Any) -> None:
     async with SandboxServer(latency="0") as server:
         status, answer = await post(http, server, request_body)
         assert status == 400
@@ -436,9 +428,7 @@ async def test_empty_refused_and_filtered_answers_look_like_the_originals(
 async def test_an_html_page_comes_with_status_502(http: aiohttp.ClientSession) -> None:
     async with (
         SandboxServer(latency="0", faults=["html=1"]) as server,
-        http.post(
-            f"{server.base_url}/chat/completions", json=body("discover.food", discover("food"))
-        ) as response,
+        http.post(f"{server.base_url}/chat/completions", json=body("discover.food", discover("food"))) as response,
     ):
         assert response.status == 502
         assert response.content_type == "text/html"

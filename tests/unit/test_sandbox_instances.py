@@ -15,9 +15,7 @@ Schema = dict[str, Any]
 
 
 def sized(low: str, high: str, most: int) -> st.SearchStrategy[Schema]:
-    return st.tuples(st.integers(0, most), st.integers(0, most)).map(
-        lambda pair: {low: min(pair), high: max(pair)}
-    )
+    return st.tuples(st.integers(0, most), st.integers(0, most)).map(lambda pair: {low: min(pair), high: max(pair)})
 
 
 def some(bounds: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
@@ -55,9 +53,7 @@ numbers = st.builds(
     some(st.floats(-9, 9).map(lambda low: {"minimum": low, "maximum": low + 1.5})),
     st.sampled_from([{}, {"multipleOf": 0.01}, {"multipleOf": 0.25}]),
 )
-exclusive = st.floats(-1e6, 1e6).map(
-    lambda n: {"type": "number", "exclusiveMinimum": n, "exclusiveMaximum": n + 0.125}
-)
+exclusive = st.floats(-1e6, 1e6).map(lambda n: {"type": "number", "exclusiveMinimum": n, "exclusiveMaximum": n + 0.125})
 enums = st.lists(values, min_size=1, max_size=6).map(lambda choices: {"enum": choices})
 consts = values.map(lambda value: {"const": value})
 simple = st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": ["string", "null", "integer"]}, {}])
@@ -169,9 +165,7 @@ def test_all_of_folds_bounds_members_and_types() -> None:
     }
     for seed in range(20):
         try:
-            instance = Instances({**schema, "additionalProperties": True}, wild=True).draw(
-                random.Random(seed)
-            )
+            instance = Instances({**schema, "additionalProperties": True}, wild=True).draw(random.Random(seed))
         except NoInstanceError:
             pytest.fail("a and b can be met")
         assert instance["a"] == 4
@@ -230,9 +224,7 @@ def test_pattern_draws_match_their_pattern(pattern: str) -> None:
         assert re.search(pattern, draw(rng))
 
 
-@pytest.mark.parametrize(
-    "pattern", [r"(?=a)b", r"(a", r"a)", r"*a", r"[z-a]", r"\1", r"a{x}", "[", r"[^\s\S]"]
-)
+@pytest.mark.parametrize("pattern", [r"(?=a)b", r"(a", r"a)", r"*a", r"[z-a]", r"\1", r"a{x}", "[", r"[^\s\S]"])
 def test_patterns_beyond_the_simple_ones_are_refused_by_name(pattern: str) -> None:
     with pytest.raises(PatternError):
         compile_pattern(pattern)

@@ -126,9 +126,7 @@ class PersistentLLMCache:
 
     def __repr__(self) -> str:
         tier = "off" if self._redis is None else "paused" if self._is_paused() else "on"
-        return (
-            f"<PersistentLLMCache redis={tier} hits={self.hits} misses={self.misses} memory={self._memory!r}>"
-        )
+        return f"<PersistentLLMCache redis={tier} hits={self.hits} misses={self.misses} memory={self._memory!r}>"
 
     def statistics(self) -> dict[str, int]:
         """Counts since the process started."""
@@ -201,7 +199,7 @@ class PersistentLLMCache:
     async def _read_all(self) -> None:
         while self._asked:
             asked, self._asked = self._asked, {}
-            values: list[bytes | None] = [None] * len(asked)
+            values: list[Any] = [None] * len(asked)
             try:
                 if self._redis is not None:
                     values = await self._redis.mget([keys.cache(key) for key in asked])
@@ -217,7 +215,5 @@ class PersistentLLMCache:
 
     def _pause(self, exc: Exception) -> None:
         if not self._is_paused():
-            log.warning(
-                "action=cache_degraded Redis does not answer, the memory cache goes on alone: %s", exc
-            )
+            log.warning("action=cache_degraded Redis does not answer, the memory cache goes on alone: %s", exc)
         self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS

@@ -182,9 +182,7 @@ class ChatClient:
     ) -> bytes:
         instructions = prompt.instructions
         if style is not AnswerFormat.JSON_SCHEMA:
-            instructions = (
-                f"{instructions}\n\nAnswer with one JSON object.\nJSON Schema: {prompt.schema.text}"
-            )
+            instructions = f"{instructions}\n\nAnswer with one JSON object.\nJSON Schema: {prompt.schema.text}"
         messages = [
             {"role": "system", "content": prompt.system},
             {"role": "user", "content": f"{instructions}\n\n{prompt.data}"},
@@ -225,9 +223,7 @@ class ChatClient:
             seconds = self._settings.request_timeout_seconds
             raise EndpointDownError(f"{self._base_url}: no answer within {seconds:g} s") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise EndpointDownError(
-                f"{self._base_url}: connection lost ({type(exc).__name__}: {exc})"
-            ) from exc
+            raise EndpointDownError(f"{self._base_url}: connection lost ({type(exc).__name__}: {exc})") from exc
         if status != 200:  # noqa: PLR2004
             raise self._error(status, headers, raw, style)
         return self._answer(raw, body, style)
@@ -249,9 +245,7 @@ class ChatClient:
         if status in {401, 403}:
             return BadRequestError(f"{place} (the key is refused: check OPENAI_API_KEY)")
         if status == 404:  # noqa: PLR2004
-            return BadRequestError(
-                f"{place} (check OPENAI_BASE_URL, which ends in /v1 mostly, and THEMES_MODEL)"
-            )
+            return BadRequestError(f"{place} (check OPENAI_BASE_URL, which ends in /v1 mostly, and THEMES_MODEL)")
         return BadRequestError(place)
 
     def _blames_format(self, status: int, message: str, style: AnswerFormat) -> bool:
@@ -295,16 +289,15 @@ class ChatClient:
 
     def _choice(self, choice: dict[str, Any], data: dict[str, Any], body: bytes) -> RawAnswer:
         message = choice.get("message") or {}
-        usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
+        usage: dict[str, Any] = data["usage"] if isinstance(data.get("usage"), dict) else {}
         text = _content(message)
-        prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        estimated = not (isinstance(prompt_tokens, int) and isinstance(completion_tokens, int))
+        estimated = not all(isinstance(usage.get(key), int) for key in ("prompt_tokens", "completion_tokens"))
         answer = RawAnswer(
             text=text,
             is_truncated=choice.get("finish_reason") == "length",
             model=str(data.get("model") or self.model),
-            prompt_tokens=len(body) // CHARACTERS_PER_TOKEN if estimated else prompt_tokens,
-            completion_tokens=len(text) // CHARACTERS_PER_TOKEN if estimated else completion_tokens,
+            prompt_tokens=len(body) // CHARACTERS_PER_TOKEN if estimated else int(usage["prompt_tokens"]),
+            completion_tokens=len(text) // CHARACTERS_PER_TOKEN if estimated else int(usage["completion_tokens"]),
             estimated=estimated,
         )
         refusal = message.get("refusal")

@@ -79,7 +79,7 @@ def backoff_seconds(attempt: int, *, base: float, most: float, draw: float) -> f
     Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. Half of the delay is kept, so that
     a retry never comes at once.
     """
-    ceiling = min(most, base * 2 ** (attempt - 1))
+    ceiling = min(most, base * float(2 ** (attempt - 1)))
     return ceiling / 2 + draw * ceiling / 2
 
 
@@ -105,9 +105,7 @@ class FocusedLLMGenerator:
     def __repr__(self) -> str:
         return f"<FocusedLLMGenerator {self._client!r} {self._pool!r} {self._flights!r}>"
 
-    async def answer(
-        self, prompt: Prompt, *, account: Account, rank: int, use_cache: bool = True
-    ) -> Completion:
+    async def answer(self, prompt: Prompt, *, account: Account, rank: int, use_cache: bool = True) -> Completion:
         """The completion of a prompt, from the cache, from an equal prompt in flight, or from the LLM.
 
         Args:
@@ -129,9 +127,7 @@ class FocusedLLMGenerator:
                 account.cache_hits += 1
                 return Completion(value=known.value, model=known.model, source="cached")
         flight_key = key if use_cache else f"{key}-fresh"
-        completion, joined = await self._flights.run(
-            flight_key, lambda: self._ask(prompt, key, account.spend, rank)
-        )
+        completion, joined = await self._flights.run(flight_key, lambda: self._ask(prompt, key, account.spend, rank))
         if joined:
             account.coalesced += 1
             return Completion(value=completion.value, model=completion.model, source="coalesced")
@@ -184,14 +180,10 @@ class FocusedLLMGenerator:
                 if attempt > limits.max_llm_retries:
                     raise
                 delay = self._delay(exc, attempt)
-                log.info(
-                    "action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", prompt.stage, attempt, delay, exc
-                )
+                log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", prompt.stage, attempt, delay, exc)
             await asyncio.sleep(delay)
 
-    async def _once(
-        self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend
-    ) -> RawAnswer:
+    async def _once(self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend) -> RawAnswer:
         began = time.perf_counter()
         try:
             raw = await self._client.complete(prompt, max_tokens=max_tokens, spend=spend, history=history)

@@ -40,7 +40,7 @@ class Histogram:
         for index in sorted(self.buckets):
             seen += self.buckets[index]
             if seen >= rank:
-                return min(SMALLEST * GROWTH ** (index - 0.5), self.largest)
+                return min(float(SMALLEST * GROWTH ** (index - 0.5)), self.largest)
         return self.largest
 
     def as_dict(self) -> dict[str, object]:

@@ -25,9 +25,7 @@ class Graph:
     def ready(self, settled: Iterable[str], started: Iterable[str]) -> list[Stage]:
         """Stages that may start now: all they need is settled, and they have not started."""
         done, begun = set(settled), set(started)
-        return [
-            stage for name, stage in self.stages.items() if name not in begun and self.needs[name] <= done
-        ]
+        return [stage for name, stage in self.stages.items() if name not in begun and self.needs[name] <= done]
 
     def rounds(self) -> list[list[str]]:
         """The stages by how many others must end one after the other before they start."""

@@ -17,7 +17,6 @@ from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
 
-
 #: Told of each stage as it ends: the destination, the stage's record, and how many themes it found or described.
 StageListener = Callable[[Destination, StageRecord, int], None]
 
@@ -96,9 +95,7 @@ class FocusedPromptProcessor:
             run.on_stage(run.destination, outcome.record(), len(outcome.values or ()))
         return outcome
 
-    async def _answer(
-        self, stage: Stage, run: "_Run", themes: Sequence[Theme], account: Account
-    ) -> Completion:
+    async def _answer(self, stage: Stage, run: "_Run", themes: Sequence[Theme], account: Account) -> Completion:
         prompt = stage.prompt(run.destination, themes)
         return await self._generator.answer(prompt, account=account, rank=run.rank, use_cache=run.use_cache)
 
@@ -136,11 +133,7 @@ class FocusedPromptProcessor:
         """Keep what an answer that was cut off had in full, and ask about the rest in two halves."""
         complete = exc.complete if isinstance(exc.complete, dict) else {}
         one = stage.schema(1)
-        kept = {
-            n: complete[n]
-            for n in theme_ids(len(themes))
-            if n in complete and one.is_valid({"t1": complete[n]})
-        }
+        kept = {n: complete[n] for n in theme_ids(len(themes)) if n in complete and one.is_valid({"t1": complete[n]})}
         _merge(outcome, themes, kept)
         rest = [theme for n, theme in zip(theme_ids(len(themes)), themes, strict=True) if n not in kept]
         if len(rest) == 1 and len(themes) == 1:
@@ -155,11 +148,7 @@ class FocusedPromptProcessor:
     def _keep_complete(stage: Stage, exc: TruncatedError, outcome: StageOutcome) -> None:
         """A discovery that was cut off twice still has its complete themes, if they are enough."""
         outcome.error, outcome.reason = exc, _reason(exc)
-        if (
-            stage.asks == "new themes"
-            and isinstance(exc.complete, dict)
-            and stage.schema(0).is_valid(exc.complete)
-        ):
+        if stage.asks == "new themes" and isinstance(exc.complete, dict) and stage.schema(0).is_valid(exc.complete):
             outcome.values = exc.complete["themes"]
             outcome.error = outcome.reason = None
 
@@ -210,9 +199,7 @@ class _Run:
     def _has_themes(self) -> bool:
         """Number the themes when every stage that finds some has ended."""
         if not self.themes:
-            self.themes = numbered(
-                [outcome for outcome in self._in_order() if outcome.stage.asks == "new themes"]
-            )
+            self.themes = numbered([outcome for outcome in self._in_order() if outcome.stage.asks == "new themes"])
         return bool(self.themes)
 
     def _in_order(self) -> list[StageOutcome]:

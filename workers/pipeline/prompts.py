@@ -91,9 +91,7 @@ class Stage:
         known = {key: value for key, value in written.items() if value}
         if destination.lat is not None and destination.lon is not None:
             known |= {"lat": destination.lat, "lon": destination.lon}  # type: ignore[dict-item]
-        canonical = {
-            key: normalise(value) if isinstance(value, str) else value for key, value in known.items()
-        }
+        canonical = {key: normalise(value) if isinstance(value, str) else value for key, value in known.items()}
         return Prompt(
             stage=self.name,
             version=self.version,
@@ -125,13 +123,9 @@ def load_stages(folder: Path | None = None) -> list[Stage]:
         files = sorted(path for path in folder.glob("*.md") if path.name != SYSTEM)
         stages = [_read(path, system) for path in files]
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(
-            f"pipeline.prompts_dir: {folder}: {exc}; it needs {SYSTEM} and one file a stage"
-        ) from exc
+        raise ConfigError(f"pipeline.prompts_dir: {folder}: {exc}; it needs {SYSTEM} and one file a stage") from exc
     if not any(stage.asks == "new themes" for stage in stages):
-        raise ConfigError(
-            f"pipeline.prompts_dir: {folder}: no stage has `asks: new themes`, so there would be none"
-        )
+        raise ConfigError(f"pipeline.prompts_dir: {folder}: no stage has `asks: new themes`, so there would be none")
     return stages
 
 
@@ -144,9 +138,7 @@ def pipeline_version(stages: Iterable[Stage]) -> str:
 def _read(path: Path, system: str) -> Stage:
     _, *parts = path.read_text("utf-8-sig").replace("\r\n", "\n").split("---\n", 2)
     if len(parts) != 2 or not parts[1].strip():  # noqa: PLR2004
-        raise ConfigError(
-            f"{path.name}: expected front matter between two lines `---`, then the instructions"
-        )
+        raise ConfigError(f"{path.name}: expected front matter between two lines `---`, then the instructions")
     try:
         head = yaml.safe_load(parts[0])
     except yaml.YAMLError as exc:
@@ -162,9 +154,7 @@ def _stage(path: Path, head: Any, instructions: str, system: str) -> Stage:
         raise wrong("the front matter has no `key: value` lines")
     unknown = set(head) - {"stage", "asks", "needs", "max_tokens", "fields", "count"}
     if unknown:
-        raise wrong(
-            f"unknown key {sorted(unknown)[0]!r}; known: stage, asks, needs, max_tokens, fields, count"
-        )
+        raise wrong(f"unknown key {sorted(unknown)[0]!r}; known: stage, asks, needs, max_tokens, fields, count")
     if head.get("stage") != path.stem:
         raise wrong(f"`stage: {head.get('stage')}` must be the file's name, {path.stem}")
     if head.get("asks") not in get_args(Asks):

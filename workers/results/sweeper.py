@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from config.settings import Settings
 from tasks import keys
+from tasks.connection import text_of
 from tasks.ledger import Ledger
 from tasks.messages import JobOptions
 from tasks.producer import publish
@@ -56,7 +57,7 @@ class Sweeper:
         waiting: dict[str, int] = {}
         sent = 0
         for member in await self._redis.smembers(keys.ACTIVE):
-            job_id = member.decode()
+            job_id = text_of(member)
             waiting[job_id], dead = await self._ledger.sweep(job_id)
             if dead:
                 log.warning("action=lease_dead job_id=%s chunks=%d are sent again", job_id, len(dead))
@@ -87,8 +88,7 @@ class Sweeper:
         priority = msgspec.json.decode(raw, type=JobOptions).priority if raw else JobOptions().priority
         labels = await self._redis.hmget(keys.labels(job_id), chunk_ids)
         labelled = [
-            (chunk_id, text.decode() if text else chunk_id)
-            for chunk_id, text in zip(chunk_ids, labels, strict=True)
+            (chunk_id, text_of(text) if text else chunk_id) for chunk_id, text in zip(chunk_ids, labels, strict=True)
         ]
         await asyncio.to_thread(publish, self._app, job_id, labelled, priority)
         return len(labelled)
