@@ -5,9 +5,9 @@ import sys
 
 import click
 
-from workers.sandbox import SandboxServer, serve
-from workers.sandbox_chat import FORMATS, STYLES
-from workers.sandbox_faults import DEFAULT_LATENCY, GRAMMAR, KINDS
+from workers.sandbox.chat import FORMATS, STYLES
+from workers.sandbox.faults import DEFAULT_LATENCY, GRAMMAR, KINDS
+from workers.sandbox.server import SandboxServer, serve
 
 
 @click.command(epilog=f"Kinds of fault: {', '.join(KINDS)}.")

@@ -94,23 +94,21 @@ def connect(url: str, *, socket_timeout_seconds: float) -> Redis:
         ConfigError: the URL is malformed.
     """
     with _readable(url):
-        client = Redis.from_url(
+        return Redis.from_url(
             url,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
             **_options(socket_timeout_seconds),
         )
-    return client
 
 
 def connect_async(url: str, *, socket_timeout_seconds: float) -> redis.asyncio.Redis:
     """The same as `connect`, for the loop that it is called on."""
     with _readable(url):
-        client = redis.asyncio.Redis.from_url(
+        return redis.asyncio.Redis.from_url(
             url,
             retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
             **_options(socket_timeout_seconds),
         )
-    return client
 
 
 def _options(socket_timeout_seconds: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Celery task. Its body asks the worker process's runtime, which a bootstep of `workers.app` attaches to the app."""
+"""The Celery task. Its body asks the process's runtime, which a bootstep of `workers.app` attaches to the app."""
 
 from typing import Any, Protocol
 

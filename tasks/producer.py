@@ -94,6 +94,8 @@ def enqueue(
         name: shown in lists; by default the first destination's.
         priority: 0 to 9; 9 is served first.
         use_cache: False asks the LLM again even where an answer is cached.
+        settings: by default those of the file and the environment.
+        redis: a client to use instead of making one.
 
     Raises:
         InputError: there is no destination.

@@ -87,7 +87,8 @@ class Runtime:
 
     def process_chunk(self, job_id: str, chunk_id: str) -> str:
         """Work on a chunk and wait for its end; returns what became of it."""
-        assert self._loop and self._chunks  # noqa: S101  # Celery starts tasks after `start`
+        assert self._loop  # noqa: S101  # Celery starts tasks after `start`
+        assert self._chunks  # noqa: S101
         future = asyncio.run_coroutine_threadsafe(self._chunks.run(job_id, chunk_id), self._loop)
         try:
             return future.result()

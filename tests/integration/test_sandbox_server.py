@@ -15,8 +15,8 @@ import jsonschema_rs
 import pytest
 
 from config.errors import ConfigError
-from workers.sandbox import SandboxServer
-from workers.sandbox_answers import CATEGORIES, MONTHS, knowledge
+from workers.sandbox.answers import CATEGORIES, MONTHS, knowledge
+from workers.sandbox.server import SandboxServer
 
 THEME = {
     "type": "object",

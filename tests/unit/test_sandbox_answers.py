@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from workers.sandbox_answers import (
+from workers.sandbox.answers import (
     CATEGORIES,
     KNOWLEDGE_FILE,
     MONTHS,

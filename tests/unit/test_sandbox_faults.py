@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import ConfigError
-from workers.sandbox_faults import KINDS, Fault, choose_fault, parse_fault, parse_latency
+from workers.sandbox.faults import KINDS, Fault, choose_fault, parse_fault, parse_latency
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workers.sandbox_instances import Instances, NoInstanceError
-from workers.sandbox_patterns import PatternError, compile_pattern
+from workers.sandbox.instances import Instances, NoInstanceError
+from workers.sandbox.patterns import PatternError, compile_pattern
 
 Schema = dict[str, Any]
 

@@ -22,11 +22,13 @@ ERROR_CHARACTERS: Final = 300
 
 _FENCE: Final = re.compile(r"```[ \t]*[A-Za-z0-9_-]*\s*(.*?)(?:```|\Z)", re.DOTALL)
 _TRAILING_COMMA: Final = re.compile(r",(\s*[\]}])")
-_DECODER: Final = json.JSONDecoder(parse_constant=lambda word: _refuse_constant(word))
 
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 class AnswerSchema:

@@ -94,7 +94,7 @@ class MemoryTier:
         rss = self._process.memory_info().rss
         if rss > self._pressure_bytes and self._bytes > MIB:
             log.warning(
-                "action=cache_shrink the process has %d MiB, memory_pressure_threshold_mb is %d: half of the memory cache goes",
+                "action=cache_shrink %d MiB resident, memory_pressure_threshold_mb is %d: half of the cache goes",
                 rss // MIB, self._pressure_bytes // MIB,
             )  # fmt: skip
             self._shrink_to(self._bytes // 2)

@@ -43,6 +43,12 @@ CHARACTERS_PER_TOKEN: Final = 4
 #: 500s in a row after which a format that has never worked is given up.
 UNEXPLAINED_ERRORS: Final = 3
 
+_HINTS: Final = {
+    401: "the key is refused: check OPENAI_API_KEY",
+    403: "the key is refused: check OPENAI_API_KEY",
+    404: "check OPENAI_BASE_URL, which mostly ends in /v1, and THEMES_MODEL",
+    429: "the account's quota is used up",
+}
 _FORMAT_WORDS: Final = ("response_format", "json_schema", "json_object", "schema", "grammar")
 _QUOTA_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
@@ -104,7 +110,7 @@ class Dialect:
     """What an endpoint has been found to understand."""
 
     format: AnswerFormat = AnswerFormat.JSON_SCHEMA
-    token_parameter: str = "max_tokens"
+    limit_parameter: str = "max_tokens"
     #: 500s in a row without a word about the format.
     unexplained: int = 0
     #: Formats that have worked: a later error is not the format's fault.
@@ -159,14 +165,14 @@ class ChatClient:
         """
         while True:
             dialect = self._dialect
-            style, parameter = dialect.format, dialect.token_parameter
+            style, parameter = dialect.format, dialect.limit_parameter
             body = self._body(prompt, history, style=style, parameter=parameter, max_tokens=max_tokens)
             try:
                 answer = await self._post(body, style, spend)
             except _TokenParameterRefusedError as exc:
                 if parameter != "max_tokens":
                     raise BadRequestError(str(exc)) from exc
-                dialect.token_parameter = "max_completion_tokens"
+                dialect.limit_parameter = "max_completion_tokens"
             except _FormatRefusedError as exc:
                 if style is AnswerFormat.TEXT:
                     raise BadRequestError(str(exc)) from exc
@@ -232,21 +238,16 @@ class ChatClient:
         """What an HTTP error means."""
         message, code = _error_text(raw)
         place = f"{self._base_url}: {status} {message}"
-        if status == 429:  # noqa: PLR2004
-            if code in _QUOTA_CODES:
-                return BadRequestError(f"{place} (the account's quota is used up)")
-            return RateLimitedError(place, retry_after_seconds=retry_after_seconds(headers, now=time.time()))
         if self._blames_format(status, message, style):
             return _FormatRefusedError(place)
         if status in {400, 422} and "max_completion_tokens" in message:
             return _TokenParameterRefusedError(place)
+        if status == 429 and code not in _QUOTA_CODES:  # noqa: PLR2004
+            return RateLimitedError(place, retry_after_seconds=retry_after_seconds(headers, now=time.time()))
         if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004
             return EndpointDownError(place)
-        if status in {401, 403}:
-            return BadRequestError(f"{place} (the key is refused: check OPENAI_API_KEY)")
-        if status == 404:  # noqa: PLR2004
-            return BadRequestError(f"{place} (check OPENAI_BASE_URL, which ends in /v1 mostly, and THEMES_MODEL)")
-        return BadRequestError(place)
+        hint = _HINTS.get(status)
+        return BadRequestError(f"{place} ({hint})" if hint else place)
 
     def _blames_format(self, status: int, message: str, style: AnswerFormat) -> bool:
         """Whether an error is about the response format.

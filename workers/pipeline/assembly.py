@@ -57,7 +57,7 @@ class StageOutcome:
     unanswered: dict[str, str] = field(default_factory=dict)
     model: str | None = None
     source: Literal["called", "cached", "coalesced", "mixed", "none"] = "none"
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     elapsed_ms: float = 0.0
 
     @property

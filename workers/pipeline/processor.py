@@ -1,4 +1,4 @@
-"""What happens to a destination, read from the top: its stages run as the graph lets them, their answers become a profile."""
+"""What happens to a destination: its stages run as the graph lets them, and their answers become a profile."""
 
 import asyncio
 import time

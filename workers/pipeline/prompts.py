@@ -154,7 +154,7 @@ def _stage(path: Path, head: Any, instructions: str, system: str) -> Stage:
         raise wrong("the front matter has no `key: value` lines")
     unknown = set(head) - {"stage", "asks", "needs", "max_tokens", "fields", "count"}
     if unknown:
-        raise wrong(f"unknown key {sorted(unknown)[0]!r}; known: stage, asks, needs, max_tokens, fields, count")
+        raise wrong(f"unknown key {min(unknown)!r}; known: stage, asks, needs, max_tokens, fields, count")
     if head.get("stage") != path.stem:
         raise wrong(f"`stage: {head.get('stage')}` must be the file's name, {path.stem}")
     if head.get("asks") not in get_args(Asks):

@@ -21,8 +21,8 @@ import msgspec
 from aiohttp import web
 
 from config.errors import ConfigError
-from workers.sandbox_chat import FORMATS, MODEL, Chat, Prompt, Refusal, error_body
-from workers.sandbox_faults import (
+from workers.sandbox.chat import FORMATS, MODEL, Chat, Prompt, Refusal, error_body
+from workers.sandbox.faults import (
     DEFAULT_LATENCY,
     Fault,
     choose_fault,
@@ -138,7 +138,7 @@ class SandboxServer:
         return f"{self.root_url}/v1"
 
     def set_faults(self, faults: Sequence[str]) -> None:
-        """Replace all fault rules; `[]` clears them. The grammar is `workers.sandbox_faults.GRAMMAR`.
+        """Replace all fault rules; `[]` clears them. The grammar is `workers.sandbox.faults.GRAMMAR`.
 
         Raises:
             ConfigError: a rule cannot be read; the old rules stay.

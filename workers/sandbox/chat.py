@@ -12,11 +12,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from config.errors import ConfigError
-from workers.sandbox_answers import Question, fill
-from workers.sandbox_answers import understand as understand_question
-from workers.sandbox_faults import spoil
-from workers.sandbox_instances import Instances
-from workers.sandbox_scalars import NoInstanceError
+from workers.sandbox.answers import Question, fill
+from workers.sandbox.answers import understand as understand_question
+from workers.sandbox.faults import spoil
+from workers.sandbox.instances import Instances
+from workers.sandbox.scalars import NoInstanceError
 
 MODEL: Final = "sandbox"
 FORMATS: Final = ("json_schema", "json_object", "text")

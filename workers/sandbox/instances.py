@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-from workers.sandbox_conjunction import Schema, both, identity
-from workers.sandbox_scalars import ALPHABET, FORMATS, Draw, NoInstanceError, matching, never, number, words
+from workers.sandbox.conjunction import Schema, both, identity
+from workers.sandbox.scalars import ALPHABET, FORMATS, Draw, NoInstanceError, matching, never, number, words
 
 #: Whole instances that are drawn before a schema counts as one without a reachable instance.
 ATTEMPTS: Final = 40

@@ -16,7 +16,7 @@ import msgspec
 
 from tasks.messages import normalise
 
-KNOWLEDGE_FILE: Final = Path(__file__).with_name("sandbox_knowledge.yaml")
+KNOWLEDGE_FILE: Final = Path(__file__).with_name("knowledge.yaml")
 CATEGORIES: Final = ("culture", "food", "adventure", "entertainment", "luxury")
 MONTHS: Final = (
     "January",

@@ -1,4 +1,4 @@
-"""Numbers and strings within the bounds of a JSON Schema, for `workers.sandbox_instances`."""
+"""Numbers and strings within the bounds of a JSON Schema, for `workers.sandbox.instances`."""
 
 import math
 import random
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
 
-from workers.sandbox_conjunction import Schema, common_multiple
-from workers.sandbox_patterns import PatternError, compile_pattern
+from workers.sandbox.conjunction import Schema, common_multiple
+from workers.sandbox.patterns import PatternError, compile_pattern
 
 #: Draws one instance at a depth of nesting.
 Draw = Callable[[random.Random, int], Any]
