@@ -82,7 +82,7 @@ class Interrupted(BaseException):  # as KeyboardInterrupt, it is no error
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the body, SIGTERM, SIGHUP and SIGINT raise `Interrupted` once; later ones do not disturb the cleaning up."""
+    """Within the body, SIGTERM, SIGHUP and SIGINT raise `Interrupted` once; later ones are ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del frame

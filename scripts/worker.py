@@ -75,22 +75,26 @@ class Supervisor:
     name: str
     command: list[str]
     restarts: int = 0
-    _stopping: int = 0
+    signals: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _wedge: WedgeDetector = field(init=False)
 
     def __post_init__(self) -> None:
         self._wedge = WedgeDetector(self.settings.work.wedged_after_seconds)
 
+    def stopping(self) -> bool:
+        """Whether a signal has asked us to end."""
+        return self.signals > 0
+
     def run(self) -> int:
         """Supervise until SIGTERM or SIGINT; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         stillbirths = 0
-        while not self._stopping:
+        while not self.stopping():
             began = time.monotonic()
             code = self._one_life()
-            if self._stopping:
+            if self.stopping():
                 break
             if code == EX_CONFIG:
                 return code
@@ -110,7 +114,7 @@ class Supervisor:
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while not self._stopping and time.monotonic() < until:
+        while not self.stopping() and time.monotonic() < until:
             time.sleep(min(WATCH_SECONDS, seconds))
 
     def _one_life(self) -> int:
@@ -121,13 +125,13 @@ class Supervisor:
         looked = time.monotonic()
         while (code := process.poll()) is None:
             now = time.monotonic()
-            if self._stopping and deadline is None:
+            if self.stopping() and deadline is None:
                 deadline = now + self.settings.work.shutdown_grace_seconds + STOP_MARGIN_SECONDS
             if deadline is not None and now > deadline:
                 process.kill()
             if now - looked >= 1.0:
                 looked = now
-                if not self._stopping and self._is_wedged(now):
+                if not self.stopping() and self._is_wedged(now):
                     log.error(
                         "action=wedged the worker is idle while messages wait for %.0f s: it is replaced",
                         self.settings.work.wedged_after_seconds,
@@ -152,9 +156,9 @@ class Supervisor:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """First signal: a warm shutdown. Second: at once."""
         del number, frame
-        self._stopping += 1
+        self.signals += 1
         if self._process and self._process.poll() is None:
-            if self._stopping == 1:
+            if self.signals == 1:
                 self._process.terminate()
             else:
                 self._process.kill()

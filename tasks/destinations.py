@@ -192,12 +192,12 @@ class Reader:
 
     def _open(self) -> IO[bytes]:
         source = self._source
-        if hasattr(source, "read"):
-            return source
         if source == "-":
             return sys.stdin.buffer
+        if not isinstance(source, str | os.PathLike):
+            return source
         try:
-            return self._stack.enter_context(Path(source).open("rb"))  # type: ignore[arg-type]  # a path by now
+            return self._stack.enter_context(Path(source).open("rb"))
         except IsADirectoryError as exc:
             raise InputError(f"{self.name}: is a folder; name a file") from exc
         except (OSError, ValueError) as exc:
@@ -214,7 +214,7 @@ class Reader:
         lines = _Lines(_Rest(head, self._binary), self.name)
         kind = _kind_of(self.name, head.decode("utf-8-sig", "replace"))
         if kind == "json":
-            yield from _json_rows(lines)
+            yield from _JsonArray(lines).rows()
         elif kind == "jsonl":
             yield from _jsonl_rows(lines)
         elif kind == "text":
@@ -413,41 +413,79 @@ def _constant(word: str) -> None:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
 
 
-def _json_rows(lines: _Lines) -> Iterator[tuple[int, Any]]:
+class _JsonArray:
     """The elements of an array, one at a time: `[…]`, or the list in `{"destinations": […]}`."""
-    buffer, line = "", 1
-    opened = False
-    for text in lines:
-        buffer += text
-        while True:
-            if not opened:
-                start = buffer.find("[")
-                if start < 0:
-                    break
-                opened, buffer = True, buffer[start + 1 :]
-            stripped = buffer.lstrip(" \t\r\n,")
-            line = lines.number - stripped.count("\n") + (1 if stripped.endswith("\n") else 0)
-            buffer = stripped
-            if not buffer or buffer[0] == "]":
-                break
-            try:
-                value, end = _DECODER.raw_decode(buffer)
-            except (ValueError, RecursionError) as exc:
-                if len(buffer) > MAX_ROW:
-                    raise InputError(
-                        f"line {line}: not valid JSON, or a row above {MAX_ROW} characters: {exc}"
-                    ) from exc
-                break
-            if end == len(buffer) and buffer[-1].isdigit():
-                break
-            buffer = buffer[end:]
-            yield line, value
-        if opened and buffer[:1] == "]":
+
+    def __init__(self, lines: _Lines) -> None:
+        self._lines = lines
+        self._text = ""
+        self._at = 0
+        self._line = 1
+
+    def rows(self) -> Iterator[tuple[int, Any]]:
+        """Each element with the line on which it starts."""
+        if not self._reach("["):
+            yield 1, _Bad("not valid JSON: a list is expected")
             return
-    if buffer.strip():
-        yield line, _Bad("not valid JSON from here on")
-    elif opened:
-        yield lines.number, _Bad("the array is not closed; the file may be cut off")
+        self._advance(self._at + 1)
+        while self._skip_between():
+            if self._text[self._at] == "]":
+                return
+            line = self._line
+            try:
+                value = self._element()
+            except (ValueError, RecursionError) as exc:
+                # Where the next element starts is anybody's guess.
+                yield line, _Bad(f"not valid JSON from here on: {exc}")
+                return
+            yield line, value
+        yield self._line, _Bad("the list is not closed; the file may be cut off")
+
+    def _element(self) -> Any:
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except ValueError:
+                if len(self._text) - self._at > MAX_ROW or not self._more():
+                    raise
+                continue
+            # A number may go on in what has not been read.
+            if end == len(self._text) and self._more():
+                continue
+            self._advance(end)
+            return value
+
+    def _reach(self, char: str) -> bool:
+        while (found := self._text.find(char, self._at)) < 0:
+            if len(self._text) > MAX_ROW or not self._more():
+                return False
+        self._advance(found)
+        return True
+
+    def _skip_between(self) -> bool:
+        """Move to the next element or the end of the list; False at the end of the file."""
+        while True:
+            end = self._at
+            while end < len(self._text) and self._text[end] in " \t\r\n,":
+                end += 1
+            self._advance(end)
+            if self._at < len(self._text):
+                return True
+            if not self._more():
+                return False
+
+    def _advance(self, to: int) -> None:
+        self._line += self._text.count("\n", self._at, to)
+        self._at = to
+
+    def _more(self) -> bool:
+        """Read one more line, dropping what is behind us."""
+        line = next(self._lines, None)
+        if line is None:
+            return False
+        self._text = self._text[self._at :] + line
+        self._at = 0
+        return True
 
 
 def _destination(row: Any) -> Destination:
