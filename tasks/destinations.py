@@ -302,6 +302,8 @@ class _Lines:
     def __init__(self, raw: io.RawIOBase, name: str) -> None:
         self._file = io.BufferedReader(raw, 256 * 1024)
         self._name = name
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._ended = True
         self.number = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -309,19 +311,22 @@ class _Lines:
 
     def __next__(self) -> str:
         raw = self._file.readline(MAX_ROW * 4)
-        if not raw:
-            raise StopIteration
-        self.number += 1
+        # A piece of an endless line is no line of its own.
+        self.number += self._ended
+        self._ended = raw.endswith(b"\n")
         if self.number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
         try:
-            return raw.decode("utf-8")
+            text = self._decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as exc:
-            byte = raw[exc.start]
+            byte = exc.object[exc.start]
             raise InputError(
                 f"{self._name}:{self.number}: not UTF-8 (byte 0x{byte:02X}); if it is Latin-1 or Windows-1252, convert "
                 f"it: iconv -f WINDOWS-1252 -t UTF-8 {self._name}"
             ) from exc
+        if not raw:
+            raise StopIteration
+        return text
 
 
 def _text_rows(lines: _Lines) -> Iterator[tuple[int, str]]:

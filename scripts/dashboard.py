@@ -1,0 +1,21 @@
+"""`themes dashboard`: Flower in the foreground."""
+
+import click
+
+from scripts.main import settings_from
+from tasks.connection import check_server, connect, locate
+
+
+@click.command()
+@click.option("--host", metavar="ADDRESS", help="Listen there; anything but loopback needs dashboard.basic_auth.")
+@click.option("--port", type=click.IntRange(0, 65_535), metavar="PORT", help="Listen on this port.")
+def command(host: str | None, port: int | None) -> None:
+    """Serve the dashboard (Flower) until stopped."""
+    settings = settings_from(dashboard__host=host, dashboard__port=port)
+    url = settings.celery.broker_url or locate(settings)
+    check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
+    # Late: Flower and Tornado are of no use to the other verbs.
+    from tasks.app import configure
+    from workers.dashboard.flower import run
+
+    run(configure(settings, url), settings)
