@@ -84,6 +84,6 @@ def _refuse_taken(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as exc:
             raise ConfigError(
-                f"dashboard.port: cannot listen on {host}:{port} ({exc.strerror}): stop what is there, or choose another "
-                "with --port"
+                f"dashboard.port: cannot listen on {host}:{port} ({exc.strerror}): stop what is there, or choose "
+                "another with --port"
             ) from exc

@@ -61,14 +61,15 @@ class AnswerSchema:
         Raises:
             InvalidAnswerError: there is none; the message says what is wrong.
         """
-        problem = "the answer is not JSON"
+        problem: str | None = None
         for value in candidates(text):
             for shaped in self._shapes(value):
                 found = self.problem(shaped)
                 if found is None:
                     return shaped
-                problem = found
-        raise InvalidAnswerError(problem)
+                # The likeliest reading's mistake is the one to tell.
+                problem = problem or found
+        raise InvalidAnswerError(problem or "the answer is not JSON")
 
     def _shapes(self, value: Any) -> Iterator[Any]:
         """The value as it is, then with the wrapper that it lacks or has too many."""

@@ -1,0 +1,136 @@
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.lanes import Lanes
+
+
+async def _nothing(_: int) -> None:
+    await asyncio.sleep(0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(1, 6),
+    steal=st.booleans(),
+    batches=st.lists(st.integers(0, 12), max_size=8),
+    fails=st.integers(1, 7),
+)
+def test_every_item_runs_exactly_once_whatever_fails(size: int, steal: bool, batches: list[int], fails: int) -> None:
+    seen: Counter[tuple[int, int]] = Counter()
+
+    async def work(item: tuple[int, int]) -> None:
+        await asyncio.sleep(0)
+        seen[item] += 1
+        if item[1] % fails == fails - 1:
+            raise RuntimeError("planted")
+
+    async def run() -> None:
+        async with Lanes[tuple[int, int]](size, steal=steal) as lanes:
+            runs = [lanes.run([(b, n) for n in range(count)], work) for b, count in enumerate(batches)]
+            async with asyncio.timeout(20):
+                await asyncio.gather(*runs, return_exceptions=True)
+            assert sum(lane.executed for lane in lanes.statistics) == sum(batches)
+
+    asyncio.run(run())
+    assert seen == Counter((b, n) for b, count in enumerate(batches) for n in range(count))
+
+
+@settings(deadline=None, max_examples=40)
+@given(size=st.integers(1, 5), steal=st.booleans(), count=st.integers(0, 20), after=st.integers(0, 20))
+def test_what_a_stop_leaves_unstarted_is_returned_and_never_run(size: int, steal: bool, count: int, after: int) -> None:
+    ran: list[int] = []
+
+    async def run() -> list[int]:
+        async with Lanes[int](size, steal=steal) as lanes:
+
+            async def work(item: int) -> None:
+                ran.append(item)
+                if len(ran) == after:
+                    lanes.stop()
+                await asyncio.sleep(0)
+
+            return await lanes.run(list(range(count)), work)
+
+    left = asyncio.run(run())
+    assert sorted(ran + left) == list(range(count))
+
+
+async def test_an_idle_lane_steals_from_the_tail_of_the_fullest_other() -> None:
+    order: list[int] = []
+    gate = asyncio.Event()
+
+    async def work(item: int) -> None:
+        order.append(item)
+        if item == 0:
+            await gate.wait()
+        elif len(order) == 4:
+            gate.set()
+
+    async with Lanes[int](2, steal=True) as lanes:
+        await lanes.run([0, 1, 2, 3], work)
+        assert order[0] == 0
+        assert order[1:] == [3, 2, 1]
+        assert sum(lane.stolen for lane in lanes.statistics) >= 2
+
+
+async def test_without_stealing_each_lane_keeps_its_share() -> None:
+    running = 0
+    most = 0
+
+    async def work(item: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01 if item % 2 else 0)
+        running -= 1
+
+    async with Lanes[int](2, steal=False) as lanes:
+        await lanes.run(list(range(10)), work)
+        assert [lane.executed for lane in lanes.statistics] == [5, 5]
+        assert not any(lane.stolen for lane in lanes.statistics)
+    assert most == 2
+
+
+async def test_the_first_error_reaches_the_caller_after_the_others_have_ended() -> None:
+    ended = []
+
+    async def work(item: int) -> None:
+        if item == 0:
+            raise ValueError("planted")
+        await asyncio.sleep(0.01)
+        ended.append(item)
+
+    async with Lanes[int](3, steal=True) as lanes:
+        with pytest.raises(ValueError, match="planted"):
+            await lanes.run([0, 1, 2], work)
+    assert sorted(ended) == [1, 2]
+
+
+async def test_a_cancelled_run_withdraws_what_it_had_not_started() -> None:
+    started = asyncio.Event()
+    ran = []
+
+    async def work(item: int) -> None:
+        ran.append(item)
+        started.set()
+        await asyncio.sleep(0.02)
+
+    async with Lanes[int](1, steal=True) as lanes:
+        run = asyncio.create_task(lanes.run([1, 2, 3], work))
+        await started.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert lanes.waiting == 0
+        assert await lanes.run([9], work) == []
+    assert ran == [1, 9]
+
+
+async def test_the_representation_shows_the_state() -> None:
+    async with Lanes[int](3, steal=False) as lanes:
+        assert repr(lanes) == "<Lanes size=3 busy=0 waiting=0 steal=False>"
+        assert await lanes.run([], _nothing) == []

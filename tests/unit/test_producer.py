@@ -1,0 +1,60 @@
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.messages import Destination
+from tasks.producer import LABEL_CHARACTERS, chunk_size, cut, label
+
+
+def _stream(count: int) -> list[Destination]:
+    return [Destination.of(f"City {number}") for number in range(count)]
+
+
+@given(count=st.integers(0, 3000), lanes=st.integers(1, 40), largest=st.integers(1, 60))
+def test_cutting_loses_nothing_and_keeps_the_order(count: int, lanes: int, largest: int) -> None:
+    rows = _stream(count)
+    pieces = list(cut(iter(rows), lanes=lanes, largest=largest))
+    assert [row for piece in pieces for row in piece] == rows
+    assert all(1 <= len(piece) <= largest for piece in pieces)
+
+
+@given(count=st.integers(1, 3000), lanes=st.integers(1, 40), largest=st.integers(1, 60))
+def test_chunks_never_grow_and_end_with_single_destinations(count: int, lanes: int, largest: int) -> None:
+    sizes = [len(piece) for piece in cut(iter(_stream(count)), lanes=lanes, largest=largest)]
+    assert all(left >= right for left, right in pairwise(sizes))
+    assert sizes[-1] == 1
+    assert sizes[-lanes:] == [1] * min(lanes, len(sizes))
+
+
+def test_a_small_job_travels_one_destination_a_message() -> None:
+    assert [len(piece) for piece in cut(iter(_stream(25)), lanes=24, largest=50)] == [1] * 25
+
+
+def test_a_large_job_needs_few_messages() -> None:
+    pieces = list(cut(iter(_stream(100_000)), lanes=24, largest=50))
+    assert len(pieces) < 2_000 + 250
+
+
+def test_the_stream_is_read_no_further_than_needed() -> None:
+    read = 0
+
+    def rows() -> object:
+        nonlocal read
+        for row in _stream(100_000):
+            read += 1
+            yield row
+
+    next(cut(rows(), lanes=4, largest=10))  # type: ignore[arg-type]
+    assert read <= 2 * 4 * 10
+
+
+def test_a_chunk_is_never_empty() -> None:
+    assert chunk_size(0, 10, 50) == 1
+
+
+def test_labels_name_the_destinations_and_stay_short() -> None:
+    kyoto = Destination.of("Kyoto", "Japan")
+    assert label([kyoto]) == "Kyoto, Japan"
+    assert label([kyoto, kyoto, kyoto]) == "Kyoto, Japan + 2 more"
+    assert len(label([Destination.of("x" * 200)])) == LABEL_CHARACTERS

@@ -1,0 +1,71 @@
+import asyncio
+
+import pytest
+
+from workers.llm.single_flight import SingleFlight
+
+
+async def test_equal_questions_at_the_same_time_are_asked_once() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    calls = 0
+
+    async def call() -> int:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.01)
+        return 42
+
+    answers = await asyncio.gather(*(flights.run("key", call) for _ in range(20)))
+    assert calls == 1
+    assert [value for value, _ in answers] == [42] * 20
+    assert sum(joined for _, joined in answers) == 19
+    await flights.run("key", call)
+    assert calls == 2
+
+
+async def test_an_error_reaches_everybody_who_waits() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+
+    async def call() -> int:
+        await asyncio.sleep(0.01)
+        raise ValueError("planted")
+
+    answers = await asyncio.gather(*(flights.run("key", call) for _ in range(3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ValueError] * 3
+
+
+async def test_who_started_may_leave_and_the_others_still_get_the_answer() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+
+    async def call() -> int:
+        await asyncio.sleep(0.02)
+        return 7
+
+    first = asyncio.create_task(flights.run("key", call))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(flights.run("key", call))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == (7, True)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_a_call_nobody_waits_for_is_cancelled() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    ended = asyncio.Event()
+
+    async def call() -> int:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+        return 0
+
+    only = asyncio.create_task(flights.run("key", call))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    only.cancel()
+    async with asyncio.timeout(5):
+        await ended.wait()
+    assert repr(flights) == "<SingleFlight in_flight=0>"
