@@ -1,0 +1,281 @@
+"""The client and generator against the sandbox's faults, over HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from config.settings import Settings
+from tasks.errors import (
+    BadRequestError,
+    ConfigError,
+    EndpointDownError,
+    InvalidAnswerError,
+    RateLimitedError,
+    RefusedError,
+    TruncatedAnswerError,
+)
+from tasks.messages import Destination
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.client import ChatClient, Spend, endpoint, retry_after_seconds
+from workers.llm.generator import Account, FocusedLLMGenerator, backoff_seconds
+from workers.llm.pool import LLMConnectionPool
+from workers.llm.prompt import Prompt
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.prompts import load_stages
+from workers.sandbox.server import SandboxServer
+
+MakeSettings = Callable[..., Settings]
+STAGES = {stage.name: stage for stage in load_stages()}
+
+
+def _prompt(name: str = "Kyoto") -> Prompt:
+    return STAGES["discover.food"].prompt(Destination.of(name, "Japan"))
+
+
+def _settings(make: MakeSettings, server: SandboxServer, **env: str) -> Settings:
+    quick = {
+        "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY": "0.01",
+        "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_MAX_DELAY": "0.05",
+    }
+    return make(OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY="k", THEMES_MODEL="sandbox", **quick, **env)
+
+
+@asynccontextmanager
+async def _generator(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
+    profiler = PerformanceProfiler(enabled=True)
+    client = ChatClient(settings.llm, max_connections=8)
+    cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
+    try:
+        yield FocusedLLMGenerator(
+            client=client,
+            pool=LLMConnectionPool(8, profiler),
+            cache=cache,
+            profiler=profiler,
+            settings=settings,
+        )
+    finally:
+        await client.close()
+
+
+async def _ask(settings: Settings, prompt: Prompt | None = None) -> tuple[Any, Account]:
+    account = Account()
+    async with _generator(settings) as generator:
+        try:
+            return await generator.answer(prompt or _prompt(), account=account, rank=0), account
+        except Exception as exc:
+            exc.account = account  # type: ignore[attr-defined]
+            raise
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["429=1,retry_after=0,times=1", "429=1,times=2", "500=1,times=2", "503=1,times=3", "reset=1,times=1",
+     "error200=1,times=1", "html=1,times=1", "empty=1,times=1"],
+)  # fmt: skip
+async def test_what_may_pass_is_asked_again_and_every_call_is_counted(
+    kind: str, settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults([kind])
+    completion, account = await _ask(_settings(settings_for, sandbox))
+    assert completion.source == "called"
+    assert account.spend.calls == sandbox.stats()["requests"] == 1 + int(kind.rpartition("=")[2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("400=1", "400"), ("401=1", "OPENAI_API_KEY"), ("404=1", "OPENAI_BASE_URL")]
+)
+async def test_what_cannot_pass_is_asked_once(
+    kind: str, says: str, settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults([kind])
+    with pytest.raises(BadRequestError, match=says):
+        await _ask(_settings(settings_for, sandbox))
+    assert sandbox.stats()["requests"] == 1
+
+
+@pytest.mark.parametrize(("kind", "error"), [("429=1", RateLimitedError), ("503=1", EndpointDownError)])
+async def test_a_fault_that_stays_ends_after_the_set_number_of_retries(
+    kind: str, error: type[Exception], settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults([kind])
+    settings = _settings(settings_for, sandbox, THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES="2")
+    with pytest.raises(error) as caught:
+        await _ask(settings)
+    assert sandbox.stats()["requests"] == 3
+    assert caught.value.account.spend.calls == 3  # type: ignore[attr-defined]
+
+
+async def test_retry_after_is_waited_for(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
+    sandbox.set_faults(["429=1,retry_after=1,times=1"])
+    began = time.monotonic()
+    await _ask(_settings(settings_for, sandbox))
+    assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.parametrize("kind", ["hang=1", "drip=1,interval=0.2", "endless=1"])
+async def test_one_deadline_and_one_size_bound_every_answer(
+    kind: str, settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults([kind])
+    settings = _settings(
+        settings_for, sandbox,
+        THEMES_LLM__REQUEST_TIMEOUT_SECONDS="0.5", THEMES_LLM__MAX_RESPONSE_BYTES="100000",
+        THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES="0",
+    )  # fmt: skip
+    began = time.monotonic()
+    with pytest.raises(EndpointDownError, match=r"within 0\.5 s|exceeds 100000 bytes"):
+        await _ask(settings)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("kind", ["fenced=1", "trailing_comma=1", "upper_keys=1", "wrapped=1"])
+async def test_a_decorated_answer_costs_one_call(kind: str, settings_for: MakeSettings, sandbox: SandboxServer) -> None:
+    plain, _ = await _ask(_settings(settings_for, sandbox))
+    sandbox.set_faults([kind])
+    decorated, account = await _ask(_settings(settings_for, sandbox))
+    assert decorated.value == plain.value
+    assert account.spend.calls == 1
+
+
+@pytest.mark.parametrize("kind", ["invalid", "wrong"])
+async def test_an_invalid_answer_is_asked_again_once(
+    kind: str, settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults([f"{kind}=1"])
+    with pytest.raises(InvalidAnswerError, match="also when asked again"):
+        await _ask(_settings(settings_for, sandbox))
+    assert sandbox.stats()["requests"] == 2
+
+
+@pytest.mark.parametrize("kind", ["refusal=1", "content_filter=1"])
+async def test_a_refusal_is_not_asked_again_and_is_paid_for(
+    kind: str, settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults([kind])
+    with pytest.raises(RefusedError) as caught:
+        await _ask(_settings(settings_for, sandbox))
+    assert sandbox.stats()["requests"] == 1
+    assert caught.value.account.spend.prompt_tokens > 0  # type: ignore[attr-defined]
+
+
+async def test_an_answer_cut_off_twice_keeps_what_is_complete(
+    settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults(["truncated=1"])
+    with pytest.raises(TruncatedAnswerError) as caught:
+        await _ask(_settings(settings_for, sandbox))
+    assert sandbox.stats()["requests"] == 2
+    assert caught.value.complete["themes"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("formats", [["json_object", "text"], ["text"]])
+@pytest.mark.parametrize("status", [400, 500])
+async def test_a_refused_response_format_is_replaced_and_remembered(
+    formats: list[str], status: int, settings_for: MakeSettings
+) -> None:
+    async with SandboxServer(latency="0", formats=formats, format_refusal=status) as server:
+        settings = _settings(settings_for, server)
+        async with _generator(settings) as generator:
+            for name in ("Kyoto", "Nara", "Osaka"):
+                completion = await generator.answer(_prompt(name), account=Account(), rank=0)
+                assert len(completion.value["themes"]) >= 4
+        assert server.stats()["requests"] == 3 + (3 - len(formats))
+
+
+async def test_a_passing_500_does_not_cost_the_schema(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
+    sandbox.set_faults(["500=1,times=2"])
+    settings = _settings(settings_for, sandbox)
+    client = ChatClient(settings.llm, max_connections=2)
+    try:
+        for _ in range(2):
+            with pytest.raises(EndpointDownError):
+                await client.complete(_prompt(), max_tokens=2000, spend=Spend())
+        await client.complete(_prompt(), max_tokens=2000, spend=Spend())
+        assert "format=json_schema" in repr(client)
+    finally:
+        await client.close()
+
+
+async def test_equal_prompts_at_once_are_one_call_and_later_ones_come_from_the_cache(
+    settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    account = Account()
+    async with _generator(_settings(settings_for, sandbox)) as generator:
+        answers = await asyncio.gather(*(generator.answer(_prompt(), account=account, rank=0) for _ in range(20)))
+        again = await generator.answer(_prompt(), account=account, rank=0)
+        fresh = await generator.answer(_prompt(), account=account, rank=0, use_cache=False)
+    assert [answer.source for answer in answers].count("coalesced") == 19
+    assert again.source == "cached"
+    assert fresh.source == "called"
+    assert sandbox.stats()["requests"] == 2
+    assert (account.spend.calls, account.coalesced, account.cache_hits) == (2, 19, 1)
+
+
+async def test_no_unusable_answer_is_ever_cached(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
+    async with _generator(_settings(settings_for, sandbox)) as generator:
+        for kind in ("invalid=1", "refusal=1", "truncated=1", "wrong=1"):
+            sandbox.set_faults([kind])
+            with pytest.raises((InvalidAnswerError, RefusedError, TruncatedAnswerError)):
+                await generator.answer(_prompt(), account=Account(), rank=0)
+        sandbox.set_faults([])
+        assert (await generator.answer(_prompt(), account=Account(), rank=0)).source == "called"
+
+
+async def test_the_sandbox_is_never_cached_as_another_model(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
+    settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="a-real-model")
+    async with _generator(settings) as generator:
+        for _ in range(2):
+            completion = await generator.answer(_prompt(), account=Account(), rank=0)
+            assert (completion.model, completion.source) == ("sandbox", "called")
+
+
+async def test_a_server_that_is_not_there_is_named(settings_for: MakeSettings) -> None:
+    async with SandboxServer(latency="0") as server:
+        settings = _settings(settings_for, server, THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES="1")
+    with pytest.raises(EndpointDownError, match="127.0.0.1") as caught:
+        await _ask(settings)
+    assert caught.value.account.spend.calls == 0  # type: ignore[attr-defined]
+
+
+async def test_the_price_of_an_unknown_model_is_unknown_not_zero(
+    settings_for: MakeSettings, sandbox: SandboxServer
+) -> None:
+    priced = _settings(settings_for, sandbox, THEMES_LLM__PRICES="{sandbox: {input_usd: 1000000, output_usd: 0}}")
+    _, account = await _ask(priced)
+    assert account.usage().cost_usd == pytest.approx(account.spend.prompt_tokens)
+    unpriced = _settings(settings_for, sandbox, THEMES_LLM__PRICES="{other: {input_usd: 1, output_usd: 1}}")
+    _, account = await _ask(unpriced)
+    assert account.usage().cost_usd is None
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({}, "no LLM endpoint is set"),
+        ({"OPENAI_API_KEY": "k"}, "THEMES_MODEL"),
+        ({"OPENAI_BASE_URL": "localhost:8000", "THEMES_MODEL": "m"}, "expected http"),
+    ],
+)
+def test_a_missing_endpoint_says_what_to_set(env: dict[str, str], says: str, settings_for: MakeSettings) -> None:
+    with pytest.raises(ConfigError, match=says):
+        endpoint(settings_for(**env).llm)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("soon", None), ("", None), (formatdate(1_000_060, usegmt=True), 60.0)],
+)
+def test_retry_after_is_read_in_seconds_and_as_a_date(value: str, seconds: float | None) -> None:
+    assert retry_after_seconds({"Retry-After": value}, now=1_000_000) == seconds
+
+
+def test_backoff_grows_within_its_bounds() -> None:
+    assert backoff_seconds(1, base=1, most=30, draw=0) == 0.5
+    assert backoff_seconds(1, base=1, most=30, draw=1) == 1
+    assert backoff_seconds(4, base=1, most=30, draw=1) == 8
+    assert backoff_seconds(60, base=1, most=30, draw=1) == 30
