@@ -172,7 +172,9 @@ def translated(client: Redis) -> Iterator[None]:
     except RedisConnectionError as exc:
         raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
     except ResponseError as exc:
-        raise RedisUnavailableError(f"Redis at {place} refuses: {_said(exc)}") from exc
+        # The protocol of our client begins with HELLO, which came with Redis 6.
+        what = "is older than 6; 6.2 or newer is needed" if "HELLO" in str(exc) else f"refuses: {_said(exc)}"
+        raise RedisUnavailableError(f"Redis at {place} {what}") from exc
     except (UnicodeError, socket.gaierror) as exc:
         raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
 

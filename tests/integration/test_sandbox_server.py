@@ -183,7 +183,7 @@ async def stats(http: aiohttp.ClientSession, server: SandboxServer, query: str =
 async def in_flight(server: SandboxServer, count: int) -> None:
     """Wait until this many requests are in flight."""
     async with asyncio.timeout(5):
-        while server.stats()["in_flight"] != count:  # noqa: ASYNC110  # another party's state
+        while server.stats()["in_flight"] != count:  # another party's state
             await asyncio.sleep(0.01)
 
 

@@ -1,0 +1,148 @@
+"""The books in a real Redis: leases, deliveries, and results that are published once."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from tasks import keys
+from tasks.connection import connect_async
+from tasks.ledger import Ledger, Taken, Taking, live_lanes, write_chunks
+from tasks.messages import Chunk, Destination, Failure, JobInputs, Result, StreamEntry, Usage, unpack
+
+JOB = "job-1"
+NAMES = tuple(Destination.of(name) for name in ("Kyoto", "Paris", "Oslo"))
+CHUNK = Chunk(JOB, "00000000", NAMES)
+
+
+def _result(destination: Destination, chunk: Chunk = CHUNK) -> Result:
+    failure = Failure("discover.food", "EndpointDownError", "planted", 1)
+    return Result(chunk.job_id, destination.id, 1, Usage(llm_calls=5), "w", time.time(), 1.0, failure=failure)
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
+    client = connect_async(redis_url, socket_timeout_seconds=5)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def written(redis: Redis) -> Redis:
+    with redis.pipeline() as pipeline:
+        write_chunks(pipeline, JOB, [(CHUNK, "Kyoto + 2 more")], compress=True)
+        pipeline.execute()
+    return redis
+
+
+def _ledger(client: AsyncRedis, token: str = "a", lease_seconds: float = 10) -> Ledger:
+    return Ledger(client, token=token, lease_seconds=lease_seconds)
+
+
+def test_the_inputs_go_down_the_stream_before_any_message(written: Redis) -> None:
+    ((_, fields),) = written.xrange(keys.RESULTS)
+    entry = unpack(fields[b"b"], StreamEntry)
+    assert entry == JobInputs(JOB, NAMES)
+
+
+async def test_a_chunk_is_taken_once_and_held_for_the_others(client: AsyncRedis, written: Redis) -> None:
+    taken = await _ledger(client).take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert isinstance(taken, Taken)
+    assert (taken.chunk, taken.deliveries, taken.finished) == (CHUNK, 1, frozenset())
+    assert await _ledger(client, "b").take(JOB, CHUNK.chunk_id, max_unwritten=100) is Taking.HELD
+    assert await _ledger(client).take(JOB, "unknown", max_unwritten=100) is Taking.GONE
+
+
+async def test_a_take_whose_reply_was_lost_is_taken_again(client: AsyncRedis, written: Redis) -> None:
+    ledger = _ledger(client)
+    await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert isinstance(await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100), Taken)
+
+
+async def test_a_dead_lease_is_found_and_another_worker_goes_on_with_what_is_left(
+    client: AsyncRedis, written: Redis
+) -> None:
+    dying = _ledger(client, "dying", lease_seconds=0.1)
+    taken = await dying.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert isinstance(taken, Taken)
+    await dying.finish(CHUNK, _result(NAMES[0]))
+    waiting, dead = await _ledger(client).sweep(JOB)
+    assert (waiting, dead) == (0, [])
+    await asyncio.sleep(0.15)
+    waiting, dead = await _ledger(client).sweep(JOB)
+    assert (waiting, dead) == (1, [CHUNK.chunk_id])
+    again = await _ledger(client, "b").take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert isinstance(again, Taken)
+    assert again.deliveries == 2
+    assert again.finished == {NAMES[0].id}
+    assert await dying.renew(JOB, [CHUNK.chunk_id]) == [CHUNK.chunk_id]
+
+
+async def test_a_renewed_lease_lives_on(client: AsyncRedis, written: Redis) -> None:
+    ledger = _ledger(client, lease_seconds=0.3)
+    await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    for _ in range(4):
+        await asyncio.sleep(0.1)
+        assert await ledger.renew(JOB, [CHUNK.chunk_id]) == []
+    assert await ledger.sweep(JOB) == (0, [])
+
+
+async def test_a_result_is_published_once_and_the_last_one_closes_the_chunk(client: AsyncRedis, written: Redis) -> None:
+    ledger = _ledger(client)
+    await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    for name in NAMES[:2]:
+        assert await ledger.finish(CHUNK, _result(name))
+        assert not await ledger.finish(CHUNK, _result(name)), "a repeated call publishes nothing"
+    assert written.hexists(keys.chunks(JOB), CHUNK.chunk_id)
+    assert await ledger.finish(CHUNK, _result(NAMES[2]))
+    assert not await ledger.finish(CHUNK, _result(NAMES[2]))
+    results = [unpack(fields[b"b"], StreamEntry) for _, fields in written.xrange(keys.RESULTS)]
+    assert [entry.destination_id for entry in results if isinstance(entry, Result)] == [name.id for name in NAMES]
+    assert written.keys("themes:job:*") == []
+
+
+async def test_giving_back_frees_the_chunk_and_does_not_count_as_a_death(client: AsyncRedis, written: Redis) -> None:
+    ledger = _ledger(client)
+    await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert await ledger.give_back(JOB, CHUNK.chunk_id)
+    assert not await ledger.give_back(JOB, CHUNK.chunk_id)
+    taken = await _ledger(client, "b").take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert isinstance(taken, Taken)
+    assert taken.deliveries == 1
+    assert not await ledger.give_back(JOB, CHUNK.chunk_id), "another worker's chunk is not ours to give"
+
+
+async def test_a_consumer_that_is_behind_holds_new_work_back(client: AsyncRedis, written: Redis) -> None:
+    for _ in range(5):
+        written.xadd(keys.RESULTS, {"b": b"x"})
+    assert await _ledger(client).take(JOB, CHUNK.chunk_id, max_unwritten=3) is Taking.FULL
+    assert isinstance(await _ledger(client).take(JOB, CHUNK.chunk_id, max_unwritten=100), Taken)
+
+
+async def test_a_split_chunk_leaves_single_destinations_for_what_it_had_left(
+    client: AsyncRedis, written: Redis
+) -> None:
+    ledger = _ledger(client)
+    await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    await ledger.finish(CHUNK, _result(NAMES[0]))
+    await ledger.give_back(JOB, CHUNK.chunk_id)
+    taken = await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert isinstance(taken, Taken)
+    singles = await ledger.split(taken)
+    assert [one.destinations for one in singles] == [(NAMES[1],), (NAMES[2],)]
+    assert await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100) is Taking.GONE
+    assert await ledger.oldest_waiting(JOB, 10) == [one.chunk_id for one in singles]
+    for one in singles:
+        await ledger.finish(one, _result(one.destinations[0], one))
+    assert written.keys("themes:job:*") == []
+
+
+def test_live_lanes_are_those_of_workers_with_a_heartbeat(redis: Redis) -> None:
+    assert live_lanes(redis) == 0
+    for name, lanes in (("a", 12), ("b", 4)):
+        redis.hset(keys.worker(name), "lanes", lanes)
+        redis.expire(keys.worker(name), 10)
+    assert live_lanes(redis) == 16

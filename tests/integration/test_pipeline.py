@@ -1,0 +1,227 @@
+"""One destination through the graph, against the sandbox over HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings
+from tasks.messages import Destination, Profile, StageRecord
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.client import ChatClient
+from workers.llm.generator import FocusedLLMGenerator
+from workers.llm.pool import LLMConnectionPool
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.graph import Graph
+from workers.pipeline.processor import FocusedPromptProcessor, Outcome
+from workers.pipeline.prompts import load_stages
+from workers.sandbox.server import SandboxServer
+
+MakeSettings = Callable[..., Settings]
+KYOTO = Destination.of("Kyoto", "Japan")
+THEME_FIELDS = (
+    "seasonality", "traveler_types", "price_point", "confidence", "sub_themes", "nano_themes", "rationale",
+    "unique_selling_points", "authenticity_score",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(settings_for: MakeSettings) -> Callable[..., object]:
+    """Make a processor for a sandbox."""
+
+    @asynccontextmanager
+    async def make(
+        server: SandboxServer, prompts: Path | None = None, **env: str
+    ) -> AsyncIterator[FocusedPromptProcessor]:
+        settings = settings_for(
+            OPENAI_BASE_URL=server.base_url,
+            THEMES_MODEL="sandbox",
+            THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY="0.01",
+            THEMES_PERFORMANCE_OPTIMIZATION__RETRY_MAX_DELAY="0.02",
+            **env,
+        )
+        profiler = PerformanceProfiler(enabled=True)
+        client = ChatClient(settings.llm, max_connections=15)
+        generator = FocusedLLMGenerator(
+            client=client,
+            pool=LLMConnectionPool(15, profiler),
+            cache=PersistentLLMCache(None, max_memory_mb=64, pressure_mb=4096, ttl_days=1, compress=True),
+            profiler=profiler,
+            settings=settings,
+        )
+        try:
+            yield FocusedPromptProcessor(Graph(load_stages(prompts)), generator, settings=settings, profiler=profiler)
+        finally:
+            await client.close()
+
+    return make
+
+
+def _profile(outcome: Outcome) -> Profile:
+    assert outcome.profile is not None
+    return outcome.profile
+
+
+async def test_a_destination_takes_sixteen_calls_in_two_rounds(run) -> None:
+    async with SandboxServer(latency="100ms") as server, run(server) as processor:
+        outcome = await processor.process(KYOTO)
+        log = server.log()
+    assert outcome.usage.llm_calls == len(log) == 16
+    finds = [entry for entry in log if entry["stage"].startswith("discover.")]
+    others = [entry for entry in log if not entry["stage"].startswith("discover.")]
+    assert (len(finds), len(others)) == (5, 11)
+    # Two rounds: within each, every call starts before the first one ends.
+    assert max(entry["started"] for entry in finds) < min(entry["ended"] for entry in finds)
+    assert max(entry["started"] for entry in others) < min(entry["ended"] for entry in others)
+    assert min(entry["started"] for entry in others) >= max(entry["ended"] for entry in finds)
+
+
+async def test_every_paid_answer_reaches_the_user(run, sandbox: SandboxServer) -> None:
+    async with run(sandbox) as processor:
+        profile = _profile(await processor.process(KYOTO))
+    assert profile.status == "ok"
+    assert profile.missing == []
+    assert {record.stage for record in profile.stages} == {stage.name for stage in load_stages()}
+    assert all(record.status == "ok" and record.source == "called" for record in profile.stages)
+    for theme in profile.themes:
+        assert all(getattr(theme, name) is not None for name in THEME_FIELDS)
+    assert {theme.category for theme in profile.themes} == {"culture", "food", "adventure", "entertainment", "luxury"}
+    assert profile.overlap_analysis is not None
+    quality = profile.quality_assessment
+    assert None not in (quality.quality, quality.overall, quality.recommendations)
+    assert quality.completeness == quality.coverage == 1.0
+    assert profile.model == "sandbox"
+
+
+async def test_any_valid_instance_of_the_schemas_makes_an_ok_profile(run) -> None:
+    names = [Destination.of(f"Nowhere {number}") for number in range(6)]
+    async with SandboxServer(latency="0", style="random", seed=7) as server, run(server) as processor:
+        outcomes = await asyncio.gather(*(processor.process(name) for name in names))
+    assert [_profile(outcome).status for outcome in outcomes] == ["ok"] * len(names)
+
+
+async def test_a_failed_optional_stage_leaves_null_with_the_reason_and_invents_nothing(
+    run, sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults(["invalid=1,match=price level of a day"])
+    async with run(sandbox) as processor:
+        profile = _profile(await processor.process(KYOTO))
+    assert profile.status == "partial"
+    assert all(theme.price_point is None for theme in profile.themes)
+    assert all(theme.confidence is not None for theme in profile.themes)
+    (missing,) = profile.missing
+    assert (missing.stage, missing.field) == ("analyse.price", "price_point")
+    assert "InvalidAnswerError" in missing.reason
+    assert profile.quality_assessment.completeness < 1.0
+
+
+async def test_a_failed_discovery_leaves_the_other_categories(run, sandbox: SandboxServer) -> None:
+    sandbox.set_faults(["400=1,match=kind **luxury**"])
+    async with run(sandbox) as processor:
+        profile = _profile(await processor.process(KYOTO))
+    assert profile.status == "partial"
+    assert {theme.category for theme in profile.themes} == {"culture", "food", "adventure", "entertainment"}
+    assert [theme.id for theme in profile.themes] == [f"t{n}" for n in range(1, len(profile.themes) + 1)]
+    assert profile.missing[0].stage == "discover.luxury"
+
+
+async def test_a_destination_without_any_theme_is_a_failure_that_counts_its_calls(run, sandbox: SandboxServer) -> None:
+    sandbox.set_faults(["503=1"])
+    async with run(sandbox, THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES="1") as processor:
+        outcome = await processor.process(KYOTO, attempt=2)
+    assert outcome.profile is None
+    assert outcome.failure is not None
+    assert (outcome.failure.error_class, outcome.failure.attempts) == ("EndpointDownError", 2)
+    assert outcome.failure.stage.startswith("discover.")
+    assert outcome.is_retryable
+    assert outcome.usage.llm_calls == sandbox.stats()["requests"] == 10
+
+
+async def test_the_second_time_everything_comes_from_the_cache(run, sandbox: SandboxServer) -> None:
+    async with run(sandbox) as processor:
+        first = _profile(await processor.process(KYOTO))
+        second = _profile(await processor.process(Destination.of("KYOTO ", "japan")))
+        fresh = await processor.process(KYOTO, use_cache=False)
+    assert second.usage.llm_calls == 0
+    assert second.usage.cache_hits == 16
+    assert second.themes == first.themes
+    assert fresh.usage.llm_calls == 16
+
+
+async def test_an_answer_cut_at_the_limit_is_split_and_loses_nothing(run, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for path in (Path(load_stages.__globals__["BUILT_IN"])).glob("*.md"):
+        text = path.read_text()
+        if path.stem == "enhance.rationale":
+            text = text.replace("max_tokens: 4800", "max_tokens: 300")
+        (prompts / path.name).write_text(text)
+    async with SandboxServer(latency="0") as server, run(server, prompts) as processor:
+        profile = _profile(await processor.process(KYOTO))
+        calls = server.stats()["by_stage"]["enhance.rationale"]
+    assert profile.status == "ok"
+    assert all(theme.rationale for theme in profile.themes)
+    assert 2 < calls < 16
+
+
+async def test_smaller_batches_ask_more_often_and_give_the_same_profile(run, sandbox: SandboxServer) -> None:
+    async with run(sandbox) as processor:
+        whole = _profile(await processor.process(KYOTO))
+    async with run(sandbox, THEMES_PERFORMANCE_OPTIMIZATION__THEME_BATCH_SIZE="8") as processor:
+        outcome = await processor.process(KYOTO, use_cache=False)
+    assert outcome.usage.llm_calls == 5 + 9 * -(-len(whole.themes) // 8) + 2
+    assert _profile(outcome).themes == whole.themes
+    env = {
+        "THEMES_PERFORMANCE_OPTIMIZATION__THEME_BATCH_SIZE": "8",
+        "THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_INTELLIGENT_BATCHING": "false",
+    }
+    async with run(sandbox, **env) as processor:
+        assert (await processor.process(KYOTO, use_cache=False)).usage.llm_calls == 16
+
+
+async def test_an_added_stage_reaches_the_profile(run, sandbox: SandboxServer, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for path in (Path(load_stages.__globals__["BUILT_IN"])).glob("*.md"):
+        (prompts / path.name).write_text(path.read_text())
+    (prompts / "enhance.slogan.md").write_text(
+        "---\nstage: enhance.slogan\nasks: each theme\nmax_tokens: 2000\n"
+        "fields:\n  slogan: {type: string, minLength: 1, maxLength: 60}\n---\nFind a slogan for each theme.\n"
+    )
+    (prompts / "assess.motto.md").write_text(
+        "---\nstage: assess.motto\nasks: all themes\nmax_tokens: 200\n"
+        "fields:\n  motto: {type: string, minLength: 1, maxLength: 60}\n---\nFind one motto for the set.\n"
+    )
+    async with run(sandbox, prompts) as processor:
+        profile = _profile(await processor.process(KYOTO))
+    assert profile.usage.llm_calls == 18
+    assert all(theme.more["slogan"] for theme in profile.themes)
+    assert profile.more["motto"]
+
+
+async def test_each_stage_is_told_as_it_ends(run, sandbox: SandboxServer) -> None:
+    told: list[tuple[str, int]] = []
+
+    def listen(destination: Destination, record: StageRecord, count: int) -> None:
+        assert destination is KYOTO
+        told.append((record.stage, count))
+
+    async with run(sandbox) as processor:
+        profile = _profile(await processor.process(KYOTO, on_stage=listen))
+    assert {stage for stage, _ in told} == {stage.name for stage in load_stages()}
+    assert sum(count for stage, count in told if stage.startswith("discover.")) == len(profile.themes)
+
+
+async def test_cancelling_a_destination_ends_its_calls(run) -> None:
+    async with SandboxServer(latency="30") as server, run(server) as processor:
+        task = asyncio.create_task(processor.process(KYOTO))
+        async with asyncio.timeout(10):
+            while server.stats()["in_flight"] < 5:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while server.stats()["in_flight"]:
+                await asyncio.sleep(0.01)

@@ -1,0 +1,203 @@
+"""Which Redis is used, and the one line that says why another is not."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import Redis
+
+from config.settings import Settings
+from scripts.local_redis import LocalRedis, find_binary, version_of
+from tasks.connection import ADDRESS_FILE, OLDEST, check_server, connect, locate, masked
+from tasks.errors import ConfigError, RedisUnavailableError
+
+
+def _refusal(url: str) -> str:
+    with pytest.raises(RedisUnavailableError) as caught, connect(url, socket_timeout_seconds=2) as client:
+        check_server(client)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+@contextmanager
+def _server(answer: Callable[[bytes], bytes]) -> Iterator[int]:
+    """A TCP server with an answer to whatever it gets."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    peer, _ = listener.accept()
+                except OSError:
+                    return
+                with peer:
+                    peer.settimeout(2)
+                    try:
+                        while got := peer.recv(65_536):
+                            peer.sendall(answer(got))
+                    except OSError:
+                        continue
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+
+
+def test_a_healthy_server_says_what_it_is(redis_url: str) -> None:
+    with connect(redis_url, socket_timeout_seconds=5) as client:
+        facts = check_server(client)
+    assert facts.policy == "volatile-lru"
+    assert facts.is_persistent
+
+
+def test_nobody_there_says_how_to_start_one() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        said = _refusal(f"redis://127.0.0.1:{port}/1")
+    assert f"127.0.0.1:{port}" in said
+    assert "themes up" in said
+
+
+def test_an_unknown_host_is_named() -> None:
+    assert "no.such.host.invalid" in _refusal("redis://no.such.host.invalid:6379/0")
+
+
+@pytest.mark.parametrize("password", [":wrong@", ""])
+def test_a_wrong_or_missing_password_is_told_apart_and_never_shown(password: str, redis_url: str) -> None:
+    place = redis_url.rpartition("@")[2]
+    said = _refusal(f"redis://{password}{place}")
+    assert "password" in said
+    assert "wrong@" not in said
+    assert redis_url.partition("@")[0].rpartition(":")[2] not in said
+
+
+def test_something_else_on_that_port_is_no_redis() -> None:
+    with _server(lambda _: b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        assert "Redis" in _refusal(f"redis://127.0.0.1:{port}/0")
+
+
+def _redis_5(got: bytes) -> bytes:
+    """As Redis 5.0 answers: no HELLO yet, and INFO with its version. Commands come one or several at a time."""
+    info = b"redis_version:5.0.7\r\nmaxmemory_policy:noeviction\r\n"
+    answers = []
+    for command in got.split(b"*")[1:]:
+        name = command.split(b"\r\n")[2].upper()
+        known = {b"INFO": b"$%d\r\n%s\r\n" % (len(info), info), b"HELLO": b"-ERR unknown command `HELLO`\r\n"}
+        answers.append(known.get(name, b"+OK\r\n"))
+    return b"".join(answers)
+
+
+def test_a_server_that_is_too_old_is_refused() -> None:
+    with _server(_redis_5) as port:
+        said = _refusal(f"redis://127.0.0.1:{port}/0")
+    assert "6.2 or newer is needed" in said
+
+
+def test_a_policy_that_deletes_the_queue_is_refused(redis: Redis, redis_url: str) -> None:
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        assert "volatile-lru" in _refusal(redis_url)
+    finally:
+        redis.config_set("maxmemory-policy", "volatile-lru")
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:port/1"])
+def test_a_malformed_url_is_a_configuration_error(url: str) -> None:
+    with pytest.raises(ConfigError, match="redis_url"):
+        connect(url, socket_timeout_seconds=1)
+
+
+def test_passwords_are_masked() -> None:
+    assert masked("redis://:secret@host:1/2") == "redis://:***@host:1/2"
+    assert masked("redis://me:secret@host:1/2") == "redis://me:***@host:1/2"
+    assert masked("redis://host:1/2") == "redis://host:1/2"
+
+
+def test_a_url_that_was_set_is_never_replaced(settings_for: Callable[..., Settings], tmp_path: Path) -> None:
+    with LocalRedis(tmp_path / "var", "auto") as server:
+        assert locate(settings_for()) == server.url
+        assert locate(settings_for(REDIS_URL="redis://elsewhere:1/1")) == "redis://elsewhere:1/1"
+    assert locate(settings_for()) == "redis://localhost:6379/1"
+
+
+def test_an_address_left_by_a_dead_server_is_ignored(settings_for: Callable[..., Settings], tmp_path: Path) -> None:
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / ADDRESS_FILE).write_text("redis://:x@127.0.0.1:1/1\n")
+    assert locate(settings_for()) == "redis://localhost:6379/1"
+    with LocalRedis(tmp_path / "var", "auto") as server:
+        assert locate(settings_for()) == server.url
+
+
+def test_the_address_is_readable_by_its_owner_only_and_the_password_is_in_no_argument(tmp_path: Path) -> None:
+    with LocalRedis(tmp_path, "auto") as server:
+        mode = (tmp_path / ADDRESS_FILE).stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
+        assert server.pid
+        password = server.url.split(":")[2].split("@")[0]
+        assert password not in " ".join(psutil.Process(server.pid).cmdline())
+
+
+def test_a_second_start_finds_the_first_and_leaves_it_alone(tmp_path: Path) -> None:
+    with LocalRedis(tmp_path, "auto") as first:
+        with LocalRedis(tmp_path, "auto") as second:
+            assert second.url == first.url
+            assert second.pid is None
+        with Redis.from_url(first.url) as client:
+            assert client.ping()
+
+
+def test_what_was_acknowledged_survives_a_restart(tmp_path: Path) -> None:
+    for number in range(3):
+        with LocalRedis(tmp_path, "auto") as server, Redis.from_url(server.url) as client:
+            assert client.incr("starts") == number + 1
+
+
+def test_it_dies_with_its_parent_however_that_dies(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from scripts.local_redis import LocalRedis\n"
+        "with LocalRedis(Path(sys.argv[1])) as server:\n"
+        "    print(server.pid, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        child = psutil.Process(int(parent.stdout.readline()))
+        os.kill(parent.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "redis-server outlived its parent"
+            time.sleep(0.02)
+
+
+def test_the_bundled_server_is_a_real_one_and_new_enough() -> None:
+    assert version_of(find_binary("bundled")) >= OLDEST
+
+
+def test_without_any_server_the_lines_that_install_one_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RedisUnavailableError, match="apt-get install redis-server"):
+        find_binary("system")
+
+
+def test_a_server_on_the_path_that_is_too_old_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    old = tmp_path / "redis-server"
+    old.write_text("#!/bin/sh\necho Redis server v=5.0.3 sha=0\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert version_of(old) == (5, 0)
+    assert find_binary("auto") != old
