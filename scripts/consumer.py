@@ -38,7 +38,7 @@ async def consume(settings: Settings, url: str) -> None:
     broker_url = settings.celery.broker_url or url
     broker = connect_async(broker_url, socket_timeout_seconds=timeout)
     name = f"{socket.gethostname()}-{os.getpid()}"
-    async with AsyncDatabaseManager(settings) as store:
+    async with AsyncDatabaseManager.from_settings(settings) as store:
         consumer = ResultsConsumer(redis, store, settings, name)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -10,13 +10,12 @@ from typing import Final
 
 import click
 from rich.console import Console
-from workers.results.store import AsyncDatabaseManager
 
 import config
 from config.settings import Settings
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible
-from scripts.results import table_of
+from scripts.results import reading, table_of
 from scripts.up import WATCH_SECONDS, Stack, stack
 from scripts.watch import duration, watch_to_end
 from tasks import jobs
@@ -81,7 +80,7 @@ def _run_job(made: Stack, file: str | None) -> int:
 
 
 async def _show(settings: Settings, job_id: str) -> None:
-    async with AsyncDatabaseManager(settings, read_only=True) as store:
+    async with reading(settings, job_id) as store:
         table = await table_of(store.profiles(job_id))
     console = Console()
     console.print(table, width=None if console.is_terminal else 150)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import click
-import msgspec
 from rich.console import Console
 from rich.table import Table
+from workers.results.rows import ProfileRow
 from workers.results.store import AsyncDatabaseManager
 
+from config.settings import Settings
 from scripts.main import settings_from
 from tasks.errors import ConfigError, JobNotFoundError
 from tasks.messages import Profile
@@ -42,7 +43,7 @@ def command(job: str, kind: str, output: str | None) -> None:
     """Print the profiles of JOB that are in the database, also while it runs."""
     settings = settings_from()
     with _destination(output) as out:
-        asyncio.run(_write(AsyncDatabaseManager(settings, read_only=True), job, kind, out))
+        asyncio.run(_write(settings, job, kind, out))
 
 
 @contextlib.contextmanager
@@ -57,31 +58,48 @@ def _destination(output: str | None) -> Iterator[IO[str]]:
         raise ConfigError(f"-o {output}: cannot be written ({exc.strerror})") from exc
 
 
-async def _write(store: AsyncDatabaseManager, job_id: str, kind: str, out: IO[str]) -> None:
-    async with store:
+@contextlib.asynccontextmanager
+async def reading(settings: Settings, job_id: str) -> AsyncIterator[AsyncDatabaseManager]:
+    """The results database, opened for reading, which knows this job.
+
+    Raises:
+        DatabaseError: there is none, or it cannot be read.
+        JobNotFoundError: it does not know the job.
+    """
+    store = AsyncDatabaseManager.from_settings(settings)
+    try:
+        await store.open()
         if await store.job(job_id) is None:
-            raise JobNotFoundError(f"no job {job_id!r} in {store.place}; `themes status` lists the jobs")
+            raise JobNotFoundError(f"no job {job_id!r} in {store.path}; `themes status` lists the jobs")
+        yield store
+    finally:
+        await store.close()
+
+
+async def _write(settings: Settings, job_id: str, kind: str, out: IO[str]) -> None:
+    async with reading(settings, job_id) as store:
         await _WRITERS[kind](store.profiles(job_id), out)
 
 
-async def _jsonl(profiles: AsyncIterator[Profile], out: IO[str]) -> None:
-    async for profile in profiles:
-        out.write(_json(profile) + "\n")
+async def _jsonl(rows: AsyncIterator[ProfileRow], out: IO[str]) -> None:
+    async for row in rows:
+        out.write(row.payload + "\n")
 
 
-async def _array(profiles: AsyncIterator[Profile], out: IO[str]) -> None:
+async def _array(rows: AsyncIterator[ProfileRow], out: IO[str]) -> None:
     """A JSON array, written as it is read: a million profiles need no more memory than one."""
     separator = "[\n"
-    async for profile in profiles:
-        out.write(separator + _json(profile))
+    async for row in rows:
+        out.write(separator + row.payload)
         separator = ",\n"
     out.write("\n]\n" if separator != "[\n" else "[]\n")
 
 
-async def _csv(profiles: AsyncIterator[Profile], out: IO[str]) -> None:
+async def _csv(rows: AsyncIterator[ProfileRow], out: IO[str]) -> None:
     writer = csv.writer(out)
     writer.writerow(CSV_COLUMNS)
-    async for profile in profiles:
+    async for row in rows:
+        profile = row.profile()
         for rank, theme in enumerate(profile.themes, start=1):
             season = theme.seasonality
             writer.writerow([
@@ -93,26 +111,26 @@ async def _csv(profiles: AsyncIterator[Profile], out: IO[str]) -> None:
             ])  # fmt: skip
 
 
-async def _table(profiles: AsyncIterator[Profile], out: IO[str]) -> None:
+async def _table(rows: AsyncIterator[ProfileRow], out: IO[str]) -> None:
     console = Console(file=out, width=None if out.isatty() else 160)
-    console.print(await table_of(profiles))
+    console.print(await table_of(rows))
 
 
-async def table_of(profiles: AsyncIterator[Profile]) -> Table:
+async def table_of(rows: AsyncIterator[ProfileRow]) -> Table:
     """One line a destination: how many themes, the surest of them, quality, calls and cache hits."""
     table = Table("destination", "themes", "top themes", "quality", "calls", "hits", "status", box=None)
     for column in (1, 3, 4, 5):
         table.columns[column].justify = "right"
-    async for profile in profiles:
-        overall = profile.quality_assessment.overall
+    async for row in rows:
+        profile = row.profile()
         table.add_row(
-            ", ".join(filter(None, (profile.name, profile.country))),
+            ", ".join(filter(None, (row.name, row.country))),
             str(len(profile.themes)),
             ", ".join(top_themes(profile)),
-            "-" if overall is None else f"{overall:.2f}",
-            str(profile.usage.llm_calls),
-            str(profile.usage.cache_hits),
-            profile.status,
+            "-" if row.quality is None else f"{row.quality:.2f}",
+            str(row.usage.llm_calls),
+            str(row.usage.cache_hits),
+            row.status,
         )
     return table
 
@@ -121,10 +139,6 @@ def top_themes(profile: Profile, count: int = TOP) -> list[str]:
     """The names of the themes with the highest confidence; unknown confidence comes last."""
     ranked = sorted(profile.themes, key=lambda theme: -(theme.confidence or 0.0))
     return [theme.name for theme in ranked[:count]]
-
-
-def _json(profile: Profile) -> str:
-    return msgspec.json.encode(profile).decode()
 
 
 def _list(values: Any) -> str:
