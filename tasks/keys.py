@@ -10,13 +10,13 @@
 | themes:job:ID:leases | zset | chunk id by the time its lease ends, in ms | emptied by the work |
 | themes:job:ID:owners | hash | chunk id -> token of the lease's holder | emptied by the work |
 | themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
-| themes:job:ID:finished:CHUNK | set | destination ids of a chunk whose result is in the stream | leaves with the chunk |
+| themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:results | stream | what the consumer writes to the database | trimmed when acked |
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
-| themes:themes* , themes:unacked*, themes:_kombu* | | Celery's queue and kombu's bookkeeping (its global_keyprefix) | kombu's |
+| themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
 """
 
 from typing import Final
@@ -97,6 +97,4 @@ def cache(digest: str) -> str:
 
 def queue_keys() -> list[str]:
     """The Redis lists that make up the Celery queue, most urgent first."""
-    return [
-        f"{PREFIX}{QUEUE}{PRIORITY_SEPARATOR}{step}" if step else f"{PREFIX}{QUEUE}" for step in PRIORITIES
-    ]
+    return [f"{PREFIX}{QUEUE}{PRIORITY_SEPARATOR}{step}" if step else f"{PREFIX}{QUEUE}" for step in PRIORITIES]

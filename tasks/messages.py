@@ -8,12 +8,10 @@ import hashlib
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import msgspec
 import zstandard
-
-T = TypeVar("T")
 
 #: Bytes that one unpacked message may have: a chunk of 1,000 rows with a few KB of extra columns each.
 MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
@@ -240,8 +238,28 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     failure: Failure | None = None
 
 
+class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
+    """The job was ended by its user."""
+
+    job_id: str
+    state: Literal["cancelled"]
+    #: Seconds since 1970, UTC.
+    at: float
+
+
+class JobReopened(msgspec.Struct, frozen=True, tag="reopened"):
+    """These destinations are asked again, as `attempt`: failed ones wait anew, done ones are left alone.
+
+    Written before the chunks of the retry are published, so that the job runs again until they have ended.
+    """
+
+    job_id: str
+    destination_ids: tuple[str, ...]
+    attempt: int
+
+
 #: What an entry of the results stream can be.
-StreamEntry = JobOpened | JobInputs | JobSealed | Result
+StreamEntry = JobOpened | JobInputs | JobSealed | JobClosed | JobReopened | Result
 
 EventType = Literal[
     "job.started",
@@ -273,7 +291,12 @@ def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress:
     return _RAW + raw
 
 
-def unpack(data: bytes, type_: type[T]) -> T:
+def entry_fields(entry: "StreamEntry", *, compress: bool = True) -> dict[Any, Any]:
+    """The fields of one entry on the results stream."""
+    return {"b": pack(entry, compress=compress)}
+
+
+def unpack(data: bytes, type_: Any) -> Any:
     """Decode what `pack` made; the output's size is bounded before it is believed.
 
     Raises:
@@ -284,12 +307,10 @@ def unpack(data: bytes, type_: type[T]) -> T:
         if codec == _ZSTD:
             size = zstandard.frame_content_size(body)
             if not 0 <= size <= MAX_UNPACKED_BYTES:
-                raise WireError(
-                    f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed"
-                )
+                raise WireError(f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed")
             body = zstandard.ZstdDecompressor().decompress(body)
         elif codec != _RAW:
             raise WireError(f"unknown codec byte {codec!r}")
         return msgspec.msgpack.decode(body, type=type_)
-    except (zstandard.ZstdError, msgspec.DecodeError) as exc:
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a {type_}: {exc}") from exc
