@@ -8,6 +8,7 @@ from config.errors import ConfigError, ThemesError
 __all__ = [
     "BadRequestError",
     "ConfigError",
+    "DatabaseBusyError",
     "DatabaseError",
     "EndpointDownError",
     "InputError",
@@ -85,7 +86,11 @@ class RedisUnavailableError(ThemesError):
     exit_code = 2
 
 
+class DatabaseBusyError(RetryableError):
+    """The results database cannot take this now: locked, its disk full or failing. Nothing was written."""
+
+
 class DatabaseError(ThemesError):
-    """The results database cannot be used: unwritable, corrupt, or of a newer version."""
+    """The results database cannot be used: unwritable, corrupt, deleted, or of a newer version."""
 
     exit_code = 2

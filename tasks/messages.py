@@ -247,8 +247,19 @@ class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
     at: float
 
 
+class JobReopened(msgspec.Struct, frozen=True, tag="reopened"):
+    """These destinations are asked again, as `attempt`: failed ones wait anew, done ones are left alone.
+
+    Written before the chunks of the retry are published, so that the job runs again until they have ended.
+    """
+
+    job_id: str
+    destination_ids: tuple[str, ...]
+    attempt: int
+
+
 #: What an entry of the results stream can be.
-StreamEntry = JobOpened | JobInputs | JobSealed | JobClosed | Result
+StreamEntry = JobOpened | JobInputs | JobSealed | JobClosed | JobReopened | Result
 
 EventType = Literal[
     "job.started",
@@ -301,5 +312,5 @@ def unpack(data: bytes, type_: Any) -> Any:
         elif codec != _RAW:
             raise WireError(f"unknown codec byte {codec!r}")
         return msgspec.msgpack.decode(body, type=type_)
-    except (zstandard.ZstdError, msgspec.DecodeError) as exc:
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a {type_}: {exc}") from exc

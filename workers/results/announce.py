@@ -1,0 +1,180 @@
+"""Tells Redis what has become durable: the job's hash, its events, and what is left of it when it has ended.
+
+All of a batch goes in one MULTI, so a batch is announced whole or not at all, and again when its consumer died before
+it could acknowledge (events are at-least-once; `job.started` and `job.done` come once). A job whose hash is gone
+(deleted, or Redis was emptied) is not brought back: nothing would ever expire it.
+"""
+
+import time
+from typing import Any, Final
+
+import msgspec
+from redis.asyncio import Redis
+
+from config.settings import Settings
+from tasks import keys
+from tasks.messages import Event
+from workers.results.progress import RateWindow, counters, destination_event, hash_fields, job_event
+from workers.results.rows import FINAL_STATES, Applied, JobRow
+
+#: KEYS: hash, events, then what the job's work leaves behind. ARGV: revision, state, whether events are wanted,
+#: `job.started`, most events, then the hash's fields and values. Consumers may report out of order: an older
+#: revision changes nothing. Only the database may end a job that a user has cancelled in the hash.
+_REPORT: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') then return 0 end
+local cancelled = redis.call('HGET', KEYS[1], 'state') == 'cancelled'
+local final = ARGV[2] == 'done' or ARGV[2] == 'cancelled'
+for i = 6, #ARGV, 2 do
+  local kept = cancelled and not final and (ARGV[i] == 'state' or ARGV[i] == 'finished_at')
+  if not kept then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  end
+end
+if not final and redis.call('HGET', KEYS[1], 'ended') == '1' then
+  redis.call('HDEL', KEYS[1], 'ended')
+  for i = 1, #KEYS do redis.call('PERSIST', KEYS[i]) end
+end
+if ARGV[3] == '1' and ARGV[2] ~= 'queued' then
+  if redis.call('HGET', KEYS[1], 'announced') ~= '1' or redis.call('EXISTS', KEYS[2]) == 0 then
+    redis.call('HSET', KEYS[1], 'announced', '1')
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], '*', 'e', ARGV[4])
+  end
+end
+return 1
+"""
+
+#: KEYS: hash, events, chunks, labels, leases, owners, deliveries, active jobs. ARGV: revision, job id, whether events
+#: are wanted, last `job.progress`, `job.done`, most events, seconds to keep the job, seconds to keep its events.
+#: While a worker has yet to take its last chunk off, what that needs stays, and expires with the job.
+_END: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') then return 0 end
+if redis.call('HGET', KEYS[1], 'ended') ~= '1' then
+  redis.call('HSET', KEYS[1], 'ended', '1')
+  if ARGV[3] == '1' then
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'e', ARGV[4])
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'e', ARGV[5])
+  end
+end
+redis.call('SREM', KEYS[8], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[7])
+redis.call('EXPIRE', KEYS[2], ARGV[8])
+for i = 3, 7 do
+  if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('DEL', KEYS[i])
+  else redis.call('EXPIRE', KEYS[i], ARGV[7]) end
+end
+return 1
+"""
+
+
+class Announcer:
+    """Announces committed batches.
+
+    Args:
+        redis: not closed here.
+        settings: whether events are wanted, how many are kept, how often progress is told.
+    """
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._wants_events = settings.performance_optimization.enable_streaming_results
+        self._interval_seconds = settings.performance_optimization.progressive_feedback_interval
+        self._max_events = settings.streaming.max_events_per_job
+        self._rates = RateWindow()
+        self._told_at: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        return f"<Announcer events={self._wants_events} running={len(self._told_at)}>"
+
+    async def announce(self, applied: Applied) -> None:
+        """Tell everything about one committed batch, in one round trip."""
+        if not applied.jobs:
+            return
+        rates = {job_id: self._rates.rate(job, time.time()) for job_id, job in applied.jobs.items()}
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for job_id, job in applied.jobs.items():
+                self._report(pipe, job, rates[job_id])
+            if self._wants_events:
+                for outcome in applied.outcomes:
+                    self._event(pipe, destination_event(outcome))
+            for job_id, job in applied.jobs.items():
+                if job.state in FINAL_STATES:
+                    self._end(pipe, job, rates[job_id])
+                else:
+                    self._progress(pipe, job, rates[job_id])
+            await pipe.execute()
+        for job in applied.jobs.values():
+            if job.state in FINAL_STATES:
+                self._rates.forget(job.job_id)
+                self._told_at.pop(job.job_id, None)
+
+    def _report(self, pipe: Any, job: JobRow, rate: float) -> None:
+        fields = hash_fields(job, rate, time.time())
+        started = job_event("job.started", job, {"name": job.name, "total": job.total})
+        pipe.eval(
+            _REPORT,
+            7,
+            *_job_keys(job.job_id),
+            job.revision,
+            job.state,
+            int(self._wants_events),
+            _encoded(started),
+            self._max_events,
+            *(part for field in fields.items() for part in field),
+        )
+
+    def _progress(self, pipe: Any, job: JobRow, rate: float) -> None:
+        now = time.monotonic()
+        due = now - self._told_at.get(job.job_id, float("-inf")) >= self._interval_seconds
+        if self._wants_events and due and job.state != "queued":
+            self._told_at[job.job_id] = now
+            self._event(pipe, job_event("job.progress", job, counters(job, rate)))
+
+    def _event(self, pipe: Any, event: Event) -> None:
+        """Add to the stream that `job.started` has made; without one there is no such job any more."""
+        pipe.xadd(
+            keys.events(event.job_id),
+            {"e": _encoded(event)},
+            maxlen=self._max_events,
+            approximate=True,
+            nomkstream=True,
+        )
+
+    def _end(self, pipe: Any, job: JobRow, rate: float) -> None:
+        data = counters(job, rate)
+        pipe.eval(
+            _END,
+            8,
+            *_job_keys(job.job_id),
+            keys.ACTIVE,
+            job.revision,
+            job.job_id,
+            int(self._wants_events),
+            _encoded(job_event("job.progress", job, data)),
+            _encoded(job_event("job.done", job, {**data, "state": job.state})),
+            self._max_events,
+            keys.KEEP_SECONDS,
+            keys.EVENTS_KEEP_SECONDS,
+        )
+
+
+def _job_keys(job_id: str) -> list[str]:
+    """The hash and the events of a job, then what its work leaves behind, chunks first."""
+    names = (
+        keys.job,
+        keys.events,
+        keys.chunks,
+        keys.labels,
+        keys.leases,
+        keys.owners,
+        keys.deliveries,
+    )
+    return [name(job_id) for name in names]
+
+
+def _encoded(event: Event) -> bytes:
+    """JSON of the event without its id, which is the stream's."""
+    fields = msgspec.structs.asdict(event)
+    del fields["id"]
+    return msgspec.json.encode(fields)

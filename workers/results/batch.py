@@ -1,0 +1,186 @@
+"""What a batch of entries means for the rows of the database: decided here, before anything is written.
+
+Rules, each idempotent, because every entry may come twice:
+
+* The highest `attempt` gives a destination its state; of equal ones the later entry; but a profile is never
+  replaced by a failure of the same attempt.
+* A destination's usage is the sum over its *runs*. A run is (attempt, worker, time of its end): the same entry
+  delivered twice is one run; an attempt that two workers made, because the first one's lease was lost, is two, and
+  both were paid for.
+* A job's counters move by the same differences in the same transaction, so they always equal the sums over its
+  destinations. An unknown price makes a sum unknown, for good.
+* A job runs from its first result, and is done when it is sealed and every destination has an outcome.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from tasks.messages import (
+    JobClosed,
+    JobReopened,
+    JobSealed,
+    Result,
+    StreamEntry,
+    Usage,
+)
+from workers.results.rows import FINAL_STATES, DestinationState, JobRow, Outcome
+
+#: Job id and destination id.
+Key = tuple[str, str]
+#: Job id, destination id, attempt, worker, time of its end.
+Run = tuple[str, str, int, str, float]
+
+
+class UnusableEntryError(ValueError):
+    """This entry cannot be stored as it stands."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """How a destination stands while a batch is folded in."""
+
+    name: str
+    country: str | None
+    state: DestinationState = "queued"
+    partial: bool = False
+    attempt: int = -1
+    usage: Usage = field(default_factory=Usage)
+
+    def loses_to(self, result: Result) -> bool:
+        """Whether this result takes the place of what is there."""
+        if result.attempt == self.attempt:
+            return not (self.state == "done" and result.profile is None)
+        return result.attempt > self.attempt
+
+
+@dataclass(slots=True)
+class Changes:
+    """The rows to write. Keys of the maps are (job id, destination id)."""
+
+    jobs: dict[str, JobRow]
+    destinations: dict[Key, Standing] = field(default_factory=dict)
+    runs: dict[Run, Result] = field(default_factory=dict)
+    #: The results that destinations show now, in the order they came.
+    shown: dict[Key, Result] = field(default_factory=dict)
+
+    def outcomes(self) -> list[Outcome]:
+        """What the database shows after these changes."""
+        return [
+            Outcome(result, self.destinations[key].name, self.destinations[key].country)
+            for key, result in self.shown.items()
+        ]
+
+
+@dataclass(slots=True)
+class Fold:
+    """Folds entries into what the database holds about their jobs and destinations."""
+
+    jobs: dict[str, JobRow]
+    destinations: dict[Key, Standing]
+    runs: set[Run]
+    now: float
+
+    def changes(self, entries: Iterable[StreamEntry]) -> Changes:
+        """The rows to write for these entries. `JobOpened` and `JobInputs` are rows already.
+
+        Raises:
+            UnusableEntryError: a result that is neither a profile nor a failure, or both.
+        """
+        changes = Changes(self.jobs)
+        for entry in entries:
+            match entry:
+                case Result():
+                    self._take_result(entry, changes)
+                case JobSealed():
+                    self.jobs[entry.job_id] = replace(self.jobs[entry.job_id], sealed=True, total=entry.total)
+                case JobReopened():
+                    self._reopen(entry, changes)
+                case JobClosed():
+                    self._cancel(entry)
+                case _:
+                    pass
+        for job_id, job in self.jobs.items():
+            self.jobs[job_id] = settled(job, self.now)
+        return changes
+
+    def _take_result(self, result: Result, changes: Changes) -> None:
+        if (result.profile is None) == (result.failure is None):
+            raise UnusableEntryError("a result is either a profile or a failure")
+        key = (result.job_id, result.destination_id)
+        standing = self._standing(key, result)
+        changes.destinations[key] = standing
+        self._add_usage(result, standing, changes)
+        if standing.loses_to(result):
+            partial = result.profile is not None and result.profile.status == "partial"
+            self._move(result.job_id, standing, "done" if result.profile else "failed", partial=partial)
+            standing.attempt = result.attempt
+            changes.shown.pop(key, None)
+            changes.shown[key] = result
+
+    def _standing(self, key: Key, result: Result) -> Standing:
+        """The destination's row, or the one it gets because only its result was ever seen."""
+        if key not in self.destinations:
+            name = result.profile.name if result.profile else result.destination_id
+            country = result.profile.country if result.profile else None
+            self.destinations[key] = Standing(name, country)
+        return self.destinations[key]
+
+    def _add_usage(self, result: Result, standing: Standing, changes: Changes) -> None:
+        run = (result.job_id, result.destination_id, result.attempt, result.worker, result.at)
+        job = self.jobs[result.job_id]
+        began = result.at - result.elapsed_ms / 1000
+        started_at = began if job.started_at is None else job.started_at
+        if run in self.runs:
+            self.jobs[result.job_id] = replace(job, started_at=started_at)
+            return
+        self.runs.add(run)
+        changes.runs[run] = result
+        standing.usage += result.usage
+        self.jobs[result.job_id] = replace(job, started_at=started_at, usage=job.usage + result.usage)
+
+    def _move(self, job_id: str, standing: Standing, state: DestinationState, *, partial: bool) -> None:
+        """Give a destination another state, and its job's counters the difference."""
+        job = self.jobs[job_id]
+        self.jobs[job_id] = replace(
+            job,
+            done=job.done + (state == "done") - (standing.state == "done"),
+            failed=job.failed + (state == "failed") - (standing.state == "failed"),
+            partial=job.partial + partial - standing.partial,
+        )
+        standing.state, standing.partial = state, partial
+
+    def _reopen(self, entry: JobReopened, changes: Changes) -> None:
+        """Let failed destinations wait anew. A second delivery finds their attempt raised and changes nothing."""
+        waits = self.jobs[entry.job_id].state == "cancelled"
+        for destination_id in entry.destination_ids:
+            key = (entry.job_id, destination_id)
+            standing = self.destinations.get(key)
+            if standing is None or standing.state == "done" or standing.attempt >= entry.attempt:
+                continue
+            waits = True
+            self._move(entry.job_id, standing, "queued", partial=False)
+            standing.attempt = entry.attempt
+            changes.destinations[key] = standing
+            changes.shown.pop(key, None)
+        if waits:
+            job = self.jobs[entry.job_id]
+            self.jobs[entry.job_id] = replace(job, state="running", finished_at=None)
+
+    def _cancel(self, entry: JobClosed) -> None:
+        job = self.jobs[entry.job_id]
+        if job.state not in FINAL_STATES:
+            self.jobs[entry.job_id] = replace(job, state=entry.state, finished_at=entry.at)
+
+
+def settled(job: JobRow, now: float) -> JobRow:
+    """The job with the state that its counters mean, and a revision above every earlier one.
+
+    The revision is microseconds since 1970 where the clock allows, so that it also rises over a database that was
+    deleted and made again.
+    """
+    job = replace(job, revision=max(job.revision + 1, int(now * 1_000_000)))
+    if job.state in FINAL_STATES:
+        return job
+    if job.sealed and job.total is not None and job.finished >= job.total:
+        return replace(job, state="done", finished_at=now)
+    return replace(job, state="running") if job.started_at is not None else job

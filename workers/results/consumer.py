@@ -1,0 +1,209 @@
+"""What happens to a result: read, written, told, acknowledged, in this order.
+
+A result counts when it is durable, so it is acknowledged last. Whatever dies in between, the same entries are read
+again, and writing them a second time changes nothing. Any number of consumers may run at once: the group splits the
+entries among them, and the counters come out of the database's transactions.
+
+Not here: chunks whose worker died (the sweeper's).
+"""
+
+import asyncio
+import logging
+import random
+import time
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from config.settings import Settings
+from tasks.errors import DatabaseBusyError
+from tasks.messages import StreamEntry
+from workers.results.announce import Announcer
+from workers.results.rows import Applied
+from workers.results.store import AsyncDatabaseManager
+from workers.results.stream import DeadEntry, RawEntry, ResultsStream, decode, is_group_lost
+
+log = logging.getLogger(__name__)
+
+#: Seconds that the batch under way gets when the consumer is told to stop; then it is left unacknowledged.
+STOP_SECONDS: Final = 1.5
+#: Waits between tries while Redis or the database is away double from the first to the last, less up to half.
+FIRST_WAIT_SECONDS: Final = 0.1
+LAST_WAIT_SECONDS: Final = 5.0
+#: Seconds between two trims of the stream: it costs two round trips, a batch costs three.
+TRIM_SECONDS: Final = 1.0
+#: Looks for a dead consumer's entries per lease: what it had read waits at most a third longer than one lease.
+CLAIMS_PER_LEASE: Final = 3
+
+
+def wait_seconds(tries: int, chance: float) -> float:
+    """How long to wait before try `tries` (0 is the first one again); `chance` is 0-1."""
+    full = min(LAST_WAIT_SECONDS, FIRST_WAIT_SECONDS * float(2 ** min(tries, 16)))
+    return full * (1 - chance / 2)
+
+
+class ResultsConsumer:
+    """Writes the results stream into the database.
+
+    Args:
+        redis: `decode_responses=False`; its socket timeout is longer than half a second. Not closed here.
+        store: opened for writing; not closed here.
+        settings: batch size, flush interval, lease, events.
+        name: unique among all consumers that ever run at the same time.
+    """
+
+    def __init__(self, redis: Redis, store: AsyncDatabaseManager, settings: Settings, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._stream = ResultsStream(redis, consumer=name)
+        self._announcer = Announcer(redis, settings)
+        self._batch_size = settings.performance_optimization.database_batch_size
+        self._flush_seconds = settings.database.flush_interval_seconds
+        self._lease_seconds = settings.work.lease_seconds
+        self._stopping = asyncio.Event()
+        self._claim_at = 0.0
+        self._trim_at = 0.0
+        self._redis_tries = 0
+
+    def __repr__(self) -> str:
+        return f"<ResultsConsumer {self._name} stopping={self._stopping.is_set()} {self._store!r}>"
+
+    def stop(self) -> None:
+        """Finish the batch under way, if that takes no longer than `STOP_SECONDS`, and let `run` return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Consume until `stop`; through every outage of Redis, and every passing one of the database.
+
+        Raises:
+            DatabaseError: the database cannot be used until a person mends it; nothing unwritten is acknowledged.
+        """
+        work = asyncio.create_task(self._consume(), name=f"{self._name}: consume")
+        stopping = asyncio.create_task(self._stopping.wait(), name=f"{self._name}: stopping")
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work}, timeout=STOP_SECONDS)
+        finally:
+            stopping.cancel()
+            work.cancel()
+            await asyncio.gather(work, stopping, return_exceptions=True)
+        if not work.cancelled():
+            work.result()
+
+    async def _consume(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                await self._serve()
+            except ResponseError as bad:
+                if not is_group_lost(bad):
+                    await self._wait_for_redis(bad)
+            except (RedisError, OSError) as bad:
+                await self._wait_for_redis(bad)
+
+    async def _serve(self) -> None:
+        """Serve one connection's life, beginning with what an earlier one has left behind."""
+        await self._stream.ensure_group()
+        await self._settle_unfinished()
+        while not self._stopping.is_set():
+            await self._claim()
+            batch = await self._stream.gather(
+                count=self._batch_size, flush_seconds=self._flush_seconds, stopping=self._stopping
+            )
+            self._redis_is_back()
+            if batch:
+                await self._settle(batch)
+            await self._trim(now=not batch)
+        await self._trim(now=True)
+        await self._stream.leave()
+
+    # --- one batch ----------------------------------------------------------------------------------------
+
+    async def _settle(self, batch: list[RawEntry]) -> bool:
+        """Write, tell, acknowledge. False when told to stop before the batch could be written."""
+        decoded = decode(batch)
+        applied = await self._write(decoded.entries)
+        if applied is None:
+            return False
+        await self._announcer.announce(applied)
+        refused = {rejected.index: rejected.reason for rejected in applied.rejected}
+        by_id = {raw.id: raw for raw in batch}
+        dead = [DeadEntry(by_id[decoded.ids[index]], reason) for index, reason in refused.items()]
+        await self._bury([*decoded.dead, *dead])
+        stored = [id_ for index, id_ in enumerate(decoded.ids) if index not in refused]
+        await self._stream.ack([*stored, *decoded.gone])
+        return True
+
+    async def _write(self, entries: list[StreamEntry]) -> Applied | None:
+        """Write the batch, however long the database is busy; None when told to stop meanwhile."""
+        tries = 0
+        while True:
+            try:
+                applied = await self._store.apply(entries)
+            except DatabaseBusyError as bad:
+                if tries == 0:
+                    log.warning("%s. Nothing is lost; trying again.", bad, extra={"action": "database_busy"})
+                if self._stopping.is_set() or await self._pause(tries):
+                    return None
+                tries += 1
+            else:
+                if tries:
+                    log.info("The database is back.", extra={"action": "database_back", "tries": tries})
+                return applied
+
+    async def _bury(self, dead: list[DeadEntry]) -> None:
+        for entry in dead:
+            log.error(
+                "An entry of the results stream cannot be used and is set aside: %s",
+                entry.reason,
+                extra={"action": "entry_dead", "entry_id": entry.raw.id.decode()},
+            )
+        await self._stream.bury(dead)
+
+    # --- what others, or an earlier connection, left behind -----------------------------------------------
+
+    async def _claim(self) -> None:
+        """Take over, now and then, what a dead consumer had read."""
+        if time.monotonic() < self._claim_at:
+            return
+        while claimed := await self._stream.claim(count=self._batch_size, idle_seconds=self._lease_seconds):
+            log.warning("Took over %d entries of a consumer that had left them.", claimed, extra={"action": "claimed"})
+            if not await self._settle_unfinished():
+                return
+        self._claim_at = time.monotonic() + self._lease_seconds / CLAIMS_PER_LEASE
+
+    async def _settle_unfinished(self) -> bool:
+        while batch := await self._stream.unfinished(count=self._batch_size):
+            if not await self._settle(batch):
+                return False
+        return True
+
+    async def _trim(self, *, now: bool) -> None:
+        if now or time.monotonic() >= self._trim_at:
+            await self._stream.trim()
+            self._trim_at = time.monotonic() + TRIM_SECONDS
+
+    # --- outages ------------------------------------------------------------------------------------------
+
+    async def _wait_for_redis(self, bad: Exception) -> None:
+        if self._redis_tries == 0:
+            log.warning(
+                "Redis cannot be used now (%s). Nothing is lost; trying again.",
+                bad,
+                extra={"action": "redis_away"},
+            )
+        await self._pause(self._redis_tries)
+        self._redis_tries += 1
+
+    def _redis_is_back(self) -> None:
+        if self._redis_tries:
+            log.info("Redis is back.", extra={"action": "redis_back", "tries": self._redis_tries})
+            self._redis_tries = 0
+
+    async def _pause(self, tries: int) -> bool:
+        """Wait before the next try; True when told to stop meanwhile."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), wait_seconds(tries, random.random()))  # noqa: S311 - jitter
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,308 @@
+"""The results database: one writer, many readers, and the rule that a batch is written whole or not at all.
+
+Lives as long as the process that opened it. The consumer opens it for writing and creates it; whoever only looks
+opens it for reading. It knows nothing of Redis.
+"""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from sqlalchemy import Integer, RowMapping, Select, column, func, literal_column, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from config.settings import Settings
+from tasks.errors import DatabaseError
+from tasks.messages import StreamEntry
+from workers.results import sqlite, tables, writes
+from workers.results.batch import Changes, UnusableEntryError
+from workers.results.rows import (
+    Applied,
+    DestinationRow,
+    DestinationState,
+    FailureRow,
+    JobRow,
+    Outcome,
+    ProfileRow,
+    Rejected,
+)
+
+T = TypeVar("T")
+
+#: Rows of one page: a read transaction ends after each, because one left open stops WAL checkpoints.
+PAGE_ROWS: Final = 500
+#: Raised for one entry's content: the entry is refused, its batch is not.
+_BAD_ENTRY: Final = (*sqlite.BAD_ROW, UnusableEntryError)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What one manager has written since it was opened. `seconds` is the time its committed batches took."""
+
+    batches: int = 0
+    entries: int = 0
+    rows: int = 0
+    rejected: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seconds_per_batch(self) -> float:
+        """Mean; 0 before the first batch."""
+        return self.seconds / self.batches if self.batches else 0.0
+
+
+class AsyncDatabaseManager:
+    """The results database in a file.
+
+    Args:
+        url: SQLAlchemy's URL of an SQLite file.
+        pool_size: connections in all; one of them writes, at least one reads.
+        timeout_seconds: how long to wait for a lock or a free connection.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 20, timeout_seconds: float = 30.0) -> None:
+        self.path = sqlite.path_of(url)
+        self._writer: AsyncEngine = sqlite.writer_engine(self.path, timeout_seconds=timeout_seconds)
+        readers = max(1, pool_size - 1)
+        self._readers = sqlite.reader_engine(self.path, size=readers, timeout_seconds=timeout_seconds)
+        self._timeout_seconds = timeout_seconds
+        self._identity: tuple[int, int] | None = None
+        self._stats = StoreStats()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The database that the settings name."""
+        performance = settings.performance_optimization
+        return cls(
+            settings.database_url,
+            pool_size=performance.database_connection_pool_size,
+            timeout_seconds=performance.database_timeout_seconds,
+        )
+
+    def __repr__(self) -> str:
+        s = self._stats
+        return (
+            f"<AsyncDatabaseManager {self.path.name} batches={s.batches} rows={s.rows} "
+            f"seconds_per_batch={s.seconds_per_batch:.4f}>"
+        )
+
+    def stats(self) -> StoreStats:
+        """What was written so far."""
+        return self._stats
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    async def create(self) -> None:
+        """Open for writing; make the file and its tables where they are missing.
+
+        Raises:
+            DatabaseError: it cannot be used as it is, with the place and the mend.
+            DatabaseBusyError: somebody else holds it.
+        """
+        sqlite.prepare_folder(self.path)
+        sqlite.refuse_unwritable(self.path)
+        with sqlite.translated(self.path):
+            async with self._transaction() as connection:
+                await sqlite.create_schema(connection, self.path)
+        self._identity = sqlite.identity_of(self.path)
+
+    async def open(self) -> None:
+        """Open for reading only.
+
+        Raises:
+            DatabaseError: there is none yet, or it cannot be used as it is.
+        """
+        if not self.path.is_file():
+            raise DatabaseError(
+                f"{self.path}: there is no results database yet; `themes consumer` (or `themes up`) makes it"
+            )
+        async with self.reading() as connection:
+            if await sqlite.schema_version(connection, self.path) == 0:
+                raise DatabaseError(f"{self.path}: is empty; `themes consumer` (or `themes up`) fills it")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._readers.dispose()
+        await self._writer.dispose()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.create()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A write transaction on the one writing connection: committed at the end, rolled back on any error.
+
+        Raises:
+            DatabaseError: also when the file was deleted or replaced since it was opened: what is written into a
+                deleted file is written into nothing, without an error. Looked at again before the commit counts.
+            DatabaseBusyError: nothing was written; try again later.
+        """
+        self._refuse_another_file()
+        with sqlite.translated(self.path):
+            async with self._transaction() as connection:
+                yield connection
+        self._refuse_another_file()
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that holds the write lock, waited for in slices so that the wait can be cancelled."""
+        until = time.monotonic() + self._timeout_seconds
+        async with contextlib.AsyncExitStack() as stack:
+            while True:
+                try:
+                    connection = await stack.enter_async_context(self._writer.begin())
+                    break
+                except DBAPIError as bad:
+                    if not sqlite.is_locked(bad) or time.monotonic() >= until:
+                        raise
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A read transaction: one consistent view. Keep it short."""
+        with sqlite.translated(self.path):
+            async with self._readers.begin() as connection:
+                yield connection
+
+    def _refuse_another_file(self) -> None:
+        if self._identity is None:
+            raise DatabaseError(f"{self.path}: was not opened for writing")
+        if sqlite.identity_of(self.path) != self._identity:
+            raise DatabaseError(
+                f"{self.path}: was deleted or replaced while it was open; start the consumer again, "
+                "it makes a new one and writes what was not acknowledged"
+            )
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    async def apply(self, entries: Sequence[StreamEntry]) -> Applied:
+        """Write one batch in one transaction; every entry may come twice, or hundred times.
+
+        An entry that cannot be stored (a lone surrogate, an integer beyond 2^63-1) is refused by itself.
+
+        Raises:
+            DatabaseBusyError: nothing was written; the same batch may be written later.
+            DatabaseError: nothing was written, and nothing will be until a person mends it.
+        """
+        started = time.perf_counter()
+        try:
+            async with self.writing() as connection:
+                changes, rows = await writes.write(connection, entries, time.time())
+            applied = Applied(changes.jobs, changes.outcomes(), [])
+        except _BAD_ENTRY:
+            applied, rows = await self._apply_one_by_one(entries)
+        self._count(applied, rows, len(entries), time.perf_counter() - started)
+        return applied
+
+    async def _apply_one_by_one(self, entries: Sequence[StreamEntry]) -> tuple[Applied, int]:
+        """Each entry in a savepoint of its own, all in one transaction: only the bad ones are left out."""
+        jobs: dict[str, JobRow] = {}
+        shown: dict[tuple[str, str], Outcome] = {}
+        rejected: list[Rejected] = []
+        rows = 0
+        async with self.writing() as connection:
+            for index, entry in enumerate(entries):
+                try:
+                    async with connection.begin_nested():
+                        changes, written = await writes.write(connection, [entry], time.time())
+                except _BAD_ENTRY as bad:
+                    rejected.append(Rejected(index, entry, f"{type(bad).__name__}: {bad}"))
+                else:
+                    rows += written
+                    jobs |= changes.jobs
+                    _merge(shown, changes)
+        return Applied(jobs, list(shown.values()), rejected), rows
+
+    def _count(self, applied: Applied, rows: int, entries: int, seconds: float) -> None:
+        s = self._stats
+        self._stats = StoreStats(
+            batches=s.batches + 1,
+            entries=s.entries + entries,
+            rows=s.rows + rows,
+            rejected=s.rejected + len(applied.rejected),
+            seconds=s.seconds + seconds,
+        )
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    async def job(self, job_id: str) -> JobRow | None:
+        """One job; before it is sealed, `total` counts the destinations seen so far."""
+        found = [row async for row in self._jobs(tables.jobs.c.job_id == job_id)]
+        return found[0] if found else None
+
+    async def jobs(self) -> list[JobRow]:
+        """Every job, the newest first; `total` as in `job`."""
+        return [row async for row in self._jobs()]
+
+    def destinations(self, job_id: str, state: DestinationState | None = None) -> AsyncIterator[DestinationRow]:
+        """A job's destinations in the order they came, all or those in one state."""
+        table = tables.destinations
+        query = select(table).where(table.c.job_id == job_id)
+        return self._pages(query if state is None else query.where(table.c.state == state), DestinationRow.of)
+
+    def missing(self, job_id: str) -> AsyncIterator[DestinationRow]:
+        """A job's destinations that have neither a profile nor a failure, in the order they came."""
+        return self.destinations(job_id, "queued")
+
+    def profiles(self, job_id: str) -> AsyncIterator[ProfileRow]:
+        """A job's profiles in the order of its destinations."""
+        names = [c for c in tables.profiles.c if c.name != "updated_at"]
+        query = select(*names).join_from(tables.destinations, tables.profiles)
+        return self._pages(query.where(tables.destinations.c.job_id == job_id), ProfileRow.of)
+
+    def failures(self, job_id: str) -> AsyncIterator[FailureRow]:
+        """A job's failures in the order of its destinations."""
+        table = tables.destinations
+        query = select(tables.failures, table.c.name, table.c.country).join_from(table, tables.failures)
+        return self._pages(query.where(table.c.job_id == job_id), FailureRow.of)
+
+    async def _jobs(self, *conditions: Any) -> AsyncIterator[JobRow]:
+        known = (
+            select(func.count())
+            .select_from(tables.destinations)
+            .where(tables.destinations.c.job_id == tables.jobs.c.job_id)
+            .scalar_subquery()
+        )
+        others = [c for c in tables.jobs.c if c.name != "total"]
+        query = select(*others, func.coalesce(tables.jobs.c.total, known).label("total"))
+        async with self.reading() as connection:
+            found = (
+                await connection.execute(query.where(*conditions).order_by(tables.jobs.c.created_at.desc()))
+            ).mappings()
+        for row in found:
+            yield JobRow.of(row)
+
+    async def _pages(self, query: Select[Any], make: Callable[[RowMapping], T]) -> AsyncIterator[T]:
+        """The rows of a query over `destinations`, each page in a short transaction of its own."""
+        place = literal_column("destinations.rowid", Integer).label("place")
+        last = -1
+        while True:
+            page = query.add_columns(place).where(place > last).order_by(column("place")).limit(PAGE_ROWS)
+            async with self.reading() as connection:
+                rows = (await connection.execute(page)).mappings().all()
+            for row in rows:
+                last = row["place"]
+                yield make(row)
+            if len(rows) < PAGE_ROWS:
+                return
+
+
+def _merge(shown: dict[tuple[str, str], Outcome], changes: Changes) -> None:
+    for outcome in changes.outcomes():
+        key = (outcome.result.job_id, outcome.result.destination_id)
+        shown.pop(key, None)
+        shown[key] = outcome
