@@ -30,7 +30,6 @@ async def consume(settings: Settings, url: str) -> None:
     # Late: the other verbs do without SQLAlchemy.
     from workers.results.consumer import ResultsConsumer
     from workers.results.store import AsyncDatabaseManager
-
     from workers.results.sweeper import Sweeper
 
     timeout = settings.redis.socket_timeout_seconds

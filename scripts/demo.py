@@ -16,7 +16,7 @@ from config.settings import Settings
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible
 from scripts.results import reading, table_of
-from scripts.up import WATCH_SECONDS, Stack, stack
+from scripts.up import WATCH_SECONDS, Stack, database_place, stack
 from scripts.watch import duration, watch_to_end
 from tasks import jobs
 from tasks.connection import connect
@@ -25,6 +25,8 @@ from tasks.producer import enqueue
 
 #: The demo's destinations.
 DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
+#: Columns of the table where nobody says how wide the terminal is.
+TABLE_WIDTH: Final = 150
 #: Worker processes of the demo.
 WORKERS: Final = 2
 
@@ -82,8 +84,7 @@ def _run_job(made: Stack, file: str | None) -> int:
 async def _show(settings: Settings, job_id: str) -> None:
     async with reading(settings, job_id) as store:
         table = await table_of(store.profiles(job_id))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 150)
+    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
 
 
 def _say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
@@ -94,7 +95,7 @@ def _say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
     )
     if status.llm_calls == 0 and status.cache_hits:
         _say("every answer came from the cache: nothing was asked, nothing was paid")
-    _say(f"database   {settings.database_url.rpartition('///')[2]}")
+    _say(f"database   {database_place(settings)}")
 
 
 def _dashboard_port(settings: Settings) -> int:

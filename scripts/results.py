@@ -11,13 +11,13 @@ from typing import IO, Any, Final
 import click
 from rich.console import Console
 from rich.table import Table
-from workers.results.rows import ProfileRow
-from workers.results.store import AsyncDatabaseManager
 
 from config.settings import Settings
 from scripts.main import settings_from
 from tasks.errors import ConfigError, JobNotFoundError
 from tasks.messages import Profile
+from workers.results.rows import ProfileRow
+from workers.results.store import AsyncDatabaseManager
 
 #: Themes named in a table's row.
 TOP: Final = 3

@@ -164,11 +164,16 @@ def command(workers: int, *, sandbox: bool, dashboard: bool) -> int:
     return 0
 
 
+def database_place(settings: Settings) -> str:
+    """Where the results are: a path, or a server's address."""
+    return masked(settings.database_url).removeprefix("sqlite+aiosqlite:///")
+
+
 def _tell(made: Stack, *, dashboard: bool) -> None:
     settings = made.settings
     lines = [
         f"redis      {masked(made.redis_url)}",
-        f"database   {settings.database_url.rpartition('///')[2] or settings.database_url}",
+        f"database   {database_place(settings)}",
         f"workers    {len(made.workers)}, logs in {made.logs}",
     ]
     if dashboard:
