@@ -207,7 +207,7 @@ class Reader:
     def _rows(self) -> Iterator[tuple[int, Any]]:
         """Rows with the line on which they start, in whatever format."""
         try:
-            head = self._binary.read(SNIFF_BYTES)
+            head = _head(self._binary)
         except OSError as exc:
             raise InputError(f"{self.name}: cannot be read ({exc.strerror})") from exc
         self._refuse_other_encodings(head)
@@ -277,6 +277,23 @@ def _kind_of(name: str, head: str) -> str:
     return "csv" if _is_header(next(csv.reader([first], delimiter=_delimiter(first)), [])) else "text"
 
 
+def _head(file: IO[bytes]) -> bytes:
+    """Enough to tell the format: the first line with text at least."""
+    head = b""
+    while len(head) < SNIFF_BYTES and b"\n" not in head.lstrip():
+        piece = _some(file, SNIFF_BYTES - len(head))
+        if not piece:
+            break
+        head += piece
+    return head
+
+
+def _some(file: IO[bytes], most: int) -> bytes:
+    """What is there to read, without waiting for more: a pipe may be slow, and work starts with its first rows."""
+    read = getattr(file, "read1", file.read)
+    return bytes(read(most) or b"")
+
+
 class _Rest(io.RawIOBase):
     """A binary file whose head has been read already."""
 
@@ -291,7 +308,7 @@ class _Rest(io.RawIOBase):
         if self._head:
             piece, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
         else:
-            piece = self._rest.read(len(buffer)) or b""
+            piece = _some(self._rest, len(buffer))
         buffer[: len(piece)] = piece
         return len(piece)
 

@@ -1,0 +1,141 @@
+"""The engine as a user runs it: processes, a private Redis, the sandbox over HTTP."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from scripts.local_redis import LocalRedis
+
+#: Seconds that anything here may take; a hanging test is a failing one.
+DEADLINE = 90.0
+
+
+def until(what: str, look: Callable[[], Any], seconds: float = DEADLINE) -> Any:
+    """Look again and again until the answer is truthy; fail with `what` when it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for: {what}"
+        time.sleep(0.05)
+    return found
+
+
+@dataclass
+class Engine:
+    """A stack of real processes."""
+
+    folder: Path
+    env: dict[str, str]
+    llm: str = ""
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def run(self, *arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "scripts.main", *arguments],
+            env={**self.env, **env},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+
+    def start(self, name: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
+        """Start a process in a session of its own."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                list(command), env={**self.env, **env}, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes[name] = process
+        return process
+
+    def themes(self, name: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+        """Start a verb."""
+        return self.start(name, sys.executable, "-m", "scripts.main", *arguments, **env)
+
+    def end(self, name: str, *, kill: bool = False) -> None:
+        """End one process and wait for it."""
+        process = self.processes.pop(name)
+        if kill:
+            process.kill()
+        else:
+            process.terminate()
+        process.wait(20)
+
+    def log(self, name: str) -> str:
+        """What a process has written."""
+        return (self.folder / f"{name}.log").read_text("utf-8", "replace")
+
+    def stop(self) -> None:
+        """Kill everything that still runs, with its children."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.kill()
+            process.wait()
+
+    def sandbox(self, *options: str) -> None:
+        """Start the sandbox LLM and point the environment at it."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", *options],
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.processes["sandbox"] = process
+        assert process.stdout
+        with process.stdout as out:
+            self.llm = out.readline().decode().strip()
+        self.env |= {"OPENAI_BASE_URL": self.llm, "OPENAI_API_KEY": "none", "THEMES_MODEL": "sandbox"}
+
+    def ask_sandbox(self, path: str, body: Any = None) -> Any:
+        """Ask the sandbox about itself, or tell it something."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.llm.removesuffix("/v1") + path, data=data)  # noqa: S310
+        if data is not None:
+            request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return json.load(answer)
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """`themes status JOB --json`."""
+        said = self.run("status", job_id, "--json")
+        assert said.returncode == 0, said.stderr
+        return json.loads(said.stdout)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """Nothing but an environment: no Redis, no worker."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("THEMES_", "OPENAI_", "REDIS"))}
+    env |= {
+        "THEMES_STATE_DIR": str(tmp_path / "var"),
+        "THEMES_REDIS__SERVER": os.environ.get("THEMES_REDIS__SERVER", "auto"),
+        "THEMES_DASHBOARD__PORT": "0",
+    }
+    made = Engine(tmp_path, env)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def stack(engine: Engine, tmp_path: Path) -> Iterator[Engine]:
+    """A private Redis in the state directory, a quick sandbox and a consumer; workers are the test's."""
+    with LocalRedis(tmp_path / "var", engine.env["THEMES_REDIS__SERVER"]) as server:
+        engine.env["REDIS_URL"] = server.url
+        engine.sandbox("--latency", "20ms")
+        engine.themes("consumer", "consumer")
+        yield engine
+        engine.stop()

@@ -1,0 +1,286 @@
+"""Whole jobs through real processes, and the books afterwards."""
+
+import csv
+import io
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+
+from tasks import keys
+from tests.e2e.conftest import Engine, until
+
+STATUS_KEYS = [
+    "job_id", "name", "state", "total", "done", "failed", "partial", "llm_calls", "cache_hits", "coalesced",
+    "prompt_tokens", "completion_tokens", "cost_usd", "rate_per_second", "eta_seconds", "created_at", "started_at",
+    "finished_at",
+]  # fmt: skip
+
+
+def _file(folder: Path, count: int) -> str:
+    path = folder / "cities.csv"
+    path.write_text("name,country\n" + "".join(f"City {number},Country {number % 7}\n" for number in range(count)))
+    return str(path)
+
+
+def _query(engine: Engine, sql: str) -> list[Any]:
+    with sqlite3.connect(engine.folder / "var" / "themes.db") as database:
+        return database.execute(sql).fetchall()
+
+
+def _done(engine: Engine, job_id: str) -> bool:
+    return engine.status(job_id)["state"] == "done"
+
+
+def _books_are_right(engine: Engine, job_id: str, count: int) -> dict[str, Any]:
+    """Every destination exactly once, the job's counters as the rows say, and nothing left in Redis."""
+    rows = _query(engine, f"SELECT destination_id FROM profiles WHERE job_id = '{job_id}'")  # noqa: S608
+    assert len(rows) == len(set(rows)) == count
+    status = engine.status(job_id)
+    assert (status["done"], status["failed"], status["total"]) == (count, 0, count)
+    with Redis.from_url(engine.env["REDIS_URL"]) as redis:
+        left = {key.decode().split(":")[3] for key in redis.scan_iter(f"{keys.job(job_id)}:*")}
+        assert left <= {"events"}
+        assert job_id.encode() not in redis.smembers(keys.ACTIVE)
+    return status
+
+
+def test_a_thousand_destinations_with_two_workers_are_a_thousand_rows_and_every_call_is_in_the_books(
+    stack: Engine,
+) -> None:
+    for name in ("a", "b"):
+        stack.themes(name, "worker", "--name", name)
+    said = stack.run("enqueue", _file(stack.folder, 1000), "--wait")
+    assert said.returncode == 0, said.stderr
+    job_id = said.stdout.strip()
+    status = _books_are_right(stack, job_id, 1000)
+    called = stack.ask_sandbox("/stats")["requests"]
+    ((recorded,),) = _query(stack, "SELECT SUM(llm_calls) FROM profiles")
+    assert called == recorded == status["llm_calls"] == 16_000
+    assert list(status) == STATUS_KEYS
+    workers = _query(stack, "SELECT DISTINCT worker FROM attempts")
+    assert len(workers) == 2, "both workers took part"
+
+
+def test_the_destinations_of_a_killed_worker_come_back_by_themselves(stack: Engine) -> None:
+    stack.env |= {"THEMES_WORK__LEASE_SECONDS": "2", "THEMES_WORK__HEARTBEAT_SECONDS": "0.5"}
+    stack.ask_sandbox("/faults", [])
+    victim = stack.themes("victim", "worker", "--name", "victim")
+    stack.end("consumer")
+    stack.themes("consumer-2", "consumer", THEMES_WORK__SWEEP_INTERVAL_SECONDS="0.5")
+    job_id = stack.run("enqueue", _file(stack.folder, 120)).stdout.strip()
+    until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 10)
+    # The supervisor and its Celery process: a machine that lost its power.
+    for child in psutil.Process(victim.pid).children(recursive=True):
+        child.kill()
+    victim.kill()
+    assert not _done(stack, job_id)
+    stack.themes("heir", "worker", "--name", "heir")
+    until("the job to end", lambda: _done(stack, job_id))
+    status = _books_are_right(stack, job_id, 120)
+    called = stack.ask_sandbox("/stats")["requests"]
+    assert status["llm_calls"] <= called <= status["llm_calls"] + 12 * 16, "only what was in flight is paid twice"
+
+
+def test_the_supervisor_starts_a_dead_celery_process_again(stack: Engine) -> None:
+    stack.env |= {"THEMES_WORK__LEASE_SECONDS": "2", "THEMES_WORK__HEARTBEAT_SECONDS": "0.5"}
+    supervisor = stack.themes("w", "worker", "--name", "w")
+    job_id = stack.run("enqueue", _file(stack.folder, 200)).stdout.strip()
+    until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 5)
+    (celery,) = psutil.Process(supervisor.pid).children()
+    celery.kill()
+    until("the job to end", lambda: _done(stack, job_id))
+    assert supervisor.poll() is None
+    assert "action=restart" in stack.log("w")
+    stack.end("consumer")
+    assert stack.status(job_id)["done"] == 200
+
+
+def test_a_worker_told_to_stop_gives_back_what_it_holds_and_nothing_is_paid_twice(stack: Engine) -> None:
+    first = stack.themes("first", "worker", "--name", "first")
+    job_id = stack.run("enqueue", _file(stack.folder, 150)).stdout.strip()
+    until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 10)
+    first.terminate()
+    assert first.wait(20) == 0
+    assert not _done(stack, job_id)
+    stack.themes("second", "worker", "--name", "second")
+    until("the job to end", lambda: _done(stack, job_id), seconds=30)
+    status = _books_are_right(stack, job_id, 150)
+    assert stack.ask_sandbox("/stats")["requests"] == status["llm_calls"] == 150 * 16
+
+
+def test_a_stock_celery_worker_does_the_job(stack: Engine) -> None:
+    celery = stack.start(
+        "stock", sys.executable, "-m", "celery", "-A", "workers.app", "worker",
+        "--concurrency", "3", "-n", "stock@here", "--loglevel", "INFO",
+    )  # fmt: skip
+    said = stack.run("enqueue", _file(stack.folder, 12), "--wait")
+    assert said.returncode == 0, said.stderr
+    assert _query(stack, "SELECT DISTINCT worker FROM attempts") == [("stock@here",)]
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        assert redis.hget(keys.worker("stock@here"), "lanes") == b"3"
+    celery.terminate()
+    assert celery.wait(20) == 0
+    log = stack.log("stock")
+    assert "Event loop is closed" not in log
+    assert "Traceback" not in log
+
+
+def test_a_dead_consumers_entries_are_written_by_the_next(stack: Engine) -> None:
+    stack.env["THEMES_WORK__LEASE_SECONDS"] = "2"
+    stack.env["THEMES_WORK__HEARTBEAT_SECONDS"] = "0.5"
+    stack.themes("w", "worker", "--name", "w")
+    job_id = stack.run("enqueue", _file(stack.folder, 300)).stdout.strip()
+    for number in range(3):
+        until("the consumer to write", lambda n=number: stack.status(job_id)["done"] > 20 * n)
+        stack.end("consumer", kill=True)
+        stack.themes("consumer", "consumer")
+    until("the job to end", lambda: _done(stack, job_id))
+    _books_are_right(stack, job_id, 300)
+
+
+@pytest.mark.parametrize(
+    "toggle",
+    ["enable_persistent_cache", "enable_work_stealing", "enable_streaming_results", "enable_result_compression",
+     "enable_performance_profiling", "enable_intelligent_batching"],
+)  # fmt: skip
+def test_every_toggle_can_be_off_alone_and_the_profiles_are_the_same(toggle: str, stack: Engine) -> None:
+    stack.end("consumer")
+    stack.env[f"THEMES_PERFORMANCE_OPTIMIZATION__{toggle.upper()}"] = "false"
+    stack.themes("consumer-2", "consumer")
+    stack.themes("w", "worker", "--name", "w")
+    said = stack.run("enqueue", _file(stack.folder, 6), "--wait")
+    assert said.returncode == 0, said.stderr
+    job_id = said.stdout.strip()
+    _books_are_right(stack, job_id, 6)
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        cached = list(redis.scan_iter("themes:cache:*"))
+        assert len(cached) == (0 if toggle == "enable_persistent_cache" else 96)
+        assert redis.exists(keys.events(job_id)) == (toggle != "enable_streaming_results")
+        if cached:
+            compressed = {redis.getrange(key, 0, 0) for key in cached if redis.strlen(key) > 1000}
+            assert compressed == ({b"\x00"} if toggle == "enable_result_compression" else {b"\x01"})
+        profile = json.loads(redis.hget(keys.worker(_worker(redis)), "profile") or "{}")
+        assert bool(profile) == (toggle != "enable_performance_profiling")
+    assert _themes(stack, job_id) == _THEMES.setdefault("first", _themes(stack, job_id))
+
+
+_THEMES: dict[str, list[Any]] = {}
+
+
+def _themes(engine: Engine, job_id: str) -> list[Any]:
+    return _query(
+        engine,
+        "SELECT destination_id, rank, category, name, description, confidence, price_point, authenticity, peak_months "  # noqa: S608
+        f"FROM themes WHERE job_id = '{job_id}' ORDER BY destination_id, rank",
+    )
+
+
+def _worker(redis: Redis) -> str:
+    return next(iter(redis.scan_iter("themes:worker:*"))).decode().removeprefix("themes:worker:")
+
+
+def test_failed_destinations_are_named_and_make_the_job_fail(stack: Engine) -> None:
+    stack.env["THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES"] = "0"
+    stack.env["THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY"] = "0.01"
+    stack.themes("w", "worker", "--name", "w")
+    stack.ask_sandbox("/faults", ["503=1,match=City 3"])
+    said = stack.run("enqueue", _file(stack.folder, 8), "--wait")
+    job_id = said.stdout.strip()
+    assert said.returncode == 1
+    status = stack.status(job_id)
+    assert (status["state"], status["done"], status["failed"]) == ("done", 7, 1)
+    failures = stack.run("failures", job_id, "--json")
+    assert failures.returncode == 1
+    (failure,) = [json.loads(line) for line in failures.stdout.splitlines()]
+    assert failure["name"] == "City 3"
+    assert failure["error_class"] == "EndpointDownError"
+    assert failure["attempts"] == 2
+    assert stack.ask_sandbox("/stats")["requests"] == status["llm_calls"]
+    table = stack.run("failures", job_id)
+    assert "City 3" in table.stdout
+
+
+def test_results_are_printed_in_every_format(stack: Engine) -> None:
+    stack.themes("w", "worker", "--name", "w")
+    names = '[{"name": "Kyoto", "country": "Japan", "id": "=1+1"}, "Maldives"]'
+    job_id = stack.run("enqueue", "-", "--wait", "--name", "two", stdin=names).stdout.strip()
+    table = stack.run("results", job_id).stdout
+    assert "Kyoto, Japan" in table
+    lines = [json.loads(line) for line in stack.run("results", job_id, "--format", "jsonl").stdout.splitlines()]
+    assert [line["name"] for line in lines] == ["Kyoto", "Maldives"]
+    assert lines[0]["extra"] == {"id": "=1+1"}
+    assert json.loads(stack.run("results", job_id, "--format", "json").stdout) == lines
+    rows = list(csv.DictReader(io.StringIO(stack.run("results", job_id, "--format", "csv").stdout)))
+    assert len(rows) == sum(len(line["themes"]) for line in lines)
+    assert {row["destination"] for row in rows} == {"Kyoto", "Maldives"}
+    out = stack.folder / "out.json"
+    assert stack.run("results", job_id, "--format", "json", "-o", str(out)).stdout == ""
+    assert json.loads(out.read_text()) == lines
+    events = [json.loads(line) for line in stack.run("watch", job_id, "--json").stdout.splitlines()]
+    kinds = [event["type"] for event in events]
+    assert kinds[-1] == "job.done"
+    assert kinds.count("destination.done") == 2
+    assert kinds.count("stage.done") == 32
+    assert kinds.count("job.started") == 1
+    middle = events[len(events) // 2]["id"]
+    rest = [json.loads(line) for line in stack.run("watch", job_id, "--json", "--from", middle).stdout.splitlines()]
+    assert rest == events[len(events) // 2 + 1 :]
+
+
+def test_the_python_interface_enqueues_and_follows(stack: Engine) -> None:
+    stack.themes("w", "worker", "--name", "w")
+    code = (
+        "import sys\n"
+        "from tasks.producer import enqueue\n"
+        "from tasks.events import follow\n"
+        "heavy = {'aiohttp', 'sqlalchemy', 'aiosqlite', 'psutil', 'flower'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "job = enqueue(['Kyoto, Japan', {'name': 'Paris', 'country': 'France'}, 'KYOTO , japan'])\n"
+        "assert job.total == 2\n"
+        "kinds = [event.type for event in follow(job, timeout_seconds=60)]\n"
+        "assert kinds.count('destination.done') == 2 and kinds[-1] == 'job.done', kinds\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=stack.env, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert said.returncode == 0, said.stderr
+
+
+def test_an_interrupted_enqueue_leaves_no_half_job_and_runs_again(stack: Engine) -> None:
+    command = [sys.executable, "-m", "scripts.main", "enqueue", "-"]
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(command, env=stack.env, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process,
+        Redis.from_url(stack.env["REDIS_URL"]) as redis,
+    ):
+        assert process.stdin
+        process.stdin.write("name\n" + "".join(f"City {number}\n" for number in range(5000)))
+        process.stdin.flush()
+        until("the job to be known", lambda: redis.zcard(keys.JOBS))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        (job_id,) = redis.zrange(keys.JOBS, 0, -1)
+        assert redis.hlen(keys.chunks(job_id.decode())) == 0
+        assert redis.smembers(keys.ACTIVE) == set()
+    assert stack.status(job_id.decode())["state"] == "cancelled"
+    stack.themes("w", "worker", "--name", "w")
+    assert stack.run("enqueue", _file(stack.folder, 5), "--wait").returncode == 0
+
+
+def test_a_server_without_response_formats_is_enough(engine: Engine, stack: Engine) -> None:
+    stack.end("sandbox")
+    stack.sandbox("--latency", "0", "--formats", "text")
+    stack.themes("w", "worker", "--name", "w")
+    said = stack.run("enqueue", _file(stack.folder, 4), "--wait")
+    assert said.returncode == 0, said.stderr
+    assert _query(stack, "SELECT DISTINCT status, model FROM profiles") == [("ok", "sandbox")]
