@@ -41,17 +41,13 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
     began = time.monotonic()
     # A base URL is named on purpose; a key alone may just lie in the environment, and would cost money.
     sandbox = settings.llm.base_url is None
-    _say(
-        "LLM: the sandbox (set OPENAI_BASE_URL, OPENAI_API_KEY and THEMES_MODEL to use a real one)"
-        if sandbox
-        else f"LLM: {settings.llm.model} at {settings.llm.base_url}"
-    )
     code = 130
     with (
         contextlib.suppress(Interrupted),
         interruptible(),
         stack(settings, sandbox=sandbox, latency=latency) as made,
     ):
+        _say(_which_llm(settings, sandbox=sandbox))
         port = _dashboard_port(settings)
         made.start("consumer", "consumer")
         made.start_workers(WORKERS)
@@ -67,6 +63,12 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
                 made.check()
                 time.sleep(WATCH_SECONDS)
     return code
+
+
+def _which_llm(settings: Settings, *, sandbox: bool) -> str:
+    if sandbox:
+        return "LLM: the sandbox (set OPENAI_BASE_URL, OPENAI_API_KEY and THEMES_MODEL to use a real one)"
+    return f"LLM: {settings.llm.model} at {settings.llm.base_url}"
 
 
 def _run_job(made: Stack, file: str | None) -> int:

@@ -1,5 +1,8 @@
 """`themes status`: one job, or all of them."""
 
+import sys
+from typing import Final
+
 import click
 from rich.console import Console
 from rich.table import Table
@@ -8,6 +11,11 @@ from scripts.main import settings_from
 from scripts.watch import duration, summary
 from tasks import jobs
 from tasks.connection import check_server, connect, locate
+
+#: Characters of a job's id.
+JOB_ID_WIDTH: Final = 22
+#: Columns of the table where nobody says how wide the terminal is.
+PLAIN_WIDTH: Final = 150
 
 
 @click.command()
@@ -25,11 +33,14 @@ def command(job: str | None, *, as_json: bool) -> None:
     elif job:
         print(summary(known[0]))
     else:
-        Console().print(_table(known))
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(known))
 
 
 def _table(known: list[jobs.JobStatus]) -> Table:
     table = Table("job", "name", "state", "done", "failed", "total", "calls", "hits", "time", box=None)
+    # An id that is cut short is of no use.
+    table.columns[0].no_wrap = True
+    table.columns[0].min_width = JOB_ID_WIDTH
     for status in known:
         took = (status.finished_at or 0) - (status.started_at or 0)
         table.add_row(

@@ -89,12 +89,14 @@ def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = 
                 view.see(event)
                 live.update(view.render(jobs.status(redis, job_id)))
     else:
-        shown = 0.0
+        shown_at, shown = 0.0, ""
         for event in reliable_events(redis, job_id, settings, after):
             view.see(event)
-            if time.monotonic() - shown > LINE_SECONDS or event.type == "job.done":
-                shown = time.monotonic()
-                console.print(summary(jobs.status(redis, job_id)), highlight=False, soft_wrap=True)
+            if time.monotonic() - shown_at > LINE_SECONDS or event.type == "job.done":
+                line = summary(jobs.status(redis, job_id))
+                if line != shown:
+                    shown_at, shown = time.monotonic(), line
+                    console.print(line, highlight=False, soft_wrap=True)
     return _exit_code(redis, job_id)
 
 

@@ -20,7 +20,7 @@ MAX_TASKS: Final = 10_000
 #: Milliseconds between two saves of Flower's state; survives kill -9.
 SAVE_INTERVAL_MS: Final = 30_000
 #: Columns of the task list; `args` shows the destinations.
-TASK_COLUMNS: Final = "args,state,received,started,runtime,worker,name,uuid"
+TASK_COLUMNS: Final = "name,args,state,received,runtime,worker"
 
 
 def arguments(settings: Settings) -> list[str]:

@@ -1,0 +1,256 @@
+"""The commands as a new user runs them: the demo, the stack, rubbish, and Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import Redis
+
+from scripts.local_redis import LocalRedis
+from tasks.connection import ADDRESS_FILE
+from tests.e2e.conftest import Engine, until
+
+
+def _left_of(engine: Engine) -> list[str]:
+    """Command lines of processes that belong to this test's stack and still run."""
+    state_dir = engine.env["THEMES_STATE_DIR"]
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        try:
+            if process.pid != os.getpid() and process.environ().get("THEMES_STATE_DIR") == state_dir:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _profiles(engine: Engine) -> list[tuple[str, str, int]]:
+    """Job, status and number of categories of every profile."""
+    with sqlite3.connect(Path(engine.env["THEMES_STATE_DIR"]) / "themes.db") as database:
+        return database.execute(
+            "SELECT p.job_id, p.status, COUNT(DISTINCT t.category) FROM profiles p JOIN themes t USING (job_id, "
+            "destination_id) GROUP BY p.job_id, p.destination_id"
+        ).fetchall()
+
+
+def test_the_demo_makes_25_profiles_from_nothing_and_the_second_time_from_the_cache(engine: Engine) -> None:
+    first = engine.run("demo")
+    assert first.returncode == 0, first.stderr
+    made = _profiles(engine)
+    assert len(made) == 25
+    assert all(status == "ok" and categories >= 3 for _, status, categories in made)
+    assert "Kyoto, Japan" in first.stdout
+    assert "400 LLM calls" in first.stderr
+    assert re.search(r"dashboard +http://127\.0\.0\.1:\d+", first.stderr)
+    assert _left_of(engine) == []
+    second = engine.run("demo")
+    assert second.returncode == 0, second.stderr
+    assert "0 LLM calls, 400 cache hits" in second.stderr
+    assert "nothing was asked, nothing was paid" in second.stderr
+    assert len(_profiles(engine)) == 50
+    assert _left_of(engine) == []
+    assert not (Path(engine.env["THEMES_STATE_DIR"]) / ADDRESS_FILE).exists()
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.2, 3.0])
+def test_ctrl_c_ends_the_demo_within_five_seconds_and_running_it_again_completes(
+    seconds: float, engine: Engine
+) -> None:
+    demo = engine.themes("demo", "demo")
+    time.sleep(seconds)  # a person's moment, not an event
+    began = time.monotonic()
+    demo.send_signal(signal.SIGINT)
+    demo.wait(20)
+    assert time.monotonic() - began < 5
+    assert demo.returncode == 130
+    assert "Traceback" not in engine.log("demo")
+    assert _left_of(engine) == []
+    again = engine.run("demo")
+    assert again.returncode == 0, again.stderr
+    assert len([status for _, status, _ in _profiles(engine) if status == "ok"]) >= 25
+
+
+def test_a_killed_stack_leaves_no_process_behind(engine: Engine) -> None:
+    up = engine.themes("up", "up", "--sandbox", "--workers", "1")
+    until("the stack to stand", lambda: "ready:" in engine.log("up") or up.poll() is not None)
+    assert up.poll() is None, engine.log("up")
+    assert len(_left_of(engine)) >= 5
+    os.kill(up.pid, signal.SIGKILL)
+    up.wait()
+    until("its processes to follow", lambda: not _left_of(engine), seconds=25)
+
+
+def test_up_serves_another_terminal_and_ends_on_ctrl_c(engine: Engine, tmp_path: Path) -> None:
+    up = engine.themes("up", "up", "--sandbox")
+    until("the stack to stand", lambda: "ready:" in engine.log("up") or up.poll() is not None)
+    cities = tmp_path / "cities.txt"
+    cities.write_text("Kyoto, Japan\n# a comment\nMaldives\n")
+    said = engine.run("enqueue", str(cities), "--wait")
+    assert said.returncode == 0, said.stderr
+    assert re.fullmatch(r"[0-9a-f-]+\n", said.stdout), "the job's id, alone on its line"
+    assert "2 rows" in said.stderr
+    listed = [json.loads(line) for line in engine.run("status", "--json").stdout.splitlines()]
+    assert [job["job_id"] for job in listed] == [said.stdout.strip()]
+    assert said.stdout.strip() in engine.run("status").stdout
+    doctor = json.loads(engine.run("doctor", "--json").stdout)
+    assert {check["name"]: check["ok"] for check in doctor["checks"]}["workers"] is True
+    began = time.monotonic()
+    up.send_signal(signal.SIGINT)
+    assert up.wait(20) == 0
+    assert time.monotonic() - began < 5
+    assert _left_of(engine) == []
+
+
+def test_a_role_that_dies_at_start_ends_the_stack_with_its_last_words(engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = engine.run("up", "--sandbox", "--workers", "1", THEMES_DASHBOARD__PORT=port)
+    assert said.returncode == 1
+    assert f"dashboard ended with code 2: dashboard.port: cannot listen on 127.0.0.1:{port}" in said.stderr
+    assert _left_of(engine) == []
+
+
+def _one_line(said: subprocess.CompletedProcess[str], code: int) -> str:
+    assert said.returncode == code, said.stderr
+    assert said.stdout == ""
+    lines = said.stderr.strip().splitlines()
+    assert len(lines) == 1, said.stderr
+    return lines[0]
+
+
+NOWHERE = "redis://127.0.0.1:1/1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "says"),
+    [
+        (["enqueue", "FILE"], {"REDIS_URL": NOWHERE}, "127.0.0.1:1/1 cannot be reached"),
+        (["worker"], {"REDIS_URL": NOWHERE}, "themes up"),
+        (["consumer"], {"REDIS_URL": NOWHERE}, "REDIS_URL"),
+        (["status"], {"REDIS_URL": NOWHERE}, "REDIS_URL"),
+        (["watch"], {"REDIS_URL": NOWHERE}, "REDIS_URL"),
+        (["up", "--sandbox"], {"REDIS_URL": NOWHERE}, "REDIS_URL"),
+        (["demo"], {"REDIS_URL": NOWHERE}, "REDIS_URL"),
+        (["enqueue", "FILE"], {"REDIS_URL": "nonsense"}, "redis_url: expected redis://"),
+        (["up"], {}, "OPENAI_BASE_URL"),
+        (["status"], {"THEMES_WORK__LEASE_SECOND": "3"}, "did you mean THEMES_WORK__LEASE_SECONDS?"),
+        (["status"], {"THEMES_CONFIG": "/no/such/file.yaml"}, "/no/such/file.yaml: cannot be read"),
+        (["results", "nope"], {}, "there is no results database yet"),
+        (["sandbox-llm", "--latency", "soon"], {}, "soon"),
+        (["dashboard", "--host", "0.0.0.0"], {}, "BASIC_AUTH"),  # noqa: S104
+    ],
+)
+def test_what_cannot_work_is_one_clear_line(
+    arguments: list[str], env: dict[str, str], says: str, engine: Engine, tmp_path: Path
+) -> None:
+    cities = tmp_path / "cities.txt"
+    cities.write_text("Kyoto\n")
+    if arguments[0] == "dashboard":
+        arguments = [*arguments, "--port", "1"]
+        with LocalRedis(Path(engine.env["THEMES_STATE_DIR"])) as server:
+            line = _one_line(engine.run(*arguments, REDIS_URL=server.url), 2)
+    else:
+        line = _one_line(engine.run(*[str(cities) if word == "FILE" else word for word in arguments], **env), 2)
+    assert says in line
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"", "no destinations: it is empty"),
+        (b"caf\xe9\n", "UTF-8"),
+        (b"\xff\xfeP\x00a\x00", "UTF-16"),
+        (b"\x00\x01\x02", "binary"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_clear_line(
+    content: bytes | None, says: str, stack: Engine, tmp_path: Path
+) -> None:
+    path = tmp_path / "cities.txt"
+    if content is not None:
+        path.write_bytes(content)
+    line = _one_line(stack.run("enqueue", str(path)), 2)
+    assert str(path) in line
+    assert says in line
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        assert not list(redis.scan_iter("themes:job:*"))
+
+
+def test_bad_rows_are_told_by_line_and_skipped_or_stop_a_strict_run(stack: Engine) -> None:
+    rows = "name,lat\nKyoto,35\n,1\nParis,900\nOslo,59\nKYOTO ,35\n"
+    said = stack.run("enqueue", "-", stdin=rows)
+    assert said.returncode == 0
+    assert "line 3: no name" in said.stderr
+    assert "line 4: lat" in said.stderr
+    assert "enqueued 2 destinations (5 rows, 1 duplicates, 2 rejected)" in said.stderr
+    strict = stack.run("enqueue", "-", "--strict", stdin=rows)
+    assert strict.returncode == 2
+    assert "standard input:3: no name" in strict.stderr
+    limited = stack.run("enqueue", "-", "--limit", "1", stdin=rows)
+    assert "enqueued 1 destinations" in limited.stderr
+
+
+def test_a_refused_key_fails_the_job_and_says_why(stack: Engine) -> None:
+    stack.end("sandbox")
+    stack.sandbox("--latency", "0", "--api-key", "right")
+    stack.env["OPENAI_API_KEY"] = "wrong"
+    stack.themes("w", "worker", "--name", "w")
+    said = stack.run("enqueue", "-", "--wait", stdin="Kyoto\n")
+    assert said.returncode == 1
+    failures = stack.run("failures", said.stdout.strip(), "--json")
+    assert "OPENAI_API_KEY" in json.loads(failures.stdout)["message"]
+
+
+def test_an_llm_that_is_not_there_fails_the_job_and_says_where(stack: Engine) -> None:
+    stack.end("sandbox")
+    stack.env |= {
+        "THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES": "1",
+        "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY": "0.05",
+    }
+    stack.themes("w", "worker", "--name", "w")
+    said = stack.run("enqueue", "-", "--wait", stdin="Kyoto\n")
+    assert said.returncode == 1
+    failure = json.loads(stack.run("failures", said.stdout.strip(), "--json").stdout)
+    assert "cannot connect" in failure["message"]
+    assert stack.llm in failure["message"]
+    assert stack.status(said.stdout.strip())["llm_calls"] == 0
+
+
+def test_a_database_folder_that_cannot_be_made_is_one_clear_line(stack: Engine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = _one_line(stack.run("consumer", THEMES_STATE_DIR=str(tmp_path / "file" / "var")), 2)
+    assert str(tmp_path / "file") in line
+
+
+def test_debug_shows_the_traceback(engine: Engine) -> None:
+    said = engine.run("--debug", "status", REDIS_URL=NOWHERE)
+    assert said.returncode == 2
+    assert "Traceback" in said.stderr
+
+
+def test_the_verbs_of_the_manual_are_there(engine: Engine) -> None:
+    said = engine.run("--help").stdout
+    for verb in ("demo", "up", "enqueue", "watch", "status", "results", "failures", "worker", "consumer", "dashboard",
+                 "sandbox-llm", "doctor", "config"):  # fmt: skip
+        assert re.search(rf"^  {verb} ", said, re.MULTILINE), verb
+        assert engine.run(verb, "--help").returncode == 0
+    assert engine.run("enqueue").returncode == 2
+
+
+def test_importing_the_producer_is_light() -> None:
+    code = (
+        "import sys, tasks.producer, tasks.events; "
+        "print(sorted({'aiohttp', 'sqlalchemy', 'aiosqlite', 'psutil', 'rich', 'flower'} & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
