@@ -48,8 +48,16 @@ class Destination(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def normalise(text: str) -> str:
-    """Text for comparison: NFKC, casefolded, blanks collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Text for comparison: NFKC, casefolded, invisible characters dropped, blanks collapsed.
+
+    What comes out does not change when it is normalised again. Folding can undo NFKC and the other way round, hence
+    both twice (Unicode 3.13, definition D146: toNFKC_Casefold).
+    """
+    if not text.isascii():
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return " ".join(text.lower().split() if text.isascii() else text.split())
 
 
 def destination_id(name: str, country: str | None = None) -> str:
