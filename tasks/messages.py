@@ -300,14 +300,23 @@ def unpack(data: bytes, type_: Any) -> Any:
         WireError: foreign, corrupt or oversized bytes.
     """
     codec, body = data[:1], data[1:]
+    if codec not in {_RAW, _ZSTD}:
+        raise WireError(f"unknown codec byte {codec!r}")
     try:
-        if codec == _ZSTD:
-            size = zstandard.frame_content_size(body)
-            if not 0 <= size <= MAX_UNPACKED_BYTES:
-                raise WireError(f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed")
-            body = zstandard.ZstdDecompressor().decompress(body)
-        elif codec != _RAW:
-            raise WireError(f"unknown codec byte {codec!r}")
-        return msgspec.msgpack.decode(body, type=type_)
-    except (zstandard.ZstdError, msgspec.DecodeError) as exc:
+        return msgspec.msgpack.decode(body if codec == _RAW else _decompressed(body), type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as exc:
+        # TypeError: a map as the key of a map.
         raise WireError(f"not a {type_}: {exc}") from exc
+
+
+def _decompressed(body: bytes) -> bytes:
+    """One whole frame that says how large it is; a larger one is refused before memory is taken for it."""
+    try:
+        size = zstandard.frame_content_size(body)
+        if size < 0:
+            raise WireError("compressed without its size")
+        if size > MAX_UNPACKED_BYTES:
+            raise WireError(f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed")
+        return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise WireError(f"not zstd: {exc}") from exc
