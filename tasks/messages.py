@@ -304,8 +304,7 @@ def unpack(data: bytes, type_: Any) -> Any:
         raise WireError(f"unknown codec byte {codec!r}")
     try:
         return msgspec.msgpack.decode(body if codec == _RAW else _decompressed(body), type=type_)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as exc:
-        # TypeError: a map as the key of a map.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a {type_}: {exc}") from exc
 
 
