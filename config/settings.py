@@ -3,16 +3,15 @@
 Sources, later ones win: the defaults in this module, a YAML file, the environment, what the command line says.
 `config.yaml` beside this module is read where `THEMES_CONFIG` names no other file; it documents every key, and a test
 holds it against the defaults here. One parser reads the text of a value, whatever its source.
-
-YAML is read with care (a safe loader, no aliases, unique keys, a size cap) because YAML 1.1 turns `12:30` into
-750, lets the last of two equal keys win in silence, and can expand 306 bytes of aliases into gigabytes.
+`config.yaml_file` says with what care YAML is read.
 """
 
 import difflib
-import math
 import os
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Final, get_args, get_type_hints
@@ -20,9 +19,11 @@ from typing import Any, Final, get_args, get_type_hints
 import yaml
 
 from config.errors import ConfigError
+from config.values import Price, Prices, Secret, convert, is_null, parse_prices, shown
+from config.yaml_file import Report, compose, pairs
 
-#: A settings file larger than this is something else.
-MAX_FILE_BYTES: Final = 1024 * 1024
+__all__ = ["DEFAULT", "DEFAULT_FILE", "Price", "Prices", "Secret", "Settings", "known_keys", "load", "problems"]
+
 DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
 DEFAULT: Final = "default"
 
@@ -40,26 +41,6 @@ KNOWN_VARIABLES: Final = {
 OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG"}
 
 
-class Secret(str):
-    """A value that is never shown: it prints as asterisks."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars per million tokens."""
-
-    input_usd: float
-    output_usd: float
-
-
-Prices = Mapping[str, Price]
-
-
 def _setting(
     default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
 ) -> Any:
@@ -74,6 +55,7 @@ class PerformanceSettings:
     llm_connection_pool_size: int = _setting(15, low=1, high=10_000)
     llm_connection_pool_min_size: int = _setting(5, low=0, high=10_000)
     database_connection_pool_size: int = _setting(20, low=1, high=1_000)
+    max_concurrent_web_requests: int = _setting(25, low=1, high=1_000)
     enable_persistent_cache: bool = _setting(default=True)
     redis_url: Secret = _setting(Secret("redis://localhost:6379/1"))
     max_memory_cache_mb: int = _setting(512, low=0, high=1_048_576)
@@ -223,6 +205,7 @@ def _sections() -> dict[str, type]:
     return {item.name: hints[item.name] for item in fields(Settings) if item.name not in {"origins", "state_dir"}}
 
 
+@cache
 def known_keys() -> dict[str, tuple[Field[Any], Any]]:
     """Every `section.key` -> its dataclass field and type."""
     keys: dict[str, tuple[Field[Any], Any]] = {}
@@ -251,24 +234,47 @@ def load(
     Raises:
         ConfigError: the first thing that is wrong, with its place and the mend.
     """
-    env = os.environ if env is None else env
+    return _load(path, os.environ if env is None else env, overrides or {}, _raise)
+
+
+def problems(path: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None) -> list[ConfigError]:
+    """Everything that `load` would refuse, instead of the first thing; empty when the settings are fine."""
+    found: list[ConfigError] = []
+    _load(path, os.environ if env is None else env, {}, found.append)
+    return found
+
+
+def _raise(error: ConfigError) -> None:
+    raise error
+
+
+def _load(
+    path: str | os.PathLike[str] | None, env: Mapping[str, str], overrides: Mapping[str, str], report: Report
+) -> Settings:
     chosen = path or env.get("THEMES_CONFIG")
     file = Path(chosen) if chosen else DEFAULT_FILE
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    wrong: set[str] = set()
     layers: list[tuple[str, yaml.Node | str, str]] = [
-        *_from_file(file),
-        *_from_environment(env),
-        *((key, text, "command line") for key, text in (overrides or {}).items()),
+        *_from_file(file, report),
+        *_from_environment(env, report),
+        *((key, text, "command line") for key, text in overrides.items()),
     ]
     for key, node_or_text, place in layers:
-        value = _parse(key, node_or_text, place)
+        try:
+            value = _parse(key, node_or_text, place)
+        except ConfigError as exc:
+            report(exc)
+            wrong.add(key)
+            continue
         values[key] = value
         # The file we ship repeats the defaults: what it leaves alone nobody has set.
-        shipped = file == DEFAULT_FILE and place.startswith(file.name) and value == _default(key)
+        shipped = file == DEFAULT_FILE and place.startswith(f"{file.name}:") and value == _default(key)
         origins[key] = DEFAULT if shipped else place
     settings = _build(values, origins)
-    _refuse_contradictions(settings)
+    for error in _contradictions(settings, wrong):
+        report(error)
     return settings
 
 
@@ -285,7 +291,8 @@ def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     )
 
 
-def _refuse_contradictions(settings: Settings) -> None:
+def _contradictions(settings: Settings, wrong: AbstractSet[str]) -> Iterator[ConfigError]:
+    """Pairs of settings that cannot both hold, but those that are wrong by themselves."""
     pool = settings.performance_optimization
     pairs = (
         ("performance_optimization.llm_connection_pool_min_size", pool.llm_connection_pool_min_size,
@@ -296,15 +303,15 @@ def _refuse_contradictions(settings: Settings) -> None:
          "work.lease_seconds", settings.work.lease_seconds),
     )  # fmt: skip
     for low_key, low, high_key, high in pairs:
-        if low > high:
+        if low > high and not wrong & {low_key, high_key}:
             twice = "twice " if low_key == "work.heartbeat_seconds" else ""
-            raise ConfigError(
+            yield ConfigError(
                 f"{low_key} ({settings.origin(low_key)}): {twice}its value must not exceed {high_key}, "
                 f"but {low:g} > {high:g} ({settings.origin(high_key)})"
             )
 
 
-def _from_environment(env: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def _from_environment(env: Mapping[str, str], report: Report) -> Iterator[tuple[str, str, str]]:
     """Settings from variables, the well-known names first so that THEMES_SECTION__KEY wins."""
     for variable, key in KNOWN_VARIABLES.items():
         if env.get(variable):
@@ -313,72 +320,34 @@ def _from_environment(env: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
         if not variable.startswith("THEMES_") or variable in KNOWN_VARIABLES or variable in OTHER_VARIABLES:
             continue
         key = variable.removeprefix("THEMES_").lower().replace("__", ".")
-        if key not in known_keys():
-            raise ConfigError(f"environment {variable}: no such setting{_nearest(key, variable=True)}")
-        yield key, env[variable], f"environment {variable}"
+        if key in known_keys():
+            yield key, env[variable], f"environment {variable}"
+        else:
+            report(ConfigError(f"environment {variable}: no such setting{_nearest(key, variable=True)}"))
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, yaml.Node, str]]:
-    for section_node, node in _pairs(_compose(path), path):
-        section = str(section_node.value)
-        place = f"{path.name}:{section_node.start_mark.line + 1}"
+def _from_file(path: Path, report: Report) -> Iterator[tuple[str, yaml.Node, str]]:
+    try:
+        root = compose(path)
+    except ConfigError as exc:
+        report(exc)
+        return
+    for section, node, place in pairs(root, path, report):
         if section == "state_dir":
             yield section, node, place
         elif section not in _sections():
-            raise ConfigError(f"{place}: unknown section {section!r}{_nearest(section)}")
-        elif not _is_null(node):
-            for key_node, value in _pairs(node, path):
-                key = f"{section}.{key_node.value}"
-                place = f"{path.name}:{key_node.start_mark.line + 1}"
-                if key not in known_keys():
-                    raise ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}")
-                yield key, value, place
+            report(ConfigError(f"{place}: unknown section {section!r}{_nearest(section)}"))
+        elif not is_null(node):
+            yield from _from_section(section, node, path, report)
 
 
-def _compose(path: Path) -> yaml.Node:
-    try:
-        raw = path.read_bytes()
-    except OSError as exc:
-        raise ConfigError(f"{path}: cannot be read ({exc.strerror}); THEMES_CONFIG names the settings file") from exc
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: {len(raw)} bytes; a settings file has at most {MAX_FILE_BYTES}")
-    try:
-        text = raw.decode("utf-8-sig")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise ConfigError(f"{path.name}:{line}: YAML aliases are not allowed; write the value out")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
-    except yaml.MarkedYAMLError as exc:
-        line = exc.problem_mark.line + 1 if exc.problem_mark else 1
-        raise ConfigError(f"{path.name}:{line}: not valid YAML: {exc.problem}") from exc
-    except (yaml.YAMLError, RecursionError) as exc:
-        raise ConfigError(f"{path.name}: not valid YAML: {exc}") from exc
-    return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [])
-
-
-def _pairs(node: yaml.Node, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
-    line = node.start_mark.line + 1 if node.start_mark else 1
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path.name}:{line}: expected `key: value` lines")
-    seen: dict[str, int] = {}
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"{path.name}:{line}: a key must be a plain word")
-        here = key.start_mark.line + 1
-        if key.value in seen:
-            raise ConfigError(f"{path.name}:{here}: {key.value!r} stands already in line {seen[key.value]}; keep one")
-        seen[key.value] = here
-    pairs: list[tuple[yaml.ScalarNode, yaml.Node]] = node.value
-    return pairs
-
-
-def _is_null(node: yaml.Node | str) -> bool:
-    text = node.value if isinstance(node, yaml.ScalarNode) else node
-    plain = isinstance(node, str) or getattr(node, "style", None) is None
-    return plain and text in {"", "null", "~", "Null", "NULL"}
+def _from_section(section: str, node: yaml.Node, path: Path, report: Report) -> Iterator[tuple[str, yaml.Node, str]]:
+    for name, value, place in pairs(node, path, report):
+        key = f"{section}.{name}"
+        if key in known_keys():
+            yield key, value, place
+        else:
+            report(ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}"))
 
 
 def _default(key: str) -> Any:
@@ -392,9 +361,9 @@ def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
         raise ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}")
     item, type_ = known_keys()[key]
     if type_ == Prices:
-        return _parse_prices(key, source, place)
+        return parse_prices(key, source, place)
     optional = isinstance(type_, UnionType) and type(None) in get_args(type_)
-    if _is_null(source):
+    if is_null(source):
         if optional:
             return None
         raise ConfigError(f"{key}: expected a value, got nothing ({place})")
@@ -402,65 +371,14 @@ def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
         raise ConfigError(f"{key}: expected a single value, got a list or section ({place})")
     text = (source if isinstance(source, str) else source.value).strip()
     plain = next(t for t in get_args(type_) if t is not type(None)) if optional else type_
-    value = _convert(key, plain, text, place)
+    value = convert(key, plain, text, place)
     choices = item.metadata.get("choices")
     if choices and value not in choices:
-        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {text!r} ({place})")
+        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {shown(text)} ({place})")
     low, high = item.metadata.get("low"), item.metadata.get("high")
     if (low is not None and value < low) or (high is not None and value > high):
-        raise ConfigError(f"{key}: expected a number from {low:g} to {high:g}, got {text} ({place})")
+        raise ConfigError(f"{key}: expected a number from {low:g} to {high:g}, got {shown(text)} ({place})")
     return value
-
-
-def _convert(key: str, type_: type, text: str, place: str) -> Any:
-    if type_ is bool:
-        words = {
-            "true": True,
-            "yes": True,
-            "on": True,
-            "1": True,
-            "false": False,
-            "no": False,
-            "off": False,
-            "0": False,
-        }
-        if text.lower() not in words:
-            raise ConfigError(f"{key}: expected true or false, got {text!r} ({place})")
-        return words[text.lower()]
-    if type_ in {int, float}:
-        try:
-            number = type_(text.replace("_", ""))
-        except ValueError as exc:
-            kind = "a whole number" if type_ is int else "a number"
-            raise ConfigError(f"{key}: expected {kind}, got {text!r} ({place})") from exc
-        if not math.isfinite(number):
-            raise ConfigError(f"{key}: expected a finite number, got {text!r} ({place})")
-        return number
-    return type_(text)
-
-
-def _parse_prices(key: str, source: yaml.Node | str, place: str) -> Prices:
-    """`model: {input_usd: per million tokens, output_usd: per million tokens}`, from a file or as YAML text."""
-    if isinstance(source, str):
-        try:
-            source = yaml.compose(source, Loader=yaml.SafeLoader) or yaml.MappingNode("", [])
-        except yaml.YAMLError as exc:
-            raise ConfigError(f"{key}: not valid YAML ({place})") from exc
-    shape = f"{key}: expected `model: {{input_usd: 0.15, output_usd: 0.60}}` per million tokens ({place})"
-    prices: dict[str, Price] = {}
-    if not isinstance(source, yaml.MappingNode):
-        raise ConfigError(shape)
-    for model, node in source.value:
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(shape)
-        numbers = {name.value: value.value for name, value in node.value}
-        if set(numbers) != {"input_usd", "output_usd"}:
-            raise ConfigError(shape)
-        usd = {name: _convert(f"{key}.{model.value}.{name}", float, text, place) for name, text in numbers.items()}
-        if min(usd.values()) < 0:
-            raise ConfigError(f"{key}.{model.value}: a price is not below 0 ({place})")
-        prices[model.value] = Price(**usd)
-    return MappingProxyType(prices)
 
 
 def _nearest(key: str, *, variable: bool = False) -> str:

@@ -48,8 +48,16 @@ class Destination(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def normalise(text: str) -> str:
-    """Text for comparison: NFKC, casefolded, blanks collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Text for comparison: NFKC, casefolded, invisible characters dropped, blanks collapsed.
+
+    What comes out does not change when it is normalised again. Folding can undo NFKC and the other way round, hence
+    both twice (Unicode 3.13, definition D146: toNFKC_Casefold).
+    """
+    if not text.isascii():
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return " ".join(text.lower().split() if text.isascii() else text.split())
 
 
 def destination_id(name: str, country: str | None = None) -> str:
@@ -303,14 +311,22 @@ def unpack(data: bytes, type_: Any) -> Any:
         WireError: foreign, corrupt or oversized bytes.
     """
     codec, body = data[:1], data[1:]
+    if codec not in {_RAW, _ZSTD}:
+        raise WireError(f"unknown codec byte {codec!r}")
     try:
-        if codec == _ZSTD:
-            size = zstandard.frame_content_size(body)
-            if not 0 <= size <= MAX_UNPACKED_BYTES:
-                raise WireError(f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed")
-            body = zstandard.ZstdDecompressor().decompress(body)
-        elif codec != _RAW:
-            raise WireError(f"unknown codec byte {codec!r}")
-        return msgspec.msgpack.decode(body, type=type_)
-    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        return msgspec.msgpack.decode(body if codec == _RAW else _decompressed(body), type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a {type_}: {exc}") from exc
+
+
+def _decompressed(body: bytes) -> bytes:
+    """One whole frame that says how large it is; a larger one is refused before memory is taken for it."""
+    try:
+        size = zstandard.frame_content_size(body)
+        if size < 0:
+            raise WireError("compressed without its size")
+        if size > MAX_UNPACKED_BYTES:
+            raise WireError(f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed")
+        return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise WireError(f"not zstd: {exc}") from exc

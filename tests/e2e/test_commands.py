@@ -196,7 +196,7 @@ def test_bad_rows_are_told_by_line_and_skipped_or_stop_a_strict_run(stack: Engin
     assert "enqueued 2 destinations (5 rows, 1 duplicates, 2 rejected)" in said.stderr
     strict = stack.run("enqueue", "-", "--strict", stdin=rows)
     assert strict.returncode == 2
-    assert "standard input:3: no name" in strict.stderr
+    assert "standard input: line 3: no name" in strict.stderr
     limited = stack.run("enqueue", "-", "--limit", "1", stdin=rows)
     assert "enqueued 1 destinations" in limited.stderr
 

@@ -1,0 +1,74 @@
+"""A YAML file as nodes with line numbers, read with care.
+
+A safe loader, no aliases (306 bytes of them can expand into gigabytes), unique keys, a size cap. What is wrong is
+reported rather than raised, so that one look finds all of it; the caller decides whether to go on.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from config.errors import ConfigError
+
+#: A settings file larger than this is something else.
+MAX_FILE_BYTES: Final = 1024 * 1024
+
+Report = Callable[[ConfigError], None]
+
+
+def compose(path: Path) -> yaml.Node:
+    """The root node of a file; an empty mapping when the file has nothing but comments.
+
+    Raises:
+        ConfigError: it cannot be read as YAML at all.
+    """
+    try:
+        text = _read(path).decode("utf-8-sig")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ConfigError(f"{path.name}:{line}: YAML aliases are not allowed; write the value out")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
+    except yaml.MarkedYAMLError as exc:
+        line = exc.problem_mark.line + 1 if exc.problem_mark else 1
+        raise ConfigError(f"{path.name}:{line}: not valid YAML: {exc.problem}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{path.name}: not valid settings: nested too deeply") from exc
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(exc).split())}") from exc
+    return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or exc
+        raise ConfigError(f"{path}: cannot be read ({why}); THEMES_CONFIG names the settings file") from exc
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is no settings file")
+    return raw
+
+
+def pairs(node: yaml.Node, path: Path, report: Report) -> Iterator[tuple[str, yaml.Node, str]]:
+    """The key, value and place (`file:line`) of each line of a mapping, the first where a key stands twice."""
+    line = node.start_mark.line + 1 if node.start_mark else 1
+    if not isinstance(node, yaml.MappingNode):
+        report(ConfigError(f"{path.name}:{line}: expected `key: value` lines"))
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        here = key.start_mark.line + 1
+        place = f"{path.name}:{here}"
+        if not isinstance(key, yaml.ScalarNode):
+            report(ConfigError(f"{place}: a key must be a plain word"))
+        elif key.value in seen:
+            report(ConfigError(f"{place}: {key.value!r} stands already in line {seen[key.value]}; keep one"))
+        else:
+            seen[key.value] = here
+            yield key.value, value, place

@@ -1,0 +1,80 @@
+"""`themes config`: what is set, where it came from, and what is wrong with it."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from config.settings import Secret, problems
+from scripts.main import settings_from
+
+_SECRET_ARGUMENT: Final = re.compile(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*=)[^&]*")
+
+
+@click.group()
+def command() -> None:
+    """Show the settings, or check them."""
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: key -> value, origin.")
+def show(*, as_json: bool) -> None:
+    """Show every setting, its value and where it came from; passwords and keys are masked."""
+    settings = settings_from()
+    rows = [(key, public(value), settings.origin(key)) for key, value in settings.items()]
+    if as_json:
+        print(json.dumps({key: {"value": value, "origin": origin} for key, value, origin in rows}, ensure_ascii=False))
+    elif sys.stdout.isatty():
+        _print_table(rows)
+    else:
+        for key, value, origin in rows:
+            print(key, _text(value), origin, sep="\t")
+
+
+@command.command()
+@click.argument("file", required=False)
+def check(file: str | None) -> int:
+    """Name everything that is wrong in FILE (by default the file in use) and the environment; exit 2 if anything is."""
+    found = problems(file)
+    for problem in found:
+        print(f"themes: {problem}", file=sys.stderr)
+    if not found:
+        print("ok", file=sys.stderr)
+    return 2 if found else 0
+
+
+def public(value: Any) -> Any:
+    """A setting's value as JSON knows it, without its password or key."""
+    if isinstance(value, Mapping):
+        return {model: {"input_usd": price.input_usd, "output_usd": price.output_usd} for model, price in value.items()}
+    if isinstance(value, Secret):
+        return _masked(value) if "://" in value else "***"
+    if isinstance(value, str):
+        return _masked(value) if "://" in value else value
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _masked(url: str) -> str:
+    """A URL without its password. Cut by hand: a password that was not escaped may have any character."""
+    scheme, _, rest = url.partition("://")
+    who, at, where = rest.rpartition("@")
+    user = who.partition(":")[0] if ":" in who else ""
+    return _SECRET_ARGUMENT.sub(r"\1***", f"{scheme}://{user}:***@{where}" if at else url)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _print_table(rows: list[tuple[str, Any, str]]) -> None:
+    table = Table("setting", "value", "origin", box=None)
+    for key, value, origin in rows:
+        style = "dim" if origin == "default" else "bold"
+        table.add_row(Text(key), Text(_text(value)), Text(origin), style=style)
+    Console().print(table)
