@@ -59,8 +59,9 @@ class Source:
 
     def __init__(self, binary: IO[bytes], name: str) -> None:
         self.name = name
-        self._binary = binary
-        head = self._read(SNIFF_BYTES)
+        # What is there to read, without waiting for more: a pipe may be slow, and work starts with its first rows.
+        self._some = getattr(binary, "read1", binary.read)
+        head = self._first_lines()
         self._only_cr = b"\r" in head and b"\n" not in head
         self._unread = self._line_ends(head)
         #: The beginning, decoded as well as it can be.
@@ -87,9 +88,19 @@ class Source:
         """The error of a NUL byte."""
         return InputError(f"{self.name}: line {line}: binary data (a NUL byte), not text")
 
+    def _first_lines(self) -> bytes:
+        """Enough to tell the format: the first line with text at least."""
+        head = b""
+        while len(head) < SNIFF_BYTES and b"\n" not in head.lstrip():
+            piece = self._read(SNIFF_BYTES - len(head))
+            if not piece:
+                break
+            head += piece
+        return head
+
     def _read(self, size: int) -> bytes:
         try:
-            piece = self._binary.read(size) or b""
+            piece = self._some(size) or b""
         except (OSError, ValueError) as exc:
             why = getattr(exc, "strerror", None) or exc
             raise InputError(f"{self.name}: cannot be read ({why})") from exc
@@ -182,7 +193,8 @@ def _is_wrapper(first: str, head: str) -> bool:
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
-        return _WRAPPER.search(head) is not None
+        # A brace alone on its line begins no row of JSONL.
+        return first == "{" or _WRAPPER.search(head) is not None
     return isinstance(row, dict) and isinstance(row.get("destinations"), list)
 
 
