@@ -110,7 +110,7 @@ class _Window:
             self.pos = match.end() if match else self._pos
             if self._pos < len(self._text):
                 return self._text[self._pos]
-            if not self._grow(READ_BYTES):
+            if not self._grow(1):
                 return ""
 
     def element(self) -> Any:
@@ -130,7 +130,7 @@ class _Window:
                 self.pass_over()
                 return _too_long()
             # Twice as much at least, so that a long element costs no more than twice its length.
-            if not self._grow(max(READ_BYTES, len(self._text) - self._pos)) and end is None:
+            if not self._grow(max(1, len(self._text) - self._pos)) and end is None:
                 self.pos = len(self._text)
                 return value
 
@@ -139,7 +139,7 @@ class _Window:
         scan = _Scan(self._pos)
         while (end := self._scan(scan)) is None:
             self.pos = len(self._text)
-            if not self._grow(READ_BYTES):
+            if not self._grow(1):
                 return
             scan.pos = self._pos
         self.pos = end
@@ -170,16 +170,16 @@ class _Window:
                 scan.depth -= 1
         return None
 
-    def _grow(self, size: int) -> bool:
-        """Read on, letting go of what has been passed; False at the end of the text."""
+    def _grow(self, at_least: int) -> bool:
+        """Read so many bytes on, letting go of what has been passed; False at the end of the text."""
         if self._is_at_end:
             return False
         pieces = [self._text[self._pos :]]
-        while size > 0 and not self._is_at_end:
+        while at_least > 0 and not self._is_at_end:
             raw = self._source.read(READ_BYTES)
             self._is_at_end = not raw
             pieces.append(self._decoded(raw))
-            size -= len(raw)
+            at_least -= len(raw)
         self._text, self._pos = "".join(pieces), 0
         return len(self._text) > len(pieces[0])
 

@@ -44,7 +44,6 @@ _BOMS: Final = (
 _DELIMITERS: Final = "\t|;,"
 _QUOTED: Final = re.compile(r'"(?:[^"]|"")*"')
 _QUOTED_CELL: Final = re.compile(r'(?:^|[,;\t|])"')
-_LINE_END: Final = re.compile(rb"[\r\n]")
 _WRAPPER: Final = re.compile(r'"destinations"\s*:\s*\[')
 
 
@@ -60,8 +59,9 @@ class Source:
 
     def __init__(self, binary: IO[bytes], name: str) -> None:
         self.name = name
-        self._binary = binary
-        head = self._first_line()
+        # What is there to read, without waiting for more: a pipe may be slow, and work starts with its first rows.
+        self._some = getattr(binary, "read1", binary.read)
+        head = self._first_lines()
         self._only_cr = b"\r" in head and b"\n" not in head
         self._unread = self._line_ends(head)
         #: The beginning, decoded as well as it can be.
@@ -88,10 +88,10 @@ class Source:
         """The error of a NUL byte."""
         return InputError(f"{self.name}: line {line}: binary data (a NUL byte), not text")
 
-    def _first_line(self) -> bytes:
+    def _first_lines(self) -> bytes:
         """Enough to tell the format: the first line with text at least."""
         head = b""
-        while len(head) < SNIFF_BYTES and not _LINE_END.search(head.lstrip()):
+        while len(head) < SNIFF_BYTES and b"\n" not in head.lstrip():
             piece = self._read(SNIFF_BYTES - len(head))
             if not piece:
                 break
@@ -100,8 +100,7 @@ class Source:
 
     def _read(self, size: int) -> bytes:
         try:
-            # What is there, without waiting for more: a pipe may be slow, and work starts with its first rows.
-            piece = getattr(self._binary, "read1", self._binary.read)(size) or b""
+            piece = self._some(size) or b""
         except (OSError, ValueError) as exc:
             why = getattr(exc, "strerror", None) or exc
             raise InputError(f"{self.name}: cannot be read ({why})") from exc
@@ -194,7 +193,8 @@ def _is_wrapper(first: str, head: str) -> bool:
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
-        return _WRAPPER.search(head) is not None
+        # A brace alone on its line begins no row of JSONL.
+        return first == "{" or _WRAPPER.search(head) is not None
     return isinstance(row, dict) and isinstance(row.get("destinations"), list)
 
 

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -292,6 +293,17 @@ def test_standard_input_is_read_for_a_dash() -> None:
     code = "from tasks.destinations import Reader\nwith Reader('-') as r: print([d.label for d in r], r.name)"
     run = subprocess.run([sys.executable, "-c", code], input=b"Kyoto, Japan\n", capture_output=True, check=True)
     assert run.stdout.decode() == "['Kyoto, Japan'] standard input\n"
+
+
+@pytest.mark.parametrize("first", [b"Kyoto\n", b'{"name": "Kyoto"}\n', b'["Kyoto",\n', b"name\nKyoto\n"])
+def test_the_first_row_of_a_slow_pipe_comes_before_its_last(first: bytes) -> None:
+    there, here = os.pipe()
+    with os.fdopen(there, "rb") as pipe, Reader(pipe) as reader:
+        os.write(here, first)
+        destinations = iter(reader)
+        assert next(destinations).name == "Kyoto"
+        os.close(here)
+        assert list(destinations) == []
 
 
 def test_a_reader_needs_its_with_statement() -> None:
