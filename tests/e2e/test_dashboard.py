@@ -1,0 +1,116 @@
+"""Flower with our arguments, as a person sees it."""
+
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Engine, until
+
+#: Chromium without whatever it would look for on the network.
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+    "--window-size=1400,900", "--virtual-time-budget=5000",
+)  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _get(url: str, user: str | None = None) -> tuple[int, str]:
+    request = urllib.request.Request(url)  # noqa: S310
+    if user:
+        request.add_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, ""
+    except OSError:
+        return 0, ""
+
+
+def _dashboard(engine: Engine, *options: str, **env: str) -> str:
+    port = _free_port()
+    engine.themes("dashboard", "dashboard", "--port", str(port), *options, **env)
+    url = f"http://127.0.0.1:{port}"
+    until("the dashboard to answer", lambda: _get(f"{url}/healthcheck")[0])
+    return url
+
+
+@pytest.mark.browser
+def test_a_person_sees_destinations_workers_and_the_queue(stack: Engine, chromium: str, tmp_path: Path) -> None:
+    url = _dashboard(stack)
+    stack.themes("w", "worker", "--name", "w")
+    assert stack.run("enqueue", "-", "--wait", stdin="Kyoto, Japan\nXi'an, China\nMaldives\n").returncode == 0
+    # Wait for another terminal's job that nobody works on, so that the queue has messages.
+    stack.end("w")
+    for name in ("Oslo", "Bergen"):
+        stack.run("enqueue", "-", stdin=f"{name}, Norway\n")
+
+    def page(path: str) -> str:
+        profile = tmp_path / f"chromium-{path.strip('/')}"
+        picture = tmp_path / f"{path.strip('/')}.png"
+        command = [
+            chromium,
+            *OPTIONS,
+            f"--user-data-dir={profile}",
+            f"--screenshot={picture}",
+            "--dump-dom",
+            url + path,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    tasks = until("the tasks to be listed", lambda: (dom := page("/tasks")).count("SUCCESS") >= 3 and dom)
+    for name in ("Kyoto, Japan", "Xi'an, China", "Maldives", "themes.process_chunk", "w@"):
+        assert name in tasks
+    assert "w@" in page("/workers")
+    broker = page("/broker")
+    assert "themes" in broker
+    assert ">2<" in broker.replace(" ", "").replace("\n", "")
+    assert (tmp_path / "tasks.png").stat().st_size > 10_000
+    log = stack.log("dashboard")
+    assert "Inspect method" not in log
+    assert "Traceback" not in log
+
+
+def test_with_a_password_the_pages_ask_for_it(stack: Engine) -> None:
+    url = _dashboard(stack, THEMES_DASHBOARD__BASIC_AUTH="me:secret")
+    assert _get(f"{url}/tasks")[0] == 401
+    assert _get(f"{url}/tasks", "me:wrong")[0] == 401
+    assert _get(f"{url}/tasks", "me:secret")[0] == 200
+
+
+def test_what_it_knows_survives_a_restart(stack: Engine) -> None:
+    url = _dashboard(stack)
+    stack.themes("w", "worker", "--name", "w")
+    stack.run("enqueue", "-", "--wait", stdin="Kyoto, Japan\n")
+    metrics = until("the task to be counted", lambda: _worker_seen(url))
+    assert 'worker="w@' in metrics
+    stack.end("w")
+    stack.end("dashboard")
+    assert (Path(stack.env["THEMES_STATE_DIR"]) / "flower").is_dir()
+    again = _dashboard(stack)
+    table = until("the task to be known", lambda: _tasks(again))
+    assert "Kyoto, Japan" in table
+
+
+def _worker_seen(url: str) -> str:
+    text = _get(f"{url}/metrics")[1]
+    return text if "themes.process_chunk" in text else ""
+
+
+def _tasks(url: str) -> str:
+    columns = "&".join(f"columns[{n}][data]={name}" for n, name in enumerate(("name", "args", "state")))
+    query = f"draw=1&start=0&length=10&search[value]=&order[0][column]=0&order[0][dir]=asc&{columns}"
+    status, text = _get(f"{url}/tasks/datatable?{query}")
+    return text if status == 200 and "SUCCESS" in text else ""
