@@ -1,0 +1,103 @@
+"""Draw a page as SVG: the picture of the dashboard in README, as text that git can hold.
+
+    themes up --sandbox, themes enqueue config/destinations.csv --wait, then
+    python docs/picture.py http://127.0.0.1:5555/tasks docs/dashboard.svg
+
+Chromium lays the page out; every visible box and line of text is then written down where it stands.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+WIDTH, HEIGHT = 1280, 620
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--remote-debugging-port=0",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+)  # fmt: skip
+DRAW = """
+(() => {
+  const out = [], W = %d, H = %d;
+  const esc = s => s.replace(/&/g, '&amp;').replace(/</g, '&lt;');
+  const clear = c => c === 'rgba(0, 0, 0, 0)' || c === 'transparent';
+  const round = n => Math.round(n * 10) / 10;
+  const shown = (r) => r.width > 1 && r.height > 1 && r.top < H && r.left < W && r.bottom > 0;
+  for (const el of document.querySelectorAll('body, body *')) {
+    const s = getComputedStyle(el), r = el.getBoundingClientRect();
+    if (s.visibility === 'hidden' || s.opacity === '0' || !shown(r)) continue;
+    const line = s.borderTopWidth !== '0px' && s.borderTopStyle !== 'none' && !clear(s.borderTopColor);
+    if (!clear(s.backgroundColor) || line)
+      out.push(`<rect x="${round(r.left)}" y="${round(r.top)}" width="${round(r.width)}" height="${round(r.height)}" ` +
+        `rx="${Math.min(parseFloat(s.borderRadius) || 0, r.height / 2)}" ` +
+        `fill="${clear(s.backgroundColor) ? 'none' : s.backgroundColor}"` +
+        (line ? ` stroke="${s.borderTopColor}" stroke-width="0.5"` : '') + '/>');
+    for (const node of el.childNodes) {
+      if (node.nodeType !== 3 || !node.textContent.trim()) continue;
+      const range = document.createRange(); range.selectNodeContents(node);
+      const b = range.getBoundingClientRect();
+      if (!shown(b) || b.right > W + 40) continue;
+      let text = node.textContent.trim();
+      if (s.textTransform === 'uppercase') text = text.toUpperCase();
+      out.push(`<text x="${round(b.left)}" y="${round(b.top + b.height * 0.76)}" fill="${s.color}" ` +
+        `font-size="${parseFloat(s.fontSize)}" font-weight="${s.fontWeight}" textLength="${round(b.width)}" ` +
+        `lengthAdjust="spacingAndGlyphs">${esc(text)}</text>`);
+    }
+  }
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${W} ${H}" ` +
+    `font-family="system-ui, sans-serif">\\n<rect width="${W}" height="${H}" fill="white"/>\\n` +
+    out.join('\\n') + '\\n</svg>\\n';
+})()
+""" % (WIDTH, HEIGHT)
+
+
+async def draw(url: str, port: int) -> str:
+    """The page at `url` as SVG, by the Chromium that listens for tools on `port`."""
+    async with aiohttp.ClientSession() as session:
+        async with session.put(f"http://127.0.0.1:{port}/json/new?about:blank") as answer:
+            page = await answer.json()
+        async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+
+            async def call(number: int, method: str, **params: Any) -> dict[str, Any]:
+                await socket.send_json({"id": number, "method": method, "params": params})
+                while (said := await socket.receive_json()).get("id") != number:
+                    continue
+                return dict(said["result"])
+
+            size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+            await call(1, "Emulation.setDeviceMetricsOverride", **size)
+            await call(2, "Page.navigate", url=url)
+            await asyncio.sleep(4)  # the table fetches its rows
+            drawn = await call(3, "Runtime.evaluate", expression=DRAW, returnByValue=True)
+            return str(drawn["result"]["value"])
+
+
+def main() -> int:
+    """Write the picture."""
+    url, target = sys.argv[1:3]
+    chromium = shutil.which("chromium") or "chromium"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(  # noqa: S603  # the browser found above
+            [chromium, *OPTIONS, f"--user-data-dir={folder}"], stderr=subprocess.DEVNULL
+        )
+        try:
+            told = Path(folder, "DevToolsActivePort")
+            port = ""
+            while not port:
+                with contextlib.suppress(OSError, IndexError):
+                    port = told.read_text().splitlines()[0]
+            Path(target).write_text(asyncio.run(draw(url, int(port))), encoding="utf-8")
+        finally:
+            process.terminate()
+            process.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
