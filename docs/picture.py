@@ -24,7 +24,7 @@ OPTIONS = (
 )  # fmt: skip
 DRAW = """
 (() => {
-  const out = [], W = %d, H = %d;
+  const out = [], W = WIDTH, H = HEIGHT;
   const esc = s => s.replace(/&/g, '&amp;').replace(/</g, '&lt;');
   const clear = c => c === 'rgba(0, 0, 0, 0)' || c === 'transparent';
   const round = n => Math.round(n * 10) / 10;
@@ -54,7 +54,7 @@ DRAW = """
     `font-family="system-ui, sans-serif">\\n<rect width="${W}" height="${H}" fill="white"/>\\n` +
     out.join('\\n') + '\\n</svg>\\n';
 })()
-""" % (WIDTH, HEIGHT)
+""".replace("WIDTH", str(WIDTH)).replace("HEIGHT", str(HEIGHT))
 
 
 async def draw(url: str, port: int) -> str:

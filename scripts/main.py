@@ -24,6 +24,7 @@ VERBS: Final = {
     "status": "scripts.status",
     "results": "scripts.results",
     "failures": "scripts.failures",
+    "cancel": "scripts.cancel",
     "worker": "scripts.worker",
     "consumer": "scripts.consumer",
     "dashboard": "scripts.dashboard",

@@ -195,6 +195,7 @@ def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
     if before.is_final:
         return before
     now = time.time()
+    unfinished = list(redis.scan_iter(keys.finished(job_id, "*"), count=1000))
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.hset(keys.job(job_id), mapping={"state": "cancelled", "finished_at": now})
         pipeline.delete(
@@ -203,6 +204,7 @@ def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
             keys.leases(job_id),
             keys.owners(job_id),
             keys.deliveries(job_id),
+            *(text_of(key) for key in unfinished),
         )
         pipeline.srem(keys.ACTIVE, job_id)
         pipeline.xadd(keys.RESULTS, entry_fields(JobClosed(job_id, "cancelled", now), compress=compress))

@@ -284,3 +284,25 @@ def test_a_server_without_response_formats_is_enough(engine: Engine, stack: Engi
     said = stack.run("enqueue", _file(stack.folder, 4), "--wait")
     assert said.returncode == 0, said.stderr
     assert _query(stack, "SELECT DISTINCT status, model FROM profiles") == [("ok", "sandbox")]
+
+
+def test_a_cancelled_job_keeps_what_is_done_and_starts_nothing_more(stack: Engine) -> None:
+    stack.themes("w", "worker", "--name", "w")
+    job_id = stack.run("enqueue", _file(stack.folder, 2000)).stdout.strip()
+    until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 10)
+    assert stack.run("cancel", job_id).returncode == 0
+    assert stack.status(job_id)["state"] == "cancelled"
+    watched = stack.run("watch", job_id)
+    assert watched.returncode == 1
+    # What was in hand ends; then the worker is idle.
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        worker = keys.worker(_worker(redis))
+        until("the worker to be idle", lambda: redis.hget(worker, "chunks_held") == b"0", seconds=30)
+    calls = stack.ask_sandbox("/stats")["requests"]
+    assert calls < 2000 * 16 / 2
+    kept = _query(stack, f"SELECT COUNT(*) FROM profiles WHERE job_id = '{job_id}'")[0][0]  # noqa: S608
+    assert kept >= 10
+    again = stack.run("enqueue", _file(stack.folder, 10), "--wait")
+    assert again.returncode == 0
+    assert stack.status(again.stdout.strip())["llm_calls"] == 0, "answers that were paid for are in the cache"
+    assert stack.run("cancel", "nope").returncode == 2

@@ -84,7 +84,7 @@ class Stage:
     def prompt(self, destination: Destination, themes: Sequence[Theme] = ()) -> Prompt:
         """The prompt about a destination and, in their order, these themes, numbered from t1."""
         listed = [
-            {"id": number, "category": theme.category, "name": theme.name, "description": theme.description}
+            {"id": number, "category": theme.category, "name": theme.name}
             for number, theme in zip(schemas.theme_ids(len(themes)), themes, strict=True)
         ]
         written = {"name": destination.name, "country": destination.country, "region": destination.region}

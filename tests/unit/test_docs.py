@@ -1,0 +1,79 @@
+"""What the documents say is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from config.settings import KNOWN_VARIABLES, OTHER_VARIABLES, known_keys
+from scripts.main import VERBS, cli
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.name: path.read_text() for path in DOCUMENTS}
+
+
+def _commands(text: str) -> list[str]:
+    return re.findall(r"(?:^|[`\s])themes ((?:--\w+ )?[a-z][a-z-]+[^`\n]*)", text)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_and_option_in_the_documents_exists(name: str) -> None:
+    context = click.Context(cli)
+    for line in _commands(TEXTS[name]):
+        words = line.split()
+        if words[0] not in VERBS:
+            continue
+        command = cli.get_command(context, words[0])
+        assert command is not None
+        commands = [command, *getattr(command, "commands", {}).values()]
+        known = {option for one in commands for parameter in one.params for option in parameter.opts}
+        known |= {option for one in commands for parameter in one.params for option in parameter.secondary_opts}
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line.split("#")[0]):
+            assert option in known, f"themes {words[0]} has no {option}"
+
+
+def test_the_reference_names_every_verb() -> None:
+    for verb in VERBS:
+        assert f"`themes {verb}" in TEXTS["reference.md"], verb
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_somewhere(name: str) -> None:
+    folder = next(path for path in DOCUMENTS if path.name == name).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXTS[name]):
+        assert (folder / target).exists(), target
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_and_script_named_in_the_documents_exists(name: str) -> None:
+    for path in re.findall(r"`((?:config|tasks|workers|scripts|tests)/[\w./-]+\w)`", TEXTS[name]):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_variable_and_setting_in_the_documents_is_known(name: str) -> None:
+    variables = {f"THEMES_{key.upper().replace('.', '__')}" for key in known_keys()}
+    variables |= set(KNOWN_VARIABLES) | OTHER_VARIABLES
+    for variable in re.findall(r"\b(?:THEMES|OPENAI|REDIS|CELERY|DATABASE)_[A-Z_]+\b(?!<)", TEXTS[name]):
+        assert variable in variables or variable == "THEMES_", variable
+    settings = known_keys()
+    sections = {key.partition(".")[0] for key in settings if "." in key}
+    for key in re.findall(r"`([a-z_]+\.[a-z_]+)`", TEXTS[name]):
+        if key.partition(".")[0] in sections - {"redis", "config"}:
+            assert key in settings, key
+
+
+def test_the_python_of_the_readme_is_valid_and_imports_what_exists() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = __import__(str(node.module), fromlist=["x"])
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXTS["README.md"].splitlines()) < 120
