@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any, Final
 
 import click
@@ -97,6 +97,10 @@ def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = 
                 if line != shown:
                     shown_at, shown = time.monotonic(), line
                     console.print(line, highlight=False, soft_wrap=True)
+    if view.reasons:
+        (reason, count), *others = view.reasons.most_common()
+        more = f" (and {len(others)} other reasons)" if others else ""
+        print(f"themes: {count} failed: {reason}{more}: see `themes failures {job_id}`", file=sys.stderr)
     return _exit_code(redis, job_id)
 
 
@@ -109,6 +113,8 @@ class _View:
 
     def __init__(self) -> None:
         self._last: deque[Text] = deque(maxlen=LAST)
+        #: Why destinations failed, and how many did.
+        self.reasons: Counter[str] = Counter()
 
     def see(self, event: Event) -> None:
         """Take in one event."""
@@ -118,6 +124,7 @@ class _View:
             self._last.append(_line(("✓ ", "green"), (f"{_label(data)}  ", "bold"), (top, "dim")))
         elif event.type == "destination.failed":
             why = f"{data.get('stage')}: {data.get('error_class')}"
+            self.reasons[str(data.get("message"))] += 1
             self._last.append(_line(("✗ ", "red"), (f"{_label(data)}  ", "bold"), (why, "red")))
 
     def render(self, status: jobs.JobStatus) -> Group:
