@@ -1,6 +1,8 @@
 """The client and generator against the sandbox's faults, over HTTP."""
 
 import asyncio
+import gzip
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -8,6 +10,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from config.settings import Settings
 from tasks.errors import (
@@ -279,3 +282,88 @@ def test_backoff_grows_within_its_bounds() -> None:
     assert backoff_seconds(1, base=1, most=30, draw=1) == 1
     assert backoff_seconds(4, base=1, most=30, draw=1) == 8
     assert backoff_seconds(60, base=1, most=30, draw=1) == 30
+
+
+@asynccontextmanager
+async def _server(answer: Callable[[dict[str, Any]], web.Response]) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """Another OpenAI-compatible server, with habits of its own; yields its base URL and what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    async def chat(request: web.Request) -> web.Response:
+        body = await request.json()
+        asked.append(body)
+        return answer(body)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chat)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", asked
+    finally:
+        await runner.cleanup()
+
+
+def _says(text: str, **more: Any) -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}], **more}
+
+
+FOUR = json.dumps(
+    {"themes": [{"name": f"Theme {n}", "description": "Something to eat", "citations": []} for n in range(4)]}
+)
+
+
+async def test_a_server_that_ignores_the_response_format_is_shown_the_schema(settings_for: MakeSettings) -> None:
+    def answer(body: dict[str, Any]) -> web.Response:
+        seen = any("JSON Schema: {" in message["content"] for message in body["messages"])
+        return web.json_response(_says(FOUR if seen else "1. Ramen\n2. Sushi"))
+
+    async with _server(answer) as (url, asked):
+        settings = settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any")
+        async with _generator(settings) as generator:
+            names = ("Kyoto", "Nara", "Osaka", "Kobe")
+            await asyncio.gather(*(generator.answer(_prompt(name), account=Account(), rank=0) for name in names))
+            before = len(asked)
+            await generator.answer(_prompt("Tokyo"), account=Account(), rank=0)
+    assert before <= 2 * len(names)
+    assert len(asked) == before + 1, "what the server needs is remembered"
+
+
+async def test_a_server_that_compresses_all_the_same_is_understood_and_a_bomb_is_not(
+    settings_for: MakeSettings,
+) -> None:
+    def answer(body: dict[str, Any]) -> web.Response:
+        text = json.dumps(_says(FOUR)) if "Kyoto" in body["messages"][1]["content"] else " " * 200_000_000
+        return web.Response(body=gzip.compress(text.encode()), headers={"Content-Encoding": "gzip"})
+
+    async with _server(answer) as (url, _):
+        env = {"THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES": "0"}
+        settings = settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any", **env)
+        completion, _ = await _ask(settings)
+        assert len(completion.value["themes"]) == 4
+        with pytest.raises(EndpointDownError, match="exceeds"):
+            await _ask(settings, _prompt("Bomb"))
+
+
+async def test_the_newer_name_of_the_token_limit_is_learnt(settings_for: MakeSettings) -> None:
+    def answer(body: dict[str, Any]) -> web.Response:
+        if "max_tokens" in body:
+            error = {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}
+            return web.json_response({"error": error}, status=400)
+        return web.json_response(_says(FOUR))
+
+    async with _server(answer) as (url, asked):
+        settings = settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any")
+        async with _generator(settings) as generator:
+            for name in ("Kyoto", "Nara"):
+                await generator.answer(_prompt(name), account=Account(), rank=0)
+    assert ["max_tokens" in body for body in asked] == [True, False, False]
+    assert all("temperature" not in body for body in asked), "what was not set is not sent"
+
+
+async def test_tokens_that_a_server_does_not_count_are_estimated(settings_for: MakeSettings) -> None:
+    async with _server(lambda _: web.json_response(_says(FOUR, usage=None))) as (url, _):
+        _, account = await _ask(settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any"))
+    assert account.spend.completion_tokens == len(FOUR) // 4
+    assert account.spend.prompt_tokens > 100

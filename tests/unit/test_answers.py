@@ -46,6 +46,8 @@ PLAIN = json.dumps(VALUE)
         f"Here is what I found:\n\n{PLAIN}",
         f"{PLAIN}\nI hope this helps!",
         f"Sure!\n```json\n{PLAIN}\n```\nAnything else?",
+        f"<think>Maybe {{1: 2}} or [3]?</think>\n{PLAIN}",
+        f"<THINKING>\nno braces\n</THINKING>{PLAIN}",
         PLAIN.replace("}]", "},]"),
         PLAIN.replace('"May"}', '"May",}'),
         PLAIN.replace("themes", "Themes").replace("peak_month", "Peak Month"),
@@ -68,6 +70,7 @@ def test_a_decorated_answer_is_read_for_what_it_says(text: str) -> None:
         ('{"themes": [{"name": "A", "peak_month": "Smarch"}]}', "Smarch"),
         ('{"themes": [{"name": 7, "peak_month": "May"}]}', "name"),
         ('{"themes": NaN}', "not JSON"),
+        ('Here: {"themes": [{"name": "\\ud800", "peak_month": "May"}]}', "not JSON"),
         ("[" * 100_000, "not JSON"),
     ],
 )

@@ -20,6 +20,7 @@ MAX_DEPTH: Final = 32
 #: Characters of a validation error that the model is shown.
 ERROR_CHARACTERS: Final = 300
 
+_THOUGHTS: Final = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _FENCE: Final = re.compile(r"```[ \t]*[A-Za-z0-9_-]*\s*(.*?)(?:```|\Z)", re.DOTALL)
 _TRAILING_COMMA: Final = re.compile(r",(\s*[\]}])")
 
@@ -91,6 +92,8 @@ def candidates(text: str) -> Iterator[Any]:
         return
     except (msgspec.DecodeError, RecursionError):
         pass  # mended below: the text around or inside the JSON is looked at
+    # A reasoning model's thoughts are not its answer.
+    text = _THOUGHTS.sub("", text)
     fenced = [match.strip() for match in _FENCE.findall(text)]
     for piece in (*fenced, text):
         start = next((i for i, char in enumerate(piece) if char in "{["), None)
@@ -98,10 +101,12 @@ def candidates(text: str) -> Iterator[Any]:
             continue
         for repaired in (piece[start:], _TRAILING_COMMA.sub(r"\1", piece[start:])):
             try:
-                yield _DECODER.raw_decode(repaired)[0]
-                break
+                value = _DECODER.raw_decode(repaired)[0]
+                msgspec.json.encode(value)  # a lone surrogate is no text, and nothing downstream can store it
             except (ValueError, RecursionError):
                 continue  # the next repair may read it; when none does, the caller says so
+            yield value
+            break
 
 
 def salvaged(text: str) -> Any:

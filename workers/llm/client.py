@@ -12,10 +12,12 @@ worked is remembered for the endpoint.
 import asyncio
 import email.utils
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -40,9 +42,14 @@ KEEPALIVE_SECONDS: Final = 60.0
 #: Characters a token has, where the server does not count them (English prose: about 4).
 CHARACTERS_PER_TOKEN: Final = 4
 
+#: Begins the line of a prompt that carries its schema.
+SCHEMA_LINE: Final = "JSON Schema: "
+#: Invalid answers after which a format that never gave a valid one is given up.
+UNUSABLE_ANSWERS: Final = 2
 #: 500s in a row after which a format that has never worked is given up.
 UNEXPLAINED_ERRORS: Final = 3
 
+_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _HINTS: Final = {
     401: "the key is refused: check OPENAI_API_KEY",
     403: "the key is refused: check OPENAI_API_KEY",
@@ -87,6 +94,7 @@ class RawAnswer:
     prompt_tokens: int
     completion_tokens: int
     estimated: bool
+    style: AnswerFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +121,9 @@ class Dialect:
     limit_parameter: str = "max_tokens"
     #: 500s in a row without a word about the format.
     unexplained: int = 0
-    #: Formats that have worked: a later error is not the format's fault.
+    #: Invalid answers in a format that has never given a valid one.
+    unusable: int = 0
+    #: Formats that have given a valid answer: a later error is not the format's fault.
     proven: set[AnswerFormat] = field(default_factory=set)
 
 
@@ -130,6 +140,8 @@ class ChatClient:
         self._session = aiohttp.ClientSession(
             headers=headers,
             connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_SECONDS),
+            # Proxies of the environment are for the outside; a server on this machine is reached without one.
+            trust_env=urlsplit(self._base_url).hostname not in _THIS_MACHINE,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -179,16 +191,31 @@ class ChatClient:
                 # Another call may have moved on already; never step back.
                 dialect.format = max(dialect.format, AnswerFormat(style + 1))
             else:
-                dialect.proven.add(style)
                 dialect.unexplained = 0
                 return answer
+
+    def judge(self, answer: RawAnswer, *, valid: bool) -> None:
+        """Learn from the content of a first answer: a server may accept a response format and then ignore it.
+
+        A model behind such a server has never seen the schema. After a few unusable answers, and none that was valid,
+        the schema is put into the prompt. (A re-ask shows it in any case, and so proves nothing.)
+        """
+        dialect, style = self._dialect, answer.style
+        if valid:
+            dialect.proven.add(style)
+            dialect.unusable = 0
+        elif style is not AnswerFormat.TEXT and style not in dialect.proven and style is dialect.format:
+            dialect.unusable += 1
+            if dialect.unusable >= UNUSABLE_ANSWERS:
+                dialect.unusable = 0
+                dialect.format = AnswerFormat(style + 1)
 
     def _body(
         self, prompt: Prompt, history: Sequence[Turn], *, style: AnswerFormat, parameter: str, max_tokens: int
     ) -> bytes:
         instructions = prompt.instructions
         if style is not AnswerFormat.JSON_SCHEMA:
-            instructions = f"{instructions}\n\nAnswer with one JSON object.\nJSON Schema: {prompt.schema.text}"
+            instructions = f"{instructions}\n\nAnswer with one JSON object.\n{SCHEMA_LINE}{prompt.schema.text}"
         messages = [
             {"role": "system", "content": prompt.system},
             {"role": "user", "content": f"{instructions}\n\n{prompt.data}"},
@@ -198,7 +225,8 @@ class ChatClient:
             messages.append(
                 {
                     "role": "user",
-                    "content": f"That was not valid: {turn.problem}\nAnswer again, with the whole object.",
+                    "content": f"That was not valid: {turn.problem}\nAnswer again, with one whole object.\n"
+                    f"{SCHEMA_LINE}{prompt.schema.text}",
                 }
             )
         body: dict[str, Any] = {"model": self.model, "messages": messages, parameter: max_tokens}
@@ -286,9 +314,9 @@ class ChatClient:
         choices = data.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise EndpointDownError(f"{self._base_url}: an answer without choices")
-        return self._choice(choices[0], data, body)
+        return self._choice(choices[0], data, body, style)
 
-    def _choice(self, choice: dict[str, Any], data: dict[str, Any], body: bytes) -> RawAnswer:
+    def _choice(self, choice: dict[str, Any], data: dict[str, Any], body: bytes, style: AnswerFormat) -> RawAnswer:
         message = choice.get("message") or {}
         usage: dict[str, Any] = data["usage"] if isinstance(data.get("usage"), dict) else {}
         text = _content(message)
@@ -300,6 +328,7 @@ class ChatClient:
             prompt_tokens=len(body) // CHARACTERS_PER_TOKEN if estimated else int(usage["prompt_tokens"]),
             completion_tokens=len(text) // CHARACTERS_PER_TOKEN if estimated else int(usage["completion_tokens"]),
             estimated=estimated,
+            style=style,
         )
         refusal = message.get("refusal")
         if refusal:
@@ -337,16 +366,25 @@ def endpoint(settings: LlmSettings) -> tuple[str, str]:
 
 
 async def _bounded_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body, or an error as soon as it exceeds `limit` bytes."""
-    if response.headers.get("Content-Encoding", "identity").lower() not in {"", "identity"}:
-        raise EndpointDownError("the endpoint compressed its answer although identity was asked for")
+    """The whole body, or an error as soon as it exceeds `limit` bytes, unpacked or not.
+
+    Identity is asked for; some proxies compress all the same, and a bomb must not be taken for an answer.
+    """
+    encoding = response.headers.get("Content-Encoding", "").lower()
+    if encoding not in {"", "identity", "gzip", "deflate"}:
+        raise EndpointDownError(f"the endpoint answered with encoding {encoding!r} although identity was asked for")
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in {"gzip", "deflate"} else None
     pieces, size = [], 0
-    async for piece in response.content.iter_any():
-        size += len(piece)
-        if size > limit:
-            response.close()
-            raise EndpointDownError(f"the answer exceeds {limit} bytes (llm.max_response_bytes)")
-        pieces.append(piece)
+    try:
+        async for raw in response.content.iter_any():
+            piece = inflater.decompress(raw, limit - size + 1) if inflater else raw
+            size += len(piece)
+            if size > limit:
+                response.close()
+                raise EndpointDownError(f"the answer exceeds {limit} bytes (llm.max_response_bytes)")
+            pieces.append(piece)
+    except zlib.error as exc:
+        raise EndpointDownError(f"the answer is not the {encoding} that it says it is") from exc
     return b"".join(pieces)
 
 

@@ -159,11 +159,16 @@ class FocusedLLMGenerator:
                 continue
             try:
                 with self._profiler.span("llm.validate"):
-                    return prompt.schema.read(raw.text), raw
+                    value = prompt.schema.read(raw.text)
             except InvalidAnswerError as exc:
                 if history:
                     raise InvalidAnswerError(f"{exc}, also when asked again") from exc
+                self._client.judge(raw, valid=False)
                 history = (Turn(answer=raw.text, problem=str(exc)),)
+            else:
+                if not history:
+                    self._client.judge(raw, valid=True)
+                return value, raw
 
     async def _patiently(
         self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend, rank: int
