@@ -37,6 +37,10 @@ KNOWN_VARIABLES: Final = {
     "OPENAI_BASE_URL": "llm.base_url",
     "THEMES_MODEL": "llm.model",
 }
+#: Keys that users of the contract may have in their files -> why they do nothing yet.
+_WITHOUT_EFFECT: Final = {
+    "performance_optimization.max_concurrent_web_requests": "has no effect yet: web evidence is not fetched",
+}
 #: Variables of the same prefix that are no settings.
 OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG"}
 
@@ -235,6 +239,14 @@ def load(
         ConfigError: the first thing that is wrong, with its place and the mend.
     """
     return _load(path, os.environ if env is None else env, overrides or {}, _raise)
+
+
+def notices(settings: Settings, env: Mapping[str, str] | None = None) -> list[str]:
+    """What was set and has no effect yet, in words: never in silence."""
+    found = [f"{key} ({settings.origin(key)}): {why}" for key, why in _WITHOUT_EFFECT.items() if settings.is_set(key)]
+    if (os.environ if env is None else env).get("THEMES_ENV"):
+        found.append("environment THEMES_ENV: there are no overlays yet; name a whole file with THEMES_CONFIG")
+    return found
 
 
 def problems(path: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None) -> list[ConfigError]:

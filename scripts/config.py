@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from config.settings import Secret, problems
+from config.settings import Secret, load, notices, problems
 from scripts.main import settings_from
 
 _SECRET_ARGUMENT: Final = re.compile(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*=)[^&]*")
@@ -45,6 +45,8 @@ def check(file: str | None) -> int:
     for problem in found:
         print(f"themes: {problem}", file=sys.stderr)
     if not found:
+        for notice in notices(load(path=file)):
+            print(f"themes: note: {notice}", file=sys.stderr)
         print("ok", file=sys.stderr)
     return 2 if found else 0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from redis import Redis
 from rich.console import Console
 
 import config
@@ -18,15 +20,18 @@ from scripts.processes import Interrupted, interruptible
 from scripts.results import reading, table_of
 from scripts.up import WATCH_SECONDS, Stack, database_place, stack
 from scripts.watch import duration, watch_to_end
-from tasks import jobs
+from tasks import jobs, keys
 from tasks.connection import connect
 from tasks.destinations import Reader
 from tasks.producer import enqueue
+from workers.observe.metrics import Histogram
 
 #: The demo's destinations.
 DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
 #: Columns of the table where nobody says how wide the terminal is.
 TABLE_WIDTH: Final = 150
+#: Seconds that the workers' reports may take: they write one a second.
+REPORT_SECONDS: Final = 3.0
 #: Worker processes of the demo.
 WORKERS: Final = 2
 
@@ -80,6 +85,7 @@ def _run_job(made: Stack, file: str | None) -> int:
     status = jobs.status(redis, job.job_id)
     asyncio.run(_show(settings, job.job_id))
     _say_what_came_of_it(status, settings)
+    _say_where_the_time_went(redis)
     return code
 
 
@@ -98,6 +104,31 @@ def _say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
     if status.llm_calls == 0 and status.cache_hits:
         _say("every answer came from the cache: nothing was asked, nothing was paid")
     _say(f"database   {database_place(settings)}")
+
+
+def _say_where_the_time_went(redis: Redis) -> None:
+    """The workers' measurements, merged: of what a user can change, the calls and the wait for a connection."""
+    spans: dict[str, Histogram] = {}
+    for key in _fresh_reports(redis):
+        profile = json.loads(redis.hget(key, "profile") or b"{}")
+        for name, data in profile.get("spans", {}).items():
+            spans.setdefault(name, Histogram()).merge(Histogram.from_dict(data))
+    for name, what in (("llm.call", "LLM calls"), ("llm.pool_wait", "waits for a connection")):
+        if span := spans.get(name):
+            _say(
+                f"{what}: {span.count}, median {span.quantile(0.5):.2f} s, 95 % within {span.quantile(0.95):.2f} s, "
+                f"{span.total:.1f} s in all"
+            )
+
+
+def _fresh_reports(redis: Redis) -> list[bytes]:
+    """The workers' reports once all of them were written after now, so that no call is missing in them."""
+    now, deadline = time.time(), time.monotonic() + REPORT_SECONDS
+    while True:
+        found = list(redis.scan_iter(keys.worker("*")))
+        if all(float(redis.hget(key, "at") or 0) >= now for key in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(WATCH_SECONDS)
 
 
 def _dashboard_port(settings: Settings) -> int:

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from config.settings import Settings
+from config.settings import Settings, notices
 from scripts.local_redis import find_binary
 from scripts.main import settings_from
 from tasks import keys
@@ -71,10 +71,7 @@ def examine() -> list[Check]:
         ("file descriptors", _descriptors),
         ("dashboard", _dashboard),
     ]
-    return [
-        Check("settings", ok=True, found=f"{len(settings.origins)} set by you"),
-        *(_look(*look, settings) for look in looks),
-    ]
+    return [_settings(settings), *(_look(*look, settings) for look in looks)]
 
 
 def _look(name: str, look: Callable[[Settings], Check], settings: Settings) -> Check:
@@ -84,6 +81,11 @@ def _look(name: str, look: Callable[[Settings], Check], settings: Settings) -> C
     except ThemesError as exc:
         found, _, fix = str(exc).rpartition(": ")
         return Check(name, ok=False, found=found or fix, fix=fix)
+
+
+def _settings(settings: Settings) -> Check:
+    notes = notices(settings)
+    return Check("settings", ok=True, found=f"{len(settings.origins)} set by you", fix="; ".join(notes) or None)
 
 
 def _python(settings: Settings) -> Check:

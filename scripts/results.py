@@ -15,7 +15,6 @@ from rich.table import Table
 from config.settings import Settings
 from scripts.main import settings_from
 from tasks.errors import ConfigError, JobNotFoundError
-from tasks.messages import Profile
 from workers.results.rows import ProfileRow
 from workers.results.store import AsyncDatabaseManager
 
@@ -126,19 +125,13 @@ async def table_of(rows: AsyncIterator[ProfileRow]) -> Table:
         table.add_row(
             ", ".join(filter(None, (row.name, row.country))),
             str(len(profile.themes)),
-            ", ".join(top_themes(profile)),
+            ", ".join(profile.top_themes(TOP)),
             "-" if row.quality is None else f"{row.quality:.2f}",
             str(row.usage.llm_calls),
             str(row.usage.cache_hits),
             row.status,
         )
     return table
-
-
-def top_themes(profile: Profile, count: int = TOP) -> list[str]:
-    """The names of the themes with the highest confidence; unknown confidence comes last."""
-    ranked = sorted(profile.themes, key=lambda theme: -(theme.confidence or 0.0))
-    return [theme.name for theme in ranked[:count]]
 
 
 def _list(values: Any) -> str:

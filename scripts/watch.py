@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any, Final
 
 import click
@@ -82,7 +82,7 @@ def reliable_events(redis: Redis, job_id: str, settings: Settings, after: str = 
 def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = "0-0") -> int:
     """Show a job on standard error until it ends; returns the exit code."""
     console = Console(stderr=True)
-    view = _View(job_id)
+    view = _View()
     if console.is_terminal:
         with Live(view.render(jobs.status(redis, job_id)), console=console, refresh_per_second=8) as live:
             for event in reliable_events(redis, job_id, settings, after):
@@ -97,6 +97,10 @@ def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = 
                 if line != shown:
                     shown_at, shown = time.monotonic(), line
                     console.print(line, highlight=False, soft_wrap=True)
+    if view.reasons:
+        (reason, count), *others = view.reasons.most_common()
+        more = f" (and {len(others)} other reasons)" if others else ""
+        print(f"themes: {count} failed: {reason}{more}: see `themes failures {job_id}`", file=sys.stderr)
     return _exit_code(redis, job_id)
 
 
@@ -107,22 +111,21 @@ def _exit_code(redis: Redis, job_id: str) -> int:
 class _View:
     """What the terminal shows of a job: a bar, the figures, the last destinations."""
 
-    def __init__(self, job_id: str) -> None:
-        self._job_id = job_id
+    def __init__(self) -> None:
         self._last: deque[Text] = deque(maxlen=LAST)
-        self._stages = 0
+        #: Why destinations failed, and how many did.
+        self.reasons: Counter[str] = Counter()
 
     def see(self, event: Event) -> None:
         """Take in one event."""
         data = event.data
-        if event.type == "stage.done":
-            self._stages += 1
-        elif event.type == "destination.done":
+        if event.type == "destination.done":
             top = ", ".join(data.get("top_themes", ()))
-            self._last.append(Text.assemble(("✓ ", "green"), (f"{_label(data)}  ", "bold"), (top, "dim")))
+            self._last.append(_line(("✓ ", "green"), (f"{_label(data)}  ", "bold"), (top, "dim")))
         elif event.type == "destination.failed":
             why = f"{data.get('stage')}: {data.get('error_class')}"
-            self._last.append(Text.assemble(("✗ ", "red"), (f"{_label(data)}  ", "bold"), (why, "red")))
+            self.reasons[str(data.get("message"))] += 1
+            self._last.append(_line(("✗ ", "red"), (f"{_label(data)}  ", "bold"), (why, "red")))
 
     def render(self, status: jobs.JobStatus) -> Group:
         """The view as it stands."""
@@ -131,6 +134,11 @@ class _View:
         bar = ProgressBar(total=max(1, status.total), completed=ended, width=40)
         line.add_row(Text(status.name, style="bold"), bar, Text(summary(status, short=True)))
         return Group(line, *self._last)
+
+
+def _line(*parts: tuple[str, str]) -> Text:
+    """One line of a view, cut where the terminal ends."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
 def _label(data: dict[str, Any]) -> str:

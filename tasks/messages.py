@@ -198,6 +198,11 @@ class Profile(msgspec.Struct, frozen=True):
     #: Answers of profile-wide stages that a user added, by field name.
     more: dict[str, Any] = {}
 
+    def top_themes(self, count: int) -> list[str]:
+        """The names of the themes with the highest confidence; unknown confidence comes last."""
+        ranked = sorted(self.themes, key=lambda theme: -(theme.confidence or 0.0))
+        return [theme.name for theme in ranked[:count]]
+
 
 class Failure(msgspec.Struct, frozen=True):
     """Why a destination has no profile."""

@@ -168,8 +168,9 @@ class Runtime:
                 worker=self._name,
             )
             warming = asyncio.create_task(client.warm(limits.llm_connection_pool_min_size), name="warm")
-            heart = asyncio.create_task(self._beat(redis, lanes, pool, cache, profiler), name="heartbeat")
-            stack.push_async_callback(self._end, heart, warming)
+            heart = asyncio.create_task(self._renew(self._chunks), name="leases")
+            report = asyncio.create_task(self._report(redis, lanes, pool, cache, profiler), name="report")
+            stack.push_async_callback(self._end, heart, report, warming)
             log.info("action=start %r %r %r", self, client, pool)
             self._started.set_result(None)
             await self._close.wait()
@@ -212,7 +213,16 @@ class Runtime:
             self._options[job_id] = known
         return known
 
-    async def _beat(
+    async def _renew(self, chunks: ChunkRunner) -> None:
+        """Renew the leases of what is held, for as long as this process lives."""
+        while True:
+            try:
+                await chunks.renew()
+            except (RedisError, OSError) as exc:
+                log.warning("action=heartbeat_missed Redis does not answer: %s", exc)
+            await asyncio.sleep(self._settings.work.heartbeat_seconds)
+
+    async def _report(
         self,
         redis: Redis,
         lanes: Lanes[Destination],
@@ -220,36 +230,35 @@ class Runtime:
         cache: PersistentLLMCache,
         profiler: PerformanceProfiler,
     ) -> None:
-        """Renew the leases, and say that this worker lives and what it is doing."""
+        """Say that this worker lives and what it is doing, once every `profile_interval_seconds`."""
         assert self._chunks  # noqa: S101  # set before this task starts
-        seconds = min(self._settings.work.heartbeat_seconds, keys.WORKER_SECONDS / 3)
+        seconds = min(self._settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
         key = keys.worker(self._name)
         while True:
+            profiler.sample()
+            report: dict[Any, Any] = {
+                "name": self._name,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "started_at": self._began,
+                "at": time.time(),
+                "lanes": 0 if self._draining else lanes.size,
+                "lanes_busy": lanes.busy,
+                "chunks_held": self._chunks.held,
+                "connections_in_use": pool.in_use,
+                "connections_waiting": pool.waiting,
+                "executed": sum(lane.executed for lane in lanes.statistics),
+                "stolen": sum(lane.stolen for lane in lanes.statistics),
+                "cache": msgspec.json.encode(cache.statistics()),
+                "profile": msgspec.json.encode(profiler.snapshot()),
+            }
             try:
-                await self._chunks.renew()
-                profiler.sample()
-                report: dict[Any, Any] = {
-                    "name": self._name,
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "started_at": self._began,
-                    "at": time.time(),
-                    "lanes": 0 if self._draining else lanes.size,
-                    "lanes_busy": lanes.busy,
-                    "chunks_held": self._chunks.held,
-                    "connections_in_use": pool.in_use,
-                    "connections_waiting": pool.waiting,
-                    "executed": sum(lane.executed for lane in lanes.statistics),
-                    "stolen": sum(lane.stolen for lane in lanes.statistics),
-                    "cache": msgspec.json.encode(cache.statistics()),
-                    "profile": msgspec.json.encode(profiler.snapshot()),
-                }
                 async with redis.pipeline(transaction=True) as pipeline:
                     pipeline.hset(key, mapping=report)
                     pipeline.expire(key, keys.WORKER_SECONDS)
                     await pipeline.execute()
             except (RedisError, OSError) as exc:
-                log.warning("action=heartbeat_missed Redis does not answer: %s", exc)
+                log.debug("action=report_missed Redis does not answer: %s", exc)
             await asyncio.sleep(seconds)
 
     @staticmethod

@@ -79,6 +79,17 @@ def test_ctrl_c_ends_the_demo_within_five_seconds_and_running_it_again_completes
     assert len([status for _, status, _ in _profiles(engine) if status == "ok"]) >= 25
 
 
+def test_the_demo_can_be_kept_for_a_look(engine: Engine) -> None:
+    demo = engine.themes("demo", "demo", "--keep", "--latency", "10ms")
+    until("the demo to end its job", lambda: "Ctrl-C stops everything" in engine.log("demo") or demo.poll() is not None)
+    assert demo.poll() is None, engine.log("demo")
+    (job,) = [json.loads(line) for line in engine.run("status", "--json").stdout.splitlines()]
+    assert (job["state"], job["done"]) == ("done", 25)
+    demo.send_signal(signal.SIGTERM)
+    demo.wait(20)
+    assert _left_of(engine) == []
+
+
 def test_a_killed_stack_leaves_no_process_behind(engine: Engine) -> None:
     up = engine.themes("up", "up", "--sandbox", "--workers", "1")
     until("the stack to stand", lambda: "ready:" in engine.log("up") or up.poll() is not None)
@@ -208,6 +219,7 @@ def test_a_refused_key_fails_the_job_and_says_why(stack: Engine) -> None:
     stack.themes("w", "worker", "--name", "w")
     said = stack.run("enqueue", "-", "--wait", stdin="Kyoto\n")
     assert said.returncode == 1
+    assert re.search(r"^themes: 1 failed: .*check OPENAI_API_KEY", said.stderr, re.MULTILINE)
     failures = stack.run("failures", said.stdout.strip(), "--json")
     assert "OPENAI_API_KEY" in json.loads(failures.stdout)["message"]
 
@@ -221,6 +233,7 @@ def test_an_llm_that_is_not_there_fails_the_job_and_says_where(stack: Engine) ->
     stack.themes("w", "worker", "--name", "w")
     said = stack.run("enqueue", "-", "--wait", stdin="Kyoto\n")
     assert said.returncode == 1
+    assert re.search(rf"^themes: 1 failed: .*{re.escape(stack.llm)}.*cannot connect", said.stderr, re.MULTILINE)
     failure = json.loads(stack.run("failures", said.stdout.strip(), "--json").stdout)
     assert "cannot connect" in failure["message"]
     assert stack.llm in failure["message"]

@@ -14,7 +14,7 @@ from workers.results.tables import USAGE_COLUMNS
 #: Seconds that a rate looks back.
 WINDOW_SECONDS: Final = 10.0
 #: Theme names that one `destination.done` carries: a line on a screen.
-TOP_THEMES: Final = 5
+TOP_THEMES: Final = 3
 
 
 class RateWindow:
@@ -110,7 +110,7 @@ def _outcome_data(result: Result) -> dict[str, Any]:
         return {
             "status": profile.status,
             "themes": len(profile.themes),
-            "top_themes": [theme.name for theme in profile.themes[:TOP_THEMES]],
+            "top_themes": profile.top_themes(TOP_THEMES),
             "quality": profile.quality_assessment.overall,
         }
     if result.failure is not None:
