@@ -10,20 +10,24 @@ import shutil
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
 from redis import Redis, RedisError
+from redis.exceptions import BusyLoadingError
 
 from scripts.processes import die_with_parent, stop
-from tasks.connection import ADDRESS_FILE, OLDEST, private_url
-from tasks.errors import RedisUnavailableError
+from tasks.connection import ADDRESS_FILE, OLDEST, masked, private_url
+from tasks.errors import ConfigError, RedisUnavailableError
 
-#: Seconds that a server may take to answer; loading a large append-only file counts.
+#: Seconds that a starting server may be silent; one that says it is loading its data is waited for.
 START_SECONDS: Final = 20.0
 #: Seconds that a server may take to stop.
 STOP_SECONDS: Final = 5.0
+#: Seconds to wait for a Redis that another process is starting or stopping.
+WAIT_SECONDS: Final = START_SECONDS + STOP_SECONDS
 #: Ports tried when another process takes the one that was free a moment ago.
 TRIES: Final = 5
 _INSTALL: Final = (
@@ -89,7 +93,11 @@ def version_of(binary: Path) -> tuple[int, int]:
 class LocalRedis:
     """The private Redis of a state directory, as a context manager.
 
-    When one runs there already (of another `themes up`), that one is used and left alone at the end.
+    When one runs there already (of another `themes up`), that one is used and left alone at the end. Whoever holds the
+    lock file owns the server; a lock that is free means that what still answers at the address left there was
+    somebody's who was killed: it is on its way down, and two servers must not write one append-only file.
+
+    Enter it in the main thread: the kernel ties the server's life to the thread that made it.
     """
 
     def __init__(self, state_dir: Path, choice: str = "auto") -> None:
@@ -109,24 +117,58 @@ class LocalRedis:
         return self._process.pid if self._process else None
 
     def __enter__(self) -> Self:
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._state_dir / "redis.lock").open("a")
-        while True:
-            if found := private_url(self._state_dir):
-                self.url = found
-                return self
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                # Another process is starting one, or stopping: its address appears, or its lock goes.
-                time.sleep(0.05)
+        self._open_lock()
         try:
-            self._start()
+            if found := self._found_or_locked():
+                self.url = found
+            else:
+                self._end_orphan()
+                self._start()
         except BaseException:
             self._stop()
             raise
         return self
+
+    def _open_lock(self) -> None:
+        try:
+            self._state_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._state_dir / "redis.lock").open("a+")
+        except OSError as exc:
+            raise ConfigError(f"state_dir: {self._state_dir} cannot be written ({exc.strerror})") from exc
+
+    def _found_or_locked(self) -> str | None:
+        """The address of the server of a living owner, or None: the lock is ours, so we start one."""
+        assert self._lock  # noqa: S101  # opened above
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if found := private_url(self._state_dir):
+                    return found
+                # Its owner is starting it, or stopping: the address appears, or the lock goes.
+                time.sleep(0.05)
+            else:
+                self._lock.truncate(0)
+                self._lock.write(f"{os.getpid()}\n")
+                self._lock.flush()
+                return None
+        self._lock.seek(0)
+        raise RedisUnavailableError(
+            f"process {self._lock.read().strip()} holds {self._state_dir}, but its Redis does not answer: stop that "
+            "process, or choose another THEMES_STATE_DIR"
+        )
+
+    def _end_orphan(self) -> None:
+        """Let the server of a killed owner end before another opens its files. Its last act is to close its port."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while url := private_url(self._state_dir):
+            if time.monotonic() > deadline:
+                raise RedisUnavailableError(f"the Redis at {masked(url)} was left behind and does not end: stop it")
+            with contextlib.suppress(RedisError), Redis.from_url(url, socket_timeout=1.0) as client:
+                client.shutdown(nosave=True)
+            time.sleep(0.02)
+        (self._state_dir / ADDRESS_FILE).unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -144,16 +186,24 @@ class LocalRedis:
                 self.url = url
                 self._leave_address(url)
                 return
-        raise RedisUnavailableError(f"{binary} does not start; see {self._log}")
+        raise RedisUnavailableError(f"{binary} does not start: {self._last_warning()} (more in {self._log})")
 
     @property
     def _log(self) -> Path:
         return self._state_dir / "logs" / "redis.log"
 
+    def _last_warning(self) -> str:
+        lines = self._log.read_text("utf-8", "replace").splitlines() if self._log.exists() else []
+        return next((line.partition(" # ")[2] for line in reversed(lines) if " # " in line), "it said nothing")
+
     def _launch(self, binary: Path, port: int, password: str) -> subprocess.Popen[bytes]:
         folder = self._state_dir / "redis"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        self._log.parent.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o700)
+            self._log.parent.mkdir(exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"state_dir: {self._state_dir} cannot be written ({exc.strerror})") from exc
         # On standard input: a password among the arguments could be read by every user of the machine.
         text = _CONFIG.format(port=port, password=password, folder=_quoted(folder), log=_quoted(self._log))
         process = subprocess.Popen(  # noqa: S603  # the binary found above
@@ -162,7 +212,7 @@ class LocalRedis:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call
+            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # one prctl call
         )
         assert process.stdin  # noqa: S101  # asked for above
         with contextlib.suppress(BrokenPipeError), process.stdin as config:
@@ -170,17 +220,25 @@ class LocalRedis:
         return process
 
     def _answers(self, url: str) -> bool:
-        """Wait until the server answers; False when it ended instead (its port was taken)."""
+        """Wait until the server answers; False when it ended instead (its port was taken).
+
+        Raises:
+            RedisUnavailableError: it runs, but keeps silent.
+        """
         assert self._process  # noqa: S101  # just launched
         deadline = time.monotonic() + START_SECONDS
         with Redis.from_url(url, socket_timeout=1.0) as client:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
                     return False
-                with contextlib.suppress(RedisError):
+                try:
                     return bool(client.ping())
+                except BusyLoadingError:
+                    deadline = time.monotonic() + START_SECONDS
+                except RedisError:
+                    pass  # not yet
                 time.sleep(0.01)
-        return False
+        raise RedisUnavailableError(f"the Redis at {masked(url)} starts but does not answer; see {self._log}")
 
     def _leave_address(self, url: str) -> None:
         """Write the address where other commands look for it, readable by the owner only, in one step."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final
@@ -20,10 +21,13 @@ _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def die_with_parent() -> None:
-    """In the child, between fork and exec."""
+def die_with_parent(parent: int) -> None:
+    """In the child, between fork and exec; `parent` is the process id of who forked."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            # It died before the kernel knew what we want: no signal will come.
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def themes(*arguments: str) -> list[str]:
@@ -54,7 +58,7 @@ def spawn(
             stdout=stdout if stdout is not None else words,
             stderr=words,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, and our parents run one thread
+            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # one prctl call, and our parents run one thread
         )
 
 

@@ -4,17 +4,20 @@ Every refusal is one clear line that names the place, with the password masked, 
 """
 
 import contextlib
+import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import redis.asyncio
 from redis import Redis
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.connection import ConnectionPool, SSLConnection
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -40,6 +43,16 @@ CONNECT_SECONDS: Final = 5.0
 RETRIES: Final = 1
 #: Seconds of silence after which a connection is checked before use.
 HEALTH_SECONDS: Final = 30
+#: Seconds that a server which is loading its data is waited for.
+LOADING_SECONDS: Final = 60.0
+#: What a URL may hide, and what is shown instead.
+_SECRETS: Final = (
+    (re.compile(r"(://[^:@/]*):.*@", re.DOTALL), r"\1:***@"),
+    # No host in sight: what stands where a port should may be the password.
+    (re.compile(r"(://(?![^/]*@)[^:@/?#\[]*):(?!\d*(?:[/?#]|$))[^/]*"), r"\1:***"),
+    (re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE), r"\1***"),
+)
+_EXPECTED: Final = "redis://[:password@]host:port/db (or rediss://)"
 _START: Final = "start one with `themes up`, or set REDIS_URL"
 
 
@@ -55,12 +68,10 @@ class ServerFacts:
 
 
 def masked(url: str) -> str:
-    """A URL without its password."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    """A URL without its password, however malformed it is: people forget to encode a `/` or an `@` in it."""
+    for secret, replacement in _SECRETS:
+        url = secret.sub(replacement, url)
+    return url
 
 
 def locate(settings: Settings) -> str:
@@ -77,7 +88,7 @@ def private_url(state_dir: Path) -> str | None:
     """The address of the private Redis that runs for this state directory; None when there is none, or it is dead."""
     try:
         url = (state_dir / ADDRESS_FILE).read_text("utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeError):
         return None
     with contextlib.suppress(RedisError, ValueError), Redis.from_url(url, socket_timeout=2.0) as client:
         client.ping()
@@ -93,22 +104,23 @@ def connect(url: str, *, socket_timeout_seconds: float) -> Redis:
     Raises:
         ConfigError: the URL is malformed.
     """
-    with _readable(url):
-        return Redis.from_url(
-            url,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
-            **_options(socket_timeout_seconds),
-        )
+    _check_url(url)
+    retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
+    try:
+        client = Redis.from_url(url, retry=retry, **_options(socket_timeout_seconds))
+        # An option that no connection knows comes to light when one is made, which redis-py does at the first command.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (TypeError, ValueError) as exc:
+        said = _said(exc).rpartition("__init__() ")[2]
+        raise ConfigError(f"redis_url: {masked(url)!r} has an option that cannot be used: {said}") from exc
+    return client
 
 
 def connect_async(url: str, *, socket_timeout_seconds: float) -> redis.asyncio.Redis:
     """The same as `connect`, for the loop that it is called on."""
-    with _readable(url):
-        return redis.asyncio.Redis.from_url(
-            url,
-            retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
-            **_options(socket_timeout_seconds),
-        )
+    connect(url, socket_timeout_seconds=socket_timeout_seconds).close()
+    retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
+    return redis.asyncio.Redis.from_url(url, retry=retry, **_options(socket_timeout_seconds))
 
 
 def _options(socket_timeout_seconds: float) -> dict[str, Any]:
@@ -122,17 +134,29 @@ def _options(socket_timeout_seconds: float) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _readable(url: str) -> Iterator[None]:
-    scheme = urlsplit(url).scheme
-    if scheme not in {"redis", "rediss", "unix"}:
+def _check_url(url: str) -> None:
+    """Refuse what redis-py would misread in silence (`/abc` as database 0) or report with the password in it."""
+    if not url.startswith(("redis://", "rediss://")):
+        # A unix socket has another URL in Celery, so one setting cannot name it for both.
+        raise ConfigError(f"redis_url: expected {_EXPECTED}, got {masked(url)!r}")
+    path = _path_of(url)
+    if path is None:
+        # Without the reason in the library's words, which quote a piece of the password and nothing chained that does.
         raise ConfigError(
-            f"redis_url: expected redis://[:password@]host:port/db, rediss:// or unix://, got {masked(url)!r}"
+            f"redis_url: {masked(url)!r} is not valid: expected {_EXPECTED}; in a password, write / ? # @ : % as "
+            "%2F %3F %23 %40 %3A %25"
         )
+    if not re.fullmatch(r"/?[0-9]{0,5}", path):
+        raise ConfigError(f"redis_url: {masked(url)!r} is not valid: its database must be a number, as in {_EXPECTED}")
+
+
+def _path_of(url: str) -> str | None:
+    """The path of a URL whose host and port can be read; None otherwise."""
     try:
-        yield
-    except ValueError as exc:
-        raise ConfigError(f"redis_url: {masked(url)!r} is not valid: {exc}") from exc
+        parts = urlsplit(url)
+        return parts.path if parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def text_of(value: object) -> str:
@@ -143,9 +167,8 @@ def text_of(value: object) -> str:
 def place_of(client: Redis) -> str:
     """Where a client connects to, for people: redis://host:port/db."""
     options = client.connection_pool.connection_kwargs
-    if "path" in options:
-        return f"unix://{options['path']}"
-    return f"redis://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0)}"
+    scheme = "rediss" if issubclass(client.connection_pool.connection_class, SSLConnection) else "redis"
+    return f"{scheme}://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0)}"
 
 
 @contextlib.contextmanager
@@ -172,11 +195,19 @@ def translated(client: Redis) -> Iterator[None]:
     except RedisConnectionError as exc:
         raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
     except ResponseError as exc:
-        # The protocol of our client begins with HELLO, which came with Redis 6.
-        what = "is older than 6; 6.2 or newer is needed" if "HELLO" in str(exc) else f"refuses: {_said(exc)}"
-        raise RedisUnavailableError(f"Redis at {place} {what}") from exc
+        raise RedisUnavailableError(f"Redis at {place} {_refused(exc)}") from exc
     except (UnicodeError, socket.gaierror) as exc:
         raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
+
+
+def _refused(exc: ResponseError) -> str:
+    said = _said(exc)
+    if "HELLO" in said:
+        # The protocol of our client begins with HELLO, which came with Redis 6.
+        return "is older than 6, 6.2 or newer is needed: upgrade it, or let `themes up` start one"
+    if "DB index" in said:
+        return "has no database of this number: end REDIS_URL in /0 or another that it has"
+    return f"refuses: {said}"
 
 
 def _said(exc: BaseException) -> str:
@@ -188,17 +219,16 @@ def _said(exc: BaseException) -> str:
 def check_server(client: Redis) -> ServerFacts:
     """Ask a Redis what it is, and refuse one that would lose or mix up work.
 
+    One that is loading its data is waited for.
+
     Raises:
-        RedisUnavailableError: it cannot be reached, is too old, is a read-only replica or a cluster, or evicts
-            (`allkeys-*` would delete queued work in silence).
+        RedisUnavailableError: it cannot be reached, keeps loading, is too old, is a read-only replica or a cluster, or
+            evicts (`allkeys-*` would delete queued work in silence).
     """
     place = place_of(client)
-    with translated(client):
-        try:
-            info: dict[str, Any] = client.info()
-        except ValueError as exc:
-            raise RedisUnavailableError(f"what listens at {place} is no Redis: set REDIS_URL") from exc
-    version = str(info.get("redis_version", "0"))
+    with _without_retries(client) as asking:
+        info = _loaded_info(asking)
+    version = str(info["redis_version"])
     if _numbers(version) < OLDEST:
         raise RedisUnavailableError(
             f"Redis at {place} is version {version}, 6.2 or newer is needed: upgrade it, or let `themes up` start one"
@@ -220,6 +250,37 @@ def check_server(client: Redis) -> ServerFacts:
         max_memory_bytes=int(info.get("maxmemory", 0)),
         is_persistent=bool(info.get("aof_enabled")),
     )
+
+
+def _without_retries(client: Redis) -> Redis:
+    """The same client for one question: redis-py's retries multiply, so a frozen server would take four timeouts."""
+    pool = client.connection_pool
+    options = pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0)}
+    return Redis.from_pool(ConnectionPool(connection_class=pool.connection_class, **options))
+
+
+def _loaded_info(client: Redis) -> dict[str, Any]:
+    """What a server says of itself once it has loaded its data."""
+    deadline = time.monotonic() + LOADING_SECONDS
+    while True:
+        info = _info(client)
+        if not info.get("loading"):
+            return info
+        if time.monotonic() > deadline:
+            raise RedisUnavailableError(f"Redis at {place_of(client)} is still loading its data: try again in a moment")
+        time.sleep(0.2)
+
+
+def _info(client: Redis) -> dict[str, Any]:
+    with translated(client):
+        try:
+            info: dict[str, Any] = client.info()
+        except (ValueError, AttributeError, TypeError) as exc:
+            # redis-py takes what it got for INFO apart, whatever it was.
+            raise RedisUnavailableError(f"what listens at {place_of(client)} is no Redis: set REDIS_URL") from exc
+    if "redis_version" not in info:
+        raise RedisUnavailableError(f"what listens at {place_of(client)} is no Redis: set REDIS_URL")
+    return info
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,7 +1,10 @@
 """Flower with our arguments, as a person sees it."""
 
+import json
+import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -101,7 +104,18 @@ def test_what_it_knows_survives_a_restart(stack: Engine) -> None:
     assert (Path(stack.env["THEMES_STATE_DIR"]) / "flower").is_dir()
     again = _dashboard(stack)
     table = until("the task to be known", lambda: _tasks(again))
-    assert "Kyoto, Japan" in table
+    assert json.loads(table)["data"][0]["args"] == "Kyoto, Japan"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_within_two_seconds_without_a_traceback(number: signal.Signals, stack: Engine) -> None:
+    _dashboard(stack)
+    process = stack.processes["dashboard"]
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(10) == 0
+    assert time.monotonic() - began < 2
+    assert "Traceback" not in stack.log("dashboard")
 
 
 def _worker_seen(url: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from redis import Redis
 
 from config.settings import Settings
 from scripts.local_redis import LocalRedis, find_binary, version_of
-from tasks.connection import ADDRESS_FILE, OLDEST, check_server, connect, locate, masked
+from tasks import connection
+from tasks.connection import ADDRESS_FILE, OLDEST, check_server, connect, connect_async, locate, masked
 from tasks.errors import ConfigError, RedisUnavailableError
 
 
@@ -42,7 +44,7 @@ def _server(answer: Callable[[bytes], bytes]) -> Iterator[int]:
                 except OSError:
                     return
                 with peer:
-                    peer.settimeout(2)
+                    peer.settimeout(30)
                     try:
                         while got := peer.recv(65_536):
                             peer.sendall(answer(got))
@@ -97,6 +99,7 @@ def _redis_5(got: bytes) -> bytes:
     for command in got.split(b"*")[1:]:
         name = command.split(b"\r\n")[2].upper()
         known = {b"INFO": b"$%d\r\n%s\r\n" % (len(info), info), b"HELLO": b"-ERR unknown command `HELLO`\r\n"}
+        known[b"PING"] = b"+PONG\r\n"
         answers.append(known.get(name, b"+OK\r\n"))
     return b"".join(answers)
 
@@ -115,16 +118,121 @@ def test_a_policy_that_deletes_the_queue_is_refused(redis: Redis, redis_url: str
         redis.config_set("maxmemory-policy", "volatile-lru")
 
 
-@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:port/1"])
-def test_a_malformed_url_is_a_configuration_error(url: str) -> None:
-    with pytest.raises(ConfigError, match="redis_url"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "localhost:6379", "http://localhost", "redis://localhost:port/1", "redis://localhost:99999/1",
+        "redis://[::1/1", "redis://localhost/abc", "redis://localhost/-1", "redis://localhost/1/2",
+        "redis://localhost/1?colour=red", "redis://localhost/1?db=x", "redis://localhost/1?socket_timeout=x",
+        "unix:///run/redis.sock",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("make", [connect, connect_async])
+def test_a_malformed_url_is_a_configuration_error(url: str, make: Callable[..., object]) -> None:
+    with pytest.raises(ConfigError, match="^redis_url: .*"):
+        make(url, socket_timeout_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:se/cret@h:1/1", "redis://:se#cret@h/1", "redis://:s?ecret@h/1",
+        "redis://me:secret", "http://:secret@h/1", "redis://h/1?password=secret&colour=red", "redis://:sec@ret@[::1/1",
+        "redis://:12/secret@h/x",
+    ],
+)  # fmt: skip
+def test_no_piece_of_a_password_that_was_not_escaped_is_shown(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         connect(url, socket_timeout_seconds=1)
+    told = "".join(traceback.format_exception(caught.value))
+    shown = "\n".join(line for line in told.splitlines() if "Error" in line)
+    for piece in ("secret", "cret", "ecret", "'se'", "sec@"):
+        assert piece not in shown
+
+
+def test_a_database_that_the_server_does_not_have_is_named(redis_url: str) -> None:
+    said = _refusal(f"{redis_url.rpartition('/')[0]}/99")
+    assert "/99 has no database of this number" in said
+    assert "REDIS_URL" in said
+
+
+def test_a_server_that_says_nothing_is_given_up_in_time() -> None:
+    began = time.monotonic()
+    with _server(lambda _: b"") as port:
+        assert "does not answer in time" in _refusal(f"redis://127.0.0.1:{port}/0")
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("rubbish", [b"SSH-2.0-OpenSSH_9.2\r\n", b"$x\r\n", b"\x15\x03\x01\x00\x02", b"+OK\r\n" * 9])
+def test_whatever_else_answers_there_is_refused_in_one_line(rubbish: bytes) -> None:
+    with _server(lambda _: rubbish) as port:
+        assert f"127.0.0.1:{port}" in _refusal(f"redis://127.0.0.1:{port}/0")
+
+
+def _speaking(*infos: bytes) -> Callable[[bytes], bytes]:
+    """A server of RESP 2 with these answers to INFO, the last one for ever."""
+    left = list(infos)
+
+    def one(command: bytes) -> bytes:
+        name = command.split(b"\r\n")[2].upper()
+        if name != b"INFO":
+            return b"+PONG\r\n" if name == b"PING" else b"+OK\r\n"
+        info = left.pop(0) if len(left) > 1 else left[0]
+        return b"$%d\r\n%s\r\n" % (len(info), info)
+
+    return lambda got: b"".join(one(command) for command in got.split(b"*")[1:])
+
+
+@pytest.mark.parametrize(
+    ("info", "told"),
+    [
+        (b"redis_version:6.0.16\r\n", "version 6.0.16, 6.2 or newer is needed"),
+        (b"redis_version:7.2.4\r\nrole:slave\r\nslave_read_only:1\r\n", "read-only replica"),
+        (b"redis_version:7.2.4\r\ncluster_enabled:1\r\n", "is a cluster"),
+        (b"redis_version:7.2.4\r\nmaxmemory_policy:allkeys-lfu\r\n", "volatile-lru"),
+    ],
+)
+def test_a_server_that_cannot_be_used_says_why(info: bytes, told: str) -> None:
+    with _server(_speaking(info)) as port:
+        assert told in _refusal(f"redis://127.0.0.1:{port}/0?protocol=2")
+
+
+def test_valkey_is_as_good_as_redis() -> None:
+    info = b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nmaxmemory_policy:noeviction\r\n"
+    with (
+        _server(_speaking(info)) as port,
+        connect(f"redis://127.0.0.1:{port}/0?protocol=2", socket_timeout_seconds=2) as client,
+    ):
+        assert check_server(client).version == "7.2.4"
+
+
+def test_a_server_that_is_loading_its_data_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, loaded = (b"redis_version:6.2.14\r\nloading:%d\r\n" % number for number in (1, 0))
+    with (
+        _server(_speaking(loading, loading, loaded)) as port,
+        connect(f"redis://127.0.0.1:{port}/0?protocol=2", socket_timeout_seconds=2) as client,
+    ):
+        assert check_server(client).version == "6.2.14"
+    monkeypatch.setattr(connection, "LOADING_SECONDS", 0.0)
+    with _server(_speaking(loading)) as port:
+        assert "still loading" in _refusal(f"redis://127.0.0.1:{port}/0?protocol=2")
+
+
+def test_a_user_who_may_not_ask_is_told_what_to_allow(redis: Redis, redis_url: str) -> None:
+    redis.acl_setuser("narrow", enabled=True, passwords=["+pw"], keys=["themes:*"], commands=["+ping", "+select"])
+    try:
+        place = redis_url.rpartition("@")[2]
+        assert "themes:*" in _refusal(f"redis://narrow:pw@{place}")
+    finally:
+        redis.acl_deluser("narrow")
 
 
 def test_passwords_are_masked() -> None:
     assert masked("redis://:secret@host:1/2") == "redis://:***@host:1/2"
     assert masked("redis://me:secret@host:1/2") == "redis://me:***@host:1/2"
     assert masked("redis://host:1/2") == "redis://host:1/2"
+    assert masked("redis://[::1]:6379/2") == "redis://[::1]:6379/2"
+    assert masked("sqlite+aiosqlite:////tmp/a:b/c@d.db") == "sqlite+aiosqlite:////tmp/a:b/c@d.db"
 
 
 def test_a_url_that_was_set_is_never_replaced(settings_for: Callable[..., Settings], tmp_path: Path) -> None:

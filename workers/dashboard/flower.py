@@ -4,11 +4,13 @@ Flower 2.2 listens on all interfaces, without a password, unless told otherwise:
 and shut workers down. Here it listens on loopback, and anywhere else only with a password.
 """
 
+import errno
 import ipaddress
 import logging
 import os
+import re
 import socket
-from typing import Final
+from typing import Any, Final
 
 from celery import Celery
 
@@ -20,7 +22,9 @@ MAX_TASKS: Final = 10_000
 #: Milliseconds between two saves of Flower's state; survives kill -9.
 SAVE_INTERVAL_MS: Final = 30_000
 #: Columns of the task list; `args` shows the destinations.
-TASK_COLUMNS: Final = "name,args,state,received,runtime,worker"
+TASK_COLUMNS: Final = "name,args,state,received,started,runtime,worker"
+#: Flower cuts a list of users at commas, so that `me:a,b` would let `me:a` in, and compares ASCII only.
+_USER_AND_PASSWORD: Final = re.compile(r"[!-+\--9;-~]+:[!-+\--~]+")
 
 
 def arguments(settings: Settings) -> list[str]:
@@ -35,8 +39,11 @@ def arguments(settings: Settings) -> list[str]:
             f"dashboard.host: {dashboard.host} is reachable by others, and nothing asks for a password: set "
             "THEMES_DASHBOARD__BASIC_AUTH=user:password, or listen on 127.0.0.1"
         )
-    if dashboard.basic_auth and ":" not in dashboard.basic_auth:
-        raise ConfigError("dashboard.basic_auth: expected user:password (THEMES_DASHBOARD__BASIC_AUTH)")
+    if dashboard.basic_auth and not _USER_AND_PASSWORD.fullmatch(dashboard.basic_auth):
+        raise ConfigError(
+            "dashboard.basic_auth: expected user:password, neither of them empty, in ASCII without blanks and commas "
+            "(THEMES_DASHBOARD__BASIC_AUTH)"
+        )
     _refuse_taken(dashboard.host, dashboard.port)
     folder = settings.state_dir / "flower"
     try:
@@ -77,13 +84,26 @@ def _is_loopback(host: str) -> bool:
 
 
 def _refuse_taken(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    """Bind for a moment what Flower will: every address that the host's name has."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            try:
+                _bind_once(socket.socket(family, kind, protocol), address)
+            except OSError as exc:
+                # `localhost` may have an IPv6 address that this machine has not; Flower passes over it too.
+                if len(found) == 1 or exc.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                    raise
+    except OSError as exc:
+        raise ConfigError(
+            f"dashboard.port: cannot listen on {host}:{port} ({exc.strerror}): stop what is there, or choose "
+            "another with --port"
+        ) from exc
+
+
+def _bind_once(probe: socket.socket, address: Any) -> None:
+    with probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            raise ConfigError(
-                f"dashboard.port: cannot listen on {host}:{port} ({exc.strerror}): stop what is there, or choose "
-                "another with --port"
-            ) from exc
+        if probe.family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind(address)
