@@ -22,7 +22,7 @@ MAX_TASKS: Final = 10_000
 #: Milliseconds between two saves of Flower's state; survives kill -9.
 SAVE_INTERVAL_MS: Final = 30_000
 #: Columns of the task list; `args` shows the destinations.
-TASK_COLUMNS: Final = "name,args,state,received,started,runtime,worker"
+TASK_COLUMNS: Final = "name,args,state,received,runtime,worker"
 #: Flower cuts a list of users at commas, so that `me:a,b` would let `me:a` in, and compares ASCII only.
 _USER_AND_PASSWORD: Final = re.compile(r"[!-+\--9;-~]+:[!-+\--~]+")
 
