@@ -25,9 +25,22 @@ def priority_on_the_wire(priority: int) -> int:
 
 
 def configure(settings: Settings, broker_url: str) -> Celery:
-    """Set the app up for these settings; returns it."""
+    """Set the app up for these settings; returns it.
+
+    Called again with another broker, it forgets the connections to the first one.
+    """
+    if app.conf.broker_url not in {None, broker_url}:
+        _forget_connections()
     app.conf.update(_configuration(settings, broker_url))
     return app
+
+
+def _forget_connections() -> None:
+    """Drop the pools that Celery made for the broker so far: it looks at its URL only once."""
+    if app._pool is not None:  # noqa: SLF001  # as Celery's own `_after_fork` does
+        app._pool.force_close_all()  # noqa: SLF001
+        app._pool = None  # noqa: SLF001
+    app.amqp._producer_pool = None  # noqa: SLF001
 
 
 def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:

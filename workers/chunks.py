@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 #: Seconds between two tries while Redis does not answer or the consumer is behind.
 PAUSE_SECONDS: Final = 0.5
+#: Characters of an unexpected error that are kept.
+MAX_MESSAGE: Final = 500
 #: Seconds before a destination whose error may pass is tried again.
 RETRY_SECONDS: Final = 1.0
 
@@ -189,8 +191,8 @@ class ChunkRunner:
         usage = Usage()
         tries = self._work.destination_attempts
         for number in range(1, tries + 1):
-            profile, failure, spent, retryable = await self._process(
-                destination, chunk.job_id, options.use_cache, chunk.attempt + number
+            profile, failure, spent, retryable = await self._processed(
+                destination, chunk.job_id, options, chunk.attempt + number
             )
             usage += spent
             if not retryable or number == tries or self._stopping.is_set():
@@ -210,6 +212,17 @@ class ChunkRunner:
         with self._profiler.span("publish"):
             await self._patiently(lambda: self._ledger.finish(chunk, result))
         self._log(destination, result)
+
+    async def _processed(self, destination: Destination, job_id: str, options: JobOptions, number: int) -> Processed:
+        """One try. A fault of our own fails its destination by name; the chunk's others go on."""
+        try:
+            return await self._process(destination, job_id, options.use_cache, number)
+        except Exception as exc:
+            log.exception("action=destination_crashed job_id=%s name=%r", job_id, destination.label)
+            failure = Failure(
+                stage="pipeline", error_class=type(exc).__name__, message=str(exc)[:MAX_MESSAGE], attempts=number
+            )
+            return None, failure, Usage(), False
 
     def _log(self, destination: Destination, result: Result) -> None:
         if result.failure:

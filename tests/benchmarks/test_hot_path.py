@@ -26,7 +26,7 @@ from workers.llm.prompt import Prompt
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import Input, load_stages
 
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]
@@ -47,7 +47,7 @@ def far_sandbox() -> Iterator[str]:
 
 
 def _prompt(number: int) -> Prompt:
-    return STAGE.prompt(Destination.of(f"City {number}"), [])
+    return STAGE.prompt(Input.of(Destination.of(f"City {number}")))
 
 
 async def _all(call: Callable[[int], Awaitable[object]], count: int = CALLS) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from workers.llm.generator import Account, FocusedLLMGenerator, backoff_seconds
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
 
 MakeSettings = Callable[..., Settings]
@@ -37,7 +37,7 @@ STAGES = {stage.name: stage for stage in load_stages()}
 
 
 def _prompt(name: str = "Kyoto") -> Prompt:
-    return STAGES["discover.food"].prompt(Destination.of(name, "Japan"))
+    return STAGES["discover.food"].prompt(Input.of(Destination.of(name, "Japan")))
 
 
 def _settings(make: MakeSettings, server: SandboxServer, **env: str) -> Settings:

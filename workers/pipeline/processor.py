@@ -14,7 +14,7 @@ from workers.llm.generator import Account, Completion, FocusedLLMGenerator, Trun
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import StageOutcome, assemble, numbered
 from workers.pipeline.graph import Graph
-from workers.pipeline.prompts import Stage, pipeline_version
+from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
 
 #: Told of each stage as it ends: the destination, the stage's record, and how many themes it found or described.
@@ -96,7 +96,7 @@ class FocusedPromptProcessor:
         return outcome
 
     async def _answer(self, stage: Stage, run: "_Run", themes: Sequence[Theme], account: Account) -> Completion:
-        prompt = stage.prompt(run.destination, themes)
+        prompt = stage.prompt(run.input(themes))
         return await self._generator.answer(prompt, account=account, rank=run.rank, use_cache=run.use_cache)
 
     async def _each(self, stage: Stage, run: "_Run", account: Account, outcome: StageOutcome) -> None:
@@ -173,6 +173,14 @@ class _Run:
         self._processor = processor
         self._graph = processor._graph  # noqa: SLF001  # the two are one machine in two pieces
         self._outcomes: dict[str, StageOutcome] = {}
+        self._inputs: dict[tuple[object, ...], Input] = {}
+
+    def input(self, themes: Sequence[Theme]) -> Input:
+        """The data of a prompt about these themes, written once for all stages that ask about them."""
+        key = (themes[0].id, themes[-1].id, len(themes)) if themes else ()
+        if key not in self._inputs:
+            self._inputs[key] = Input.of(self.destination, themes)
+        return self._inputs[key]
 
     async def stages(self) -> None:
         """Start every stage the moment what it needs has ended, until none is left or there is nothing to go on."""

@@ -59,10 +59,15 @@ class Stage:
         return self.name.rpartition(".")[2]
 
     @cached_property
-    def version(self) -> str:
-        """A digest of everything in the file that changes the answer."""
+    def fingerprint(self) -> str:
+        """A digest of everything in the file that changes the answer: system, instructions, fields, counts."""
         parts = [self.name, self.asks, self.instructions, self.system, self.fields, self.count]
-        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:VERSION_DIGITS]
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+    @property
+    def version(self) -> str:
+        """The fingerprint's beginning, for people."""
+        return self.fingerprint[:VERSION_DIGITS]
 
     @cached_property
     def _schemas(self) -> dict[int, AnswerSchema]:
@@ -81,8 +86,34 @@ class Stage:
             self._schemas[count] = made
         return self._schemas[count]
 
-    def prompt(self, destination: Destination, themes: Sequence[Theme] = ()) -> Prompt:
-        """The prompt about a destination and, in their order, these themes, numbered from t1."""
+    def prompt(self, about: "Input") -> Prompt:
+        """The prompt about a destination and its themes."""
+        return Prompt(
+            stage=self.name,
+            version=self.fingerprint,
+            system=self.system,
+            instructions=self.instructions,
+            data=about.data,
+            identity=about.identity,
+            schema=self.schema(about.count),
+            max_tokens=self.max_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What the prompts of one round have in common: a destination and, in their order, some themes numbered from t1.
+
+    Written once for all stages of a round. `identity` is the same with the destination normalised.
+    """
+
+    data: str
+    identity: str
+    count: int
+
+    @classmethod
+    def of(cls, destination: Destination, themes: Sequence[Theme] = ()) -> "Input":
+        """Write the block of data."""
         listed = [
             {"id": number, "category": theme.category, "name": theme.name}
             for number, theme in zip(schemas.theme_ids(len(themes)), themes, strict=True)
@@ -92,16 +123,7 @@ class Stage:
         if destination.lat is not None and destination.lon is not None:
             known |= {"lat": destination.lat, "lon": destination.lon}  # type: ignore[dict-item]
         canonical = {key: normalise(value) if isinstance(value, str) else value for key, value in known.items()}
-        return Prompt(
-            stage=self.name,
-            version=self.version,
-            system=self.system,
-            instructions=self.instructions,
-            data=_input_block(known, listed),
-            identity=_input_block(canonical, listed),
-            schema=self.schema(len(themes)),
-            max_tokens=self.max_tokens,
-        )
+        return cls(_input_block(known, listed), _input_block(canonical, listed), len(themes))
 
 
 def _input_block(destination: dict[str, Any], themes: list[dict[str, str]]) -> str:

@@ -73,10 +73,10 @@ class EventPublisher:
             return
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
-                for job_id in {event.job_id for event in page}:
-                    pipeline.expire(keys.events(job_id), keys.KEEP_SECONDS)
                 for event in page:
                     pipeline.xadd(keys.events(event.job_id), encode(event), maxlen=self._max_events, approximate=True)
+                for job_id in {event.job_id for event in page}:
+                    pipeline.expire(keys.events(job_id), keys.KEEP_SECONDS)
                 await pipeline.execute()
             self.sent += len(page)
         except (RedisError, OSError) as exc:

@@ -1,0 +1,192 @@
+"""One chunk's life, with a real ledger and real lanes; only what happens to a destination is the test's."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from config.settings import Settings
+from tasks import keys
+from tasks.connection import connect_async
+from tasks.ledger import Ledger, write_chunks
+from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, StreamEntry, Usage, unpack
+from workers.chunks import ChunkEnd, ChunkRunner, Process, Processed
+from workers.lanes import Lanes
+from workers.observe.profiler import PerformanceProfiler
+
+JOB = "job-1"
+NAMES = tuple(Destination.of(f"City {number}") for number in range(4))
+CHUNK = Chunk(JOB, "00000000", NAMES)
+FAILED = Failure("discover.food", "EndpointDownError", "planted", 1)
+
+
+@pytest.fixture
+async def client(redis_url: str, redis: Redis) -> AsyncIterator[AsyncRedis]:
+    with redis.pipeline() as pipeline:
+        write_chunks(pipeline, JOB, [(CHUNK, "City 0 + 3 more")], compress=True)
+        pipeline.execute()
+    client = connect_async(redis_url, socket_timeout_seconds=5)
+    yield client
+    await client.aclose()
+
+
+class Rig:
+    """A runner, and what it has sent."""
+
+    def __init__(self, client: AsyncRedis, settings: Settings, lanes: Lanes[Destination], process: Process) -> None:
+        self.woken: list[str] = []
+        self.runner = ChunkRunner(
+            ledger=Ledger(client, token=f"worker {id(self)}", lease_seconds=10),
+            lanes=lanes,
+            process=process,
+            wake=self._wake,
+            options=self._options,
+            settings=settings,
+            profiler=PerformanceProfiler(enabled=True),
+            worker="w",
+        )
+
+    async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
+        assert (job_id, priority) == (JOB, 5)
+        self.woken += [chunk_id for chunk_id, _ in labelled]
+
+    async def _options(self, job_id: str) -> JobOptions:
+        assert job_id == JOB
+        return JobOptions()
+
+
+def _results(redis: Redis) -> list[Result]:
+    entries = [unpack(fields[b"b"], StreamEntry) for _, fields in redis.xrange(keys.RESULTS)]
+    return [entry for entry in entries if isinstance(entry, Result)]
+
+
+async def _fails(_: Destination, __: str, ___: bool, ____: int) -> Processed:
+    return None, FAILED, Usage(llm_calls=1), False
+
+
+async def test_a_chunk_runs_to_its_end_and_leaves_nothing_behind(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, _fails)
+        ends = await asyncio.gather(*(rig.runner.run(JOB, CHUNK.chunk_id) for _ in range(3)))
+        assert sorted(ends) == [ChunkEnd.DONE, ChunkEnd.HELD, ChunkEnd.HELD]
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.GONE
+    assert sorted(result.destination_id for result in _results(redis)) == sorted(name.id for name in NAMES)
+    assert redis.keys("themes:job:*") == []
+
+
+async def test_a_fault_of_our_own_fails_its_destination_by_name_and_the_others_go_on(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    async def process(destination: Destination, *_: object) -> Processed:
+        if destination is not None and destination.name == "City 2":
+            raise ZeroDivisionError("planted")
+        return None, FAILED, Usage(llm_calls=1), False
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        assert await Rig(client, settings_for(), lanes, process).runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    classes = {result.destination_id: result.failure.error_class for result in _results(redis) if result.failure}
+    assert classes[NAMES[2].id] == "ZeroDivisionError"
+    assert len(classes) == 4
+
+
+async def test_an_error_that_may_pass_is_tried_again_and_paid_for_in_full(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.chunks.RETRY_SECONDS", 0.01)
+    tried: dict[str, int] = {}
+
+    async def process(destination: Destination, _: str, __: bool, number: int) -> Processed:
+        tried[destination.name] = number
+        return None, FAILED, Usage(llm_calls=3), True
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        settings = settings_for(THEMES_WORK__DESTINATION_ATTEMPTS="3")
+        await Rig(client, settings, lanes, process).runner.run(JOB, CHUNK.chunk_id)
+    assert set(tried.values()) == {3}
+    assert {result.usage.llm_calls for result in _results(redis)} == {9}
+
+
+async def test_stopping_gives_back_what_was_not_started_and_wakes_another(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    started = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def process(_: Destination, *__: object) -> Processed:
+        started.set()
+        await go_on.wait()
+        return None, FAILED, Usage(), False
+
+    async with Lanes[Destination](1, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process)
+        run = asyncio.create_task(rig.runner.run(JOB, CHUNK.chunk_id))
+        await started.wait()
+        rig.runner.stop()
+        go_on.set()
+        assert await run is ChunkEnd.GIVEN_BACK
+    assert len(_results(redis)) == 1
+    assert rig.woken == [CHUNK.chunk_id]
+    async with Lanes[Destination](1, steal=True) as lanes:
+        assert await Rig(client, settings_for(), lanes, _fails).runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    assert len({result.destination_id for result in _results(redis)}) == len(_results(redis)) == 4
+
+
+async def test_what_does_not_end_within_the_grace_time_is_given_back_too(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    started = asyncio.Event()
+
+    async def process(_: Destination, *__: object) -> Processed:
+        started.set()
+        await asyncio.sleep(60)
+        return None, FAILED, Usage(), False
+
+    async with Lanes[Destination](4, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process)
+        run = asyncio.create_task(rig.runner.run(JOB, CHUNK.chunk_id))
+        await started.wait()
+        rig.runner.stop()
+        await rig.runner.settle(0.05)
+        with pytest.raises(asyncio.CancelledError):
+            await run
+    assert rig.woken == [CHUNK.chunk_id]
+    assert redis.zcard(keys.leases(JOB)) == 0, "another worker need not wait for the lease to end"
+
+
+async def test_a_chunk_that_loses_worker_after_worker_is_split_and_then_given_up_by_name(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    deliveries = 3
+    redis.hset(keys.deliveries(JOB), CHUNK.chunk_id, deliveries)
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, _fails)
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.SPLIT
+        assert len(rig.woken) == 4
+        poisonous, *others = rig.woken
+        redis.hset(keys.deliveries(JOB), poisonous, deliveries)
+        assert await rig.runner.run(JOB, poisonous) is ChunkEnd.DONE
+        for chunk_id in others:
+            assert await rig.runner.run(JOB, chunk_id) is ChunkEnd.DONE
+    classes = [result.failure.error_class for result in _results(redis) if result.failure]
+    assert sorted(classes) == ["EndpointDownError"] * 3 + ["WorkerLostError"]
+    assert redis.keys("themes:job:*") == []
+
+
+async def test_a_consumer_that_is_behind_is_waited_for(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    for _ in range(120):
+        redis.xadd(keys.RESULTS, {"b": b"unread"})
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(THEMES_WORK__MAX_UNWRITTEN_RESULTS="100"), lanes, _fails)
+        run = asyncio.create_task(rig.runner.run(JOB, CHUNK.chunk_id))
+        done, _ = await asyncio.wait({run}, timeout=0.3)
+        assert not done
+        assert rig.runner.held == 0
+        redis.xtrim(keys.RESULTS, maxlen=0, approximate=False)
+        async with asyncio.timeout(20):
+            assert await run is ChunkEnd.DONE

@@ -1,0 +1,126 @@
+"""Chunks that nobody works on are sent again, and nothing else is."""
+
+import asyncio
+import json
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from config.settings import Settings
+from tasks import jobs, keys
+from tasks.app import configure
+from tasks.connection import connect_async
+from tasks.events import follow
+from tasks.ledger import Ledger, Taken
+from tasks.messages import Event
+from tasks.producer import enqueue
+from workers.results.publisher import EventPublisher
+from workers.results.sweeper import Sweeper
+
+
+@dataclass
+class Rig:
+    """A job of four destinations that nobody works on, and its sweeper."""
+
+    redis: Redis
+    client: AsyncRedis
+    sweeper: Sweeper
+    job: jobs.Job
+
+    def queued(self) -> list[tuple[str, str]]:
+        """Chunk ids and labels of the messages in the queue, in the order in which they are served."""
+        found = []
+        for key in keys.queue_keys():
+            for raw in reversed(self.redis.lrange(key, 0, -1)):
+                message = json.loads(raw)
+                (job_id, chunk_id), _, _ = json.loads(b64decode(message["body"]))
+                assert job_id == self.job.job_id
+                found.append((chunk_id, message["headers"]["argsrepr"]))
+        return found
+
+    def lose(self, count: int) -> None:
+        """Take messages away as a killed worker does between popping and booking them."""
+        for key in keys.queue_keys():
+            while count and self.redis.rpop(key):
+                count -= 1
+
+
+@pytest.fixture
+async def rig(redis: Redis, redis_url: str, settings_for: Callable[..., Settings]) -> AsyncIterator[Rig]:
+    settings = settings_for(REDIS_URL=redis_url)
+    client = connect_async(redis_url, socket_timeout_seconds=5)
+    job = enqueue([f"City {number}" for number in range(4)], priority=7, settings=settings, redis=redis)
+    yield Rig(redis, client, Sweeper(configure(settings, redis_url), client, client, settings), job)
+    await client.aclose()
+
+
+async def test_the_messages_of_a_job_are_readable_and_a_job_at_rest_is_left_alone(rig: Rig) -> None:
+    assert [text for _, text in rig.queued()] == [f"City {number}" for number in range(4)]
+    assert rig.redis.llen(keys.queue_keys()[9 - 7]) == 4, "priority 7 of 9 is served third"
+    for _ in range(3):
+        assert await rig.sweeper.sweep() == 0
+    assert len(rig.queued()) == 4
+
+
+async def test_lost_messages_are_sent_again_at_the_second_look(rig: Rig) -> None:
+    rig.lose(3)
+    assert await rig.sweeper.sweep() == 0, "a worker may have one in its hands"
+    assert await rig.sweeper.sweep() == 3
+    labels = [text for _, text in rig.queued()]
+    assert {"City 0", "City 1", "City 2"} <= set(labels)
+    for _ in range(3):
+        assert await rig.sweeper.sweep() == 0
+
+
+async def test_a_dead_lease_is_sent_again_at_once(rig: Rig) -> None:
+    (first, _), *_ = rig.queued()
+    rig.lose(1)
+    dying = Ledger(rig.client, token="dying", lease_seconds=0.1)
+    assert isinstance(await dying.take(rig.job.job_id, first, max_unwritten=100), Taken)
+    assert await rig.sweeper.sweep() == 0
+    async with asyncio.timeout(20):
+        while not await rig.sweeper.sweep():
+            await asyncio.sleep(0.02)
+    assert first in [chunk_id for chunk_id, _ in rig.queued()]
+    assert len(rig.queued()) == 4
+
+
+async def test_what_somebody_works_on_is_left_alone(rig: Rig) -> None:
+    alive = Ledger(rig.client, token="alive", lease_seconds=60)
+    for chunk_id, _ in rig.queued():
+        await alive.take(rig.job.job_id, chunk_id, max_unwritten=100)
+    rig.lose(4)
+    for _ in range(3):
+        assert await rig.sweeper.sweep() == 0
+    assert rig.queued() == []
+
+
+async def test_a_cancelled_job_is_not_woken(rig: Rig) -> None:
+    rig.lose(4)
+    jobs.cancel(rig.redis, rig.job.job_id)
+    for _ in range(3):
+        assert await rig.sweeper.sweep() == 0
+    assert rig.redis.hlen(keys.chunks(rig.job.job_id)) == 0
+
+
+async def test_events_travel_in_the_background_and_are_bounded(rig: Rig) -> None:
+    async with EventPublisher(rig.client, enabled=True, max_events_per_job=100) as publisher:
+        for number in range(300):
+            publisher.publish(Event("stage.done", rig.job.job_id, data={"number": number}))
+    assert publisher.sent == 300
+    assert 100 <= rig.redis.xlen(keys.events(rig.job.job_id)) <= 200, "trimmed about"
+    assert rig.redis.ttl(keys.events(rig.job.job_id)) > 0
+    jobs.cancel(rig.redis, rig.job.job_id)
+    last = list(follow(rig.job, redis=rig.redis, timeout_seconds=30))
+    assert last[-2].data == {"number": 299}
+    assert (last[-1].type, last[-1].data["state"]) == ("job.done", "cancelled")
+
+
+async def test_events_switched_off_leave_no_stream(rig: Rig) -> None:
+    async with EventPublisher(rig.client, enabled=False, max_events_per_job=100) as publisher:
+        publisher.publish(Event("stage.done", rig.job.job_id))
+    assert not rig.redis.exists(keys.events(rig.job.job_id))
