@@ -17,6 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final
 
+import psutil
+
+#: Seconds that the kernel may take to end a killed process.
+KILL_SECONDS: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -73,11 +77,20 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], *, seconds: float) -> boo
             process.wait(max(0.0, deadline - time.monotonic()))
     left = [process for process in processes if process.poll() is None]
     for process in left:
-        # Its whole session: a supervisor that must be killed leaves nothing behind.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill_tree(process)
     return not left
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process with all that it has started: a supervisor that must be killed leaves nothing behind."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, timeout=KILL_SECONDS)
+    process.wait()
 
 
 class Interrupted(BaseException):  # as KeyboardInterrupt, it is no error

@@ -21,9 +21,11 @@ from tasks.errors import ConfigError, ThemesError
 from workers.llm.client import endpoint
 
 #: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
-GRACE_SECONDS: Final = 2.0
-#: Seconds that a role may take to stop before it is killed.
-STOP_SECONDS: Final = 4.0
+GRACE_SECONDS: Final = 1.5
+#: Seconds beyond the grace time that workers may take to stop before they are killed, with what they have started.
+WORKERS_STOP_SECONDS: Final = 1.3
+#: Seconds that the other roles may take; the consumer needs 1.5 where the database is held by somebody else.
+STOP_SECONDS: Final = 1.8
 #: Seconds that the stack may take to stand.
 START_SECONDS: Final = 30.0
 #: Seconds between two looks at the processes.
@@ -85,7 +87,7 @@ class Stack:
 
     def stop(self) -> None:
         """Workers first, so that their last results are written; then the rest."""
-        stop(list(self.workers.values()), seconds=STOP_SECONDS)
+        stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
         stop(list(self.others.values()), seconds=STOP_SECONDS)
 
 

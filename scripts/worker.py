@@ -40,7 +40,7 @@ MAX_BACKOFF_SECONDS: Final = 30.0
 #: Seconds between two looks at the Celery process.
 WATCH_SECONDS: Final = 0.25
 #: Seconds beyond the grace time that a stopping process may take before it is killed.
-STOP_MARGIN_SECONDS: Final = 3.0
+STOP_MARGIN_SECONDS: Final = 1.0
 
 
 def backoff_seconds(stillbirths: int) -> float:

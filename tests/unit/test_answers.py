@@ -114,3 +114,24 @@ def test_complete_items_of_a_cut_answer_are_kept() -> None:
     text = '{"themes": [{"name": "A", "peak_month": "May"}, {"name": "B", "peak_month": "Ja'
     saved = salvaged(text)
     assert saved["themes"][0] == {"name": "A", "peak_month": "May"}
+
+
+def test_spelling_is_mended_behind_references_too() -> None:
+    schema = AnswerSchema(
+        "prices",
+        {
+            "type": "object",
+            "properties": {"t1": {"$ref": "#/$defs/theme"}},
+            "required": ["t1"],
+            "additionalProperties": False,
+            "$defs": {
+                "theme": {
+                    "type": "object",
+                    "properties": {"price_point": {"type": "string", "enum": ["mid"]}},
+                    "required": ["price_point"],
+                    "additionalProperties": False,
+                }
+            },
+        },
+    )
+    assert schema.read('{"T1": {"Price Point": "MID", "note": "x"}}') == {"t1": {"price_point": "mid"}}

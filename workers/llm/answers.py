@@ -144,19 +144,23 @@ def _cut_points(text: str) -> Iterator[tuple[int, str]]:
             yield index, "".join(reversed(stack))
 
 
-def conformed(value: Any, schema: Mapping[str, Any], depth: int = 0) -> Any:
+def conformed(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any] | None = None, depth: int = 0) -> Any:
     """The value with keys and enumerated words in the schema's spelling, without keys that the schema lacks.
 
-    Only spelling changes: "Peak-Months" and "peak_months" are one key, "january" and "January" one word.
+    Only spelling changes: "Peak-Months" and "peak_months" are one key, "january" and "January" one word. `root` is the
+    whole schema, in which references are looked up.
     """
+    root = schema if root is None else root
     if depth > MAX_DEPTH:
         return value
+    if isinstance(reference := schema.get("$ref"), str):
+        schema = root.get("$defs", {}).get(reference.rpartition("/")[2], {})
     if isinstance(value, dict) and (properties := schema.get("properties")):
         names = {_plain(name): name for name in properties}
         renamed = {names[_plain(key)]: item for key, item in value.items() if _plain(key) in names}
-        return {name: conformed(item, properties[name], depth + 1) for name, item in renamed.items()}
+        return {name: conformed(item, properties[name], root, depth + 1) for name, item in renamed.items()}
     if isinstance(value, list) and (items := schema.get("items")):
-        return [conformed(item, items, depth + 1) for item in value]
+        return [conformed(item, items, root, depth + 1) for item in value]
     if isinstance(value, str) and (words := schema.get("enum")):
         return next((word for word in words if _plain(str(word)) == _plain(value)), value)
     return value

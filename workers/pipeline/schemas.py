@@ -38,9 +38,12 @@ def new_themes(name: str, low: int, high: int) -> AnswerSchema:
 
 
 def each_theme(name: str, fields: Mapping[str, Any], count: int) -> AnswerSchema:
-    """An answer with the same fields for each of `count` themes, by number."""
-    one = _strict(_closed(fields), count)
-    return AnswerSchema(name, _closed(dict.fromkeys(theme_ids(count), one)))
+    """An answer with the same fields for each of `count` themes, by number.
+
+    The fields are defined once and referred to: a schema is part of what is paid for, and of what is compiled.
+    """
+    whole = _closed({theme_id: {"$ref": "#/$defs/theme"} for theme_id in theme_ids(count)})
+    return AnswerSchema(name, whole | {"$defs": {"theme": _strict(_closed(fields), count)}})
 
 
 def all_themes(name: str, fields: Mapping[str, Any], count: int) -> AnswerSchema:

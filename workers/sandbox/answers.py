@@ -320,8 +320,19 @@ def _clip(value: Any, schema: Any) -> Any:
 
 
 def _members(schema: Any) -> dict[str, Any]:
+    """The properties of an object's schema, each looked up where it refers to a definition of the same schema."""
     members = schema.get("properties") if isinstance(schema, Mapping) else None
-    return members if isinstance(members, dict) else {}
+    if not isinstance(members, dict):
+        return {}
+    definitions = schema.get("$defs")
+    if not isinstance(definitions, dict):
+        return members
+    return {name: _defined(part, definitions) for name, part in members.items()}
+
+
+def _defined(part: Any, definitions: dict[str, Any]) -> Any:
+    reference = part.get("$ref") if isinstance(part, Mapping) else None
+    return definitions.get(reference.rpartition("/")[2], part) if isinstance(reference, str) else part
 
 
 def _split(entry: str) -> tuple[str, str]:
