@@ -13,7 +13,7 @@ import asyncio
 import email.utils
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from tasks.errors import (
     RefusedError,
     ThemesError,
 )
+from workers.llm.cooldown import exhausted_seconds
 from workers.llm.prompt import Prompt
 
 #: Where a key without a base URL belongs.
@@ -79,7 +80,10 @@ class Spend:
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """An answer as it came. `estimated` says that the server did not count tokens and we did, by length."""
+    """An answer as it came. `estimated` says that the server did not count tokens and we did, by length.
+
+    `cool_down_seconds` is when the endpoint may be asked again, where its headers say that nothing remains.
+    """
 
     text: str
     is_truncated: bool
@@ -87,6 +91,7 @@ class RawAnswer:
     prompt_tokens: int
     completion_tokens: int
     estimated: bool
+    cool_down_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,11 @@ class ChatClient:
 
     def __repr__(self) -> str:
         return f"<ChatClient {self._base_url} model={self.model} format={self._dialect.format.name.lower()}>"
+
+    @property
+    def base_url(self) -> str:
+        """The endpoint, up to and including /v1."""
+        return self._base_url
 
     async def close(self) -> None:
         """Close every connection."""
@@ -232,7 +242,9 @@ class ChatClient:
             raise EndpointDownError(f"{self._base_url}: connection lost ({type(exc).__name__}: {exc})") from exc
         if status != 200:  # noqa: PLR2004
             raise self._error(status, headers, raw, style)
-        return self._answer(raw, body, style)
+        answer = self._answer(raw, body, style)
+        cool_down = exhausted_seconds(headers)
+        return answer if cool_down is None else replace(answer, cool_down_seconds=cool_down)
 
     def _error(self, status: int, headers: Mapping[str, str], raw: bytes, style: AnswerFormat) -> ThemesError:
         """What an HTTP error means."""
@@ -243,7 +255,8 @@ class ChatClient:
         if status in {400, 422} and "max_completion_tokens" in message:
             return _TokenParameterRefusedError(place)
         if status == 429 and code not in _QUOTA_CODES:  # noqa: PLR2004
-            return RateLimitedError(place, retry_after_seconds=retry_after_seconds(headers, now=time.time()))
+            asked = retry_after_seconds(headers, now=time.time())
+            return RateLimitedError(place, retry_after_seconds=exhausted_seconds(headers) if asked is None else asked)
         if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004
             return EndpointDownError(place)
         hint = _HINTS.get(status)
