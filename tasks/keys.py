@@ -16,7 +16,7 @@
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
-| themes:limit:DIGEST | hash | an endpoint's limits: until when they are used up (r, t; in us) | LIMIT_SECONDS beyond that |
+| themes:limit:DIGEST | hash | an endpoint's limits: when they are used up (r, t; us) | LIMIT_SECONDS beyond that |
 | themes:limit:DIGEST:users | zset | processes that share them, by their last reservation (us) | USER_SECONDS |
 | themes:cooldown:DIGEST | string | an endpoint that asked to be left alone | what it asked for |
 | themes:cooldowns | channel | "DIGEST milliseconds" of each new cool-down | - |

@@ -96,7 +96,7 @@ class CoolDown:
 
     async def over(self) -> None:
         """Wait until the endpoint may be asked, also where that is put off meanwhile."""
-        while (left := self.left_seconds) > 0:
+        while (left := self.left_seconds) > 0:  # noqa: ASYNC110  # until a time, which may move
             await asyncio.sleep(left)
 
     def start(self) -> None:

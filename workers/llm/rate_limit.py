@@ -179,7 +179,10 @@ class RateLimiter:
             self._wake()
 
     def _give_back(self, slot: Slot) -> None:
-        """An unsent slot goes to the next in line here, else back to Redis, where the last one can be taken back."""
+        """An unsent slot goes to the next in line here, else back to Redis, where the last one can be taken back.
+
+        The next in line is who has no slot yet: who has one keeps it, and may be overtaken by at most this one.
+        """
         if self._limits.is_unlimited:
             return
         while self._waiting:

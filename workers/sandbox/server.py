@@ -246,7 +246,7 @@ class SandboxServer:
         self._in_flight += 1
         self._max_in_flight = max(self._max_in_flight, self._in_flight)
         try:
-            response = await self._answer(request, record)
+            response = self._over_limit() or await self._answer(request, record)
             if record.status == "499":
                 record.status = str(response.status)
             return response
@@ -261,6 +261,12 @@ class SandboxServer:
             self._refused += record.status in _AT_ONCE
             self._log.append(record)
 
+    def _over_limit(self) -> web.Response | None:
+        """A refusal where the limit is exceeded, before anything is read, as gateways do."""
+        if self._limit is None or not (wait := self._limit.wait_seconds(time.monotonic())):
+            return None
+        return _respond(_error_of("429"), status=429, headers=self._limit.headers(wait))
+
     async def _answer(self, request: web.Request, record: _Record) -> web.StreamResponse:
         self._check_key(request)
         prompt = self._chat.understand(await request.read())
@@ -268,8 +274,6 @@ class SandboxServer:
         record.digest = prompt.digest
         occurrence = self._asked[prompt.digest]
         self._asked[prompt.digest] += 1
-        if self._limit is not None and (wait := self._limit.wait_seconds(time.monotonic())):
-            return _respond(_error_of("429"), status=429, headers=self._limit.headers(wait))
         fault = choose_fault(
             self._faults, text=prompt.text, digest=prompt.digest, seed=self._seed, occurrence=occurrence
         )
