@@ -186,7 +186,8 @@ class FocusedLLMGenerator:
         """One answer, retrying what may pass with backoff; nobody waits while holding a connection.
 
         A 429 is waited for in the endpoint's cool-down, together with everybody else. While the endpoint answers
-        others meanwhile, this is a wait in line and no failure: it counts as a retry only one time in `PATIENCE`.
+        others meanwhile, this is a wait in line and no failure: it counts as a retry only one time in `PATIENCE`. When
+        it answers nobody, what it asks for is not enough: then the pause grows as after any other failure.
         """
         limits = self._settings.performance_optimization
         attempt, refusals, answers = 0, 0, self._answers
@@ -195,12 +196,13 @@ class FocusedLLMGenerator:
                 return await self._in_line(prompt, max_tokens, history, spend, rank)
             except RateLimitedError as exc:
                 refusals += 1
-                if self._answers == answers or refusals % PATIENCE == 0:
-                    attempt += 1
-                answers = self._answers
+                is_failure = self._answers == answers or refusals % PATIENCE == 0
+                attempt, answers = attempt + is_failure, self._answers
                 if attempt > limits.max_llm_retries:
                     raise
                 delay = self._delay(exc, max(1, attempt))
+                if is_failure and attempt > 1:
+                    delay = max(delay, self._backoff(attempt))
                 log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", prompt.stage, attempt, delay, exc)
                 await self._limiter.cool_down.begin(delay)
                 continue
@@ -266,9 +268,13 @@ class FocusedLLMGenerator:
         spend.add_tokens(raw.prompt_tokens, raw.completion_tokens, cost)
 
     def _delay(self, exc: RetryableError, attempt: int) -> float:
+        asked = exc.retry_after_seconds if isinstance(exc, RateLimitedError) else None
+        if asked is None:
+            return self._backoff(attempt)
+        # What the server asks for is a minimum; a little jitter keeps its clients from coming back as one.
+        return asked + random.random() * min(1.0, asked / 10 + 0.05)  # noqa: S311
+
+    def _backoff(self, attempt: int) -> float:
         limits = self._settings.performance_optimization
         draw = random.random()  # noqa: S311  # jitter
-        delay = backoff_seconds(attempt, base=limits.retry_base_delay, most=limits.retry_max_delay, draw=draw)
-        asked = exc.retry_after_seconds if isinstance(exc, RateLimitedError) else None
-        # What the server asks for is a minimum; a little jitter keeps its clients from coming back as one.
-        return delay if asked is None else asked + draw * min(1.0, asked / 10 + 0.05)
+        return backoff_seconds(attempt, base=limits.retry_base_delay, most=limits.retry_max_delay, draw=draw)
