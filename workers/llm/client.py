@@ -10,7 +10,6 @@ worked is remembered for the endpoint.
 """
 
 import asyncio
-import email.utils
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from tasks.errors import (
     RefusedError,
     ThemesError,
 )
-from workers.llm.cooldown import exhausted_seconds
+from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
 
 #: Where a key without a base URL belongs.
@@ -384,21 +383,3 @@ def _error_text(raw: bytes) -> tuple[str, Any]:
         message = error.get("message") or error.get("detail") or msgspec.json.encode(error).decode()
         return str(message)[:ERROR_CHARACTERS], error.get("code") or error.get("type")
     return str(error)[:ERROR_CHARACTERS], None
-
-
-def retry_after_seconds(headers: Mapping[str, str], *, now: float) -> float | None:
-    """When a 429 says to come back: `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3).
-
-    Returns None where it says nothing readable. `now` is in seconds since 1970.
-    """
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass  # then it may be a date
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError):
-        return None

@@ -7,6 +7,7 @@ local number. A shorter cool-down never shortens a longer one. Redis away: a pro
 
 import asyncio
 import contextlib
+import email.utils
 import logging
 import math
 import re
@@ -52,6 +53,24 @@ def duration_seconds(text: str) -> float | None:
     except ValueError:
         return None
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def retry_after_seconds(headers: Mapping[str, str], *, now: float) -> float | None:
+    """When a 429 says to come back: `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3).
+
+    Returns None where it says nothing readable. `now` is in seconds since 1970.
+    """
+    value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass  # then it may be a date
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+    except (ValueError, TypeError):
+        return None
 
 
 def exhausted_seconds(headers: Mapping[str, str]) -> float | None:
