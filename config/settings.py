@@ -92,6 +92,11 @@ class LlmSettings:
     connect_timeout_seconds: float = _setting(10.0, low=0.05, high=600)
     request_timeout_seconds: float = _setting(120.0, low=0.05, high=3600)
     max_response_bytes: int = _setting(4 * 1024 * 1024, low=1024, high=1024**3)
+    requests_per_minute: float | None = _setting(None, low=0.1, high=100_000_000)
+    request_burst: int | None = _setting(None, low=1, high=10_000_000)
+    tokens_per_minute: float | None = _setting(None, low=1, high=100_000_000_000)
+    adaptive_concurrency: bool = _setting(default=True)
+    adaptive_concurrency_min: int = _setting(1, low=1, high=10_000)
     prices: Prices = field(default_factory=lambda: MappingProxyType({"sandbox": Price(0.0, 0.0)}))
 
 

@@ -7,6 +7,7 @@ import click
 
 from workers.sandbox.chat import FORMATS, STYLES
 from workers.sandbox.faults import DEFAULT_LATENCY, GRAMMAR, KINDS
+from workers.sandbox.limit import GRAMMAR as LIMIT_GRAMMAR
 from workers.sandbox.server import SandboxServer, serve
 
 
@@ -31,6 +32,7 @@ from workers.sandbox.server import SandboxServer, serve
     help="For the others.",
 )
 @click.option("--api-key", metavar="KEY", help="Refuse requests without this key.")
+@click.option("--rate-limit", metavar="LIMIT", help=f"Answer 429 to what exceeds it: {LIMIT_GRAMMAR}.")
 def command(
     *,
     host: str,
@@ -42,6 +44,7 @@ def command(
     formats: str,
     format_refusal: str,
     api_key: str | None,
+    rate_limit: str | None,
 ) -> None:
     """Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line."""
     server = SandboxServer(
@@ -54,6 +57,7 @@ def command(
         formats=[name.strip() for name in formats.split(",")],
         format_refusal=int(format_refusal),
         api_key=api_key,
+        rate_limit=rate_limit,
     )
     asyncio.run(serve(server, started=_announce))
 

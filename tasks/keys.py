@@ -16,6 +16,10 @@
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
+| themes:limit:DIGEST | hash | an endpoint's limits: when they are used up (r, t; us) | LIMIT_SECONDS beyond that |
+| themes:limit:DIGEST:users | zset | processes that share them, by their last reservation (us) | USER_SECONDS |
+| themes:cooldown:DIGEST | string | an endpoint that asked to be left alone | what it asked for |
+| themes:cooldowns | channel | "DIGEST milliseconds" of each new cool-down | - |
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
 """
 
@@ -43,6 +47,13 @@ KEEP_SECONDS: Final = 7 * 86_400
 EVENTS_KEEP_SECONDS: Final = 86_400
 #: Seconds after which a worker without a heartbeat counts as gone.
 WORKER_SECONDS: Final = 15
+
+#: Seconds that an endpoint's limits are remembered beyond the last reservation.
+LIMIT_SECONDS: Final = 60
+#: Seconds after which a process that reserves nothing no longer counts as a user of an endpoint's limits.
+USER_SECONDS: Final = 60
+#: The channel on which new cool-downs are told.
+COOLDOWNS: Final = "themes:cooldowns"
 
 
 def job(job_id: str) -> str:
@@ -93,6 +104,21 @@ def worker(name: str) -> str:
 def cache(digest: str) -> str:
     """One cached completion."""
     return f"themes:cache:{digest}"
+
+
+def limit(endpoint_digest: str) -> str:
+    """How far an endpoint's requests and tokens are used up."""
+    return f"themes:limit:{endpoint_digest}"
+
+
+def limit_users(endpoint_digest: str) -> str:
+    """The processes that share an endpoint's limits."""
+    return f"themes:limit:{endpoint_digest}:users"
+
+
+def cooldown(endpoint_digest: str) -> str:
+    """Lives as long as an endpoint wants to be left alone."""
+    return f"themes:cooldown:{endpoint_digest}"
 
 
 def queue_keys() -> list[str]:

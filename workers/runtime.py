@@ -3,9 +3,9 @@
 Celery's task threads hand a chunk over and wait. There is one loop for the life of the process, made after the process
 has started and closed once at its end; nothing that belongs to it is touched from anywhere else.
 
-Start: Redis, cache, LLM client (warmed), pool, generator, processor, lanes, publisher, heartbeat.
+Start: Redis, cache, LLM client (warmed), rate limiter, pool, generator, processor, lanes, publisher, heartbeat.
 Stop, in this order: no new destinations (`drain`); what is in hand ends within the grace time or is cancelled and given
-back; heartbeat; publisher; lanes; LLM client; cache; Redis; the loop.
+back; heartbeat; publisher; lanes; rate limiter; LLM client; cache; Redis; the loop.
 """
 
 import asyncio
@@ -34,8 +34,10 @@ from workers.chunks import ChunkRunner, Processed
 from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.client import ChatClient
+from workers.llm.concurrency import AdaptiveConcurrency
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
+from workers.llm.rate_limit import RateLimiter
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
@@ -140,8 +142,13 @@ class Runtime:
             stack.push_async_callback(cache.close)
             client = ChatClient(settings.llm, max_connections=limits.llm_connection_pool_size)
             stack.push_async_callback(client.close)
-            pool = LLMConnectionPool(limits.llm_connection_pool_size, profiler)
-            generator = FocusedLLMGenerator(client=client, pool=pool, cache=cache, profiler=profiler, settings=settings)
+            limiter = self._limiter(client, redis)
+            stack.push_async_callback(limiter.close)
+            limiter.start()
+            pool = LLMConnectionPool(limits.llm_connection_pool_size, profiler, self._concurrency())
+            generator = FocusedLLMGenerator(
+                client=client, pool=pool, cache=cache, profiler=profiler, settings=settings, limiter=limiter
+            )
             publisher = await stack.enter_async_context(
                 EventPublisher(
                     redis,
@@ -178,6 +185,22 @@ class Runtime:
             await self._chunks.settle(self._settings.work.shutdown_grace_seconds)
             with contextlib.suppress(RedisError, OSError):
                 await redis.delete(keys.worker(self._name))
+
+    def _limiter(self, client: ChatClient, redis: Redis) -> RateLimiter:
+        return RateLimiter.of(
+            self._settings.llm,
+            redis,
+            base_url=client.base_url,
+            model=client.model,
+            max_ahead=self._settings.performance_optimization.llm_connection_pool_size,
+        )
+
+    def _concurrency(self) -> AdaptiveConcurrency:
+        return AdaptiveConcurrency(
+            least=self._settings.llm.adaptive_concurrency_min,
+            most=self._settings.performance_optimization.llm_connection_pool_size,
+            enabled=self._settings.llm.adaptive_concurrency,
+        )
 
     def _processing(
         self, generator: FocusedLLMGenerator, profiler: PerformanceProfiler, publisher: EventPublisher

@@ -24,7 +24,8 @@ from tasks.errors import (
 )
 from tasks.messages import Destination
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import ChatClient, Spend, endpoint, retry_after_seconds
+from workers.llm.client import ChatClient, Spend, endpoint
+from workers.llm.cooldown import retry_after_seconds
 from workers.llm.generator import Account, FocusedLLMGenerator, backoff_seconds
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt

@@ -10,11 +10,10 @@ worked is remembered for the endpoint.
 """
 
 import asyncio
-import email.utils
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -31,6 +30,7 @@ from tasks.errors import (
     RefusedError,
     ThemesError,
 )
+from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
 
 #: Where a key without a base URL belongs.
@@ -86,7 +86,10 @@ class Spend:
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """An answer as it came. `estimated` says that the server did not count tokens and we did, by length."""
+    """An answer as it came. `estimated` says that the server did not count tokens and we did, by length.
+
+    `cool_down_seconds` is when the endpoint may be asked again, where its headers say that nothing remains.
+    """
 
     text: str
     is_truncated: bool
@@ -95,6 +98,7 @@ class RawAnswer:
     completion_tokens: int
     estimated: bool
     style: AnswerFormat
+    cool_down_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,11 @@ class ChatClient:
 
     def __repr__(self) -> str:
         return f"<ChatClient {self._base_url} model={self.model} format={self._dialect.format.name.lower()}>"
+
+    @property
+    def base_url(self) -> str:
+        """The endpoint, up to and including /v1."""
+        return self._base_url
 
     async def close(self) -> None:
         """Close every connection."""
@@ -260,7 +269,9 @@ class ChatClient:
             raise EndpointDownError(f"{self._base_url}: connection lost ({type(exc).__name__}: {exc})") from exc
         if status != 200:  # noqa: PLR2004
             raise self._error(status, headers, raw, style)
-        return self._answer(raw, body, style)
+        answer = self._answer(raw, body, style)
+        cool_down = exhausted_seconds(headers)
+        return answer if cool_down is None else replace(answer, cool_down_seconds=cool_down)
 
     def _error(self, status: int, headers: Mapping[str, str], raw: bytes, style: AnswerFormat) -> ThemesError:
         """What an HTTP error means."""
@@ -271,7 +282,8 @@ class ChatClient:
         if status in {400, 422} and "max_completion_tokens" in message:
             return _TokenParameterRefusedError(place)
         if status == 429 and code not in _QUOTA_CODES:  # noqa: PLR2004
-            return RateLimitedError(place, retry_after_seconds=retry_after_seconds(headers, now=time.time()))
+            asked = retry_after_seconds(headers, now=time.time())
+            return RateLimitedError(place, retry_after_seconds=exhausted_seconds(headers) if asked is None else asked)
         if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004
             return EndpointDownError(place)
         hint = _HINTS.get(status)
@@ -409,21 +421,3 @@ def _error_text(raw: bytes) -> tuple[str, Any]:
         message = error.get("message") or error.get("detail") or msgspec.json.encode(error).decode()
         return str(message)[:ERROR_CHARACTERS], error.get("code") or error.get("type")
     return str(error)[:ERROR_CHARACTERS], None
-
-
-def retry_after_seconds(headers: Mapping[str, str], *, now: float) -> float | None:
-    """When a 429 says to come back: `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3).
-
-    Returns None where it says nothing readable. `now` is in seconds since 1970.
-    """
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass  # then it may be a date
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError):
-        return None

@@ -1,6 +1,6 @@
 """From a prompt to a validated completion, paid for at most once.
 
-    cache -> single flight -> connection pool -> client -> validation -> cache
+    cache -> single flight -> rate limit -> connection pool -> client -> validation -> cache
 
 The generator decides what a failed or unusable answer means: wait and ask again, ask again with the mistake named, ask
 again with more tokens, or give up with an error that says why.
@@ -21,8 +21,10 @@ from workers.llm.answers import salvaged
 from workers.llm.cache import CachedCompletion, PersistentLLMCache
 from workers.llm.client import AnsweredRefusalError, ChatClient, RawAnswer, Spend, Turn
 from workers.llm.cost import cost_usd
+from workers.llm.estimate import TokenEstimate
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
+from workers.llm.rate_limit import RateLimiter, Slot
 from workers.llm.single_flight import SingleFlight
 from workers.observe.profiler import PerformanceProfiler
 
@@ -30,6 +32,8 @@ log = logging.getLogger("themes.llm")
 
 #: An answer that was cut off is asked for once more with this many times the tokens.
 MORE_TOKENS: Final = 2
+#: Refusals in a row that count as one failure while the endpoint answers others.
+PATIENCE: Final = 10
 #: The sandbox's model name. What it answered for another model's name is not that model's answer.
 SANDBOX: Final = "sandbox"
 
@@ -84,7 +88,7 @@ def backoff_seconds(attempt: int, *, base: float, most: float, draw: float) -> f
 
 
 class FocusedLLMGenerator:
-    """Answers prompts for all destinations of one worker process."""
+    """Answers prompts for all destinations of one worker process. Without a `limiter` the limits are its own alone."""
 
     def __init__(
         self,
@@ -94,8 +98,19 @@ class FocusedLLMGenerator:
         cache: PersistentLLMCache,
         profiler: PerformanceProfiler,
         settings: Settings,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self._client = client
+        self._limiter = limiter or RateLimiter.of(
+            settings.llm,
+            None,
+            base_url=client.base_url,
+            model=client.model,
+            max_ahead=settings.performance_optimization.llm_connection_pool_size,
+        )
+        self._estimate = TokenEstimate()
+        #: Answers that the endpoint has given to anyone here: it is alive, whatever it refuses.
+        self._answers = 0
         self._pool = pool
         self._cache = cache
         self._profiler = profiler
@@ -173,13 +188,29 @@ class FocusedLLMGenerator:
     async def _patiently(
         self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend, rank: int
     ) -> RawAnswer:
-        """One answer, retrying what may pass with backoff; nobody waits while holding a connection."""
+        """One answer, retrying what may pass with backoff; nobody waits while holding a connection.
+
+        A 429 is waited for in the endpoint's cool-down, together with everybody else. While the endpoint answers
+        others meanwhile, this is a wait in line and no failure: it counts as a retry only one time in `PATIENCE`. When
+        it answers nobody, what it asks for is not enough: then the pause grows as after any other failure.
+        """
         limits = self._settings.performance_optimization
-        attempt = 0
+        attempt, refusals, answers = 0, 0, self._answers
         while True:
             try:
-                async with self._pool.connection(rank=rank):
-                    return await self._once(prompt, max_tokens, history, spend)
+                return await self._in_line(prompt, max_tokens, history, spend, rank)
+            except RateLimitedError as exc:
+                refusals += 1
+                is_failure = self._answers == answers or refusals % PATIENCE == 0
+                attempt, answers = attempt + is_failure, self._answers
+                if attempt > limits.max_llm_retries:
+                    raise
+                delay = self._delay(exc, max(1, attempt))
+                if is_failure and attempt > 1:
+                    delay = max(delay, self._backoff(attempt))
+                log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", prompt.stage, attempt, delay, exc)
+                await self._limiter.cool_down.begin(delay)
+                continue
             except RetryableError as exc:
                 attempt += 1
                 if attempt > limits.max_llm_retries:
@@ -188,16 +219,48 @@ class FocusedLLMGenerator:
                 log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", prompt.stage, attempt, delay, exc)
             await asyncio.sleep(delay)
 
-    async def _once(self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend) -> RawAnswer:
-        began = time.perf_counter()
+    async def _in_line(
+        self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend, rank: int
+    ) -> RawAnswer:
+        """One call, at its turn under the rate limits and over the next free connection."""
+        tokens = self._estimate.tokens(prompt, max_tokens)
+        while True:
+            began = time.perf_counter()
+            async with self._limiter.slot(tokens) as slot:
+                self._profiler.record("llm.rate_wait", time.perf_counter() - began)
+                async with self._pool.connection(rank=rank):
+                    # A cool-down may have begun in line for the connection: then back, and give the slot away.
+                    if not self._limiter.is_cooling:
+                        self._limiter.sent(slot)
+                        return await self._once(prompt, max_tokens, history, spend, slot)
+
+    async def _once(
+        self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend, slot: Slot
+    ) -> RawAnswer:
+        began, sent_at = time.perf_counter(), time.monotonic()
         try:
             raw = await self._client.complete(prompt, max_tokens=max_tokens, spend=spend, history=history)
         except AnsweredRefusalError as exc:
+            self._settle(prompt, exc.answer, slot)
             self._charge(spend, exc.answer)
             raise
+        except RateLimitedError:
+            slot.settle(0)
+            self._pool.refused(sent_at=sent_at)
+            raise
         self._profiler.record("llm.call", time.perf_counter() - began)
+        self._settle(prompt, raw, slot)
         self._charge(spend, raw)
+        if raw.cool_down_seconds:
+            await self._limiter.cool_down.begin(raw.cool_down_seconds)
         return raw
+
+    def _settle(self, prompt: Prompt, raw: RawAnswer, slot: Slot) -> None:
+        """An answer came: what was reserved for it becomes what it was."""
+        self._answers += 1
+        self._pool.answered()
+        self._estimate.learn(prompt.stage, raw.completion_tokens)
+        slot.settle(raw.prompt_tokens + raw.completion_tokens)
 
     def _charge(self, spend: Spend, raw: RawAnswer) -> None:
         cost = cost_usd(
@@ -210,9 +273,13 @@ class FocusedLLMGenerator:
         spend.add_tokens(raw.prompt_tokens, raw.completion_tokens, cost)
 
     def _delay(self, exc: RetryableError, attempt: int) -> float:
+        asked = exc.retry_after_seconds if isinstance(exc, RateLimitedError) else None
+        if asked is None:
+            return self._backoff(attempt)
+        # What the server asks for is a minimum; a little jitter keeps its clients from coming back as one.
+        return asked + random.random() * min(1.0, asked / 10 + 0.05)  # noqa: S311
+
+    def _backoff(self, attempt: int) -> float:
         limits = self._settings.performance_optimization
         draw = random.random()  # noqa: S311  # jitter
-        delay = backoff_seconds(attempt, base=limits.retry_base_delay, most=limits.retry_max_delay, draw=draw)
-        asked = exc.retry_after_seconds if isinstance(exc, RateLimitedError) else None
-        # What the server asks for is a minimum; a little jitter keeps its clients from coming back as one.
-        return delay if asked is None else asked + draw * min(1.0, asked / 10 + 0.05)
+        return backoff_seconds(attempt, base=limits.retry_base_delay, most=limits.retry_max_delay, draw=draw)

@@ -29,6 +29,7 @@ from workers.sandbox.faults import (
     parse_fault,
     parse_latency,
 )
+from workers.sandbox.limit import parse_limit
 
 #: Requests that `/log` remembers.
 LOG_LENGTH: Final = 100_000
@@ -69,7 +70,8 @@ class SandboxServer:
     """The server; entering it binds the port, leaving it closes every connection.
 
     `port` 0 takes a free one. `seed` and the prompt decide every answer, latency and fault. `formats` are the
-    response formats that are accepted, others get `format_refusal` (400 or 500).
+    response formats that are accepted, others get `format_refusal` (400 or 500). `rate_limit` refuses what exceeds it
+    (`workers.sandbox.limit.GRAMMAR`).
 
     Raises:
         ConfigError: an option cannot be read; on entering: the address cannot be bound.
@@ -87,6 +89,7 @@ class SandboxServer:
         formats: Sequence[str] = FORMATS,
         format_refusal: int = 400,
         api_key: str | None = None,
+        rate_limit: str | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -94,6 +97,7 @@ class SandboxServer:
         self._seed = seed
         self._chat = Chat(seed=seed, style=style, formats=formats, format_refusal=format_refusal)
         self._api_key = api_key
+        self._limit = parse_limit(rate_limit) if rate_limit else None
         self._runner: web.AppRunner | None = None
         self.set_faults(faults)
         self.reset_stats()
@@ -154,6 +158,8 @@ class SandboxServer:
         self._by_stage: Counter[str] = Counter()
         #: Times each prompt was asked; about 100 bytes each until the next reset.
         self._asked: Counter[str] = Counter()
+        if self._limit is not None:
+            self._limit.refused = 0
         self._log: deque[_Record] = deque(maxlen=LOG_LENGTH)
 
     def stats(self, *, prompts: bool = False) -> dict[str, Any]:
@@ -170,6 +176,7 @@ class SandboxServer:
             "distinct_prompts": len(self._asked),
             "max_per_prompt": max(self._asked.values(), default=0),
             "refused": self._refused,
+            "rate_limited": self._limit.refused if self._limit else 0,
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,
             "by_stage": dict(self._by_stage),
@@ -239,7 +246,7 @@ class SandboxServer:
         self._in_flight += 1
         self._max_in_flight = max(self._max_in_flight, self._in_flight)
         try:
-            response = await self._answer(request, record)
+            response = self._over_limit() or await self._answer(request, record)
             if record.status == "499":
                 record.status = str(response.status)
             return response
@@ -253,6 +260,12 @@ class SandboxServer:
             self._by_stage[record.stage] += 1
             self._refused += record.status in _AT_ONCE
             self._log.append(record)
+
+    def _over_limit(self) -> web.Response | None:
+        """A refusal where the limit is exceeded, before anything is read, as gateways do."""
+        if self._limit is None or not (wait := self._limit.wait_seconds(time.monotonic())):
+            return None
+        return _respond(_error_of("429"), status=429, headers=self._limit.headers(wait))
 
     async def _answer(self, request: web.Request, record: _Record) -> web.StreamResponse:
         self._check_key(request)
@@ -300,9 +313,13 @@ async def serve(server: SandboxServer, *, started: Callable[[str], None]) -> Non
         await ended.wait()
 
 
+def _error_of(fault_kind: str) -> Any:
+    _, kind, code, message = _ERRORS[fault_kind]
+    return error_body(message, kind=kind, code=code)
+
+
 def _faulty_status(fault: Fault) -> web.Response:
-    status, kind, code, message = _ERRORS[fault.kind]
-    response = _respond(error_body(message, kind=kind, code=code), status=status)
+    response = _respond(_error_of(fault.kind), status=_ERRORS[fault.kind][0])
     if fault.retry_after == "date":
         # A date has whole seconds: two ahead is never already past.
         response.headers["Retry-After"] = email.utils.formatdate(time.time() + 2, usegmt=True)
@@ -335,8 +352,8 @@ async def _misbehave(request: web.Request, fault: Fault, body: bytes, record: _R
     return response
 
 
-def _respond(value: Any, *, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type=_JSON)
+def _respond(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type=_JSON, headers=headers)
 
 
 def _answering(answer: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -1,0 +1,136 @@
+"""A server that allows 50 requests/s and a burst of 300: time and calls of 800 prompts, from N processes."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.settings import Settings, load
+from tasks.connection import connect_async
+from tasks.messages import Destination
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.client import ChatClient
+from workers.llm.concurrency import AdaptiveConcurrency
+from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.pool import LLMConnectionPool
+from workers.llm.rate_limit import RateLimiter
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.prompts import Input, load_stages
+
+pytestmark = pytest.mark.benchmark
+ITEMS, IN_FLIGHT = 800, 64
+PER_SECOND, BURST = 50, 300
+IDEAL_SECONDS = (ITEMS - BURST) / PER_SECOND
+
+
+@pytest.fixture(params=["whole", "exact", "none"])
+def limited_sandbox(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A sandbox in a process of its own with the limit, at 50 ms a call; and how it tells when to come back."""
+    limit = f"{PER_SECOND}/s,burst={BURST},retry_after={request.param}"
+    command = [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", "--latency", "50ms"]
+    with subprocess.Popen(
+        [*command, "--rate-limit", limit], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout
+        yield process.stdout.readline().decode().strip(), request.param
+        process.terminate()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("limit", ["configured", "learnt from 429s"])
+def test_time_and_calls_under_a_shared_limit(
+    limited_sandbox: tuple[str, str], processes: int, limit: str, redis_url: str, settings_for: Callable[..., Settings]
+) -> None:
+    base_url, style = limited_sandbox
+    if limit == "configured" and style != "whole":
+        pytest.skip("the same without 429s")
+    ours = {"THEMES_LLM__REQUESTS_PER_MINUTE": str(PER_SECOND * 60), "THEMES_LLM__REQUEST_BURST": str(BURST)}
+    env = {
+        "OPENAI_BASE_URL": base_url,
+        "THEMES_MODEL": "sandbox",
+        "REDIS_URL": redis_url,
+        "THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": str(IN_FLIGHT // processes),
+        **(ours if limit == "configured" else {}),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__)), str(number), str(ITEMS // processes)],
+            env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for number in range(processes)
+    ]
+    for process in running:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+    began = time.monotonic()
+    for process in running:
+        assert process.stdin
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    answered = sum(int(process.communicate(timeout=120)[0]) for process in running)
+    stats, log = _read(f"{base_url.removesuffix('/v1')}/stats"), _read(f"{base_url.removesuffix('/v1')}/log")
+    # From the word to begin to the last answer, by the server's log (one machine, one monotonic clock).
+    took = max(entry["ended"] for entry in log) - began
+    print(
+        f"\n{processes} processes, {limit}, Retry-After {style}: {took:.2f} s of {IDEAL_SECONDS:g} ideal "
+        f"({took / IDEAL_SECONDS - 1:+.1%}), {stats['requests']} calls ({stats['requests'] / ITEMS - 1:+.1%}), "
+        f"{stats['rate_limited']} refused, {ITEMS - answered} lost"
+    )
+    assert answered == ITEMS
+
+
+def _read(url: str) -> Any:
+    with urllib.request.urlopen(url) as answer:  # noqa: S310  # our own sandbox
+        return json.load(answer)
+
+
+async def _process(number: int, count: int) -> int:
+    """One worker's part: `count` prompts of its own, as many at once as it has connections."""
+    settings = load()
+    lanes = settings.performance_optimization.llm_connection_pool_size
+    profiler = PerformanceProfiler(enabled=True)
+    redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
+    client = ChatClient(settings.llm, max_connections=lanes)
+    limiter = RateLimiter.of(settings.llm, redis, base_url=client.base_url, model=client.model, max_ahead=lanes)
+    limiter.start()
+    await limiter.cool_down.listening.wait()
+    await client.warm(lanes)
+    pool = LLMConnectionPool(lanes, profiler, AdaptiveConcurrency(least=1, most=lanes))
+    cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
+    generator = FocusedLLMGenerator(
+        client=client, pool=pool, cache=cache, profiler=profiler, settings=settings, limiter=limiter
+    )
+    stage = next(stage for stage in load_stages() if stage.name == "analyse.price")
+    prompts = [stage.prompt(Input.of(Destination.of(f"City {number}-{one}"))) for one in range(count)]
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    todo = iter(prompts)
+
+    async def lane() -> int:
+        answered = 0
+        for prompt in todo:
+            answered += (await generator.answer(prompt, account=Account(), rank=0)).source == "called"
+        return answered
+
+    done = await asyncio.gather(*(lane() for _ in range(lanes)), return_exceptions=True)
+    for failure in done:
+        if isinstance(failure, BaseException):
+            print(repr(failure), file=sys.stderr)
+    print(repr(limiter), repr(pool._concurrency), file=sys.stderr)
+    await limiter.close()
+    await client.close()
+    await redis.aclose()
+    return sum(part for part in done if isinstance(part, int))
+
+
+if __name__ == "__main__":
+    print(asyncio.run(_process(int(sys.argv[1]), int(sys.argv[2]))))

@@ -1,0 +1,329 @@
+"""Rate limits and cool-downs against a real Redis and the sandbox over HTTP."""
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from config.settings import Settings
+from scripts.local_redis import LocalRedis
+from tasks import keys
+from tasks.connection import connect_async
+from tasks.messages import Destination
+from workers.llm import cooldown as cooldown_module
+from workers.llm import rate_limit as rate_limit_module
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.client import ChatClient
+from workers.llm.concurrency import AdaptiveConcurrency
+from workers.llm.cooldown import CoolDown
+from workers.llm.gcra import Limits
+from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.pool import LLMConnectionPool
+from workers.llm.rate_limit import RateLimiter, Slot
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.prompts import Input, load_stages
+from workers.sandbox.server import SandboxServer
+
+LIMITS = Limits.per_minute(6_000, None, 5)
+STAGE = next(stage for stage in load_stages() if stage.name == "analyse.price")
+
+
+def _limiter(redis: AsyncRedis | None, limits: Limits = LIMITS, *, max_ahead: int = 8) -> RateLimiter:
+    return RateLimiter(redis, endpoint="e", limits=limits, max_ahead=max_ahead)
+
+
+@pytest.fixture
+async def clients(redis_url: str) -> AsyncIterator[tuple[AsyncRedis, AsyncRedis]]:
+    first, second = (connect_async(redis_url, socket_timeout_seconds=5) for _ in range(2))
+    yield first, second
+    await first.aclose()
+    await second.aclose()
+
+
+async def _send(limiter: RateLimiter, tokens: float = 1, used: float | None = None) -> Slot:
+    async with limiter.slot(tokens) as slot:
+        assert time.monotonic() >= slot.at
+        limiter.sent(slot)
+        if used is not None:
+            slot.settle(used)
+    return slot
+
+
+async def _settled(*limiters: RateLimiter) -> None:
+    """Whatever is known of real counts is in Redis."""
+    for limiter in limiters:
+        if limiter._pump:
+            await limiter._pump
+
+
+def _within(slots_us: list[float], limits: Limits) -> None:
+    """No window of the slots, by Redis's clock, has more than the burst and the rate."""
+    slots_us = sorted(slots_us)
+    for first, start in enumerate(slots_us):
+        for last in range(first, len(slots_us)):
+            allowed = limits.request_burst + (slots_us[last] - start + 2) / limits.request_us
+            assert last - first + 1 <= allowed
+
+
+async def test_two_clients_never_exceed_the_limit_over_any_window_and_lose_nothing_of_it(
+    clients: tuple[AsyncRedis, AsyncRedis],
+) -> None:
+    first, second = (_limiter(client) for client in clients)
+    slots = await asyncio.gather(*(_send(limiter) for _ in range(60) for limiter in (first, second)))
+    times = [slot.at_us for slot in slots]
+    _within(times, LIMITS)
+    assert len(set(times)) >= 120 - 5, "each has a slot of its own"
+    assert first._users in {1, 2}
+    assert second._users == 2
+
+
+_OTHER_PROCESS = """
+import asyncio, json, sys
+from tasks.connection import connect_async
+from workers.llm.gcra import Limits
+from workers.llm.rate_limit import RateLimiter
+
+async def main():
+    redis = connect_async(sys.argv[1], socket_timeout_seconds=5)
+    limiter = RateLimiter(redis, endpoint="e", limits=Limits.per_minute(6000, None, 5), max_ahead=8)
+    times = []
+    async def send():
+        async with limiter.slot(1) as slot:
+            limiter.sent(slot)
+            times.append(slot.at_us)
+    await asyncio.gather(*(send() for _ in range(60)))
+    await redis.aclose()
+    print(json.dumps(times))
+
+asyncio.run(main())
+"""
+
+
+def test_two_processes_share_one_limit(redis_url: str) -> None:
+    root = str(Path(__file__).parents[2])
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _OTHER_PROCESS, redis_url], stdout=subprocess.PIPE, cwd=root)
+        for _ in range(2)
+    ]
+    times = [at for process in processes for at in json.loads(process.communicate(timeout=60)[0])]
+    assert len(times) == 120
+    _within(times, LIMITS)
+
+
+async def test_one_line_is_served_in_order_with_few_reservations(clients: tuple[AsyncRedis, AsyncRedis]) -> None:
+    limiter = _limiter(clients[0], Limits.per_minute(60_000, None, 50), max_ahead=50)
+    order = []
+
+    async def send(number: int) -> None:
+        await _send(limiter)
+        order.append(number)
+
+    await asyncio.gather(*(send(number) for number in range(50)))
+    assert order == list(range(50))
+    assert limiter.reservations <= 3, "the line asks as one"
+
+
+async def test_what_was_reserved_too_much_comes_back_and_too_little_is_charged(
+    clients: tuple[AsyncRedis, AsyncRedis], redis: Redis
+) -> None:
+    limits = Limits(token_us=1_000_000.0, token_burst=1_000)
+    limiter = _limiter(clients[0], limits)
+
+    def used_up() -> float:
+        return float(redis.hget(keys.limit("e"), "t") or 0) / 1_000_000
+
+    slot = await _send(limiter, 900, used=100)
+    await _settled(limiter)
+    assert used_up() - slot.at_us / 1_000_000 == pytest.approx(100, abs=0.01)
+    slot = await _send(limiter, 100, used=150)
+    await _settled(limiter)
+    assert used_up() - slot.at_us / 1_000_000 > 149
+
+
+async def test_a_cancelled_waiter_gives_the_last_slot_back(
+    clients: tuple[AsyncRedis, AsyncRedis], redis: Redis
+) -> None:
+    limiter = _limiter(clients[0], Limits.per_minute(1, None, 1))
+    slot = await _send(limiter)
+    used = redis.hget(keys.limit("e"), "r")
+    waiting = [asyncio.create_task(_send(limiter)) for _ in range(3)]
+    async with asyncio.timeout(10):
+        while limiter._ahead < 3 or not (limiter._pump is None or limiter._pump.done()):
+            await asyncio.sleep(0.001)
+    assert float(redis.hget(keys.limit("e"), "r") or 0) - slot.at_us == pytest.approx(240_000_000, abs=1000)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await _settled(limiter)
+    assert float(redis.hget(keys.limit("e"), "r") or 0) == pytest.approx(float(used or 0), abs=1000)
+    assert limiter._ahead == 0
+
+
+async def test_every_key_of_the_limits_has_a_ttl(clients: tuple[AsyncRedis, AsyncRedis], redis: Redis) -> None:
+    await _send(_limiter(clients[0]))
+    await CoolDown(clients[0], "e").begin(5)
+    assert 0 < redis.ttl(keys.limit("e")) <= keys.LIMIT_SECONDS
+    assert 0 < redis.ttl(keys.limit_users("e")) <= keys.USER_SECONDS
+    assert 0 < redis.pttl(keys.cooldown("e")) <= 5000
+    await CoolDown(clients[1], "e").begin(1)
+    assert redis.pttl(keys.cooldown("e")) > 3000, "a shorter one shortens nothing"
+
+
+async def test_a_cool_down_is_heard_by_the_others_and_holds_for_who_comes_later(
+    clients: tuple[AsyncRedis, AsyncRedis],
+) -> None:
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        told, hears, later, other = (
+            CoolDown(clients[0], "e"), CoolDown(clients[1], "e"), CoolDown(clients[1], "e"), CoolDown(clients[1], "x"),
+        )  # fmt: skip
+        for each in (hears, other):
+            stack.push_async_callback(each.close)
+            each.start()
+            await each.listening.wait()
+        await told.begin(60)
+        while not hears.left_seconds:
+            await asyncio.sleep(0.001)
+        assert hears.left_seconds == pytest.approx(told.left_seconds, abs=15)
+        stack.push_async_callback(later.close)
+        later.start()
+        await later.listening.wait()
+        assert later.left_seconds > 0
+        assert other.left_seconds == 0
+
+
+async def test_slots_are_reserved_after_a_cool_down_that_the_process_has_not_heard_of(
+    clients: tuple[AsyncRedis, AsyncRedis],
+) -> None:
+    await CoolDown(clients[0], "e").begin(0.3)
+    deaf = _limiter(clients[1])
+    began = time.monotonic()
+    slot = await _send(deaf)
+    assert slot.at - began > 0.1 or time.monotonic() - began > 0.3
+
+
+async def test_without_limits_a_call_asks_redis_nothing(clients: tuple[AsyncRedis, AsyncRedis], redis: Redis) -> None:
+    limiter = _limiter(clients[0], Limits())
+    before = redis.info("stats")["total_commands_processed"]
+    for _ in range(50):
+        await _send(limiter)
+    assert redis.info("stats")["total_commands_processed"] - before <= 1, "the look itself"
+
+
+async def test_redis_killed_in_the_middle_leaves_a_share_and_the_limits_are_shared_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limit_module, "REDIS_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(cooldown_module, "LISTEN_AGAIN_SECONDS", 0.05)
+    caplog.set_level(logging.INFO)
+    async with AsyncExitStack() as stack:
+        with LocalRedis(tmp_path, "auto") as server:
+            url = server.url
+            clients = [connect_async(url, socket_timeout_seconds=1) for _ in range(2)]
+            limiters = [_limiter(client) for client in clients]
+            for client, limiter in zip(clients, limiters, strict=True):
+                stack.push_async_callback(client.aclose)
+                stack.push_async_callback(limiter.close)
+                limiter.start()
+            for limiter in (*limiters, *limiters):
+                await _send(limiter)
+        alone = [await asyncio.gather(*(_send(limiter) for _ in range(10))) for limiter in limiters]
+        for slots in alone:
+            _within([slot.at_us for slot in slots], LIMITS.share(2))
+        assert "local users=2" in repr(limiters[0])
+        assert len([record for record in caplog.records if "rate_limit_degraded" in record.message]) == 2
+        # It comes back: the limiter is told of another server, as a restart on the same port would be.
+        with LocalRedis(tmp_path / "again", "auto") as server:
+            limiters[0]._script = connect_async(server.url, socket_timeout_seconds=1).register_script(
+                rate_limit_module.RESERVE
+            )
+            async with asyncio.timeout(20):
+                while "shared" not in repr(limiters[0]):
+                    await _send(limiters[0])
+            await limiters[0]._script.registered_client.aclose()  # type: ignore[union-attr]
+    assert "rate_limit_restored" in caplog.text
+
+
+@asynccontextmanager
+async def _generator(settings: Settings, redis: AsyncRedis) -> AsyncIterator[FocusedLLMGenerator]:
+    profiler = PerformanceProfiler(enabled=True)
+    async with AsyncExitStack() as stack:
+        client = ChatClient(settings.llm, max_connections=8)
+        stack.push_async_callback(client.close)
+        limiter = RateLimiter.of(settings.llm, redis, base_url=client.base_url, model=client.model, max_ahead=8)
+        stack.push_async_callback(limiter.close)
+        limiter.start()
+        await limiter.cool_down.listening.wait()
+        yield FocusedLLMGenerator(
+            client=client,
+            pool=LLMConnectionPool(8, profiler, AdaptiveConcurrency(least=1, most=8)),
+            cache=PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True),
+            profiler=profiler,
+            settings=settings,
+            limiter=limiter,
+        )
+
+
+async def _ask(generator: FocusedLLMGenerator, name: str) -> Account:
+    account = Account()
+    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), account=account, rank=0)
+    return account
+
+
+async def test_a_limit_that_fits_the_server_s_is_never_refused(
+    clients: tuple[AsyncRedis, AsyncRedis], settings_for: Callable[..., Settings]
+) -> None:
+    async with AsyncExitStack() as stack:
+        # The server's burst is larger: a slow machine sends slots late, and so together.
+        server = await stack.enter_async_context(SandboxServer(latency="0", rate_limit="50/s,burst=60"))
+        settings = settings_for(
+            OPENAI_BASE_URL=server.base_url, THEMES_MODEL="sandbox",
+            THEMES_LLM__REQUESTS_PER_MINUTE="3000", THEMES_LLM__REQUEST_BURST="10",
+        )  # fmt: skip
+        generators = [await stack.enter_async_context(_generator(settings, client)) for client in clients]
+        await asyncio.gather(*(_ask(generators[number % 2], f"City {number}") for number in range(50)))
+        assert server.stats()["rate_limited"] == 0
+        assert server.stats()["requests"] == 50
+
+
+@pytest.mark.parametrize("retry_after", ["whole", "exact", "none"])
+async def test_two_processes_live_off_429s_and_lose_nothing(
+    retry_after: str, clients: tuple[AsyncRedis, AsyncRedis], settings_for: Callable[..., Settings]
+) -> None:
+    async with AsyncExitStack() as stack:
+        limit = f"40/s,burst=10,retry_after={retry_after}"
+        server = await stack.enter_async_context(SandboxServer(latency="0", rate_limit=limit))
+        settings = settings_for(
+            OPENAI_BASE_URL=server.base_url, THEMES_MODEL="sandbox",
+            THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY="0.1",
+        )  # fmt: skip
+        generators = [await stack.enter_async_context(_generator(settings, client)) for client in clients]
+        accounts = await asyncio.gather(*(_ask(generators[number % 2], f"City {number}") for number in range(60)))
+        stats = server.stats()
+        assert sum(account.spend.calls for account in accounts) == stats["requests"] == 60 + stats["rate_limited"]
+        assert all(generator._pool._concurrency.cuts for generator in generators)  # type: ignore[union-attr]
+
+
+async def test_one_process_s_429_holds_the_other_back_too(
+    clients: tuple[AsyncRedis, AsyncRedis], settings_for: Callable[..., Settings], sandbox: SandboxServer
+) -> None:
+    settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="sandbox")
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        told, other = [await stack.enter_async_context(_generator(settings, client)) for client in clients]
+        sandbox.set_faults(["429=1,retry_after=2,match=Refused,times=1"])
+        first = asyncio.create_task(_ask(told, "Refused"))
+        while not other._limiter.is_cooling:
+            await asyncio.sleep(0.001)
+        await asyncio.gather(first, _ask(other, "Other"))
+        refused, *later = sorted(sandbox.log(), key=lambda entry: entry["started"])
+        assert refused["status"] == "429"
+        assert all(entry["started"] - refused["ended"] >= 1.9 for entry in later)
+        assert len(later) == 2

@@ -1,0 +1,52 @@
+"""How many requests at once an endpoint bears: additive increase, multiplicative decrease.
+
+Source: Chiu & Jain, "Analysis of the Increase and Decrease Algorithms for Congestion Avoidance", 1989. Each process
+adapts by itself: all of them see the same endpoint's refusals, and AIMD converges to fair shares without words.
+"""
+
+import math
+from typing import Final
+
+#: What is left of the limit after a 429.
+CUT: Final = 0.7
+
+
+class AdaptiveConcurrency:
+    """A limit between `least` and `most`: one more a round while saturated, cut once for one congestion.
+
+    Only a 429 is a sign of too much. A 5xx or a timeout says that the endpoint is ill; fewer requests do not mend
+    that.
+    """
+
+    def __init__(self, *, least: int, most: int, enabled: bool = True) -> None:
+        self._least = min(least, most)
+        self._most = most
+        self._limit = float(most)
+        self._enabled = enabled
+        self._cut_at = -math.inf
+        self.cuts = 0
+
+    def __repr__(self) -> str:
+        return f"<AdaptiveConcurrency limit={self.limit} of {self._most} cuts={self.cuts}>"
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be in flight."""
+        return int(self._limit)
+
+    def answered(self, *, saturated: bool) -> None:
+        """An answer came; `saturated` says that all allowed connections were in use."""
+        if self._enabled and saturated:
+            self._limit = min(float(self._most), self._limit + 1 / self._limit)
+
+    def refused(self, *, sent_at: float, now: float) -> None:
+        """A 429 came for a request sent at `sent_at` (one clock, seconds).
+
+        What was in flight at the last cut tells of the same congestion. Nothing is sent during a cool-down, so there is
+        one cut a cool-down at most.
+        """
+        if not self._enabled or sent_at <= self._cut_at:
+            return
+        self._limit = max(float(self._least), self._limit * CUT)
+        self._cut_at = now
+        self.cuts += 1

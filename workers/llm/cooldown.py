@@ -1,0 +1,176 @@
+"""When an endpoint asked to be left alone, and by whom this was heard: one cool-down shared by all processes.
+
+Whoever is told "later" writes `themes:cooldown:DIGEST` with that lifetime and says so on the channel
+`themes:cooldowns`. Every process listens, so sending a request costs no look into Redis: the end of the cool-down is a
+local number. A shorter cool-down never shortens a longer one. Redis away: a process knows its own cool-downs.
+"""
+
+import asyncio
+import contextlib
+import email.utils
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from redis import RedisError
+from redis.asyncio import Redis
+
+from tasks import keys
+
+log = logging.getLogger("themes.llm")
+
+#: Seconds that an endpoint is left alone at most, whatever it asks for.
+LONGEST_SECONDS: Final = 3600.0
+#: Seconds between two attempts to listen, when Redis is away.
+LISTEN_AGAIN_SECONDS: Final = 1.0
+#: Seconds that one look at the channel waits; below every socket timeout that can be set.
+LISTEN_SECONDS: Final = 0.5
+
+#: KEYS cooldown; ARGV milliseconds channel digest; returns the milliseconds that are left.
+_EXTEND: Final = """
+local left = redis.call('PTTL', KEYS[1])
+if left >= tonumber(ARGV[1]) then return left end
+redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
+redis.call('PUBLISH', ARGV[2], ARGV[3] .. ' ' .. ARGV[1])
+return tonumber(ARGV[1])
+"""
+
+_DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_UNITS: Final = (86_400.0, 3600.0, 60.0, 1.0, 0.001)
+
+
+def duration_seconds(text: str) -> float | None:
+    """Read `1s`, `6m0s`, `120ms`, `2m59.56s`, `20` (seconds); None where it is none of these."""
+    text = text.strip()
+    match = _DURATION.fullmatch(text)
+    if text and match:
+        return sum(float(number) * unit for number, unit in zip(match.groups(), _UNITS, strict=True) if number)
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def retry_after_seconds(headers: Mapping[str, str], *, now: float) -> float | None:
+    """When a 429 says to come back: `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3).
+
+    Returns None where it says nothing readable. `now` is in seconds since 1970.
+    """
+    value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass  # then it may be a date
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+    except (ValueError, TypeError):
+        return None
+
+
+def exhausted_seconds(headers: Mapping[str, str]) -> float | None:
+    """When `x-ratelimit-*` headers say that nothing remains, the seconds until something does; else None.
+
+    `reset` is the time until everything is free again. Where the limit is known, one request is free after its part of
+    that (OpenAI and Groq refill evenly), and a hundredth of the tokens, so that a full reset is not waited for.
+    """
+    waits = [_exhausted(headers, "requests"), _exhausted(headers, "tokens")]
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _exhausted(headers: Mapping[str, str], what: str) -> float | None:
+    if headers.get(f"x-ratelimit-remaining-{what}", "").strip() != "0":
+        return None
+    reset = duration_seconds(headers.get(f"x-ratelimit-reset-{what}", ""))
+    limit = duration_seconds(headers.get(f"x-ratelimit-limit-{what}", ""))
+    if reset is None or not limit:
+        return reset
+    return reset / (100 if what == "tokens" else max(1.0, limit))
+
+
+class CoolDown:
+    """One endpoint's cool-down, as this process knows it. `redis` None: known to this process alone."""
+
+    def __init__(self, redis: Redis | None, endpoint_digest: str) -> None:
+        self._redis = redis
+        self._digest = endpoint_digest
+        self._until = 0.0
+        self._listener: asyncio.Task[None] | None = None
+        self.count = 0
+        #: Set while the channel is listened to: what others say from now on is heard.
+        self.listening = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<CoolDown left={self.left_seconds:.2f} s count={self.count}>"
+
+    @property
+    def left_seconds(self) -> float:
+        """Seconds until the endpoint may be asked again; 0 when it may."""
+        return max(0.0, self._until - time.monotonic())
+
+    async def over(self) -> None:
+        """Wait until the endpoint may be asked, also where that is put off meanwhile."""
+        while (left := self.left_seconds) > 0:  # noqa: ASYNC110  # until a time, which may move
+            await asyncio.sleep(left)
+
+    def start(self) -> None:
+        """Listen to what the other processes are told."""
+        if self._redis is not None and self._listener is None:
+            self._listener = asyncio.create_task(self._listen(self._redis), name="cooldowns")
+
+    async def close(self) -> None:
+        """Listen no more."""
+        if self._listener:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+
+    async def begin(self, seconds: float) -> None:
+        """Leave the endpoint alone for at least so long, in every process."""
+        seconds = min(seconds, LONGEST_SECONDS)
+        if seconds <= 0:
+            return
+        is_news = seconds > self.left_seconds
+        self._extend(seconds)
+        if not is_news or self._redis is None:
+            return
+        self.count += 1
+        with contextlib.suppress(RedisError, OSError, TimeoutError):  # the limiter says that Redis is away
+            milliseconds = math.ceil(seconds * 1000)
+            async with asyncio.timeout(LISTEN_AGAIN_SECONDS):
+                left = await self._redis.eval(
+                    _EXTEND, 1, keys.cooldown(self._digest), milliseconds, keys.COOLDOWNS, self._digest
+                )
+            self._extend(int(left) / 1000)
+
+    def _extend(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        if until > self._until:
+            self._until = until
+            log.debug("action=cool_down seconds=%.2f", seconds)
+
+    async def _listen(self, redis: Redis) -> None:
+        """Hear what others were told, for as long as the process lives; also what was said before it came."""
+        while True:
+            try:
+                async with redis.pubsub() as channel:
+                    await channel.subscribe(keys.COOLDOWNS)
+                    self._extend(max(0, int(await redis.pttl(keys.cooldown(self._digest)))) / 1000)
+                    self.listening.set()
+                    while True:
+                        message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
+                        if message:
+                            self._hear(message["data"])
+            except (RedisError, OSError) as exc:
+                log.debug("action=cooldowns_unheard Redis does not answer: %s", exc)
+            self.listening.clear()
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+
+    def _hear(self, data: bytes) -> None:
+        digest, _, milliseconds = data.decode("utf-8", "replace").partition(" ")
+        if digest == self._digest and milliseconds.isdecimal():
+            self._extend(min(int(milliseconds) / 1000, LONGEST_SECONDS))

@@ -1,0 +1,33 @@
+"""How many tokens a prompt will cost, before it is asked: what is reserved under a limit on tokens."""
+
+from typing import Final
+
+from workers.llm.client import CHARACTERS_PER_TOKEN
+from workers.llm.prompt import Prompt
+
+#: Weight of the newest completion: the last ten or so decide.
+NEWEST: Final = 0.1
+#: Part of `max_tokens` that a completion is taken for until one was seen.
+FIRST_GUESS: Final = 0.5
+
+
+class TokenEstimate:
+    """Learns the length of each stage's completions: an exponentially weighted moving average.
+
+    Reserving `max_tokens` would waste most of the capacity: it is where an answer is cut, not how long it is. The
+    difference to the real count is booked when the answer is there.
+    """
+
+    def __init__(self) -> None:
+        self._completions: dict[str, float] = {}
+
+    def tokens(self, prompt: Prompt, max_tokens: int) -> int:
+        """Tokens of the prompt, by its length, and of its likely completion."""
+        characters = len(prompt.system) + len(prompt.instructions) + len(prompt.data) + len(prompt.schema.text)
+        completion = self._completions.get(prompt.stage, max_tokens * FIRST_GUESS)
+        return characters // CHARACTERS_PER_TOKEN + round(min(completion, max_tokens))
+
+    def learn(self, stage: str, completion_tokens: int) -> None:
+        """Count the completion of a stage."""
+        known = self._completions.get(stage, float(completion_tokens))
+        self._completions[stage] = known + NEWEST * (completion_tokens - known)

@@ -1,0 +1,288 @@
+"""One endpoint's rate limits, shared by all workers: who may send when.
+
+A caller asks for a slot and gets the time of one that is its own (`workers.llm.gcra`), sleeps until then and sends:
+nobody polls, nobody is refused, and there is no rush when a slot comes free. Callers of one process stand in one line,
+first come first served; one task asks Redis for all of them in one script call. At most `max_ahead` slots are
+reserved and not yet sent, so that a process with a long line takes no slots that it could not use, and others' requests
+find their place between.
+
+Without limits there is nothing to ask: a call costs no round trip, only a look at the cool-down
+(`workers.llm.cooldown`). Redis away: the process goes on with its share, by the number of processes last seen, and
+returns by itself.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis import RedisError
+from redis.asyncio import Redis
+
+from config.settings import LlmSettings
+from tasks import keys
+from workers.llm.cooldown import CoolDown
+from workers.llm.gcra import MICROSECONDS, RESERVE, Gcra, Limits, reservation_arguments
+
+log = logging.getLogger("themes.llm")
+
+#: Seconds for which Redis is left alone after an error.
+REDIS_PAUSE_SECONDS: Final = 2.0
+#: Seconds that a reservation may take before the process goes on by itself.
+REDIS_TIMEOUT_SECONDS: Final = 1.0
+#: Seconds that a cool-down must exceed a slot by to cost it: less is the clocks' difference.
+TOLERANCE_SECONDS: Final = 0.05
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The right to send one request at `at` (monotonic seconds). `at_us` is the same by the clock that gave it."""
+
+    tokens: float
+    at: float = 0.0
+    at_us: float = 0.0
+    #: The requests' TAT after this slot, as Redis wrote it; empty where Redis did not give it.
+    tat: str = ""
+    is_sent: bool = False
+    used_tokens: float | None = None
+
+    def settle(self, tokens: float) -> None:
+        """Say how many tokens it really was."""
+        self.used_tokens = tokens
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    tokens: float
+    future: asyncio.Future[Slot]
+
+
+def endpoint_digest(base_url: str, model: str) -> str:
+    """What an endpoint's keys are named after: providers limit each model by itself."""
+    return hashlib.sha256(f"{base_url}\n{model}".encode()).hexdigest()[:16]
+
+
+class RateLimiter:
+    """The line in front of one endpoint. Create and close it on the loop that uses it.
+
+    `redis` None: this process is alone.
+    """
+
+    def __init__(self, redis: Redis | None, *, endpoint: str, limits: Limits, max_ahead: int) -> None:
+        self._redis = redis
+        self._limits = limits
+        self._max_ahead = max_ahead
+        self._keys = [keys.limit(endpoint), keys.limit_users(endpoint), keys.cooldown(endpoint)]
+        self._script = redis.register_script(RESERVE) if redis is not None else None
+        self._user = uuid.uuid4().hex[:12]
+        self._users = 1
+        self._waiting: deque[_Waiter] = deque()
+        self._ahead = 0
+        self._correction = 0.0
+        self._returned: list[str] = []
+        self._pump: asyncio.Task[None] | None = None
+        self._alone: Gcra | None = None if redis is not None else Gcra(limits)
+        self._paused_until = 0.0
+        self.cool_down = CoolDown(redis, endpoint)
+        self.reservations = 0
+
+    @classmethod
+    def of(
+        cls, settings: LlmSettings, redis: Redis | None, *, base_url: str, model: str, max_ahead: int
+    ) -> "RateLimiter":
+        """The limiter that the settings ask for."""
+        limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
+        return cls(redis, endpoint=endpoint_digest(base_url, model), limits=limits, max_ahead=max_ahead)
+
+    def __repr__(self) -> str:
+        where = "local" if self._alone else "shared"
+        limit = "unlimited" if self._limits.is_unlimited else f"{where} users={self._users}"
+        return f"<RateLimiter {limit} waiting={len(self._waiting)} ahead={self._ahead} {self.cool_down!r}>"
+
+    @property
+    def is_cooling(self) -> bool:
+        """Whether the endpoint asked to be left alone now."""
+        return self.cool_down.left_seconds > 0
+
+    def start(self) -> None:
+        """Begin to listen for the others' cool-downs."""
+        self.cool_down.start()
+
+    async def close(self) -> None:
+        """Send what is known of real token counts, and stop listening."""
+        await self.cool_down.close()
+        if self._pump:
+            await asyncio.gather(self._pump, return_exceptions=True)
+
+    @asynccontextmanager
+    async def slot(self, tokens: float) -> AsyncIterator[Slot]:
+        """Wait in line for the right to send one request of about so many tokens.
+
+        Say `sent` when it is sent, and `settle` it when the tokens are known. Left unsent, it is given back.
+        """
+        slot = await self._until_due(tokens)
+        try:
+            yield slot
+        finally:
+            if not slot.is_sent:
+                self._give_back(slot)
+            elif slot.used_tokens is not None:
+                self._correct(slot.used_tokens - slot.tokens)
+
+    def sent(self, slot: Slot) -> None:
+        """The request leaves now."""
+        slot.is_sent = True
+        self._leave_line()
+
+    async def _until_due(self, tokens: float) -> Slot:
+        if self._limits.is_unlimited:
+            await self.cool_down.over()
+            return Slot(tokens)
+        slot = await self._reserved(tokens)
+        try:
+            while (wait := slot.at - time.monotonic()) > 0 or self.is_cooling:
+                if wait > 0:
+                    await asyncio.sleep(wait)
+                elif (left := self.cool_down.left_seconds) <= TOLERANCE_SECONDS:
+                    await asyncio.sleep(left)
+                else:
+                    # The slot passed in a cool-down that began after it was reserved: a new one, after its end.
+                    self._leave_line()
+                    slot.is_sent = True
+                    slot = await self._reserved(tokens)
+        except asyncio.CancelledError:
+            if not slot.is_sent:
+                self._give_back(slot)
+            raise
+        return slot
+
+    async def _reserved(self, tokens: float) -> Slot:
+        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        self._wake()
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.done() and not waiter.future.cancelled():
+                self._give_back(waiter.future.result())
+            raise
+
+    def _leave_line(self) -> None:
+        if self._ahead:
+            self._ahead -= 1
+            self._wake()
+
+    def _give_back(self, slot: Slot) -> None:
+        """An unsent slot goes to the next in line here, else back to Redis, where the last one can be taken back.
+
+        The next in line is who has no slot yet: who has one keeps it, and may be overtaken by at most this one.
+        """
+        if self._limits.is_unlimited:
+            return
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.future.done():
+                self._correct(waiter.tokens - slot.tokens)
+                waiter.future.set_result(Slot(waiter.tokens, slot.at, slot.at_us, slot.tat))
+                return
+        if slot.tat and self._alone is None:
+            self._returned.append(slot.tat)
+        self._correct(-slot.tokens)
+        self._leave_line()
+        self._wake()
+
+    def _correct(self, tokens: float) -> None:
+        if self._limits.token_us and tokens:
+            self._correction += tokens
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._has_work() and (self._pump is None or self._pump.done()):
+            self._pump = asyncio.create_task(self._serve(), name="rate limit")
+
+    def _has_work(self) -> bool:
+        return bool(self._correction or self._returned or (self._waiting and self._ahead < self._max_ahead))
+
+    async def _serve(self) -> None:
+        """Reserve slots for the line's head, as many as may be ahead, in one call a round."""
+        while self._has_work():
+            batch = self._next_in_line()
+            self._ahead += len(batch)
+            slots = await self._slots([waiter.tokens for waiter in batch])
+            for waiter, slot in zip(batch, slots, strict=True):
+                if waiter.future.done():
+                    self._give_back(slot)
+                else:
+                    waiter.future.set_result(slot)
+
+    def _next_in_line(self) -> list[_Waiter]:
+        batch: list[_Waiter] = []
+        while self._waiting and self._ahead + len(batch) < self._max_ahead:
+            waiter = self._waiting.popleft()
+            if not waiter.future.done():
+                batch.append(waiter)
+        return batch
+
+    async def _slots(self, tokens: list[float]) -> list[Slot]:
+        correction, self._correction = self._correction, 0.0
+        returned, self._returned = self._returned, []
+        if self._script is not None and time.monotonic() >= self._paused_until:
+            arguments = reservation_arguments(
+                self._user, self._limits, correction=correction, returned=returned, tokens=tokens
+            )
+            try:
+                async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+                    answer = await self._script(keys=self._keys, args=arguments)
+            except (RedisError, OSError, TimeoutError) as exc:
+                self._go_alone(exc)
+            else:
+                self._go_together()
+                return self._shared_slots(answer, tokens)
+        return self._own_slots(correction, tokens)
+
+    def _shared_slots(self, answer: list[Any], tokens: list[float]) -> list[Slot]:
+        now, now_us = time.monotonic(), float(answer[1])
+        self._users = int(answer[0])
+        self.reservations += 1
+        slots = []
+        for asked, at, tat in zip(tokens, answer[2::2], answer[3::2], strict=True):
+            slots.append(Slot(asked, now + (float(at) - now_us) / MICROSECONDS, float(at), tat.decode()))
+        return slots
+
+    def _own_slots(self, correction: float, tokens: list[float]) -> list[Slot]:
+        assert self._alone  # noqa: S101  # set where Redis is away or was never there
+        self._alone.correct(correction)
+        now = time.monotonic()
+        not_before_us = (now + self.cool_down.left_seconds) * MICROSECONDS
+        slots = []
+        for asked in tokens:
+            at_us = self._alone.reserve(asked, now_us=now * MICROSECONDS, not_before_us=not_before_us)
+            slots.append(Slot(asked, at_us / MICROSECONDS, at_us))
+        return slots
+
+    def _go_alone(self, exc: Exception) -> None:
+        self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
+        if self._alone is None:
+            log.warning(
+                "action=rate_limit_degraded Redis does not answer, each of %d processes keeps to its share: %s",
+                self._users, str(exc) or type(exc).__name__,
+            )  # fmt: skip
+            share = self._limits.share(self._users)
+            now_us = time.monotonic() * MICROSECONDS
+            # What was shared may just have been used up: no new burst.
+            self._alone = Gcra(
+                share,
+                request_tat_us=now_us + (share.request_burst - 1) * share.request_us,
+                token_tat_us=now_us + share.token_burst * share.token_us,
+            )
+
+    def _go_together(self) -> None:
+        if self._alone is not None:
+            self._alone = None
+            log.info("action=rate_limit_restored Redis answers, limits are shared again")
