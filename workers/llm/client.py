@@ -11,7 +11,6 @@ worked is remembered for the endpoint.
 
 import asyncio
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -30,13 +29,12 @@ from tasks.errors import (
     RefusedError,
     ThemesError,
 )
+from workers.llm.bodies import ERROR_CHARACTERS, bounded_body, content_of, error_text
 from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
 
 #: Where a key without a base URL belongs.
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
-#: Characters of a server's error text that are shown.
-ERROR_CHARACTERS: Final = 200
 #: Seconds that an unused connection is kept open.
 KEEPALIVE_SECONDS: Final = 60.0
 #: Characters a token has, where the server does not count them (English prose: about 4).
@@ -173,7 +171,7 @@ class ChatClient:
             asyncio.timeout(self._settings.connect_timeout_seconds),
             self._session.get(f"{self._base_url}/models") as response,
         ):
-            await _bounded_body(response, self._settings.max_response_bytes)
+            await bounded_body(response, self._settings.max_response_bytes)
 
     async def complete(
         self, prompt: Prompt, *, max_tokens: int, spend: Spend, history: Sequence[Turn] = ()
@@ -257,7 +255,7 @@ class ChatClient:
                 spend.calls += 1
                 counted = True
                 async with self._session.post(url, data=body, allow_redirects=False) as response:
-                    raw = await _bounded_body(response, self._settings.max_response_bytes)
+                    raw = await bounded_body(response, self._settings.max_response_bytes)
                     status, headers = response.status, response.headers
         except aiohttp.ClientConnectorError as exc:
             spend.calls -= counted  # the server never heard of it
@@ -275,7 +273,7 @@ class ChatClient:
 
     def _error(self, status: int, headers: Mapping[str, str], raw: bytes, style: AnswerFormat) -> ThemesError:
         """What an HTTP error means."""
-        message, code = _error_text(raw)
+        message, code = error_text(raw)
         place = f"{self._base_url}: {status} {message}"
         if self._blames_format(status, message, style):
             return _FormatRefusedError(place)
@@ -318,7 +316,7 @@ class ChatClient:
         if not isinstance(data, dict):
             raise EndpointDownError(f"{self._base_url}: status 200, but no object")
         if data.get("error"):
-            message, code = _error_text(raw)
+            message, code = error_text(raw)
             number = code if isinstance(code, int) else None
             if number is not None and 400 <= number < 600:  # noqa: PLR2004
                 raise self._error(number, {}, raw, style)
@@ -331,7 +329,7 @@ class ChatClient:
     def _choice(self, choice: dict[str, Any], data: dict[str, Any], body: bytes, style: AnswerFormat) -> RawAnswer:
         message = choice.get("message") or {}
         usage: dict[str, Any] = data["usage"] if isinstance(data.get("usage"), dict) else {}
-        text = _content(message)
+        text = content_of(message)
         estimated = not all(isinstance(usage.get(key), int) for key in ("prompt_tokens", "completion_tokens"))
         answer = RawAnswer(
             text=text,
@@ -375,49 +373,3 @@ def endpoint(settings: LlmSettings) -> tuple[str, str]:
     if not base_url.startswith(("http://", "https://")):
         raise ConfigError(f"llm.base_url: expected http://… or https://…, got {base_url!r} (OPENAI_BASE_URL)")
     return settings.model, base_url
-
-
-async def _bounded_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body, or an error as soon as it exceeds `limit` bytes, unpacked or not.
-
-    Identity is asked for; some proxies compress all the same, and a bomb must not be taken for an answer.
-    """
-    encoding = response.headers.get("Content-Encoding", "").lower()
-    if encoding not in {"", "identity", "gzip", "deflate"}:
-        raise EndpointDownError(f"the endpoint answered with encoding {encoding!r} although identity was asked for")
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in {"gzip", "deflate"} else None
-    pieces, size = [], 0
-    try:
-        async for raw in response.content.iter_any():
-            piece = inflater.decompress(raw, limit - size + 1) if inflater else raw
-            size += len(piece)
-            if size > limit:
-                response.close()
-                raise EndpointDownError(f"the answer exceeds {limit} bytes (llm.max_response_bytes)")
-            pieces.append(piece)
-    except zlib.error as exc:
-        raise EndpointDownError(f"the answer is not the {encoding} that it says it is") from exc
-    return b"".join(pieces)
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    """The text of a message: a string, or a list of parts as some servers send it."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-def _error_text(raw: bytes) -> tuple[str, Any]:
-    """Message and code of an error body, whatever its shape."""
-    text = raw.decode("utf-8", "replace").strip()
-    try:
-        data = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
-        kind = "an HTML page" if text[:1] == "<" else repr(text[:ERROR_CHARACTERS])
-        return kind, None
-    error = data.get("error", data) if isinstance(data, dict) else data
-    if isinstance(error, dict):
-        message = error.get("message") or error.get("detail") or msgspec.json.encode(error).decode()
-        return str(message)[:ERROR_CHARACTERS], error.get("code") or error.get("type")
-    return str(error)[:ERROR_CHARACTERS], None
