@@ -25,6 +25,7 @@ VERBS: Final = {
     "results": "scripts.results",
     "failures": "scripts.failures",
     "cancel": "scripts.cancel",
+    "cache": "scripts.cache",
     "worker": "scripts.worker",
     "consumer": "scripts.consumer",
     "dashboard": "scripts.dashboard",

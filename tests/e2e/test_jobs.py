@@ -307,3 +307,24 @@ def test_a_cancelled_job_keeps_what_is_done_and_starts_nothing_more(stack: Engin
     assert again.returncode == 0
     assert stack.status(again.stdout.strip())["llm_calls"] == 0, "answers that were paid for are in the cache"
     assert stack.run("cancel", "nope").returncode == 2
+
+
+def test_the_cache_can_be_looked_at_and_emptied_without_touching_anything_else(stack: Engine) -> None:
+    stack.themes("w", "worker", "--name", "w")
+    job_id = stack.run("enqueue", _file(stack.folder, 3), "--wait").stdout.strip()
+    stack.run("enqueue", _file(stack.folder, 3), "--wait")
+    found = until(
+        "the worker to report its hits",
+        lambda: (
+            (said := json.loads(stack.run("cache", "stats", "--json").stdout))["running_workers"]["memory_hits"]
+            and said
+        ),
+    )
+    assert found["entries"] == found["running_workers"]["stores"] == found["running_workers"]["misses"] == 48
+    assert found["running_workers"]["memory_hits"] == 48
+    assert found["bytes"] > 5_000
+    assert "48 completions" in stack.run("cache", "stats").stdout
+    said = stack.run("cache", "clear")
+    assert "dropped 48 completions" in said.stderr
+    assert json.loads(stack.run("cache", "stats", "--json").stdout)["entries"] == 0
+    assert stack.status(job_id)["done"] == 3
