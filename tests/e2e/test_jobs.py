@@ -226,7 +226,7 @@ def test_results_are_printed_in_every_format(stack: Engine) -> None:
     assert json.loads(out.read_text()) == lines
     events = [json.loads(line) for line in stack.run("watch", job_id, "--json").stdout.splitlines()]
     kinds = [event["type"] for event in events]
-    assert kinds[-1] == "job.done"
+    assert (kinds[0], kinds[-1]) == ("job.started", "job.done")
     assert kinds.count("destination.done") == 2
     assert kinds.count("stage.done") == 32
     assert kinds.count("job.started") == 1

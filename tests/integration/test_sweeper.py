@@ -124,3 +124,15 @@ async def test_events_switched_off_leave_no_stream(rig: Rig) -> None:
     async with EventPublisher(rig.client, enabled=False, max_events_per_job=100) as publisher:
         publisher.publish(Event("stage.done", rig.job.job_id))
     assert not rig.redis.exists(keys.events(rig.job.job_id))
+
+
+async def test_a_job_is_announced_once_and_before_its_first_news(rig: Rig) -> None:
+    for _ in range(2):
+        async with EventPublisher(rig.client, enabled=True, max_events_per_job=100) as publisher:
+            publisher.publish(Event("stage.done", rig.job.job_id))
+            publisher.publish(Event("stage.done", "a job that is gone"))
+    kinds = [json.loads(fields[b"e"])["type"] for _, fields in rig.redis.xrange(keys.events(rig.job.job_id))]
+    assert kinds == ["job.started", "stage.done", "stage.done"]
+    first = json.loads(rig.redis.xrange(keys.events(rig.job.job_id))[0][1][b"e"])
+    assert first["data"] == {"name": "City 0", "total": 4}
+    assert not rig.redis.exists(keys.events("a job that is gone"))

@@ -1,7 +1,8 @@
 """Events from the worker to a job's watchers, many in one round trip.
 
-Only `stage.done` takes this way: it is news, not truth. When Redis is away, or the buffer is full, events are dropped
-and counted; what is durable is told by the consumer.
+`stage.done` takes this way: it is news, not truth. When Redis is away, or the buffer is full, events are dropped and
+counted; what is durable is told by the consumer. The first news of a job is preceded by its `job.started`, which the
+consumer tells otherwise, so that watchers see a job begin before they see it work.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
+from tasks.connection import text_of
 from tasks.events import encode
 from tasks.messages import Event
 
@@ -24,6 +26,15 @@ FLUSH_SECONDS: Final = 0.05
 BUFFER: Final = 5_000
 #: Events sent in one round trip.
 PAGE: Final = 500
+#: Jobs that are known to be announced; more of them are looked up again.
+KNOWN_JOBS: Final = 1_000
+
+#: KEYS: the job's hash, its events. ARGV: `job.started`, most events. Once a job, whoever comes first.
+_ANNOUNCE: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HSETNX', KEYS[1], 'announced', '1') == 0 then return 0 end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', 'e', ARGV[1])
+return 1
+"""
 
 
 class EventPublisher:
@@ -35,6 +46,8 @@ class EventPublisher:
         self._max_events = max_events_per_job
         self._buffer: list[Event] = []
         self._task: asyncio.Task[None] | None = None
+        self._announced: set[str] = set()
+        self._announce_script = redis.register_script(_ANNOUNCE)
         self.sent = 0
         self.dropped = 0
 
@@ -72,9 +85,17 @@ class EventPublisher:
         if not page:
             return
         try:
+            for job_id in {event.job_id for event in page} - self._announced:
+                await self._announce(job_id)
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for event in page:
-                    pipeline.xadd(keys.events(event.job_id), encode(event), maxlen=self._max_events, approximate=True)
+                    pipeline.xadd(
+                        keys.events(event.job_id),
+                        encode(event),
+                        maxlen=self._max_events,
+                        approximate=True,
+                        nomkstream=True,
+                    )
                 for job_id in {event.job_id for event in page}:
                     pipeline.expire(keys.events(job_id), keys.KEEP_SECONDS)
                 await pipeline.execute()
@@ -82,3 +103,13 @@ class EventPublisher:
         except (RedisError, OSError) as exc:
             self.dropped += len(page)
             log.debug("action=events_dropped count=%d %s", len(page), exc)
+
+    async def _announce(self, job_id: str) -> None:
+        """Say that a job has started, unless that was said."""
+        name, total = await self._redis.hmget(keys.job(job_id), "name", "total")
+        data = {"name": text_of(name or ""), "total": int(total or 0)}
+        started = encode(Event("job.started", job_id, data=data))["e"]
+        await self._announce_script(keys=[keys.job(job_id), keys.events(job_id)], args=[started, self._max_events])
+        if len(self._announced) >= KNOWN_JOBS:
+            self._announced.clear()
+        self._announced.add(job_id)
