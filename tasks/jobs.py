@@ -7,7 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal
 
 import msgspec
@@ -21,7 +21,7 @@ from tasks.messages import Event, JobClosed, JobOpened, JobOptions, entry_fields
 JobState = Literal["queued", "running", "done", "cancelled", "stalled"]
 #: States that do not change any more.
 FINAL: Final = frozenset({"done", "cancelled"})
-#: A running job without any live worker, or without progress for this many seconds, is called stalled.
+#: A running job without progress for this many seconds, on which no live worker is busy, is called stalled.
 STALLED_AFTER_SECONDS: Final = 60.0
 #: A rate older than this many seconds says nothing about now.
 RATE_VALID_SECONDS: Final = 15.0
@@ -119,7 +119,16 @@ def status(redis: Redis, job_id: str) -> JobStatus:
         raw = pipeline.execute()[0]
     if not raw:
         raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
-    return status_of({key.decode(): value.decode() for key, value in raw.items()}, now=time.time())
+    known = status_of({key.decode(): value.decode() for key, value in raw.items()}, now=time.time())
+    if known.state == "stalled" and _is_anybody_busy(redis):
+        # Slow is not stalled: a model may take minutes for one destination.
+        return replace(known, state="running")
+    return known
+
+
+def _is_anybody_busy(redis: Redis) -> bool:
+    """Whether a worker with a heartbeat holds any chunk."""
+    return any(int(redis.hget(key, "chunks_held") or 0) for key in redis.scan_iter(keys.worker("*"), count=1000))
 
 
 def status_of(fields: dict[str, str], *, now: float) -> JobStatus:

@@ -18,7 +18,9 @@ from tasks.events import follow
 from tasks.ledger import Ledger, Taken
 from tasks.messages import Event
 from tasks.producer import enqueue
+from workers.results.consumer import ResultsConsumer
 from workers.results.publisher import EventPublisher
+from workers.results.store import AsyncDatabaseManager
 from workers.results.sweeper import Sweeper
 
 
@@ -136,3 +138,35 @@ async def test_a_job_is_announced_once_and_before_its_first_news(rig: Rig) -> No
     first = json.loads(rig.redis.xrange(keys.events(rig.job.job_id))[0][1][b"e"])
     assert first["data"] == {"name": "City 0", "total": 4}
     assert not rig.redis.exists(keys.events("a job that is gone"))
+
+
+async def test_a_job_runs_from_its_first_news_on_and_waits_no_more(
+    rig: Rig, settings_for: Callable[..., Settings]
+) -> None:
+    assert jobs.status(rig.redis, rig.job.job_id).state == "queued"
+    async with EventPublisher(rig.client, enabled=True, max_events_per_job=100) as publisher:
+        publisher.publish(Event("stage.done", rig.job.job_id))
+    begun = jobs.status(rig.redis, rig.job.job_id)
+    assert begun.state == "running"
+    assert begun.started_at is not None
+    # The consumer, which has seen no result, does not say otherwise.
+    settings = settings_for()
+    async with AsyncDatabaseManager.from_settings(settings) as store:
+        consumer = ResultsConsumer(rig.client, store, settings, "consumer")
+        running = asyncio.create_task(consumer.run())
+        async with asyncio.timeout(30):
+            while not rig.redis.hget(keys.job(rig.job.job_id), "revision"):
+                await asyncio.sleep(0.01)
+        consumer.stop()
+        await running
+    after = jobs.status(rig.redis, rig.job.job_id)
+    assert (after.state, after.started_at, after.total) == ("running", begun.started_at, 4)
+
+
+async def test_a_job_is_stalled_when_nobody_works_on_it_and_not_when_somebody_is_slow(rig: Rig) -> None:
+    long_ago = 1_000_000
+    rig.redis.hset(keys.job(rig.job.job_id), mapping={"state": "running", "started_at": long_ago})
+    assert jobs.status(rig.redis, rig.job.job_id).state == "stalled"
+    rig.redis.hset(keys.worker("slow"), "chunks_held", 1)
+    rig.redis.expire(keys.worker("slow"), keys.WORKER_SECONDS)
+    assert jobs.status(rig.redis, rig.job.job_id).state == "running"

@@ -19,14 +19,17 @@ from workers.results.rows import FINAL_STATES, Applied, JobRow
 
 #: KEYS: hash, events, then what the job's work leaves behind. ARGV: revision, state, whether events are wanted,
 #: `job.started`, most events, then the hash's fields and values. Consumers may report out of order: an older
-#: revision changes nothing. Only the database may end a job that a user has cancelled in the hash.
+#: revision changes nothing. Only the database may end a job that a user has cancelled in the hash, and a job that a
+#: worker has begun does not wait again because no result of it is durable yet.
 _REPORT: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') then return 0 end
 local cancelled = redis.call('HGET', KEYS[1], 'state') == 'cancelled'
 local final = ARGV[2] == 'done' or ARGV[2] == 'cancelled'
+local begun = ARGV[2] == 'queued' and redis.call('HGET', KEYS[1], 'state') == 'running'
 for i = 6, #ARGV, 2 do
   local kept = cancelled and not final and (ARGV[i] == 'state' or ARGV[i] == 'finished_at')
+  kept = kept or begun and (ARGV[i] == 'state' or ARGV[i] == 'started_at')
   if not kept then
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   end

@@ -29,9 +29,13 @@ PAGE: Final = 500
 #: Jobs that are known to be announced; more of them are looked up again.
 KNOWN_JOBS: Final = 1_000
 
-#: KEYS: the job's hash, its events. ARGV: `job.started`, most events. Once a job, whoever comes first.
+#: KEYS: the job's hash, its events. ARGV: `job.started`, most events, seconds since 1970. Once a job, whoever comes
+#: first. From here on it runs: the first durable result may be minutes away.
 _ANNOUNCE: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HSETNX', KEYS[1], 'announced', '1') == 0 then return 0 end
+if redis.call('HGET', KEYS[1], 'state') == 'queued' then
+  redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', ARGV[3])
+end
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', 'e', ARGV[1])
 return 1
 """
@@ -108,8 +112,10 @@ class EventPublisher:
         """Say that a job has started, unless that was said."""
         name, total = await self._redis.hmget(keys.job(job_id), "name", "total")
         data = {"name": text_of(name or ""), "total": int(total or 0)}
-        started = encode(Event("job.started", job_id, data=data))["e"]
-        await self._announce_script(keys=[keys.job(job_id), keys.events(job_id)], args=[started, self._max_events])
+        event = Event("job.started", job_id, data=data)
+        await self._announce_script(
+            keys=[keys.job(job_id), keys.events(job_id)], args=[encode(event)["e"], self._max_events, event.at]
+        )
         if len(self._announced) >= KNOWN_JOBS:
             self._announced.clear()
         self._announced.add(job_id)
