@@ -31,7 +31,7 @@ def command(
     # Looked at before the file: a million rows are not read to find that Redis is away.
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
-    with Reader(file, strict=strict, limit=limit, on_bad_row=_show) as reader:
+    with Reader(file, strict=strict, limit=limit, on_bad_row=_Complaints()) as reader:
         job = enqueue(
             reader,
             name=name or ("standard input" if file == "-" else Path(file).name),
@@ -50,12 +50,15 @@ def command(
     return watch_to_end(redis, job.job_id, settings) if wait else 0
 
 
-_shown = [0]
+class _Complaints:
+    """Tells of bad rows, the first ones each, then that there are more."""
 
+    def __init__(self) -> None:
+        self._count = 0
 
-def _show(row: BadRow) -> None:
-    _shown[0] += 1
-    if _shown[0] <= SHOWN_BAD_ROWS:
-        print(f"themes: line {row.line}: {row.reason}: skipped", file=sys.stderr)
-    elif _shown[0] == SHOWN_BAD_ROWS + 1:
-        print("themes: more bad rows are counted, not shown", file=sys.stderr)
+    def __call__(self, row: BadRow) -> None:
+        self._count += 1
+        if self._count <= SHOWN_BAD_ROWS:
+            print(f"themes: line {row.line}: {row.reason}: skipped", file=sys.stderr)
+        elif self._count == SHOWN_BAD_ROWS + 1:
+            print("themes: more bad rows are counted, not shown", file=sys.stderr)
