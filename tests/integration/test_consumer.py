@@ -642,6 +642,22 @@ async def test_a_consumer_survives_its_connections_being_cut(
     assert (job.done, job.usage.llm_calls) == (200, 400)
 
 
+async def test_entries_whose_reply_was_lost_do_not_wait_for_a_lease(redis: Redis, store: AsyncDatabaseManager) -> None:
+    """The Redis client asks again in silence when a connection breaks: what the first reply held is read by nobody."""
+    towns = places(3)
+    await registered(redis)
+    async with consuming(redis, store, settings_with(lease_seconds=3600)):
+        await published(redis, [*announced(towns), done(towns[1])])
+        await eventually(written(store, 1))
+        async with redis.pipeline(transaction=True) as lost:
+            lost.xadd(keys.RESULTS, entry_fields(done(towns[0])))
+            # In our own name, before the one that waits for it: as if its reply had gone with the connection.
+            lost.xreadgroup(keys.GROUP, "c1", {keys.RESULTS: ">"}, count=10)
+            await lost.execute()
+        await eventually(written(store, 2))
+        await eventually(acknowledged(redis))
+
+
 def test_waits_grow_stay_bounded_and_are_spread() -> None:
     assert [wait_seconds(n, 0.0) for n in range(3)] == [0.1, 0.2, 0.4]
     assert wait_seconds(10_000, 0.0) == 5.0

@@ -113,6 +113,10 @@ class ResultsConsumer:
             self._redis_is_back()
             if batch:
                 await self._settle(batch)
+            else:
+                # A reply may be lost with its connection and asked for again by the Redis client, in silence: what it
+                # held is ours and unread. Found here it waits for the stream's next pause, not for a lease.
+                await self._settle_unfinished()
             await self._trim(now=not batch)
         await self._trim(now=True)
         await self._stream.leave()
