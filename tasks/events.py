@@ -31,7 +31,9 @@ def decode(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
 
 def encode(event: Event) -> dict[Any, Any]:
     """One event as the fields of a stream entry; its id is the stream's business."""
-    return {"e": msgspec.json.encode(msgspec.structs.replace(event, id=""))}
+    fields = msgspec.structs.asdict(event)
+    del fields["id"]
+    return {"e": msgspec.json.encode(fields)}
 
 
 def follow(

@@ -8,11 +8,11 @@ it could acknowledge (events are at-least-once; `job.started` and `job.done` com
 import time
 from typing import Any, Final
 
-import msgspec
 from redis.asyncio import Redis
 
 from config.settings import Settings
 from tasks import keys
+from tasks.events import encode
 from tasks.messages import Event
 from workers.results.progress import RateWindow, counters, destination_event, hash_fields, job_event
 from workers.results.rows import FINAL_STATES, Applied, JobRow
@@ -138,7 +138,7 @@ class Announcer:
         """Add to the stream that `job.started` has made; without one there is no such job any more."""
         pipe.xadd(
             keys.events(event.job_id),
-            {"e": _encoded(event)},
+            encode(event),
             maxlen=self._max_events,
             approximate=True,
             nomkstream=True,
@@ -177,7 +177,6 @@ def _job_keys(job_id: str) -> list[str]:
 
 
 def _encoded(event: Event) -> bytes:
-    """JSON of the event without its id, which is the stream's."""
-    fields = msgspec.structs.asdict(event)
-    del fields["id"]
-    return msgspec.json.encode(fields)
+    """An event as the scripts add it: the one field of its stream's entries."""
+    data: bytes = encode(event)["e"]
+    return data
