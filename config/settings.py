@@ -8,7 +8,7 @@ holds it against the defaults here. One parser reads the text of a value, whatev
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
@@ -18,11 +18,23 @@ from typing import Any, Final, get_args, get_type_hints
 
 import yaml
 
+from config.endpoints import Body, Endpoints, EndpointSettings, Roles, parse_body, parse_endpoints, parse_roles
 from config.errors import ConfigError
 from config.values import Price, Prices, Secret, convert, is_null, parse_prices, shown
 from config.yaml_file import Report, compose, pairs
 
-__all__ = ["DEFAULT", "DEFAULT_FILE", "Price", "Prices", "Secret", "Settings", "known_keys", "load", "problems"]
+__all__ = [
+    "DEFAULT",
+    "DEFAULT_FILE",
+    "EndpointSettings",
+    "Price",
+    "Prices",
+    "Secret",
+    "Settings",
+    "known_keys",
+    "load",
+    "problems",
+]
 
 DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
 DEFAULT: Final = "default"
@@ -41,6 +53,13 @@ KNOWN_VARIABLES: Final = {
 _WITHOUT_EFFECT: Final = {
     "performance_optimization.max_concurrent_web_requests": "has no effect yet: web evidence is not fetched",
 }
+#: Settings that are more than one value -> who reads them.
+_STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]], ...]] = (
+    (Prices, parse_prices),
+    (Endpoints, parse_endpoints),
+    (Roles, parse_roles),
+    (Body, parse_body),
+)
 #: Variables of the same prefix that are no settings.
 OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG"}
 
@@ -50,6 +69,11 @@ def _setting(
 ) -> Any:
     """A field with its bounds (inclusive)."""
     return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+def _mapping() -> Any:
+    """A field that is empty unless set."""
+    return field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +111,17 @@ class LlmSettings:
 
     base_url: str | None = _setting(None)
     api_key: Secret | None = _setting(None)
+    api_key_file: Path | None = _setting(None)
     model: str | None = _setting(None)
+    roles: Roles = _mapping()
+    endpoints: Endpoints = _mapping()
+    extra_body: Body = _mapping()
     temperature: float | None = _setting(None, low=0, high=2)
     connect_timeout_seconds: float = _setting(10.0, low=0.05, high=600)
     request_timeout_seconds: float = _setting(120.0, low=0.05, high=3600)
+    max_connection_age_seconds: float = _setting(300.0, low=0.1, high=86_400)
+    idle_connection_seconds: float = _setting(60.0, low=0.05, high=3600)
+    hedge: bool = _setting(default=False)
     max_response_bytes: int = _setting(4 * 1024 * 1024, low=1024, high=1024**3)
     requests_per_minute: float | None = _setting(None, low=0.1, high=100_000_000)
     request_burst: int | None = _setting(None, low=1, high=10_000_000)
@@ -377,8 +408,9 @@ def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
     if key not in known_keys():
         raise ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}")
     item, type_ = known_keys()[key]
-    if type_ == Prices:
-        return parse_prices(key, source, place)
+    for structured, parse in _STRUCTURED:
+        if type_ == structured:
+            return parse(key, "" if is_null(source) else source, place)
     optional = isinstance(type_, UnionType) and type(None) in get_args(type_)
     if is_null(source):
         if optional:

@@ -16,6 +16,7 @@ from config.errors import ConfigError
 
 #: Characters of a wrong value that an error repeats.
 SHOWN_CHARACTERS: Final = 60
+_PRICE_SHAPE: Final = "`model: {input_usd: 0.15, output_usd: 0.60}` per million tokens"
 _BOOLEANS: Final = {
     "true": True, "yes": True, "on": True, "1": True,
     "false": False, "no": False, "off": False, "0": False,
@@ -80,44 +81,54 @@ def convert(key: str, type_: type, text: str, place: str) -> Any:
     return number
 
 
-def parse_prices(key: str, source: yaml.Node | str, place: str) -> Prices:
-    """`model: {input_usd: per million tokens, output_usd: per million tokens}`, from a file or as YAML text."""
-    if isinstance(source, str):
-        try:
-            source = yaml.compose(source, Loader=yaml.SafeLoader) or yaml.MappingNode("", [])
-        except (yaml.YAMLError, RecursionError) as exc:
-            raise ConfigError(f"{key}: not valid YAML ({place})") from exc
-    prices: dict[str, Price] = {}
-    for model, node in _scalar_keys(key, source, place).items():
-        texts = _scalar_keys(key, node, place)
-        if set(texts) != {"input_usd", "output_usd"}:
-            raise _price_shape(key, place)
-        usd = {name: _usd(f"{key}.{model}.{name}", text, place) for name, text in texts.items()}
-        prices[model] = Price(**usd)
-    return MappingProxyType(prices)
+def node_of(key: str, source: yaml.Node | str, place: str) -> yaml.Node:
+    """The node of a structured value, whose text may come from the environment; nothing there is an empty mapping."""
+    if not isinstance(source, str):
+        return source
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(source, Loader=yaml.SafeLoader)):
+            raise ConfigError(f"{key}: YAML aliases are not allowed; write the value out ({place})")
+        return yaml.compose(source, Loader=yaml.SafeLoader) or yaml.MappingNode("", [])
+    except (yaml.YAMLError, RecursionError) as exc:
+        raise ConfigError(f"{key}: not valid YAML ({place})") from exc
 
 
-def _usd(key: str, node: yaml.Node, place: str) -> float:
-    if not isinstance(node, yaml.ScalarNode):
-        raise ConfigError(f"{key}: expected a number ({place})")
-    number: float = convert(key, float, node.value, place)
-    if number < 0:
-        raise ConfigError(f"{key}: a price is not below 0 ({place})")
-    return number
-
-
-def _scalar_keys(key: str, node: yaml.Node, place: str) -> dict[str, yaml.Node]:
+def members(key: str, node: yaml.Node, place: str, shape: str) -> dict[str, yaml.Node]:
+    """The members of a mapping whose keys are plain words, each standing once; `shape` says what was expected."""
+    expected = ConfigError(f"{key}: expected {shape} ({place})")
     if not isinstance(node, yaml.MappingNode):
-        raise _price_shape(key, place)
+        raise expected
     found: dict[str, yaml.Node] = {}
     for name, value in node.value:
         if not isinstance(name, yaml.ScalarNode):
-            raise _price_shape(key, place)
+            raise expected
         if name.value in found:
             raise ConfigError(f"{key}: {name.value!r} stands twice; keep one ({place})")
         found[name.value] = value
     return found
 
 
-def _price_shape(key: str, place: str) -> ConfigError:
-    return ConfigError(f"{key}: expected `model: {{input_usd: 0.15, output_usd: 0.60}}` per million tokens ({place})")
+def scalar(key: str, node: yaml.Node, place: str, shape: str = "a single value") -> str:
+    """The text of a plain value."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"{key}: expected {shape} ({place})")
+    return str(node.value).strip()
+
+
+def parse_prices(key: str, source: yaml.Node | str, place: str) -> Prices:
+    """`model: {input_usd: per million tokens, output_usd: per million tokens}`, from a file or as YAML text."""
+    prices: dict[str, Price] = {}
+    for model, node in members(key, node_of(key, source, place), place, _PRICE_SHAPE).items():
+        texts = members(key, node, place, _PRICE_SHAPE)
+        if set(texts) != {"input_usd", "output_usd"}:
+            raise ConfigError(f"{key}: expected {_PRICE_SHAPE} ({place})")
+        usd = {name: _usd(f"{key}.{model}.{name}", text, place) for name, text in texts.items()}
+        prices[model] = Price(**usd)
+    return MappingProxyType(prices)
+
+
+def _usd(key: str, node: yaml.Node, place: str) -> float:
+    number: float = convert(key, float, scalar(key, node, place, "a number"), place)
+    if number < 0:
+        raise ConfigError(f"{key}: a price is not below 0 ({place})")
+    return number

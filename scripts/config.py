@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 import click
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from config.settings import Secret, load, notices, problems
+from config.endpoints import public_endpoint
+from config.settings import EndpointSettings, Price, Secret, load, notices, problems
 from scripts.main import settings_from
 
 _SECRET_ARGUMENT: Final = re.compile(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*=)[^&]*")
@@ -54,11 +56,16 @@ def check(file: str | None) -> int:
 def public(value: Any) -> Any:
     """A setting's value as JSON knows it, without its password or key."""
     if isinstance(value, Mapping):
-        return {model: {"input_usd": price.input_usd, "output_usd": price.output_usd} for model, price in value.items()}
-    if isinstance(value, Secret):
-        return _masked(value) if "://" in value else "***"
+        return {name: public(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [public(one) for one in value]
+    if isinstance(value, Price):
+        return asdict(value)
+    if isinstance(value, EndpointSettings):
+        return public(public_endpoint(value))
     if isinstance(value, str):
-        return _masked(value) if "://" in value else value
+        hidden = isinstance(value, Secret) and "://" not in value
+        return "***" if hidden else _masked(value) if "://" in value else value
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 

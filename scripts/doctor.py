@@ -124,6 +124,8 @@ def _llm(settings: Settings) -> Check:
     # Late: the other checks are quick to import.
     from workers.llm.answers import AnswerSchema
     from workers.llm.client import ChatClient, Spend
+    from workers.llm.connections import Connections
+    from workers.llm.endpoints import Endpoint, endpoints, model_for
     from workers.llm.prompt import Prompt
 
     schema = {
@@ -143,18 +145,21 @@ def _llm(settings: Settings) -> Check:
         max_tokens=200,
     )
 
-    async def ask() -> str:
-        client = ChatClient(settings.llm, max_connections=1)
+    async def ask(endpoint: Endpoint) -> str:
+        model = endpoint.name_of(next(iter(endpoint.models), None) or model_for(settings.llm, "discover"))
+        connections = Connections(settings.llm, base_url=endpoint.base_url, api_key=endpoint.api_key, max_connections=1)
         try:
+            client = ChatClient(settings.llm, base_url=endpoint.base_url, model=model, connections=connections)
             began = time.perf_counter()
             answer = await client.complete(prompt, max_tokens=200, spend=Spend())
             took = (time.perf_counter() - began) * 1000
             prompt.schema.read(answer.text)
             return f"{client!r} answered as {answer.model!r} in {took:.0f} ms"
         finally:
-            await client.close()
+            await connections.close()
 
-    return Check("llm", ok=True, found=asyncio.run(ask()))
+    found = [asyncio.run(ask(endpoint)) for endpoint in endpoints(settings.llm)]
+    return Check("llm", ok=True, found="; ".join(found))
 
 
 def _database(settings: Settings) -> Check:

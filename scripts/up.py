@@ -18,7 +18,7 @@ from scripts.processes import Interrupted, interruptible, spawn, stop, themes
 from tasks import keys
 from tasks.connection import check_server, connect, masked
 from tasks.errors import ConfigError, ThemesError
-from workers.llm.client import endpoint
+from workers.llm.endpoints import endpoints
 
 #: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
 GRACE_SECONDS: Final = 1.5
@@ -151,7 +151,7 @@ def command(workers: int, *, sandbox: bool, dashboard: bool) -> int:
     """Run Redis (if none is set), workers, consumer and dashboard here until Ctrl-C."""
     settings = settings_from()
     if not sandbox:
-        endpoint(settings.llm)
+        endpoints(settings.llm)
     with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox) as made:
         made.start("consumer", "consumer")
         made.start_workers(workers)

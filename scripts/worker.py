@@ -23,7 +23,7 @@ from scripts.main import settings_from
 from scripts.processes import spawn
 from tasks import keys
 from tasks.connection import check_server, connect, locate
-from workers.llm.client import endpoint
+from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import load_stages
 
@@ -195,7 +195,7 @@ def command(name: str | None, concurrency: int | None) -> int:
     for notice in notices(settings):
         log.warning("action=notice %s", notice)
     # What cannot work is said here, in one line, and not five times by a dying child.
-    endpoint(settings.llm)
+    endpoints(settings.llm)
     Graph(load_stages(settings.pipeline.prompts_dir))
     full_name = f"{name or f'worker-{os.getpid()}'}@{socket.gethostname()}"
     debug = bool(os.environ.get("THEMES_DEBUG"))

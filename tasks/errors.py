@@ -11,6 +11,7 @@ __all__ = [
     "DatabaseBusyError",
     "DatabaseError",
     "EndpointDownError",
+    "EndpointRefusedError",
     "InputError",
     "InvalidAnswerError",
     "JobNotFoundError",
@@ -50,6 +51,10 @@ class EndpointDownError(RetryableError):
 
 class BadRequestError(PermanentError):
     """The endpoint refuses this request for good: 400, 401, 403, 404."""
+
+
+class EndpointRefusedError(BadRequestError):
+    """The endpoint refuses us, not this request: its key, its quota, its model. Another endpoint may answer."""
 
 
 class RefusedError(PermanentError):

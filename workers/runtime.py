@@ -3,9 +3,10 @@
 Celery's task threads hand a chunk over and wait. There is one loop for the life of the process, made after the process
 has started and closed once at its end; nothing that belongs to it is touched from anywhere else.
 
-Start: Redis, cache, LLM client (warmed), rate limiter, pool, generator, processor, lanes, publisher, heartbeat.
+Start: Redis, cache, pool (its limiters listen, connections are warmed), generator, processor, lanes, publisher,
+heartbeat.
 Stop, in this order: no new destinations (`drain`); what is in hand ends within the grace time or is cancelled and given
-back; heartbeat; publisher; lanes; rate limiter; LLM client; cache; Redis; the loop.
+back; heartbeat; publisher; lanes; pool; cache; Redis; the loop.
 """
 
 import asyncio
@@ -33,11 +34,9 @@ from tasks.producer import publish
 from workers.chunks import ChunkRunner, Processed
 from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import ChatClient
-from workers.llm.concurrency import AdaptiveConcurrency
+from workers.llm.endpoints import model_for
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
-from workers.llm.rate_limit import RateLimiter
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
@@ -140,15 +139,9 @@ class Runtime:
                 compress=limits.enable_result_compression,
             )
             stack.push_async_callback(cache.close)
-            client = ChatClient(settings.llm, max_connections=limits.llm_connection_pool_size)
-            stack.push_async_callback(client.close)
-            limiter = self._limiter(client, redis)
-            stack.push_async_callback(limiter.close)
-            limiter.start()
-            pool = LLMConnectionPool(limits.llm_connection_pool_size, profiler, self._concurrency())
-            generator = FocusedLLMGenerator(
-                client=client, pool=pool, cache=cache, profiler=profiler, settings=settings, limiter=limiter
-            )
+            models = {model_for(settings.llm, stage.name, stage.model) for stage in self._graph.stages.values()}
+            pool = await stack.enter_async_context(LLMConnectionPool.of(settings, models, profiler, redis))
+            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
             publisher = await stack.enter_async_context(
                 EventPublisher(
                     redis,
@@ -174,33 +167,17 @@ class Runtime:
                 profiler=profiler,
                 worker=self._name,
             )
-            warming = asyncio.create_task(client.warm(limits.llm_connection_pool_min_size), name="warm")
+            warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
             heart = asyncio.create_task(self._renew(self._chunks), name="leases")
             report = asyncio.create_task(self._report(redis, lanes, pool, cache, profiler), name="report")
             stack.push_async_callback(self._end, heart, report, warming)
-            log.info("action=start %r %r %r", self, client, pool)
+            log.info("action=start %r %r", self, pool)
             self._started.set_result(None)
             await self._close.wait()
             self._chunks.stop()
             await self._chunks.settle(self._settings.work.shutdown_grace_seconds)
             with contextlib.suppress(RedisError, OSError):
                 await redis.delete(keys.worker(self._name))
-
-    def _limiter(self, client: ChatClient, redis: Redis) -> RateLimiter:
-        return RateLimiter.of(
-            self._settings.llm,
-            redis,
-            base_url=client.base_url,
-            model=client.model,
-            max_ahead=self._settings.performance_optimization.llm_connection_pool_size,
-        )
-
-    def _concurrency(self) -> AdaptiveConcurrency:
-        return AdaptiveConcurrency(
-            least=self._settings.llm.adaptive_concurrency_min,
-            most=self._settings.performance_optimization.llm_connection_pool_size,
-            enabled=self._settings.llm.adaptive_concurrency,
-        )
 
     def _processing(
         self, generator: FocusedLLMGenerator, profiler: PerformanceProfiler, publisher: EventPublisher
@@ -272,6 +249,7 @@ class Runtime:
                 "connections_waiting": pool.waiting,
                 "executed": sum(lane.executed for lane in lanes.statistics),
                 "stolen": sum(lane.stolen for lane in lanes.statistics),
+                "pool": msgspec.json.encode(pool.statistics()),
                 "cache": msgspec.json.encode(cache.statistics()),
                 "profile": msgspec.json.encode(profiler.snapshot()),
             }

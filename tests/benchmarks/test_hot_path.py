@@ -19,7 +19,7 @@ from tasks.destinations import Reader
 from tasks.messages import Destination
 from tasks.producer import enqueue
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import AnswerFormat, ChatClient
+from workers.llm.client import AnswerFormat
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
@@ -70,12 +70,16 @@ def _told(name: str, values: list[float], unit: str) -> None:
 async def test_cpu_of_one_http_call_beside_bare_aiohttp(
     far_sandbox: str, settings_for: MakeSettings, redis_url: str
 ) -> None:
-    settings = settings_for(OPENAI_BASE_URL=far_sandbox, THEMES_MODEL="sandbox")
+    pool_size = {"THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": str(IN_FLIGHT)}
+    settings = settings_for(OPENAI_BASE_URL=far_sandbox, THEMES_MODEL="sandbox", **pool_size)
     profiler = PerformanceProfiler(enabled=True)
-    client = ChatClient(settings.llm, max_connections=IN_FLIGHT)
     redis = connect_async(redis_url, socket_timeout_seconds=10)
     ratios, ours_ms, floor_ms = [], [], []
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=IN_FLIGHT)) as session:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=IN_FLIGHT)) as session,
+        LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool,
+    ):
+        client = pool.routes[0].client
 
         async def bare(number: int) -> object:
             prompt = _prompt(number)
@@ -85,8 +89,7 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
 
         for turn in range(ROUNDS):
             cache = PersistentLLMCache(redis, max_memory_mb=64, pressure_mb=8192, ttl_days=1, compress=True)
-            pool = LLMConnectionPool(IN_FLIGHT, profiler)
-            generator = FocusedLLMGenerator(client=client, pool=pool, cache=cache, profiler=profiler, settings=settings)
+            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
 
             async def whole(number: int, turn: int = turn, generator: FocusedLLMGenerator = generator) -> object:
                 prompt = _prompt(number + (turn + 1) * 1_000_000)
@@ -98,7 +101,6 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
             floor_ms.append(floor / CALLS * 1000)
             ours_ms.append(ours / CALLS * 1000)
             await cache.close()
-    await client.close()
     await redis.aclose()
     _told("CPU a call, bare aiohttp", floor_ms, "ms")
     _told("CPU a call, cache miss to store", ours_ms, "ms")
@@ -113,19 +115,16 @@ async def test_a_destination_from_the_cache(far_sandbox: str, settings_for: Make
         # A new process's view each time: nothing in memory, everything in Redis.
         redis = connect_async(redis_url, socket_timeout_seconds=10)
         profiler = PerformanceProfiler(enabled=True)
-        client = ChatClient(settings.llm, max_connections=15)
         cache = PersistentLLMCache(redis, max_memory_mb=64, pressure_mb=8192, ttl_days=1, compress=True)
-        generator = FocusedLLMGenerator(
-            client=client, pool=LLMConnectionPool(15, profiler), cache=cache, profiler=profiler, settings=settings
-        )
-        processor = FocusedPromptProcessor(Graph(load_stages()), generator, settings=settings, profiler=profiler)
-        began = time.perf_counter()
-        outcomes = await asyncio.gather(*(processor.process(name) for name in names))
-        took = time.perf_counter() - began
+        async with LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool:
+            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
+            processor = FocusedPromptProcessor(Graph(load_stages()), generator, settings=settings, profiler=profiler)
+            began = time.perf_counter()
+            outcomes = await asyncio.gather(*(processor.process(name) for name in names))
+            took = time.perf_counter() - began
         if turn:
             assert sum(outcome.usage.cache_hits for outcome in outcomes) == 16 * len(names)
             per_second.append(16 * len(names) / took)
-        await client.close()
         await cache.close()
         await redis.aclose()
     _told("completions from Redis, through the whole graph", per_second, "a second")

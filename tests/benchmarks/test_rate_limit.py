@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,8 @@ from config.settings import Settings, load
 from tasks.connection import connect_async
 from tasks.messages import Destination
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import ChatClient
-from workers.llm.concurrency import AdaptiveConcurrency
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
-from workers.llm.rate_limit import RateLimiter
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 
@@ -99,16 +97,13 @@ async def _process(number: int, count: int) -> int:
     lanes = settings.performance_optimization.llm_connection_pool_size
     profiler = PerformanceProfiler(enabled=True)
     redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
-    client = ChatClient(settings.llm, max_connections=lanes)
-    limiter = RateLimiter.of(settings.llm, redis, base_url=client.base_url, model=client.model, max_ahead=lanes)
-    limiter.start()
-    await limiter.cool_down.listening.wait()
-    await client.warm(lanes)
-    pool = LLMConnectionPool(lanes, profiler, AdaptiveConcurrency(least=1, most=lanes))
+    stack = AsyncExitStack()
+    pool = await stack.enter_async_context(LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis))
+    (route,) = pool.routes
+    await route.limiter.cool_down.listening.wait()
+    await pool.warm(lanes)
     cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
-    generator = FocusedLLMGenerator(
-        client=client, pool=pool, cache=cache, profiler=profiler, settings=settings, limiter=limiter
-    )
+    generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
     stage = next(stage for stage in load_stages() if stage.name == "analyse.price")
     prompts = [stage.prompt(Input.of(Destination.of(f"City {number}-{one}"))) for one in range(count)]
     print("ready", flush=True)
@@ -125,9 +120,8 @@ async def _process(number: int, count: int) -> int:
     for failure in done:
         if isinstance(failure, BaseException):
             print(repr(failure), file=sys.stderr)
-    print(repr(limiter), repr(pool._concurrency), file=sys.stderr)
-    await limiter.close()
-    await client.close()
+    print(repr(route.limiter), repr(route.concurrency), file=sys.stderr)
+    await stack.aclose()
     await redis.aclose()
     return sum(part for part in done if isinstance(part, int))
 

@@ -24,9 +24,12 @@ from tasks.errors import (
 )
 from tasks.messages import Destination
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import ChatClient, Spend, endpoint
+from workers.llm.caller import backoff_seconds
+from workers.llm.client import ChatClient, Spend
+from workers.llm.connections import Connections
 from workers.llm.cooldown import retry_after_seconds
-from workers.llm.generator import Account, FocusedLLMGenerator, backoff_seconds
+from workers.llm.endpoints import endpoints
+from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
 from workers.observe.profiler import PerformanceProfiler
@@ -52,18 +55,9 @@ def _settings(make: MakeSettings, server: SandboxServer, **env: str) -> Settings
 @asynccontextmanager
 async def _generator(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
     profiler = PerformanceProfiler(enabled=True)
-    client = ChatClient(settings.llm, max_connections=8)
     cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
-    try:
-        yield FocusedLLMGenerator(
-            client=client,
-            pool=LLMConnectionPool(8, profiler),
-            cache=cache,
-            profiler=profiler,
-            settings=settings,
-        )
-    finally:
-        await client.close()
+    async with LLMConnectionPool.of(settings, {settings.llm.model or ""}, profiler, None) as pool:
+        yield FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
 
 
 async def _ask(settings: Settings, prompt: Prompt | None = None) -> tuple[Any, Account]:
@@ -194,7 +188,8 @@ async def test_a_refused_response_format_is_replaced_and_remembered(
 async def test_a_passing_500_does_not_cost_the_schema(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
     sandbox.set_faults(["500=1,times=2"])
     settings = _settings(settings_for, sandbox)
-    client = ChatClient(settings.llm, max_connections=2)
+    connections = Connections(settings.llm, base_url=sandbox.base_url, api_key=None, max_connections=2)
+    client = ChatClient(settings.llm, base_url=sandbox.base_url, model="sandbox", connections=connections)
     try:
         for _ in range(2):
             with pytest.raises(EndpointDownError):
@@ -202,7 +197,7 @@ async def test_a_passing_500_does_not_cost_the_schema(settings_for: MakeSettings
         await client.complete(_prompt(), max_tokens=2000, spend=Spend())
         assert "format=json_schema" in repr(client)
     finally:
-        await client.close()
+        await connections.close()
 
 
 async def test_equal_prompts_at_once_are_one_call_and_later_ones_come_from_the_cache(
@@ -267,7 +262,7 @@ async def test_the_price_of_an_unknown_model_is_unknown_not_zero(
 )
 def test_a_missing_endpoint_says_what_to_set(env: dict[str, str], says: str, settings_for: MakeSettings) -> None:
     with pytest.raises(ConfigError, match=says):
-        endpoint(settings_for(**env).llm)
+        endpoints(settings_for(**env).llm)
 
 
 @pytest.mark.parametrize(

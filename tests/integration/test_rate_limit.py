@@ -22,13 +22,12 @@ from tasks.messages import Destination
 from workers.llm import cooldown as cooldown_module
 from workers.llm import rate_limit as rate_limit_module
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import ChatClient
-from workers.llm.concurrency import AdaptiveConcurrency
 from workers.llm.cooldown import CoolDown
 from workers.llm.gcra import Limits
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.rate_limit import RateLimiter, Slot
+from workers.llm.route import Route
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
@@ -255,21 +254,15 @@ async def test_redis_killed_in_the_middle_leaves_a_share_and_the_limits_are_shar
 @asynccontextmanager
 async def _generator(settings: Settings, redis: AsyncRedis) -> AsyncIterator[FocusedLLMGenerator]:
     profiler = PerformanceProfiler(enabled=True)
-    async with AsyncExitStack() as stack:
-        client = ChatClient(settings.llm, max_connections=8)
-        stack.push_async_callback(client.close)
-        limiter = RateLimiter.of(settings.llm, redis, base_url=client.base_url, model=client.model, max_ahead=8)
-        stack.push_async_callback(limiter.close)
-        limiter.start()
-        await limiter.cool_down.listening.wait()
-        yield FocusedLLMGenerator(
-            client=client,
-            pool=LLMConnectionPool(8, profiler, AdaptiveConcurrency(least=1, most=8)),
-            cache=PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True),
-            profiler=profiler,
-            settings=settings,
-            limiter=limiter,
-        )
+    async with LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool:
+        await _route(pool).limiter.cool_down.listening.wait()
+        cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
+        yield FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
+
+
+def _route(pool: LLMConnectionPool) -> Route:
+    (route,) = pool.routes
+    return route
 
 
 async def _ask(generator: FocusedLLMGenerator, name: str) -> Account:
@@ -309,7 +302,7 @@ async def test_two_processes_live_off_429s_and_lose_nothing(
         accounts = await asyncio.gather(*(_ask(generators[number % 2], f"City {number}") for number in range(60)))
         stats = server.stats()
         assert sum(account.spend.calls for account in accounts) == stats["requests"] == 60 + stats["rate_limited"]
-        assert all(generator._pool._concurrency.cuts for generator in generators)  # type: ignore[union-attr]
+        assert all(_route(generator._caller._pool).concurrency.cuts for generator in generators)
 
 
 async def test_one_process_s_429_holds_the_other_back_too(
@@ -320,7 +313,7 @@ async def test_one_process_s_429_holds_the_other_back_too(
         told, other = [await stack.enter_async_context(_generator(settings, client)) for client in clients]
         sandbox.set_faults(["429=1,retry_after=2,match=Refused,times=1"])
         first = asyncio.create_task(_ask(told, "Refused"))
-        while not other._limiter.is_cooling:
+        while not _route(other._caller._pool).limiter.is_cooling:
             await asyncio.sleep(0.001)
         await asyncio.gather(first, _ask(other, "Other"))
         refused, *later = sorted(sandbox.log(), key=lambda entry: entry["started"])

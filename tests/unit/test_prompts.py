@@ -4,8 +4,10 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
+from config.settings import load
 from tasks.errors import ConfigError
 from tasks.messages import Destination, Theme
+from workers.llm.prompt import sampling_of
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import BUILT_IN, Input, load_stages, pipeline_version
 
@@ -72,13 +74,19 @@ def test_no_name_can_close_the_input_block() -> None:
 def test_spellings_of_one_destination_share_a_key_and_others_do_not() -> None:
     stage = load_stages()[-1]
 
-    def key(*names: str, model: str = "m", heat: float | None = None) -> str:
-        return stage.prompt(Input.of(Destination.of(*names), THEMES)).key(model=model, temperature=heat)
+    def key(*names: str, model: str = "m", **llm: str) -> str:
+        sampling = sampling_of(load(env={f"THEMES_LLM__{name.upper()}": value for name, value in llm.items()}).llm)
+        return stage.prompt(Input.of(Destination.of(*names), THEMES)).key(model=model, sampling=sampling)
 
     assert key("Kyoto", "Japan") == key(" KYOTO", "japan")
     assert key("Kyoto", "Japan") != key("Kyoto")
     assert key("Kyoto") != key("Kyoto", model="n")
-    assert key("Kyoto", heat=0) == key("Kyoto", heat=0.0) != key("Kyoto", heat=0.1)
+    assert key("Kyoto", temperature="0") == key("Kyoto", temperature="0.0") != key("Kyoto", temperature="0.1")
+    body = key("Kyoto", extra_body="{seed: 1, top_p: 0, stop: {a: 1, b: true}}")
+    assert body == key("Kyoto", extra_body="{top_p: 0.0, stop: {b: true, a: 1.0}, seed: 1}") != key("Kyoto")
+    assert body != key("Kyoto", extra_body="{seed: 1, top_p: 0, stop: {a: 1, b: 1}}")
+    others = {"request_timeout_seconds": "3", "hedge": "true", "base_url": "http://a/v1", "api_key": "k"}
+    assert key("Kyoto", **others) == key("Kyoto")
 
 
 def test_the_key_ignores_how_long_the_answer_may_be(prompts: Path) -> None:
@@ -87,7 +95,7 @@ def test_the_key_ignores_how_long_the_answer_may_be(prompts: Path) -> None:
     path.write_text(path.read_text().replace("max_tokens: 1000", "max_tokens: 2000"))
     after = next(stage for stage in load_stages(prompts) if stage.name == "analyse.price")
     assert after.max_tokens == 2000
-    keys = {stage.prompt(Input.of(KYOTO, THEMES)).key(model="m", temperature=None) for stage in (before, after)}
+    keys = {stage.prompt(Input.of(KYOTO, THEMES)).key(model="m", sampling="") for stage in (before, after)}
     assert len(keys) == 1
 
 

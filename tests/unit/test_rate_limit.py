@@ -11,9 +11,7 @@ from workers.llm.concurrency import AdaptiveConcurrency
 from workers.llm.cooldown import LONGEST_SECONDS, CoolDown, duration_seconds, exhausted_seconds
 from workers.llm.estimate import TokenEstimate
 from workers.llm.gcra import Gcra, Limits
-from workers.llm.pool import LLMConnectionPool
 from workers.llm.rate_limit import RateLimiter
-from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.limit import parse_limit
 
@@ -165,34 +163,6 @@ def test_concurrency_that_is_switched_off_never_moves() -> None:
     adaptive = AdaptiveConcurrency(least=1, most=20, enabled=False)
     adaptive.refused(sent_at=1, now=2)
     assert adaptive.limit == 20
-
-
-async def test_a_smaller_limit_takes_connections_back_as_they_are_released_and_a_larger_one_wakes_the_line() -> None:
-    adaptive = AdaptiveConcurrency(least=1, most=4)
-    pool = LLMConnectionPool(4, PerformanceProfiler(enabled=False), adaptive)
-    most = 0
-
-    async def borrow() -> None:
-        nonlocal most
-        async with pool.connection(rank=0):
-            most = max(most, pool.in_use)
-            await asyncio.sleep(0)
-
-    await asyncio.gather(*(borrow() for _ in range(20)))
-    assert most == 4
-    most = 0
-    pool.refused(sent_at=1.0)
-    assert pool.limit == 2
-    await asyncio.gather(*(borrow() for _ in range(20)))
-    assert (most, pool.in_use, pool.waiting) == (2, 0, 0)
-    async with pool.connection(rank=0), pool.connection(rank=0):
-        third = asyncio.create_task(borrow())
-        await asyncio.sleep(0)
-        assert pool.waiting == 1
-        for _ in range(10):
-            pool.answered()
-        async with asyncio.timeout(5):
-            await third
 
 
 def test_completions_are_estimated_by_what_the_stage_really_needed() -> None:

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible endpoint, over one aiohttp session.
+"""One model at one OpenAI-compatible endpoint.
 
 Why not an SDK: CPU per call at 64 in flight is 0.11 ms here and 2.1 ms in the official one, and retries inside an SDK
 cannot be coordinated (docs/design.md). The client makes one HTTP request and says what came of it; retrying,
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -23,20 +22,17 @@ import msgspec
 from config.settings import LlmSettings
 from tasks.errors import (
     BadRequestError,
-    ConfigError,
     EndpointDownError,
+    EndpointRefusedError,
     RateLimitedError,
     RefusedError,
     ThemesError,
 )
 from workers.llm.bodies import ERROR_CHARACTERS, bounded_body, content_of, error_text
+from workers.llm.connections import Connections
 from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
 
-#: Where a key without a base URL belongs.
-OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
-#: Seconds that an unused connection is kept open.
-KEEPALIVE_SECONDS: Final = 60.0
 #: Characters a token has, where the server does not count them (English prose: about 4).
 CHARACTERS_PER_TOKEN: Final = 4
 
@@ -47,9 +43,9 @@ UNUSABLE_ANSWERS: Final = 2
 #: 500s in a row after which a format that has never worked is given up.
 UNEXPLAINED_ERRORS: Final = 3
 
-_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _HINTS: Final = {
     401: "the key is refused: check OPENAI_API_KEY",
+    402: "the account's quota is used up",
     403: "the key is refused: check OPENAI_API_KEY",
     404: "check OPENAI_BASE_URL, which mostly ends in /v1, and THEMES_MODEL",
     429: "the account's quota is used up",
@@ -130,24 +126,14 @@ class Dialect:
 
 
 class ChatClient:
-    """Asks one endpoint. Create it inside the running loop; close it there."""
+    """Asks for one model at one server. The connections are whoever's it shares them with."""
 
-    def __init__(self, settings: LlmSettings, *, max_connections: int) -> None:
-        self.model, self._base_url = endpoint(settings)
+    def __init__(self, settings: LlmSettings, *, base_url: str, model: str, connections: Connections) -> None:
+        self.model = model
+        self._base_url = base_url
         self._settings = settings
+        self._session = connections.session
         self._dialect = Dialect()
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if settings.api_key:
-            headers["Authorization"] = f"Bearer {str.__str__(settings.api_key)}"
-        self._session = aiohttp.ClientSession(
-            headers=headers,
-            connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_SECONDS),
-            # Proxies of the environment are for the outside; a server on this machine is reached without one.
-            trust_env=urlsplit(self._base_url).hostname not in _THIS_MACHINE,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
 
     def __repr__(self) -> str:
         return f"<ChatClient {self._base_url} model={self.model} format={self._dialect.format.name.lower()}>"
@@ -156,10 +142,6 @@ class ChatClient:
     def base_url(self) -> str:
         """The endpoint, up to and including /v1."""
         return self._base_url
-
-    async def close(self) -> None:
-        """Close every connection."""
-        await self._session.close()
 
     async def warm(self, connections: int) -> int:
         """Open connections before the first prompt needs them; returns how many were opened."""
@@ -237,6 +219,7 @@ class ChatClient:
                 }
             )
         body: dict[str, Any] = {"model": self.model, "messages": messages, parameter: max_tokens}
+        body |= self._settings.extra_body
         if self._settings.temperature is not None:
             body["temperature"] = self._settings.temperature
         if style is AnswerFormat.JSON_SCHEMA:
@@ -285,7 +268,7 @@ class ChatClient:
         if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004
             return EndpointDownError(place)
         hint = _HINTS.get(status)
-        return BadRequestError(f"{place} ({hint})" if hint else place)
+        return EndpointRefusedError(f"{place} ({hint})") if hint else BadRequestError(place)
 
     def _blames_format(self, status: int, message: str, style: AnswerFormat) -> bool:
         """Whether an error is about the response format.
@@ -354,22 +337,3 @@ class AnsweredRefusalError(RefusedError):
     def __init__(self, message: str, answer: RawAnswer) -> None:
         super().__init__(message)
         self.answer = answer
-
-
-def endpoint(settings: LlmSettings) -> tuple[str, str]:
-    """Model and base URL.
-
-    Raises:
-        ConfigError: one of them is missing.
-    """
-    if not settings.base_url and not settings.api_key:
-        raise ConfigError(
-            "no LLM endpoint is set: export OPENAI_BASE_URL=https://… OPENAI_API_KEY=… THEMES_MODEL=…, "
-            "or use the sandbox (`themes up --sandbox`)"
-        )
-    if not settings.model:
-        raise ConfigError("llm.model is not set: export THEMES_MODEL=… with a model that the endpoint offers")
-    base_url = (settings.base_url or OPENAI_BASE_URL).rstrip("/")
-    if not base_url.startswith(("http://", "https://")):
-        raise ConfigError(f"llm.base_url: expected http://… or https://…, got {base_url!r} (OPENAI_BASE_URL)")
-    return settings.model, base_url

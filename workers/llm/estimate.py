@@ -22,10 +22,18 @@ class TokenEstimate:
         self._completions: dict[str, float] = {}
 
     def tokens(self, prompt: Prompt, max_tokens: int) -> int:
-        """Tokens of the prompt, by its length, and of its likely completion."""
+        """Tokens of the prompt and of its likely completion."""
+        return self.of_prompt(prompt) + self.completion(prompt, max_tokens)
+
+    @staticmethod
+    def of_prompt(prompt: Prompt) -> int:
+        """Tokens of the prompt, by its length."""
         characters = len(prompt.system) + len(prompt.instructions) + len(prompt.data) + len(prompt.schema.text)
-        completion = self._completions.get(prompt.stage, max_tokens * FIRST_GUESS)
-        return characters // CHARACTERS_PER_TOKEN + round(min(completion, max_tokens))
+        return characters // CHARACTERS_PER_TOKEN
+
+    def completion(self, prompt: Prompt, max_tokens: int) -> int:
+        """Tokens of the likely completion."""
+        return round(min(self._completions.get(prompt.stage, max_tokens * FIRST_GUESS), max_tokens))
 
     def learn(self, stage: str, completion_tokens: int) -> None:
         """Count the completion of a stage."""

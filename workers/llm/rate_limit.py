@@ -106,6 +106,11 @@ class RateLimiter:
         return f"<RateLimiter {limit} waiting={len(self._waiting)} ahead={self._ahead} {self.cool_down!r}>"
 
     @property
+    def is_limited(self) -> bool:
+        """Whether a slot is a reservation: false where requests may go as they come."""
+        return not self._limits.is_unlimited
+
+    @property
     def is_cooling(self) -> bool:
         """Whether the endpoint asked to be left alone now."""
         return self.cool_down.left_seconds > 0

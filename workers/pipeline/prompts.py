@@ -48,6 +48,8 @@ class Stage:
     asks: Asks
     needs: tuple[str, ...]
     max_tokens: int
+    #: A role of `llm.roles` or a model; None: the role is the name's part before the dot.
+    model: str | None
     instructions: str
     system: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class Stage:
             identity=about.identity,
             schema=self.schema(about.count),
             max_tokens=self.max_tokens,
+            model=self.model,
         )
 
 
@@ -174,9 +177,9 @@ def _stage(path: Path, head: Any, instructions: str, system: str) -> Stage:
 
     if not isinstance(head, dict):
         raise wrong("the front matter has no `key: value` lines")
-    unknown = set(head) - {"stage", "asks", "needs", "max_tokens", "fields", "count"}
+    unknown = set(head) - {"stage", "asks", "needs", "max_tokens", "model", "fields", "count"}
     if unknown:
-        raise wrong(f"unknown key {min(unknown)!r}; known: stage, asks, needs, max_tokens, fields, count")
+        raise wrong(f"unknown key {min(unknown)!r}; known: stage, asks, needs, max_tokens, model, fields, count")
     if head.get("stage") != path.stem:
         raise wrong(f"`stage: {head.get('stage')}` must be the file's name, {path.stem}")
     if head.get("asks") not in get_args(Asks):
@@ -184,11 +187,15 @@ def _stage(path: Path, head: Any, instructions: str, system: str) -> Stage:
     tokens = head.get("max_tokens")
     if not isinstance(tokens, int) or tokens < 1:
         raise wrong("`max_tokens` must be a whole number above 0")
+    model = head.get("model")
+    if model is not None and not (isinstance(model, str) and model):
+        raise wrong("`model` must be a role of llm.roles or the name of a model")
     stage = Stage(
         name=path.stem,
         asks=head["asks"],
         needs=tuple(head.get("needs") or ()),
         max_tokens=tokens,
+        model=model,
         instructions=instructions,
         system=system,
         fields=head.get("fields") or {},

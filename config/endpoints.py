@@ -1,0 +1,156 @@
+"""LLM endpoints beside each other, which model does what, and what else every request carries.
+
+Keys are named, not written: `api_key_env` says which variable of the worker's environment holds one, `api_key_file`
+which file. They are read where requests are made, so that a machine which only enqueues needs none of them.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+import yaml
+
+from config.errors import ConfigError
+from config.values import Secret, convert, is_null, members, node_of, scalar, shown
+
+_ENDPOINT_SHAPE: Final = "`name: {base_url: https://…/v1, api_key_env: VARIABLE, weight: 1, models: [model]}`"
+_ROLE_SHAPE: Final = "`role: model`, for instance `analyse: a-small-model`"
+_BODY_SHAPE: Final = "`field: value`, for instance `{top_p: 0.9, seed: 7}`"
+#: Fields of a request that are made from the prompt and from other settings.
+_OWN_FIELDS: Final = {
+    "model": "llm.model or llm.roles",
+    "messages": "the prompt files",
+    "response_format": "nothing: it is negotiated",
+    "max_tokens": "`max_tokens` of the prompt files",
+    "max_completion_tokens": "`max_tokens` of the prompt files",
+    "temperature": "llm.temperature",
+    "stream": "nothing: answers are read whole",
+    "n": "nothing: one answer is asked for",
+}
+_NUMBERS: Final[Mapping[str, tuple[type, float, float]]] = {
+    "weight": (float, 0.001, 1_000_000),
+    "requests_per_minute": (float, 0.1, 100_000_000),
+    "request_burst": (int, 1, 10_000_000),
+    "tokens_per_minute": (float, 1, 100_000_000_000),
+}
+_TEXTS: Final = ("base_url", "api_key", "api_key_env", "api_key_file")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSettings:
+    """One of several OpenAI-compatible servers.
+
+    `models` maps the names that prompts ask for to the names that this server knows them by; empty: it serves every
+    model under its own name. `weight` is its share of the requests beside the others'.
+    """
+
+    base_url: str | None = None
+    api_key: Secret | None = None
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    weight: float = 1.0
+    models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    requests_per_minute: float | None = None
+    request_burst: int | None = None
+    tokens_per_minute: float | None = None
+
+
+Endpoints = Mapping[str, EndpointSettings]
+Roles = Mapping[str, str]
+Body = Mapping[str, Any]
+
+
+def parse_endpoints(key: str, source: yaml.Node | str, place: str) -> Endpoints:
+    """Named endpoints, from a file or as YAML text."""
+    named = members(key, node_of(key, source, place), place, _ENDPOINT_SHAPE)
+    return MappingProxyType({name: _endpoint(f"{key}.{name}", node, place) for name, node in named.items()})
+
+
+def _endpoint(key: str, node: yaml.Node, place: str) -> EndpointSettings:
+    parts = members(key, node, place, _ENDPOINT_SHAPE)
+    unknown = set(parts) - {*_TEXTS, *_NUMBERS, "models"}
+    if unknown:
+        known = ", ".join([*_TEXTS, *_NUMBERS, "models"])
+        raise ConfigError(f"{key}: unknown setting {min(unknown)!r}; known: {known} ({place})")
+    found: dict[str, Any] = {}
+    for name, value in parts.items():
+        if name == "models":
+            found[name] = _models(f"{key}.models", value, place)
+        elif not is_null(value):
+            found[name] = _plain(f"{key}.{name}", name, scalar(f"{key}.{name}", value, place), place)
+    if not str(found.get("base_url", "")).startswith(("http://", "https://")):
+        raise ConfigError(f"{key}.base_url: expected http://… or https://…, up to and including /v1 ({place})")
+    if sum(name in found for name in ("api_key", "api_key_env", "api_key_file")) > 1:
+        raise ConfigError(f"{key}: name its key once: api_key_env, api_key_file or api_key ({place})")
+    return EndpointSettings(**found)
+
+
+def _plain(key: str, name: str, text: str, place: str) -> Any:
+    if name not in _NUMBERS:
+        return Secret(text) if name == "api_key" else text
+    type_, low, high = _NUMBERS[name]
+    number = convert(key, type_, text, place)
+    if not low <= number <= high:
+        raise ConfigError(f"{key}: expected a number from {low:g} to {high:g}, got {shown(text)} ({place})")
+    return number
+
+
+def _models(key: str, node: yaml.Node, place: str) -> Mapping[str, str]:
+    """`[a, b]`, or `{a: name of a at this server}`."""
+    if isinstance(node, yaml.SequenceNode):
+        names = [scalar(key, item, place, "a list of models") for item in node.value]
+        return MappingProxyType({name: name for name in names})
+    named = members(key, node, place, "`[model, …]` or `{model: its name there}`")
+    return MappingProxyType({name: scalar(f"{key}.{name}", value, place) for name, value in named.items()})
+
+
+def parse_roles(key: str, source: yaml.Node | str, place: str) -> Roles:
+    """Which model does which work."""
+    named = members(key, node_of(key, source, place), place, _ROLE_SHAPE)
+    roles = {role: scalar(f"{key}.{role}", node, place, _ROLE_SHAPE) for role, node in named.items()}
+    if not all(roles.values()):
+        raise ConfigError(f"{key}: expected {_ROLE_SHAPE} ({place})")
+    return MappingProxyType(roles)
+
+
+def parse_body(key: str, source: yaml.Node | str, place: str) -> Body:
+    """More fields of a request, as JSON would have them."""
+    named = members(key, node_of(key, source, place), place, _BODY_SHAPE)
+    for name in named.keys() & _OWN_FIELDS.keys():
+        raise ConfigError(f"{key}: {name!r} is set by {_OWN_FIELDS[name]} ({place})")
+    try:
+        return MappingProxyType({name: _json(f"{key}.{name}", node, place) for name, node in named.items()})
+    except RecursionError as exc:
+        raise ConfigError(f"{key}: nested too deeply ({place})") from exc
+
+
+def _json(key: str, node: yaml.Node, place: str) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return {
+            name: _json(f"{key}.{name}", value, place) for name, value in members(key, node, place, "an object").items()
+        }
+    if isinstance(node, yaml.SequenceNode):
+        return [_json(key, item, place) for item in node.value]
+    if is_null(node):
+        return None
+    text = scalar(key, node, place)
+    if node.style is not None:  # type: ignore[attr-defined]  # quoted: a text
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: expected a finite number ({place})")
+    return value
+
+
+def public_endpoint(endpoint: EndpointSettings) -> dict[str, Any]:
+    """What is set of an endpoint, as JSON knows it, without its key."""
+    parts = {name: getattr(endpoint, name) for name in (*_TEXTS, *_NUMBERS) if getattr(endpoint, name) is not None}
+    if endpoint.api_key:
+        parts["api_key"] = "***"
+    return parts | ({"models": dict(endpoint.models)} if endpoint.models else {})

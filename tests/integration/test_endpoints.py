@@ -1,0 +1,258 @@
+"""Several endpoints and models, over HTTP: who is asked, and what happens when one of them is ill."""
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings
+from tasks.errors import ConfigError, EndpointRefusedError
+from tasks.messages import Destination
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.endpoints import endpoints, model_for
+from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.hedge import ENOUGH
+from workers.llm.pool import LLMConnectionPool
+from workers.llm.prompt import Prompt
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.prompts import Input, load_stages
+from workers.sandbox.server import SandboxServer
+
+MakeSettings = Callable[..., Settings]
+STAGES = {stage.name: stage for stage in load_stages()}
+QUICK = {
+    "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY": "0.02",
+    "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_MAX_DELAY": "0.05",
+    "THEMES_MODEL": "sandbox",
+}
+
+
+def _prompt(name: str, stage: str = "discover.food") -> Prompt:
+    return STAGES[stage].prompt(Input.of(Destination.of(name)))
+
+
+def _servers(*servers: SandboxServer, **more: str) -> str:
+    named = {chr(97 + number): {"base_url": server.base_url} for number, server in enumerate(servers)}
+    named["a"] |= more
+    return json.dumps(named)
+
+
+@asynccontextmanager
+async def _generator(settings: Settings, *models: str) -> AsyncIterator[FocusedLLMGenerator]:
+    profiler = PerformanceProfiler(enabled=True)
+    cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
+    async with LLMConnectionPool.of(settings, models or {"sandbox"}, profiler, None) as pool:
+        yield FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
+
+
+async def _ask(generator: FocusedLLMGenerator, *names: str) -> Account:
+    account = Account()
+    await asyncio.gather(*(generator.answer(_prompt(name), account=account, rank=0) for name in names))
+    return account
+
+
+@pytest.fixture
+async def two() -> AsyncIterator[tuple[SandboxServer, SandboxServer]]:
+    async with SandboxServer(latency="5ms") as one, SandboxServer(latency="5ms") as other:
+        yield one, other
+
+
+CITIES = [f"City {number}" for number in range(60)]
+
+
+async def test_endpoints_share_the_work_by_their_weight(two, settings_for: MakeSettings) -> None:
+    settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(*two, weight="3"), **QUICK)
+    async with _generator(settings) as generator:
+        account = await _ask(generator, *CITIES)
+        again = await _ask(generator, *CITIES)
+    counts = [server.stats()["requests"] for server in two]
+    assert account.spend.calls == sum(counts) == 60
+    assert counts[0] > counts[1] > 0
+    assert again.cache_hits == 60, "equivalent endpoints share completions"
+
+
+@pytest.mark.parametrize("fault", ["500=1", "503=1", "reset=1", "html=1", "error200=1"])
+async def test_one_endpoint_that_is_down_costs_no_destination(fault: str, two, settings_for: MakeSettings) -> None:
+    two[0].set_faults([fault])
+    settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(*two), **QUICK)
+    async with _generator(settings) as generator:
+        account = await _ask(generator, *CITIES)
+        pool = generator._caller._pool
+        ill = next(route for route in pool.routes if route.name == "a")
+        assert ill.circuit.failures
+        assert pool.in_use == 0
+    stats = [server.stats()["requests"] for server in two]
+    assert account.spend.calls == sum(stats)
+    assert stats[0] < 30, "it was left alone"
+
+
+async def test_an_endpoint_that_cannot_be_reached_at_all_is_gone_around(settings_for: MakeSettings) -> None:
+    async with SandboxServer(latency="0") as there:
+        async with SandboxServer(latency="0") as gone:
+            pass
+        settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(gone, there), **QUICK)
+        async with _generator(settings) as generator:
+            account = await _ask(generator, *CITIES)
+        assert account.spend.calls == there.stats()["requests"] == 60
+
+
+async def test_a_key_that_one_endpoint_refuses_is_told_and_the_other_asked(two, settings_for: MakeSettings) -> None:
+    two[0].set_faults(["401=1"])
+    settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(*two), **QUICK)
+    async with _generator(settings) as generator:
+        await _ask(generator, *CITIES)
+        two[1].set_faults(["401=1"])
+        with pytest.raises(EndpointRefusedError, match="key is refused"):
+            await _ask(generator, "Elsewhere")
+
+
+async def test_a_refused_endpoint_s_share_goes_to_the_other_during_its_cool_down(
+    two, settings_for: MakeSettings
+) -> None:
+    two[0].set_faults(["429=1,retry_after=30"])
+    settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(*two), **QUICK)
+    async with _generator(settings) as generator, asyncio.timeout(20):
+        account = await _ask(generator, *CITIES)
+    assert account.spend.calls - 60 == two[0].stats()["requests"] <= 15
+
+
+async def test_each_role_asks_its_own_model_where_that_is_served(two, settings_for: MakeSettings) -> None:
+    servers = json.dumps(
+        {
+            "large": {"base_url": two[0].base_url, "models": ["big"]},
+            "small": {"base_url": two[1].base_url, "models": {"little": "sandbox"}},
+        }
+    )
+    settings = settings_for(
+        THEMES_LLM__ENDPOINTS=servers,
+        THEMES_LLM__ROLES="{analyse: little, 'assess.overlap': little}",
+        **{**QUICK, "THEMES_MODEL": "big"},
+    )
+    names = ("discover.food", "analyse.price", "assess.overlap", "assess.quality")
+    models = {name: model_for(settings.llm, name, STAGES[name].model) for name in names}
+    assert models == dict(zip(names, ("big", "little", "little", "big"), strict=True))
+    assert model_for(settings.llm, "discover.food", "analyse") == "little", "a prompt file may name a role"
+    assert model_for(settings.llm, "discover.food", "a-model") == "a-model", "or a model"
+    async with _generator(settings, "big", "little") as generator:
+        for name in names:
+            await generator.answer(_prompt("Kyoto", name), account=Account(), rank=0)
+    stages = [Counter(entry["stage"] for entry in server.log()) for server in two]
+    assert stages == [Counter(["discover.food", "assess.quality"]), Counter(["analyse.price", "assess.overlap"])]
+    with pytest.raises(ConfigError, match="no endpoint serves the model 'other'"):
+        async with _generator(settings, "other"):
+            pass
+
+
+async def test_hedging_takes_the_second_answer_where_the_first_is_late(two, settings_for: MakeSettings) -> None:
+    def settings(hedge: str) -> Settings:
+        return settings_for(THEMES_LLM__ENDPOINTS=_servers(*two), THEMES_LLM__HEDGE=hedge, **QUICK)
+
+    async with _generator(settings("true")) as generator:
+        await _ask(generator, *CITIES[: ENOUGH + 5])
+        two[0].set_faults(["hang=1"])
+        async with asyncio.timeout(20):
+            account = await _ask(generator, *[f"Late {number}" for number in range(10)])
+        caller = generator._caller
+        assert 0 < caller.hedged == account.spend.calls - 10
+        assert account.spend.completion_tokens > 0
+        assert caller._pool.in_use == 0
+    async with _generator(settings("false")) as generator:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await _ask(generator, *[f"Never {number}" for number in range(10)])
+        assert generator._caller.hedged == 0
+
+
+async def test_connections_are_opened_once_recycled_by_age_and_closed_when_idle(
+    sandbox: SandboxServer, settings_for: MakeSettings
+) -> None:
+    async def statistics(**env: str) -> dict[str, int]:
+        settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, **QUICK, **env)
+        async with _generator(settings) as generator:
+            pool = generator._caller._pool
+            assert await pool.warm(3) == 3
+            assert pool.statistics()["idle"] == 3
+            for number in range(20):
+                await _ask(generator, f"{sorted(env)} {number}")
+            await asyncio.sleep(0.02)
+            async with asyncio.timeout(10):
+                while env and pool.idle:
+                    await asyncio.sleep(0.01)
+            return pool.statistics()
+
+    kept = await statistics()
+    assert (kept["opened"], kept["idle"], kept["recycled"]) == (3, 3, 0)
+    old = await statistics(THEMES_LLM__MAX_CONNECTION_AGE_SECONDS="0.1", THEMES_LLM__IDLE_CONNECTION_SECONDS="0.05")
+    assert old["opened"] == old["recycled"] >= 3
+
+
+async def test_a_broken_connection_is_not_lent_again(sandbox: SandboxServer, settings_for: MakeSettings) -> None:
+    sandbox.set_faults(["reset=1,times=2"])
+    settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, **QUICK)
+    async with _generator(settings) as generator:
+        await _ask(generator, "Kyoto")
+        found = generator._caller._pool.statistics()
+    assert (found["opened"], found["recycled"], found["failures"]) == (3, 2, 2)
+
+
+async def test_a_cancelled_call_gives_its_connection_back_at_once(
+    sandbox: SandboxServer, settings_for: MakeSettings
+) -> None:
+    sandbox.set_faults(["hang=1"])
+    settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, **QUICK)
+    async with AsyncExitStack() as stack:
+        generator = await stack.enter_async_context(_generator(settings))
+        pool = generator._caller._pool
+        asking = asyncio.create_task(_ask(generator, *CITIES[:20]))
+        async with asyncio.timeout(10):
+            while pool.in_use < 15 or pool.waiting < 5:
+                await asyncio.sleep(0.001)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            while pool.in_use:
+                await asyncio.sleep(0)
+        assert pool.waiting == 0
+
+
+def test_keys_come_from_the_environment_or_a_file_and_are_never_shown(
+    settings_for: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    named = {
+        "east": {"base_url": "https://east/v1", "api_key_env": "EAST_KEY"},
+        "west": {"base_url": "https://west/v1/", "api_key_file": str(file), "requests_per_minute": 60},
+        "here": {"base_url": "http://localhost/v1", "api_key": "in-plain-words"},
+    }
+    settings = settings_for(
+        THEMES_LLM__ENDPOINTS=json.dumps(named), THEMES_MODEL="m", THEMES_LLM__TOKENS_PER_MINUTE="9"
+    )
+    found = endpoints(settings.llm, {"EAST_KEY": "from-env"})
+    assert [one.api_key for one in found] == ["from-env", "from-file", "in-plain-words"]
+    assert found[1].base_url == "https://west/v1"
+    assert [one.limits.requests_per_minute for one in found] == [None, 60, None]
+    assert {one.limits.tokens_per_minute for one in found} == {9}
+    for secret in ("from-env", "from-file", "in-plain-words"):
+        assert secret not in repr(found) + repr(settings) + caplog.text
+    with pytest.raises(ConfigError, match="EAST_KEY is not set"):
+        endpoints(settings.llm, {})
+    file.write_text("two words")
+    with pytest.raises(ConfigError, match="must hold one key"):
+        endpoints(settings.llm, {"EAST_KEY": "x"})
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"api_key_file: .*cannot be read"):
+        endpoints(settings.llm, {"EAST_KEY": "x"})
+
+
+def test_the_one_endpoint_s_key_may_stand_in_a_file(settings_for: MakeSettings, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("secret\n")
+    settings = settings_for(THEMES_LLM__API_KEY_FILE=str(file), THEMES_MODEL="m")
+    (only,) = endpoints(settings.llm)
+    assert (only.api_key, only.base_url) == ("secret", "https://api.openai.com/v1")

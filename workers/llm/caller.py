@@ -1,0 +1,235 @@
+"""From a request to an answer: retries, other endpoints, second requests for late ones, and what all of it costs.
+
+Nobody waits here while holding a connection.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from config.settings import Settings
+from tasks.errors import (
+    BadRequestError,
+    EndpointDownError,
+    EndpointRefusedError,
+    RateLimitedError,
+    ThemesError,
+)
+from workers.llm.client import AnsweredRefusalError, RawAnswer, Spend, Turn
+from workers.llm.cost import cost_usd
+from workers.llm.estimate import TokenEstimate
+from workers.llm.hedge import Lateness, first_of
+from workers.llm.pool import CircuitOpenError, Lent, LLMConnectionPool
+from workers.llm.prompt import Prompt
+from workers.llm.route import Route
+from workers.observe.profiler import PerformanceProfiler
+
+log = logging.getLogger("themes.llm")
+
+#: Refusals in a row that count as one failure while the endpoint answers others.
+PATIENCE: Final = 10
+
+
+@dataclass(slots=True)
+class Request:
+    """One question on its way: whose it is, how it is put, and who is answering it."""
+
+    prompt: Prompt
+    model: str
+    spend: Spend
+    #: Lower ranks get the next free connection first.
+    rank: int
+    max_tokens: int
+    history: Sequence[Turn] = ()
+    #: Endpoints that have just failed on it.
+    avoid: set[Route] = field(default_factory=set)
+    #: Who was asked last.
+    route: Route | None = None
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
+    is_answered: bool = False
+
+
+def backoff_seconds(attempt: int, *, base: float, most: float, draw: float) -> float:
+    """Seconds before retry number `attempt` (from 1): exponential with full jitter; `draw` is random in 0-1.
+
+    Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. Half of the delay is kept, so that
+    a retry never comes at once.
+    """
+    ceiling = min(most, base * float(2 ** (attempt - 1)))
+    return ceiling / 2 + draw * ceiling / 2
+
+
+class Caller:
+    """Gets answers out of the endpoints of one worker process."""
+
+    def __init__(self, pool: LLMConnectionPool, *, settings: Settings, profiler: PerformanceProfiler) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._profiler = profiler
+        self._estimate = TokenEstimate()
+        self._lateness = Lateness()
+        #: Answers that the endpoints have given to anyone here: they are alive, whatever they refuse.
+        self._answers = 0
+        #: Second requests made because the first was late.
+        self.hedged = 0
+
+    def __repr__(self) -> str:
+        return f"<Caller answers={self._answers} hedged={self.hedged} {self._pool!r}>"
+
+    async def answer(self, request: Request) -> RawAnswer:
+        """One answer, retrying what may pass with backoff.
+
+        A 429 is waited for in the endpoint's cool-down, together with everybody else. While the endpoint answers
+        others meanwhile, this is a wait in line and no failure: it counts as a retry only one time in `PATIENCE`. When
+        it answers nobody, what it asks for is not enough: then the pause grows as after any other failure.
+
+        Where another endpoint may answer, it is asked at once; only when all have failed is this one try.
+
+        Raises:
+            PermanentError: the request is refused.
+            RetryableError: no answer within `max_llm_retries` tries.
+        """
+        limits = self._settings.performance_optimization
+        attempt, refusals, answers = 0, 0, self._answers
+        while True:
+            try:
+                return await self._in_time(request)
+            except RateLimitedError as exc:
+                refusals += 1
+                is_failure = self._answers == answers or refusals % PATIENCE == 0
+                attempt, answers = attempt + is_failure, self._answers
+                if attempt > limits.max_llm_retries:
+                    raise
+                delay = self._delay(exc, max(1, attempt))
+                if is_failure and attempt > 1:
+                    delay = max(delay, self._backoff(attempt))
+                self._say(request, attempt, delay, exc)
+                if request.route is not None:
+                    await request.route.limiter.cool_down.begin(delay)
+            except (EndpointDownError, EndpointRefusedError) as exc:
+                if self._fails_over(request, exc):
+                    continue
+                attempt += 1
+                if attempt > limits.max_llm_retries or isinstance(exc, BadRequestError):
+                    raise
+                # An open circuit is a pause by itself.
+                delay = 0.0 if isinstance(exc, CircuitOpenError) else self._backoff(attempt)
+                self._say(request, attempt, delay, exc)
+                await asyncio.sleep(delay)
+
+    def _fails_over(self, request: Request, exc: ThemesError) -> bool:
+        """Whether another endpoint may answer now what this one could not; else all of them are asked anew."""
+        if request.route is not None and not isinstance(exc, CircuitOpenError):
+            request.avoid.add(request.route)
+            if self._pool.others(request.model, request.avoid):
+                log.info("action=llm_failover stage=%s from=%s %s", request.prompt.stage, request.route.name, exc)
+                return True
+        request.avoid.clear()
+        return False
+
+    @staticmethod
+    def _say(request: Request, attempt: int, delay: float, exc: Exception) -> None:
+        log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", request.prompt.stage, attempt, delay, exc)
+
+    async def _in_time(self, request: Request) -> RawAnswer:
+        """One answer; where hedging is on, from the first of two requests when one alone is late."""
+        after = self._lateness.after_seconds(request.prompt.stage) if self._settings.llm.hedge else None
+        if after is None:
+            return await self._once(request)
+        first = replace(request, avoid={*request.avoid}, sent=asyncio.Event())
+        second = replace(first, sent=asyncio.Event())
+
+        async def late() -> None:
+            await first.sent.wait()
+            await asyncio.sleep(after)
+
+        async def again() -> RawAnswer:
+            self.hedged += 1
+            if first.route is not None:
+                second.avoid = {*first.avoid, first.route}
+            return await self._once(second)
+
+        try:
+            return await first_of(self._once(first), again, is_late=late())
+        finally:
+            self._settle_race(request, first, second)
+
+    def _settle_race(self, request: Request, first: Request, second: Request) -> None:
+        """Who answered is whom the answer is judged by. Who was asked in vain is paid for as far as can be known."""
+        request.route = second.route if second.is_answered else first.route
+        for loser in (first, second):
+            if loser.sent.is_set() and not loser.is_answered and (first.is_answered or second.is_answered):
+                likely = self._estimate.completion(loser.prompt, loser.max_tokens)
+                self._charge(loser, loser.model, self._estimate.of_prompt(loser.prompt), likely)
+
+    async def _once(self, request: Request) -> RawAnswer:
+        """One call, at its turn under the rate limits and over the next free connection."""
+        tokens = self._estimate.tokens(request.prompt, request.max_tokens)
+        async with self._pool.connection(request.model, rank=request.rank, tokens=tokens, avoid=request.avoid) as lent:
+            request.route = lent.route
+            request.sent.set()
+            raw = await self._call(request, lent)
+        request.is_answered = True
+        if raw.cool_down_seconds:
+            await lent.route.limiter.cool_down.begin(raw.cool_down_seconds)
+        return raw
+
+    async def _call(self, request: Request, lent: Lent) -> RawAnswer:
+        began = time.perf_counter()
+        try:
+            raw = await lent.route.client.complete(
+                request.prompt, max_tokens=request.max_tokens, spend=request.spend, history=request.history
+            )
+        except AnsweredRefusalError as exc:
+            self._settle(request, exc.answer, lent)
+            raise
+        except RateLimitedError:
+            lent.slot.settle(0)
+            self._pool.refused(lent)
+            raise
+        except (EndpointDownError, EndpointRefusedError) as exc:
+            # One that refuses us is left alone only where another may answer instead.
+            for_good = isinstance(exc, EndpointRefusedError)
+            if not for_good or self._pool.others(request.model, {lent.route}):
+                self._pool.failed(lent, exc, for_good=for_good)
+            raise
+        seconds = time.perf_counter() - began
+        self._profiler.record("llm.call", seconds)
+        if self._settings.llm.hedge:
+            self._lateness.learn(request.prompt.stage, seconds)
+        self._settle(request, raw, lent)
+        return raw
+
+    def _settle(self, request: Request, raw: RawAnswer, lent: Lent) -> None:
+        """An answer came: what was reserved for it becomes what it was, and it is paid for."""
+        self._answers += 1
+        self._pool.answered(lent)
+        self._estimate.learn(request.prompt.stage, raw.completion_tokens)
+        lent.slot.settle(raw.prompt_tokens + raw.completion_tokens)
+        self._charge(request, raw.model, raw.prompt_tokens, raw.completion_tokens)
+
+    def _charge(self, request: Request, answered: str, prompt_tokens: int, completion_tokens: int) -> None:
+        cost = cost_usd(
+            self._settings.llm.prices,
+            asked=request.model,
+            answered=answered,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
+        request.spend.add_tokens(prompt_tokens, completion_tokens, cost)
+
+    def _delay(self, exc: RateLimitedError, attempt: int) -> float:
+        asked = exc.retry_after_seconds
+        if asked is None:
+            return self._backoff(attempt)
+        # What the server asks for is a minimum; a little jitter keeps its clients from coming back as one.
+        return asked + random.random() * min(1.0, asked / 10 + 0.05)  # noqa: S311
+
+    def _backoff(self, attempt: int) -> float:
+        limits = self._settings.performance_optimization
+        draw = random.random()  # noqa: S311  # jitter
+        return backoff_seconds(attempt, base=limits.retry_base_delay, most=limits.retry_max_delay, draw=draw)

@@ -1,0 +1,103 @@
+"""The sockets to one server: counted, closed when they are old, idle or broken, never more than allowed.
+
+aiohttp keeps a connection for as long as it is used. Behind a load balancer that pins a worker to one machine for ever,
+also after others were added: so each connection is given up after an age, spread a little so that they do not all go at
+once.
+"""
+
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+import aiohttp
+
+from config.settings import LlmSettings
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+
+_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+#: Part of the age by which connections differ.
+SPREAD: Final = 0.1
+
+
+class RecyclingConnector(aiohttp.TCPConnector):
+    """Opens connections, lends idle ones again, and closes those that have reached their age.
+
+    It relies on two methods of aiohttp's connector that are not public; tests/integration/test_connections.py holds
+    them against a real server.
+    """
+
+    def __init__(self, *, max_age_seconds: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._max_age_seconds = max_age_seconds
+        self._ends_at: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
+        self.opened = 0
+
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return self.idle + sum(1 for one in self._acquired if one in self._ends_at)
+
+    @property
+    def idle(self) -> int:
+        """Open connections that nobody uses."""
+        return sum(len(idle) for idle in self._conns.values())
+
+    async def _create_connection(self, *args: Any, **options: Any) -> "ResponseHandler":
+        protocol = await super()._create_connection(*args, **options)
+        self.opened += 1
+        age = self._max_age_seconds * (1 - SPREAD * random.random())  # noqa: S311  # spread, no secret
+        self._ends_at[protocol] = time.monotonic() + age
+        return protocol
+
+    def _release(self, key: Any, protocol: "ResponseHandler", *, should_close: bool = False) -> None:
+        is_old = time.monotonic() >= self._ends_at.get(protocol, 0.0)
+        super()._release(key, protocol, should_close=should_close or is_old)
+
+
+class Connections:
+    """One server's session. Create and close it on the loop that uses it."""
+
+    def __init__(self, settings: LlmSettings, *, base_url: str, api_key: str | None, max_connections: int) -> None:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {str.__str__(api_key)}"
+        self._connector = RecyclingConnector(
+            limit=max_connections,
+            keepalive_timeout=settings.idle_connection_seconds,
+            max_age_seconds=settings.max_connection_age_seconds,
+        )
+        self.session = aiohttp.ClientSession(
+            headers=headers,
+            connector=self._connector,
+            # Proxies of the environment are for the outside; a server on this machine is reached without one.
+            trust_env=urlsplit(base_url).hostname not in _THIS_MACHINE,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Connections idle={self.idle} opened={self.opened} recycled={self.recycled}>"
+
+    @property
+    def opened(self) -> int:
+        """Connections opened so far."""
+        return self._connector.opened
+
+    @property
+    def idle(self) -> int:
+        """Open connections that nobody uses."""
+        return self._connector.idle
+
+    @property
+    def recycled(self) -> int:
+        """Connections that were open once and no longer are: old, idle for too long, or broken."""
+        return self._connector.opened - self._connector.open
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.session.close()

@@ -1,0 +1,119 @@
+"""Which servers there are, what their keys are, and which model answers which stage."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from config.settings import EndpointSettings, LlmSettings, Secret
+from tasks.errors import ConfigError
+
+#: Where a key without a base URL belongs.
+OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
+#: The name of the endpoint that `llm.base_url` and `llm.api_key` describe.
+ONLY: Final = "llm"
+#: Characters that a key file may have.
+MAX_KEY_CHARACTERS: Final = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server, its key read. `limits` are the settings with this server's own rate limits."""
+
+    name: str
+    base_url: str
+    limits: LlmSettings = field(repr=False)
+    api_key: Secret | None = None
+    weight: float = 1.0
+    models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def serves(self, model: str) -> bool:
+        """Whether it may be asked for a model."""
+        return not self.models or model in self.models
+
+    def name_of(self, model: str) -> str:
+        """The name by which it knows a model."""
+        return self.models.get(model, model)
+
+
+def endpoints(settings: LlmSettings, env: Mapping[str, str] | None = None) -> list[Endpoint]:
+    """Every endpoint of the settings, keys read from `env` (by default the process's) and from files.
+
+    Raises:
+        ConfigError: there is none, no model is set, or a key cannot be read.
+    """
+    env = os.environ if env is None else env
+    if settings.endpoints:
+        _default_model(settings)
+        return [_named(name, one, settings, env) for name, one in settings.endpoints.items()]
+    api_key = settings.api_key or _from_file("llm.api_key_file", settings.api_key_file)
+    if not settings.base_url and not api_key:
+        raise ConfigError(
+            "no LLM endpoint is set: export OPENAI_BASE_URL=https://… OPENAI_API_KEY=… THEMES_MODEL=…, "
+            "or use the sandbox (`themes up --sandbox`)"
+        )
+    _default_model(settings)
+    base_url = (settings.base_url or OPENAI_BASE_URL).rstrip("/")
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"llm.base_url: expected http://… or https://…, got {base_url!r} (OPENAI_BASE_URL)")
+    return [Endpoint(ONLY, base_url, settings, api_key=api_key)]
+
+
+def _named(name: str, one: EndpointSettings, settings: LlmSettings, env: Mapping[str, str]) -> Endpoint:
+    place = f"llm.endpoints.{name}"
+    key = one.api_key or _from_file(f"{place}.api_key_file", Path(one.api_key_file) if one.api_key_file else None)
+    if one.api_key_env:
+        key = Secret(env.get(one.api_key_env, "").strip())
+        if not key:
+            raise ConfigError(f"{place}.api_key_env: {one.api_key_env} is not set; export {one.api_key_env}=…")
+    return Endpoint(
+        name,
+        (one.base_url or "").rstrip("/"),
+        replace(
+            settings,
+            requests_per_minute=one.requests_per_minute or settings.requests_per_minute,
+            request_burst=one.request_burst or settings.request_burst,
+            tokens_per_minute=one.tokens_per_minute or settings.tokens_per_minute,
+        ),
+        api_key=key,
+        weight=one.weight,
+        models=one.models,
+    )
+
+
+def _from_file(place: str, path: Path | None) -> Secret | None:
+    if path is None:
+        return None
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_KEY_CHARACTERS).strip()
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{place}: {path} cannot be read: {exc}") from exc
+    if not text or len(text.split()) > 1:
+        raise ConfigError(f"{place}: {path} must hold one key and nothing else")
+    return Secret(text)
+
+
+def model_for(settings: LlmSettings, stage: str, wish: str | None = None) -> str:
+    """The model that answers a stage.
+
+    Args:
+        settings: have `roles` and the default `model`.
+        stage: its name; what stands before the dot (`analyse.price`) is its role unless it has another.
+        wish: what its prompt file says as `model:`: a role, or a model.
+
+    Raises:
+        ConfigError: there is no default model.
+    """
+    if wish is not None and wish not in settings.roles:
+        return wish
+    role = wish or stage.partition(".")[0]
+    return settings.roles.get(stage) or settings.roles.get(role) or _default_model(settings)
+
+
+def _default_model(settings: LlmSettings) -> str:
+    if not settings.model:
+        raise ConfigError("llm.model is not set: export THEMES_MODEL=… with a model that the endpoint offers")
+    return settings.model
