@@ -16,6 +16,10 @@
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
+| themes:flight:DIGEST | string | token of the process that is asking a prompt | its lease, renewed |
+| themes:flight:DIGEST:waiters | string | somebody waits for that | a minute, or a lease |
+| themes:flight:DIGEST:outcome | string | what those who waited are told, where the cache will not | seconds |
+| themes:flights | channel | digest of each prompt that somebody waited for, at its end | - |
 | themes:limit:DIGEST | hash | an endpoint's limits: when they are used up (r, t; us) | LIMIT_SECONDS beyond that |
 | themes:limit:DIGEST:users | zset | processes that share them, by their last reservation (us) | USER_SECONDS |
 | themes:cooldown:DIGEST | string | an endpoint that asked to be left alone | what it asked for |
@@ -54,6 +58,8 @@ LIMIT_SECONDS: Final = 60
 USER_SECONDS: Final = 60
 #: The channel on which new cool-downs are told.
 COOLDOWNS: Final = "themes:cooldowns"
+#: The channel on which the ends of prompts that somebody waits for are told.
+FLIGHTS: Final = "themes:flights"
 
 
 def job(job_id: str) -> str:
@@ -104,6 +110,12 @@ def worker(name: str) -> str:
 def cache(digest: str) -> str:
     """One cached completion."""
     return f"themes:cache:{digest}"
+
+
+def flight(flight_digest: str, cache_digest: str) -> tuple[str, str, str, str]:
+    """Who asks a prompt now: where the answer goes, the asker's lease, whether somebody waits, what those are told."""
+    lease = f"themes:flight:{flight_digest}"
+    return cache(cache_digest), lease, f"{lease}:waiters", f"{lease}:outcome"
 
 
 def limit(endpoint_digest: str) -> str:

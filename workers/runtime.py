@@ -37,6 +37,7 @@ from workers.llm.cache import PersistentLLMCache
 from workers.llm.endpoints import model_for
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
+from workers.llm.shared_flight import SharedFlights
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
@@ -141,7 +142,12 @@ class Runtime:
             stack.push_async_callback(cache.close)
             models = {model_for(settings.llm, stage.name, stage.model) for stage in self._graph.stages.values()}
             pool = await stack.enter_async_context(LLMConnectionPool.of(settings, models, profiler, redis))
-            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
+            shared = None
+            if limits.enable_persistent_cache:
+                shared = SharedFlights(redis, lease_seconds=settings.llm.flight_lease_seconds, ttl_ms=cache.ttl_ms)
+                stack.push_async_callback(shared.close)
+                shared.start()
+            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
             publisher = await stack.enter_async_context(
                 EventPublisher(
                     redis,

@@ -146,23 +146,49 @@ class PersistentLLMCache:
         Gets that are made while a read is being prepared travel together: a round of the graph is one MGET.
         """
         packed = self._memory.get(key)
-        if packed is not None and (found := self._decode(key, packed)):
+        if packed is not None and (found := self.read(key, packed)):
             self.hits["memory"] += 1
             return found
         if self._redis is not None and not self._is_paused():
             packed = await self._read(key)
-            if packed is not None and (found := self._decode(key, packed)):
+            if packed is not None and (found := self.read(key, packed)):
                 self.hits["redis"] += 1
                 self._memory.put(key, packed)
                 return found
         self.misses += 1
         return None
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes see what is stored here."""
+        return self._redis is not None and not self._is_paused()
+
+    @property
+    def ttl_ms(self) -> int:
+        """Milliseconds that a completion stays."""
+        return self._ttl_ms
+
+    def encode(self, completion: CachedCompletion) -> bytes:
+        """What is stored."""
+        return pack(completion, compress=self._compress)
+
+    def accept(self, key: str, stored: bytes) -> CachedCompletion | None:
+        """Read what came from Redis by another way, and keep it at hand; None when it is unreadable."""
+        found = self.read(key, stored)
+        if found is not None:
+            self.hits["redis"] += 1
+            self._memory.put(key, stored)
+        return found
+
+    def remember(self, key: str, stored: bytes) -> None:
+        """Keep at hand what is stored in Redis by another way."""
+        self._memory.put(key, stored)
+        self.stores += 1
+
     async def put(self, key: str, completion: CachedCompletion) -> None:
         """Store a validated completion in both tiers."""
-        packed = pack(completion, compress=self._compress)
-        self._memory.put(key, packed)
-        self.stores += 1
+        packed = self.encode(completion)
+        self.remember(key, packed)
         if self._redis is None or self._is_paused():
             return
         try:
@@ -177,7 +203,8 @@ class PersistentLLMCache:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
 
-    def _decode(self, key: str, packed: bytes) -> CachedCompletion | None:
+    def read(self, key: str, packed: bytes) -> CachedCompletion | None:
+        """Decode what is stored under a key; None, counted, when it is unreadable."""
         try:
             completion: CachedCompletion = unpack(packed, CachedCompletion)
             return completion

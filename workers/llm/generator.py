@@ -1,24 +1,26 @@
 """From a prompt to a validated completion, paid for at most once.
 
-    cache -> single flight -> connection pool (route, rate limit, line) -> client -> validation -> cache
+    cache -> single flight (process, then all) -> pool (route, rate limit, line) -> client -> validation -> cache
 
 The generator decides what a failed or unusable answer means: wait and ask again, ask again with the mistake named, ask
 again with more tokens, or give up with an error that says why.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from config.settings import Settings
-from tasks.errors import InvalidAnswerError, TruncatedAnswerError
+from tasks.errors import InvalidAnswerError, PermanentError
 from tasks.messages import Usage
 from workers.llm.answers import salvaged
 from workers.llm.cache import CachedCompletion, PersistentLLMCache
 from workers.llm.caller import Caller, Request
 from workers.llm.client import RawAnswer, Spend, Turn
 from workers.llm.endpoints import model_for
+from workers.llm.outcomes import TruncatedError, heard, told_error, told_value
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt, sampling_of
+from workers.llm.shared_flight import Claimed, Flight, SharedFlights
 from workers.llm.single_flight import SingleFlight
 from workers.observe.profiler import PerformanceProfiler
 
@@ -59,16 +61,25 @@ class Account:
         )
 
 
-class TruncatedError(TruncatedAnswerError):
-    """Cut off twice. `complete` is what the last answer had in full, not validated; None where nothing was."""
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A prompt that the cache does not answer, and for whom it is asked."""
 
-    def __init__(self, message: str, complete: Any) -> None:
-        super().__init__(message)
-        self.complete = complete
+    prompt: Prompt
+    key: str
+    model: str
+    account: Account
+    rank: int
+    is_fresh: bool
+
+    @property
+    def flight(self) -> str:
+        """What equal questions at the same time have in common."""
+        return f"{self.key}-fresh" if self.is_fresh else self.key
 
 
 class FocusedLLMGenerator:
-    """Answers prompts for all destinations of one worker process."""
+    """Answers prompts for all destinations of one worker process. Without `shared` it asks for itself alone."""
 
     def __init__(
         self,
@@ -77,6 +88,7 @@ class FocusedLLMGenerator:
         cache: PersistentLLMCache,
         profiler: PerformanceProfiler,
         settings: Settings,
+        shared: SharedFlights | None = None,
     ) -> None:
         self._caller = Caller(pool, settings=settings, profiler=profiler)
         self._sampling = sampling_of(settings.llm)
@@ -84,9 +96,10 @@ class FocusedLLMGenerator:
         self._profiler = profiler
         self._settings = settings
         self._flights: SingleFlight[Completion] = SingleFlight()
+        self._shared = shared
 
     def __repr__(self) -> str:
-        return f"<FocusedLLMGenerator {self._caller!r} {self._flights!r}>"
+        return f"<FocusedLLMGenerator {self._caller!r} {self._flights!r} {self._shared!r}>"
 
     async def answer(self, prompt: Prompt, *, account: Account, rank: int, use_cache: bool = True) -> Completion:
         """The completion of a prompt, from the cache, from an equal prompt in flight, or from the LLM.
@@ -110,27 +123,58 @@ class FocusedLLMGenerator:
             if known is not None and prompt.schema.is_valid(known.value):
                 account.cache_hits += 1
                 return Completion(value=known.value, model=known.model, source="cached")
-        flight_key = key if use_cache else f"{key}-fresh"
-        completion, joined = await self._flights.run(
-            flight_key, lambda: self._ask(prompt, key, model, account.spend, rank)
-        )
-        if joined:
+        question = _Question(prompt, key, model, account, rank, is_fresh=not use_cache)
+        completion, joined = await self._flights.run(question.flight, lambda: self._ask_once(question))
+        if joined or completion.source == "coalesced":
             account.coalesced += 1
-            return Completion(value=completion.value, model=completion.model, source="coalesced")
+            return replace(completion, source="coalesced")
+        account.cache_hits += completion.source == "cached"
         return completion
 
-    async def _ask(self, prompt: Prompt, key: str, model: str, spend: Spend, rank: int) -> Completion:
-        request = Request(prompt, model, spend, rank, prompt.max_tokens)
+    async def _ask_once(self, question: _Question) -> Completion:
+        """Ask, unless another process does: then its answer, or its error, is ours."""
+        if self._shared is None:
+            return await self._ask(question, Flight())
+        async with self._shared.flight(question.flight, question.key, fresh=question.is_fresh) as (claimed, ours):
+            if claimed.end == "own":
+                try:
+                    return await self._ask(question, ours, is_shared=True)
+                except PermanentError as exc:
+                    ours.outcome = told_error(exc)
+                    raise
+            if claimed.end != "alone":
+                known = self._known(question, claimed)
+                if known is not None and question.prompt.schema.is_valid(known.value):
+                    return Completion(known.value, known.model, "coalesced" if claimed.waited else "cached")
+        return await self._ask(question, Flight())
+
+    def _known(self, question: _Question, claimed: Claimed) -> CachedCompletion | None:
+        """The answer of another process; kept here too where it may be."""
+        stored = claimed.payload if claimed.end == "value" else heard(claimed.payload)
+        known = self._cache.read(question.key, stored)
+        if known is not None and _is_kept(known.model, question.model):
+            self._cache.accept(question.key, stored)
+        return known
+
+    async def _ask(self, question: _Question, flight: Flight, *, is_shared: bool = False) -> Completion:
+        """Ask the LLM and store the answer: with the flight's end where it is shared, else at once."""
+        prompt, model = question.prompt, question.model
+        request = Request(prompt, model, question.account.spend, question.rank, prompt.max_tokens)
         value, raw = await self._usable(request)
-        if raw.model != SANDBOX or model == SANDBOX:
-            stored = CachedCompletion(
-                value=value,
-                model=raw.model,
-                prompt_tokens=raw.prompt_tokens,
-                completion_tokens=raw.completion_tokens,
-            )
-            with self._profiler.span("cache.put"):
-                await self._cache.put(key, stored)
+        completion = CachedCompletion(
+            value=value, model=raw.model, prompt_tokens=raw.prompt_tokens, completion_tokens=raw.completion_tokens
+        )
+        is_kept = _is_kept(raw.model, model)
+        with self._profiler.span("cache.put"):
+            if is_shared:
+                stored = self._cache.encode(completion)
+                if is_kept:
+                    flight.stored = stored
+                    self._cache.remember(question.key, stored)
+                if question.is_fresh or not is_kept:
+                    flight.outcome = told_value(stored)
+            elif is_kept:
+                await self._cache.put(question.key, completion)
         return Completion(value=value, model=raw.model, source="called")
 
     async def _usable(self, request: Request) -> tuple[Any, RawAnswer]:
@@ -160,3 +204,8 @@ class FocusedLLMGenerator:
     def _judge(request: Request, raw: RawAnswer, *, valid: bool) -> None:
         if request.route is not None:
             request.route.client.judge(raw, valid=valid)
+
+
+def _is_kept(answered: str, asked: str) -> bool:
+    """Whether an answer may be cached as the model's that was asked."""
+    return answered != SANDBOX or asked == SANDBOX

@@ -10,7 +10,8 @@ from typing import Any
 from config.settings import Settings
 from tasks.errors import PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
-from workers.llm.generator import Account, Completion, FocusedLLMGenerator, TruncatedError
+from workers.llm.generator import Account, Completion, FocusedLLMGenerator
+from workers.llm.outcomes import TruncatedError
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import StageOutcome, assemble, numbered
 from workers.pipeline.graph import Graph

@@ -1,0 +1,307 @@
+"""One call for equal prompts, whatever process asks: on a real Redis, with processes that are lost and killed."""
+
+import asyncio
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from config.settings import Settings, load
+from scripts.local_redis import LocalRedis
+from tasks import keys
+from tasks.connection import connect_async
+from tasks.errors import InvalidAnswerError, PermanentError, RefusedError
+from tasks.messages import Destination
+from workers.llm import shared_flight as module
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.client import AnsweredRefusalError
+from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.outcomes import TruncatedError, heard, told_error, told_value
+from workers.llm.pool import LLMConnectionPool
+from workers.llm.prompt import Prompt
+from workers.llm.shared_flight import SharedFlights
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.prompts import Input, load_stages
+from workers.sandbox.server import SandboxServer
+
+MakeSettings = Callable[..., Settings]
+STAGE = next(stage for stage in load_stages() if stage.name == "analyse.price")
+#: Seconds for anything that others must do first.
+DEADLINE = 60
+
+
+def _prompt(number: object) -> Prompt:
+    return STAGE.prompt(Input.of(Destination.of(f"City {number}")))
+
+
+@asynccontextmanager
+async def _process(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
+    """What a worker process has of this, without the rest of it."""
+    profiler = PerformanceProfiler(enabled=True)
+    async with AsyncExitStack() as stack:
+        redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
+        stack.push_async_callback(redis.aclose)
+        cache = PersistentLLMCache(redis, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
+        stack.push_async_callback(cache.close)
+        shared = SharedFlights(redis, lease_seconds=settings.llm.flight_lease_seconds, ttl_ms=cache.ttl_ms)
+        stack.push_async_callback(shared.close)
+        shared.start()
+        await shared.listening.wait()
+        pool = await stack.enter_async_context(
+            LLMConnectionPool.of(settings, {settings.llm.model or ""}, profiler, redis)
+        )
+        yield FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
+
+
+def _env(server: SandboxServer, redis_url: str, **more: str) -> dict[str, str]:
+    quick = {
+        "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY": "0.01",
+        "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_MAX_DELAY": "0.02",
+        "THEMES_MODEL": "sandbox",
+    }
+    return {"OPENAI_BASE_URL": server.base_url, "REDIS_URL": redis_url, **quick, **more}
+
+
+@pytest.fixture
+async def pair(
+    sandbox: SandboxServer, redis_url: str, settings_for: MakeSettings
+) -> AsyncIterator[list[FocusedLLMGenerator]]:
+    """Two processes' generators on one loop: everything but the process itself."""
+    settings = settings_for(**_env(sandbox, redis_url))
+    async with _process(settings) as one, _process(settings) as other:
+        yield [one, other]
+
+
+async def _begun(server: SandboxServer, count: int = 1) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while server.stats()["requests"] < count:
+            await asyncio.sleep(0.002)
+
+
+async def _all(awaitables: Any) -> list[Any]:
+    async with asyncio.timeout(DEADLINE):
+        return await asyncio.gather(*awaitables, return_exceptions=True)
+
+
+async def test_256_requests_over_16_prompts_from_two_processes_are_16_calls(
+    pair: list[FocusedLLMGenerator], sandbox: SandboxServer, redis: Redis
+) -> None:
+    account = Account()
+    asked = [pair[number % 2].answer(_prompt(number // 16), account=account, rank=0) for number in range(256)]
+    answers = await _all(asked)
+    assert sandbox.stats()["requests"] == account.spend.calls == 16
+    sources = [answer.source for answer in answers]
+    assert sources.count("called") == 16
+    assert account.coalesced == sources.count("coalesced")
+    assert account.cache_hits == sources.count("cached")
+    assert not list(redis.scan_iter("themes:flight:*")), "no lease is left, and no sign of waiting"
+
+
+async def test_an_error_that_will_not_pass_is_everybody_s_and_paid_for_once(
+    redis_url: str, settings_for: MakeSettings
+) -> None:
+    async with SandboxServer(latency="300ms") as server, AsyncExitStack() as stack:
+        settings = settings_for(**_env(server, redis_url))
+        pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
+        server.set_faults(["refusal=1,match=City 7"])
+        ends = await _all(generator.answer(_prompt(7), account=Account(), rank=0) for generator in pair * 5)
+        assert [type(end) for end in ends].count(AnsweredRefusalError) == 5
+        assert [type(end) for end in ends].count(RefusedError) == 5
+        assert len({str(end) for end in ends}) == 1
+        assert server.stats()["requests"] == 1
+        server.set_faults([])
+        for generator in pair:
+            assert (await generator.answer(_prompt(7), account=Account(), rank=0)).value, "later ones ask anew"
+
+
+async def test_an_owner_that_gives_up_leaves_the_prompt_to_who_waits(
+    pair: list[FocusedLLMGenerator], sandbox: SandboxServer
+) -> None:
+    sandbox.set_faults(["hang=1,times=1"])
+    owner = asyncio.create_task(pair[0].answer(_prompt(1), account=Account(), rank=0))
+    await _begun(sandbox)
+    waiter = asyncio.create_task(pair[1].answer(_prompt(1), account=Account(), rank=0))
+    async with asyncio.timeout(DEADLINE):
+        while not pair[1]._shared.waited:  # type: ignore[union-attr]
+            await asyncio.sleep(0.001)
+        owner.cancel()
+        assert (await waiter).source == "called"
+    assert sandbox.stats()["requests"] == 2
+
+
+async def test_a_fresh_answer_is_never_an_older_one_and_is_shared_by_all_that_want_one(
+    pair: list[FocusedLLMGenerator], sandbox: SandboxServer
+) -> None:
+    await pair[0].answer(_prompt(1), account=Account(), rank=0)
+    sandbox.reset_stats()
+    account = Account()
+    ends = await _all(generator.answer(_prompt(1), account=account, rank=0, use_cache=False) for generator in pair * 4)
+    sources = sorted(end.source for end in ends)
+    calls = sandbox.stats()["requests"]
+    assert calls == account.spend.calls == sources.count("called") >= 1
+    assert sources.count("coalesced") == 8 - calls, "none of them came from the cache"
+    assert account.cache_hits == 0
+
+
+async def test_a_fresh_answer_reaches_who_waits_for_it_in_another_process(
+    redis_url: str, settings_for: MakeSettings
+) -> None:
+    async with SandboxServer(latency="300ms") as server, AsyncExitStack() as stack:
+        settings = settings_for(**_env(server, redis_url))
+        pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
+        ends = await _all(pair[n].answer(_prompt(1), account=Account(), rank=0, use_cache=False) for n in (0, 1))
+        assert sorted(end.source for end in ends) == ["called", "coalesced"]
+        assert server.stats()["requests"] == 1
+
+
+async def test_an_answer_that_may_not_be_cached_reaches_who_waits_and_nobody_else(
+    redis_url: str, settings_for: MakeSettings, redis: Redis
+) -> None:
+    async with SandboxServer(latency="300ms") as server, AsyncExitStack() as stack:
+        settings = settings_for(**_env(server, redis_url, THEMES_MODEL="a-real-model"))
+        pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
+        ends = await _all(generator.answer(_prompt(1), account=Account(), rank=0) for generator in pair)
+        assert sorted(end.source for end in ends) == ["called", "coalesced"]
+        assert not list(redis.scan_iter(keys.cache("*")))
+        later = await pair[1].answer(_prompt(1), account=Account(), rank=0)
+        assert later.source == "called"
+
+
+async def test_a_waiter_that_missed_the_word_looks_by_itself(
+    pair: list[FocusedLLMGenerator], redis: Redis, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+    sandbox.set_faults(["hang=1,times=1"])
+    owner = asyncio.create_task(pair[0].answer(_prompt(1), account=Account(), rank=0))
+    await _begun(sandbox)
+    waiter = asyncio.create_task(pair[1].answer(_prompt(1), account=Account(), rank=0))
+    async with asyncio.timeout(DEADLINE):
+        while not (found := list(redis.scan_iter("themes:flight:*:waiters"))):
+            await asyncio.sleep(0.001)
+        while not owner.done():
+            # Nobody is told when the flag is gone.
+            redis.delete(*found)
+            owner.cancel()
+            await asyncio.gather(owner, return_exceptions=True)
+        assert (await waiter).source == "called"
+
+
+async def test_redis_lost_leaves_the_single_flight_of_each_process_and_comes_back(
+    tmp_path: Path, settings_for: MakeSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "REDIS_PAUSE_SECONDS", 0.2)
+    caplog.set_level(logging.WARNING)
+    async with SandboxServer(latency="50ms") as server, AsyncExitStack() as stack:
+        with LocalRedis(tmp_path, "auto") as own:
+            settings = settings_for(**_env(server, own.url))
+            pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
+            await _all(generator.answer(_prompt(0), account=Account(), rank=0) for generator in pair)
+            assert server.stats()["requests"] == 1
+        account = Account()
+        asked = [pair[number % 2].answer(_prompt(1), account=account, rank=0) for number in range(20)]
+        ends = await _all(asked)
+        assert [end.source for end in ends].count("called") == 2, "one in each"
+        assert server.stats()["requests"] == 3
+    assert 1 <= sum("flights_degraded" in record.message for record in caplog.records) <= 2
+
+
+# --- real processes ---
+
+
+async def _go(names: list[str]) -> None:
+    settings = load()
+    async with _process(settings) as generator:
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.readline)
+        account = Account()
+        await asyncio.gather(*(generator.answer(_prompt(name), account=account, rank=0) for name in names))
+        sys.stdout.write(json.dumps([account.spend.calls, account.coalesced, account.cache_hits]))
+
+
+def _start(env: dict[str, str], *names: object) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, __file__, *map(str, names)],
+        env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def _release(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+
+
+async def _said(process: subprocess.Popen[bytes]) -> list[int]:
+    out, _ = await asyncio.to_thread(process.communicate, timeout=DEADLINE)
+    assert process.returncode == 0
+    found: list[int] = json.loads(out)
+    return found
+
+
+async def test_four_processes_in_lockstep_over_the_same_200_prompts_are_200_calls(redis_url: str, redis: Redis) -> None:
+    async with SandboxServer(latency="20ms") as server:
+        env = _env(server, redis_url)
+        processes = [await asyncio.to_thread(_start, env, *range(200)) for _ in range(4)]
+        for process in processes:
+            _release(process)
+        said = [await _said(process) for process in processes]
+        assert server.stats()["requests"] == 200
+    calls, coalesced, hits = (sum(one[part] for one in said) for part in range(3))
+    assert calls == 200
+    assert coalesced + hits == 600
+    assert coalesced, "they did ask at the same time"
+    assert not list(redis.scan_iter("themes:flight:*"))
+
+
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_prompt_whose_owner_is_lost_is_asked_by_a_waiter_within_a_lease(
+    way: signal.Signals, redis_url: str, sandbox: SandboxServer
+) -> None:
+    lease = 1.0
+    env = _env(sandbox, redis_url, THEMES_LLM__FLIGHT_LEASE_SECONDS=str(lease))
+    sandbox.set_faults(["hang=1,times=1"])
+    owner, waiter = [await asyncio.to_thread(_start, env, "one") for _ in range(2)]
+    try:
+        _release(owner)
+        await _begun(sandbox)
+        _release(waiter)
+        # The owner is alive: longer than a lease nobody else asks.
+        await asyncio.sleep(2 * lease)
+        assert sandbox.stats()["requests"] == 1
+        owner.send_signal(way)
+        assert await _said(waiter) == [1, 0, 0]
+        assert sandbox.stats()["requests"] == 2
+    finally:
+        for process in (owner, waiter):
+            process.kill()
+            process.communicate()
+
+
+def test_what_owners_tell_survives_the_way() -> None:
+    assert heard(told_value(b"stored")) == b"stored"
+    with pytest.raises(InvalidAnswerError, match="wrong shape"):
+        heard(told_error(InvalidAnswerError("wrong shape")))
+    with pytest.raises(TruncatedError) as caught:
+        heard(told_error(TruncatedError("cut", [{"a": 1}])))
+    assert caught.value.complete == [{"a": 1}]
+    for garbage in (b"e", b"e\xc1", b"e\x83"):
+        with pytest.raises(PermanentError):
+            heard(garbage)
+
+
+if __name__ == "__main__":
+    asyncio.run(_go(sys.argv[1:]))
