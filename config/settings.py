@@ -434,7 +434,8 @@ def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
 def _nearest(key: str, *, variable: bool = False) -> str:
     """The hint of an unknown name: its nearest known one."""
     names = [*known_keys(), *_sections()]
-    found = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    same = [name for name in known_keys() if "." in key and name.rpartition(".")[2] == key.rpartition(".")[2]]
+    found = same[:1] or difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     if not found and "." in key:
         tail = key.rpartition(".")[2]
         tails = {name.rpartition(".")[2]: name for name in names}

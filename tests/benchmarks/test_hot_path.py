@@ -23,6 +23,7 @@ from workers.llm.client import AnswerFormat
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
+from workers.llm.shared_flight import SharedFlights
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
@@ -71,7 +72,9 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
     far_sandbox: str, settings_for: MakeSettings, redis_url: str
 ) -> None:
     pool_size = {"THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": str(IN_FLIGHT)}
-    settings = settings_for(OPENAI_BASE_URL=far_sandbox, THEMES_MODEL="sandbox", **pool_size)
+    # A limit far away: it is kept, and never reached.
+    limits = {"THEMES_LLM__REQUESTS_PER_MINUTE": "10_000_000", "THEMES_LLM__TOKENS_PER_MINUTE": "10_000_000_000"}
+    settings = settings_for(OPENAI_BASE_URL=far_sandbox, THEMES_MODEL="sandbox", **pool_size, **limits)
     profiler = PerformanceProfiler(enabled=True)
     redis = connect_async(redis_url, socket_timeout_seconds=10)
     ratios, ours_ms, floor_ms = [], [], []
@@ -89,7 +92,9 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
 
         for turn in range(ROUNDS):
             cache = PersistentLLMCache(redis, max_memory_mb=64, pressure_mb=8192, ttl_days=1, compress=True)
-            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
+            shared = SharedFlights(redis, lease_seconds=10, ttl_ms=cache.ttl_ms)
+            shared.start()
+            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
 
             async def whole(number: int, turn: int = turn, generator: FocusedLLMGenerator = generator) -> object:
                 prompt = _prompt(number + (turn + 1) * 1_000_000)
@@ -100,6 +105,7 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
             ratios.append(ours / floor)
             floor_ms.append(floor / CALLS * 1000)
             ours_ms.append(ours / CALLS * 1000)
+            await shared.close()
             await cache.close()
     await redis.aclose()
     _told("CPU a call, bare aiohttp", floor_ms, "ms")

@@ -119,7 +119,8 @@ async def test_an_error_that_will_not_pass_is_everybody_s_and_paid_for_once(
         assert server.stats()["requests"] == 1
         server.set_faults([])
         for generator in pair:
-            assert (await generator.answer(_prompt(7), account=Account(), rank=0)).value, "later ones ask anew"
+            later = await generator.answer(_prompt(7), account=Account(), rank=0)
+            assert later.source in {"called", "cached"}, "later ones ask anew"
 
 
 async def test_an_owner_that_gives_up_leaves_the_prompt_to_who_waits(
