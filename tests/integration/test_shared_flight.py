@@ -102,6 +102,8 @@ async def test_256_requests_over_16_prompts_from_two_processes_are_16_calls(
     assert sources.count("called") == 16
     assert account.coalesced == sources.count("coalesced")
     assert account.cache_hits == sources.count("cached")
+    for generator in pair:
+        await generator._shared.flush()  # type: ignore[union-attr]
     assert not list(redis.scan_iter("themes:flight:*")), "no lease is left, and no sign of waiting"
 
 

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from redis import RedisError
@@ -36,6 +36,8 @@ REDIS_PAUSE_SECONDS: Final = 2.0
 REDIS_TIMEOUT_SECONDS: Final = 5.0
 #: Seconds between two looks at a prompt that somebody else asks.
 POLL_SECONDS: Final = 1.0
+#: Seconds that an answer waits before it is stored, so that several travel together: nobody here waits for that.
+STORE_SECONDS: Final = 0.002
 #: Renewals in the time of one lease.
 RENEWALS: Final = 3
 #: Seconds between two attempts to listen, when Redis is away.
@@ -86,7 +88,6 @@ class Flight:
 class _End:
     claim: _Claim
     flight: Flight
-    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class SharedFlights:
@@ -130,13 +131,17 @@ class SharedFlights:
         ]
 
     async def close(self) -> None:
-        """Listen no more. Flights must have ended; what waits is cancelled by who waits."""
-        if self._ender:
-            await asyncio.gather(self._ender, return_exceptions=True)
+        """Store what is on its way, and listen no more. What waits is cancelled by who waits."""
+        await self.flush()
         for task in [*self._tasks, self._claimer]:
             if task:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+
+    async def flush(self) -> None:
+        """Wait until every answer so far is stored, or Redis found away."""
+        while self._ender and not self._ender.done():
+            await asyncio.wait({self._ender})
 
     @asynccontextmanager
     async def flight(
@@ -156,7 +161,7 @@ class SharedFlights:
             yield claimed, ours
         finally:
             if claimed.end == "own":
-                await asyncio.shield(self._end_soon(claim, ours).done)
+                self._end_soon(claim, ours)
 
     def _token(self) -> str:
         self._count += 1
@@ -227,17 +232,19 @@ class SharedFlights:
             # Who asked for it has gone meanwhile.
             self._end_soon(claim, Flight())
 
-    def _end_soon(self, claim: _Claim, flight: Flight) -> _End:
-        """Store what there is to store, end the lease, and wake who waits; ends that come together travel together."""
+    def _end_soon(self, claim: _Claim, flight: Flight) -> None:
+        """Store what there is to store, end the lease, and wake who waits; ends that come together travel together.
+
+        Who asked does not wait for it: the answer is at hand, and in memory for the others of this process.
+        """
         self._held.pop(claim.token, None)
-        end = _End(claim, flight)
-        self._ending.append(end)
+        self._ending.append(_End(claim, flight))
         if self._ender is None or self._ender.done():
             self._ender = asyncio.create_task(self._serve_ends(), name="flight ends")
-        return end
 
     async def _serve_ends(self) -> None:
         while self._ending:
+            await asyncio.sleep(STORE_SECONDS)
             ends, self._ending = self._ending, []
             script_keys = [key for end in ends for key in keys.flight(end.claim.flight, end.claim.cache_key)]
             arguments: list[Any] = [self._lease_ms, self._ttl_ms, keys.FLIGHTS]
@@ -249,10 +256,6 @@ class SharedFlights:
             except (RedisError, OSError, TimeoutError) as exc:
                 # The answers are in the memory of this process; the leases run out by themselves.
                 self._pause(exc)
-            finally:
-                for end in ends:
-                    if not end.done.done():
-                        end.done.set_result(None)
 
     async def _keep(self) -> None:
         """Renew the leases of what is asked, for as long as this process lives."""

@@ -1,0 +1,98 @@
+"""How near to its ideal time a worker process comes at 200 ms a call, beside bare aiohttp in the same run."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import aiohttp
+import msgspec
+import pytest
+
+from config.settings import Settings
+from tasks.connection import connect_async
+from tasks.messages import Destination
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.client import AnswerFormat
+from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.pool import LLMConnectionPool
+from workers.llm.prompt import Prompt
+from workers.llm.shared_flight import SharedFlights
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.prompts import Input, load_stages
+
+pytestmark = pytest.mark.benchmark
+LATENCY_SECONDS = 0.2
+#: Calls that each connection makes.
+TURNS = 20
+ROUNDS = 3
+STAGE = next(stage for stage in load_stages() if stage.name == "analyse.price")
+
+
+@pytest.fixture(scope="module")
+def slow_sandbox() -> Iterator[str]:
+    """A sandbox in a process of its own."""
+    command = [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", "--latency", "200ms"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        yield process.stdout.readline().decode().strip()
+        process.terminate()
+
+
+def _prompt(number: int) -> Prompt:
+    return STAGE.prompt(Input.of(Destination.of(f"City {number}")))
+
+
+async def _seconds(call: Callable[[int], Awaitable[object]], first: int, in_flight: int) -> float:
+    numbers = iter(range(first, first + in_flight * TURNS))
+
+    async def lane() -> None:
+        for number in numbers:
+            await call(number)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(lane() for _ in range(in_flight)))
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("in_flight", [64, 512])
+async def test_efficiency_at_200_ms(
+    in_flight: int, slow_sandbox: str, settings_for: Callable[..., Settings], redis_url: str
+) -> None:
+    size = {"THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": str(in_flight)}
+    settings = settings_for(OPENAI_BASE_URL=slow_sandbox, THEMES_MODEL="sandbox", **size)
+    profiler = PerformanceProfiler(enabled=True)
+    redis = connect_async(redis_url, socket_timeout_seconds=10)
+    cache = PersistentLLMCache(redis, max_memory_mb=64, pressure_mb=8192, ttl_days=1, compress=True)
+    shared = SharedFlights(redis, lease_seconds=10, ttl_ms=cache.ttl_ms)
+    shared.start()
+    ideal = LATENCY_SECONDS * TURNS
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session,
+        LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool,
+    ):
+        client = pool.routes[0].client
+        generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
+
+        async def bare(number: int) -> object:
+            body = client._body(
+                _prompt(number), (), style=AnswerFormat.JSON_SCHEMA, parameter="max_tokens", max_tokens=9
+            )
+            async with session.post(f"{slow_sandbox}/chat/completions", data=body) as answer:
+                return msgspec.json.decode(await answer.read())
+
+        async def whole(number: int) -> object:
+            return await generator.answer(_prompt(number), account=Account(), rank=number)
+
+        await pool.warm(in_flight)
+        for turn in range(ROUNDS):
+            floor = await _seconds(bare, turn * 10_000_000, in_flight)
+            ours = await _seconds(whole, turn * 10_000_000 + 5_000_000, in_flight)
+            print(
+                f"\n{in_flight} in flight at 200 ms: {ideal / ours:.3f} of the ideal, "
+                f"bare aiohttp {ideal / floor:.3f} ({ours:.2f} s, {floor:.2f} s, ideal {ideal:g} s)"
+            )
+    await shared.close()
+    await cache.close()
+    await redis.aclose()
