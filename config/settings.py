@@ -133,6 +133,13 @@ class LlmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """The section `cache`: how completions are stored. Off and on: `performance_optimization`."""
+
+    codec: str = _setting("zstd", choices=("zstd", "gzip"))
+
+
+@dataclass(frozen=True, slots=True)
 class RedisSettings:
     """The section `redis`: which server to start where none was named, and how long to wait for an answer."""
 
@@ -202,6 +209,7 @@ class Settings:
     state_dir: Path = _setting(Path("var"))
     performance_optimization: PerformanceSettings = field(default_factory=PerformanceSettings)
     llm: LlmSettings = field(default_factory=LlmSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
     redis: RedisSettings = field(default_factory=RedisSettings)
     celery: CelerySettings = field(default_factory=CelerySettings)
     work: WorkSettings = field(default_factory=WorkSettings)

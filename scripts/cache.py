@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections import Counter
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
@@ -12,7 +12,8 @@ from redis import Redis
 
 from scripts.main import settings_from
 from tasks import keys
-from tasks.connection import check_server, connect, locate
+from tasks.connection import check_server, connect, locate, text_of
+from tasks.jobs import status
 
 #: Keys looked at in one round trip.
 PAGE: Final = 1_000
@@ -24,34 +25,32 @@ def command() -> None:
 
 
 @command.command()
+@click.argument("job_id", required=False, metavar="[JOB]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def stats(*, as_json: bool) -> None:
-    """Count what is cached, and what the workers that run now have found."""
+def stats(job_id: str | None, *, as_json: bool) -> None:
+    """Tell what is cached and what that has saved: by all workers since the counting began, or for one JOB."""
     redis = _redis()
-    found: dict[str, Any] = {"entries": 0, "bytes": 0}
-    for page in _pages(redis):
-        with redis.pipeline(transaction=False) as pipeline:
-            for key in page:
-                pipeline.strlen(key)
-            found["entries"] += len(page)
-            found["bytes"] += sum(pipeline.execute())
-    found["running_workers"] = _of_workers(redis)
+    found = _of_job(redis, job_id) if job_id else _overall(redis)
     if as_json:
         print(json.dumps(found))
         return
-    workers = found["running_workers"]
-    print(f"{found['entries']} completions, {found['bytes'] / 2**20:.1f} MiB as stored")
-    print(
-        f"running workers: {workers['redis_hits']} hits in Redis, {workers['memory_hits']} in memory, "
-        f"{workers['misses']} misses, {workers['stores']} stored, {workers['corrupt']} unreadable"
-    )
+    if not job_id:
+        print(f"{found['entries']} completions, {found['bytes'] / 2**20:.1f} MiB as stored")
+        since = found["since"]
+        if since is None:
+            print("no worker has counted anything yet")
+            return
+        print(f"counted since {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(since))} UTC:")
+    for line in _lines(found):
+        print(line)
 
 
 @command.command()
 def clear() -> None:
-    """Drop every cached completion; queue, jobs and results stay. Workers keep what they hold in memory."""
+    """Drop every cached completion and its counts; jobs and results stay. Workers keep what they hold in memory."""
     redis = _redis()
     dropped = sum(int(redis.unlink(*page)) for page in _pages(redis))
+    redis.delete(keys.CACHE_STATISTICS)
     print(f"dropped {dropped} completions", file=sys.stderr)
 
 
@@ -69,9 +68,60 @@ def _pages(redis: Redis) -> Iterator[list[bytes]]:
         yield page
 
 
-def _of_workers(redis: Redis) -> Counter[str]:
-    """The cache counters of all workers with a heartbeat, added up."""
-    total = Counter(dict.fromkeys(("redis_hits", "memory_hits", "misses", "stores", "corrupt"), 0))
-    for key in redis.scan_iter(keys.worker("*")):
-        total.update(json.loads(redis.hget(key, "cache") or b"{}"))
-    return total
+def _overall(redis: Redis) -> dict[str, Any]:
+    """What the cache holds, and the counts of all processes."""
+    from workers.llm import cache_statistics  # only where it is needed
+
+    found: dict[str, Any] = {"entries": 0, "bytes": 0}
+    for page in _pages(redis):
+        with redis.pipeline(transaction=False) as pipeline:
+            for key in page:
+                pipeline.strlen(key)
+            found["entries"] += len(page)
+            found["bytes"] += sum(pipeline.execute())
+    return found | cache_statistics.read(redis)
+
+
+def _of_job(redis: Redis, job_id: str) -> dict[str, Any]:
+    """The counts of one job: those of its destinations that are in the database."""
+    known = status(redis, job_id)
+    raw = {text_of(name): text_of(value) for name, value in redis.hgetall(keys.job(job_id)).items()}
+
+    def number(name: str) -> int:
+        return int(raw.get(name) or 0)
+
+    saved = raw.get("saved_usd", "0")
+    return {
+        "job_id": job_id,
+        "memory_hits": number("memory_hits"),
+        "redis_hits": known.cache_hits - number("memory_hits"),
+        "misses": number("cache_misses"),
+        "stores": number("cache_stores"),
+        "corrupt": number("cache_corrupt"),
+        "coalesced": known.coalesced,
+        "bytes_raw": number("bytes_raw"),
+        "bytes_stored": number("bytes_stored"),
+        "saved_prompt_tokens": number("saved_prompt_tokens"),
+        "saved_completion_tokens": number("saved_completion_tokens"),
+        "saved_usd": float(saved) if saved else None,
+    }
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    """Counts in words."""
+    hits = found["memory_hits"] + found["redis_hits"]
+    asked = hits + found["misses"]
+    rate = f"{hits / asked:.1%} of {asked}" if asked else "nothing asked"
+    yield f"hits       {hits} ({rate}): {found['memory_hits']} in memory, {found['redis_hits']} in Redis"
+    yield f"coalesced  {found['coalesced']} of the misses were answered together with an equal prompt in flight"
+    ratio = f", {found['bytes_raw'] / found['bytes_stored']:.1f} times smaller" if found["bytes_stored"] else ""
+    size = f"{found['bytes_stored'] / 2**20:.2f} MiB{ratio}"
+    yield f"stored     {found['stores']} ({size}), {found['corrupt']} unreadable"
+    if "evictions" in found:
+        yield f"evicted    {found['evictions']} from memory"
+    tokens = f"{found['saved_prompt_tokens']} prompt and {found['saved_completion_tokens']} completion tokens"
+    usd = found["saved_usd"]
+    unpriced = found.get("unpriced_hits")
+    money = "cost unknown (llm.prices)" if usd is None else f"{usd:.4f} USD"
+    more = f" and {unpriced} hits without a price" if unpriced else ""
+    yield f"saved      {hits + found['coalesced']} calls; by hits {tokens}, {money}{more}"

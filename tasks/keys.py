@@ -16,6 +16,8 @@
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
+| themes:stats:cache | hash | what the caches of all processes have counted | until `themes cache clear` |
+| themes:stats:cache:PROCESS | string | number of a process's last report of that | an hour |
 | themes:flight:DIGEST | string | token of the process that is asking a prompt | its lease, renewed |
 | themes:flight:DIGEST:waiters | string | somebody waits for that | a minute, or a lease |
 | themes:flight:DIGEST:outcome | string | what those who waited are told, where the cache will not | seconds |
@@ -56,6 +58,8 @@ WORKER_SECONDS: Final = 15
 LIMIT_SECONDS: Final = 60
 #: Seconds after which a process that reserves nothing no longer counts as a user of an endpoint's limits.
 USER_SECONDS: Final = 60
+#: What the caches of all processes have counted.
+CACHE_STATISTICS: Final = "themes:stats:cache"
 #: The channel on which new cool-downs are told.
 COOLDOWNS: Final = "themes:cooldowns"
 #: The channel on which the ends of prompts that somebody waits for are told.
@@ -110,6 +114,11 @@ def worker(name: str) -> str:
 def cache(digest: str) -> str:
     """One cached completion."""
     return f"themes:cache:{digest}"
+
+
+def cache_reports(process: str) -> str:
+    """The number of the last report of one process's counts."""
+    return f"{CACHE_STATISTICS}:{process}"
 
 
 def flight(flight_digest: str, cache_digest: str) -> tuple[str, str, str, str]:

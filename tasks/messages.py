@@ -83,25 +83,31 @@ class JobOptions(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What something cost. `cost_usd` is None where the model's price is not known."""
+    """What something cost, and what the cache did for it. US dollars are None where a model's price is not known."""
 
     llm_calls: int = 0
     cache_hits: int = 0
     coalesced: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    #: Of the hits, those that needed no look into Redis.
+    memory_hits: int = 0
+    cache_misses: int = 0
+    cache_stores: int = 0
+    cache_corrupt: int = 0
+    #: Bytes of what was stored, before and after compression.
+    bytes_raw: int = 0
+    bytes_stored: int = 0
+    #: What the hits had cost when they were made.
+    saved_prompt_tokens: int = 0
+    saved_completion_tokens: int = 0
+    saved_usd: float | None = 0.0
     cost_usd: float | None = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
-        cost = None if self.cost_usd is None or other.cost_usd is None else self.cost_usd + other.cost_usd
-        return Usage(
-            llm_calls=self.llm_calls + other.llm_calls,
-            cache_hits=self.cache_hits + other.cache_hits,
-            coalesced=self.coalesced + other.coalesced,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            cost_usd=cost,
-        )
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.__struct_fields__}
+        sums: dict[str, Any] = {n: None if a is None or b is None else a + b for n, (a, b) in pairs.items()}
+        return Usage(**sums)
 
 
 class Seasonality(msgspec.Struct, frozen=True):

@@ -35,6 +35,7 @@ from tasks.producer import publish
 from workers.chunks import ChunkRunner, Processed
 from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache_statistics import CacheReporter
 from workers.llm.endpoints import model_for
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
@@ -152,7 +153,10 @@ class Runtime:
                 pressure_mb=limits.memory_pressure_threshold_mb,
                 ttl_days=limits.cache_ttl_days,
                 compress=limits.enable_result_compression,
+                codec=settings.cache.codec,
             )
+            counts = CacheReporter(cache, redis)
+            stack.push_async_callback(self._tell_last, counts)
             stack.push_async_callback(cache.close)
             models = {model_for(settings.llm, stage.name, stage.model) for stage in self._graph.stages.values()}
             pool = await stack.enter_async_context(LLMConnectionPool.of(settings, models, profiler, redis))
@@ -189,7 +193,7 @@ class Runtime:
             )
             warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
             heart = asyncio.create_task(self._renew(self._chunks), name="leases")
-            report = asyncio.create_task(self._report(redis, lanes, pool, cache, profiler), name="report")
+            report = asyncio.create_task(self._report(redis, lanes, pool, counts, profiler), name="report")
             stack.push_async_callback(self._end, heart, report, warming)
             _calm_collector()
             log.info("action=start %r %r", self, pool)
@@ -248,7 +252,7 @@ class Runtime:
         redis: Redis,
         lanes: Lanes[Destination],
         pool: LLMConnectionPool,
-        cache: PersistentLLMCache,
+        counts: CacheReporter,
         profiler: PerformanceProfiler,
     ) -> None:
         """Say that this worker lives and what it is doing, once every `profile_interval_seconds`."""
@@ -271,7 +275,6 @@ class Runtime:
                 "executed": sum(lane.executed for lane in lanes.statistics),
                 "stolen": sum(lane.stolen for lane in lanes.statistics),
                 "pool": msgspec.json.encode(pool.statistics()),
-                "cache": msgspec.json.encode(cache.statistics()),
                 "profile": msgspec.json.encode(profiler.snapshot()),
             }
             try:
@@ -279,9 +282,15 @@ class Runtime:
                     pipeline.hset(key, mapping=report)
                     pipeline.expire(key, keys.WORKER_SECONDS)
                     await pipeline.execute()
+                await counts.report()
             except (RedisError, OSError) as exc:
                 log.debug("action=report_missed Redis does not answer: %s", exc)
             await asyncio.sleep(seconds)
+
+    @staticmethod
+    async def _tell_last(counts: CacheReporter) -> None:
+        with contextlib.suppress(RedisError, OSError):  # Redis is away: they are lost, as after a kill
+            await counts.report()
 
     @staticmethod
     async def _end(*tasks: asyncio.Task[Any]) -> None:

@@ -166,7 +166,7 @@ def test_every_toggle_can_be_off_alone_and_the_profiles_are_the_same(toggle: str
         assert redis.exists(keys.events(job_id)) == (toggle != "enable_streaming_results")
         if cached:
             compressed = {redis.getrange(key, 0, 0) for key in cached if redis.strlen(key) > 1000}
-            assert compressed == ({b"\x00"} if toggle == "enable_result_compression" else {b"\x01"})
+            assert compressed == ({b"\x10"} if toggle == "enable_result_compression" else {b"\x11"})
         profile = json.loads(redis.hget(keys.worker(_worker(redis)), "profile") or "{}")
         assert bool(profile) == (toggle != "enable_performance_profiling")
     assert _themes(stack, job_id) == _THEMES.setdefault("first", _themes(stack, job_id))

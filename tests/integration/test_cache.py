@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
+import os
 import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
+from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
@@ -14,7 +18,11 @@ from scripts.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from workers.llm import cache as cache_module
-from workers.llm.cache import ENTRY_OVERHEAD_BYTES, CachedCompletion, MemoryTier, PersistentLLMCache
+from workers.llm.cache import CachedCompletion, PersistentLLMCache
+from workers.llm.cache_statistics import CacheReporter
+from workers.llm.cache_statistics import read as read_statistics
+from workers.llm.memory import ENTRY_OVERHEAD_BYTES, MemoryTier
+from workers.llm.tally import CacheTally
 
 ANSWER = CachedCompletion(value={"themes": ["a" * 600]}, model="sandbox", prompt_tokens=5, completion_tokens=7)
 
@@ -43,8 +51,7 @@ async def test_what_was_stored_is_found_and_nothing_else(tier: PersistentLLMCach
     await tier.put("a", ANSWER)
     assert await tier.get("a") == ANSWER
     assert await tier.get("b") is None
-    assert tier.statistics()["misses"] == 2
-    assert tier.statistics()["memory_hits"] == 1
+    assert (tier.tally.misses, tier.tally.memory_hits) == (2, 1)
 
 
 async def test_another_process_finds_it_in_redis_until_its_ttl(client: AsyncRedis, redis: Redis) -> None:
@@ -53,7 +60,7 @@ async def test_another_process_finds_it_in_redis_until_its_ttl(client: AsyncRedi
     other = _cache(client)
     assert await other.get("a") == ANSWER
     assert await other.get("a") == ANSWER
-    assert other.hits == {"memory": 1, "redis": 1}
+    assert (other.tally.memory_hits, other.tally.redis_hits) == (1, 1)
 
 
 async def test_gets_of_one_round_are_one_read(client: AsyncRedis, redis: Redis) -> None:
@@ -71,14 +78,17 @@ def _mgets(redis: Redis) -> int:
     return int(redis.info("commandstats").get("cmdstat_mget", {}).get("calls", 0))
 
 
-@pytest.mark.parametrize("garbage", [b"", b"\x00", b"\x01broken", b"\x09future", b"\x00\xc1", b"plain text"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"\x10", b"\x11\x01broken", b"\x11\x63new", b"\x19\x01", b"\x10\x01\xc1", b"\x00\x80", b"plain text"],
+)
 async def test_a_value_that_cannot_be_read_is_a_miss_and_is_overwritten(
     garbage: bytes, client: AsyncRedis, redis: Redis
 ) -> None:
     redis.set(keys.cache("a"), garbage, ex=60)
     cache = _cache(client)
     assert await cache.get("a") is None
-    assert cache.corrupt == 1
+    assert cache.tally.corrupt == 1
     await cache.put("a", ANSWER)
     assert await _cache(client).get("a") == ANSWER
 
@@ -149,4 +159,121 @@ async def test_no_memory_at_all_still_serves_from_redis(client: AsyncRedis) -> N
     cache = _cache(client, memory_mb=0)
     await cache.put("a", ANSWER)
     assert await cache.get("a") == ANSWER
-    assert cache.hits == {"memory": 0, "redis": 1}
+    assert (cache.tally.memory_hits, cache.tally.redis_hits) == (0, 1)
+
+
+@pytest.mark.parametrize("memory_mb", [8, 0])
+async def test_get_many_is_one_read_in_the_order_that_was_asked(
+    memory_mb: int, client: AsyncRedis, redis: Redis
+) -> None:
+    writer = _cache(client)
+    for number in range(0, 200, 2):
+        await writer.put(str(number), replace(ANSWER, prompt_tokens=number))
+    reader, tally = _cache(client, memory_mb=memory_mb), CacheTally()
+    before = _mgets(redis)
+    found = await reader.get_many([str(number) for number in range(200)], tally)
+    assert _mgets(redis) - before == 1
+    assert [None if one is None else one.prompt_tokens for one in found] == [
+        None if number % 2 else number for number in range(200)
+    ]
+    assert (tally.redis_hits, tally.misses) == (100, 100)
+    assert await reader.get_many([]) == []
+
+
+async def test_puts_of_one_round_travel_together(client: AsyncRedis, redis: Redis) -> None:
+    cache = _cache(client)
+    before = redis.info("stats")["total_commands_processed"]
+    await asyncio.gather(*(cache.put(str(number), ANSWER) for number in range(100)))
+    assert redis.dbsize() == 100
+    connections = redis.info("stats")["total_commands_processed"] - before
+    assert connections < 200, "no round trip each"
+    assert len(client.connection_pool._available_connections) == 1  # type: ignore[attr-defined]
+
+
+async def test_gzip_can_be_selected_and_every_codec_is_read(client: AsyncRedis, redis: Redis) -> None:
+    heads = {}
+    for codec, compress in (("zstd", True), ("gzip", True), ("zstd", False)):
+        cache = PersistentLLMCache(
+            client, max_memory_mb=8, pressure_mb=65_536, ttl_days=1, compress=compress, codec=codec
+        )
+        await cache.put(f"{codec}{compress}", ANSWER)
+        heads[codec, compress] = (redis.get(keys.cache(f"{codec}{compress}")) or b"")[0]
+    assert heads == {("zstd", True): 0x11, ("gzip", True): 0x12, ("zstd", False): 0x10}
+    found = await _cache(client).get_many(["zstdTrue", "gzipTrue", "zstdFalse"])
+    assert found == [ANSWER] * 3
+
+
+async def test_a_value_that_no_longer_fits_its_prompt_is_a_miss_and_not_a_hit(client: AsyncRedis) -> None:
+    cache = _cache(client)
+    await cache.put("a", ANSWER)
+    assert await cache.get("a", fits=lambda value: "themes" not in value) is None
+    assert (cache.tally.hits, cache.tally.misses, cache.tally.corrupt) == (0, 1, 2), "once in each tier"
+
+
+async def test_what_hits_have_saved_is_counted_with_and_without_a_price() -> None:
+    cache, mine = _cache(None), CacheTally()
+    cache.saved(ANSWER, 0.25, mine)
+    cache.saved(ANSWER, None, mine)
+    for tally in (mine, cache.tally):
+        assert (tally.saved_prompt_tokens, tally.saved_completion_tokens) == (10, 14)
+        assert (tally.saved_usd, tally.unpriced_hits) == (0.25, 1)
+
+
+async def _count(client: AsyncRedis, name: str) -> None:
+    cache = _cache(client)
+    reporter = CacheReporter(cache, client)
+    for number in range(20):
+        await cache.get(f"{name} {number}")
+        await cache.put(f"{name} {number}", ANSWER)
+        await reporter.report()
+        await cache.get(f"{name} {number}")
+        cache.saved(ANSWER, 0.001)
+    await reporter.report()
+    await reporter.report()
+    await cache.close()
+
+
+async def test_counts_of_two_processes_add_up(redis_url: str, redis: Redis) -> None:
+    running = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, __file__, name, env={"PYTHONPATH": str(Path(__file__).parents[2]), "REDIS_URL": redis_url}
+        )
+        for name in "ab"
+    ]
+    assert [await process.wait() for process in running] == [0, 0]
+    found = read_statistics(redis)
+    assert found["since"] is not None
+    assert (found["misses"], found["stores"], found["memory_hits"], found["redis_hits"]) == (40, 40, 40, 0)
+    assert found["saved_usd"] == pytest.approx(0.04)
+    assert found["saved_prompt_tokens"] == 200
+    assert found["bytes_raw"] > 2 * found["bytes_stored"] > 0
+    assert all(redis.ttl(key) > 0 for key in redis.scan_iter("themes:stats:cache:*"))
+
+
+async def test_a_report_whose_reply_was_lost_is_counted_once(client: AsyncRedis, redis: Redis) -> None:
+    cache = _cache(client)
+    reporter = CacheReporter(cache, client)
+    await cache.get("a")
+    script, lost = reporter._script, 0
+
+    async def lossy(**options: object) -> object:
+        nonlocal lost
+        answer = await script(**options)  # type: ignore[arg-type]
+        if not lost:
+            lost += 1
+            raise RedisConnectionError("the reply is lost")
+        return answer
+
+    reporter._script = lossy  # type: ignore[assignment]
+    with pytest.raises(RedisConnectionError):
+        await reporter.report()
+    await cache.get("b")
+    await reporter.report()
+    assert read_statistics(redis)["misses"] == 1
+    await reporter.report()
+    assert read_statistics(redis)["misses"] == 2
+
+
+if __name__ == "__main__":
+    _client = connect_async(os.environ["REDIS_URL"], socket_timeout_seconds=5)
+    asyncio.run(_count(_client, sys.argv[1]))

@@ -31,6 +31,7 @@ from tasks.messages import (
 )
 from workers.results.rows import JobRow
 from workers.results.store import AsyncDatabaseManager
+from workers.results.tables import SINCE_VERSION_2, USAGE_TABLES
 
 SPENT = Usage(llm_calls=2, cache_hits=1, coalesced=1, prompt_tokens=100, completion_tokens=50, cost_usd=0.25)
 
@@ -505,7 +506,7 @@ async def test_the_writer_syncs_every_commit_and_readers_cannot_write(store: Asy
         "synchronous": 2,
         "foreign_keys": 1,
         "temp_store": 2,
-        "user_version": 1,
+        "user_version": 2,
     }
     with pytest.raises(DatabaseError, match="readonly"):
         async with store.reading() as connection:
@@ -527,13 +528,35 @@ async def test_a_newer_versions_file_is_refused_for_writing_and_reading(tmp_path
     async with manager_of(tmp_path):
         pass
     with sqlite3.connect(tmp_path / "themes.db") as connection:
-        connection.execute("PRAGMA user_version=2")
+        connection.execute("PRAGMA user_version=3")
     connection.close()
     for use in ("create", "open"):
         store = manager_of(tmp_path)
         with pytest.raises(DatabaseError, match="newer version of themes"):
             await getattr(store, use)()
         await store.close()
+
+
+async def test_a_version_1_file_is_brought_up_to_date_with_what_is_in_it(tmp_path: Path) -> None:
+    async with manager_of(tmp_path) as store:
+        await store.apply(announced(KYOTO))
+    with sqlite3.connect(tmp_path / "themes.db") as connection:
+        for table in USAGE_TABLES:
+            for column in SINCE_VERSION_2:
+                connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("PRAGMA user_version=1")
+    connection.close()
+    reader = manager_of(tmp_path)
+    with pytest.raises(DatabaseError, match="older version of themes; `themes consumer`"):
+        await reader.open()
+    await reader.close()
+    async with manager_of(tmp_path) as store:
+        (job,) = await store.jobs()
+        assert job.usage == Usage()
+        await store.apply(announced(KYOTO, job="another"))
+        assert len(await store.jobs()) == 2
+    async with manager_of(tmp_path) as store:
+        assert len(await store.jobs()) == 2
 
 
 async def test_another_applications_file_is_refused(tmp_path: Path) -> None:

@@ -1,37 +1,34 @@
 """Completions that were paid for once: at hand in memory, and shared by all workers in Redis.
 
 Only validated answers are stored. Redis lost in the middle costs speed, never a job: the memory tier goes on alone, it
-is said once, and Redis is used again as soon as it answers.
+is said once, and Redis is used again as soon as it answers. Reads that come together travel together, and so do writes:
+a round of the graph is one MGET.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
-import psutil
 from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks.messages import WireError, pack, unpack
+from workers.llm import codec
+from workers.llm.codec import CodecError
+from workers.llm.memory import MIB, MemoryTier
+from workers.llm.tally import CacheTally
 
 log = logging.getLogger("themes.cache")
 
-#: Bytes that Python needs around an entry of the memory tier, beyond its packed value.
-ENTRY_OVERHEAD_BYTES: Final = 400
 #: Seconds for which Redis is left alone after an error.
 REDIS_PAUSE_SECONDS: Final = 2.0
-#: Seconds between two looks at the process's size.
-MEMORY_CHECK_SECONDS: Final = 1.0
-MIB: Final = 1024 * 1024
 
 
 class CachedCompletion(msgspec.Struct, frozen=True):
-    """A validated answer, and which model gave it."""
+    """A validated answer, which model gave it, and what it has cost once."""
 
     value: Any
     model: str
@@ -39,69 +36,22 @@ class CachedCompletion(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
-class MemoryTier:
-    """Packed completions, the least recently used leaving first when `max_bytes` are exceeded."""
+#: Whether a value is what the prompt's schema asks for.
+Fits = Callable[[Any], bool]
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(CachedCompletion)
 
-    def __init__(self, max_bytes: int, *, pressure_bytes: int) -> None:
-        self._entries: OrderedDict[str, bytes] = OrderedDict()
-        self._max_bytes = max_bytes
-        self._pressure_bytes = pressure_bytes
-        self._bytes = 0
-        self._checked_at = 0.0
-        self._process = psutil.Process()
-        self.evictions = 0
 
-    def __repr__(self) -> str:
-        return f"<MemoryTier entries={len(self._entries)} bytes={self._bytes} max={self._max_bytes}>"
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes held, overhead included."""
-        return self._bytes
-
-    def get(self, key: str) -> bytes | None:
-        """The packed value, which thereby becomes the most recently used."""
-        packed = self._entries.get(key)
-        if packed is not None:
-            self._entries.move_to_end(key)
-        return packed
-
-    def put(self, key: str, packed: bytes) -> None:
-        """Keep a value, and let the oldest go where there is no room."""
-        self.discard(key)
-        self._entries[key] = packed
-        self._bytes += len(packed) + ENTRY_OVERHEAD_BYTES
-        self._shrink_to(self._max_bytes)
-        self._relieve_pressure()
-
-    def discard(self, key: str) -> None:
-        """Forget a value."""
-        packed = self._entries.pop(key, None)
-        if packed is not None:
-            self._bytes -= len(packed) + ENTRY_OVERHEAD_BYTES
-
-    def _shrink_to(self, max_bytes: int) -> None:
-        while self._bytes > max_bytes and self._entries:
-            _, packed = self._entries.popitem(last=False)
-            self._bytes -= len(packed) + ENTRY_OVERHEAD_BYTES
-            self.evictions += 1
-
-    def _relieve_pressure(self) -> None:
-        now = time.monotonic()
-        if now - self._checked_at < MEMORY_CHECK_SECONDS:
-            return
-        self._checked_at = now
-        rss = self._process.memory_info().rss
-        if rss > self._pressure_bytes and self._bytes > MIB:
-            log.warning(
-                "action=cache_shrink %d MiB resident, memory_pressure_threshold_mb is %d: half of the cache goes",
-                rss // MIB, self._pressure_bytes // MIB,
-            )  # fmt: skip
-            self._shrink_to(self._bytes // 2)
+def _anything(_: Any) -> bool:
+    return True
 
 
 class PersistentLLMCache:
-    """Two tiers: memory, then Redis. `redis` is None where the persistent tier is switched off."""
+    """Two tiers: memory, then Redis. `redis` is None where the persistent tier is switched off.
+
+    Methods that take a `tally` count in it too, beside the process's own. `fits` says whether a value is of use: what
+    was stored under an older schema, or by hand, is not served.
+    """
 
     def __init__(
         self,
@@ -111,52 +61,29 @@ class PersistentLLMCache:
         pressure_mb: int,
         ttl_days: float,
         compress: bool,
+        codec: str = "zstd",
     ) -> None:
         self._redis = redis
         self._memory = MemoryTier(max_memory_mb * MIB, pressure_bytes=pressure_mb * MIB)
         self._ttl_ms = int(ttl_days * 86_400_000)
-        self._compress = compress
+        self._codec = codec if compress else "raw"
         self._paused_until = 0.0
         self._asked: dict[str, asyncio.Future[bytes | None]] = {}
         self._reader: asyncio.Task[None] | None = None
-        self.hits = {"memory": 0, "redis": 0}
-        self.misses = 0
-        self.stores = 0
-        self.corrupt = 0
+        self._unwritten: dict[str, bytes] = {}
+        self._writer: asyncio.Task[None] | None = None
+        self._tally = CacheTally()
 
     def __repr__(self) -> str:
         tier = "off" if self._redis is None else "paused" if self._is_paused() else "on"
-        return f"<PersistentLLMCache redis={tier} hits={self.hits} misses={self.misses} memory={self._memory!r}>"
+        hits = f"memory_hits={self._tally.memory_hits} redis_hits={self._tally.redis_hits}"
+        return f"<PersistentLLMCache redis={tier} {hits} misses={self._tally.misses} {self._memory!r}>"
 
-    def statistics(self) -> dict[str, int]:
+    @property
+    def tally(self) -> CacheTally:
         """Counts since the process started."""
-        return {
-            "memory_hits": self.hits["memory"],
-            "redis_hits": self.hits["redis"],
-            "misses": self.misses,
-            "stores": self.stores,
-            "corrupt": self.corrupt,
-            "evictions": self._memory.evictions,
-            "memory_bytes": self._memory.size_bytes,
-        }
-
-    async def get(self, key: str) -> CachedCompletion | None:
-        """The completion stored under a key, or None.
-
-        Gets that are made while a read is being prepared travel together: a round of the graph is one MGET.
-        """
-        packed = self._memory.get(key)
-        if packed is not None and (found := self.read(key, packed)):
-            self.hits["memory"] += 1
-            return found
-        if self._redis is not None and not self._is_paused():
-            packed = await self._read(key)
-            if packed is not None and (found := self.read(key, packed)):
-                self.hits["redis"] += 1
-                self._memory.put(key, packed)
-                return found
-        self.misses += 1
-        return None
+        self._tally.evictions = self._memory.evictions
+        return self._tally
 
     @property
     def is_shared(self) -> bool:
@@ -168,52 +95,132 @@ class PersistentLLMCache:
         """Milliseconds that a completion stays."""
         return self._ttl_ms
 
-    def encode(self, completion: CachedCompletion) -> bytes:
-        """What is stored."""
-        return pack(completion, compress=self._compress)
-
-    def accept(self, key: str, stored: bytes) -> CachedCompletion | None:
-        """Read what came from Redis by another way, and keep it at hand; None when it is unreadable."""
-        found = self.read(key, stored)
-        if found is not None:
-            self.hits["redis"] += 1
-            self._memory.put(key, stored)
+    async def get(self, key: str, tally: CacheTally | None = None, fits: Fits = _anything) -> CachedCompletion | None:
+        """The completion stored under a key, or None."""
+        found = await self.find(key, tally, fits)
+        if found is None:
+            self.missed(tally)
         return found
 
-    def remember(self, key: str, stored: bytes) -> None:
-        """Keep at hand what is stored in Redis by another way."""
-        self._memory.put(key, stored)
-        self.stores += 1
+    async def find(self, key: str, tally: CacheTally | None = None, fits: Fits = _anything) -> CachedCompletion | None:
+        """As `get`, without counting a miss: who looks elsewhere first says `missed` when that was in vain."""
+        found = self.at_hand(key, tally, fits)
+        if found is None and self.is_shared:
+            stored = await self._read(key)
+            found = self.accept(key, stored, tally, fits) if stored is not None else None
+        return found
 
-    async def put(self, key: str, completion: CachedCompletion) -> None:
-        """Store a validated completion in both tiers."""
-        packed = self.encode(completion)
-        self.remember(key, packed)
-        if self._redis is None or self._is_paused():
-            return
+    async def get_many(self, wanted: Sequence[str], tally: CacheTally | None = None) -> list[CachedCompletion | None]:
+        """The completions stored under some keys, None where there is none; one MGET for all that is not in memory."""
+        found = [self.at_hand(key, tally) for key in wanted]
+        left = [key for key, completion in zip(wanted, found, strict=True) if completion is None]
+        if left and self.is_shared:
+            stored = dict(zip(left, await self._mget(left), strict=True))
+            for number, key in enumerate(wanted):
+                packed = stored.get(key)
+                if found[number] is None and packed is not None:
+                    found[number] = self.accept(key, packed, tally)
+        for completion in found:
+            if completion is None:
+                self.missed(tally)
+        return found
+
+    def at_hand(self, key: str, tally: CacheTally | None = None, fits: Fits = _anything) -> CachedCompletion | None:
+        """The completion that memory holds under a key, counted as a hit; None is not counted."""
+        stored = self._memory.get(key)
+        found = None if stored is None else self.read(key, stored, tally, fits)
+        if found is not None:
+            self._tally.memory_hits += 1
+            if tally is not None:
+                tally.memory_hits += 1
+        return found
+
+    def accept(
+        self, key: str, stored: bytes, tally: CacheTally | None = None, fits: Fits = _anything
+    ) -> CachedCompletion | None:
+        """Read what came from Redis, count it as a hit there and keep it at hand; None when it is of no use."""
+        found = self.read(key, stored, tally, fits)
+        if found is not None:
+            self._memory.put(key, stored)
+            self._tally.redis_hits += 1
+            if tally is not None:
+                tally.redis_hits += 1
+        return found
+
+    def keep(self, key: str, stored: bytes) -> None:
+        """Keep at hand what somebody else has stored, without counting it."""
+        self._memory.put(key, stored)
+
+    def missed(self, tally: CacheTally | None = None) -> None:
+        """Count a question that the cache did not answer."""
+        self._tally.misses += 1
+        if tally is not None:
+            tally.misses += 1
+
+    def joined(self, tally: CacheTally | None = None) -> None:
+        """Count a question that was answered together with an equal one."""
+        self._tally.coalesced += 1
+        if tally is not None:
+            tally.coalesced += 1
+
+    def saved(self, found: CachedCompletion, usd: float | None, tally: CacheTally | None = None) -> None:
+        """Count what a hit has saved; `usd` None where its model has no price."""
+        self._tally.save(found.prompt_tokens, found.completion_tokens, usd)
+        if tally is not None:
+            tally.save(found.prompt_tokens, found.completion_tokens, usd)
+
+    def read(
+        self, key: str, stored: bytes, tally: CacheTally | None = None, fits: Fits = _anything
+    ) -> CachedCompletion | None:
+        """Decode what is stored under a key; None, counted, when it is of no use."""
         try:
-            await self._redis.set(keys.cache(key), packed, px=self._ttl_ms)
-        except (RedisError, OSError) as exc:
-            self._pause(exc)
+            found = _decoder.decode(codec.decode(stored))
+            why: object = None if fits(found.value) else "not what its prompt asks for"
+        except (CodecError, msgspec.MsgspecError, RecursionError) as exc:
+            found, why = None, exc
+        if why is None:
+            return found
+        # Corrupt, foreign or of a newer version: a miss; the next answer overwrites it.
+        self._tally.corrupt += 1
+        if tally is not None:
+            tally.corrupt += 1
+        self._memory.discard(key)
+        log.warning("action=cache_corrupt key=%s… is a miss: %s", key[:12], why)
+        return None
+
+    def encode(self, completion: CachedCompletion, tally: CacheTally | None = None) -> bytes:
+        """What is stored for a completion."""
+        raw = _encoder.encode(completion)
+        stored = codec.encode(raw, self._codec)
+        for one in (self._tally, tally):
+            if one is not None:
+                one.bytes_raw += len(raw)
+                one.bytes_stored += len(stored)
+        return stored
+
+    def remember(self, key: str, stored: bytes, tally: CacheTally | None = None) -> None:
+        """Keep at hand, and count, what is stored in Redis by another way."""
+        self._memory.put(key, stored)
+        self._tally.stores += 1
+        if tally is not None:
+            tally.stores += 1
+
+    async def put(self, key: str, completion: CachedCompletion, tally: CacheTally | None = None) -> None:
+        """Store a validated completion in both tiers."""
+        stored = self.encode(completion, tally)
+        self.remember(key, stored, tally)
+        if not self.is_shared:
+            return
+        self._unwritten[key] = stored
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_all(), name="cache writer")
+        await asyncio.shield(self._writer)
 
     async def close(self) -> None:
-        """Let a read under way end."""
-        if self._reader:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-
-    def read(self, key: str, packed: bytes) -> CachedCompletion | None:
-        """Decode what is stored under a key; None, counted, when it is unreadable."""
-        try:
-            completion: CachedCompletion = unpack(packed, CachedCompletion)
-            return completion
-        except WireError as exc:
-            # Corrupt, foreign or of a newer version: a miss; the next answer overwrites it.
-            self.corrupt += 1
-            self._memory.discard(key)
-            log.warning("action=cache_corrupt key=%s… is a miss: %s", key[:12], exc)
-            return None
+        """Let what is under way end."""
+        tasks = [task for task in (self._reader, self._writer) if task]
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _read(self, key: str) -> bytes | None:
         future = self._asked.get(key)
@@ -226,16 +233,33 @@ class PersistentLLMCache:
     async def _read_all(self) -> None:
         while self._asked:
             asked, self._asked = self._asked, {}
-            values: list[Any] = [None] * len(asked)
+            values: Sequence[bytes | None] = [None] * len(asked)
             try:
-                if self._redis is not None:
-                    values = await self._redis.mget([keys.cache(key) for key in asked])
-            except (RedisError, OSError) as exc:
-                self._pause(exc)
+                values = await self._mget(list(asked))
             finally:
                 for future, value in zip(asked.values(), values, strict=True):
                     if not future.done():
                         future.set_result(value)
+
+    async def _mget(self, wanted: Sequence[str]) -> list[bytes | None]:
+        try:
+            if self._redis is not None:
+                values: Any = await self._redis.mget([keys.cache(key) for key in wanted])
+                return list(values)
+        except (RedisError, OSError) as exc:
+            self._pause(exc)
+        return [None] * len(wanted)
+
+    async def _write_all(self) -> None:
+        while self._unwritten and self._redis is not None:
+            unwritten, self._unwritten = self._unwritten, {}
+            try:
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for key, stored in unwritten.items():
+                        pipeline.set(keys.cache(key), stored, px=self._ttl_ms)
+                    await pipeline.execute()
+            except (RedisError, OSError) as exc:
+                self._pause(exc)
 
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until

@@ -16,18 +16,25 @@ from workers.llm.answers import salvaged
 from workers.llm.cache import CachedCompletion, PersistentLLMCache
 from workers.llm.caller import Caller, Request
 from workers.llm.client import RawAnswer, Spend, Turn
+from workers.llm.cost import cost_usd
 from workers.llm.endpoints import model_for
 from workers.llm.outcomes import TruncatedError, heard, told_error, told_value
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt, sampling_of
 from workers.llm.shared_flight import Claimed, Flight, SharedFlights
 from workers.llm.single_flight import SingleFlight
+from workers.llm.tally import CacheTally
 from workers.observe.profiler import PerformanceProfiler
 
 #: An answer that was cut off is asked for once more with this many times the tokens.
 MORE_TOKENS: Final = 2
 #: The sandbox's model name. What it answered for another model's name is not that model's answer.
 SANDBOX: Final = "sandbox"
+
+#: Part of the lookups below which they are not worth a round trip of their own.
+FEW_HITS: Final = 0.2
+#: Weight of the newest lookup: the last twenty or so decide.
+NEWEST: Final = 0.05
 
 Source = Literal["called", "cached", "coalesced"]
 
@@ -46,17 +53,35 @@ class Account:
     """What one destination's stage has cost and saved; filled while the stage runs, whatever its end."""
 
     spend: Spend = field(default_factory=Spend)
-    cache_hits: int = 0
-    coalesced: int = 0
+    cache: CacheTally = field(default_factory=CacheTally)
+
+    @property
+    def cache_hits(self) -> int:
+        """Prompts that the cache answered."""
+        return self.cache.hits
+
+    @property
+    def coalesced(self) -> int:
+        """Prompts that were answered together with an equal one."""
+        return self.cache.coalesced
 
     def usage(self) -> Usage:
         """The account as it stands."""
         return Usage(
             llm_calls=self.spend.calls,
-            cache_hits=self.cache_hits,
+            cache_hits=self.cache.hits,
             coalesced=self.coalesced,
             prompt_tokens=self.spend.prompt_tokens,
             completion_tokens=self.spend.completion_tokens,
+            memory_hits=self.cache.memory_hits,
+            cache_misses=self.cache.misses,
+            cache_stores=self.cache.stores,
+            cache_corrupt=self.cache.corrupt,
+            bytes_raw=self.cache.bytes_raw,
+            bytes_stored=self.cache.bytes_stored,
+            saved_prompt_tokens=self.cache.saved_prompt_tokens,
+            saved_completion_tokens=self.cache.saved_completion_tokens,
+            saved_usd=None if self.cache.unpriced_hits else self.cache.saved_usd,
             cost_usd=self.spend.cost_usd,
         )
 
@@ -97,6 +122,8 @@ class FocusedLLMGenerator:
         self._settings = settings
         self._flights: SingleFlight[Completion] = SingleFlight()
         self._shared = shared
+        #: Part of the latest lookups in Redis that found something.
+        self._found_lately = 1.0
 
     def __repr__(self) -> str:
         return f"<FocusedLLMGenerator {self._caller!r} {self._flights!r} {self._shared!r}>"
@@ -116,20 +143,38 @@ class FocusedLLMGenerator:
         """
         model = model_for(self._settings.llm, prompt.stage, prompt.model)
         key = prompt.key(model=model, sampling=self._sampling)
-        if use_cache:
-            with self._profiler.span("cache.get"):
-                known = await self._cache.get(key)
-            # A user may have shortened the schema's reach by hand: what is served is valid now.
-            if known is not None and prompt.schema.is_valid(known.value):
-                account.cache_hits += 1
-                return Completion(value=known.value, model=known.model, source="cached")
         question = _Question(prompt, key, model, account, rank, is_fresh=not use_cache)
+        if use_cache and (known := await self._look(question)):
+            return self._hit(question, known)
         completion, joined = await self._flights.run(question.flight, lambda: self._ask_once(question))
         if joined or completion.source == "coalesced":
-            account.coalesced += 1
+            self._cache.joined(account.cache)
             return replace(completion, source="coalesced")
-        account.cache_hits += completion.source == "cached"
         return completion
+
+    async def _look(self, question: _Question) -> CachedCompletion | None:
+        """What the cache holds. Where little was found lately, who asks looks into Redis in the step that claims it."""
+        fits = question.prompt.schema.is_valid
+        if self._shared is not None and self._found_lately < FEW_HITS:
+            return self._cache.at_hand(question.key, question.account.cache, fits)
+        with self._profiler.span("cache.get"):
+            known = await self._cache.find(question.key, question.account.cache, fits)
+        self._found(known is not None)
+        return known
+
+    def _found(self, is_hit: bool) -> None:  # noqa: FBT001
+        self._found_lately += NEWEST * (is_hit - self._found_lately)
+
+    def _hit(self, question: _Question, known: CachedCompletion) -> Completion:
+        usd = cost_usd(
+            self._settings.llm.prices,
+            asked=question.model,
+            answered=known.model,
+            prompt_tokens=known.prompt_tokens,
+            completion_tokens=known.completion_tokens,
+        )
+        self._cache.saved(known, usd, question.account.cache)
+        return Completion(value=known.value, model=known.model, source="cached")
 
     async def _ask_once(self, question: _Question) -> Completion:
         """Ask, unless another process does: then its answer, or its error, is ours."""
@@ -137,28 +182,37 @@ class FocusedLLMGenerator:
             return await self._ask(question, Flight())
         async with self._shared.flight(question.flight, question.key, fresh=question.is_fresh) as (claimed, ours):
             if claimed.end == "own":
+                self._found(is_hit=False)
                 try:
                     return await self._ask(question, ours, is_shared=True)
                 except PermanentError as exc:
                     ours.outcome = told_error(exc)
                     raise
-            if claimed.end != "alone":
-                known = self._known(question, claimed)
-                if known is not None and question.prompt.schema.is_valid(known.value):
-                    return Completion(known.value, known.model, "coalesced" if claimed.waited else "cached")
+            if claimed.end != "alone" and (completion := self._told(question, claimed)):
+                return completion
         return await self._ask(question, Flight())
 
-    def _known(self, question: _Question, claimed: Claimed) -> CachedCompletion | None:
-        """The answer of another process; kept here too where it may be."""
+    def _told(self, question: _Question, claimed: Claimed) -> Completion | None:
+        """What another process has stored, or told those who wait; None when it is of no use."""
+        tally, fits = question.account.cache, question.prompt.schema.is_valid
+        if claimed.end == "value" and not claimed.waited:
+            known = self._cache.accept(question.key, claimed.payload, tally, fits)
+            self._found(is_hit=True)
+            return self._hit(question, known) if known else None
         stored = claimed.payload if claimed.end == "value" else heard(claimed.payload)
-        known = self._cache.read(question.key, stored)
-        if known is not None and _is_kept(known.model, question.model):
-            self._cache.accept(question.key, stored)
-        return known
+        known = self._cache.read(question.key, stored, tally, fits)
+        if known is None:
+            return None
+        if _is_kept(known.model, question.model):
+            self._cache.keep(question.key, stored)
+        self._cache.missed(tally)
+        return Completion(known.value, known.model, "coalesced")
 
     async def _ask(self, question: _Question, flight: Flight, *, is_shared: bool = False) -> Completion:
         """Ask the LLM and store the answer: with the flight's end where it is shared, else at once."""
-        prompt, model = question.prompt, question.model
+        prompt, model, tally = question.prompt, question.model, question.account.cache
+        if not question.is_fresh:
+            self._cache.missed(tally)
         request = Request(prompt, model, question.account.spend, question.rank, prompt.max_tokens)
         value, raw = await self._usable(request)
         completion = CachedCompletion(
@@ -167,14 +221,14 @@ class FocusedLLMGenerator:
         is_kept = _is_kept(raw.model, model)
         with self._profiler.span("cache.put"):
             if is_shared:
-                stored = self._cache.encode(completion)
+                stored = self._cache.encode(completion, tally)
                 if is_kept:
                     flight.stored = stored
-                    self._cache.remember(question.key, stored)
+                    self._cache.remember(question.key, stored, tally)
                 if question.is_fresh or not is_kept:
                     flight.outcome = told_value(stored)
             elif is_kept:
-                await self._cache.put(question.key, completion)
+                await self._cache.put(question.key, completion, tally)
         return Completion(value=value, model=raw.model, source="called")
 
     async def _usable(self, request: Request) -> tuple[Any, RawAnswer]:

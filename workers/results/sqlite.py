@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from tasks.errors import DatabaseBusyError, DatabaseError, ThemesError
-from workers.results.tables import SCHEMA_VERSION, metadata
+from workers.results.tables import DOLLAR_COLUMNS, SCHEMA_VERSION, SINCE_VERSION_2, USAGE_TABLES, metadata
 
 #: Bytes of write-ahead log kept on disk after a checkpoint; without a limit it stays as large as it ever was.
 WAL_KEEP_BYTES: Final = 64 * 1024 * 1024
@@ -152,7 +152,7 @@ def _engine(
 
 
 async def create_schema(connection: AsyncConnection, path: Path) -> None:
-    """Create the tables in the writer's transaction, unless they are there: safe when two do it at once.
+    """Create the tables in the writer's transaction, or bring older ones up to date: safe when two do it at once.
 
     Raises:
         DatabaseError: a newer version's file, or another application's.
@@ -160,7 +160,18 @@ async def create_schema(connection: AsyncConnection, path: Path) -> None:
     version = await schema_version(connection, path)
     if version == 0:
         await connection.run_sync(metadata.create_all)
+    if version == 1:
+        await _to_version_2(connection)
+    if version < SCHEMA_VERSION:
         await connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+async def _to_version_2(connection: AsyncConnection) -> None:
+    """What the cache did for a job, a destination, an attempt and a profile; of old ones nothing is known but 0."""
+    for table in USAGE_TABLES:
+        for name in SINCE_VERSION_2:
+            kind = "FLOAT DEFAULT 0" if name in DOLLAR_COLUMNS else "INTEGER NOT NULL DEFAULT 0"
+            await connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
 async def schema_version(connection: AsyncConnection, path: Path) -> int:

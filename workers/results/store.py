@@ -121,7 +121,13 @@ class AsyncDatabaseManager:
                 f"{self.path}: there is no results database yet; `themes consumer` (or `themes up`) makes it"
             )
         async with self.reading() as connection:
-            if await sqlite.schema_version(connection, self.path) == 0:
+            version = await sqlite.schema_version(connection, self.path)
+            if 0 < version < tables.SCHEMA_VERSION:
+                raise DatabaseError(
+                    f"{self.path}: made by an older version of themes; `themes consumer` (or `themes up`) brings it "
+                    "up to date"
+                )
+            if version == 0:
                 raise DatabaseError(f"{self.path}: is empty; `themes consumer` (or `themes up`) fills it")
 
     async def close(self) -> None:

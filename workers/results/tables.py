@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 #: `PRAGMA user_version` of a database that this code reads and writes.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 #: Columns that add up, in the order of `tasks.messages.Usage`.
 USAGE_COLUMNS: Final = (
@@ -29,16 +29,34 @@ USAGE_COLUMNS: Final = (
     "coalesced",
     "prompt_tokens",
     "completion_tokens",
+    "memory_hits",
+    "cache_misses",
+    "cache_stores",
+    "cache_corrupt",
+    "bytes_raw",
+    "bytes_stored",
+    "saved_prompt_tokens",
+    "saved_completion_tokens",
+    "saved_usd",
     "cost_usd",
 )
+#: Of these, the US dollars: NULL where a model's price is not known, and then they stay so.
+DOLLAR_COLUMNS: Final = frozenset({"saved_usd", "cost_usd"})
+#: The tables that have them, and the columns that version 1 lacked.
+USAGE_TABLES: Final = ("jobs", "destinations", "attempts", "profiles")
+SINCE_VERSION_2: Final = USAGE_COLUMNS[5:-1]
 
 metadata = MetaData()
 
 
 def _usage() -> list[Column[int] | Column[float]]:
-    """Columns of a `Usage`. `cost_usd` is NULL where a model's price is not known, and then stays so."""
-    whole = [Column(name, Integer, nullable=False, server_default="0") for name in USAGE_COLUMNS[:-1]]
-    return [*whole, Column("cost_usd", Float, server_default="0")]
+    """Columns of a `Usage`."""
+    return [
+        Column(name, Float, server_default="0")
+        if name in DOLLAR_COLUMNS
+        else Column(name, Integer, nullable=False, server_default="0")
+        for name in USAGE_COLUMNS
+    ]
 
 
 def _of_destination() -> ForeignKeyConstraint:
