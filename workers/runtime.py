@@ -56,7 +56,7 @@ COLLECT_AFTER: Final = (50_000, 20, 50)
 REMEMBERED_JOBS: Final = 1_000
 
 
-def _calm_collector() -> None:
+def calm_collector() -> None:
     """Spare what has been built from the garbage collector, and let it look less often.
 
     Nothing here makes cycles in bulk, and every request makes a few hundred short-lived objects: with the defaults the
@@ -195,7 +195,7 @@ class Runtime:
             heart = asyncio.create_task(self._renew(self._chunks), name="leases")
             report = asyncio.create_task(self._report(redis, lanes, pool, counts, profiler), name="report")
             stack.push_async_callback(self._end, heart, report, warming)
-            _calm_collector()
+            calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)
             await self._close.wait()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -21,6 +22,7 @@ from workers.llm.prompt import Prompt
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
+from workers.runtime import calm_collector
 
 pytestmark = pytest.mark.benchmark
 LATENCY_SECONDS = 0.2
@@ -31,10 +33,10 @@ STAGE = next(stage for stage in load_stages() if stage.name == "analyse.price")
 
 
 @pytest.fixture(scope="module")
-def slow_sandbox() -> Iterator[str]:
-    """A sandbox in a process of its own."""
-    command = [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", "--latency", "200ms"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+def slow_server() -> Iterator[str]:
+    """A server that takes 200 ms and hardly any CPU, in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("light_server.py")), str(LATENCY_SECONDS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
         yield process.stdout.readline().decode().strip()
         process.terminate()
@@ -58,16 +60,17 @@ async def _seconds(call: Callable[[int], Awaitable[object]], first: int, in_flig
 
 @pytest.mark.parametrize("in_flight", [64, 512])
 async def test_efficiency_at_200_ms(
-    in_flight: int, slow_sandbox: str, settings_for: Callable[..., Settings], redis_url: str
+    in_flight: int, slow_server: str, settings_for: Callable[..., Settings], redis_url: str
 ) -> None:
     size = {"THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": str(in_flight)}
-    settings = settings_for(OPENAI_BASE_URL=slow_sandbox, THEMES_MODEL="sandbox", **size)
+    settings = settings_for(OPENAI_BASE_URL=slow_server, THEMES_MODEL="sandbox", **size)
     profiler = PerformanceProfiler(enabled=True)
     redis = connect_async(redis_url, socket_timeout_seconds=10)
     cache = PersistentLLMCache(redis, max_memory_mb=64, pressure_mb=8192, ttl_days=1, compress=True)
     shared = SharedFlights(redis, lease_seconds=10, ttl_ms=cache.ttl_ms)
     shared.start()
     ideal = LATENCY_SECONDS * TURNS
+    calm_collector()
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session,
         LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool,
@@ -79,7 +82,7 @@ async def test_efficiency_at_200_ms(
             body = client._body(
                 _prompt(number), (), style=AnswerFormat.JSON_SCHEMA, parameter="max_tokens", max_tokens=9
             )
-            async with session.post(f"{slow_sandbox}/chat/completions", data=body) as answer:
+            async with session.post(f"{slow_server}/chat/completions", data=body) as answer:
                 return msgspec.json.decode(await answer.read())
 
         async def whole(number: int) -> object:

@@ -28,6 +28,7 @@ from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import Input, load_stages
+from workers.runtime import calm_collector
 
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]
@@ -78,6 +79,7 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
     profiler = PerformanceProfiler(enabled=True)
     redis = connect_async(redis_url, socket_timeout_seconds=10)
     ratios, ours_ms, floor_ms = [], [], []
+    calm_collector()
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=IN_FLIGHT)) as session,
         LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool,

@@ -79,15 +79,14 @@ class Route:
     async def slot(self, tokens: int) -> AsyncIterator[Slot]:
         """The right to send one request of about so many tokens under the endpoint's rate limits."""
         self.queued += 1
+        is_waiting = True
         try:
             async with self.limiter.slot(tokens) as slot:
                 self.queued -= 1
-                try:
-                    yield slot
-                finally:
-                    self.queued += 1
+                is_waiting = False
+                yield slot
         finally:
-            self.queued -= 1
+            self.queued -= is_waiting
 
     def answered(self, *, sent_at: float) -> None:
         """A request sent at `sent_at` (monotonic seconds) was answered."""

@@ -36,8 +36,10 @@ REDIS_PAUSE_SECONDS: Final = 2.0
 REDIS_TIMEOUT_SECONDS: Final = 5.0
 #: Seconds between two looks at a prompt that somebody else asks.
 POLL_SECONDS: Final = 1.0
+#: Seconds between two claims, at least: those that come meanwhile travel together.
+TOGETHER_SECONDS: Final = 0.002
 #: Seconds that an answer waits before it is stored, so that several travel together: nobody here waits for that.
-STORE_SECONDS: Final = 0.002
+STORE_SECONDS: Final = 0.005
 #: Renewals in the time of one lease.
 RENEWALS: Final = 3
 #: Seconds between two attempts to listen, when Redis is away.
@@ -110,6 +112,7 @@ class SharedFlights:
         self._ender: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._paused_until = 0.0
+        self._looked_at = 0.0
         #: Set while the channel is listened to.
         self.listening = asyncio.Event()
         self.waited = self.taken_over = 0
@@ -189,8 +192,12 @@ class SharedFlights:
         while self._waiting:
             self._changed.clear()
             now = time.monotonic()
+            if self._looked_at + TOGETHER_SECONDS > now:
+                await asyncio.sleep(self._looked_at + TOGETHER_SECONDS - now)
+                now = time.monotonic()
             due = [claim for claim in self._waiting.values() if claim.due <= now]
             if due:
+                self._looked_at = now
                 await self._look(due)
             if self._waiting:
                 soonest = min(claim.due for claim in self._waiting.values())
