@@ -7,6 +7,7 @@ import click
 
 from scripts.main import settings_from
 from scripts.watch import watch_to_end
+from tasks.budget import check
 from tasks.connection import check_server, connect, locate
 from tasks.destinations import BadRow, Reader
 from tasks.producer import enqueue
@@ -21,13 +22,24 @@ SHOWN_BAD_ROWS = 20
 @click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations.")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is served first.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
+@click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it.")
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
 def command(
-    file: str, name: str | None, limit: int | None, priority: int, *, no_cache: bool, strict: bool, wait: bool
+    file: str,
+    name: str | None,
+    limit: int | None,
+    priority: int,
+    budget: float | None,
+    *,
+    no_cache: bool,
+    strict: bool,
+    wait: bool,
 ) -> int:
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
     settings = settings_from()
+    if budget is not None:
+        check(budget, settings)
     # Looked at before the file: a million rows are not read to find that Redis is away.
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
@@ -37,6 +49,7 @@ def command(
             name=name or ("standard input" if file == "-" else Path(file).name),
             priority=priority,
             use_cache=not no_cache,
+            budget_usd=budget,
             settings=settings,
             redis=redis,
         )

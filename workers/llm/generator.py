@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from config.settings import Settings
-from tasks.errors import InvalidAnswerError, RateLimitedError, RetryableError, TruncatedAnswerError
+from tasks.errors import BudgetExceededError, InvalidAnswerError, RateLimitedError, RetryableError, TruncatedAnswerError
 from tasks.messages import Usage
 from workers.llm.answers import salvaged
+from workers.llm.budget import worst_case_nano
 from workers.llm.cache import CachedCompletion, PersistentLLMCache
 from workers.llm.client import AnsweredRefusalError, ChatClient, RawAnswer, Spend, Turn
 from workers.llm.cost import cost_usd
@@ -51,7 +52,10 @@ class Completion:
 
 @dataclass(slots=True)
 class Account:
-    """What one destination's stage has cost and saved; filled while the stage runs, whatever its end."""
+    """What one destination's stage has cost and saved; filled while the stage runs, whatever its end.
+
+    The spend's `budget`, where there is one, pays for its calls.
+    """
 
     spend: Spend = field(default_factory=Spend)
     cache_hits: int = 0
@@ -132,6 +136,7 @@ class FocusedLLMGenerator:
         Raises:
             PermanentError: this prompt has no usable answer.
             RetryableError: it had none within `max_llm_retries` tries.
+            BudgetExceededError: its job may spend no more.
         """
         key = prompt.key(model=self._client.model, temperature=self._settings.llm.temperature)
         if use_cache:
@@ -142,7 +147,16 @@ class FocusedLLMGenerator:
                 account.cache_hits += 1
                 return Completion(value=known.value, model=known.model, source="cached")
         flight_key = key if use_cache else f"{key}-fresh"
-        completion, joined = await self._flights.run(flight_key, lambda: self._ask(prompt, key, account.spend, rank))
+        while True:
+            try:
+                completion, joined = await self._flights.run(
+                    flight_key, lambda: self._ask(prompt, key, account.spend, rank)
+                )
+                break
+            except BudgetExceededError as exc:
+                # Another job's budget: whoever only waited for its answer asks for itself.
+                if account.spend.budget is not None and account.spend.budget.job_id == exc.job_id:
+                    raise
         if joined:
             account.coalesced += 1
             return Completion(value=completion.value, model=completion.model, source="coalesced")
@@ -198,7 +212,7 @@ class FocusedLLMGenerator:
         attempt, refusals, answers = 0, 0, self._answers
         while True:
             try:
-                return await self._in_line(prompt, max_tokens, history, spend, rank)
+                return await self._paid(prompt, max_tokens, history, spend, rank)
             except RateLimitedError as exc:
                 refusals += 1
                 is_failure = self._answers == answers or refusals % PATIENCE == 0
@@ -218,6 +232,18 @@ class FocusedLLMGenerator:
                 delay = self._delay(exc, attempt)
                 log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", prompt.stage, attempt, delay, exc)
             await asyncio.sleep(delay)
+
+    async def _paid(
+        self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend, rank: int
+    ) -> RawAnswer:
+        """One call, reserved from the job's budget first where it has one."""
+        if spend.budget is None:
+            return await self._in_line(prompt, max_tokens, history, spend, rank)
+        prices, model = self._settings.llm.prices, self._client.model
+        worst = worst_case_nano(prices, model, prompt, max_tokens=max_tokens, history=history)
+        return await spend.budget.pay(
+            worst, spend, lambda own: self._in_line(prompt, max_tokens, history, own, rank), rank=rank
+        )
 
     async def _in_line(
         self, prompt: Prompt, max_tokens: int, history: Sequence[Turn], spend: Spend, rank: int
