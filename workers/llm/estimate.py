@@ -11,6 +11,12 @@ NEWEST: Final = 0.1
 FIRST_GUESS: Final = 0.5
 
 
+def prompt_tokens(prompt: Prompt) -> int:
+    """Tokens of a prompt with its schema, by its length."""
+    characters = len(prompt.system) + len(prompt.instructions) + len(prompt.data) + len(prompt.schema.text)
+    return characters // CHARACTERS_PER_TOKEN
+
+
 class TokenEstimate:
     """Learns the length of each stage's completions: an exponentially weighted moving average.
 
@@ -23,9 +29,8 @@ class TokenEstimate:
 
     def tokens(self, prompt: Prompt, max_tokens: int) -> int:
         """Tokens of the prompt, by its length, and of its likely completion."""
-        characters = len(prompt.system) + len(prompt.instructions) + len(prompt.data) + len(prompt.schema.text)
         completion = self._completions.get(prompt.stage, max_tokens * FIRST_GUESS)
-        return characters // CHARACTERS_PER_TOKEN + round(min(completion, max_tokens))
+        return prompt_tokens(prompt) + round(min(completion, max_tokens))
 
     def learn(self, stage: str, completion_tokens: int) -> None:
         """Count the completion of a stage."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from config.settings import Settings
+from config.settings import PerformanceSettings, Settings
 from tasks.errors import BudgetExceededError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
 from workers.llm.budget import JobBudget
@@ -49,8 +49,7 @@ class FocusedPromptProcessor:
         self._generator = generator
         self._version = pipeline_version(graph.stages.values())
         self._profiler = profiler
-        limits = settings.performance_optimization
-        self._batch_size = limits.theme_batch_size if limits.enable_intelligent_batching else None
+        self._limits = settings.performance_optimization
         self._order = count()
 
     def __repr__(self) -> str:
@@ -110,8 +109,7 @@ class FocusedPromptProcessor:
 
     async def _each(self, stage: Stage, run: "_Run", account: Account, outcome: StageOutcome) -> None:
         """Ask about the themes in batches, at once; a batch without an answer leaves its themes unanswered."""
-        size = self._batch_size or len(run.themes)
-        batches = [run.themes[start : start + size] for start in range(0, len(run.themes), size)]
+        batches = batches_of(run.themes, self._limits)
         await asyncio.gather(*(self._batch(stage, run, batch, account, outcome) for batch in batches))
         if outcome.values is None:
             outcome.unanswered.clear()
@@ -260,6 +258,12 @@ class _Run:
             attempts=attempt,
         )
         return Outcome(None, failure, usage, elapsed_ms, is_retryable=retryable)
+
+
+def batches_of(themes: Sequence[Theme], limits: PerformanceSettings) -> list[Sequence[Theme]]:
+    """The themes as they are asked about: in batches, or all at once where batching is off."""
+    size = limits.theme_batch_size if limits.enable_intelligent_batching else len(themes)
+    return [themes[start : start + size] for start in range(0, len(themes), size)]
 
 
 def _reason(exc: ThemesError) -> str:
