@@ -85,10 +85,12 @@ return 1
 """
 
 #: KEYS job budget carried events; ARGV reason limit destination usage time event; returns whether the job is paused.
-#: A limit that is no longer the one that was too small has been raised meanwhile: then there is nothing to pause.
+#: A limit that is no longer the one that was too small has been raised meanwhile: then there is nothing to pause. A job
+#: that has left Redis needs no worker either.
 _PAUSE: Final = """
 local state = redis.call('HGET', KEYS[1], 'state')
-if not state or state == 'done' or state == 'cancelled' then return 0 end
+if not state then return 1 end
+if state == 'done' or state == 'cancelled' then return 0 end
 redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[2], 'limit') ~= ARGV[2] then return 0 end
 if redis.call('HSETNX', KEYS[1], 'paused', ARGV[1]) == 1 then

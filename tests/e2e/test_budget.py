@@ -96,13 +96,14 @@ def test_a_job_stops_before_its_budget_and_goes_on_without_paying_twice(priced: 
     assert cost <= _charged(priced) - before <= status["spent_usd"] + 1e-9
     assert status["spent_usd"] <= budget
     assert "stopped at its budget" in priced.run("status", job_id).stdout
+    assert "stalled (budget)" in priced.run("status").stdout
     events = [json.loads(line) for line in priced.run("watch", job_id, "--json").stdout.splitlines()]
     assert [event["type"] for event in events].count("job.paused") == 1
 
     # At rest: the sweeper wakes nobody, and nothing is asked.
     requests = priced.ask_sandbox("/stats")["requests"]
     with Redis.from_url(priced.env["REDIS_URL"]) as redis:
-        assert not any(redis.llen(key) for key in keys.queue_keys())
+        until("the messages to be used up", lambda: not any(redis.llen(key) for key in keys.queue_keys()))
         assert set(redis.hvals(keys.deliveries(job_id))) <= {b"0"}
 
     too_little = priced.run("resume", job_id, "--budget", f"{status['spent_usd'] / 2:.4f}")
