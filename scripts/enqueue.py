@@ -7,6 +7,7 @@ import click
 
 from scripts.main import settings_from
 from scripts.watch import watch_to_end
+from tasks.budget import check
 from tasks.connection import check_server, connect, locate
 from tasks.destinations import BadRow, Reader
 from tasks.producer import enqueue
@@ -21,22 +22,46 @@ SHOWN_BAD_ROWS = 20
 @click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations.")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is served first.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
+@click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
+@click.option("--dry-run", is_flag=True, help="Enqueue nothing; forecast calls, tokens, cost and time.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the forecast as one JSON object.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it.")
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
 def command(
-    file: str, name: str | None, limit: int | None, priority: int, *, no_cache: bool, strict: bool, wait: bool
+    file: str,
+    name: str | None,
+    limit: int | None,
+    priority: int,
+    budget: float | None,
+    *,
+    no_cache: bool,
+    dry_run: bool,
+    as_json: bool,
+    strict: bool,
+    wait: bool,
 ) -> int:
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
     settings = settings_from()
+    if budget is not None:
+        check(budget, settings)
+    reader = Reader(file, strict=strict, limit=limit, on_bad_row=_Complaints())
+    if dry_run:
+        # Late: the forecast makes prompts, which `enqueue` itself never does.
+        from scripts.dry_run import dry_run as forecast
+
+        return forecast(reader, settings, use_cache=not no_cache, as_json=as_json)
+    if as_json:
+        raise click.UsageError("--json goes with --dry-run; `themes status JOB --json` tells of a job")
     # Looked at before the file: a million rows are not read to find that Redis is away.
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
-    with Reader(file, strict=strict, limit=limit, on_bad_row=_Complaints()) as reader:
+    with reader:
         job = enqueue(
             reader,
             name=name or ("standard input" if file == "-" else Path(file).name),
             priority=priority,
             use_cache=not no_cache,
+            budget_usd=budget,
             settings=settings,
             redis=redis,
         )

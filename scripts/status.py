@@ -36,6 +36,10 @@ def command(job: str | None, *, as_json: bool) -> None:
         Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(known))
 
 
+def _state(status: jobs.JobStatus) -> str:
+    return f"{status.state} ({status.paused})" if status.paused else status.state
+
+
 def _table(known: list[jobs.JobStatus]) -> Table:
     table = Table("job", "name", "state", "done", "failed", "total", "calls", "hits", "time", box=None)
     # An id that is cut short is of no use.
@@ -44,7 +48,7 @@ def _table(known: list[jobs.JobStatus]) -> Table:
     for status in known:
         took = (status.finished_at or 0) - (status.started_at or 0)
         table.add_row(
-            status.job_id, status.name, status.state, str(status.done), str(status.failed), str(status.total),
+            status.job_id, status.name, _state(status), str(status.done), str(status.failed), str(status.total),
             str(status.llm_calls), str(status.cache_hits), duration(took) if status.finished_at else "",
         )  # fmt: skip
     return table

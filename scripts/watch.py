@@ -37,7 +37,7 @@ LINE_SECONDS: Final = 2.0
 @click.option("--json", "as_json", is_flag=True, help="Print every event as one line of JSON.")
 @click.option("--from", "after", metavar="ID", default="0-0", help="Only events after this id.")
 def command(job: str | None, after: str, *, as_json: bool) -> int:
-    """Watch JOB (by default the newest) until it ends; exit 1 when any destination failed."""
+    """Watch JOB (by default the newest) until it ends or stops at its budget; exit 1 when any destination failed."""
     settings = settings_from()
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
@@ -80,7 +80,7 @@ def reliable_events(redis: Redis, job_id: str, settings: Settings, after: str = 
 
 
 def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = "0-0") -> int:
-    """Show a job on standard error until it ends; returns the exit code."""
+    """Show a job on standard error until it ends or stays paused; returns the exit code."""
     console = Console(stderr=True)
     view = _View()
     if console.is_terminal:
@@ -88,6 +88,7 @@ def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = 
             for event in reliable_events(redis, job_id, settings, after):
                 view.see(event)
                 live.update(view.render(jobs.status(redis, job_id)))
+            live.update(view.render(jobs.status(redis, job_id)))
     else:
         shown_at, shown = 0.0, ""
         for event in reliable_events(redis, job_id, settings, after):
@@ -97,6 +98,8 @@ def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = 
                 if line != shown:
                     shown_at, shown = time.monotonic(), line
                     console.print(line, highlight=False, soft_wrap=True)
+        if (last := jobs.status(redis, job_id)).paused:
+            console.print(summary(last), highlight=False, soft_wrap=True)
     if view.reasons:
         (reason, count), *others = view.reasons.most_common()
         more = f" (and {len(others)} other reasons)" if others else ""
@@ -163,7 +166,9 @@ def summary(status: jobs.JobStatus, *, short: bool = False) -> str:
     figures.append(f"{(status.prompt_tokens + status.completion_tokens) / 1000:.0f}k tokens")
     if status.cost_usd:
         figures.append(f"${status.cost_usd:.2f}")
-    if status.state == "stalled":
+    if status.paused:
+        figures.append(jobs.paused_words(status))
+    elif status.state == "stalled":
         figures.append("stalled: is a worker running?")
     return "  ".join(figures)
 

@@ -3,10 +3,14 @@
 `RetryableError`: the same thing may succeed later. `PermanentError`: it never will as it stands.
 """
 
+from typing import Literal
+
 from config.errors import ConfigError, ThemesError
+from tasks.messages import Usage
 
 __all__ = [
     "BadRequestError",
+    "BudgetExceededError",
     "ConfigError",
     "DatabaseBusyError",
     "DatabaseError",
@@ -71,6 +75,24 @@ class TruncatedAnswerError(PermanentError):
 
 class WorkerLostError(PermanentError):
     """Worker after worker died while it held this destination."""
+
+
+class BudgetExceededError(ThemesError):
+    """A job's budget does not allow the next call.
+
+    Neither to be retried nor to be recorded as a failure: the destination is unharmed, and its job pauses until it is
+    resumed. `reason` says whether the budget is used up or a model's price is missing; `limit_nano` is the limit that
+    was too small, in nano-dollars; `usage` is what the destination had cost until then.
+    """
+
+    def __init__(
+        self, message: str, *, job_id: str, reason: Literal["budget", "price"], limit_nano: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.reason = reason
+        self.limit_nano = limit_nano
+        self.usage = Usage()
 
 
 class JobNotFoundError(ThemesError):

@@ -44,9 +44,10 @@ def follow(
     settings: Settings | None = None,
     redis: Redis | None = None,
 ) -> Iterator[Event]:
-    """Yield a job's events from the first one, or those after the id `after`, until the job ends.
+    """Yield a job's events from the first one, or those after the id `after`, until the job ends or stays paused.
 
-    With `enable_streaming_results` off there are no events; then the only one is `job.done`, when the job ends.
+    With `enable_streaming_results` off there are no events; then the only one is `job.done`, when the job ends, or
+    `job.paused`. After a `job.paused` come the destinations that were in hand, and more when the job was resumed.
 
     Raises:
         JobNotFoundError: no such job.
@@ -57,18 +58,21 @@ def follow(
         redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     job_id = str(job)
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    position = after
+    position, paused_at = after, 0.0
     jobs.status(redis, job_id)
     while True:
         page: Any = redis.xread({keys.events(job_id): position}, count=PAGE, block=int(BLOCK_SECONDS * 1000))
         for entry_id, fields in _entries(page):
             event = decode(entry_id, fields)
             position = event.id
+            if event.type == "job.paused":
+                paused_at = event.at
             yield event
             if event.type == "job.done":
                 return
         if not page and (last := _ended(redis, job_id, position)):
-            yield last
+            if last.type == "job.done" or last.at != paused_at:
+                yield last
             return
         if deadline is not None and time.monotonic() > deadline:
             raise TimeoutError(f"job {job_id} did not end within {timeout_seconds:g} s")
@@ -88,11 +92,11 @@ def _flat(entries: Any) -> list[Any]:
 
 
 def _ended(redis: Redis, job_id: str, position: str) -> Event | None:
-    """The closing event of a job that has ended without one on its stream after `position`."""
+    """The last event of a job that has ended, or is paused, with nothing more on its stream after `position`."""
     try:
         known = jobs.status(redis, job_id)
     except JobNotFoundError:
         raise JobNotFoundError(f"job {job_id} has left Redis while it was followed") from None
-    if not known.is_final or redis.xread({keys.events(job_id): position}, count=1):
+    if not (known.is_final or known.paused) or redis.xread({keys.events(job_id): position}, count=1):
         return None
-    return jobs.closing_event(known)
+    return jobs.last_event(known)

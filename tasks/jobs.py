@@ -13,10 +13,10 @@ from typing import Final, Literal
 import msgspec
 from redis import Redis
 
-from tasks import keys
+from tasks import budget, keys
 from tasks.connection import text_of
 from tasks.errors import JobNotFoundError
-from tasks.messages import Event, JobClosed, JobOpened, JobOptions, entry_fields
+from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions, entry_fields
 
 JobState = Literal["queued", "running", "done", "cancelled", "stalled"]
 #: States that do not change any more.
@@ -49,6 +49,12 @@ class JobStatus:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    #: What the job may cost in US dollars, and what its calls have cost; None without a budget.
+    budget_usd: float | None = None
+    spent_usd: float | None = None
+    #: Why the job is paused: its budget is used up, or a worker's model has no price.
+    paused: Literal["budget", "price"] | None = None
+    paused_at: float | None = None
 
     @property
     def is_final(self) -> bool:
@@ -101,6 +107,9 @@ def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> s
                 "options": msgspec.json.encode(options),
             },
         )
+        if options.budget_usd is not None:
+            limit = budget.nano_usd(options.budget_usd)
+            pipeline.hset(keys.budget(job_id), mapping={budget.LIMIT: limit, budget.SPENT: 0})
         pipeline.zadd(keys.JOBS, {job_id: now})
         pipeline.sadd(keys.ACTIVE, job_id)
         pipeline.xadd(keys.RESULTS, entry_fields(entry, compress=compress))
@@ -116,14 +125,19 @@ def status(redis: Redis, job_id: str) -> JobStatus:
     """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.hgetall(keys.job(job_id))
-        raw = pipeline.execute()[0]
+        pipeline.hgetall(keys.budget(job_id))
+        raw, money = pipeline.execute()
     if not raw:
         raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
-    known = status_of({key.decode(): value.decode() for key, value in raw.items()}, now=time.time())
-    if known.state == "stalled" and _is_anybody_busy(redis):
+    known = status_of(_texts(raw), now=time.time(), money=budget.state_of(_texts(money)))
+    if known.state == "stalled" and not known.paused and _is_anybody_busy(redis):
         # Slow is not stalled: a model may take minutes for one destination.
         return replace(known, state="running")
     return known
+
+
+def _texts(raw: dict[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in raw.items()}
 
 
 def _is_anybody_busy(redis: Redis) -> bool:
@@ -131,8 +145,8 @@ def _is_anybody_busy(redis: Redis) -> bool:
     return any(int(redis.hget(key, "chunks_held") or 0) for key in redis.scan_iter(keys.worker("*"), count=1000))
 
 
-def status_of(fields: dict[str, str], *, now: float) -> JobStatus:
-    """A job's status from the fields of its registry entry. `now` is in seconds since 1970."""
+def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState | None = None) -> JobStatus:
+    """A job's status from the fields of its registry entry and its budget. `now` is in seconds since 1970."""
 
     def number(name: str) -> int:
         return int(fields.get(name) or 0)
@@ -146,6 +160,9 @@ def status_of(fields: dict[str, str], *, now: float) -> JobStatus:
     rate = _rate(fields, now=now, started=started, finished=finished, ended=ended)
     progress_at = moment("rate_at") or started
     if state == "running" and progress_at is not None and now - progress_at > STALLED_AFTER_SECONDS:
+        state = "stalled"
+    paused = fields.get("paused") if state not in FINAL else None
+    if paused:
         state = "stalled"
     running = state == "running" and rate > 0
     return JobStatus(
@@ -167,7 +184,16 @@ def status_of(fields: dict[str, str], *, now: float) -> JobStatus:
         created_at=moment("created_at") or 0.0,
         started_at=started,
         finished_at=finished,
+        budget_usd=money.limit_usd if money else None,
+        spent_usd=_spent(money, is_paused=bool(paused)) if money else None,
+        paused=paused,  # type: ignore[arg-type]  # as the state
+        paused_at=moment("paused_at") if paused else None,
     )
+
+
+def _spent(money: budget.BudgetState, *, is_paused: bool) -> float:
+    """What a budget has spent; of a paused job also what is reserved: nobody will give much of it back."""
+    return round(money.spent_usd + (money.reserved_usd if is_paused else 0), 9)
 
 
 def _rate(fields: dict[str, str], *, now: float, started: float | None, finished: float | None, ended: int) -> float:
@@ -213,16 +239,35 @@ def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
             keys.leases(job_id),
             keys.owners(job_id),
             keys.deliveries(job_id),
+            keys.carried(job_id),
             *(text_of(key) for key in unfinished),
         )
         pipeline.srem(keys.ACTIVE, job_id)
         pipeline.xadd(keys.RESULTS, entry_fields(JobClosed(job_id, "cancelled", now), compress=compress))
         pipeline.expire(keys.job(job_id), keys.KEEP_SECONDS)
+        pipeline.expire(keys.budget(job_id), keys.KEEP_SECONDS)
         pipeline.execute()
     return status(redis, job_id)
 
 
-def closing_event(known: JobStatus) -> Event:
-    """The `job.done` of a job whose events are not, or no longer, on a stream."""
+def last_event(known: JobStatus) -> Event:
+    """The `job.done` or `job.paused` of a job whose events are not, or no longer, on a stream."""
     data = {key: value for key, value in asdict(known).items() if key not in {"job_id", "name"}}
-    return Event(type="job.done", job_id=known.job_id, at=known.finished_at or time.time(), data=data)
+    kind: EventType = "job.done" if known.is_final else "job.paused"
+    at = known.finished_at if known.is_final else known.paused_at
+    return Event(type=kind, job_id=known.job_id, at=at or time.time(), data=data)
+
+
+def paused_words(known: JobStatus) -> str:
+    """Why a job is paused, how far it is, and what lets it go on."""
+    done = f"{known.done + known.failed} of {known.total} destinations done"
+    if known.paused == "price":
+        return (
+            f"stopped, because the model of a worker has no price (llm.prices): {done}; "
+            f"mend that, then: themes resume {known.job_id}"
+        )
+    limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
+    return (
+        f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "
+        f"go on with: themes resume {known.job_id} --budget {2 * max(limit, spent):.4g}"
+    )

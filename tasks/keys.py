@@ -11,6 +11,8 @@
 | themes:job:ID:owners | hash | chunk id -> token of the lease's holder | emptied by the work |
 | themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
 | themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
+| themes:job:ID:carried | hash | destination -> packed Usage until its job paused | emptied by the work |
+| themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:results | stream | what the consumer writes to the database | trimmed when acked |
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
@@ -99,6 +101,16 @@ def deliveries(job_id: str) -> str:
 def finished(job_id: str, chunk_id: str) -> str:
     """Which destinations of a chunk have their result in the stream."""
     return f"themes:job:{job_id}:finished:{chunk_id}"
+
+
+def carried(job_id: str) -> str:
+    """What unfinished destinations of a paused job have cost."""
+    return f"themes:job:{job_id}:carried"
+
+
+def budget(job_id: str) -> str:
+    """What a job may cost and has cost."""
+    return f"themes:job:{job_id}:budget"
 
 
 def events(job_id: str) -> str:

@@ -76,10 +76,11 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class JobOptions(msgspec.Struct, frozen=True):
-    """What the user asked of a job beyond its destinations."""
+    """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs."""
 
     priority: int = 5
     use_cache: bool = True
+    budget_usd: float | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -286,6 +287,7 @@ EventType = Literal[
     "destination.done",
     "destination.failed",
     "job.progress",
+    "job.paused",
     "job.done",
 ]
 

@@ -26,7 +26,7 @@ from kombu.exceptions import KombuError, OperationalError
 from redis import Redis, RedisError
 
 from config.settings import Settings, load
-from tasks import jobs, keys
+from tasks import budget, jobs, keys
 from tasks.app import configure, priority_on_the_wire
 from tasks.connection import check_server, connect, locate, translated
 from tasks.destinations import from_iterable
@@ -83,6 +83,7 @@ def enqueue(
     name: str | None = None,
     priority: int = 5,
     use_cache: bool = True,
+    budget_usd: float | None = None,
     settings: Settings | None = None,
     redis: Redis | None = None,
 ) -> jobs.Job:
@@ -94,14 +95,18 @@ def enqueue(
         name: shown in lists; by default the first destination's.
         priority: 0 to 9; 9 is served first.
         use_cache: False asks the LLM again even where an answer is cached.
+        budget_usd: the most that the job's calls may cost; the job pauses before it costs more, see `resume`.
         settings: by default those of the file and the environment.
         redis: a client to use instead of making one.
 
     Raises:
         InputError: there is no destination.
+        ConfigError: a budget that is no amount, or cannot be kept because a model has no price.
         RedisUnavailableError: Redis cannot be used; the job was not created, or was cancelled.
     """
     settings = settings or load()
+    if budget_usd is not None:
+        budget.check(budget_usd, settings)
     url = locate(settings)
     redis = redis or connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
@@ -110,7 +115,7 @@ def enqueue(
     if first is None:
         raise InputError("no destinations: there is nothing to enqueue")
     app = configure(settings, settings.celery.broker_url or url)
-    options = JobOptions(priority=priority, use_cache=use_cache)
+    options = JobOptions(priority=priority, use_cache=use_cache, budget_usd=budget_usd)
     with translated(redis):
         return _Enqueuing(app, redis, settings, options).run(_chain(first, rows), name or first.label)
 

@@ -3,6 +3,7 @@
 message -> take (lease) -> lanes -> one result at a time onto the stream -> gone
               |                            |
               held, gone: nothing to do    stopping: give back, and wake another worker
+              paused: nothing to do now    budget used up: pause the job, give back, wake nobody
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from typing import Final, TypeVar
 from redis import RedisError
 
 from config.settings import Settings
+from tasks.errors import BudgetExceededError
 from tasks.ledger import Ledger, Taken, Taking
 from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Usage
 from workers.lanes import Lanes
@@ -40,12 +42,13 @@ class ChunkEnd(StrEnum):
     HELD = "held"
     GIVEN_BACK = "given back"
     SPLIT = "split"
+    PAUSED = "paused"
 
 
 #: A destination's profile or failure, what it cost, and whether another try may give more.
 Processed = tuple[Profile | None, Failure | None, Usage, bool]
-#: Processes one destination: `(destination, job id, use the cache, number of the try)`.
-Process = Callable[[Destination, str, bool, int], Awaitable[Processed]]
+#: Processes one destination: `(destination, job id, the job's options, number of the try)`.
+Process = Callable[[Destination, str, JobOptions, int], Awaitable[Processed]]
 #: Sends chunks' wake-up calls: `(job id, (chunk id, label) pairs, priority)`.
 Wake = Callable[[str, list[tuple[str, str]], int], Awaitable[None]]
 #: Reads a job's options.
@@ -173,28 +176,54 @@ class ChunkRunner:
     async def _destinations(self, taken: Taken, options: JobOptions) -> ChunkEnd:
         chunk = taken.chunk
         todo = [item for item in chunk.destinations if item.id not in taken.finished]
+        left: list[Destination] = []
+        pauses: set[bool] = set()
 
         async def work(destination: Destination) -> None:
-            if self._held.get((chunk.job_id, chunk.chunk_id)):
-                await self._destination(chunk, destination, taken.deliveries, options)
+            if not self._held.get((chunk.job_id, chunk.chunk_id)):
+                return
+            if not pauses:
+                try:
+                    await self._destination(taken, destination, options)
+                except BudgetExceededError as exc:
+                    pauses.add(await self._out_of_budget(taken, destination, exc))
+                else:
+                    return
+            left.append(destination)
 
-        unstarted = await self._lanes.run(todo, work)
+        left += await self._lanes.run(todo, work)
         if not self._held[chunk.job_id, chunk.chunk_id]:
             return ChunkEnd.GONE
-        if unstarted:
-            return await self._give_back(chunk, options, len(unstarted))
+        if left:
+            return await self._give_back(chunk, options, len(left), is_paused=True in pauses)
         return ChunkEnd.DONE
 
-    async def _destination(self, chunk: Chunk, destination: Destination, delivery: int, options: JobOptions) -> None:
-        """Make one destination's result and publish it; errors that may pass are tried again first."""
+    async def _out_of_budget(self, taken: Taken, destination: Destination, exc: BudgetExceededError) -> bool:
+        """Pause the job; False when its budget has been raised meanwhile. The destination stays as it is."""
+        usage = taken.carried.get(destination.id, Usage()) + exc.usage
+        is_paused = await self._patiently(lambda: self._ledger.pause(exc, destination.id, usage))
+        log.warning("action=job_paused job_id=%s name=%r %s", exc.job_id, destination.label, exc)
+        return is_paused
+
+    async def _destination(self, taken: Taken, destination: Destination, options: JobOptions) -> None:
+        """Make one destination's result and publish it; errors that may pass are tried again first.
+
+        Raises:
+            BudgetExceededError: its job may spend no more; nothing was published.
+        """
+        chunk, delivery = taken.chunk, taken.deliveries
         began = time.perf_counter()
-        usage = Usage()
+        tried = Usage()
         tries = self._work.destination_attempts
         for number in range(1, tries + 1):
-            profile, failure, spent, retryable = await self._processed(
-                destination, chunk.job_id, options, chunk.attempt + number
-            )
-            usage += spent
+            try:
+                profile, failure, spent, retryable = await self._processed(
+                    destination, chunk.job_id, options, chunk.attempt + number
+                )
+            except BudgetExceededError as exc:
+                exc.usage += tried
+                raise
+            tried += spent
             if not retryable or number == tries or self._stopping.is_set():
                 break
             await self._pause(RETRY_SECONDS * number)
@@ -202,7 +231,7 @@ class ChunkRunner:
             job_id=chunk.job_id,
             destination_id=destination.id,
             attempt=chunk.attempt + delivery,
-            usage=usage,
+            usage=taken.carried.get(destination.id, Usage()) + tried,
             worker=self._worker,
             at=time.time(),
             elapsed_ms=round((time.perf_counter() - began) * 1000, 1),
@@ -216,7 +245,9 @@ class ChunkRunner:
     async def _processed(self, destination: Destination, job_id: str, options: JobOptions, number: int) -> Processed:
         """One try. A fault of our own fails its destination by name; the chunk's others go on."""
         try:
-            return await self._process(destination, job_id, options.use_cache, number)
+            return await self._process(destination, job_id, options, number)
+        except BudgetExceededError:
+            raise
         except Exception as exc:
             log.exception("action=destination_crashed job_id=%s name=%r", job_id, destination.label)
             failure = Failure(
@@ -239,9 +270,11 @@ class ChunkRunner:
                 len(result.profile.themes), result.usage.llm_calls, result.usage.cache_hits, result.elapsed_ms,
             )  # fmt: skip
 
-    async def _give_back(self, chunk: Chunk, options: JobOptions, count: int) -> ChunkEnd:
-        """End our lease, and wake another worker for what is left."""
-        await self._ledger.give_back(chunk.job_id, chunk.chunk_id)
+    async def _give_back(self, chunk: Chunk, options: JobOptions, count: int, *, is_paused: bool) -> ChunkEnd:
+        """End our lease, and wake another worker for what is left, unless the job is paused."""
+        await self._patiently(lambda: self._ledger.give_back(chunk.job_id, chunk.chunk_id))
+        if is_paused:
+            return ChunkEnd.PAUSED
         await self._wake(chunk.job_id, [(chunk.chunk_id, f"{count} given back")], options.priority)
         log.info("action=give_back job_id=%s chunk_id=%s destinations=%d", chunk.job_id, chunk.chunk_id, count)
         return ChunkEnd.GIVEN_BACK
@@ -264,7 +297,7 @@ class ChunkRunner:
             job_id=chunk.job_id,
             destination_id=chunk.destinations[0].id,
             attempt=chunk.attempt + taken.deliveries,
-            usage=Usage(),
+            usage=taken.carried.get(chunk.destinations[0].id, Usage()),
             worker=self._worker,
             at=time.time(),
             elapsed_ms=0.0,

@@ -34,6 +34,7 @@ from tasks.messages import Destination, Event, JobOptions, StageRecord
 from tasks.producer import publish
 from workers.chunks import ChunkRunner, Processed
 from workers.lanes import Lanes
+from workers.llm.budget import Budget
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.endpoints import model_for
@@ -147,6 +148,8 @@ class Runtime:
         async with contextlib.AsyncExitStack() as stack:
             redis = connect_async(self._redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
             stack.push_async_callback(redis.aclose)
+            budget = Budget(redis, settings)
+            stack.push_async_callback(budget.close)
             cache = PersistentLLMCache(
                 redis if limits.enable_persistent_cache else None,
                 max_memory_mb=limits.max_memory_cache_mb,
@@ -184,7 +187,7 @@ class Runtime:
             self._chunks = ChunkRunner(
                 ledger=ledger,
                 lanes=lanes,
-                process=self._processing(generator, profiler, publisher),
+                process=self._processing(generator, profiler, publisher, budget),
                 wake=self._wake,
                 options=lambda job_id: self._read_options(redis, job_id),
                 settings=settings,
@@ -205,11 +208,15 @@ class Runtime:
                 await redis.delete(keys.worker(self._name))
 
     def _processing(
-        self, generator: FocusedLLMGenerator, profiler: PerformanceProfiler, publisher: EventPublisher
+        self,
+        generator: FocusedLLMGenerator,
+        profiler: PerformanceProfiler,
+        publisher: EventPublisher,
+        budget: Budget,
     ) -> Any:
         """What the chunk runner calls for each destination."""
 
-        async def process(destination: Destination, job_id: str, use_cache: bool, attempt: int) -> Processed:  # noqa: FBT001
+        async def process(destination: Destination, job_id: str, options: JobOptions, attempt: int) -> Processed:
             def on_stage(_: Destination, record: StageRecord, count: int) -> None:
                 data = {
                     "stage": record.stage,
@@ -219,7 +226,13 @@ class Runtime:
                 }
                 publisher.publish(Event("stage.done", job_id, destination.id, data=data | {"name": destination.label}))
 
-            outcome = await processor.process(destination, use_cache=use_cache, attempt=attempt, on_stage=on_stage)
+            outcome = await processor.process(
+                destination,
+                use_cache=options.use_cache,
+                attempt=attempt,
+                on_stage=on_stage,
+                budget=None if options.budget_usd is None else budget.of(job_id),
+            )
             return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
 
         processor = FocusedPromptProcessor(self._graph, generator, settings=self._settings, profiler=profiler)
@@ -270,6 +283,7 @@ class Runtime:
                 "lanes": 0 if self._draining else lanes.size,
                 "lanes_busy": lanes.busy,
                 "chunks_held": self._chunks.held,
+                "connections": pool.max_size,
                 "connections_in_use": pool.in_use,
                 "connections_waiting": pool.waiting,
                 "executed": sum(lane.executed for lane in lanes.statistics),

@@ -10,6 +10,7 @@ from redis.asyncio import Redis as AsyncRedis
 from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
+from tasks.errors import BudgetExceededError
 from tasks.ledger import Ledger, write_chunks
 from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, StreamEntry, Usage, unpack
 from workers.chunks import ChunkEnd, ChunkRunner, Process, Processed
@@ -62,7 +63,7 @@ def _results(redis: Redis) -> list[Result]:
     return [entry for entry in entries if isinstance(entry, Result)]
 
 
-async def _fails(_: Destination, __: str, ___: bool, ____: int) -> Processed:
+async def _fails(_: Destination, __: str, ___: JobOptions, ____: int) -> Processed:
     return None, FAILED, Usage(llm_calls=1), False
 
 
@@ -99,7 +100,7 @@ async def test_an_error_that_may_pass_is_tried_again_and_paid_for_in_full(
     monkeypatch.setattr("workers.chunks.RETRY_SECONDS", 0.01)
     tried: dict[str, int] = {}
 
-    async def process(destination: Destination, _: str, __: bool, number: int) -> Processed:
+    async def process(destination: Destination, _: str, __: JobOptions, number: int) -> Processed:
         tried[destination.name] = number
         return None, FAILED, Usage(llm_calls=3), True
 
@@ -190,3 +191,41 @@ async def test_a_consumer_that_is_behind_is_waited_for(
         redis.xtrim(keys.RESULTS, maxlen=0, approximate=False)
         async with asyncio.timeout(20):
             assert await run is ChunkEnd.DONE
+
+
+@pytest.mark.parametrize("raised_meanwhile", [False, True])
+async def test_a_destination_without_money_is_given_back_unharmed_and_its_job_pauses(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], *, raised_meanwhile: bool
+) -> None:
+    redis.hset(keys.job(JOB), mapping={"job_id": JOB, "state": "running"})
+    redis.hset(keys.budget(JOB), "limit", 200 if raised_meanwhile else 100)
+    tried: list[str] = []
+
+    async def process(destination: Destination, *_: object) -> Processed:
+        tried.append(destination.name)
+        if destination.name != "City 0":
+            exceeded = BudgetExceededError("used up", job_id=JOB, reason="budget", limit_nano=100)
+            exceeded.usage = Usage(llm_calls=5, cost_usd=0.5)
+            raise exceeded
+        return None, FAILED, Usage(llm_calls=1), False
+
+    async with Lanes[Destination](1, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process)
+        end = await rig.runner.run(JOB, CHUNK.chunk_id)
+        assert tried == ["City 0", "City 1"], "nothing more is started"
+        assert [result.destination_id for result in _results(redis)] == [NAMES[0].id]
+        assert redis.hget(keys.deliveries(JOB), CHUNK.chunk_id) == b"0"
+        assert not redis.exists(keys.leases(JOB))
+        if raised_meanwhile:
+            assert (end, rig.woken) == (ChunkEnd.GIVEN_BACK, [CHUNK.chunk_id])
+            assert not redis.hexists(keys.job(JOB), "paused")
+        else:
+            assert (end, rig.woken) == (ChunkEnd.PAUSED, [])
+            assert redis.hget(keys.job(JOB), "paused") == b"budget"
+            assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.PAUSED
+            redis.hdel(keys.job(JOB), "paused")
+        again = Rig(client, settings_for(), lanes, _fails)
+        assert await again.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    calls = {result.destination_id: result.usage.llm_calls for result in _results(redis)}
+    assert calls == {NAMES[0].id: 1, NAMES[1].id: 6, NAMES[2].id: 1, NAMES[3].id: 1}, "what it had cost is not lost"
+    assert {key.decode() for key in redis.keys("themes:job:*")} == {keys.job(JOB), keys.budget(JOB)}

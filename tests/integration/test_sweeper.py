@@ -18,6 +18,7 @@ from tasks.events import follow
 from tasks.ledger import Ledger, Taken
 from tasks.messages import Event
 from tasks.producer import enqueue
+from tasks.resume import resume
 from workers.results.consumer import ResultsConsumer
 from workers.results.publisher import EventPublisher
 from workers.results.store import AsyncDatabaseManager
@@ -107,6 +108,26 @@ async def test_a_cancelled_job_is_not_woken(rig: Rig) -> None:
     for _ in range(3):
         assert await rig.sweeper.sweep() == 0
     assert rig.redis.hlen(keys.chunks(rig.job.job_id)) == 0
+
+
+async def test_a_paused_job_is_not_woken_until_it_is_resumed(
+    rig: Rig, settings_for: Callable[..., Settings], redis_url: str
+) -> None:
+    dying = Ledger(rig.client, token="dying", lease_seconds=0.01)
+    (first, _), *_ = rig.queued()
+    assert isinstance(await dying.take(rig.job.job_id, first, max_unwritten=100), Taken)
+    rig.redis.hset(keys.job(rig.job.job_id), mapping={"paused": "price", "paused_at": 1})
+    rig.lose(4)
+    async with asyncio.timeout(20):
+        while rig.redis.exists(keys.leases(rig.job.job_id)):
+            assert await rig.sweeper.sweep() == 0
+    for _ in range(3):
+        assert await rig.sweeper.sweep() == 0
+    events = list(follow(rig.job, redis=rig.redis, timeout_seconds=30))
+    assert [(event.type, event.data["paused"]) for event in events] == [("job.paused", "price")]
+    resumed = resume(rig.job.job_id, settings=settings_for(REDIS_URL=redis_url), redis=rig.redis)
+    assert (resumed.paused, resumed.state) == (None, "queued")
+    assert [text for _, text in rig.queued()] == [f"City {number}" for number in range(4)]
 
 
 async def test_events_travel_in_the_background_and_are_bounded(rig: Rig) -> None:

@@ -46,6 +46,18 @@ def _anything(_: Any) -> bool:
     return True
 
 
+def decode(stored: bytes) -> CachedCompletion:
+    """The completion that is stored so.
+
+    Raises:
+        CodecError: it is corrupt, foreign or too new.
+    """
+    try:
+        return _decoder.decode(codec.decode(stored))
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise CodecError(f"no completion: {exc}") from exc
+
+
 class PersistentLLMCache:
     """Two tiers: memory, then Redis. `redis` is None where the persistent tier is switched off.
 
@@ -174,12 +186,12 @@ class PersistentLLMCache:
     ) -> CachedCompletion | None:
         """Decode what is stored under a key; None, counted, when it is of no use."""
         try:
-            found = _decoder.decode(codec.decode(stored))
-            why: object = None if fits(found.value) else "not what its prompt asks for"
-        except (CodecError, msgspec.MsgspecError, RecursionError) as exc:
-            found, why = None, exc
-        if why is None:
-            return found
+            found = decode(stored)
+            if fits(found.value):
+                return found
+            why = "not what its prompt asks for"
+        except CodecError as exc:
+            why = str(exc)
         # Corrupt, foreign or of a newer version: a miss; the next answer overwrites it.
         self._tally.corrupt += 1
         if tally is not None:

@@ -19,9 +19,10 @@ from tasks.errors import (
     RateLimitedError,
     ThemesError,
 )
+from workers.llm.budget import worst_case_nano
 from workers.llm.client import AnsweredRefusalError, RawAnswer, Spend, Turn
 from workers.llm.cost import cost_usd
-from workers.llm.estimate import TokenEstimate
+from workers.llm.estimate import TokenEstimate, prompt_tokens
 from workers.llm.hedge import Lateness, first_of
 from workers.llm.pool import CircuitOpenError, Lent, LLMConnectionPool
 from workers.llm.prompt import Prompt
@@ -92,6 +93,7 @@ class Caller:
         Raises:
             PermanentError: the request is refused.
             RetryableError: no answer within `max_llm_retries` tries.
+            BudgetExceededError: the job may spend no more.
         """
         limits = self._settings.performance_optimization
         attempt, refusals, answers = 0, 0, self._answers
@@ -139,7 +141,7 @@ class Caller:
         """One answer; where hedging is on, from the first of two requests when one alone is late."""
         after = self._lateness.after_seconds(request.prompt.stage) if self._settings.llm.hedge else None
         if after is None:
-            return await self._once(request)
+            return await self._paid(request)
         first = replace(request, avoid={*request.avoid}, sent=asyncio.Event())
         second = replace(first, sent=asyncio.Event())
 
@@ -151,10 +153,10 @@ class Caller:
             self.hedged += 1
             if first.route is not None:
                 second.avoid = {*first.avoid, first.route}
-            return await self._once(second)
+            return await self._paid(second)
 
         try:
-            return await first_of(self._once(first), again, is_late=late())
+            return await first_of(self._paid(first), again, is_late=late())
         finally:
             self._settle_race(request, first, second)
 
@@ -164,7 +166,29 @@ class Caller:
         for loser in (first, second):
             if loser.sent.is_set() and not loser.is_answered and (first.is_answered or second.is_answered):
                 likely = self._estimate.completion(loser.prompt, loser.max_tokens)
-                self._charge(loser, loser.model, self._estimate.of_prompt(loser.prompt), likely)
+                self._charge(loser, loser.model, prompt_tokens(loser.prompt), likely)
+
+    async def _paid(self, request: Request) -> RawAnswer:
+        """One call, reserved from the job's budget first where it has one."""
+        spend = request.spend
+        if spend.budget is None:
+            return await self._once(request)
+
+        async def call(own: Spend) -> RawAnswer:
+            request.spend = own
+            try:
+                return await self._once(request)
+            finally:
+                request.spend = spend
+
+        worst = worst_case_nano(
+            self._settings.llm.prices,
+            request.model,
+            request.prompt,
+            max_tokens=request.max_tokens,
+            history=request.history,
+        )
+        return await spend.budget.pay(worst, spend, call, rank=request.rank)
 
     async def _once(self, request: Request) -> RawAnswer:
         """One call, at its turn under the rate limits and over the next free connection."""

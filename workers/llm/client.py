@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import msgspec
@@ -32,6 +32,9 @@ from workers.llm.bodies import ERROR_CHARACTERS, bounded_body, content_of, error
 from workers.llm.connections import Connections
 from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
+
+if TYPE_CHECKING:
+    from workers.llm.budget import JobBudget
 
 #: Characters a token has, where the server does not count them (English prose: about 4).
 CHARACTERS_PER_TOKEN: Final = 4
@@ -64,12 +67,16 @@ class AnswerFormat(IntEnum):
 
 @dataclass(slots=True)
 class Spend:
-    """What a piece of work has cost so far; filled while it runs, so that a failure is paid for in the books too."""
+    """What a piece of work has cost so far; filled while it runs, so that a failure is paid for in the books too.
+
+    `budget` is what its calls are paid from first, where its job has one.
+    """
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
+    budget: "JobBudget | None" = None
 
     def add_tokens(self, prompt: int, completion: int, cost: float | None) -> None:
         """Count the tokens of one answer."""

@@ -11,6 +11,12 @@ NEWEST: Final = 0.1
 FIRST_GUESS: Final = 0.5
 
 
+def prompt_tokens(prompt: Prompt) -> int:
+    """Tokens of a prompt with its schema, by its length."""
+    characters = len(prompt.system) + len(prompt.instructions) + len(prompt.data) + len(prompt.schema.text)
+    return characters // CHARACTERS_PER_TOKEN
+
+
 class TokenEstimate:
     """Learns the length of each stage's completions: an exponentially weighted moving average.
 
@@ -23,13 +29,7 @@ class TokenEstimate:
 
     def tokens(self, prompt: Prompt, max_tokens: int) -> int:
         """Tokens of the prompt and of its likely completion."""
-        return self.of_prompt(prompt) + self.completion(prompt, max_tokens)
-
-    @staticmethod
-    def of_prompt(prompt: Prompt) -> int:
-        """Tokens of the prompt, by its length."""
-        characters = len(prompt.system) + len(prompt.instructions) + len(prompt.data) + len(prompt.schema.text)
-        return characters // CHARACTERS_PER_TOKEN
+        return prompt_tokens(prompt) + self.completion(prompt, max_tokens)
 
     def completion(self, prompt: Prompt, max_tokens: int) -> int:
         """Tokens of the likely completion."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from config.settings import Settings
-from tasks.errors import InvalidAnswerError, PermanentError
+from tasks.errors import BudgetExceededError, InvalidAnswerError, PermanentError
 from tasks.messages import Usage
 from workers.llm.answers import salvaged
 from workers.llm.cache import CachedCompletion, PersistentLLMCache
@@ -50,7 +50,10 @@ class Completion:
 
 @dataclass(slots=True)
 class Account:
-    """What one destination's stage has cost and saved; filled while the stage runs, whatever its end."""
+    """What one destination's stage has cost and saved; filled while the stage runs, whatever its end.
+
+    The spend's `budget`, where there is one, pays for its calls.
+    """
 
     spend: Spend = field(default_factory=Spend)
     cache: CacheTally = field(default_factory=CacheTally)
@@ -140,17 +143,29 @@ class FocusedLLMGenerator:
         Raises:
             PermanentError: this prompt has no usable answer.
             RetryableError: it had none within `max_llm_retries` tries.
+            BudgetExceededError: its job may spend no more.
         """
         model = model_for(self._settings.llm, prompt.stage, prompt.model)
         key = prompt.key(model=model, sampling=self._sampling)
         question = _Question(prompt, key, model, account, rank, is_fresh=not use_cache)
         if use_cache and (known := await self._look(question)):
             return self._hit(question, known)
-        completion, joined = await self._flights.run(question.flight, lambda: self._ask_once(question))
+        completion, joined = await self._together(question)
         if joined or completion.source == "coalesced":
             self._cache.joined(account.cache)
             return replace(completion, source="coalesced")
         return completion
+
+    async def _together(self, question: _Question) -> tuple[Completion, bool]:
+        """The answer to all equal questions of this process, and whether somebody else's asking gave it."""
+        budget = question.account.spend.budget
+        while True:
+            try:
+                return await self._flights.run(question.flight, lambda: self._ask_once(question))
+            except BudgetExceededError as exc:
+                # Another job's budget: whoever only waited for its answer asks for itself.
+                if budget is not None and budget.job_id == exc.job_id:
+                    raise
 
     async def _look(self, question: _Question) -> CachedCompletion | None:
         """What the cache holds. Where little was found lately, who asks looks into Redis in the step that claims it."""

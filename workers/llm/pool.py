@@ -114,6 +114,11 @@ class LLMConnectionPool:
         return [*itertools.chain(*self._models.values())]
 
     @property
+    def max_size(self) -> int:
+        """Connections that may be lent at once."""
+        return self._max_size
+
+    @property
     def in_use(self) -> int:
         """Connections lent now."""
         return self._in_use

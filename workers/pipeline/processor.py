@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from config.settings import Settings
-from tasks.errors import PermanentError, RetryableError, ThemesError
+from config.settings import PerformanceSettings, Settings
+from tasks.errors import BudgetExceededError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
+from workers.llm.budget import JobBudget
+from workers.llm.client import Spend
 from workers.llm.generator import Account, Completion, FocusedLLMGenerator
 from workers.llm.outcomes import TruncatedError
 from workers.observe.profiler import PerformanceProfiler
@@ -48,8 +50,7 @@ class FocusedPromptProcessor:
         self._generator = generator
         self._version = pipeline_version(graph.stages.values())
         self._profiler = profiler
-        limits = settings.performance_optimization
-        self._batch_size = limits.theme_batch_size if limits.enable_intelligent_batching else None
+        self._limits = settings.performance_optimization
         self._order = count()
 
     def __repr__(self) -> str:
@@ -62,10 +63,15 @@ class FocusedPromptProcessor:
         use_cache: bool = True,
         attempt: int = 1,
         on_stage: StageListener | None = None,
+        budget: JobBudget | None = None,
     ) -> Outcome:
-        """The outcome for one destination; errors of the LLM end up in it, they are not raised."""
+        """The outcome for one destination; errors of the LLM end up in it, they are not raised.
+
+        Raises:
+            BudgetExceededError: `budget` did not last; stages that have ended are in the cache.
+        """
         began = time.perf_counter()
-        run = _Run(self, destination, rank=next(self._order), use_cache=use_cache, on_stage=on_stage)
+        run = _Run(self, destination, rank=next(self._order), use_cache=use_cache, on_stage=on_stage, budget=budget)
         with self._profiler.span("destination"):
             await run.stages()
         return run.outcome(attempt=attempt, elapsed_ms=(time.perf_counter() - began) * 1000)
@@ -74,7 +80,7 @@ class FocusedPromptProcessor:
         """The outcome of one stage of a run."""
         began = time.perf_counter()
         outcome = StageOutcome(stage)
-        account = Account()
+        account = Account(Spend(budget=run.budget))
         try:
             if stage.asks == "new themes":
                 completion = await self._answer(stage, run, (), account)
@@ -88,11 +94,13 @@ class FocusedPromptProcessor:
                 await self._each(stage, run, account, outcome)
         except TruncatedError as exc:
             self._keep_complete(stage, exc, outcome)
+        except BudgetExceededError as exc:
+            run.exceeded = exc
         except (PermanentError, RetryableError) as exc:
             outcome.error, outcome.reason = exc, _reason(exc)
         outcome.usage = account.usage()
         outcome.elapsed_ms = (time.perf_counter() - began) * 1000
-        if run.on_stage:
+        if run.on_stage and not run.exceeded:
             run.on_stage(run.destination, outcome.record(), len(outcome.values or ()))
         return outcome
 
@@ -102,8 +110,7 @@ class FocusedPromptProcessor:
 
     async def _each(self, stage: Stage, run: "_Run", account: Account, outcome: StageOutcome) -> None:
         """Ask about the themes in batches, at once; a batch without an answer leaves its themes unanswered."""
-        size = self._batch_size or len(run.themes)
-        batches = [run.themes[start : start + size] for start in range(0, len(run.themes), size)]
+        batches = batches_of(run.themes, self._limits)
         await asyncio.gather(*(self._batch(stage, run, batch, account, outcome) for batch in batches))
         if outcome.values is None:
             outcome.unanswered.clear()
@@ -115,6 +122,8 @@ class FocusedPromptProcessor:
             completion = await self._answer(stage, run, themes, account)
         except TruncatedError as exc:
             await self._split(stage, run, themes, exc, account, outcome)
+        except BudgetExceededError as exc:
+            run.exceeded = exc
         except (PermanentError, RetryableError) as exc:
             outcome.error, outcome.reason = exc, _reason(exc)
             outcome.unanswered.update((theme.id, outcome.reason) for theme in themes)
@@ -165,11 +174,15 @@ class _Run:
         rank: int,
         use_cache: bool,
         on_stage: StageListener | None,
+        budget: JobBudget | None,
     ) -> None:
         self.destination = destination
         self.rank = rank
         self.use_cache = use_cache
         self.on_stage = on_stage
+        self.budget = budget
+        #: Set when a stage could not be paid for: no other one starts.
+        self.exceeded: BudgetExceededError | None = None
         self.themes: list[Theme] = []
         self._processor = processor
         self._graph = processor._graph  # noqa: SLF001  # the two are one machine in two pieces
@@ -184,18 +197,22 @@ class _Run:
         return self._inputs[key]
 
     async def stages(self) -> None:
-        """Start every stage the moment what it needs has ended, until none is left or there is nothing to go on."""
+        """Start every stage the moment what it needs has ended, until none is left or there is nothing to go on.
+
+        Raises:
+            BudgetExceededError: a stage could not be paid for. What was under way has ended, and is in the cache.
+        """
         tasks: set[asyncio.Task[StageOutcome]] = set()
         started: set[str] = set()
         try:
             while True:
-                for stage in self._graph.ready(self._outcomes, started):
+                for stage in () if self.exceeded else self._graph.ready(self._outcomes, started):
                     if stage.asks != "new themes" and not self._has_themes():
                         continue
                     started.add(stage.name)
                     tasks.add(asyncio.create_task(self._processor.ask(stage, self), name=stage.name))
                 if not tasks:
-                    return
+                    break
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     outcome = task.result()
@@ -204,6 +221,9 @@ class _Run:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self.exceeded:
+            self.exceeded.usage = self._usage()
+            raise self.exceeded
 
     def _has_themes(self) -> bool:
         """Number the themes when every stage that finds some has ended."""
@@ -214,10 +234,13 @@ class _Run:
     def _in_order(self) -> list[StageOutcome]:
         return [self._outcomes[name] for name in self._graph.stages if name in self._outcomes]
 
+    def _usage(self) -> Usage:
+        return sum((outcome.usage for outcome in self._in_order()), Usage())
+
     def outcome(self, *, attempt: int, elapsed_ms: float) -> Outcome:
         """A profile when there is any theme, else a failure that names the first stage's error."""
         in_order = self._in_order()
-        usage = sum((outcome.usage for outcome in in_order), Usage())
+        usage = self._usage()
         retryable = any(isinstance(outcome.error, RetryableError) for outcome in in_order)
         if self.themes:
             profile = assemble(
@@ -236,6 +259,12 @@ class _Run:
             attempts=attempt,
         )
         return Outcome(None, failure, usage, elapsed_ms, is_retryable=retryable)
+
+
+def batches_of(themes: Sequence[Theme], limits: PerformanceSettings) -> list[Sequence[Theme]]:
+    """The themes as they are asked about: in batches, or all at once where batching is off."""
+    size = limits.theme_batch_size if limits.enable_intelligent_batching else len(themes)
+    return [themes[start : start + size] for start in range(0, len(themes), size)]
 
 
 def _reason(exc: ThemesError) -> str:

@@ -47,8 +47,8 @@ end
 return 1
 """
 
-#: KEYS: hash, events, chunks, labels, leases, owners, deliveries, active jobs. ARGV: revision, job id, whether events
-#: are wanted, last `job.progress`, `job.done`, most events, seconds to keep the job, seconds to keep its events.
+#: KEYS: hash, events, chunks, labels, leases, owners, deliveries, budget, active jobs. ARGV: revision, job id, whether
+#: events are wanted, last `job.progress`, `job.done`, most events, seconds to keep the job, seconds to keep its events.
 #: While a worker has yet to take its last chunk off, what that needs stays, and expires with the job.
 _END: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
@@ -60,9 +60,10 @@ if redis.call('HGET', KEYS[1], 'ended') ~= '1' then
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'e', ARGV[5])
   end
 end
-redis.call('SREM', KEYS[8], ARGV[2])
+redis.call('SREM', KEYS[9], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[7])
 redis.call('EXPIRE', KEYS[2], ARGV[8])
+redis.call('EXPIRE', KEYS[8], ARGV[7])
 for i = 3, 7 do
   if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('DEL', KEYS[i])
   else redis.call('EXPIRE', KEYS[i], ARGV[7]) end
@@ -117,7 +118,7 @@ class Announcer:
         started = job_event("job.started", job, {"name": job.name, "total": job.total})
         pipe.eval(
             _REPORT,
-            7,
+            8,
             *_job_keys(job.job_id),
             job.revision,
             job.state,
@@ -148,7 +149,7 @@ class Announcer:
         data = counters(job, rate)
         pipe.eval(
             _END,
-            8,
+            9,
             *_job_keys(job.job_id),
             keys.ACTIVE,
             job.revision,
@@ -163,7 +164,7 @@ class Announcer:
 
 
 def _job_keys(job_id: str) -> list[str]:
-    """The hash and the events of a job, then what its work leaves behind, chunks first."""
+    """The hash and the events of a job, then what its work leaves behind, chunks first, and its budget."""
     names = (
         keys.job,
         keys.events,
@@ -172,6 +173,7 @@ def _job_keys(job_id: str) -> list[str]:
         keys.leases,
         keys.owners,
         keys.deliveries,
+        keys.budget,
     )
     return [name(job_id) for name in names]
 

@@ -1,0 +1,73 @@
+"""What `themes enqueue --dry-run` prints: the forecast as a table for people, or as one JSON object."""
+
+import json
+import sys
+from dataclasses import asdict
+
+from redis import Redis, RedisError
+from rich.console import Console
+from rich.table import Table
+
+from config.settings import Settings
+from scripts.watch import duration
+from tasks.budget import dollars
+from tasks.connection import check_server, connect, locate
+from tasks.destinations import Reader
+from tasks.errors import RedisUnavailableError
+from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample
+
+
+def dry_run(reader: Reader, settings: Settings, *, use_cache: bool, as_json: bool) -> int:
+    """Read everything, forecast from a sample, print; nothing is enqueued. Redis may be away."""
+    sample = Sample()
+    with reader:
+        for row in reader:
+            sample.add(row)
+    forecast = _forecast(sample, settings, use_cache=use_cache)
+    report = reader.report
+    rows = {"rows": report.rows, "duplicates": report.duplicates, "rejected": report.rejected}
+    if as_json:
+        print(json.dumps(rows | asdict(forecast), ensure_ascii=False))
+    else:
+        _show(forecast, rows)
+    return 0
+
+
+def _forecast(sample: Sample, settings: Settings, *, use_cache: bool) -> Forecast:
+    redis = _redis(settings)
+    try:
+        return Forecaster(settings, redis, use_cache=use_cache).forecast(sample)
+    except RedisError:
+        return Forecaster(settings, None, use_cache=use_cache).forecast(sample)
+
+
+def _redis(settings: Settings) -> Redis | None:
+    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    try:
+        check_server(redis)
+    except RedisUnavailableError as exc:
+        print(f"themes: {exc}", file=sys.stderr)
+        return None
+    return redis
+
+
+def _show(forecast: Forecast, rows: dict[str, int]) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    read = f"{rows['rows']} rows, {rows['duplicates']} duplicates, {rows['rejected']} rejected"
+    console.print(f"{forecast.destinations} destinations ({read}); nothing was enqueued")
+    table = Table("", "expected", "±", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in ("calls", "cache_hits", "prompt_tokens", "completion_tokens"):
+        amount: Amount = getattr(forecast, name)
+        table.add_row(name.replace("_", " "), f"{amount.expected:,.0f}", f"{amount.plus_minus:,.0f}")
+    cost = forecast.cost_usd
+    table.add_row("cost", dollars(cost.expected) if cost else "unknown", dollars(cost.plus_minus) if cost else "")
+    table.add_row("time", "unknown" if forecast.seconds is None else f"about {duration(forecast.seconds)}", "")
+    console.print(table)
+    if forecast.sample < forecast.destinations:
+        console.print(
+            f"from a sample of {forecast.sample} destinations, evenly spread; ± is the standard error of that"
+        )
+    for note in forecast.notes:
+        console.print(f"note: {note}")

@@ -1,0 +1,81 @@
+"""What a job may cost, as its hash in Redis says it: the limit, what is spent, what is reserved for calls under way.
+
+Workers reserve and settle (`workers.llm.budget`); here is what everybody needs to know. Amounts are whole nano-dollars:
+a million small floats would drift. Lua counts exactly to 2^53, which is nine million dollars.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from config.settings import Settings
+from tasks.errors import ConfigError
+
+#: Nano-dollars in a dollar.
+NANO: Final = 1_000_000_000
+#: US dollars that a budget may have: a million, well inside what Lua counts exactly.
+MOST_USD: Final = 1_000_000.0
+LIMIT: Final = "limit"
+SPENT: Final = "spent"
+#: Ends the field of what one process has reserved; before it stands the process's token.
+RESERVED: Final = ":reserved"
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """A budget at one moment, in US dollars. `reserved_usd` is for calls under way, or of processes that died."""
+
+    limit_usd: float
+    spent_usd: float
+    reserved_usd: float
+
+
+def nano_usd(usd: float) -> int:
+    """Dollars as whole nano-dollars, rounded down; what the user wrote counts, not its binary neighbour."""
+    return int(Decimal(str(usd)) * NANO)
+
+
+def state_of(fields: Mapping[str, str]) -> BudgetState | None:
+    """The budget in a hash's fields; None where there is none."""
+    if LIMIT not in fields:
+        return None
+    reserved = sum(int(value) for name, value in fields.items() if name.endswith(RESERVED))
+    return BudgetState(int(fields[LIMIT]) / NANO, int(fields.get(SPENT, "0")) / NANO, reserved / NANO)
+
+
+def models_asked(settings: Settings) -> tuple[str | None, ...]:
+    """Every model that a job's prompts may go to; None stands for one that is not set.
+
+    A prompt file may name another: a worker that meets one without a price pauses the job.
+    """
+    return (settings.llm.model, *settings.llm.roles.values())
+
+
+def check(budget_usd: float, settings: Settings) -> None:
+    """Refuse a budget that cannot be kept.
+
+    Raises:
+        ConfigError: it is no amount, or a model that may be asked has no price.
+    """
+    if not math.isfinite(budget_usd) or not 0 < budget_usd <= MOST_USD or nano_usd(budget_usd) == 0:
+        raise ConfigError(f"--budget: expected US dollars above 0 and up to {MOST_USD:,.0f}, got {budget_usd:g}")
+    for model in models_asked(settings):
+        if not model:
+            raise ConfigError("--budget: llm.model is not set here: export THEMES_MODEL=… as the workers have it")
+        if model not in settings.llm.prices:
+            raise ConfigError(
+                f"--budget: the model {model} has no price: add it to llm.prices "
+                f"(THEMES_LLM__PRICES='{{{model}: {{input_usd: 0.15, output_usd: 0.60}}}}', dollars per million tokens)"
+            )
+
+
+def dollars(usd: float) -> str:
+    """An amount for people: cents, and more digits where it is smaller than a dollar."""
+    if usd >= 1 or usd == 0:
+        return f"${usd:,.2f}"
+    digits = min(9, 2 - math.floor(math.log10(usd)))
+    text = f"{usd:.{max(2, digits)}f}"
+    whole, _, cents = text.partition(".")
+    return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"

@@ -1,0 +1,50 @@
+"""`themes enqueue --dry-run`: a forecast and nothing else."""
+
+import json
+
+from redis import Redis
+
+from tests.e2e.conftest import Engine, until
+
+ROWS = "name,country\n" + "".join(f"City {number},Country {number % 3}\n" for number in range(20))
+BAD = ROWS + "City 1,Country 1\n,Nowhere\n"
+PRICES = "{sandbox: {input_usd: 1, output_usd: 2}}"
+
+
+def test_a_dry_run_enqueues_nothing_and_foresees_what_is_then_asked(stack: Engine) -> None:
+    stack.env["THEMES_LLM__PRICES"] = PRICES
+    said = stack.run("enqueue", "-", "--dry-run", "--json", stdin=BAD)
+    assert said.returncode == 0, said.stderr
+    cold = json.loads(said.stdout)
+    assert (cold["rows"], cold["duplicates"], cold["rejected"], cold["destinations"]) == (22, 1, 1, 20)
+    assert cold["calls"] == {"expected": 320.0, "plus_minus": 0.0}
+    assert cold["seconds"] is None
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        assert not list(redis.scan_iter("themes:job*"))
+    stack.themes("w", "worker", "--name", "w")
+    assert stack.run("enqueue", "-", "--wait", "--limit", "10", stdin=ROWS).returncode == 0
+    assert stack.ask_sandbox("/stats")["requests"] == 160
+
+    def timed() -> dict[str, object] | None:
+        found: dict[str, object] = json.loads(stack.run("enqueue", "-", "--dry-run", "--json", stdin=ROWS).stdout)
+        return found if found["seconds"] is not None else None
+
+    half = until("the worker to report how long calls take", timed)
+    assert (half["calls"]["expected"], half["cache_hits"]["expected"]) == (160.0, 160.0)
+    assert half["seconds"] > 0
+    assert half["notes"] == []
+    again = stack.run("enqueue", "-", "--dry-run", "--limit", "10", stdin=ROWS)
+    assert again.stdout == ""
+    assert "nothing was enqueued" in again.stderr
+    assert "$0.00" in again.stderr
+    assert stack.ask_sandbox("/stats")["requests"] == 160
+
+
+def test_a_dry_run_needs_no_redis(engine: Engine) -> None:
+    away = {"REDIS_URL": "redis://127.0.0.1:1/0", "THEMES_MODEL": "gpt"}
+    said = engine.run("enqueue", "-", "--dry-run", stdin=ROWS, **away)
+    assert said.returncode == 0, said.stderr
+    assert "the cache was not looked at" in said.stderr
+    assert "gpt has no price in llm.prices" in said.stderr
+    assert "Traceback" not in said.stderr
+    assert engine.run("enqueue", "-", "--json", stdin=ROWS, **away).returncode == 2

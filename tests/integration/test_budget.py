@@ -1,0 +1,348 @@
+"""Budgets against a real Redis and the sandbox over HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from config.settings import Settings
+from scripts.local_redis import LocalRedis
+from tasks import budget as money
+from tasks import keys
+from tasks.connection import connect_async
+from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError, RateLimitedError
+from tasks.messages import Destination
+from workers.llm.budget import JobBudget, settled_nano, worst_case_nano
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.client import Spend, Turn
+from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.pool import LLMConnectionPool
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.prompts import Input, load_stages
+from workers.sandbox.server import SandboxServer
+
+JOB = "job-1"
+STAGES = {stage.name: stage for stage in load_stages()}
+FOOD = STAGES["discover.food"].prompt(Input.of(Destination.of("Kyoto", "Japan")))
+PRICES = {"THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}"}
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
+    client = connect_async(redis_url, socket_timeout_seconds=5)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def limit(redis: Redis) -> Callable[..., None]:
+    """Give jobs a limit, in nano-dollars."""
+
+    def give(nano: int, *jobs: str) -> None:
+        for job_id in jobs or (JOB,):
+            redis.hset(keys.budget(job_id), mapping={money.LIMIT: nano, money.SPENT: 0})
+
+    return give
+
+
+def _budget(client: AsyncRedis, job_id: str = JOB, dead_after_seconds: float = 600) -> JobBudget:
+    return JobBudget(client, job_id, dead_after_seconds=dead_after_seconds, touch_seconds=0.05)
+
+
+async def _quietly(budget: JobBudget) -> None:
+    """Wait until Redis knows what this process has spent."""
+    if budget._pump:
+        async with asyncio.timeout(20):
+            await budget._pump
+
+
+def _books(redis: Redis, job_id: str = JOB) -> tuple[int, int]:
+    fields = {key.decode(): value.decode() for key, value in redis.hgetall(keys.budget(job_id)).items()}
+    reserved = sum(int(value) for name, value in fields.items() if name.endswith(money.RESERVED))
+    return int(fields[money.SPENT]), reserved
+
+
+def _costs(nano: int) -> Callable[[Spend], object]:
+    async def call(spend: Spend) -> int:
+        spend.calls += 1
+        spend.add_tokens(1, 1, nano / money.NANO)
+        return nano
+
+    return call
+
+
+class Held:
+    """A call that is under way until it is told to end."""
+
+    def __init__(self, budget: JobBudget, worst: int, cost: int, rank: int = 0) -> None:
+        self._end = asyncio.Event()
+        self.began = asyncio.Event()
+        self._cost = cost
+        self.task = asyncio.create_task(budget.pay(worst, Spend(), self._call, rank=rank))
+
+    async def _call(self, spend: Spend) -> None:
+        spend.calls += 1
+        self.began.set()
+        await self._end.wait()
+        spend.add_tokens(1, 1, self._cost / money.NANO)
+
+    async def end(self) -> None:
+        """Let it end."""
+        self._end.set()
+        await self.task
+
+
+async def _began(held: Held) -> Held:
+    async with asyncio.timeout(20):
+        await held.began.wait()
+    return held
+
+
+async def test_what_fits_is_granted_and_settled_to_what_it_cost(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(100)
+    budget = _budget(client)
+    held = await _began(Held(budget, worst=60, cost=7))
+    assert _books(redis) == (0, 60)
+    await held.end()
+    await _quietly(budget)
+    assert _books(redis) == (7, 0)
+
+
+async def test_what_would_fit_without_the_calls_under_way_waits_for_them(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(100)
+    mine, others = _budget(client), _budget(client)
+    held = await _began(Held(others, worst=60, cost=10))
+    waiting = Held(mine, worst=90, cost=90)
+    async with asyncio.timeout(20):
+        while not redis.hexists(keys.budget(JOB), f"{mine._process}:seen"):
+            await asyncio.sleep(0.01)
+    assert not waiting.began.is_set()
+    await held.end()
+    await (await _began(waiting)).end()
+    await _quietly(mine)
+    await _quietly(others)
+    assert _books(redis) == (100, 0)
+
+
+async def test_what_does_not_fit_even_alone_ends_at_once_and_costs_nothing(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(100)
+    budget = _budget(client)
+    assert await budget.pay(50, Spend(), _costs(41), rank=0) == 41
+    with pytest.raises(BudgetExceededError) as caught:
+        await budget.pay(60, Spend(), _costs(1), rank=0)
+    assert (caught.value.job_id, caught.value.limit_nano, caught.value.reason) == (JOB, 100, "budget")
+    assert await budget.pay(59, Spend(), _costs(1), rank=0) == 1, "the limit itself is allowed"
+    await _quietly(budget)
+    assert _books(redis) == (42, 0)
+
+
+async def test_the_destination_that_started_first_is_paid_first(client: AsyncRedis, limit: Callable[..., None]) -> None:
+    limit(100)
+    budget = _budget(client)
+    held = await _began(Held(budget, worst=80, cost=10))
+    young = Held(budget, worst=50, cost=50, rank=2)
+    old = Held(budget, worst=60, cost=60, rank=1)
+    await held.end()
+    await _began(old)
+    assert not young.began.is_set()
+    await old.end()
+    with pytest.raises(BudgetExceededError):
+        await young.task
+
+
+async def test_a_dead_process_s_reservations_count_as_spent(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(100)
+    redis.hset(keys.budget(JOB), mapping={f"gone{money.RESERVED}": 80, "gone:seen": 1})
+    with pytest.raises(BudgetExceededError, match="budget"):
+        await _budget(client).pay(30, Spend(), _costs(1), rank=0)
+    assert await _budget(client).pay(20, Spend(), _costs(20), rank=0) == 20
+
+
+async def test_a_process_with_a_call_under_way_gives_signs_of_life(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(100)
+    budget = _budget(client)
+    held = await _began(Held(budget, worst=10, cost=1))
+    first = redis.hget(keys.budget(JOB), f"{budget._process}:seen")
+    async with asyncio.timeout(20):
+        while redis.hget(keys.budget(JOB), f"{budget._process}:seen") == first:
+            await asyncio.sleep(0.02)
+    await held.end()
+
+
+async def test_many_calls_of_two_processes_never_cross_the_limit(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(1000)
+    processes = [_budget(client), _budget(client)]
+    calls = [processes[number % 2].pay(50, Spend(), _costs(number % 11), rank=number) for number in range(600)]
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    paid = sum(end for end in ends if isinstance(end, int))
+    assert 950 < paid <= 1000
+    assert all(isinstance(end, int | BudgetExceededError) for end in ends)
+    for process in processes:
+        await _quietly(process)
+    assert _books(redis) == (paid, 0)
+
+
+async def test_a_repeated_exchange_changes_nothing(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(100)
+    budget = _budget(client)
+    held = await _began(Held(budget, worst=30, cost=5))
+    await budget._exchange()
+    await budget._exchange()
+    assert _books(redis) == (0, 30)
+    await held.end()
+    await _quietly(budget)
+    for _ in range(2):
+        await budget._exchange()
+    assert _books(redis) == (5, 0)
+
+
+async def test_a_cancelled_waiter_keeps_nothing_reserved(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(100)
+    budget = _budget(client)
+    held = await _began(Held(budget, worst=90, cost=1))
+    waiting = Held(budget, worst=50, cost=1)
+    await asyncio.sleep(0)
+    waiting.task.cancel()
+    await asyncio.gather(waiting.task, return_exceptions=True)
+    await held.end()
+    await _quietly(budget)
+    assert _books(redis) == (1, 0)
+
+
+async def test_a_budget_that_has_left_redis_lets_nobody_spend_and_does_not_come_back(
+    client: AsyncRedis, redis: Redis
+) -> None:
+    budget = _budget(client)
+    with pytest.raises(BudgetExceededError, match="left Redis"):
+        await budget.pay(1, Spend(), _costs(1), rank=0)
+    await budget.close()
+    assert not redis.exists(keys.budget(JOB))
+
+
+async def test_a_call_waits_for_redis_and_is_counted_when_it_is_back(redis_server: LocalRedis) -> None:
+    url = redis_server.url
+    with Redis.from_url(url) as redis:
+        redis.hset(keys.budget("away"), mapping={money.LIMIT: 100, money.SPENT: 0})
+        redis.expire(keys.budget("away"), 600)
+        # Nobody listens there; later the budget asks the real one.
+        client = connect_async("redis://127.0.0.1:1/0", socket_timeout_seconds=1)
+        real = connect_async(url, socket_timeout_seconds=5)
+        budget = _budget(client, "away")
+        waiting = Held(budget, worst=10, cost=3)
+        async with asyncio.timeout(60):
+            while not budget._is_away:
+                await asyncio.sleep(0.02)
+        assert not waiting.began.is_set()
+        budget._script = real.register_script(budget._script.script)
+        await (await _began(waiting)).end()
+        await _quietly(budget)
+        assert _books(redis, "away") == (3, 0)
+        await client.aclose()
+        await real.aclose()
+
+
+def test_what_a_call_costs_when_it_does_not_end_well() -> None:
+    sent = Spend(calls=1)
+    assert settled_nano(Spend(), EndpointDownError("cannot connect"), reserved=9) == 0
+    assert settled_nano(Spend(), asyncio.CancelledError(), reserved=9) == 0
+    assert settled_nano(sent, RateLimitedError("429"), reserved=9) == 0
+    assert settled_nano(sent, BadRequestError("400"), reserved=9) == 0
+    assert settled_nano(sent, EndpointDownError("no answer"), reserved=9) == 9
+    assert settled_nano(sent, asyncio.CancelledError(), reserved=9) == 9
+    assert settled_nano(Spend(1, 10, 5, 3e-9), None, reserved=9) == 3
+
+
+def test_the_worst_case_is_above_what_any_tokenizer_counts(settings_for: Callable[..., Settings]) -> None:
+    prices = settings_for(**PRICES).llm.prices
+    worst = worst_case_nano(prices, "sandbox", FOOD, max_tokens=100)
+    characters = len(FOOD.system) + len(FOOD.instructions) + len(FOOD.data) + len(FOOD.schema.text)
+    assert worst is not None
+    assert worst > 1000 * (characters / 3) + 2000 * 100
+    again = worst_case_nano(prices, "sandbox", FOOD, max_tokens=100, history=[Turn("x" * 1000, "no")])
+    assert again is not None
+    assert again >= worst + 1000 * (1000 + len(FOOD.schema.text)) / 2
+    assert worst_case_nano(prices, "another", FOOD, max_tokens=100) is None
+
+
+def test_nano_dollars_are_what_was_written() -> None:
+    assert money.nano_usd(0.1) + money.nano_usd(0.2) == money.nano_usd(0.3) == 300_000_000
+    assert [money.dollars(usd) for usd in (0, 1.5, 0.98, 0.1234, 0.000123)] == [
+        "$0.00", "$1.50", "$0.98", "$0.123", "$0.000123",
+    ]  # fmt: skip
+
+
+@asynccontextmanager
+async def _generator(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
+    profiler = PerformanceProfiler(enabled=True)
+    cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
+    async with LLMConnectionPool.of(settings, {settings.llm.model or ""}, profiler, None) as pool:
+        yield FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
+
+
+def _settings(make: Callable[..., Settings], url: str, **env: str) -> Settings:
+    return make(
+        OPENAI_BASE_URL=url,
+        THEMES_MODEL="sandbox",
+        THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY="0.01",
+        THEMES_PERFORMANCE_OPTIMIZATION__RETRY_MAX_DELAY="0.02",
+        **PRICES,
+        **env,
+    )
+
+
+async def test_a_hanging_call_keeps_its_reservation_and_an_unheard_one_does_not(
+    client: AsyncRedis,
+    redis: Redis,
+    limit: Callable[..., None],
+    settings_for: Callable[..., Settings],
+    sandbox: SandboxServer,
+) -> None:
+    limit(money.NANO, "hangs", "unheard")
+    once = {"THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES": "0", "THEMES_LLM__REQUEST_TIMEOUT_SECONDS": "1"}
+    sandbox.set_faults(["hang=1"])
+    settings = _settings(settings_for, sandbox.base_url, **once)
+    worst = worst_case_nano(settings.llm.prices, "sandbox", FOOD, max_tokens=FOOD.max_tokens)
+    for job_id, url, cost in (("hangs", sandbox.base_url, worst), ("unheard", "http://127.0.0.1:1/v1", 0)):
+        budget = _budget(client, job_id)
+        account = Account(Spend(budget=budget))
+        async with _generator(_settings(settings_for, url, **once)) as generator:
+            with pytest.raises(EndpointDownError):
+                await generator.answer(FOOD, account=account, rank=0)
+        await _quietly(budget)
+        assert _books(redis, job_id) == (cost, 0)
+
+
+async def test_whoever_waits_for_the_answer_of_a_job_without_money_asks_for_itself(
+    client: AsyncRedis, limit: Callable[..., None], settings_for: Callable[..., Settings], sandbox: SandboxServer
+) -> None:
+    limit(1, "poor")
+    poor, free = Account(Spend(budget=_budget(client, "poor"))), Account()
+    async with _generator(_settings(settings_for, sandbox.base_url)) as generator:
+        ends = await asyncio.gather(
+            generator.answer(FOOD, account=poor, rank=0),
+            generator.answer(FOOD, account=free, rank=1),
+            return_exceptions=True,
+        )
+    assert isinstance(ends[0], BudgetExceededError)
+    assert not isinstance(ends[1], BaseException)
+    assert ends[1].source == "called"
+    assert (poor.spend.calls, free.spend.calls, sandbox.stats()["requests"]) == (0, 1, 1)

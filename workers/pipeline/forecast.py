@@ -1,0 +1,333 @@
+"""What a job would ask and cost, from a sample of its destinations and what the cache holds; nothing is asked.
+
+Of each destination in the sample the prompts are made as the processor makes them and looked up in Redis: the prompts
+that find themes, and where all of those are cached, the ones about the themes too. For the sample the hits are exact.
+What is not cached is estimated: prompts by their length, themes that nobody has found yet by how many a stage finds,
+answers by the mean of the stage's cached ones, else by the limiter's first guess. Calls that fail and are made again
+are not foreseen.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any, Final
+
+from redis import Redis
+
+from config.settings import Settings
+from tasks import keys
+from tasks.errors import ConfigError
+from tasks.messages import Destination
+from workers.llm.cache import CachedCompletion, decode
+from workers.llm.codec import CodecError
+from workers.llm.cost import cost_usd
+from workers.llm.endpoints import model_for
+from workers.llm.estimate import FIRST_GUESS, prompt_tokens
+from workers.llm.prompt import Prompt, sampling_of
+from workers.pipeline.assembly import StageOutcome, numbered
+from workers.pipeline.pace import Fleet, Pace, pace_of
+from workers.pipeline.processor import batches_of
+from workers.pipeline.prompts import Input, Stage, load_stages
+
+#: Destinations in a sample, at most.
+SAMPLE: Final = 200
+#: Keys that one MGET asks for.
+PAGE: Final = 500
+#: Stands for the name of a theme that nobody has found yet: names have about so many characters.
+UNKNOWN_NAME: Final = "a theme yet to be found."
+
+
+@dataclass(slots=True)
+class Sample:
+    """At most `size` rows of a stream of any length, evenly spread, the same ones every time."""
+
+    size: int = SAMPLE
+    rows: list[Destination] = field(default_factory=list)
+    seen: int = 0
+    _step: int = 1
+
+    def add(self, row: Destination) -> None:
+        """Take in the next row: every `_step`-th is kept, and when there are too many every second one goes."""
+        if self.seen % self._step == 0:
+            if len(self.rows) == self.size:
+                self.rows = self.rows[::2]
+                self._step *= 2
+            if self.seen % self._step == 0:
+                self.rows.append(row)
+        self.seen += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """An extrapolated total and its standard error, which is 0 where the sample is everything."""
+
+    expected: float
+    plus_minus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageForecast:
+    """What one stage comes to for all destinations, by expectation. `cost_usd` None: the model has no price."""
+
+    stage: str
+    model: str | None
+    calls: float
+    cache_hits: float
+    prompt_tokens: float
+    completion_tokens: float
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a job comes to. `notes` say what is not known and why, in sentences for people."""
+
+    destinations: int
+    sample: int
+    is_cache_known: bool
+    calls: Amount
+    cache_hits: Amount
+    prompt_tokens: Amount
+    completion_tokens: Amount
+    cost_usd: Amount | None
+    #: Seconds that the job takes once workers have begun with it.
+    seconds: float | None
+    stages: list[StageForecast]
+    notes: list[str]
+
+
+@dataclass(slots=True)
+class Question:
+    """One prompt of one destination, and its completion where that is cached.
+
+    Not `is_exact`: it is about themes that nobody has found yet, so only its length means something.
+    """
+
+    stage: Stage
+    prompt: Prompt
+    is_exact: bool = True
+    known: CachedCompletion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What one question, or some together, come to. `usd` None: a price is not known."""
+
+    calls: float = 0
+    hits: float = 0
+    prompt: float = 0
+    completion: float = 0
+    usd: float | None = 0.0
+
+    def __add__(self, other: "_Cost") -> "_Cost":
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        return _Cost(
+            self.calls + other.calls,
+            self.hits + other.hits,
+            self.prompt + other.prompt,
+            self.completion + other.completion,
+            usd,
+        )
+
+
+def model_of(settings: Settings, stage: Stage) -> str | None:
+    """The model that answers a stage; None where none is set."""
+    try:
+        return model_for(settings.llm, stage.name, stage.model)
+    except ConfigError:
+        return None
+
+
+class Forecaster:
+    """Forecasts jobs under some settings. `redis` None: neither the cache nor the workers can be looked at."""
+
+    def __init__(self, settings: Settings, redis: Redis | None, *, use_cache: bool = True) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._sampling = sampling_of(settings.llm)
+        self._stages = load_stages(settings.pipeline.prompts_dir)
+        self._finding = [stage for stage in self._stages if stage.asks == "new themes"]
+        self._about = [stage for stage in self._stages if stage.asks != "new themes"]
+        self._use_cache = use_cache
+        self._notes: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<Forecaster stages={len(self._stages)} redis={self._redis is not None}>"
+
+    def forecast(self, sample: Sample) -> Forecast:
+        """The forecast for all rows that a sample has seen.
+
+        Raises:
+            RedisError: Redis went away while it was looked at.
+        """
+        self._notes = []
+        looked_at = self._can_look()
+        asked = [self._finding_questions(row) for row in sample.rows]
+        self._look_up(asked, looked_at=looked_at)
+        then = [self._about_questions(row, found) for row, found in zip(sample.rows, asked, strict=True)]
+        self._look_up(then, looked_at=looked_at)
+        questions = [first + second for first, second in zip(asked, then, strict=True)]
+        return self._extrapolated(questions, sample.seen, looked_at=looked_at)
+
+    def _can_look(self) -> bool:
+        """Whether the cache can be looked at; else a note says why not."""
+        reason = None
+        if not self._use_cache:
+            reason = "--no-cache asks for everything again"
+        elif any(model_of(self._settings, stage) is None for stage in self._stages):
+            reason = "llm.model is not set (THEMES_MODEL), so the cache was not looked at"
+        elif not self._settings.performance_optimization.enable_persistent_cache:
+            reason = "enable_persistent_cache is off, so there is no shared cache to look at"
+        elif self._redis is None:
+            reason = "Redis cannot be reached, so the cache was not looked at"
+        if reason:
+            self._notes.append(reason)
+        return reason is None
+
+    def _finding_questions(self, row: Destination) -> list[Question]:
+        about = Input.of(row)
+        return [Question(stage, stage.prompt(about)) for stage in self._finding]
+
+    def _about_questions(self, row: Destination, found: Sequence[Question]) -> list[Question]:
+        themes = numbered([_outcome(question) for question in found])
+        batches = batches_of(themes, self._settings.performance_optimization)
+        whole = Input.of(row, themes)
+        parts = [Input.of(row, batch) for batch in batches] if len(batches) > 1 else [whole]
+        is_exact = all(question.known for question in found)
+        return [
+            Question(stage, stage.prompt(about), is_exact)
+            for stage in self._about
+            for about in (parts if stage.asks == "each theme" else [whole])
+        ]
+
+    def _look_up(self, asked: Iterable[Sequence[Question]], *, looked_at: bool) -> None:
+        """Enter what is cached."""
+        if self._redis is None or not looked_at:
+            return
+        questions = [question for row in asked for question in row if question.is_exact]
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for start in range(0, len(questions), PAGE):
+                pipeline.mget([self._key(question) for question in questions[start : start + PAGE]])
+            values = [value for page in pipeline.execute() for value in page]
+        for question, packed in zip(questions, values, strict=True):
+            question.known = _completion(question, packed)
+
+    def _key(self, question: Question) -> str:
+        model = model_of(self._settings, question.stage) or ""
+        return keys.cache(question.prompt.key(model=model, sampling=self._sampling))
+
+    def _extrapolated(self, asked: Sequence[Sequence[Question]], count: int, *, looked_at: bool) -> Forecast:
+        answers = self._answer_tokens(asked)
+        by_row, by_stage = [], {stage.name: _Cost() for stage in self._stages}
+        for questions in asked:
+            costs = [self._cost(question, answers[question.stage.name]) for question in questions]
+            by_row.append(sum(costs, _Cost()))
+            for question, cost in zip(questions, costs, strict=True):
+                by_stage[question.stage.name] += cost
+        factor = count / len(asked) if asked else 0.0
+        calls, prompt, completion = (
+            _total([getattr(row, name) for row in by_row], count) for name in ("calls", "prompt", "completion")
+        )
+        self._note_guesses(asked, by_stage)
+        usd = [row.usd for row in by_row if row.usd is not None]
+        pace = self._pace(calls.expected, prompt.expected + completion.expected)
+        self._notes += [pace.reason] if pace.reason else []
+        return Forecast(
+            destinations=count,
+            sample=len(asked),
+            is_cache_known=looked_at,
+            calls=calls,
+            cache_hits=_total([row.hits for row in by_row], count),
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cost_usd=_total(usd, count) if len(usd) == len(by_row) else None,
+            seconds=pace.seconds,
+            stages=[self._stage(stage, by_stage[stage.name], factor) for stage in self._stages],
+            notes=[*self._notes, *self._unpriced()],
+        )
+
+    def _answer_tokens(self, asked: Sequence[Sequence[Question]]) -> dict[str, float]:
+        """What an answer of each stage is taken for."""
+        seen: dict[str, list[int]] = {}
+        for question in (question for row in asked for question in row):
+            if question.known:
+                seen.setdefault(question.stage.name, []).append(question.known.completion_tokens)
+        return {
+            stage.name: fmean(seen[stage.name]) if stage.name in seen else stage.max_tokens * FIRST_GUESS
+            for stage in self._stages
+        }
+
+    def _note_guesses(self, asked: Sequence[Sequence[Question]], by_stage: dict[str, _Cost]) -> None:
+        seen = {question.stage.name for row in asked for question in row if question.known}
+        guessed = [name for name, cost in by_stage.items() if cost.calls and name not in seen]
+        if guessed:
+            self._notes.append(
+                f"the length of answers is a guess for {len(guessed)} of {len(by_stage)} stages, half of max_tokens: "
+                "none of theirs is cached"
+            )
+
+    def _cost(self, question: Question, answer_tokens: float) -> _Cost:
+        if question.known:
+            return _Cost(hits=1)
+        tokens = prompt_tokens(question.prompt)
+        model = model_of(self._settings, question.stage) or ""
+        usd = cost_usd(
+            self._settings.llm.prices,
+            asked=model,
+            answered=model,
+            prompt_tokens=tokens,
+            completion_tokens=answer_tokens,
+        )
+        return _Cost(1, 0, tokens, answer_tokens, usd)
+
+    def _stage(self, stage: Stage, cost: _Cost, factor: float) -> StageForecast:
+        return StageForecast(
+            stage=stage.name,
+            model=model_of(self._settings, stage),
+            calls=round(cost.calls * factor, 1),
+            cache_hits=round(cost.hits * factor, 1),
+            prompt_tokens=round(cost.prompt * factor),
+            completion_tokens=round(cost.completion * factor),
+            cost_usd=None if cost.usd is None else round(cost.usd * factor, 6),
+        )
+
+    def _pace(self, calls: float, tokens: float) -> Pace:
+        if self._redis is None:
+            return Pace(None, "the time is unknown: without Redis the workers cannot be seen")
+        return pace_of(calls, tokens, settings=self._settings.llm, fleet=Fleet.seen(self._redis))
+
+    def _unpriced(self) -> list[str]:
+        models = {model_of(self._settings, stage) for stage in self._stages}
+        if None in models:
+            return ["the cost is unknown: llm.model is not set (THEMES_MODEL)"]
+        unpriced = sorted(model for model in models if model and model not in self._settings.llm.prices)
+        return [f"the cost is unknown: {', '.join(unpriced)} has no price in llm.prices"] if unpriced else []
+
+
+def _completion(question: Question, packed: Any) -> CachedCompletion | None:
+    """What a worker would take from the cache: readable, and valid now."""
+    if packed is None:
+        return None
+    try:
+        known = decode(packed)
+    except CodecError:
+        return None
+    return known if question.prompt.schema.is_valid(known.value) else None
+
+
+def _outcome(question: Question) -> StageOutcome:
+    """The themes of a stage as they are cached, or as many unknown ones as it finds in the mean."""
+    if question.known:
+        return StageOutcome(question.stage, values=question.known.value["themes"])
+    unknown = {"name": UNKNOWN_NAME, "description": UNKNOWN_NAME, "citations": []}
+    return StageOutcome(question.stage, values=[unknown] * math.ceil(sum(question.stage.count) / 2))
+
+
+def _total(values: Sequence[float], count: int) -> Amount:
+    """The total over `count` rows of which these are a sample without replacement (Cochran 1977, section 2.6)."""
+    if not values:
+        return Amount(0.0)
+    left_out = 1 - len(values) / count
+    error = count * stdev(values) / math.sqrt(len(values)) * math.sqrt(left_out) if len(values) > 1 else 0.0
+    return Amount(round(fmean(values) * count, 6), round(error, 6))

@@ -1,0 +1,66 @@
+"""How fast a job can go: by the workers that live now and what they have measured, or by the configured limits."""
+
+import json
+from dataclasses import dataclass
+from typing import Self
+
+from redis import Redis
+
+from config.settings import LlmSettings
+from tasks import keys
+from workers.observe.metrics import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The workers with a heartbeat: how many, their LLM connections, and the mean seconds of their calls so far."""
+
+    workers: int
+    connections: int
+    call_seconds: float | None
+
+    @classmethod
+    def seen(cls, redis: Redis) -> Self:
+        """Read the heartbeats."""
+        workers, connections, count, total = 0, 0, 0, 0.0
+        for key in redis.scan_iter(keys.worker("*"), count=1000):
+            allowed, profile = redis.hmget(key, "connections", "profile")
+            workers += 1
+            connections += int(allowed or 0)
+            spans = json.loads(profile or b"{}").get("spans", {})
+            if "llm.call" in spans:
+                calls = Histogram.from_dict(spans["llm.call"])
+                count, total = count + calls.count, total + calls.total
+        return cls(workers, connections, total / count if count else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds that some calls take; None where nobody can know, with the reason."""
+
+    seconds: float | None
+    reason: str | None = None
+
+
+def pace_of(calls: float, tokens: float, *, settings: LlmSettings, fleet: Fleet) -> Pace:
+    """The time of some calls: all connections busy, or as fast as the limits allow, whichever is slower."""
+    if not fleet.workers:
+        return Pace(None, "the time is unknown: no worker is running")
+    if calls == 0:
+        return Pace(0.0)
+    if not fleet.connections or fleet.call_seconds is None:
+        return Pace(None, "the time is unknown: the running workers have not measured a call yet")
+    seconds = calls * fleet.call_seconds / fleet.connections
+    for amount, name in ((calls, "requests_per_minute"), (tokens, "tokens_per_minute")):
+        per_minute = _allowed(settings, name)
+        if per_minute:
+            seconds = max(seconds, amount / per_minute * 60)
+    return Pace(round(seconds, 1))
+
+
+def _allowed(settings: LlmSettings, name: str) -> float | None:
+    """What all endpoints together allow a minute; None where one of them has no limit."""
+    general: float | None = getattr(settings, name)
+    limits = [getattr(one, name) or general for one in settings.endpoints.values()] or [general]
+    known = [float(limit) for limit in limits if limit is not None]
+    return sum(known) if len(known) == len(limits) else None
