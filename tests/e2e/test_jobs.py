@@ -165,7 +165,7 @@ def test_every_toggle_can_be_off_alone_and_the_profiles_are_the_same(toggle: str
         assert len(cached) == (0 if toggle == "enable_persistent_cache" else 96)
         assert redis.exists(keys.events(job_id)) == (toggle != "enable_streaming_results")
         if cached:
-            compressed = {redis.getrange(key, 0, 0) for key in cached if redis.strlen(key) > 1000}
+            compressed = {redis.getrange(key, 0, 0) for key in cached if redis.strlen(key) > 200}
             assert compressed == ({b"\x10"} if toggle == "enable_result_compression" else {b"\x11"})
         profile = json.loads(redis.hget(keys.worker(_worker(redis)), "profile") or "{}")
         assert bool(profile) == (toggle != "enable_performance_profiling")
@@ -312,19 +312,28 @@ def test_a_cancelled_job_keeps_what_is_done_and_starts_nothing_more(stack: Engin
 def test_the_cache_can_be_looked_at_and_emptied_without_touching_anything_else(stack: Engine) -> None:
     stack.themes("w", "worker", "--name", "w")
     job_id = stack.run("enqueue", _file(stack.folder, 3), "--wait").stdout.strip()
-    stack.run("enqueue", _file(stack.folder, 3), "--wait")
+    again = stack.run("enqueue", _file(stack.folder, 3), "--wait").stdout.strip()
     found = until(
         "the worker to report its hits",
-        lambda: (
-            (said := json.loads(stack.run("cache", "stats", "--json").stdout))["running_workers"]["memory_hits"]
-            and said
-        ),
+        lambda: (said := json.loads(stack.run("cache", "stats", "--json").stdout))["memory_hits"] and said,
     )
-    assert found["entries"] == found["running_workers"]["stores"] == found["running_workers"]["misses"] == 48
-    assert found["running_workers"]["memory_hits"] == 48
-    assert found["bytes"] > 5_000
-    assert "48 completions" in stack.run("cache", "stats").stdout
+    assert found["entries"] == found["stores"] == found["misses"] == 48
+    assert found["memory_hits"] == 48
+    assert found["bytes"] == found["bytes_stored"] > 5_000
+    shown = stack.run("cache", "stats").stdout
+    assert "48 completions" in shown
+    assert "hits       48 (50.0% of 96): 48 in memory, 0 in Redis" in shown
+    made, repeated = (json.loads(stack.run("cache", "stats", job, "--json").stdout) for job in (job_id, again))
+    assert (made["misses"], made["stores"], made["memory_hits"], made["saved_prompt_tokens"]) == (48, 48, 0, 0)
+    assert (repeated["misses"], repeated["stores"], repeated["memory_hits"]) == (0, 0, 48)
+    spent = stack.status(job_id)
+    assert repeated["saved_prompt_tokens"] == spent["prompt_tokens"] == found["saved_prompt_tokens"]
+    assert repeated["saved_completion_tokens"] == spent["completion_tokens"]
+    assert made["bytes_raw"] > 3 * made["bytes_stored"] == 3 * found["bytes_stored"]
+    assert "saved      48 calls" in stack.run("cache", "stats", again).stdout
+    assert stack.run("cache", "stats", "nope").returncode == 2
     said = stack.run("cache", "clear")
     assert "dropped 48 completions" in said.stderr
-    assert json.loads(stack.run("cache", "stats", "--json").stdout)["entries"] == 0
+    empty = json.loads(stack.run("cache", "stats", "--json").stdout)
+    assert (empty["entries"], empty["memory_hits"]) == (0, 0)
     assert stack.status(job_id)["done"] == 3
