@@ -122,16 +122,18 @@ class PersistentLLMCache:
             found = self.accept(key, stored, tally, fits) if stored is not None else None
         return found
 
-    async def get_many(self, wanted: Sequence[str], tally: CacheTally | None = None) -> list[CachedCompletion | None]:
+    async def get_many(
+        self, wanted: Sequence[str], tally: CacheTally | None = None, fits: Fits = _anything
+    ) -> list[CachedCompletion | None]:
         """The completions stored under some keys, None where there is none; one MGET for all that is not in memory."""
-        found = [self.at_hand(key, tally) for key in wanted]
+        found = [self.at_hand(key, tally, fits) for key in wanted]
         left = [key for key, completion in zip(wanted, found, strict=True) if completion is None]
         if left and self.is_shared:
             stored = dict(zip(left, await self._mget(left), strict=True))
             for number, key in enumerate(wanted):
                 packed = stored.get(key)
                 if found[number] is None and packed is not None:
-                    found[number] = self.accept(key, packed, tally)
+                    found[number] = self.accept(key, packed, tally, fits)
         for completion in found:
             if completion is None:
                 self.missed(tally)

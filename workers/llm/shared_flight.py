@@ -38,6 +38,9 @@ REDIS_TIMEOUT_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 1.0
 #: Seconds between two claims, at least: those that come meanwhile travel together.
 TOGETHER_SECONDS: Final = 0.002
+#: Claims that travel together, at most. With more, a crowd that comes at once would leave at once and come back so:
+#: in small parts it spreads over time, and neither this process nor the endpoint waits in between.
+AT_ONCE: Final = 16
 #: Seconds that an answer waits before it is stored, so that several travel together: nobody here waits for that.
 STORE_SECONDS: Final = 0.005
 #: Renewals in the time of one lease.
@@ -192,10 +195,10 @@ class SharedFlights:
         while self._waiting:
             self._changed.clear()
             now = time.monotonic()
-            if self._looked_at + TOGETHER_SECONDS > now:
+            if len(self._waiting) < AT_ONCE and self._looked_at + TOGETHER_SECONDS > now:
                 await asyncio.sleep(self._looked_at + TOGETHER_SECONDS - now)
                 now = time.monotonic()
-            due = [claim for claim in self._waiting.values() if claim.due <= now]
+            due = [claim for claim in self._waiting.values() if claim.due <= now][:AT_ONCE]
             if due:
                 self._looked_at = now
                 await self._look(due)
