@@ -127,6 +127,7 @@ class LlmSettings:
     requests_per_minute: float | None = _setting(None, low=0.1, high=100_000_000)
     request_burst: int | None = _setting(None, low=1, high=10_000_000)
     tokens_per_minute: float | None = _setting(None, low=1, high=100_000_000_000)
+    learn_rate_limit: bool = _setting(default=True)
     adaptive_concurrency: bool = _setting(default=True)
     adaptive_concurrency_min: int = _setting(1, low=1, high=10_000)
     prices: Prices = field(default_factory=lambda: MappingProxyType({"sandbox": Price(0.0, 0.0)}))

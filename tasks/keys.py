@@ -26,6 +26,7 @@
 | themes:flights | channel | digest of each prompt that somebody waited for, at its end | - |
 | themes:limit:DIGEST | hash | an endpoint's limits: when they are used up (r, t; us) | LIMIT_SECONDS beyond that |
 | themes:limit:DIGEST:users | zset | processes that share them, by their last reservation (us) | USER_SECONDS |
+| themes:limit:DIGEST:learnt | hash | what refusals have taught of an endpoint's rate | 10 minutes of rest |
 | themes:cooldown:DIGEST | string | an endpoint that asked to be left alone | what it asked for |
 | themes:cooldowns | channel | "DIGEST milliseconds" of each new cool-down | - |
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
@@ -147,6 +148,11 @@ def limit(endpoint_digest: str) -> str:
 def limit_users(endpoint_digest: str) -> str:
     """The processes that share an endpoint's limits."""
     return f"themes:limit:{endpoint_digest}:users"
+
+
+def learnt(endpoint_digest: str) -> str:
+    """What an endpoint's refusals have taught of its rate."""
+    return f"themes:limit:{endpoint_digest}:learnt"
 
 
 def cooldown(endpoint_digest: str) -> str:

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from redis import RedisError
@@ -102,6 +102,8 @@ class CoolDown:
         self._until = 0.0
         self._listener: asyncio.Task[None] | None = None
         self.count = 0
+        #: Called when another process has told of a new cool-down.
+        self.heard: Callable[[], None] | None = None
         #: Set while the channel is listened to: what others say from now on is heard.
         self.listening = asyncio.Event()
 
@@ -174,3 +176,5 @@ class CoolDown:
         digest, _, milliseconds = data.decode("utf-8", "replace").partition(" ")
         if digest == self._digest and milliseconds.isdecimal():
             self._extend(min(int(milliseconds) / 1000, LONGEST_SECONDS))
+            if self.heard is not None:
+                self.heard()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tasks import keys
+from workers.llm import learnt_rate
 
 MICROSECONDS: Final = 1_000_000
 #: Seconds of an unset burst: one second's worth keeps the line full without a visible wave.
@@ -85,8 +86,9 @@ class Gcra:
         self.token_tat_us += tokens * self.limits.token_us
 
 
-#: KEYS limit users cooldown; ARGV user request_us request_burst token_us token_burst correction returned-count
-#: returned-TAT... tokens...; returns {users, now, (slot, TAT of requests)...}, the TATs as text.
+#: KEYS limit users cooldown learnt; ARGV user request_us request_burst token_us token_burst correction sent refused
+#: returned-count returned-TAT... tokens...; returns {users, now, when the last wave of refusals began (us; 0: none; -1:
+#: nothing is learnt), (slot, TAT of requests)...}, the TATs as text.
 #: A slot is returned only when it is the last one reserved: the others' slots stand behind it.
 RESERVE: Final = f"""
 local t = redis.call('TIME')
@@ -96,20 +98,26 @@ local token_us, token_burst = tonumber(ARGV[4]), tonumber(ARGV[5])
 local state = redis.call('HMGET', KEYS[1], 'r', 't')
 local r, k = tonumber(state[1] or '0'), tonumber(state[2] or '0')
 k = k + tonumber(ARGV[6]) * token_us
-local returned = tonumber(ARGV[7])
-for i = 8, 7 + returned do
-  if string.format('%.0f', r) == ARGV[i] then r = r - request_us end
-end
+local sent, refused, returned = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local cool = now + math.max(0, redis.call('PTTL', KEYS[3])) * 1000
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - {keys.USER_SECONDS * MICROSECONDS})
 redis.call('EXPIRE', KEYS[2], {keys.USER_SECONDS})
-local answer = {{redis.call('ZCARD', KEYS[2]), string.format('%.0f', now)}}
-for i = 8 + returned, #ARGV do
+{learnt_rate.BEFORE}
+{learnt_rate.PACE}
+for i = 10, 9 + returned do
+  if string.format('%.0f', r) == ARGV[i] then r = r - request_us end
+end
+{learnt_rate.AFTER}
+local since = learning and string.format('%.0f', math.max(empty, wave)) or '-1'
+local answer = {{redis.call('ZCARD', KEYS[2]), string.format('%.0f', now), since}}
+for i = 10 + returned, #ARGV do
   local tokens = tonumber(ARGV[i])
   local at = cool
   if token_us > 0 then at = math.max(at, k - (token_burst - math.min(tokens, token_burst)) * token_us) end
-  if request_us > 0 then
+  if slow then
+{learnt_rate.SLOW}
+  elseif request_us > 0 then
     at = math.max(at, r - (request_burst - 1) * request_us)
     r = math.max(r, at) + request_us
   end
@@ -124,9 +132,16 @@ return answer
 
 
 def reservation_arguments(
-    user: str, limits: Limits, *, correction: float, returned: Sequence[str], tokens: Sequence[float]
+    user: str,
+    limits: Limits,
+    *,
+    correction: float,
+    returned: Sequence[str],
+    tokens: Sequence[float],
+    sent: int = 0,
+    refused: int = 0,
 ) -> list[str | float]:
     """What `RESERVE` takes; slots are returned newest first, so that a row of them can go."""
     newest_first = sorted(returned, key=int, reverse=True)
     bounds = (limits.request_us, limits.request_burst, limits.token_us, limits.token_burst)
-    return [user, *bounds, correction, len(newest_first), *newest_first, *tokens]
+    return [user, *bounds, correction, sent, refused, len(newest_first), *newest_first, *tokens]

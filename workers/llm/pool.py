@@ -182,7 +182,7 @@ class LLMConnectionPool:
                 lent = Lent(taken, slot, time.monotonic())
                 try:
                     # In line a cool-down may have begun or the endpoint gone: then back, and give the slot away.
-                    if not taken.limiter.is_cooling and taken.circuit.admit():
+                    if taken.limiter.admits(slot) and taken.circuit.admit():
                         lent.is_open = True
                         taken.limiter.sent(slot)
                         yield lent
@@ -204,6 +204,7 @@ class LLMConnectionPool:
         """The endpoint answered 429: it lives, and fewer requests at once are allowed."""
         lent.is_open = False
         lent.route.circuit.succeeded()
+        lent.route.limiter.refused(lent.slot)
         lent.route.concurrency.refused(sent_at=lent.sent_at, now=time.monotonic())
 
     def failed(self, lent: Lent, error: Exception, *, for_good: bool = False) -> None:

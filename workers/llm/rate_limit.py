@@ -19,7 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from redis import RedisError
@@ -50,6 +50,9 @@ class Slot:
     #: The requests' TAT after this slot, as Redis wrote it; empty where Redis did not give it.
     tat: str = ""
     is_sent: bool = False
+    sent_us: float = 0.0
+    #: The wave of refusals after which it was reserved: with the next one it is worth nothing.
+    wave: int = 0
     used_tokens: float | None = None
 
     def settle(self, tokens: float) -> None:
@@ -74,11 +77,13 @@ class RateLimiter:
     `redis` None: this process is alone.
     """
 
-    def __init__(self, redis: Redis | None, *, endpoint: str, limits: Limits, max_ahead: int) -> None:
+    def __init__(
+        self, redis: Redis | None, *, endpoint: str, limits: Limits, max_ahead: int, learn: bool = False
+    ) -> None:
         self._redis = redis
         self._limits = limits
         self._max_ahead = max_ahead
-        self._keys = [keys.limit(endpoint), keys.limit_users(endpoint), keys.cooldown(endpoint)]
+        self._keys = [keys.limit(endpoint), keys.limit_users(endpoint), keys.cooldown(endpoint), keys.learnt(endpoint)]
         self._script = redis.register_script(RESERVE) if redis is not None else None
         self._user = uuid.uuid4().hex[:12]
         self._users = 1
@@ -90,6 +95,15 @@ class RateLimiter:
         self._alone: Gcra | None = None if redis is not None else Gcra(limits)
         self._paused_until = 0.0
         self.cool_down = CoolDown(redis, endpoint)
+        #: Whether refusals teach a rate that nobody has configured, and whether one is being learnt now.
+        self._learns = learn and redis is not None and not limits.request_us
+        self._learning = False
+        #: When the last wave of refusals began, by Redis's clock.
+        self._wave_us = 0.0
+        self._wave = 0
+        self._told: asyncio.Future[None] | None = None
+        self._sent = self._refused = 0
+        self._reports = False
         self.reservations = 0
 
     @classmethod
@@ -98,7 +112,13 @@ class RateLimiter:
     ) -> "RateLimiter":
         """The limiter that the settings ask for."""
         limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
-        return cls(redis, endpoint=endpoint_digest(base_url, model), limits=limits, max_ahead=max_ahead)
+        return cls(
+            redis,
+            endpoint=endpoint_digest(base_url, model),
+            limits=limits,
+            max_ahead=max_ahead,
+            learn=settings.learn_rate_limit,
+        )
 
     def __repr__(self) -> str:
         where = "local" if self._alone else "shared"
@@ -108,7 +128,7 @@ class RateLimiter:
     @property
     def is_limited(self) -> bool:
         """Whether a slot is a reservation: false where requests may go as they come."""
-        return not self._limits.is_unlimited
+        return self._learning or not self._limits.is_unlimited
 
     @property
     def is_cooling(self) -> bool:
@@ -117,6 +137,8 @@ class RateLimiter:
 
     def start(self) -> None:
         """Begin to listen for the others' cool-downs."""
+        if self._learns:
+            self.cool_down.heard = self._tell
         self.cool_down.start()
 
     async def close(self) -> None:
@@ -140,20 +162,57 @@ class RateLimiter:
             elif slot.used_tokens is not None:
                 self._correct(slot.used_tokens - slot.tokens)
 
+    def admits(self, slot: Slot) -> bool:
+        """Whether a slot may be used now: not in a cool-down, nor one from before there was a limit."""
+        return not self.is_cooling and (not self.is_limited or slot.at_us > 0)
+
     def sent(self, slot: Slot) -> None:
         """The request leaves now."""
         slot.is_sent = True
+        if self._learning:
+            self._sent += 1
+            slot.sent_us = slot.at_us + max(0.0, time.monotonic() - slot.at) * MICROSECONDS if slot.at_us else 0.0
         self._leave_line()
 
+    def refused(self, slot: Slot) -> None:
+        """The endpoint answered 429 to a request: where no rate was configured, this is how it is learnt."""
+        if not self._learns or (self._learning and slot.sent_us <= self._wave_us):
+            return
+        self._refused += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        """Learn, or go on learning, and tell at once what was sent and refused: a wave is being counted."""
+        self._learning = self._reports = True
+        self._wave += 1
+        self._told, told = asyncio.get_running_loop().create_future(), self._told
+        if told is not None and not told.done():
+            told.set_result(None)
+        self._wake()
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, but not longer than until the next wave of refusals."""
+        if not self._learns:
+            await asyncio.sleep(seconds)
+            return
+        if self._told is None:
+            self._told = asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._told}, timeout=seconds)
+
     async def _until_due(self, tokens: float) -> Slot:
-        if self._limits.is_unlimited:
+        if not self.is_limited:
             await self.cool_down.over()
             return Slot(tokens)
         slot = await self._reserved(tokens)
         try:
-            while (wait := slot.at - time.monotonic()) > 0 or self.is_cooling:
-                if wait > 0:
-                    await asyncio.sleep(wait)
+            while (wait := slot.at - time.monotonic()) > 0 or self.is_cooling or slot.wave != self._wave:
+                if slot.wave != self._wave:
+                    # What the endpoint allows is being counted anew: a slot by that, after the cool-down.
+                    self._leave_line()
+                    slot.is_sent = True
+                    slot = await self._reserved(tokens)
+                elif wait > 0:
+                    await self._rest(wait)
                 elif (left := self.cool_down.left_seconds) <= TOLERANCE_SECONDS:
                     await asyncio.sleep(left)
                 else:
@@ -188,13 +247,13 @@ class RateLimiter:
 
         The next in line is who has no slot yet: who has one keeps it, and may be overtaken by at most this one.
         """
-        if self._limits.is_unlimited:
+        if not slot.at_us:
             return
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.future.done():
                 self._correct(waiter.tokens - slot.tokens)
-                waiter.future.set_result(Slot(waiter.tokens, slot.at, slot.at_us, slot.tat))
+                waiter.future.set_result(replace(slot, tokens=waiter.tokens, is_sent=False))
                 return
         if slot.tat and self._alone is None:
             self._returned.append(slot.tat)
@@ -212,12 +271,18 @@ class RateLimiter:
             self._pump = asyncio.create_task(self._serve(), name="rate limit")
 
     def _has_work(self) -> bool:
-        return bool(self._correction or self._returned or (self._waiting and self._ahead < self._max_ahead))
+        return bool(
+            self._correction or self._returned or self._reports or (self._waiting and self._ahead < self._max_ahead)
+        )
 
     async def _serve(self) -> None:
         """Reserve slots for the line's head, as many as may be ahead, in one call a round."""
         while self._has_work():
-            batch = self._next_in_line()
+            is_held_up = self._learning and self.is_cooling
+            if is_held_up and not self._reports:
+                await self._rest(self.cool_down.left_seconds)
+                continue
+            batch = [] if is_held_up else self._next_in_line()
             self._ahead += len(batch)
             slots = await self._slots([waiter.tokens for waiter in batch])
             for waiter, slot in zip(batch, slots, strict=True):
@@ -237,10 +302,19 @@ class RateLimiter:
     async def _slots(self, tokens: list[float]) -> list[Slot]:
         correction, self._correction = self._correction, 0.0
         returned, self._returned = self._returned, []
+        (sent, self._sent), (refused, self._refused) = (self._sent, 0), (self._refused, 0)
+        self._reports = False
         if self._script is not None and time.monotonic() >= self._paused_until:
             arguments = reservation_arguments(
-                self._user, self._limits, correction=correction, returned=returned, tokens=tokens
+                self._user,
+                self._limits,
+                correction=correction,
+                returned=returned,
+                tokens=tokens,
+                sent=sent,
+                refused=refused,
             )
+            wave = self._wave
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                     answer = await self._script(keys=self._keys, args=arguments)
@@ -248,16 +322,19 @@ class RateLimiter:
                 self._go_alone(exc)
             else:
                 self._go_together()
-                return self._shared_slots(answer, tokens)
+                return self._shared_slots(answer, tokens, wave)
         return self._own_slots(correction, tokens)
 
-    def _shared_slots(self, answer: list[Any], tokens: list[float]) -> list[Slot]:
+    def _shared_slots(self, answer: list[Any], tokens: list[float], wave: int) -> list[Slot]:
         now, now_us = time.monotonic(), float(answer[1])
         self._users = int(answer[0])
+        # The word of a cool-down may come before that of the refusal: then it is asked again after it.
+        self._learning = self._learns and (float(answer[2]) >= 0 or self.is_cooling)
+        self._wave_us = max(0.0, float(answer[2]))
         self.reservations += 1
         slots = []
-        for asked, at, tat in zip(tokens, answer[2::2], answer[3::2], strict=True):
-            slots.append(Slot(asked, now + (float(at) - now_us) / MICROSECONDS, float(at), tat.decode()))
+        for asked, at, tat in zip(tokens, answer[3::2], answer[4::2], strict=True):
+            slots.append(Slot(asked, now + (float(at) - now_us) / MICROSECONDS, float(at), tat.decode(), wave=wave))
         return slots
 
     def _own_slots(self, correction: float, tokens: list[float]) -> list[Slot]:
@@ -268,7 +345,7 @@ class RateLimiter:
         slots = []
         for asked in tokens:
             at_us = self._alone.reserve(asked, now_us=now * MICROSECONDS, not_before_us=not_before_us)
-            slots.append(Slot(asked, at_us / MICROSECONDS, at_us))
+            slots.append(Slot(asked, at_us / MICROSECONDS, at_us, wave=self._wave))
         return slots
 
     def _go_alone(self, exc: Exception) -> None:
