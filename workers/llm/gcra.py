@@ -18,6 +18,8 @@ from workers.llm import learnt_rate
 MICROSECONDS: Final = 1_000_000
 #: Seconds of an unset burst: one second's worth keeps the line full without a visible wave.
 BURST_SECONDS: Final = 1.0
+#: Requests of a burst that are not used, or a tenth of it.
+SLACK: Final = 2.0
 #: Seconds of tokens that may go at once: providers count them by the minute.
 TOKEN_BURST_SECONDS: Final = 60.0
 
@@ -33,8 +35,13 @@ class Limits:
 
     @classmethod
     def per_minute(cls, requests: float | None, tokens: float | None, request_burst: float | None = None) -> "Limits":
-        """Limits from what providers publish; None is unlimited."""
+        """Limits from what providers publish; None is unlimited.
+
+        Of a burst a little is left to the endpoint: requests do not arrive as evenly as they are sent. One that comes a
+        millisecond early at an empty bucket is refused, and a whole second may be lost for it.
+        """
         burst = request_burst or max(1.0, (requests or 0) / 60 * BURST_SECONDS)
+        burst = max(1.0, burst - min(SLACK, burst / 10))
         return cls(
             request_us=60 * MICROSECONDS / requests if requests else 0.0,
             request_burst=burst,

@@ -6,7 +6,7 @@ Until the first 429 nothing is counted and nothing asked. Then:
 
 * after the first wave the rate is unknown: requests start slowly, one in 25 ms, twice as fast every 250 ms, until the
   next wave. Sent one by one, few are refused before the first refusal is heard;
-* from then on they are paced at 98 % of the rate that was measured. What flowed in during a cool-down may go at once,
+* from then on they are paced at 99 % of the rate that was measured. What flowed in during a cool-down may go at once,
   for the bucket has it; where that is refused the bucket is smaller, and is taken for what it gave;
 * every 5 s without a refusal, while requests wait, the rate is raised: by 2 %, and each time by twice as much as the
   time before, so that a limit that was lifted, or was none, is soon forgotten.
@@ -23,8 +23,8 @@ SLOW_US: Final = 25_000
 TWICE_AFTER_US: Final = 250_000
 #: Times as long as measured that the pause between two requests is; each wave makes it wider, up to a bound, for what
 #: was refused shows that the measure was too fast.
-MARGIN: Final = 1.02
-WIDER: Final = 1.03
+MARGIN: Final = 1.01
+WIDER: Final = 1.02
 WIDEST: Final = 1.3
 #: Accepted requests that make a measurement.
 ENOUGH: Final = 20
@@ -34,6 +34,8 @@ FORGET_US: Final = 20_000_000
 LONGEST_US: Final = 60_000_000
 #: Microseconds after its first refusal that a wave lasts at least.
 WAVE_US: Final = 10_000
+#: Times as fast that the first raise makes it.
+RAISE: Final = 1.02
 #: Microseconds between two raises of the rate.
 RAISE_US: Final = 5_000_000
 #: Microseconds of requests that may go at once after a cool-down.
@@ -46,7 +48,7 @@ LEARNT_SECONDS: Final = 600
 #: Counts what was sent and refused, and closes a wave whose cool-down is over. Has: now, cool, KEYS[4], sent, refused.
 #: Leaves: us (0: not known), b, empty, started, learning.
 BEFORE: Final = f"""
-local us, b, empty, wave, n, x, started, raised, step = 0, 1, 0, 0, 0, 0, 0, 0, 1.02
+local us, b, empty, wave, n, x, started, raised, step = 0, 1, 0, 0, 0, 0, 0, 0, {RAISE}
 local flowed, over, margin = 0, 0, {MARGIN}
 local known = redis.call('HMGET', KEYS[4], 'us', 'b', 'empty', 'wave', 'n', 'x', 'started', 'raised', 'step',
   'flowed', 'over', 'margin')
@@ -79,7 +81,7 @@ if learning or refused > 0 then
     elseif us > 0 then
       us = us * 1.1
     end
-    empty, wave, n, x, started, raised, step = wave, 0, 0, 0, now, now, {MARGIN}
+    empty, wave, n, x, started, raised, step = wave, 0, 0, 0, now, now, {RAISE}
     if us > 0 then r = empty + (b - 1) * us else r = now end
   end
 end
