@@ -91,6 +91,8 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     coalesced: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    #: Calls whose tokens the server did not count: they are estimates, by length.
+    estimated_calls: int = 0
     #: Of the hits, those that needed no look into Redis.
     memory_hits: int = 0
     cache_misses: int = 0

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import psutil
+import pytest
 from redis import Redis
 
 from scripts.local_redis import LocalRedis
@@ -23,6 +24,7 @@ def _celery(engine: Engine, supervisor: str) -> psutil.Process:
     return child
 
 
+@pytest.mark.timeout(1_000)
 def test_a_worker_that_made_100_000_completions_has_not_grown(engine: Engine, tmp_path: Path) -> None:
     # A cache that is soon full and many connections, so that it is over in a minute.
     engine.env |= {

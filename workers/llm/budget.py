@@ -180,7 +180,7 @@ class JobBudget:
         finally:
             self._settle(worst_nano, settled_nano(own, error, reserved=worst_nano))
             spend.calls += own.calls
-            spend.add_tokens(own.prompt_tokens, own.completion_tokens, own.cost_usd)
+            spend.add_tokens(own.prompt_tokens, own.completion_tokens, own.cost_usd, estimated=own.estimated)
 
     async def close(self) -> None:
         """Tell Redis what is not told yet; what it does not hear counts as spent."""

@@ -166,7 +166,7 @@ class Caller:
         for loser in (first, second):
             if loser.sent.is_set() and not loser.is_answered and (first.is_answered or second.is_answered):
                 likely = self._estimate.completion(loser.prompt, loser.max_tokens)
-                self._charge(loser, loser.model, prompt_tokens(loser.prompt), likely)
+                self._charge(loser, loser.model, prompt_tokens(loser.prompt), likely, estimated=True)
 
     async def _paid(self, request: Request) -> RawAnswer:
         """One call, reserved from the job's budget first where it has one."""
@@ -234,9 +234,11 @@ class Caller:
         self._pool.answered(lent)
         self._estimate.learn(request.prompt.stage, raw.completion_tokens)
         lent.slot.settle(raw.prompt_tokens + raw.completion_tokens)
-        self._charge(request, raw.model, raw.prompt_tokens, raw.completion_tokens)
+        self._charge(request, raw.model, raw.prompt_tokens, raw.completion_tokens, estimated=raw.estimated)
 
-    def _charge(self, request: Request, answered: str, prompt_tokens: int, completion_tokens: int) -> None:
+    def _charge(
+        self, request: Request, answered: str, prompt_tokens: int, completion_tokens: int, *, estimated: bool
+    ) -> None:
         cost = cost_usd(
             self._settings.llm.prices,
             asked=request.model,
@@ -244,7 +246,7 @@ class Caller:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
-        request.spend.add_tokens(prompt_tokens, completion_tokens, cost)
+        request.spend.add_tokens(prompt_tokens, completion_tokens, cost, estimated=estimated)
 
     def _delay(self, exc: RateLimitedError, attempt: int) -> float:
         asked = exc.retry_after_seconds

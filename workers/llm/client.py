@@ -76,10 +76,13 @@ class Spend:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
+    #: Answers whose tokens the server did not count: they were estimated.
+    estimated: int = 0
     budget: "JobBudget | None" = None
 
-    def add_tokens(self, prompt: int, completion: int, cost: float | None) -> None:
-        """Count the tokens of one answer."""
+    def add_tokens(self, prompt: int, completion: int, cost: float | None, *, estimated: int = 0) -> None:
+        """Count the tokens of one answer, or of several of which so many are estimates."""
+        self.estimated += estimated
         self.prompt_tokens += prompt
         self.completion_tokens += completion
         self.cost_usd = None if self.cost_usd is None or cost is None else self.cost_usd + cost

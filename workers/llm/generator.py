@@ -76,6 +76,7 @@ class Account:
             coalesced=self.coalesced,
             prompt_tokens=self.spend.prompt_tokens,
             completion_tokens=self.spend.completion_tokens,
+            estimated_calls=self.spend.estimated,
             memory_hits=self.cache.memory_hits,
             cache_misses=self.cache.misses,
             cache_stores=self.cache.stores,

@@ -29,6 +29,7 @@ USAGE_COLUMNS: Final = (
     "coalesced",
     "prompt_tokens",
     "completion_tokens",
+    "estimated_calls",
     "memory_hits",
     "cache_misses",
     "cache_stores",
