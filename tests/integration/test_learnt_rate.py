@@ -20,6 +20,7 @@ from workers.llm.gcra import RESERVE, Limits, reservation_arguments
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.learnt_rate import ENOUGH, FREE_US, MARGIN
 from workers.llm.pool import LLMConnectionPool
+from workers.llm.rate_limit import RateLimiter
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
@@ -117,6 +118,30 @@ async def test_headers_that_say_that_nothing_remains_hold_all_processes_back(
     await runner.cleanup()
     assert len(asked) == 7
     assert all(at - asked[0] >= 1.4 for at in asked[1:])
+
+
+async def test_closing_does_not_wait_for_the_end_of_a_cool_down(client: AsyncRedis) -> None:
+    limiter = RateLimiter(client, endpoint="e", limits=Limits.per_minute(None, None), max_ahead=4, learn=True)
+    limiter.start()
+    await limiter.cool_down.listening.wait()
+    async with limiter.slot(1) as refused:
+        limiter.sent(refused)
+    await limiter.cool_down.begin(3600)
+    limiter.refused(refused)
+
+    async def ask() -> None:
+        async with limiter.slot(1):
+            pytest.fail("sent in a cool-down")
+
+    asking = [asyncio.create_task(ask()) for _ in range(6)]
+    async with asyncio.timeout(20):
+        while not limiter.reservations:
+            await asyncio.sleep(0.001)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    async with asyncio.timeout(20):
+        await limiter.close()
 
 
 # --- the script alone ---

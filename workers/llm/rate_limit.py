@@ -145,6 +145,9 @@ class RateLimiter:
         """Send what is known of real token counts, and stop listening."""
         await self.cool_down.close()
         if self._pump:
+            if self._learning and self.is_cooling:
+                # It waits for the end of the cool-down, which may be an hour away.
+                self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
 
     @asynccontextmanager
