@@ -38,6 +38,8 @@ REDIS_PAUSE_SECONDS: Final = 2.0
 REDIS_TIMEOUT_SECONDS: Final = 1.0
 #: Seconds that a cool-down must exceed a slot by to cost it: less is the clocks' difference.
 TOLERANCE_SECONDS: Final = 0.05
+#: Seconds that slots of a learnt rate are reserved ahead: those reserved keep the old pace when the rate is raised.
+LEARNT_AHEAD_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +84,7 @@ class RateLimiter:
     ) -> None:
         self._redis = redis
         self._limits = limits
-        self._max_ahead = max_ahead
+        self._max_ahead = self._most_ahead = max_ahead
         self._keys = [keys.limit(endpoint), keys.limit_users(endpoint), keys.cooldown(endpoint), keys.learnt(endpoint)]
         self._script = redis.register_script(RESERVE) if redis is not None else None
         self._user = uuid.uuid4().hex[:12]
@@ -187,6 +189,7 @@ class RateLimiter:
     def _tell(self) -> None:
         """Learn, or go on learning, and tell at once what was sent and refused: a wave is being counted."""
         self._learning = self._reports = True
+        self._most_ahead = 1
         self._wave += 1
         self._told, told = asyncio.get_running_loop().create_future(), self._told
         if told is not None and not told.done():
@@ -275,7 +278,7 @@ class RateLimiter:
 
     def _has_work(self) -> bool:
         return bool(
-            self._correction or self._returned or self._reports or (self._waiting and self._ahead < self._max_ahead)
+            self._correction or self._returned or self._reports or (self._waiting and self._ahead < self._most_ahead)
         )
 
     async def _serve(self) -> None:
@@ -296,7 +299,7 @@ class RateLimiter:
 
     def _next_in_line(self) -> list[_Waiter]:
         batch: list[_Waiter] = []
-        while self._waiting and self._ahead + len(batch) < self._max_ahead:
+        while self._waiting and self._ahead + len(batch) < self._most_ahead:
             waiter = self._waiting.popleft()
             if not waiter.future.done():
                 batch.append(waiter)
@@ -338,7 +341,17 @@ class RateLimiter:
         slots = []
         for asked, at, tat in zip(tokens, answer[3::2], answer[4::2], strict=True):
             slots.append(Slot(asked, now + (float(at) - now_us) / MICROSECONDS, float(at), tat.decode(), wave=wave))
+        self._look_ahead(slots[-1].at - now if slots else 0.0)
         return slots
+
+    def _look_ahead(self, seconds: float) -> None:
+        """Let fewer slots be reserved where the last one is far off at a rate that may be raised, else more."""
+        if not self._learning:
+            self._most_ahead = self._max_ahead
+        elif seconds > LEARNT_AHEAD_SECONDS:
+            self._most_ahead = max(1, self._most_ahead // 2)
+        else:
+            self._most_ahead = min(self._max_ahead, self._most_ahead * 2)
 
     def _own_slots(self, correction: float, tokens: list[float]) -> list[Slot]:
         assert self._alone  # noqa: S101  # set where Redis is away or was never there
