@@ -28,6 +28,8 @@ WIDER: Final = 1.02
 WIDEST: Final = 1.3
 #: Accepted requests that make a measurement.
 ENOUGH: Final = 20
+#: Accepted requests by which the measure itself is good to a few percent: then another wave says that it is too fast.
+SURE: Final = 100
 #: Microseconds of measuring after which the older half counts half.
 FORGET_US: Final = 20_000_000
 #: Microseconds between two waves beyond which they say nothing: the bucket was full in between.
@@ -74,7 +76,7 @@ if learning or refused > 0 then
       flowed, over = flowed + accepted, over + passed
       if over > {FORGET_US} then flowed, over = flowed / 2, over / 2 end
       if flowed >= {ENOUGH} then
-        if us > 0 then margin = math.min({WIDEST}, margin * {WIDER}) end
+        if us > 0 and flowed > {SURE} then margin = math.min({WIDEST}, margin * {WIDER}) end
         us = over / flowed * margin
         b = math.max(1, math.min(b > 1 and b or {CREDIT_US}, {CREDIT_US} / us))
       end
