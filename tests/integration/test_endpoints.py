@@ -9,9 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from config.settings import Settings
-from tasks.errors import ConfigError, EndpointRefusedError
+from tasks.errors import ConfigError, EndpointRefusedError, ThemesError
 from tasks.messages import Destination
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.endpoints import endpoints, model_for
@@ -256,3 +257,46 @@ def test_the_one_endpoint_s_key_may_stand_in_a_file(settings_for: MakeSettings, 
     settings = settings_for(THEMES_LLM__API_KEY_FILE=str(file), THEMES_MODEL="m")
     (only,) = endpoints(settings.llm)
     assert (only.api_key, only.base_url) == ("secret", "https://api.openai.com/v1")
+
+
+async def test_a_key_that_a_server_repeats_is_in_no_error_and_no_log(
+    settings_for: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    bodies = [
+        (401, '{"error": {"message": "invalid key sk-topsecret"}}'),
+        (500, "<html>sk-topsecret</html>"),
+        (200, '{"error": "sk-topsecret"}'),
+        (200, "sk-topsecret"),
+    ]
+    asked: list[str] = []
+    says = bodies[0]
+
+    async def chat(request: web.Request) -> web.Response:
+        asked.append(request.headers["Authorization"])
+        return web.Response(status=says[0], text=says[1])
+
+    application = web.Application()
+    application.router.add_post("/v1/chat/completions", chat)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host = f"127.0.0.1:{runner.addresses[0][1]}"
+    no_retry = {"THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES": "0", **QUICK}
+    for settings in (
+        settings_for(OPENAI_BASE_URL=f"http://{host}/v1", OPENAI_API_KEY="sk-topsecret", **no_retry),
+        settings_for(OPENAI_BASE_URL=f"http://me:sk-topsecret@{host}/v1", **no_retry),
+    ):
+        for says in bodies:  # noqa: B007  # the server reads it
+            async with _generator(settings) as generator:
+                with pytest.raises(ThemesError) as caught:
+                    await _ask(generator, "Kyoto")
+                assert "sk-topsecret" not in str(caught.value) + repr(generator)
+    await runner.cleanup()
+    assert asked
+    assert asked[0] == "Bearer sk-topsecret"
+    assert asked[-1].startswith("Basic ")
+    both = settings_for(OPENAI_BASE_URL=f"http://me:sk-topsecret@{host}/v1", OPENAI_API_KEY="k", **QUICK)
+    with pytest.raises(ConfigError, match="beside the key"):
+        endpoints(both.llm)
+    assert "sk-topsecret" not in caplog.text

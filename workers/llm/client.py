@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 
 from config.settings import LlmSettings
+from tasks.connection import masked
 from tasks.errors import (
     BadRequestError,
     EndpointDownError,
@@ -141,12 +142,15 @@ class ChatClient:
     def __init__(self, settings: LlmSettings, *, base_url: str, model: str, connections: Connections) -> None:
         self.model = model
         self._base_url = base_url
+        #: As errors and logs show it.
+        self._place = masked(base_url)
+        self._secret = connections.secret
         self._settings = settings
         self._session = connections.session
         self._dialect = Dialect()
 
     def __repr__(self) -> str:
-        return f"<ChatClient {self._base_url} model={self.model} format={self._dialect.format.name.lower()}>"
+        return f"<ChatClient {self._place} model={self.model} format={self._dialect.format.name.lower()}>"
 
     @property
     def base_url(self) -> str:
@@ -252,12 +256,12 @@ class ChatClient:
                     status, headers = response.status, response.headers
         except aiohttp.ClientConnectorError as exc:
             spend.calls -= counted  # the server never heard of it
-            raise EndpointDownError(f"{self._base_url}: cannot connect ({exc.strerror or exc})") from exc
+            raise EndpointDownError(f"{self._place}: cannot connect ({exc.strerror or exc})") from exc
         except TimeoutError as exc:
             seconds = self._settings.request_timeout_seconds
-            raise EndpointDownError(f"{self._base_url}: no answer within {seconds:g} s") from exc
+            raise EndpointDownError(f"{self._place}: no answer within {seconds:g} s") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise EndpointDownError(f"{self._base_url}: connection lost ({type(exc).__name__}: {exc})") from exc
+            raise EndpointDownError(f"{self._place}: connection lost ({type(exc).__name__}: {exc})") from exc
         if status != 200:  # noqa: PLR2004
             raise self._error(status, headers, raw, style)
         answer = self._answer(raw, body, style)
@@ -267,7 +271,8 @@ class ChatClient:
     def _error(self, status: int, headers: Mapping[str, str], raw: bytes, style: AnswerFormat) -> ThemesError:
         """What an HTTP error means."""
         message, code = error_text(raw)
-        place = f"{self._base_url}: {status} {message}"
+        message = self._without_secret(message)
+        place = f"{self._place}: {status} {message}"
         if self._blames_format(status, message, style):
             return _FormatRefusedError(place)
         if status in {400, 422} and "max_completion_tokens" in message:
@@ -279,6 +284,10 @@ class ChatClient:
             return EndpointDownError(place)
         hint = _HINTS.get(status)
         return EndpointRefusedError(f"{place} ({hint})") if hint else BadRequestError(place)
+
+    def _without_secret(self, said: str) -> str:
+        """What a server says, without our key: some repeat it when they refuse it."""
+        return said.replace(self._secret, "***") if self._secret else said
 
     def _blames_format(self, status: int, message: str, style: AnswerFormat) -> bool:
         """Whether an error is about the response format.
@@ -305,18 +314,18 @@ class ChatClient:
             data = msgspec.json.decode(raw)
         except (msgspec.DecodeError, RecursionError) as exc:
             shown = raw[:ERROR_CHARACTERS].decode("utf-8", "replace").strip()
-            raise EndpointDownError(f"{self._base_url}: status 200, but no JSON: {shown!r}") from exc
+            raise EndpointDownError(f"{self._place}: status 200, but no JSON: {self._without_secret(shown)!r}") from exc
         if not isinstance(data, dict):
-            raise EndpointDownError(f"{self._base_url}: status 200, but no object")
+            raise EndpointDownError(f"{self._place}: status 200, but no object")
         if data.get("error"):
             message, code = error_text(raw)
             number = code if isinstance(code, int) else None
             if number is not None and 400 <= number < 600:  # noqa: PLR2004
                 raise self._error(number, {}, raw, style)
-            raise EndpointDownError(f"{self._base_url}: status 200 with an error: {message}")
+            raise EndpointDownError(f"{self._place}: status 200 with an error: {self._without_secret(message)}")
         choices = data.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise EndpointDownError(f"{self._base_url}: an answer without choices")
+            raise EndpointDownError(f"{self._place}: an answer without choices")
         return self._choice(choices[0], data, body, style)
 
     def _choice(self, choice: dict[str, Any], data: dict[str, Any], body: bytes, style: AnswerFormat) -> RawAnswer:

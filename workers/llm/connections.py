@@ -65,6 +65,8 @@ class Connections:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key:
             headers["Authorization"] = f"Bearer {str.__str__(api_key)}"
+        #: The server's key, to be kept out of what is said.
+        self.secret = str.__str__(api_key) if api_key else urlsplit(base_url).password
         self._connector = RecyclingConnector(
             limit=max_connections,
             keepalive_timeout=settings.idle_connection_seconds,

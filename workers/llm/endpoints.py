@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+from urllib.parse import urlsplit
 
 from config.settings import EndpointSettings, LlmSettings, Secret
 from tasks.errors import ConfigError
@@ -58,7 +59,13 @@ def endpoints(settings: LlmSettings, env: Mapping[str, str] | None = None) -> li
     base_url = (settings.base_url or OPENAI_BASE_URL).rstrip("/")
     if not base_url.startswith(("http://", "https://")):
         raise ConfigError(f"llm.base_url: expected http://… or https://…, got {base_url!r} (OPENAI_BASE_URL)")
+    _refuse_two_keys("llm.base_url", base_url, api_key)
     return [Endpoint(ONLY, base_url, settings, api_key=api_key)]
+
+
+def _refuse_two_keys(place: str, base_url: str, api_key: str | None) -> None:
+    if api_key and "@" in urlsplit(base_url).netloc:
+        raise ConfigError(f"{place}: has a name and password in it beside the key; a server takes one of them")
 
 
 def _named(name: str, one: EndpointSettings, settings: LlmSettings, env: Mapping[str, str]) -> Endpoint:
@@ -68,6 +75,7 @@ def _named(name: str, one: EndpointSettings, settings: LlmSettings, env: Mapping
         key = Secret(env.get(one.api_key_env, "").strip())
         if not key:
             raise ConfigError(f"{place}.api_key_env: {one.api_key_env} is not set; export {one.api_key_env}=…")
+    _refuse_two_keys(f"{place}.base_url", one.base_url or "", key)
     return Endpoint(
         name,
         (one.base_url or "").rstrip("/"),
