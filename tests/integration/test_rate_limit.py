@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from config.settings import Settings
+from config.settings import Settings, load
 from scripts.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
@@ -320,3 +320,56 @@ async def test_one_process_s_429_holds_the_other_back_too(
         assert refused["status"] == "429"
         assert all(entry["started"] - refused["ended"] >= 1.9 for entry in later)
         assert len(later) == 2
+
+
+# --- real processes ---
+
+
+def _start(env: dict[str, str], number: int, count: int) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(number), str(count)],
+        env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.mark.parametrize("configured", [True, False])
+async def test_four_processes_keep_to_one_limit_and_lose_nothing(configured: bool, redis_url: str) -> None:
+    # The server's burst is larger than ours: a slow machine sends slots late, and so together.
+    async with SandboxServer(latency="10ms", rate_limit="60/s,burst=80,retry_after=exact") as server:
+        ours = {"THEMES_LLM__REQUESTS_PER_MINUTE": "3000", "THEMES_LLM__REQUEST_BURST": "20"} if configured else {}
+        env = {"OPENAI_BASE_URL": server.base_url, "THEMES_MODEL": "sandbox", "REDIS_URL": redis_url, **ours}
+        processes = [await asyncio.to_thread(_start, env, number, 50) for number in range(4)]
+        answered = 0
+        for process in processes:
+            assert process.stdin
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        for process in processes:
+            out, _ = await asyncio.to_thread(process.communicate, timeout=90)
+            answered += int(out)
+        stats = server.stats()
+    assert answered == 200
+    assert stats["requests"] == 200 + stats["rate_limited"]
+    assert stats["rate_limited"] == 0 if configured else stats["rate_limited"] < 100
+
+
+async def _go(number: int, count: int) -> None:
+    """One process's part: so many prompts of its own, as many at once as it has connections."""
+    settings = load()
+    redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
+    async with _generator(settings, redis) as generator:
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.readline)
+        done = await asyncio.gather(*(_ask(generator, f"City {number}-{one}") for one in range(count)))
+        sys.stdout.write(str(len(done)))
+    await redis.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(_go(int(sys.argv[1]), int(sys.argv[2])))
