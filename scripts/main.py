@@ -25,6 +25,7 @@ VERBS: Final = {
     "results": "scripts.results",
     "failures": "scripts.failures",
     "cancel": "scripts.cancel",
+    "pause": "scripts.pause",
     "resume": "scripts.resume",
     "cache": "scripts.cache",
     "worker": "scripts.worker",

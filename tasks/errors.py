@@ -19,6 +19,7 @@ __all__ = [
     "InputError",
     "InvalidAnswerError",
     "JobNotFoundError",
+    "JobStoppedError",
     "PermanentError",
     "RateLimitedError",
     "RedisUnavailableError",
@@ -77,22 +78,32 @@ class WorkerLostError(PermanentError):
     """Worker after worker died while it held this destination."""
 
 
-class BudgetExceededError(ThemesError):
-    """A job's budget does not allow the next call.
+class JobStoppedError(ThemesError):
+    """A job goes no further here: it was cancelled or paused, or this process is stopping.
 
-    Neither to be retried nor to be recorded as a failure: the destination is unharmed, and its job pauses until it is
-    resumed. `reason` says whether the budget is used up or a model's price is missing; `limit_nano` is the limit that
-    was too small, in nano-dollars; `usage` is what the destination had cost until then.
+    Neither to be retried nor to be recorded as a failure: the destination is unharmed. `usage` is what it had cost
+    until then.
+    """
+
+    def __init__(self, message: str, *, job_id: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.usage = Usage()
+
+
+class BudgetExceededError(JobStoppedError):
+    """A job's budget does not allow the next call: the job pauses until it is resumed.
+
+    `reason` says whether the budget is used up or a model's price is missing; `limit_nano` is the limit that was too
+    small, in nano-dollars.
     """
 
     def __init__(
         self, message: str, *, job_id: str, reason: Literal["budget", "price"], limit_nano: int | None = None
     ) -> None:
-        super().__init__(message)
-        self.job_id = job_id
+        super().__init__(message, job_id=job_id)
         self.reason = reason
         self.limit_nano = limit_nano
-        self.usage = Usage()
 
 
 class JobNotFoundError(ThemesError):

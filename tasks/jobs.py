@@ -52,8 +52,8 @@ class JobStatus:
     #: What the job may cost in US dollars, and what its calls have cost; None without a budget.
     budget_usd: float | None = None
     spent_usd: float | None = None
-    #: Why the job is paused: its budget is used up, or a worker's model has no price.
-    paused: Literal["budget", "price"] | None = None
+    #: Why the job is paused: its budget is used up, a worker's model has no price, or its user wants it.
+    paused: Literal["budget", "price", "user"] | None = None
     paused_at: float | None = None
 
     @property
@@ -221,7 +221,7 @@ def latest(redis: Redis) -> str | None:
 
 
 def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
-    """Stop a job: nothing of it is started any more; what is done stays.
+    """Stop a job: nothing of it is asked any more; what is done stays, what is under way is cached.
 
     Raises:
         JobNotFoundError: Redis knows no such job.
@@ -239,7 +239,6 @@ def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
             keys.leases(job_id),
             keys.owners(job_id),
             keys.deliveries(job_id),
-            keys.carried(job_id),
             *(text_of(key) for key in unfinished),
         )
         pipeline.srem(keys.ACTIVE, job_id)
@@ -247,6 +246,7 @@ def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
         pipeline.expire(keys.job(job_id), keys.KEEP_SECONDS)
         pipeline.expire(keys.budget(job_id), keys.KEEP_SECONDS)
         pipeline.execute()
+    redis.publish(keys.CONTROL, job_id)
     return status(redis, job_id)
 
 
@@ -261,6 +261,8 @@ def last_event(known: JobStatus) -> Event:
 def paused_words(known: JobStatus) -> str:
     """Why a job is paused, how far it is, and what lets it go on."""
     done = f"{known.done + known.failed} of {known.total} destinations done"
+    if known.paused == "user":
+        return f"paused: {done}; go on with: themes resume {known.job_id}"
     if known.paused == "price":
         return (
             f"stopped, because the model of a worker has no price (llm.prices): {done}; "

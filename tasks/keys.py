@@ -11,7 +11,6 @@
 | themes:job:ID:owners | hash | chunk id -> token of the lease's holder | emptied by the work |
 | themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
 | themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
-| themes:job:ID:carried | hash | destination -> packed Usage until its job paused | emptied by the work |
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:results | stream | what the consumer writes to the database | trimmed when acked |
@@ -29,6 +28,7 @@
 | themes:limit:DIGEST:learnt | hash | what refusals have taught of an endpoint's rate | 10 minutes of rest |
 | themes:cooldown:DIGEST | string | an endpoint that asked to be left alone | what it asked for |
 | themes:cooldowns | channel | "DIGEST milliseconds" of each new cool-down | - |
+| themes:control | channel | id of each job that was cancelled or paused | - |
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
 """
 
@@ -65,6 +65,8 @@ USER_SECONDS: Final = 60
 CACHE_STATISTICS: Final = "themes:stats:cache"
 #: The channel on which new cool-downs are told.
 COOLDOWNS: Final = "themes:cooldowns"
+#: The channel on which jobs that were cancelled or paused are told.
+CONTROL: Final = "themes:control"
 #: The channel on which the ends of prompts that somebody waits for are told.
 FLIGHTS: Final = "themes:flights"
 
@@ -102,11 +104,6 @@ def deliveries(job_id: str) -> str:
 def finished(job_id: str, chunk_id: str) -> str:
     """Which destinations of a chunk have their result in the stream."""
     return f"themes:job:{job_id}:finished:{chunk_id}"
-
-
-def carried(job_id: str) -> str:
-    """What unfinished destinations of a paused job have cost."""
-    return f"themes:job:{job_id}:carried"
 
 
 def budget(job_id: str) -> str:

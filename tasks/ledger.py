@@ -7,15 +7,15 @@ apart is one Lua script, so a killed worker, a lost reply or a second delivery l
 * `finish`: put one destination's result on the results stream and tick it off; with the last one the chunk is gone;
 * `give_back`: end a lease early, so that another worker may take the chunk at once;
 * `split`: turn a chunk that keeps losing its worker into chunks of one;
-* `pause`: hand out nothing more of a job, and keep what an unfinished destination of it has cost.
+* `pause`: hand out nothing more of a job.
 
 Leases are a sorted set a job, by the time they end, instead of a key each: the sweeper then finds the dead ones with
 one range query, and counts the waiting ones without touching 20,000 keys.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -26,11 +26,11 @@ from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import BudgetExceededError
 from tasks.events import encode
-from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Usage, entry_fields, pack, unpack
+from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, entry_fields, pack, unpack
 
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
-#: KEYS chunks leases owners deliveries finished results job carried; ARGV chunk token lease_ms max_unwritten.
+#: KEYS chunks leases owners deliveries finished results job; ARGV chunk token lease_ms max_unwritten.
 _TAKE: Final = f"""
 {_NOW}
 local payload = redis.call('HGET', KEYS[1], ARGV[1])
@@ -42,7 +42,7 @@ if redis.call('XLEN', KEYS[6]) > tonumber(ARGV[4]) then return {{'full'}} end
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 local times = redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
-return {{'taken', payload, times, redis.call('SMEMBERS', KEYS[5]), redis.call('HGETALL', KEYS[8])}}
+return {{'taken', payload, times, redis.call('SMEMBERS', KEYS[5])}}
 """
 
 #: KEYS leases owners; ARGV token lease_ms chunk...; returns the chunks that are no longer ours.
@@ -59,13 +59,12 @@ end
 return lost
 """
 
-#: KEYS chunks leases owners deliveries labels finished results carried; ARGV chunk destination size entry.
+#: KEYS chunks leases owners deliveries labels finished results; ARGV chunk destination size entry.
 #: A reply that was lost may be asked for again: the second call changes nothing.
 _FINISH: Final = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 if redis.call('SADD', KEYS[6], ARGV[2]) == 0 then return 0 end
 redis.call('XADD', KEYS[7], '*', 'b', ARGV[4])
-redis.call('HDEL', KEYS[8], ARGV[2])
 if redis.call('SCARD', KEYS[6]) >= tonumber(ARGV[3]) then
   redis.call('HDEL', KEYS[1], ARGV[1])
   redis.call('ZREM', KEYS[2], ARGV[1])
@@ -84,18 +83,17 @@ redis.call('HINCRBY', KEYS[3], ARGV[1], -1)
 return 1
 """
 
-#: KEYS job budget carried events; ARGV reason limit destination usage time event; returns whether the job is paused.
+#: KEYS job budget events; ARGV reason limit time event; returns whether the job is paused.
 #: A limit that is no longer the one that was too small has been raised meanwhile: then there is nothing to pause. A job
 #: that has left Redis needs no worker either.
-_PAUSE: Final = """
+PAUSE: Final = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 1 end
 if state == 'done' or state == 'cancelled' then return 0 end
-redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[2], 'limit') ~= ARGV[2] then return 0 end
 if redis.call('HSETNX', KEYS[1], 'paused', ARGV[1]) == 1 then
-  redis.call('HSET', KEYS[1], 'paused_at', ARGV[5])
-  if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('XADD', KEYS[4], '*', 'e', ARGV[6]) end
+  redis.call('HSET', KEYS[1], 'paused_at', ARGV[3])
+  if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('XADD', KEYS[3], '*', 'e', ARGV[4]) end
 end
 return 1
 """
@@ -127,15 +125,11 @@ class Taking(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A chunk in our hands. `deliveries` counts this one; `finished` are destinations already on the stream.
-
-    `carried` is what destinations had cost when their job paused; its result has to say it with the rest.
-    """
+    """A chunk in our hands. `deliveries` counts this one; `finished` are destinations already on the stream."""
 
     chunk: Chunk
     deliveries: int
     finished: frozenset[str]
-    carried: Mapping[str, Usage] = field(default_factory=dict)
 
 
 def write_chunks(pipeline: Any, job_id: str, labelled: Iterable[tuple[Chunk, str]], *, compress: bool) -> None:
@@ -165,7 +159,7 @@ class Ledger:
         self._renew = redis.register_script(_RENEW)
         self._finish = redis.register_script(_FINISH)
         self._give_back = redis.register_script(_GIVE_BACK)
-        self._pause = redis.register_script(_PAUSE)
+        self._pause = redis.register_script(PAUSE)
         self._sweep = redis.register_script(_SWEEP)
 
     async def take(self, job_id: str, chunk_id: str, *, max_unwritten: int) -> Taken | Taking:
@@ -183,7 +177,6 @@ class Ledger:
                 keys.finished(job_id, chunk_id),
                 keys.RESULTS,
                 keys.job(job_id),
-                keys.carried(job_id),
             ],
             args=[chunk_id, self._token, self._lease_ms, max_unwritten],
         )
@@ -191,9 +184,7 @@ class Ledger:
         if outcome is not Taking.TAKEN:
             return outcome
         finished = frozenset(member.decode() for member in reply[3])
-        carried = zip(reply[4][::2], reply[4][1::2], strict=True)
-        costs = {destination_id.decode(): unpack(usage, Usage) for destination_id, usage in carried}
-        return Taken(chunk=unpack(reply[1], Chunk), deliveries=int(reply[2]), finished=finished, carried=costs)
+        return Taken(chunk=unpack(reply[1], Chunk), deliveries=int(reply[2]), finished=finished)
 
     async def renew(self, job_id: str, chunk_ids: Sequence[str]) -> list[str]:
         """Prolong our leases by one lease; returns the chunks that are no longer ours."""
@@ -214,7 +205,6 @@ class Ledger:
                 keys.labels(job_id),
                 keys.finished(job_id, chunk_id),
                 keys.RESULTS,
-                keys.carried(job_id),
             ],
             args=[
                 chunk_id,
@@ -233,8 +223,8 @@ class Ledger:
         )
         return bool(given)
 
-    async def pause(self, exceeded: BudgetExceededError, destination_id: str, usage: Usage) -> bool:
-        """Pause a job whose budget is used up, keeping what a destination has cost until now.
+    async def pause(self, exceeded: BudgetExceededError) -> bool:
+        """Pause a job whose budget is used up.
 
         False when there is nothing to pause: the budget has been raised meanwhile, or the job has ended.
         """
@@ -242,17 +232,33 @@ class Ledger:
         at = time.time()
         data = {"reason": exceeded.reason, "message": str(exceeded)}
         paused = await self._pause(
-            keys=[keys.job(job_id), keys.budget(job_id), keys.carried(job_id), keys.events(job_id)],
+            keys=[keys.job(job_id), keys.budget(job_id), keys.events(job_id)],
             args=[
                 exceeded.reason,
                 "" if exceeded.limit_nano is None else exceeded.limit_nano,
-                destination_id,
-                pack(usage, compress=False),
                 at,
                 encode(Event(type="job.paused", job_id=job_id, at=at, data=data))["e"],
             ],
         )
         return bool(paused)
+
+    async def book(self, spent: Spent) -> None:
+        """Put on the stream what a destination has cost without an outcome. A repetition changes nothing."""
+        await self._redis.xadd(keys.RESULTS, entry_fields(spent, compress=self._compress))
+
+    async def stopped(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Which of these jobs are to go no further, and why."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hmget(keys.job(job_id), "state", "paused")
+            found = await pipeline.execute()
+        reasons: dict[str, str] = {}
+        for job_id, (state, paused) in zip(job_ids, found, strict=True):
+            if state == b"cancelled":
+                reasons[job_id] = "the job was cancelled"
+            elif paused:
+                reasons[job_id] = "the job is paused"
+        return reasons
 
     async def split(self, taken: Taken) -> list[Chunk]:
         """Replace a chunk by chunks of one for what it has left; returns them."""

@@ -260,6 +260,22 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     failure: Failure | None = None
 
 
+class Spent(msgspec.Struct, frozen=True, tag="spent"):
+    """What a destination has cost without coming to an end: its job was stopped, or another worker was faster.
+
+    Its run is the one of a `Result` with the same attempt, worker and time: both together count once.
+    """
+
+    job_id: str
+    destination_id: str
+    attempt: int
+    usage: Usage
+    worker: str
+    #: Seconds since 1970, UTC.
+    at: float
+    elapsed_ms: float
+
+
 class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
     """The job was ended by its user."""
 
@@ -281,7 +297,7 @@ class JobReopened(msgspec.Struct, frozen=True, tag="reopened"):
 
 
 #: What an entry of the results stream can be.
-StreamEntry = JobOpened | JobInputs | JobSealed | JobClosed | JobReopened | Result
+StreamEntry = JobOpened | JobInputs | JobSealed | JobClosed | JobReopened | Result | Spent
 
 EventType = Literal[
     "job.started",

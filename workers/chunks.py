@@ -3,23 +3,28 @@
 message -> take (lease) -> lanes -> one result at a time onto the stream -> gone
               |                            |
               held, gone: nothing to do    stopping: give back, and wake another worker
-              paused: nothing to do now    budget used up: pause the job, give back, wake nobody
+              paused: nothing to do now    paused, or budget used up: give back, wake nobody
+                                           cancelled: drop it
+
+What a destination has cost is booked whatever becomes of it.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 from typing import Final, TypeVar
 
+import msgspec
 from redis import RedisError
 
 from config.settings import Settings
-from tasks.errors import BudgetExceededError
+from tasks.errors import BudgetExceededError, JobStoppedError
 from tasks.ledger import Ledger, Taken, Taking
-from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Usage
+from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Spent, Usage
 from workers.lanes import Lanes
+from workers.llm.halt import Halt
 from workers.observe.profiler import PerformanceProfiler
 
 log = logging.getLogger("themes.chunks")
@@ -30,6 +35,10 @@ T = TypeVar("T")
 PAUSE_SECONDS: Final = 0.5
 #: Characters of an unexpected error that are kept.
 MAX_MESSAGE: Final = 500
+#: Part of the grace time in which a stopping worker still asks; the rest is for answers under way.
+FINISH_SHARE: Final = 0.5
+#: Seconds that a stopping worker may take to give back what it has just cut short.
+GIVE_BACK_SECONDS: Final = 1.0
 #: Seconds before a destination whose error may pass is tried again.
 RETRY_SECONDS: Final = 1.0
 
@@ -47,8 +56,8 @@ class ChunkEnd(StrEnum):
 
 #: A destination's profile or failure, what it cost, and whether another try may give more.
 Processed = tuple[Profile | None, Failure | None, Usage, bool]
-#: Processes one destination: `(destination, job id, the job's options, number of the try)`.
-Process = Callable[[Destination, str, JobOptions, int], Awaitable[Processed]]
+#: Processes one destination: `(destination, its job's stop sign, the job's options, number of the try)`.
+Process = Callable[[Destination, Halt, JobOptions, int], Awaitable[Processed]]
 #: Sends chunks' wake-up calls: `(job id, (chunk id, label) pairs, priority)`.
 Wake = Callable[[str, list[tuple[str, str]], int], Awaitable[None]]
 #: Reads a job's options.
@@ -84,6 +93,8 @@ class ChunkRunner:
         self._claimed: set[tuple[str, str]] = set()
         #: Chunks under our lease; False once the lease is known to be lost.
         self._held: dict[tuple[str, str], bool] = {}
+        #: The stop sign of every job that has chunks here.
+        self._halts: dict[str, Halt] = {}
 
     def __repr__(self) -> str:
         return f"<ChunkRunner held={len(self._held)} {self._lanes!r}>"
@@ -99,11 +110,21 @@ class ChunkRunner:
         self._lanes.stop()
 
     async def settle(self, grace_seconds: float) -> None:
-        """After `stop`: wait until what is in hand has ended, at most the grace time, then cancel and give it back."""
+        """After `stop`: let what is in hand end within the grace time; what does not is given back.
+
+        For the first part of that time destinations go on. Then nothing more is asked, and what has been asked is
+        waited for, because it is paid for: the answers are in the cache when somebody else goes on.
+        """
         running = set(self._running)
         if not running:
             return
-        await asyncio.wait(running, timeout=grace_seconds)
+        _, running = await asyncio.wait(running, timeout=grace_seconds * FINISH_SHARE)
+        self._halt_all("this worker is stopping")
+        if running:
+            _, running = await asyncio.wait(running, timeout=grace_seconds * (1 - FINISH_SHARE))
+        if running:
+            self._halt_all("this worker is stopping", at_once=True)
+            _, running = await asyncio.wait(running, timeout=GIVE_BACK_SECONDS)
         abandoned = [key for key, ours in self._held.items() if ours]
         for task in running:
             task.cancel()
@@ -112,7 +133,7 @@ class ChunkRunner:
             await self._abandon(job_id, chunk_id)
 
     async def _abandon(self, job_id: str, chunk_id: str) -> None:
-        """Give back a chunk with destinations in the middle of their work: their finished prompts are cached."""
+        """Give back a chunk that something here holds on to, and will not let go."""
         try:
             options = await self._options(job_id)
             await self._ledger.give_back(job_id, chunk_id)
@@ -122,8 +143,23 @@ class ChunkRunner:
         await self._wake(job_id, [(chunk_id, "given back")], options.priority)
         log.info("action=give_back job_id=%s chunk_id=%s in the middle of its work", job_id, chunk_id)
 
+    def _halt_all(self, reason: str, *, at_once: bool = False) -> None:
+        for halt in self._halts.values():
+            halt.stop(reason, at_once=at_once)
+
+    async def look(self, job_ids: Iterable[str] | None = None) -> None:
+        """Stop those of our jobs that were cancelled or paused; all of them are looked at unless some are named."""
+        ours = [job_id for job_id in (self._halts if job_ids is None else job_ids) if job_id in self._halts]
+        if not ours:
+            return
+        for job_id, reason in (await self._ledger.stopped(ours)).items():
+            if (halt := self._halts.get(job_id)) and not halt.reason:
+                log.info("action=halt job_id=%s %s", job_id, reason)
+                halt.stop(reason)
+
     async def renew(self) -> None:
         """Prolong the leases of everything held; chunks that are no longer ours are marked, and not started."""
+        await self.look()
         jobs: dict[str, list[str]] = {}
         for job_id, chunk_id in self._held:
             jobs.setdefault(job_id, []).append(chunk_id)
@@ -156,9 +192,18 @@ class ChunkRunner:
             return await self._quarantine(taken, options)
         self._held[job_id, chunk_id] = True
         try:
-            return await self._destinations(taken, options)
+            return await self._destinations(taken, options, self._halt(job_id))
         finally:
             del self._held[job_id, chunk_id]
+            if all(held != job_id for held, _ in self._held):
+                self._halts.pop(job_id, None)
+
+    def _halt(self, job_id: str) -> Halt:
+        """The job's stop sign. Whoever gets a chunk is told by the ledger that the job goes on: an old sign is done."""
+        halt = self._halts.get(job_id)
+        if halt is None or (halt.reason and not self._stopping.is_set()):
+            halt = self._halts[job_id] = Halt(job_id)
+        return halt
 
     async def _take(self, job_id: str, chunk_id: str) -> Taken | ChunkEnd:
         while not self._stopping.is_set():
@@ -173,7 +218,7 @@ class ChunkRunner:
         # Not taken: the chunk waits in the ledger, and the sweeper wakes somebody for it.
         return ChunkEnd.GIVEN_BACK
 
-    async def _destinations(self, taken: Taken, options: JobOptions) -> ChunkEnd:
+    async def _destinations(self, taken: Taken, options: JobOptions, halt: Halt) -> ChunkEnd:
         chunk = taken.chunk
         todo = [item for item in chunk.destinations if item.id not in taken.finished]
         left: list[Destination] = []
@@ -182,11 +227,13 @@ class ChunkRunner:
         async def work(destination: Destination) -> None:
             if not self._held.get((chunk.job_id, chunk.chunk_id)):
                 return
-            if not pauses:
+            if not pauses and not halt.reason:
                 try:
-                    await self._destination(taken, destination, options)
+                    await self._destination(taken, destination, options, halt)
                 except BudgetExceededError as exc:
-                    pauses.add(await self._out_of_budget(taken, destination, exc))
+                    pauses.add(await self._out_of_budget(destination, exc))
+                except JobStoppedError:
+                    pass  # nothing was published, what it cost is booked: it is left over
                 else:
                     return
             left.append(destination)
@@ -198,58 +245,68 @@ class ChunkRunner:
             return await self._give_back(chunk, options, len(left), is_paused=True in pauses)
         return ChunkEnd.DONE
 
-    async def _out_of_budget(self, taken: Taken, destination: Destination, exc: BudgetExceededError) -> bool:
+    async def _out_of_budget(self, destination: Destination, exc: BudgetExceededError) -> bool:
         """Pause the job; False when its budget has been raised meanwhile. The destination stays as it is."""
-        usage = taken.carried.get(destination.id, Usage()) + exc.usage
-        is_paused = await self._patiently(lambda: self._ledger.pause(exc, destination.id, usage))
+        is_paused = await self._patiently(lambda: self._ledger.pause(exc))
         log.warning("action=job_paused job_id=%s name=%r %s", exc.job_id, destination.label, exc)
         return is_paused
 
-    async def _destination(self, taken: Taken, destination: Destination, options: JobOptions) -> None:
+    async def _destination(self, taken: Taken, destination: Destination, options: JobOptions, halt: Halt) -> None:
         """Make one destination's result and publish it; errors that may pass are tried again first.
 
         Raises:
-            BudgetExceededError: its job may spend no more; nothing was published.
+            JobStoppedError: its job goes no further here; only what it has cost was published.
         """
         chunk, delivery = taken.chunk, taken.deliveries
         began = time.perf_counter()
         tried = Usage()
+
+        def spent() -> Spent:
+            return Spent(
+                job_id=chunk.job_id,
+                destination_id=destination.id,
+                attempt=chunk.attempt + delivery,
+                usage=tried,
+                worker=self._worker,
+                at=time.time(),
+                elapsed_ms=round((time.perf_counter() - began) * 1000, 1),
+            )
+
         tries = self._work.destination_attempts
         for number in range(1, tries + 1):
             try:
-                profile, failure, spent, retryable = await self._processed(
-                    destination, chunk.job_id, options, chunk.attempt + number
+                profile, failure, usage, retryable = await self._processed(
+                    destination, halt, options, chunk.attempt + number
                 )
-            except BudgetExceededError as exc:
-                exc.usage += tried
+            except JobStoppedError as exc:
+                tried += exc.usage
+                await self._book(spent())
                 raise
-            tried += spent
+            tried += usage
             if not retryable or number == tries or self._stopping.is_set():
                 break
             await self._pause(RETRY_SECONDS * number)
-        result = Result(
-            job_id=chunk.job_id,
-            destination_id=destination.id,
-            attempt=chunk.attempt + delivery,
-            usage=taken.carried.get(destination.id, Usage()) + tried,
-            worker=self._worker,
-            at=time.time(),
-            elapsed_ms=round((time.perf_counter() - began) * 1000, 1),
-            profile=profile,
-            failure=failure,
-        )
+        run = spent()
+        result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure)
         with self._profiler.span("publish"):
-            await self._patiently(lambda: self._ledger.finish(chunk, result))
+            is_first = await self._patiently(lambda: self._ledger.finish(chunk, result))
+        if not is_first:
+            # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
+            await self._book(run)
         self._log(destination, result)
 
-    async def _processed(self, destination: Destination, job_id: str, options: JobOptions, number: int) -> Processed:
+    async def _book(self, spent: Spent) -> None:
+        if spent.usage != Usage():
+            await self._patiently(lambda: self._ledger.book(spent))
+
+    async def _processed(self, destination: Destination, halt: Halt, options: JobOptions, number: int) -> Processed:
         """One try. A fault of our own fails its destination by name; the chunk's others go on."""
         try:
-            return await self._process(destination, job_id, options, number)
-        except BudgetExceededError:
+            return await self._process(destination, halt, options, number)
+        except JobStoppedError:
             raise
         except Exception as exc:
-            log.exception("action=destination_crashed job_id=%s name=%r", job_id, destination.label)
+            log.exception("action=destination_crashed job_id=%s name=%r", halt.job_id, destination.label)
             failure = Failure(
                 stage="pipeline", error_class=type(exc).__name__, message=str(exc)[:MAX_MESSAGE], attempts=number
             )
@@ -271,13 +328,19 @@ class ChunkRunner:
             )  # fmt: skip
 
     async def _give_back(self, chunk: Chunk, options: JobOptions, count: int, *, is_paused: bool) -> ChunkEnd:
-        """End our lease, and wake another worker for what is left, unless the job is paused."""
-        await self._patiently(lambda: self._ledger.give_back(chunk.job_id, chunk.chunk_id))
-        if is_paused:
+        """End our lease, and wake another worker for what is left, unless the job is paused or gone."""
+        is_there = await self._patiently(lambda: self._ledger.give_back(chunk.job_id, chunk.chunk_id))
+        if is_paused or (is_there and await self._is_stopped(chunk.job_id)):
             return ChunkEnd.PAUSED
+        if not is_there:
+            return ChunkEnd.GONE
         await self._wake(chunk.job_id, [(chunk.chunk_id, f"{count} given back")], options.priority)
         log.info("action=give_back job_id=%s chunk_id=%s destinations=%d", chunk.job_id, chunk.chunk_id, count)
         return ChunkEnd.GIVEN_BACK
+
+    async def _is_stopped(self, job_id: str) -> bool:
+        """Whether the job is paused. A worker that came would have nothing to do, and who resumes it wakes one."""
+        return bool(await self._patiently(lambda: self._ledger.stopped([job_id])))
 
     async def _quarantine(self, taken: Taken, options: JobOptions) -> ChunkEnd:
         """A chunk that lost its worker again and again: its destinations one by one, and each of those given up."""
@@ -297,7 +360,7 @@ class ChunkRunner:
             job_id=chunk.job_id,
             destination_id=chunk.destinations[0].id,
             attempt=chunk.attempt + taken.deliveries,
-            usage=taken.carried.get(chunk.destinations[0].id, Usage()),
+            usage=Usage(),
             worker=self._worker,
             at=time.time(),
             elapsed_ms=0.0,

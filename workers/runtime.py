@@ -33,12 +33,14 @@ from tasks.ledger import Ledger
 from tasks.messages import Destination, Event, JobOptions, StageRecord
 from tasks.producer import publish
 from workers.chunks import ChunkRunner, Processed
+from workers.control import JobControl
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.endpoints import model_for
 from workers.llm.generator import FocusedLLMGenerator
+from workers.llm.halt import Halt
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.profiler import PerformanceProfiler
@@ -195,9 +197,10 @@ class Runtime:
                 worker=self._name,
             )
             warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
+            control = asyncio.create_task(JobControl(redis, self._chunks.look).run(), name="control")
             heart = asyncio.create_task(self._renew(self._chunks), name="leases")
             report = asyncio.create_task(self._report(redis, lanes, pool, counts, profiler), name="report")
-            stack.push_async_callback(self._end, heart, report, warming)
+            stack.push_async_callback(self._end, heart, report, warming, control)
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)
@@ -216,7 +219,9 @@ class Runtime:
     ) -> Any:
         """What the chunk runner calls for each destination."""
 
-        async def process(destination: Destination, job_id: str, options: JobOptions, attempt: int) -> Processed:
+        async def process(destination: Destination, halt: Halt, options: JobOptions, attempt: int) -> Processed:
+            job_id = halt.job_id
+
             def on_stage(_: Destination, record: StageRecord, count: int) -> None:
                 data = {
                     "stage": record.stage,
@@ -232,6 +237,7 @@ class Runtime:
                 attempt=attempt,
                 on_stage=on_stage,
                 budget=None if options.budget_usd is None else budget.of(job_id),
+                halt=halt,
             )
             return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
 

@@ -255,7 +255,7 @@ def test_debug_shows_the_traceback(engine: Engine) -> None:
 def test_the_verbs_of_the_manual_are_there(engine: Engine) -> None:
     said = engine.run("--help").stdout
     verbs = (
-        "demo up enqueue watch status results failures cancel cache worker consumer dashboard sandbox-llm doctor config"
+        "demo up enqueue watch status results failures cancel pause resume cache worker consumer dashboard sandbox-llm doctor config"
     )
     for verb in verbs.split():
         assert re.search(rf"^  {verb} ", said, re.MULTILINE), verb

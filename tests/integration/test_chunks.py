@@ -12,9 +12,10 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.ledger import Ledger, write_chunks
-from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, StreamEntry, Usage, unpack
+from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
 from workers.chunks import ChunkEnd, ChunkRunner, Process, Processed
 from workers.lanes import Lanes
+from workers.llm.halt import Halt, Ticket
 from workers.observe.profiler import PerformanceProfiler
 
 JOB = "job-1"
@@ -59,11 +60,18 @@ class Rig:
 
 
 def _results(redis: Redis) -> list[Result]:
-    entries = [unpack(fields[b"b"], StreamEntry) for _, fields in redis.xrange(keys.RESULTS)]
-    return [entry for entry in entries if isinstance(entry, Result)]
+    return [entry for entry in _entries(redis) if isinstance(entry, Result)]
 
 
-async def _fails(_: Destination, __: str, ___: JobOptions, ____: int) -> Processed:
+def _spent(redis: Redis) -> list[Spent]:
+    return [entry for entry in _entries(redis) if isinstance(entry, Spent)]
+
+
+def _entries(redis: Redis) -> list[StreamEntry]:
+    return [unpack(fields[b"b"], StreamEntry) for _, fields in redis.xrange(keys.RESULTS)]
+
+
+async def _fails(_: Destination, __: Halt, ___: JobOptions, ____: int) -> Processed:
     return None, FAILED, Usage(llm_calls=1), False
 
 
@@ -100,7 +108,7 @@ async def test_an_error_that_may_pass_is_tried_again_and_paid_for_in_full(
     monkeypatch.setattr("workers.chunks.RETRY_SECONDS", 0.01)
     tried: dict[str, int] = {}
 
-    async def process(destination: Destination, _: str, __: JobOptions, number: int) -> Processed:
+    async def process(destination: Destination, _: Halt, __: JobOptions, number: int) -> Processed:
         tried[destination.name] = number
         return None, FAILED, Usage(llm_calls=3), True
 
@@ -226,6 +234,68 @@ async def test_a_destination_without_money_is_given_back_unharmed_and_its_job_pa
             redis.hdel(keys.job(JOB), "paused")
         again = Rig(client, settings_for(), lanes, _fails)
         assert await again.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
-    calls = {result.destination_id: result.usage.llm_calls for result in _results(redis)}
-    assert calls == {NAMES[0].id: 1, NAMES[1].id: 6, NAMES[2].id: 1, NAMES[3].id: 1}, "what it had cost is not lost"
+    assert {result.destination_id: result.usage.llm_calls for result in _results(redis)} == {n.id: 1 for n in NAMES}
+    assert [(spent.destination_id, spent.usage.llm_calls) for spent in _spent(redis)] == [(NAMES[1].id, 5)]
     assert {key.decode() for key in redis.keys("themes:job:*")} == {keys.job(JOB), keys.budget(JOB)}
+
+
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [({"state": "cancelled"}, ChunkEnd.GONE), ({"state": "running", "paused": "user"}, ChunkEnd.PAUSED)],
+)
+async def test_a_stopped_job_goes_no_further_and_what_it_has_cost_is_booked(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], state: dict[str, str], end: ChunkEnd
+) -> None:
+    started = asyncio.Event()
+
+    async def process(_: Destination, halt: Halt, *__: object) -> Processed:
+        with halt.heeded(Ticket(halt)):
+            try:
+                started.set()
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                error = halt.error()
+                error.usage = Usage(llm_calls=3)
+                raise error from None
+        raise AssertionError
+
+    async with Lanes[Destination](1, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process)
+        run = asyncio.create_task(rig.runner.run(JOB, CHUNK.chunk_id))
+        await started.wait()
+        redis.hset(keys.job(JOB), mapping={"job_id": JOB, **state})
+        if end is ChunkEnd.GONE:
+            redis.delete(keys.chunks(JOB), keys.leases(JOB), keys.owners(JOB))
+        # Nobody tells of it: the heartbeat looks by itself.
+        await rig.runner.renew()
+        assert await run is end
+        assert rig.woken == []
+    assert _results(redis) == []
+    assert [(spent.destination_id, spent.usage.llm_calls) for spent in _spent(redis)] == [(NAMES[0].id, 3)]
+
+
+async def test_a_resumed_job_goes_on_in_the_process_that_stopped_it(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    async def process(_: Destination, halt: Halt, *__: object) -> Processed:
+        halt.stop("the job is paused")
+        raise halt.error()
+
+    async with Lanes[Destination](1, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process)
+        redis.hset(keys.job(JOB), mapping={"job_id": JOB, "state": "running"})
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.GIVEN_BACK
+        assert await Rig(client, settings_for(), lanes, _fails).runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+
+
+async def test_what_a_slower_worker_has_spent_on_a_finished_destination_is_booked_too(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    async def process(_: Destination, *__: object) -> Processed:
+        redis.sadd(keys.finished(JOB, CHUNK.chunk_id), *(name.id for name in NAMES))
+        return None, FAILED, Usage(llm_calls=2), False
+
+    async with Lanes[Destination](4, steal=True) as lanes:
+        await Rig(client, settings_for(), lanes, process).runner.run(JOB, CHUNK.chunk_id)
+    assert _results(redis) == []
+    assert sorted(spent.destination_id for spent in _spent(redis)) == sorted(name.id for name in NAMES)

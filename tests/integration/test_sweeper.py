@@ -17,8 +17,8 @@ from tasks.connection import connect_async
 from tasks.events import follow
 from tasks.ledger import Ledger, Taken
 from tasks.messages import Event
+from tasks.pause import resume
 from tasks.producer import enqueue
-from tasks.resume import resume
 from workers.results.consumer import ResultsConsumer
 from workers.results.publisher import EventPublisher
 from workers.results.store import AsyncDatabaseManager

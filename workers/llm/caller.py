@@ -23,6 +23,7 @@ from workers.llm.budget import worst_case_nano
 from workers.llm.client import AnsweredRefusalError, RawAnswer, Spend, Turn
 from workers.llm.cost import cost_usd
 from workers.llm.estimate import TokenEstimate, prompt_tokens
+from workers.llm.halt import Ticket
 from workers.llm.hedge import Lateness, first_of
 from workers.llm.pool import CircuitOpenError, Lent, LLMConnectionPool
 from workers.llm.prompt import Prompt
@@ -46,6 +47,8 @@ class Request:
     rank: int
     max_tokens: int
     history: Sequence[Turn] = ()
+    #: Leave to ask; withdrawn when the job is stopped.
+    ticket: Ticket = field(default_factory=Ticket)
     #: Endpoints that have just failed on it.
     avoid: set[Route] = field(default_factory=set)
     #: Who was asked last.
@@ -94,10 +97,12 @@ class Caller:
             PermanentError: the request is refused.
             RetryableError: no answer within `max_llm_retries` tries.
             BudgetExceededError: the job may spend no more.
+            JobStoppedError: the job goes no further.
         """
         limits = self._settings.performance_optimization
         attempt, refusals, answers = 0, 0, self._answers
         while True:
+            request.ticket.check()
             try:
                 return await self._in_time(request)
             except RateLimitedError as exc:
@@ -194,9 +199,12 @@ class Caller:
         """One call, at its turn under the rate limits and over the next free connection."""
         tokens = self._estimate.tokens(request.prompt, request.max_tokens)
         async with self._pool.connection(request.model, rank=request.rank, tokens=tokens, avoid=request.avoid) as lent:
+            # In line the job may have been stopped.
+            request.ticket.check()
             request.route = lent.route
             request.sent.set()
-            raw = await self._call(request, lent)
+            with request.ticket.call():
+                raw = await self._call(request, lent)
         request.is_answered = True
         if raw.cool_down_seconds:
             await lent.route.limiter.cool_down.begin(raw.cool_down_seconds)

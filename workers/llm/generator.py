@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from config.settings import Settings
-from tasks.errors import BudgetExceededError, InvalidAnswerError, PermanentError
+from tasks.errors import BudgetExceededError, InvalidAnswerError, JobStoppedError, PermanentError
 from tasks.messages import Usage
 from workers.llm.answers import salvaged
 from workers.llm.cache import CachedCompletion, PersistentLLMCache
@@ -18,6 +18,7 @@ from workers.llm.caller import Caller, Request
 from workers.llm.client import RawAnswer, Spend, Turn
 from workers.llm.cost import cost_usd
 from workers.llm.endpoints import model_for
+from workers.llm.halt import Ticket
 from workers.llm.outcomes import TruncatedError, heard, told_error, told_value
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt, sampling_of
@@ -52,11 +53,12 @@ class Completion:
 class Account:
     """What one destination's stage has cost and saved; filled while the stage runs, whatever its end.
 
-    The spend's `budget`, where there is one, pays for its calls.
+    The spend's `budget`, where there is one, pays for its calls; the `ticket` says whether it may make them.
     """
 
     spend: Spend = field(default_factory=Spend)
     cache: CacheTally = field(default_factory=CacheTally)
+    ticket: Ticket = field(default_factory=Ticket)
 
     @property
     def cache_hits(self) -> int:
@@ -145,6 +147,7 @@ class FocusedLLMGenerator:
             PermanentError: this prompt has no usable answer.
             RetryableError: it had none within `max_llm_retries` tries.
             BudgetExceededError: its job may spend no more.
+            JobStoppedError: its job goes no further.
         """
         model = model_for(self._settings.llm, prompt.stage, prompt.model)
         key = prompt.key(model=model, sampling=self._sampling)
@@ -159,13 +162,16 @@ class FocusedLLMGenerator:
 
     async def _together(self, question: _Question) -> tuple[Completion, bool]:
         """The answer to all equal questions of this process, and whether somebody else's asking gave it."""
-        budget = question.account.spend.budget
+        budget, ticket = question.account.spend.budget, question.account.ticket
         while True:
             try:
                 return await self._flights.run(question.flight, lambda: self._ask_once(question))
             except BudgetExceededError as exc:
                 # Another job's budget: whoever only waited for its answer asks for itself.
                 if budget is not None and budget.job_id == exc.job_id:
+                    raise
+            except JobStoppedError as exc:
+                if ticket.halt is not None and ticket.halt.job_id == exc.job_id:
                     raise
 
     async def _look(self, question: _Question) -> CachedCompletion | None:
@@ -226,10 +232,12 @@ class FocusedLLMGenerator:
 
     async def _ask(self, question: _Question, flight: Flight, *, is_shared: bool = False) -> Completion:
         """Ask the LLM and store the answer: with the flight's end where it is shared, else at once."""
-        prompt, model, tally = question.prompt, question.model, question.account.cache
+        prompt, model, account, tally = question.prompt, question.model, question.account, question.account.cache
         if not question.is_fresh:
             self._cache.missed(tally)
-        request = Request(prompt, model, question.account.spend, question.rank, prompt.max_tokens)
+        request = Request(
+            prompt, model, account.spend, question.rank, max_tokens=prompt.max_tokens, ticket=account.ticket
+        )
         value, raw = await self._usable(request)
         completion = CachedCompletion(
             value=value, model=raw.model, prompt_tokens=raw.prompt_tokens, completion_tokens=raw.completion_tokens

@@ -8,11 +8,12 @@ from itertools import count
 from typing import Any
 
 from config.settings import PerformanceSettings, Settings
-from tasks.errors import BudgetExceededError, PermanentError, RetryableError, ThemesError
+from tasks.errors import JobStoppedError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
 from workers.llm.budget import JobBudget
 from workers.llm.client import Spend
 from workers.llm.generator import Account, Completion, FocusedLLMGenerator
+from workers.llm.halt import Halt, Ticket
 from workers.llm.outcomes import TruncatedError
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import StageOutcome, assemble, numbered
@@ -64,14 +65,23 @@ class FocusedPromptProcessor:
         attempt: int = 1,
         on_stage: StageListener | None = None,
         budget: JobBudget | None = None,
+        halt: Halt | None = None,
     ) -> Outcome:
         """The outcome for one destination; errors of the LLM end up in it, they are not raised.
 
         Raises:
-            BudgetExceededError: `budget` did not last; stages that have ended are in the cache.
+            JobStoppedError: `halt` came, or `budget` did not last; stages that have ended are in the cache.
         """
         began = time.perf_counter()
-        run = _Run(self, destination, rank=next(self._order), use_cache=use_cache, on_stage=on_stage, budget=budget)
+        run = _Run(
+            self,
+            destination,
+            rank=next(self._order),
+            use_cache=use_cache,
+            on_stage=on_stage,
+            budget=budget,
+            halt=halt or Halt("no job"),
+        )
         with self._profiler.span("destination"):
             await run.stages()
         return run.outcome(attempt=attempt, elapsed_ms=(time.perf_counter() - began) * 1000)
@@ -80,29 +90,38 @@ class FocusedPromptProcessor:
         """The outcome of one stage of a run."""
         began = time.perf_counter()
         outcome = StageOutcome(stage)
-        account = Account(Spend(budget=run.budget))
+        account = Account(Spend(budget=run.budget), ticket=Ticket(run.halt))
         try:
-            if stage.asks == "new themes":
-                completion = await self._answer(stage, run, (), account)
-                _note(outcome, completion)
-                outcome.values = completion.value["themes"]
-            elif stage.asks == "all themes":
-                completion = await self._answer(stage, run, run.themes, account)
-                _note(outcome, completion)
-                outcome.values = completion.value
-            else:
-                await self._each(stage, run, account, outcome)
+            with run.halt.heeded(account.ticket):
+                await self._asked(stage, run, account, outcome)
         except TruncatedError as exc:
             self._keep_complete(stage, exc, outcome)
-        except BudgetExceededError as exc:
-            run.exceeded = exc
+        except JobStoppedError as exc:
+            run.stopped = exc
+        except asyncio.CancelledError:
+            if not run.halt.reason:
+                raise
+            run.stopped = run.halt.error()
         except (PermanentError, RetryableError) as exc:
             outcome.error, outcome.reason = exc, _reason(exc)
         outcome.usage = account.usage()
         outcome.elapsed_ms = (time.perf_counter() - began) * 1000
-        if run.on_stage and not run.exceeded:
+        if run.on_stage and not run.stopped:
             run.on_stage(run.destination, outcome.record(), len(outcome.values or ()))
         return outcome
+
+    async def _asked(self, stage: Stage, run: "_Run", account: Account, outcome: StageOutcome) -> None:
+        """Ask what a stage asks."""
+        if stage.asks == "new themes":
+            completion = await self._answer(stage, run, (), account)
+            _note(outcome, completion)
+            outcome.values = completion.value["themes"]
+        elif stage.asks == "all themes":
+            completion = await self._answer(stage, run, run.themes, account)
+            _note(outcome, completion)
+            outcome.values = completion.value
+        else:
+            await self._each(stage, run, account, outcome)
 
     async def _answer(self, stage: Stage, run: "_Run", themes: Sequence[Theme], account: Account) -> Completion:
         prompt = stage.prompt(run.input(themes))
@@ -122,8 +141,8 @@ class FocusedPromptProcessor:
             completion = await self._answer(stage, run, themes, account)
         except TruncatedError as exc:
             await self._split(stage, run, themes, exc, account, outcome)
-        except BudgetExceededError as exc:
-            run.exceeded = exc
+        except JobStoppedError as exc:
+            run.stopped = exc
         except (PermanentError, RetryableError) as exc:
             outcome.error, outcome.reason = exc, _reason(exc)
             outcome.unanswered.update((theme.id, outcome.reason) for theme in themes)
@@ -175,14 +194,16 @@ class _Run:
         use_cache: bool,
         on_stage: StageListener | None,
         budget: JobBudget | None,
+        halt: Halt,
     ) -> None:
         self.destination = destination
         self.rank = rank
         self.use_cache = use_cache
         self.on_stage = on_stage
         self.budget = budget
-        #: Set when a stage could not be paid for: no other one starts.
-        self.exceeded: BudgetExceededError | None = None
+        self.halt = halt
+        #: Set when a stage was stopped or could not be paid for: no other one starts.
+        self.stopped: JobStoppedError | None = None
         self.themes: list[Theme] = []
         self._processor = processor
         self._graph = processor._graph  # noqa: SLF001  # the two are one machine in two pieces
@@ -200,13 +221,13 @@ class _Run:
         """Start every stage the moment what it needs has ended, until none is left or there is nothing to go on.
 
         Raises:
-            BudgetExceededError: a stage could not be paid for. What was under way has ended, and is in the cache.
+            JobStoppedError: a stage was not allowed to go on. What was under way has ended, and is in the cache.
         """
         tasks: set[asyncio.Task[StageOutcome]] = set()
         started: set[str] = set()
         try:
             while True:
-                for stage in () if self.exceeded else self._graph.ready(self._outcomes, started):
+                for stage in () if self.stopped else self._graph.ready(self._outcomes, started):
                     if stage.asks != "new themes" and not self._has_themes():
                         continue
                     started.add(stage.name)
@@ -221,9 +242,9 @@ class _Run:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self.exceeded:
-            self.exceeded.usage = self._usage()
-            raise self.exceeded
+        if self.stopped:
+            self.stopped.usage = self._usage()
+            raise self.stopped
 
     def _has_themes(self) -> bool:
         """Number the themes when every stage that finds some has ended."""

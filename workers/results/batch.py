@@ -20,6 +20,7 @@ from tasks.messages import (
     JobReopened,
     JobSealed,
     Result,
+    Spent,
     StreamEntry,
     Usage,
 )
@@ -59,7 +60,7 @@ class Changes:
 
     jobs: dict[str, JobRow]
     destinations: dict[Key, Standing] = field(default_factory=dict)
-    runs: dict[Run, Result] = field(default_factory=dict)
+    runs: dict[Run, Result | Spent] = field(default_factory=dict)
     #: The results that destinations show now, in the order they came.
     shown: dict[Key, Result] = field(default_factory=dict)
 
@@ -91,6 +92,10 @@ class Fold:
             match entry:
                 case Result():
                     self._take_result(entry, changes)
+                case Spent():
+                    key = (entry.job_id, entry.destination_id)
+                    changes.destinations[key] = standing = self._standing(key, entry)
+                    self._add_usage(entry, standing, changes)
                 case JobSealed():
                     self.jobs[entry.job_id] = replace(self.jobs[entry.job_id], sealed=True, total=entry.total)
                 case JobReopened():
@@ -117,15 +122,16 @@ class Fold:
             changes.shown.pop(key, None)
             changes.shown[key] = result
 
-    def _standing(self, key: Key, result: Result) -> Standing:
+    def _standing(self, key: Key, result: Result | Spent) -> Standing:
         """The destination's row, or the one it gets because only its result was ever seen."""
         if key not in self.destinations:
-            name = result.profile.name if result.profile else result.destination_id
-            country = result.profile.country if result.profile else None
+            profile = result.profile if isinstance(result, Result) else None
+            name = profile.name if profile else result.destination_id
+            country = profile.country if profile else None
             self.destinations[key] = Standing(name, country)
         return self.destinations[key]
 
-    def _add_usage(self, result: Result, standing: Standing, changes: Changes) -> None:
+    def _add_usage(self, result: Result | Spent, standing: Standing, changes: Changes) -> None:
         run = (result.job_id, result.destination_id, result.attempt, result.worker, result.at)
         job = self.jobs[result.job_id]
         began = result.at - result.elapsed_ms / 1000

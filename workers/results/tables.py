@@ -125,7 +125,7 @@ attempts = Table(
     Column("attempt", Integer, primary_key=True),
     Column("worker", Text, primary_key=True),
     Column("at", Float, primary_key=True),
-    #: ok, partial or failed.
+    #: ok, partial, failed, or stopped: it cost something and came to no end.
     Column("outcome", Text, nullable=False),
     Column("elapsed_ms", Float, nullable=False),
     *_usage(),

@@ -19,6 +19,7 @@ from tasks.messages import (
     JobReopened,
     Profile,
     Result,
+    Spent,
     StreamEntry,
     Theme,
     Usage,
@@ -153,7 +154,7 @@ async def _write_outcomes(connection: AsyncConnection, shown: Mapping[Key, Resul
 
 def _keys(entries: Iterable[StreamEntry]) -> Iterator[Key]:
     for entry in entries:
-        if isinstance(entry, Result):
+        if isinstance(entry, Result | Spent):
             yield entry.job_id, entry.destination_id
         elif isinstance(entry, JobReopened):
             yield from ((entry.job_id, destination_id) for destination_id in entry.destination_ids)
@@ -228,14 +229,17 @@ def _job_row(job: JobRow) -> Row:
     return {**columns, "of_job": columns.pop("job_id"), "sealed": int(job.sealed)}
 
 
-def _run_row(result: Result) -> Row:
+def _run_row(result: Result | Spent) -> Row:
+    outcome = "stopped"
+    if isinstance(result, Result):
+        outcome = result.profile.status if result.profile else "failed"
     return {
         "job_id": result.job_id,
         "destination_id": result.destination_id,
         "attempt": result.attempt,
         "worker": result.worker,
         "at": result.at,
-        "outcome": result.profile.status if result.profile else "failed",
+        "outcome": outcome,
         "elapsed_ms": result.elapsed_ms,
         **usage_columns(result.usage),
     }

@@ -1,5 +1,10 @@
-"""A paused job goes on: its limit is raised, its pause cleared, and workers are woken for what waits."""
+"""Pause a job, and let it go on.
 
+A paused job is handed out no more, and workers that hold some of it stop asking; what is under way is awaited, and
+cached. To go on its limit is raised where one was used up, its pause cleared, and workers are woken for what waits.
+"""
+
+import time
 from typing import Any
 
 import msgspec
@@ -10,8 +15,42 @@ from tasks import budget, jobs, keys
 from tasks.app import configure
 from tasks.connection import check_server, connect, locate, text_of, translated
 from tasks.errors import ConfigError
-from tasks.messages import JobOptions
+from tasks.events import encode
+from tasks.ledger import PAUSE
+from tasks.messages import Event, JobOptions
 from tasks.producer import publish
+
+
+def pause(job_id: str, *, settings: Settings | None = None, redis: Redis | None = None) -> jobs.JobStatus:
+    """Let a job rest until it is resumed; returns its status. One that rests already is left as it is.
+
+    Raises:
+        JobNotFoundError: Redis knows no such job.
+        ConfigError: the job has ended.
+        RedisUnavailableError: Redis cannot be used.
+    """
+    settings = settings or load()
+    redis = redis or connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    with translated(redis):
+        known = jobs.status(redis, job_id)
+        if known.is_final:
+            raise ConfigError(f"job {job_id} is {known.state}: there is nothing to pause")
+        at = time.time()
+        event = Event(type="job.paused", job_id=job_id, at=at, data={"reason": "user", "message": "paused"})
+        redis.eval(
+            PAUSE,
+            3,
+            keys.job(job_id),
+            keys.budget(job_id),
+            keys.events(job_id),
+            "user",
+            "",
+            at,
+            encode(event)["e"],
+        )
+        redis.publish(keys.CONTROL, job_id)
+        return jobs.status(redis, job_id)
 
 
 def resume(

@@ -1,0 +1,84 @@
+"""`themes cancel`, `pause` and `resume` on a stack of real processes, and the books afterwards."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from tasks import keys
+from tests.e2e.conftest import Engine, until
+
+
+def _file(folder: Path, count: int) -> str:
+    path = folder / "cities.csv"
+    path.write_text("name\n" + "".join(f"City {number}\n" for number in range(count)))
+    return str(path)
+
+
+def _one(engine: Engine, sql: str) -> int:
+    with sqlite3.connect(engine.folder / "var" / "themes.db") as database:
+        (found,) = database.execute(sql).fetchone()
+    return int(found or 0)
+
+
+def _requests(engine: Engine) -> int:
+    return int(engine.ask_sandbox("/stats")["requests"])
+
+
+def _is_idle(engine: Engine) -> bool:
+    with Redis.from_url(engine.env["REDIS_URL"]) as redis:
+        workers = list(redis.scan_iter(keys.worker("*")))
+        return bool(workers) and all(redis.hget(worker, "chunks_held") == b"0" for worker in workers)
+
+
+@pytest.fixture
+def slow(engine: Engine, tmp_path: Path, stack: Engine) -> Engine:
+    """A worker that has asked what takes long: every connection is busy, and many prompts wait."""
+    stack.ask_sandbox("/faults", [])
+    stack.end("sandbox")
+    stack.sandbox("--latency", "700ms")
+    stack.themes("w", "worker", "--name", "w")
+    return stack
+
+
+def test_cancel_stops_within_one_call_and_books_what_it_has_cost(slow: Engine) -> None:
+    job_id = slow.run("enqueue", _file(slow.folder, 60)).stdout.strip()
+    until("every connection to be busy", lambda: slow.ask_sandbox("/stats")["in_flight"] >= 15)
+    assert slow.run("cancel", job_id).returncode == 0
+    until("the worker to be idle", lambda: _is_idle(slow))
+    asked = _requests(slow)
+    assert asked < 60 * 16 / 4, "nothing more was asked"
+    until("every call to be in the books", lambda: _one(slow, "SELECT llm_calls FROM jobs") == asked)
+    assert _one(slow, "SELECT sum(llm_calls) FROM attempts") == asked
+    assert _one(slow, "SELECT sum(llm_calls) FROM destinations") == asked
+    assert slow.status(job_id)["state"] == "cancelled"
+    again = slow.run("enqueue", _file(slow.folder, 60), "--limit", "12", "--wait")
+    assert again.returncode == 0, again.stderr
+    assert _requests(slow) < 12 * 16 + asked, "what was under way had been kept"
+
+
+def test_a_paused_job_rests_until_it_is_resumed_and_pays_for_nothing_twice(slow: Engine) -> None:
+    job_id = slow.run("enqueue", _file(slow.folder, 30)).stdout.strip()
+    until("every connection to be busy", lambda: slow.ask_sandbox("/stats")["in_flight"] >= 15)
+    said = slow.run("pause", job_id)
+    assert said.returncode == 0, said.stderr
+    assert f"go on with: themes resume {job_id}" in said.stderr
+    until("the worker to be idle", lambda: _is_idle(slow))
+    asked = _requests(slow)
+    assert asked < 30 * 16
+    status = slow.status(job_id)
+    assert (status["state"], status["paused"]) == ("stalled", "user")
+    until("what it has cost to be shown", lambda: slow.status(job_id)["llm_calls"] == asked)
+    assert slow.run("pause", job_id).returncode == 0, "a second time changes nothing"
+    watched = slow.run("watch", job_id)
+    assert "themes resume" in watched.stderr
+    assert slow.run("resume", job_id).returncode == 0
+    watched = slow.run("watch", job_id)
+    assert watched.returncode == 0, watched.stderr
+    status = slow.status(job_id)
+    assert (status["state"], status["done"], status["paused"]) == ("done", 30, None)
+    assert status["llm_calls"] == _requests(slow) == 30 * 16
+    refused = slow.run("pause", job_id)
+    assert refused.returncode == 2
+    assert "nothing to pause" in refused.stderr
