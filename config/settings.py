@@ -123,6 +123,7 @@ class LlmSettings:
     idle_connection_seconds: float = _setting(60.0, low=0.05, high=3600)
     hedge: bool = _setting(default=False)
     flight_lease_seconds: float = _setting(10.0, low=0.2, high=600)
+    wait_for_endpoint_seconds: float = _setting(3600.0, low=0, high=2_592_000)
     max_response_bytes: int = _setting(4 * 1024 * 1024, low=1024, high=1024**3)
     requests_per_minute: float | None = _setting(None, low=0.1, high=100_000_000)
     request_burst: int | None = _setting(None, low=1, high=10_000_000)

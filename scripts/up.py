@@ -15,7 +15,7 @@ from config.settings import Settings
 from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible, spawn, stop, themes
-from tasks import keys
+from tasks import fleet
 from tasks.connection import check_server, connect, masked
 from tasks.errors import ConfigError, ThemesError
 from workers.llm.endpoints import endpoints
@@ -78,8 +78,8 @@ class Stack:
         deadline = time.monotonic() + START_SECONDS
         while True:
             self.check()
-            names = [key.decode() for key in redis.scan_iter(keys.worker("*"))]
-            if all(any(f":{name}@" in key for key in names) for name in self.workers):
+            names = fleet.workers(redis)
+            if all(any(known.startswith(f"{name}@") for known in names) for name in self.workers):
                 return
             if time.monotonic() > deadline:
                 raise ThemesError(f"the workers did not start within {START_SECONDS:g} s; see {self.logs}")

@@ -166,6 +166,8 @@ def summary(status: jobs.JobStatus, *, short: bool = False) -> str:
     figures.append(f"{(status.prompt_tokens + status.completion_tokens) / 1000:.0f}k tokens")
     if status.cost_usd:
         figures.append(f"${status.cost_usd:.2f}")
+    if status.waiting_for:
+        figures.append(f"waiting for the LLM: {status.waiting_for}")
     if status.paused:
         figures.append(jobs.paused_words(status))
     elif status.state == "stalled":

@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "DatabaseBusyError",
     "DatabaseError",
+    "EndpointAwayError",
     "EndpointDownError",
     "EndpointRefusedError",
     "InputError",
@@ -52,6 +53,17 @@ class RateLimitedError(RetryableError):
 
 class EndpointDownError(RetryableError):
     """The endpoint did not answer, hung up, or answered 5xx."""
+
+
+class EndpointAwayError(EndpointDownError):
+    """The endpoint cannot be reached, hung up, did not answer in time, or said that it is not there (502, 503, 504).
+
+    `is_unreachable`: there was nobody to connect to, so that the request cannot be at fault.
+    """
+
+    def __init__(self, message: str, *, is_unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.is_unreachable = is_unreachable
 
 
 class BadRequestError(PermanentError):

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 from redis import Redis
 
-from tasks import budget, keys
+from tasks import budget, fleet, keys
 from tasks.connection import text_of
 from tasks.errors import JobNotFoundError
 from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions, entry_fields
@@ -55,6 +55,8 @@ class JobStatus:
     #: Why the job is paused: its budget is used up, a worker's model has no price, or its user wants it.
     paused: Literal["budget", "price", "user"] | None = None
     paused_at: float | None = None
+    #: What the workers that have work are waiting for, where all of them do: an LLM endpoint that is away.
+    waiting_for: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -130,19 +132,19 @@ def status(redis: Redis, job_id: str) -> JobStatus:
     if not raw:
         raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
     known = status_of(_texts(raw), now=time.time(), money=budget.state_of(_texts(money)))
-    if known.state == "stalled" and not known.paused and _is_anybody_busy(redis):
+    if known.is_final or known.paused:
+        return known
+    busy = [one for one in fleet.workers(redis).values() if int(one.get("chunks_held") or 0)]
+    if known.state == "stalled" and busy:
         # Slow is not stalled: a model may take minutes for one destination.
-        return replace(known, state="running")
+        known = replace(known, state="running")
+    if busy and all(one.get("waiting_for") for one in busy):
+        known = replace(known, waiting_for=busy[0]["waiting_for"])
     return known
 
 
 def _texts(raw: dict[bytes, bytes]) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in raw.items()}
-
-
-def _is_anybody_busy(redis: Redis) -> bool:
-    """Whether a worker with a heartbeat holds any chunk."""
-    return any(int(redis.hget(key, "chunks_held") or 0) for key in redis.scan_iter(keys.worker("*"), count=1000))
 
 
 def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState | None = None) -> JobStatus:

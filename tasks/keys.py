@@ -15,6 +15,7 @@
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:results | stream | what the consumer writes to the database | trimmed when acked |
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
+| themes:workers | zset | worker by its last heartbeat (s) | an hour after it |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
 | themes:stats:cache | hash | what the caches of all processes have counted | until `themes cache clear` |
@@ -43,6 +44,8 @@ PRIORITIES: Final = tuple(range(10))
 
 JOBS: Final = "themes:jobs"
 ACTIVE: Final = "themes:active"
+#: Names of worker processes.
+WORKERS: Final = "themes:workers"
 RESULTS: Final = "themes:results"
 DEAD: Final = "themes:results:dead"
 #: The consumer group of the results stream.

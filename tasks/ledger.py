@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
@@ -299,11 +298,3 @@ class Ledger:
             for key in keys.queue_keys():
                 pipeline.llen(key)
             return int(sum(await pipeline.execute()))
-
-
-def live_lanes(redis: Redis) -> int:
-    """Lanes of all workers that have a heartbeat."""
-    lanes = 0
-    for key in redis.scan_iter(keys.worker("*"), count=1000):
-        lanes += int(redis.hget(key, "lanes") or 0)
-    return lanes

@@ -305,6 +305,7 @@ EventType = Literal[
     "destination.done",
     "destination.failed",
     "job.progress",
+    "job.waiting",
     "job.paused",
     "job.done",
 ]

@@ -31,7 +31,8 @@ from tasks.app import configure, priority_on_the_wire
 from tasks.connection import check_server, connect, locate, translated
 from tasks.destinations import from_iterable
 from tasks.errors import InputError
-from tasks.ledger import live_lanes, write_chunks
+from tasks.fleet import live_lanes
+from tasks.ledger import write_chunks
 from tasks.messages import Chunk, Destination, JobOptions, JobSealed, entry_fields
 from tasks.process import process_chunk
 

@@ -104,6 +104,16 @@ class ChunkRunner:
         """Chunks under our lease."""
         return len(self._held)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing more is started."""
+        return self._stopping.is_set()
+
+    @property
+    def jobs(self) -> list[str]:
+        """Jobs that have chunks here."""
+        return list(self._halts)
+
     def stop(self) -> None:
         """Start nothing any more; what is unstarted goes back."""
         self._stopping.set()

@@ -14,7 +14,6 @@ import contextlib
 import gc
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -34,6 +33,7 @@ from tasks.messages import Destination, Event, JobOptions, StageRecord
 from tasks.producer import publish
 from workers.chunks import ChunkRunner, Processed
 from workers.control import JobControl
+from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
 from workers.llm.cache import PersistentLLMCache
@@ -199,7 +199,18 @@ class Runtime:
             warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
             control = asyncio.create_task(JobControl(redis, self._chunks.look).run(), name="control")
             heart = asyncio.create_task(self._renew(self._chunks), name="leases")
-            report = asyncio.create_task(self._report(redis, lanes, pool, counts, profiler), name="report")
+            heartbeat = Heartbeat(
+                redis,
+                self._name,
+                lanes=lanes,
+                chunks=self._chunks,
+                pool=pool,
+                counts=counts,
+                profiler=profiler,
+                publisher=publisher,
+                seconds=limits.profile_interval_seconds,
+            )
+            report = asyncio.create_task(heartbeat.run(), name="heartbeat")
             stack.push_async_callback(self._end, heart, report, warming, control)
             calm_collector()
             log.info("action=start %r %r", self, pool)
@@ -208,7 +219,7 @@ class Runtime:
             self._chunks.stop()
             await self._chunks.settle(self._settings.work.shutdown_grace_seconds)
             with contextlib.suppress(RedisError, OSError):
-                await redis.delete(keys.worker(self._name))
+                await heartbeat.leave()
 
     def _processing(
         self,
@@ -265,47 +276,6 @@ class Runtime:
             except (RedisError, OSError) as exc:
                 log.warning("action=heartbeat_missed Redis does not answer: %s", exc)
             await asyncio.sleep(self._settings.work.heartbeat_seconds)
-
-    async def _report(
-        self,
-        redis: Redis,
-        lanes: Lanes[Destination],
-        pool: LLMConnectionPool,
-        counts: CacheReporter,
-        profiler: PerformanceProfiler,
-    ) -> None:
-        """Say that this worker lives and what it is doing, once every `profile_interval_seconds`."""
-        assert self._chunks  # noqa: S101  # set before this task starts
-        seconds = min(self._settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
-        key = keys.worker(self._name)
-        while True:
-            profiler.sample()
-            report: dict[Any, Any] = {
-                "name": self._name,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "started_at": self._began,
-                "at": time.time(),
-                "lanes": 0 if self._draining else lanes.size,
-                "lanes_busy": lanes.busy,
-                "chunks_held": self._chunks.held,
-                "connections": pool.max_size,
-                "connections_in_use": pool.in_use,
-                "connections_waiting": pool.waiting,
-                "executed": sum(lane.executed for lane in lanes.statistics),
-                "stolen": sum(lane.stolen for lane in lanes.statistics),
-                "pool": msgspec.json.encode(pool.statistics()),
-                "profile": msgspec.json.encode(profiler.snapshot()),
-            }
-            try:
-                async with redis.pipeline(transaction=True) as pipeline:
-                    pipeline.hset(key, mapping=report)
-                    pipeline.expire(key, keys.WORKER_SECONDS)
-                    await pipeline.execute()
-                await counts.report()
-            except (RedisError, OSError) as exc:
-                log.debug("action=report_missed Redis does not answer: %s", exc)
-            await asyncio.sleep(seconds)
 
     @staticmethod
     async def _tell_last(counts: CacheReporter) -> None:

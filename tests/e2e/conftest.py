@@ -88,7 +88,13 @@ class Engine:
     def sandbox(self, *options: str) -> None:
         """Start the sandbox LLM and point the environment at it."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", *options],
+            [
+                sys.executable,
+                "-m",
+                "scripts.main",
+                "sandbox-llm",
+                *(options if "--port" in options else ("--port", "0", *options)),
+            ],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

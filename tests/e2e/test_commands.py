@@ -254,10 +254,8 @@ def test_debug_shows_the_traceback(engine: Engine) -> None:
 
 def test_the_verbs_of_the_manual_are_there(engine: Engine) -> None:
     said = engine.run("--help").stdout
-    verbs = (
-        "demo up enqueue watch status results failures cancel pause resume cache worker consumer dashboard sandbox-llm doctor config"
-    )
-    for verb in verbs.split():
+    verbs = "demo up enqueue watch status results failures cancel pause resume cache worker consumer dashboard"
+    for verb in [*verbs.split(), "sandbox-llm", "doctor", "config"]:
         assert re.search(rf"^  {verb} ", said, re.MULTILINE), verb
         assert engine.run(verb, "--help").returncode == 0
     assert engine.run("enqueue").returncode == 2

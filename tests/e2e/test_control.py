@@ -82,3 +82,21 @@ def test_a_paused_job_rests_until_it_is_resumed_and_pays_for_nothing_twice(slow:
     refused = slow.run("pause", job_id)
     assert refused.returncode == 2
     assert "nothing to pause" in refused.stderr
+
+
+def test_while_the_llm_is_away_the_job_waits_and_says_so_and_goes_on_by_itself(stack: Engine) -> None:
+    stack.env |= {"THEMES_PERFORMANCE_OPTIMIZATION__RETRY_MAX_DELAY": "1"}
+    stack.themes("w", "worker", "--name", "w")
+    job_id = stack.run("enqueue", _file(stack.folder, 120)).stdout.strip()
+    until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 10)
+    port = stack.llm.split(":")[2].split("/")[0]
+    stack.end("sandbox", kill=True)
+    status = until("the job to say what it waits for", lambda: (s := stack.status(job_id))["waiting_for"] and s)
+    assert status["state"] == "running"
+    assert "cannot connect" in status["waiting_for"]
+    assert "waiting for the LLM" in stack.run("status", job_id).stdout
+    stack.sandbox("--latency", "20ms", "--port", port)
+    watched = stack.run("watch", job_id)
+    assert watched.returncode == 0, watched.stderr
+    status = stack.status(job_id)
+    assert (status["done"], status["failed"], status["partial"], status["waiting_for"]) == (120, 0, 0, None)

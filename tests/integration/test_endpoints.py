@@ -1,6 +1,7 @@
 """Several endpoints and models, over HTTP: who is asked, and what happens when one of them is ill."""
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections import Counter
@@ -12,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from config.settings import Settings
-from tasks.errors import ConfigError, EndpointRefusedError, ThemesError
+from tasks.errors import ConfigError, EndpointDownError, EndpointRefusedError, ThemesError
 from tasks.messages import Destination
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.endpoints import endpoints, model_for
@@ -45,10 +46,16 @@ def _servers(*servers: SandboxServer, **more: str) -> str:
 
 @asynccontextmanager
 async def _generator(settings: Settings, *models: str) -> AsyncIterator[FocusedLLMGenerator]:
+    async with _pooled(settings, *models) as (_, generator):
+        yield generator
+
+
+@asynccontextmanager
+async def _pooled(settings: Settings, *models: str) -> AsyncIterator[tuple[LLMConnectionPool, FocusedLLMGenerator]]:
     profiler = PerformanceProfiler(enabled=True)
     cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
     async with LLMConnectionPool.of(settings, models or {"sandbox"}, profiler, None) as pool:
-        yield FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
+        yield pool, FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
 
 
 async def _ask(generator: FocusedLLMGenerator, *names: str) -> Account:
@@ -300,3 +307,63 @@ async def test_a_key_that_a_server_repeats_is_in_no_error_and_no_log(
     with pytest.raises(ConfigError, match="beside the key"):
         endpoints(both.llm)
     assert "sk-topsecret" not in caplog.text
+
+
+async def _until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+async def _each(generator: FocusedLLMGenerator, count: int) -> list[object]:
+    """Ask for so many destinations at once, each with a rank of its own."""
+    asked = (generator.answer(_prompt(f"City {number}"), account=Account(), rank=number) for number in range(count))
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
+@pytest.mark.parametrize("kind", ["nobody listens", "503"])
+async def test_work_waits_for_an_endpoint_that_is_away_and_goes_on_when_it_is_back(
+    settings_for: MakeSettings, kind: str
+) -> None:
+    async with SandboxServer(latency="0") as server:
+        port = int(server.base_url.split(":")[2].split("/")[0])
+        faults = ["503=1"] if kind == "503" else []
+        server.set_faults(faults)
+        settings = settings_for(OPENAI_BASE_URL=server.base_url, **QUICK)
+        if not faults:
+            await server.__aexit__(None, None, None)
+        async with _pooled(settings) as (pool, generator):
+            asking = asyncio.create_task(_each(generator, 30))
+            await _until(pool.outage)
+            assert ("cannot connect" if not faults else "503") in pool.outage()
+            # Far more probes than a request has tries: none of them counts.
+            (route,) = pool.routes
+            await _until(lambda: route.circuit.failures > 40)
+            assert not asking.done()
+            async with SandboxServer(latency="0", port=port) if not faults else contextlib.nullcontext(server) as again:
+                again.set_faults([])
+                answers = await asking
+            assert pool.outage() == ""
+    assert not [answer for answer in answers if isinstance(answer, Exception)]
+
+
+async def test_an_endpoint_that_stays_away_too_long_fails_what_waited(settings_for: MakeSettings) -> None:
+    async with SandboxServer(latency="0", faults=["503=1"]) as server:
+        env = QUICK | {"THEMES_LLM__WAIT_FOR_ENDPOINT_SECONDS": "0.2"}
+        async with _pooled(settings_for(OPENAI_BASE_URL=server.base_url, **env)) as (pool, generator):
+            answers = await _each(generator, 10)
+            assert pool.outage() == ""
+    assert all(isinstance(answer, EndpointDownError) for answer in answers)
+
+
+async def test_one_destination_that_is_always_refused_with_503_is_no_outage(settings_for: MakeSettings) -> None:
+    stages = [name for name in STAGES if name.startswith("discover.")]
+    async with (
+        SandboxServer(latency="0", faults=["503=1,match=City 3"]) as server,
+        _pooled(settings_for(OPENAI_BASE_URL=server.base_url, **QUICK)) as (pool, generator),
+    ):
+        asked = (generator.answer(_prompt("City 3", stage), account=Account(), rank=3) for stage in stages)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(answer, EndpointDownError) for answer in answers)
+        assert pool.outage() == ""
+        assert not [answer for answer in await _each(generator, 3) if isinstance(answer, Exception)]

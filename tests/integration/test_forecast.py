@@ -174,6 +174,7 @@ def test_the_time_comes_from_what_the_workers_have_measured_or_from_the_limits(
         profile = json.dumps({"spans": {"llm.call": spans.as_dict()}} if name == "a" else {})
         redis.hset(keys.worker(name), mapping={"connections": count, "profile": profile})
         redis.expire(keys.worker(name), 60)
+        redis.zadd(keys.WORKERS, {name: 0})
     assert Fleet.seen(redis) == Fleet(workers=2, connections=16, call_seconds=2.0)
     assert _forecast(settings, redis).seconds == 192 * 2 / 16
     slow = settings_for(THEMES_MODEL="sandbox", THEMES_LLM__REQUESTS_PER_MINUTE="60")

@@ -9,7 +9,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
 from tasks.connection import connect_async
-from tasks.ledger import Ledger, Taken, Taking, live_lanes, write_chunks
+from tasks.ledger import Ledger, Taken, Taking, write_chunks
 from tasks.messages import Chunk, Destination, Failure, JobInputs, Result, StreamEntry, Usage, unpack
 
 JOB = "job-1"
@@ -139,11 +139,3 @@ async def test_a_split_chunk_leaves_single_destinations_for_what_it_had_left(
     for one in singles:
         await ledger.finish(one, _result(one.destinations[0], one))
     assert written.keys("themes:job:*") == []
-
-
-def test_live_lanes_are_those_of_workers_with_a_heartbeat(redis: Redis) -> None:
-    assert live_lanes(redis) == 0
-    for name, lanes in (("a", 12), ("b", 4)):
-        redis.hset(keys.worker(name), "lanes", lanes)
-        redis.expire(keys.worker(name), 10)
-    assert live_lanes(redis) == 16

@@ -190,4 +190,5 @@ async def test_a_job_is_stalled_when_nobody_works_on_it_and_not_when_somebody_is
     assert jobs.status(rig.redis, rig.job.job_id).state == "stalled"
     rig.redis.hset(keys.worker("slow"), "chunks_held", 1)
     rig.redis.expire(keys.worker("slow"), keys.WORKER_SECONDS)
+    rig.redis.zadd(keys.WORKERS, {"slow": 0})
     assert jobs.status(rig.redis, rig.job.job_id).state == "running"

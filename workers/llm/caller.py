@@ -91,7 +91,8 @@ class Caller:
         others meanwhile, this is a wait in line and no failure: it counts as a retry only one time in `PATIENCE`. When
         it answers nobody, what it asks for is not enough: then the pause grows as after any other failure.
 
-        Where another endpoint may answer, it is asked at once; only when all have failed is this one try.
+        Where another endpoint may answer, it is asked at once; only when all have failed is this one try. While all of
+        them are away it is none: then everything waits until one is back, or `wait_for_endpoint_seconds` have passed.
 
         Raises:
             PermanentError: the request is refused.
@@ -119,6 +120,9 @@ class Caller:
                     await request.route.limiter.cool_down.begin(delay)
             except (EndpointDownError, EndpointRefusedError) as exc:
                 if self._fails_over(request, exc):
+                    continue
+                if self._pool.outage(request.model):
+                    # Nobody can answer anybody: that is no failure of this request. It waits for a circuit.
                     continue
                 attempt += 1
                 if attempt > limits.max_llm_retries or isinstance(exc, BadRequestError):

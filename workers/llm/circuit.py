@@ -10,12 +10,16 @@ Source: Nygard, "Release It!", 2nd edition, 2018, chapter 5.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from enum import StrEnum
 from typing import Final
 
+from tasks.errors import EndpointAwayError
+
 #: Failures in a row that open the circuit.
 FAILURES: Final = 5
+#: Pieces of work that must have failed before the endpoint is at fault, and not what it was asked.
+WITNESSES: Final = 3
 #: Seconds for which an endpoint is left alone that refuses the key or does not know the model.
 REFUSED_SECONDS: Final = 60.0
 
@@ -50,6 +54,12 @@ class Circuit:
         self._probing = False
         self._verdict: asyncio.Future[Exception | None] | None = None
         self.failures = 0
+        #: The error that opened it last; None while it is closed.
+        self.error: Exception | None = None
+        #: When it opened first since the endpoint answered last, by the clock; None while it is closed.
+        self.down_since: float | None = None
+        #: Whose requests have failed since the last answer.
+        self._witnesses: set[Hashable] = set()
 
     def __repr__(self) -> str:
         return f"<Circuit {self.state} failures={self.failures}>"
@@ -67,6 +77,19 @@ class Circuit:
         return self._closed_until is None or (self.state is CircuitState.HALF_OPEN and not self._probing)
 
     @property
+    def is_outage(self) -> bool:
+        """Whether the endpoint is away for everybody: one request that kills it each time is another thing."""
+        error = self.error
+        if self.down_since is None or not isinstance(error, EndpointAwayError):
+            return False
+        return error.is_unreachable or len(self._witnesses) >= WITNESSES
+
+    @property
+    def down_seconds(self) -> float | None:
+        """Seconds since it opened without an answer in between; None while it is closed."""
+        return None if self.down_since is None else self._clock() - self.down_since
+
+    @property
     def left_seconds(self) -> float | None:
         """Seconds until a probe may go; None while one is under way."""
         return None if self._probing else max(0.0, (self._closed_until or 0.0) - self._clock())
@@ -81,13 +104,17 @@ class Circuit:
     def succeeded(self) -> None:
         """The endpoint answered, be it with a refusal."""
         self._in_a_row = self._opened = 0
+        self.error = self.down_since = None
+        self._witnesses.clear()
         if self._closed_until is not None:
             self._closed_until, self._probing = None, False
             self._tell(None)
 
-    def failed(self, error: Exception, *, sent_at: float) -> None:
-        """A request sent at `sent_at` (by the circuit's clock) failed by the endpoint's fault."""
+    def failed(self, error: Exception, *, sent_at: float, witness: Hashable = None) -> None:
+        """A request sent at `sent_at` (by the circuit's clock) failed by the endpoint's fault; `witness` is whose."""
         self.failures += 1
+        if len(self._witnesses) < WITNESSES:
+            self._witnesses.add(witness)
         if self._probing:
             self._open(error)
         elif self._closed_until is None and sent_at > self._opened_at:
@@ -116,6 +143,8 @@ class Circuit:
         pause = min(self._most_seconds, self._base_seconds * float(2**self._opened))
         self._opened = min(self._opened + 1, 30)
         self._opened_at = self._clock()
+        self.error = error
+        self.down_since = self._opened_at if self.down_since is None else self.down_since
         # Between half and all of the pause: processes that failed together do not probe together.
         self._closed_until = self._opened_at + (seconds or pause / 2 + self._draw() * pause / 2)
         self._probing, self._in_a_row = False, 0

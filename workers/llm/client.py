@@ -23,6 +23,7 @@ from config.settings import LlmSettings
 from tasks.connection import masked
 from tasks.errors import (
     BadRequestError,
+    EndpointAwayError,
     EndpointDownError,
     EndpointRefusedError,
     RateLimitedError,
@@ -55,6 +56,8 @@ _HINTS: Final = {
     429: "the account's quota is used up",
 }
 _FORMAT_WORDS: Final = ("response_format", "json_schema", "json_object", "schema", "grammar")
+#: Statuses of a gateway that has nobody behind it, and of a server that takes nobody in.
+_AWAY: Final = frozenset({502, 503, 504})
 _QUOTA_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 
@@ -256,12 +259,13 @@ class ChatClient:
                     status, headers = response.status, response.headers
         except aiohttp.ClientConnectorError as exc:
             spend.calls -= counted  # the server never heard of it
-            raise EndpointDownError(f"{self._place}: cannot connect ({exc.strerror or exc})") from exc
+            message = f"{self._place}: cannot connect ({exc.strerror or exc})"
+            raise EndpointAwayError(message, is_unreachable=True) from exc
         except TimeoutError as exc:
             seconds = self._settings.request_timeout_seconds
-            raise EndpointDownError(f"{self._place}: no answer within {seconds:g} s") from exc
+            raise EndpointAwayError(f"{self._place}: no answer within {seconds:g} s") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise EndpointDownError(f"{self._place}: connection lost ({type(exc).__name__}: {exc})") from exc
+            raise EndpointAwayError(f"{self._place}: connection lost ({type(exc).__name__}: {exc})") from exc
         if status != 200:  # noqa: PLR2004
             raise self._error(status, headers, raw, style)
         answer = self._answer(raw, body, style)
@@ -280,6 +284,8 @@ class ChatClient:
         if status == 429 and code not in _QUOTA_CODES:  # noqa: PLR2004
             asked = retry_after_seconds(headers, now=time.time())
             return RateLimitedError(place, retry_after_seconds=exhausted_seconds(headers) if asked is None else asked)
+        if status in _AWAY:
+            return EndpointAwayError(place)
         if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004
             return EndpointDownError(place)
         hint = _HINTS.get(status)

@@ -40,6 +40,8 @@ class Lent:
     route: Route
     slot: Slot
     sent_at: float
+    #: Whose request it is.
+    rank: int = 0
     #: Sent, and nobody has said yet how it ended.
     is_open: bool = False
 
@@ -57,8 +59,10 @@ class LLMConnectionPool:
         max_size: int,
         profiler: PerformanceProfiler,
         connections: Sequence[Connections] = (),
+        outage_seconds: float = 0.0,
     ) -> None:
         self._max_size = max_size
+        self._outage_seconds = outage_seconds
         self._profiler = profiler
         self._connections = connections
         self._models: dict[str, tuple[Route, ...]] = {}
@@ -100,7 +104,13 @@ class LLMConnectionPool:
             for route in routes:
                 stack.push_async_callback(route.limiter.close)
                 route.limiter.start()
-            yield cls(routes, max_size=size, profiler=profiler, connections=opened)
+            yield cls(
+                routes,
+                max_size=size,
+                profiler=profiler,
+                connections=opened,
+                outage_seconds=settings.llm.wait_for_endpoint_seconds,
+            )
 
     def __repr__(self) -> str:
         return (
@@ -179,7 +189,7 @@ class LLMConnectionPool:
                 self._profiler.record("llm.rate_wait", asked - began)
                 taken = await self._acquire(_equivalent(chosen, routes), rank)
                 self._waited(time.perf_counter() - asked)
-                lent = Lent(taken, slot, time.monotonic())
+                lent = Lent(taken, slot, time.monotonic(), rank)
                 try:
                     # In line a cool-down may have begun or the endpoint gone: then back, and give the slot away.
                     if taken.limiter.admits(slot) and taken.circuit.admit():
@@ -213,11 +223,23 @@ class LLMConnectionPool:
         if for_good:
             lent.route.circuit.refused(error)
         else:
-            lent.route.circuit.failed(error, sent_at=lent.sent_at)
+            lent.route.circuit.failed(error, sent_at=lent.sent_at, witness=lent.rank)
 
     def others(self, model: str, avoid: Collection[Route]) -> bool:
         """Whether an endpoint beside those to avoid may answer now."""
         return any(route.circuit.allows for route in self._models.get(model, ()) if route not in avoid)
+
+    def outage(self, model: str | None = None) -> str:
+        """Why nobody can answer for a model, or for any of them, as long as that is worth waiting for; else empty.
+
+        That is while every endpoint is down, at least one is away, and the time to wait for it has not passed.
+        """
+        for name, routes in self._models.items():
+            if model in {None, name} and all(route.circuit.down_seconds is not None for route in routes):
+                away = [route.circuit for route in routes if route.circuit.is_outage]
+                if any((circuit.down_seconds or 0.0) < self._outage_seconds for circuit in away):
+                    return str(away[0].error)
+        return ""
 
     async def _healthy(self, model: str, avoid: Collection[Route]) -> list[Route]:
         """The routes that may be asked now, those in a cool-down only where there is no other."""
@@ -231,7 +253,7 @@ class LLMConnectionPool:
                 ready = [route for route in found if not route.limiter.is_cooling]
                 return ready or [min(found, key=lambda route: route.limiter.cool_down.left_seconds)]
             error = await until_one_allows([route.circuit for route in routes])
-            if error and not any(route.circuit.allows for route in routes):
+            if error and not self.outage(model) and not any(route.circuit.allows for route in routes):
                 raise CircuitOpenError(str(error)) from error
 
     async def _acquire(self, routes: tuple[Route, ...], rank: int) -> Route:

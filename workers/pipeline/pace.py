@@ -7,7 +7,7 @@ from typing import Self
 from redis import Redis
 
 from config.settings import LlmSettings
-from tasks import keys
+from tasks import fleet
 from workers.observe.metrics import Histogram
 
 
@@ -23,11 +23,10 @@ class Fleet:
     def seen(cls, redis: Redis) -> Self:
         """Read the heartbeats."""
         workers, connections, count, total = 0, 0, 0, 0.0
-        for key in redis.scan_iter(keys.worker("*"), count=1000):
-            allowed, profile = redis.hmget(key, "connections", "profile")
+        for report in fleet.workers(redis).values():
             workers += 1
-            connections += int(allowed or 0)
-            spans = json.loads(profile or b"{}").get("spans", {})
+            connections += int(report.get("connections") or 0)
+            spans = json.loads(report.get("profile") or "{}").get("spans", {})
             if "llm.call" in spans:
                 calls = Histogram.from_dict(spans["llm.call"])
                 count, total = count + calls.count, total + calls.total

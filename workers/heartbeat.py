@@ -1,0 +1,103 @@
+"""A worker process's sign of life: that it is there, what it is doing, and what it waits for."""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+import msgspec
+from redis import RedisError
+from redis.asyncio import Redis
+
+from tasks import fleet, keys
+from tasks.messages import Destination, Event
+from workers.chunks import ChunkRunner
+from workers.lanes import Lanes
+from workers.llm.cache_statistics import CacheReporter
+from workers.llm.pool import LLMConnectionPool
+from workers.observe.profiler import PerformanceProfiler
+from workers.results.publisher import EventPublisher
+
+log = logging.getLogger("themes.worker")
+
+
+class Heartbeat:
+    """Reports every `seconds`, at least three times in the life of a report."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        name: str,
+        *,
+        lanes: Lanes[Destination],
+        chunks: ChunkRunner,
+        pool: LLMConnectionPool,
+        counts: CacheReporter,
+        profiler: PerformanceProfiler,
+        publisher: EventPublisher,
+        seconds: float,
+    ) -> None:
+        self._redis = redis
+        self._name = name
+        self._lanes = lanes
+        self._chunks = chunks
+        self._pool = pool
+        self._counts = counts
+        self._profiler = profiler
+        self._publisher = publisher
+        self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
+        self._began = time.time()
+        self._waited_for = ""
+
+    def __repr__(self) -> str:
+        return f"<Heartbeat {self._name} every {self._seconds:g} s>"
+
+    async def run(self) -> None:
+        """Report until cancelled; while Redis is away nobody hears it."""
+        while True:
+            self._profiler.sample()
+            self._say_outage()
+            try:
+                await fleet.tell(self._redis, self._name, self._report())
+                await self._counts.report()
+            except (RedisError, OSError) as exc:
+                log.debug("action=report_missed Redis does not answer: %s", exc)
+            await asyncio.sleep(self._seconds)
+
+    async def leave(self) -> None:
+        """Say that this worker is going."""
+        await fleet.leave(self._redis, self._name)
+
+    def _report(self) -> dict[Any, Any]:
+        lanes = self._lanes
+        return {
+            "name": self._name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_at": self._began,
+            "at": time.time(),
+            "lanes": 0 if self._chunks.is_stopping else lanes.size,
+            "lanes_busy": lanes.busy,
+            "lanes_waiting": lanes.waiting,
+            "chunks_held": self._chunks.held,
+            "waiting_for": self._waited_for,
+            "connections": self._pool.max_size,
+            "connections_in_use": self._pool.in_use,
+            "connections_waiting": self._pool.waiting,
+            "executed": sum(lane.executed for lane in lanes.statistics),
+            "stolen": sum(lane.stolen for lane in lanes.statistics),
+            "pool": msgspec.json.encode(self._pool.statistics()),
+            "profile": msgspec.json.encode(self._profiler.snapshot()),
+        }
+
+    def _say_outage(self) -> None:
+        """Say that the LLM is away, or back, to whoever watches a job of ours."""
+        before, self._waited_for = self._waited_for, self._pool.outage()
+        if before and not self._waited_for:
+            log.info("action=endpoint_back the work goes on")
+        if self._waited_for and not before:
+            log.warning("action=endpoint_away the work waits: %s", self._waited_for)
+            for job_id in self._chunks.jobs:
+                self._publisher.publish(Event("job.waiting", job_id, data={"message": self._waited_for}))
