@@ -6,7 +6,8 @@ apart is one Lua script, so a killed worker, a lost reply or a second delivery l
 * `take`: hand a chunk to one worker for a lease (by Redis's own clock);
 * `finish`: put one destination's result on the results stream and tick it off; with the last one the chunk is gone;
 * `give_back`: end a lease early, so that another worker may take the chunk at once;
-* `split`: turn a chunk that keeps losing its worker into chunks of one;
+* `give_away`: let others do what nobody here has started of a chunk;
+* `split`: turn a chunk that has lost its worker into chunks of one;
 * `pause`: hand out nothing more of a job.
 
 Leases are a sorted set a job, by the time they end, instead of a key each: the sweeper then finds the dead ones with
@@ -38,9 +39,10 @@ if redis.call('HEXISTS', KEYS[7], 'paused') == 1 then return {{'paused'}} end
 local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if ends and tonumber(ends) > now and redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return {{'held'}} end
 if redis.call('XLEN', KEYS[6]) > tonumber(ARGV[4]) then return {{'full'}} end
+local ours = ends and redis.call('HGET', KEYS[3], ARGV[1]) == ARGV[2]
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
-local times = redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
+local times = redis.call('HINCRBY', KEYS[4], ARGV[1], ours and 0 or 1)
 return {{'taken', payload, times, redis.call('SMEMBERS', KEYS[5])}}
 """
 
@@ -79,6 +81,42 @@ if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HINCRBY', KEYS[3], ARGV[1], -1)
+return 1
+"""
+
+#: KEYS chunks leases owners deliveries labels finished; ARGV chunk token size new payload label destination...
+#: Destinations that nobody has started leave a chunk of ours for a new one; in the old one they count as finished.
+_GIVE_AWAY: Final = """
+if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] or redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+if redis.call('HEXISTS', KEYS[1], ARGV[4]) == 1 then return 1 end
+for i = 7, #ARGV do
+  if redis.call('SISMEMBER', KEYS[6], ARGV[i]) == 1 then return 0 end
+end
+redis.call('HSET', KEYS[1], ARGV[4], ARGV[5])
+redis.call('HSET', KEYS[5], ARGV[4], ARGV[6])
+for i = 7, #ARGV do redis.call('SADD', KEYS[6], ARGV[i]) end
+if redis.call('SCARD', KEYS[6]) >= tonumber(ARGV[3]) then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
+  redis.call('DEL', KEYS[6])
+end
+return 1
+"""
+
+#: KEYS chunks leases owners deliveries labels finished; ARGV chunk deaths, then name payload label of each new chunk.
+#: What has happened to the chunk so far counts for each of them.
+_SPLIT: Final = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+for i = 3, #ARGV, 3 do
+  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  redis.call('HSET', KEYS[5], ARGV[i], ARGV[i + 2])
+  redis.call('HSET', KEYS[4], ARGV[i], ARGV[2])
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
+redis.call('DEL', KEYS[6])
 return 1
 """
 
@@ -158,6 +196,8 @@ class Ledger:
         self._renew = redis.register_script(_RENEW)
         self._finish = redis.register_script(_FINISH)
         self._give_back = redis.register_script(_GIVE_BACK)
+        self._give_away = redis.register_script(_GIVE_AWAY)
+        self._split = redis.register_script(_SPLIT)
         self._pause = redis.register_script(PAUSE)
         self._sweep = redis.register_script(_SWEEP)
 
@@ -194,19 +234,10 @@ class Ledger:
 
     async def finish(self, chunk: Chunk, result: Result) -> bool:
         """Publish one destination's result and tick it off; False when that had been done already."""
-        job_id, chunk_id = chunk.job_id, chunk.chunk_id
         done = await self._finish(
-            keys=[
-                keys.chunks(job_id),
-                keys.leases(job_id),
-                keys.owners(job_id),
-                keys.deliveries(job_id),
-                keys.labels(job_id),
-                keys.finished(job_id, chunk_id),
-                keys.RESULTS,
-            ],
+            keys=[*_books_of(chunk), keys.RESULTS],
             args=[
-                chunk_id,
+                chunk.chunk_id,
                 result.destination_id,
                 len(chunk.destinations),
                 pack(result, compress=self._compress),
@@ -260,24 +291,39 @@ class Ledger:
         return reasons
 
     async def split(self, taken: Taken) -> list[Chunk]:
-        """Replace a chunk by chunks of one for what it has left; returns them."""
+        """Replace a chunk by chunks of one for what it has left; returns them. Each is as often delivered as it was."""
         chunk = taken.chunk
         left = [item for item in chunk.destinations if item.id not in taken.finished]
         singles = [
-            Chunk(chunk.job_id, f"{chunk.chunk_id}.{number}", (item,), attempt=chunk.attempt + taken.deliveries)
+            Chunk(chunk.job_id, f"{chunk.chunk_id}.{number}", (item,), attempt=chunk.attempt)
             for number, item in enumerate(left)
         ]
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            for single in singles:
-                packed = pack(single, compress=self._compress)
-                pipeline.hset(keys.chunks(chunk.job_id), single.chunk_id, packed)
-                pipeline.hset(keys.labels(chunk.job_id), single.chunk_id, single.destinations[0].label)
-            for name in (keys.chunks, keys.owners, keys.deliveries, keys.labels):
-                pipeline.hdel(name(chunk.job_id), chunk.chunk_id)
-            pipeline.zrem(keys.leases(chunk.job_id), chunk.chunk_id)
-            pipeline.delete(keys.finished(chunk.job_id, chunk.chunk_id))
-            await pipeline.execute()
+        described = [
+            part
+            for one in singles
+            for part in (one.chunk_id, pack(one, compress=self._compress), one.destinations[0].label)
+        ]
+        await self._split(keys=_books_of(chunk), args=[chunk.chunk_id, taken.deliveries - 1, *described])
         return singles
+
+    async def give_away(self, chunk: Chunk, new: Chunk, label: str) -> bool:
+        """Move destinations that nobody has started from a chunk of ours into a new one, for others to take.
+
+        False when the chunk is no longer ours: then somebody else has them already.
+        """
+        given = await self._give_away(
+            keys=_books_of(chunk),
+            args=[
+                chunk.chunk_id,
+                self._token,
+                len(chunk.destinations),
+                new.chunk_id,
+                pack(new, compress=self._compress),
+                label,
+                *(item.id for item in new.destinations),
+            ],
+        )
+        return bool(given)
 
     async def sweep(self, job_id: str) -> tuple[int, list[str]]:
         """End dead leases. Returns how many chunks wait without one, and the ids whose lease has just died."""
@@ -294,7 +340,21 @@ class Ledger:
 
     async def queued_messages(self, broker: AsyncRedis) -> int:
         """Messages in the Celery queue, all priorities together."""
+        return sum((await self.queued(broker)).values())
+
+    @staticmethod
+    async def queued(broker: AsyncRedis) -> dict[int, int]:
+        """Messages in the Celery queue by their priority: 9 is served first."""
+        names = keys.queue_keys()
         async with broker.pipeline(transaction=False) as pipeline:
-            for key in keys.queue_keys():
+            for key in names:
                 pipeline.llen(key)
-            return int(sum(await pipeline.execute()))
+            counts = await pipeline.execute()
+        return {9 - step: int(count) for step, count in zip(keys.PRIORITIES, counts, strict=True)}
+
+
+def _books_of(chunk: Chunk) -> list[str]:
+    """The keys that a chunk's life is written in."""
+    job_id = chunk.job_id
+    names = (keys.chunks, keys.leases, keys.owners, keys.deliveries, keys.labels)
+    return [*(name(job_id) for name in names), keys.finished(job_id, chunk.chunk_id)]

@@ -19,6 +19,7 @@ from workers.llm.cache_statistics import CacheReporter
 from workers.llm.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
 from workers.results.publisher import EventPublisher
+from workers.sharing import WorkSharing
 
 log = logging.getLogger("themes.worker")
 
@@ -37,6 +38,7 @@ class Heartbeat:
         counts: CacheReporter,
         profiler: PerformanceProfiler,
         publisher: EventPublisher,
+        sharing: WorkSharing,
         seconds: float,
     ) -> None:
         self._redis = redis
@@ -47,6 +49,7 @@ class Heartbeat:
         self._counts = counts
         self._profiler = profiler
         self._publisher = publisher
+        self._sharing = sharing
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._began = time.time()
         self._waited_for = ""
@@ -71,7 +74,7 @@ class Heartbeat:
         await fleet.leave(self._redis, self._name)
 
     def _report(self) -> dict[Any, Any]:
-        lanes = self._lanes
+        lanes, statistics = self._lanes, self._lanes.statistics
         return {
             "name": self._name,
             "host": socket.gethostname(),
@@ -86,8 +89,13 @@ class Heartbeat:
             "connections": self._pool.max_size,
             "connections_in_use": self._pool.in_use,
             "connections_waiting": self._pool.waiting,
-            "executed": sum(lane.executed for lane in lanes.statistics),
-            "stolen": sum(lane.stolen for lane in lanes.statistics),
+            "executed": sum(lane.executed for lane in statistics),
+            "stolen": sum(lane.stolen for lane in statistics),
+            "shared": self._sharing.shared,
+            "yielded": self._sharing.yielded,
+            "busy_share": round(lanes.busy_share, 4),
+            "idle_seconds": round(sum(lane.idle_seconds for lane in statistics), 3),
+            "lane_statistics": msgspec.json.encode(statistics),
             "pool": msgspec.json.encode(self._pool.statistics()),
             "profile": msgspec.json.encode(self._profiler.snapshot()),
         }

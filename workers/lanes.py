@@ -4,13 +4,16 @@ A lane serves its own queue from the head, so that a chunk is finished, and ackn
 whose own queue is empty takes from the tail of the fullest other one (Blumofe & Leiserson, "Scheduling multithreaded
 computations by work stealing", JACM 1999). With stealing off, every batch is dealt out in fixed shares instead.
 
+Batches have a priority: nothing is started while something more urgent waits in reach. What nobody has started can be
+withdrawn, for others to do.
+
 This module knows nothing of destinations, chunks or Redis.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
@@ -19,11 +22,18 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class LaneStatistics:
-    """What one lane has done. `busy_seconds` is time spent on items."""
+    """What one lane has done. `busy_seconds` is time spent on items, `idle_seconds` time without one."""
 
     executed: int = 0
     stolen: int = 0
     busy_seconds: float = 0.0
+    idle_seconds: float = 0.0
+
+    @property
+    def busy_share(self) -> float:
+        """Part of its life that it was busy, 0-1; 0 before it has lived."""
+        life = self.busy_seconds + self.idle_seconds
+        return self.busy_seconds / life if life else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +42,8 @@ class _Batch(Generic[T]):
 
     work: Callable[[T], Awaitable[None]]
     open: int
+    priority: int
+    key: Hashable
     done: asyncio.Event = field(default_factory=asyncio.Event)
     unstarted: list[T] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
@@ -43,16 +55,24 @@ class _Batch(Generic[T]):
             self.done.set()
 
 
+_Queue = deque[tuple[_Batch[T], T]]
+
+
 class Lanes(Generic[T]):
     """`size` lanes that work on batches of items until stopped. Use as an async context manager."""
 
     def __init__(self, size: int, *, steal: bool) -> None:
         self.size = size
         self.steal = steal
-        self.statistics = [LaneStatistics() for _ in range(size)]
-        self._queues: list[deque[tuple[_Batch[T], T]]] = [deque() for _ in range(size)]
-        self._available = asyncio.Event()
+        self._statistics = [LaneStatistics() for _ in range(size)]
+        #: Since when each lane is in the state that it is in now, and which lanes have an item in hand.
+        self._since = [0.0] * size
         self._busy: set[int] = set()
+        #: What waits for each lane, the most urgent first.
+        self._queues: list[_Queue[T]] = [deque() for _ in range(size)]
+        #: How many items of each priority wait.
+        self._priorities: Counter[int] = Counter()
+        self._available = asyncio.Event()
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -60,6 +80,7 @@ class Lanes(Generic[T]):
         return f"<Lanes size={self.size} busy={self.busy} waiting={self.waiting} steal={self.steal}>"
 
     async def __aenter__(self) -> Self:
+        self._since = [time.perf_counter()] * self.size
         self._tasks = [asyncio.create_task(self._serve(lane), name=f"lane {lane}") for lane in range(self.size)]
         return self
 
@@ -77,10 +98,30 @@ class Lanes(Generic[T]):
     @property
     def waiting(self) -> int:
         """Items that no lane has started."""
-        return sum(len(queue) for queue in self._queues)
+        return self._priorities.total()
 
-    async def run(self, items: Sequence[T], work: Callable[[T], Awaitable[None]]) -> list[T]:
+    @property
+    def statistics(self) -> list[LaneStatistics]:
+        """What each lane has done until now."""
+        for lane in range(self.size):
+            self._count_time(lane)
+        return self._statistics
+
+    @property
+    def busy_share(self) -> float:
+        """Part of their lives that all lanes together were busy, 0-1."""
+        return sum(lane.busy_share for lane in self.statistics) / self.size
+
+    async def run(
+        self, items: Sequence[T], work: Callable[[T], Awaitable[None]], *, priority: int = 0, key: Hashable = None
+    ) -> list[T]:
         """Work on every item; returns, when all have ended, those that were never started because of `stop`.
+
+        Args:
+            items: what to work on.
+            work: called once for each item.
+            priority: what has a higher one is started first.
+            key: under this name what is not yet started can be withdrawn.
 
         Raises:
             BaseException: the first error that `work` raised, after the other items have ended.
@@ -89,12 +130,12 @@ class Lanes(Generic[T]):
             return []
         if self._stopping:
             return list(items)
-        batch = _Batch(work, open=len(items))
+        batch = _Batch(work, open=len(items), priority=priority, key=key)
         self._place(batch, items)
         try:
             await batch.done.wait()
         except asyncio.CancelledError:
-            self._withdraw(batch)
+            self._remove(lambda entry: entry[0] is batch)
             raise
         if batch.errors:
             raise batch.errors[0]
@@ -103,38 +144,74 @@ class Lanes(Generic[T]):
     def stop(self) -> None:
         """Start nothing any more: what waits goes back to whoever runs it; what is in hand goes on."""
         self._stopping = True
+        for batch, item in self._remove(lambda _: True):
+            batch.unstarted.append(item)
+            batch.close()
+
+    def unstarted(self) -> Counter[Hashable]:
+        """How many items of each batch's key nobody has started."""
+        return Counter(batch.key for queue in self._queues for batch, _ in queue)
+
+    def withdraw(self, key: Hashable, count: int) -> list[T]:
+        """Take at most `count` unstarted items of a batch away, the last ones; for `run` they have ended."""
+        items: list[T] = []
         for queue in self._queues:
-            while queue:
-                batch, item = queue.popleft()
-                batch.unstarted.append(item)
-                batch.close()
+            mine = [entry for entry in queue if entry[0].key == key]
+            for entry in mine[max(0, len(mine) - (count - len(items))) :]:
+                queue.remove(entry)
+                self._leaves(entry[0])
+                items.append(entry[1])
+                entry[0].close()
+        return items
 
     def _place(self, batch: _Batch[T], items: Sequence[T]) -> None:
-        if self.steal:
-            home = min(range(self.size), key=lambda lane: (len(self._queues[lane]), lane in self._busy))
-            self._queues[home].extend((batch, item) for item in items)
-        else:
-            order = sorted(range(self.size), key=lambda lane: (len(self._queues[lane]), lane in self._busy))
-            for number, item in enumerate(items):
-                self._queues[order[number % self.size]].append((batch, item))
+        order = sorted(range(self.size), key=lambda lane: (len(self._queues[lane]), lane in self._busy))
+        for number, item in enumerate(items):
+            self._insert(self._queues[order[0 if self.steal else number % self.size]], batch, item)
+        self._priorities[batch.priority] += len(items)
         self._available.set()
 
-    def _withdraw(self, batch: _Batch[T]) -> None:
+    @staticmethod
+    def _insert(queue: _Queue[T], batch: _Batch[T], item: T) -> None:
+        """Behind everything that is as urgent or more."""
+        place = len(queue)
+        while place and queue[place - 1][0].priority < batch.priority:
+            place -= 1
+        queue.insert(place, (batch, item))
+
+    def _remove(self, which: Callable[[tuple[_Batch[T], T]], bool]) -> list[tuple[_Batch[T], T]]:
+        """Take entries out of all queues."""
+        removed: list[tuple[_Batch[T], T]] = []
         for queue in self._queues:
-            kept = [entry for entry in queue if entry[0] is not batch]
+            kept: list[tuple[_Batch[T], T]] = []
+            for entry in queue:
+                (removed if which(entry) else kept).append(entry)
             queue.clear()
             queue.extend(kept)
+        for batch, _ in removed:
+            self._leaves(batch)
+        return removed
+
+    def _leaves(self, batch: _Batch[T]) -> None:
+        self._priorities[batch.priority] -= 1
+        if not self._priorities[batch.priority]:
+            del self._priorities[batch.priority]
 
     def _next(self, lane: int) -> tuple[tuple[_Batch[T], T] | None, bool]:
         """What this lane takes next, and whether that is stolen."""
         own = self._queues[lane]
-        if own:
+        if not self.steal:
+            return (own.popleft() if own else None), False
+        if not self._priorities:
+            return None, False
+        if len(self._priorities) == 1:
+            # The usual case: everything is as urgent.
+            return (own.popleft(), False) if own else (max(self._queues, key=len).pop(), True)
+        most = max(self._priorities)
+        if own and own[0][0].priority == most:
             return own.popleft(), False
-        if self.steal:
-            fullest = max(self._queues, key=len)
-            if fullest:
-                return fullest.pop(), True
-        return None, False
+        urgent = (queue for queue in self._queues if queue and queue[0][0].priority == most)
+        return max(urgent, key=len).popleft(), True
 
     async def _serve(self, lane: int) -> None:
         while True:
@@ -143,12 +220,13 @@ class Lanes(Generic[T]):
                 self._available.clear()
                 await self._available.wait()
                 continue
+            self._leaves(taken[0])
             await self._execute(lane, *taken, stolen=stolen)
 
     async def _execute(self, lane: int, batch: _Batch[T], item: T, *, stolen: bool) -> None:
-        statistics = self.statistics[lane]
+        statistics = self._statistics[lane]
+        self._count_time(lane)
         self._busy.add(lane)
-        began = time.perf_counter()
         try:
             await batch.work(item)
         except asyncio.CancelledError:
@@ -158,8 +236,18 @@ class Lanes(Generic[T]):
         except Exception as exc:  # noqa: BLE001  # handed to the caller of `run`
             batch.errors.append(exc)
         finally:
+            self._count_time(lane)
             self._busy.discard(lane)
             statistics.executed += 1
             statistics.stolen += stolen
-            statistics.busy_seconds += time.perf_counter() - began
             batch.close()
+
+    def _count_time(self, lane: int) -> None:
+        """Book the time since the last look on the state that the lane is in."""
+        now = time.perf_counter()
+        statistics, seconds = self._statistics[lane], now - self._since[lane]
+        self._since[lane] = now
+        if lane in self._busy:
+            statistics.busy_seconds += seconds
+        else:
+            statistics.idle_seconds += seconds

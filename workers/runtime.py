@@ -26,13 +26,14 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import Settings
-from tasks import keys
+from tasks import fleet, keys
 from tasks.connection import connect_async
 from tasks.ledger import Ledger
 from tasks.messages import Destination, Event, JobOptions, StageRecord
 from tasks.producer import publish
-from workers.chunks import ChunkRunner, Processed
+from workers.chunks import ChunkRunner
 from workers.control import JobControl
+from workers.destination import Processed
 from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
@@ -48,6 +49,7 @@ from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
 from workers.results.publisher import EventPublisher
+from workers.sharing import WorkSharing
 
 log = logging.getLogger("themes.runtime")
 
@@ -197,6 +199,19 @@ class Runtime:
                 worker=self._name,
             )
             warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
+            broker = redis
+            if settings.celery.broker_url:
+                broker = connect_async(
+                    settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds
+                )
+                stack.push_async_callback(broker.aclose)
+            sharing = WorkSharing(
+                self._chunks,
+                queued=lambda: ledger.queued(broker),
+                idle_lanes=lambda: fleet.idle_lanes(redis, besides=self._name),
+                steal=limits.enable_work_stealing,
+            )
+            share = asyncio.create_task(sharing.run(), name="sharing")
             control = asyncio.create_task(JobControl(redis, self._chunks.look).run(), name="control")
             heart = asyncio.create_task(self._renew(self._chunks), name="leases")
             heartbeat = Heartbeat(
@@ -208,10 +223,11 @@ class Runtime:
                 counts=counts,
                 profiler=profiler,
                 publisher=publisher,
+                sharing=sharing,
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(self._end, heart, report, warming, control)
+            stack.push_async_callback(self._end, heart, report, warming, control, share)
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)

@@ -13,7 +13,8 @@ from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.ledger import Ledger, write_chunks
 from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
-from workers.chunks import ChunkEnd, ChunkRunner, Process, Processed
+from workers.chunks import ChunkEnd, ChunkRunner
+from workers.destination import Process, Processed
 from workers.lanes import Lanes
 from workers.llm.halt import Halt, Ticket
 from workers.observe.profiler import PerformanceProfiler
@@ -105,7 +106,7 @@ async def test_a_fault_of_our_own_fails_its_destination_by_name_and_the_others_g
 async def test_an_error_that_may_pass_is_tried_again_and_paid_for_in_full(
     client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.chunks.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("workers.destination.RETRY_SECONDS", 0.01)
     tried: dict[str, int] = {}
 
     async def process(destination: Destination, _: Halt, __: JobOptions, number: int) -> Processed:
@@ -169,14 +170,14 @@ async def test_what_does_not_end_within_the_grace_time_is_given_back_too(
 async def test_a_chunk_that_loses_worker_after_worker_is_split_and_then_given_up_by_name(
     client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
 ) -> None:
-    deliveries = 3
-    redis.hset(keys.deliveries(JOB), CHUNK.chunk_id, deliveries)
+    redis.hset(keys.deliveries(JOB), CHUNK.chunk_id, 1)
     async with Lanes[Destination](2, steal=True) as lanes:
         rig = Rig(client, settings_for(), lanes, _fails)
         assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.SPLIT
         assert len(rig.woken) == 4
         poisonous, *others = rig.woken
-        redis.hset(keys.deliveries(JOB), poisonous, deliveries)
+        assert redis.hget(keys.deliveries(JOB), poisonous) == b"1", "what was lost together counts for each"
+        redis.hset(keys.deliveries(JOB), poisonous, 3)
         assert await rig.runner.run(JOB, poisonous) is ChunkEnd.DONE
         for chunk_id in others:
             assert await rig.runner.run(JOB, chunk_id) is ChunkEnd.DONE

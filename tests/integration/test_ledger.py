@@ -139,3 +139,53 @@ async def test_a_split_chunk_leaves_single_destinations_for_what_it_had_left(
     for one in singles:
         await ledger.finish(one, _result(one.destinations[0], one))
     assert written.keys("themes:job:*") == []
+
+
+async def test_what_is_given_away_is_done_once_by_others(client: AsyncRedis, written: Redis) -> None:
+    mine, other = _ledger(client), _ledger(client, "other")
+    await mine.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    new = Chunk(JOB, "00000000-1.1", NAMES[1:])
+    for _ in range(2):  # its first reply was lost
+        assert await mine.give_away(CHUNK, new, "given")
+    taken = await other.take(JOB, new.chunk_id, max_unwritten=100)
+    assert isinstance(taken, Taken)
+    assert taken.chunk.destinations == NAMES[1:]
+    assert await mine.finish(CHUNK, _result(NAMES[0]))
+    assert not written.hexists(keys.chunks(JOB), CHUNK.chunk_id), "nothing is left of the old chunk"
+    for name in NAMES[1:]:
+        assert await other.finish(new, _result(name, new))
+    assert written.keys("themes:job:*") == []
+
+
+async def test_a_chunk_whose_last_destinations_are_given_away_is_gone(client: AsyncRedis, written: Redis) -> None:
+    mine = _ledger(client)
+    await mine.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    await mine.finish(CHUNK, _result(NAMES[0]))
+    assert await mine.give_away(CHUNK, Chunk(JOB, "n", NAMES[1:]), "given")
+    assert {key.decode() for key in written.hkeys(keys.chunks(JOB))} == {"n"}
+    assert not written.exists(keys.leases(JOB), keys.owners(JOB), keys.finished(JOB, CHUNK.chunk_id))
+
+
+async def test_of_a_chunk_that_is_somebody_else_s_nothing_is_given_away(client: AsyncRedis, written: Redis) -> None:
+    mine, other = _ledger(client), _ledger(client, "other")
+    await other.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert not await mine.give_away(CHUNK, Chunk(JOB, "n", NAMES[1:]), "given")
+    assert written.hlen(keys.chunks(JOB)) == 1
+
+
+async def test_a_lease_of_our_own_is_taken_again_without_another_delivery(client: AsyncRedis, written: Redis) -> None:
+    ledger = _ledger(client)
+    for _ in range(3):  # replies were lost
+        taken = await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+        assert isinstance(taken, Taken)
+        assert taken.deliveries == 1
+
+
+async def test_a_split_that_is_repeated_changes_nothing(client: AsyncRedis, written: Redis) -> None:
+    ledger = _ledger(client)
+    taken = await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
+    assert isinstance(taken, Taken)
+    first, *_ = await ledger.split(taken)
+    await ledger.finish(first, _result(first.destinations[0], first))
+    await ledger.split(taken)
+    assert not written.hexists(keys.chunks(JOB), first.chunk_id)

@@ -59,6 +59,95 @@ def test_what_a_stop_leaves_unstarted_is_returned_and_never_run(size: int, steal
     assert sorted(ran + left) == list(range(count))
 
 
+@settings(deadline=None, max_examples=80)
+@given(
+    size=st.integers(1, 5),
+    steal=st.booleans(),
+    batches=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9)), min_size=1, max_size=8),
+    takes=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 6)), max_size=6),
+    cancelled=st.sets(st.integers(0, 7), max_size=2),
+    late=st.integers(0, 5),
+)
+def test_every_item_has_exactly_one_end_whatever_is_withdrawn_cancelled_or_added(
+    *,
+    size: int,
+    steal: bool,
+    batches: list[tuple[int, int]],
+    takes: list[tuple[int, int]],
+    cancelled: set[int],
+    late: int,
+) -> None:
+    seen: Counter[tuple[int, int]] = Counter()
+    withdrawn: Counter[tuple[int, int]] = Counter()
+
+    async def work(item: tuple[int, int]) -> None:
+        seen[item] += 1
+        await asyncio.sleep(0)
+
+    async def run() -> None:
+        async with Lanes[tuple[int, int]](size, steal=steal) as lanes:
+
+            def start(number: int) -> asyncio.Task[list[tuple[int, int]]]:
+                count, priority = batches[number]
+                items = [(number, n) for n in range(count)]
+                return asyncio.create_task(lanes.run(items, work, priority=priority, key=number))
+
+            runs = [start(number) for number in range(len(batches) - min(late, len(batches)))]
+            await asyncio.sleep(0)
+            for key, count in takes:
+                withdrawn.update(lanes.withdraw(key, count))
+                await asyncio.sleep(0)
+            for number in cancelled & set(range(len(runs))):
+                runs[number].cancel()
+            runs += [start(number) for number in range(len(runs), len(batches))]
+            async with asyncio.timeout(20):
+                await asyncio.gather(*runs, return_exceptions=True)
+            assert lanes.waiting == 0
+
+    asyncio.run(run())
+    ended = seen + withdrawn
+    assert set(ended.values()) <= {1}
+    for number, (count, _) in enumerate(batches):
+        got = sum(ended[number, n] for n in range(count))
+        assert got == count or (number in cancelled and got <= count)
+
+
+async def test_what_is_more_urgent_is_started_first_whoever_has_it() -> None:
+    order: list[int] = []
+    gate = asyncio.Event()
+
+    async def work(item: int) -> None:
+        if item < 0:
+            await gate.wait()
+        else:
+            order.append(item)
+            await asyncio.sleep(0)
+
+    async with Lanes[int](2, steal=True) as lanes:
+        held = asyncio.create_task(lanes.run([-1, -2], work))
+        await asyncio.sleep(0)
+        runs = [
+            asyncio.create_task(lanes.run([priority * 10 + n for n in range(3)], work, priority=priority))
+            for priority in (3, 1, 9, 5)
+        ]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(held, *runs)
+    assert [item // 10 for item in order] == sorted((item // 10 for item in order), reverse=True)
+
+
+async def test_the_time_of_a_lane_is_either_busy_or_idle() -> None:
+    async with Lanes[int](2, steal=False) as lanes:
+        await lanes.run([1], lambda _: asyncio.sleep(0.05))
+        await asyncio.sleep(0.05)
+        busy, idle = lanes.statistics
+        assert busy.busy_seconds >= 0.05
+        assert busy.idle_seconds >= 0.05
+        assert (idle.busy_seconds, idle.executed, idle.busy_share) == (0.0, 0, 0.0)
+        assert 0 < busy.busy_share < 1
+        assert 0 < lanes.busy_share < busy.busy_share
+
+
 async def test_an_idle_lane_steals_from_the_tail_of_the_fullest_other() -> None:
     order: list[int] = []
     gate = asyncio.Event()

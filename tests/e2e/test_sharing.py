@@ -1,0 +1,58 @@
+"""Who does what, when somebody is idle or something is urgent."""
+
+from pathlib import Path
+
+from redis import Redis
+
+from tasks import fleet, keys
+from tests.e2e.conftest import Engine, until
+
+#: Few lanes and large chunks: one process holds much that it has not started.
+FEW = {"THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE": "2", "THEMES_WORK__MAX_CHUNK_SIZE": "20"}
+
+
+def _file(folder: Path, prefix: str, count: int) -> str:
+    path = folder / f"{prefix}.csv"
+    path.write_text("name\n" + "".join(f"{prefix} {number}\n" for number in range(count)))
+    return str(path)
+
+
+def _slow(stack: Engine, latency: str) -> None:
+    stack.end("sandbox")
+    stack.sandbox("--latency", latency)
+
+
+def _held(stack: Engine) -> int:
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        return sum(int(one.get("lanes_waiting") or 0) for one in fleet.workers(redis).values())
+
+
+def test_a_worker_that_comes_late_is_given_what_another_holds_and_has_not_started(stack: Engine) -> None:
+    _slow(stack, "300ms")
+    stack.themes("busy", "worker", "--name", "busy", **FEW)
+    job_id = stack.run("enqueue", _file(stack.folder, "City", 100), **FEW).stdout.strip()
+    until("the worker to hold more than it works on", lambda: _held(stack) > 10)
+    many = {"THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": "200"}
+    stack.themes("late", "worker", "--name", "late", **many)
+    watched = stack.run("watch", job_id)
+    assert watched.returncode == 0, watched.stderr
+    assert "action=give_away" in stack.log("busy")
+    status = stack.status(job_id)
+    assert (status["done"], status["llm_calls"]) == (100, 100 * 16)
+    assert stack.ask_sandbox("/stats")["requests"] == 100 * 16, "nothing was done twice"
+
+
+def test_a_small_urgent_job_overtakes_a_large_one(stack: Engine) -> None:
+    _slow(stack, "150ms")
+    stack.themes("w", "worker", "--name", "w", **FEW)
+    large = stack.run("enqueue", _file(stack.folder, "City", 200), **FEW).stdout.strip()
+    until("the worker to hold more than it works on", lambda: _held(stack) > 10)
+    before = stack.status(large)["done"]
+    urgent = stack.run("enqueue", _file(stack.folder, "Town", 4), "--priority", "9", "--wait", **FEW)
+    assert urgent.returncode == 0, urgent.stderr
+    meanwhile = stack.status(large)["done"] - before
+    assert meanwhile < 20, f"{meanwhile} others were done first: that is more than whole chunks"
+    assert "action=give_away" in stack.log("w")
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        assert redis.hlen(keys.chunks(large)) > 0
+    assert stack.run("cancel", large).returncode == 0

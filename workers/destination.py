@@ -1,0 +1,147 @@
+"""One destination's life inside a chunk: its tries, its result on the stream, what it has cost in the books."""
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from config.settings import Settings
+from tasks.errors import JobStoppedError
+from tasks.ledger import Ledger, Taken
+from tasks.messages import Destination, Failure, JobOptions, Profile, Result, Spent, Usage
+from workers.llm.halt import Halt
+from workers.observe.profiler import PerformanceProfiler
+from workers.patience import Patience
+
+log = logging.getLogger("themes.chunks")
+
+#: Characters of an unexpected error that are kept.
+MAX_MESSAGE: Final = 500
+#: Seconds before a destination whose error may pass is tried again, at most; doubled each time.
+RETRY_SECONDS: Final = 1.0
+
+#: A destination's profile or failure, what it cost, and whether another try may give more.
+Processed = tuple[Profile | None, Failure | None, Usage, bool]
+#: Processes one destination: `(destination, its job's stop sign, the job's options, number of the try)`.
+Process = Callable[[Destination, Halt, JobOptions, int], Awaitable[Processed]]
+
+
+class DestinationRunner:
+    """Runs the destinations of all chunks of one worker process."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        process: Process,
+        patience: Patience,
+        settings: Settings,
+        profiler: PerformanceProfiler,
+        worker: str,
+    ) -> None:
+        self._ledger = ledger
+        self._process = process
+        self._patience = patience
+        self._tries = settings.work.destination_attempts
+        self._profiler = profiler
+        self._worker = worker
+
+    def __repr__(self) -> str:
+        return f"<DestinationRunner {self._worker} tries={self._tries}>"
+
+    async def run(self, taken: Taken, destination: Destination, options: JobOptions, halt: Halt) -> None:
+        """Make one destination's result and publish it; errors that may pass are tried again first.
+
+        Raises:
+            JobStoppedError: its job goes no further here; only what it has cost was published.
+        """
+        chunk, began, tried = taken.chunk, time.perf_counter(), Usage()
+        number = 0
+        while True:
+            number += 1
+            try:
+                profile, failure, usage, retryable = await self._processed(
+                    destination, halt, options, chunk.attempt + number
+                )
+            except JobStoppedError as exc:
+                await self._book(self._spent(taken, destination, tried + exc.usage, began))
+                raise
+            tried += usage
+            if not retryable or number >= self._tries or self._patience.is_over:
+                break
+            await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
+        run = self._spent(taken, destination, tried, began)
+        result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure)
+        with self._profiler.span("publish"):
+            is_first = await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
+        if not is_first:
+            # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
+            await self._book(run)
+        _say(destination, result)
+
+    async def give_up(self, taken: Taken) -> None:
+        """Record that a chunk's only destination takes its workers down with it."""
+        chunk, lost = taken.chunk, taken.deliveries - 1
+        (destination,) = chunk.destinations
+        run = self._spent(taken, destination, Usage(), time.perf_counter())
+        failure = Failure(
+            stage="worker",
+            error_class="WorkerLostError",
+            message=f"{lost} workers died while they held this destination",
+            attempts=chunk.attempt + lost,
+        )
+        result = Result(**msgspec.structs.asdict(run), failure=failure)
+        await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
+        _say(destination, result)
+
+    def _spent(self, taken: Taken, destination: Destination, usage: Usage, began: float) -> Spent:
+        return Spent(
+            job_id=taken.chunk.job_id,
+            destination_id=destination.id,
+            attempt=taken.chunk.attempt + taken.deliveries,
+            usage=usage,
+            worker=self._worker,
+            at=time.time(),
+            elapsed_ms=round((time.perf_counter() - began) * 1000, 1),
+        )
+
+    async def _book(self, spent: Spent) -> None:
+        if spent.usage != Usage():
+            await self._patience.wait_for(lambda: self._ledger.book(spent))
+
+    async def _processed(self, destination: Destination, halt: Halt, options: JobOptions, number: int) -> Processed:
+        """One try. A fault of our own fails its destination by name; the chunk's others go on."""
+        try:
+            return await self._process(destination, halt, options, number)
+        except JobStoppedError:
+            raise
+        except Exception as exc:
+            log.exception("action=destination_crashed job_id=%s name=%r", halt.job_id, destination.label)
+            failure = Failure(
+                stage="pipeline", error_class=type(exc).__name__, message=str(exc)[:MAX_MESSAGE], attempts=number
+            )
+            return None, failure, Usage(), False
+
+
+def retry_seconds(number: int, draw: float) -> float:
+    """Seconds before try `number` + 1: exponential, half of it jitter; `draw` is random in 0-1."""
+    return RETRY_SECONDS * float(2 ** (number - 1)) * (0.5 + draw / 2)
+
+
+def _say(destination: Destination, result: Result) -> None:
+    if result.failure:
+        log.warning(
+            "action=destination_failed job_id=%s destination_id=%s name=%r stage=%s error=%s duration_ms=%.0f %s",
+            result.job_id, destination.id, destination.label, result.failure.stage,
+            result.failure.error_class, result.elapsed_ms, result.failure.message,
+        )  # fmt: skip
+    elif result.profile:
+        log.info(
+            "action=destination_done job_id=%s destination_id=%s name=%r status=%s themes=%d calls=%d hits=%d "
+            "duration_ms=%.0f",
+            result.job_id, destination.id, destination.label, result.profile.status,
+            len(result.profile.themes), result.usage.llm_calls, result.usage.cache_hits, result.elapsed_ms,
+        )  # fmt: skip
