@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from redis import Redis, RedisError
@@ -12,19 +13,20 @@ from config.settings import Settings
 from scripts.watch import duration
 from tasks.budget import dollars
 from tasks.connection import check_server, connect, locate
-from tasks.destinations import Reader
+from tasks.destinations import ReadReport
 from tasks.errors import RedisUnavailableError
+from tasks.messages import Destination
 from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample
 
 
-def dry_run(reader: Reader, settings: Settings, *, use_cache: bool, as_json: bool) -> int:
+def dry_run(
+    destinations: Iterable[Destination], report: ReadReport, settings: Settings, *, use_cache: bool, as_json: bool
+) -> int:
     """Read everything, forecast from a sample, print; nothing is enqueued. Redis may be away."""
     sample = Sample()
-    with reader:
-        for row in reader:
-            sample.add(row)
+    for row in destinations:
+        sample.add(row)
     forecast = _forecast(sample, settings, use_cache=use_cache)
-    report = reader.report
     rows = {"rows": report.rows, "duplicates": report.duplicates, "rejected": report.rejected}
     if as_json:
         print(json.dumps(rows | asdict(forecast), ensure_ascii=False))

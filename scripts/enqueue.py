@@ -2,15 +2,21 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from config.settings import Settings
 from scripts.main import settings_from
 from scripts.watch import watch_to_end
 from tasks.budget import check
 from tasks.connection import check_server, connect, locate
 from tasks.destinations import BadRow, Reader
+from tasks.errors import InputError
 from tasks.producer import enqueue
+
+if TYPE_CHECKING:
+    from scripts.only_missing import OnlyMissing
 
 #: Bad rows that are shown; the rest is counted.
 SHOWN_BAD_ROWS = 20
@@ -21,6 +27,7 @@ SHOWN_BAD_ROWS = 20
 @click.option("--name", metavar="NAME", help="The job's name in lists; by default the file's.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations.")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is served first.")
+@click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
 @click.option("--dry-run", is_flag=True, help="Enqueue nothing; forecast calls, tokens, cost and time.")
@@ -34,6 +41,7 @@ def command(
     priority: int,
     budget: float | None,
     *,
+    only_missing: bool,
     no_cache: bool,
     dry_run: bool,
     as_json: bool,
@@ -45,34 +53,51 @@ def command(
     if budget is not None:
         check(budget, settings)
     reader = Reader(file, strict=strict, limit=limit, on_bad_row=_Complaints())
+    missing = _missing(reader, settings) if only_missing else None
+    rows = reader if missing is None else missing
     if dry_run:
         # Late: the forecast makes prompts, which `enqueue` itself never does.
         from scripts.dry_run import dry_run as forecast
 
-        return forecast(reader, settings, use_cache=not no_cache, as_json=as_json)
+        with reader:
+            return forecast(rows, reader.report, settings, use_cache=not no_cache, as_json=as_json)
     if as_json:
         raise click.UsageError("--json goes with --dry-run; `themes status JOB --json` tells of a job")
     # Looked at before the file: a million rows are not read to find that Redis is away.
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
     with reader:
-        job = enqueue(
-            reader,
-            name=name or ("standard input" if file == "-" else Path(file).name),
-            priority=priority,
-            use_cache=not no_cache,
-            budget_usd=budget,
-            settings=settings,
-            redis=redis,
-        )
+        try:
+            job = enqueue(
+                rows,
+                name=name or ("standard input" if file == "-" else Path(file).name),
+                priority=priority,
+                use_cache=not no_cache,
+                budget_usd=budget,
+                settings=settings,
+                redis=redis,
+            )
+        except InputError:
+            if missing is None or not missing.skipped:
+                raise
+            print(f"nothing to enqueue: all {missing.skipped} have a current profile", file=sys.stderr)
+            return 0
     report = reader.report
     print(job.job_id, flush=True)
+    left_out = f", {missing.skipped} with a current profile" if missing else ""
     print(
         f"enqueued {job.total} destinations"
-        f" ({report.rows} rows, {report.duplicates} duplicates, {report.rejected} rejected)",
+        f" ({report.rows} rows, {report.duplicates} duplicates, {report.rejected} rejected{left_out})",
         file=sys.stderr,
     )
     return watch_to_end(redis, job.job_id, settings) if wait else 0
+
+
+def _missing(reader: Reader, settings: Settings) -> "OnlyMissing":
+    # Late: otherwise `enqueue` needs neither prompts nor a database.
+    from scripts.only_missing import OnlyMissing
+
+    return OnlyMissing(reader, settings)
 
 
 class _Complaints:

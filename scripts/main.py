@@ -24,6 +24,7 @@ VERBS: Final = {
     "status": "scripts.status",
     "results": "scripts.results",
     "failures": "scripts.failures",
+    "retry": "scripts.retry",
     "cancel": "scripts.cancel",
     "pause": "scripts.pause",
     "resume": "scripts.resume",

@@ -68,7 +68,7 @@ def follow(
             if event.type == "job.paused":
                 paused_at = event.at
             yield event
-            if event.type == "job.done":
+            if event.type == "job.done" and _ended(redis, job_id, position):
                 return
         if not page and (last := _ended(redis, job_id, position)):
             if last.type == "job.done" or last.at != paused_at:

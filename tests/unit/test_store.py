@@ -25,6 +25,7 @@ from tasks.messages import (
     QualityAssessment,
     Result,
     Seasonality,
+    Spent,
     StreamEntry,
     Theme,
     Usage,
@@ -329,6 +330,38 @@ async def test_an_input_that_comes_again_in_another_spelling_keeps_the_first(
     assert [r.destination async for r in store.destinations("j")] == [KYOTO]
 
 
+async def test_what_has_a_complete_profile_by_todays_prompts_is_known_over_all_jobs(
+    store: AsyncDatabaseManager,
+) -> None:
+    towns = places(4)
+    await store.apply([*announced(*towns), done(towns[0]), failed(towns[1]), done(towns[2], partial=True)])
+    await store.apply([*announced(towns[3], job="other"), done(towns[3], job="other")])
+    ids = [town.id for town in towns]
+    (profile, *_) = [row async for row in store.profiles("j")]
+    assert await store.current(ids, profile.pipeline_version) == {towns[0].id, towns[3].id}
+    assert await store.current(ids[1:3], profile.pipeline_version) == set()
+    assert await store.current(ids, "another version") == set()
+    assert await store.last_attempt("j") == 0
+    assert [row.destination async for row in store.failed("j")] == [towns[1]]
+    assert [row.destination async for row in store.failed("j", "NoSuchError")] == []
+
+
+async def test_what_a_stopped_destination_has_cost_is_booked_once_and_changes_nothing_else(
+    store: AsyncDatabaseManager,
+) -> None:
+    towns = places(2)
+    spent = Spent("j", towns[0].id, 1, Usage(llm_calls=3, cost_usd=0.5), "w", 1000.0, 5.0)
+    await store.apply([*announced(*towns), spent, spent])
+    await store.apply([spent])
+    job = await job_of(store)
+    assert (job.state, job.done, job.failed, job.usage.llm_calls) == ("running", 0, 0, 3)
+    assert len([row async for row in store.missing("j")]) == 2
+    result = msgspec.structs.replace(done(towns[0], attempt=1), worker="w", at=1000.0, usage=spent.usage)
+    await store.apply([result])
+    assert (await job_of(store)).usage.llm_calls == 3, "the same run, told in another way"
+    assert (await job_of(store)).done == 1
+
+
 # --- retry and cancel ---------------------------------------------------------------------------------------------
 
 
@@ -506,7 +539,7 @@ async def test_the_writer_syncs_every_commit_and_readers_cannot_write(store: Asy
         "synchronous": 2,
         "foreign_keys": 1,
         "temp_store": 2,
-        "user_version": 2,
+        "user_version": 3,
     }
     with pytest.raises(DatabaseError, match="readonly"):
         async with store.reading() as connection:
@@ -528,7 +561,7 @@ async def test_a_newer_versions_file_is_refused_for_writing_and_reading(tmp_path
     async with manager_of(tmp_path):
         pass
     with sqlite3.connect(tmp_path / "themes.db") as connection:
-        connection.execute("PRAGMA user_version=3")
+        connection.execute("PRAGMA user_version=4")
     connection.close()
     for use in ("create", "open"):
         store = manager_of(tmp_path)
@@ -544,6 +577,7 @@ async def test_a_version_1_file_is_brought_up_to_date_with_what_is_in_it(tmp_pat
         for table in USAGE_TABLES:
             for column in SINCE_VERSION_2:
                 connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("DROP INDEX profiles_by_destination")
         connection.execute("PRAGMA user_version=1")
     connection.close()
     reader = manager_of(tmp_path)

@@ -17,17 +17,18 @@ from tasks.messages import Event
 from workers.results.progress import RateWindow, counters, destination_event, hash_fields, job_event
 from workers.results.rows import FINAL_STATES, Applied, JobRow
 
-#: KEYS: hash, events, then what the job's work leaves behind. ARGV: revision, state, whether events are wanted,
-#: `job.started`, most events, then the hash's fields and values. Consumers may report out of order: an older
-#: revision changes nothing. Only the database may end a job that a user has cancelled in the hash, and a job that a
-#: worker has begun does not wait again because no result of it is durable yet.
+#: KEYS: hash, events, then what the job's work leaves behind, active jobs. ARGV: revision, state, whether events are
+#: wanted, `job.started`, most events, job id, then the hash's fields and values. Consumers may report out of order: an
+#: older revision changes nothing. Only the database may end a job that a user has cancelled in the hash, and a job
+#: that a worker has begun does not wait again because no result of it is durable yet. A job that had ended and is asked
+#: again is active again.
 _REPORT: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') then return 0 end
 local cancelled = redis.call('HGET', KEYS[1], 'state') == 'cancelled'
 local final = ARGV[2] == 'done' or ARGV[2] == 'cancelled'
 local begun = ARGV[2] == 'queued' and redis.call('HGET', KEYS[1], 'state') == 'running'
-for i = 6, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   local kept = cancelled and not final and (ARGV[i] == 'state' or ARGV[i] == 'finished_at')
   kept = kept or begun and (ARGV[i] == 'state' or ARGV[i] == 'started_at')
   if not kept then
@@ -36,7 +37,8 @@ for i = 6, #ARGV, 2 do
 end
 if not final and redis.call('HGET', KEYS[1], 'ended') == '1' then
   redis.call('HDEL', KEYS[1], 'ended')
-  for i = 1, #KEYS do redis.call('PERSIST', KEYS[i]) end
+  for i = 1, 8 do redis.call('PERSIST', KEYS[i]) end
+  redis.call('SADD', KEYS[9], ARGV[6])
 end
 if ARGV[3] == '1' and ARGV[2] ~= 'queued' then
   if redis.call('HGET', KEYS[1], 'announced') ~= '1' or redis.call('EXISTS', KEYS[2]) == 0 then
@@ -118,13 +120,15 @@ class Announcer:
         started = job_event("job.started", job, {"name": job.name, "total": job.total})
         pipe.eval(
             _REPORT,
-            8,
+            9,
             *_job_keys(job.job_id),
+            keys.ACTIVE,
             job.revision,
             job.state,
             int(self._wants_events),
             _encoded(started),
             self._max_events,
+            job.job_id,
             *(part for field in fields.items() for part in field),
         )
 

@@ -162,6 +162,8 @@ async def create_schema(connection: AsyncConnection, path: Path) -> None:
         await connection.run_sync(metadata.create_all)
     if version == 1:
         await _to_version_2(connection)
+    if version in {1, 2}:
+        await _to_version_3(connection)
     if version < SCHEMA_VERSION:
         await connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
 
@@ -172,6 +174,11 @@ async def _to_version_2(connection: AsyncConnection) -> None:
         for name in SINCE_VERSION_2:
             kind = "FLOAT DEFAULT 0" if name in DOLLAR_COLUMNS else "INTEGER NOT NULL DEFAULT 0"
             await connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+
+
+async def _to_version_3(connection: AsyncConnection) -> None:
+    """An index, for `--only-missing`."""
+    await connection.exec_driver_sql("CREATE INDEX profiles_by_destination ON profiles (destination_id)")
 
 
 async def schema_version(connection: AsyncConnection, path: Path) -> int:

@@ -264,6 +264,32 @@ class AsyncDatabaseManager:
         """A job's destinations that have neither a profile nor a failure, in the order they came."""
         return self.destinations(job_id, "queued")
 
+    def failed(self, job_id: str, error_class: str | None = None) -> AsyncIterator[DestinationRow]:
+        """A job's destinations that failed, all or those with one class of error, in the order they came."""
+        table, failures = tables.destinations, tables.failures
+        query = select(table).join_from(table, failures).where(table.c.job_id == job_id, table.c.state == "failed")
+        if error_class is not None:
+            query = query.where(failures.c.error_class == error_class)
+        return self._pages(query, DestinationRow.of)
+
+    async def last_attempt(self, job_id: str) -> int:
+        """The highest attempt that any destination of a job has had; 0 before the first."""
+        query = select(func.coalesce(func.max(tables.destinations.c.attempt), 0))
+        async with self.reading() as connection:
+            found = await connection.execute(query.where(tables.destinations.c.job_id == job_id))
+        return max(0, int(found.scalar_one()))
+
+    async def current(self, destination_ids: Sequence[str], pipeline_version: str) -> set[str]:
+        """Which of these destinations have a complete profile, in any job, that was made by these prompts."""
+        table = tables.profiles
+        query = select(table.c.destination_id).where(
+            table.c.status == "ok",
+            table.c.pipeline_version == pipeline_version,
+            table.c.destination_id.in_(destination_ids),
+        )
+        async with self.reading() as connection:
+            return set((await connection.execute(query)).scalars())
+
     def profiles(self, job_id: str) -> AsyncIterator[ProfileRow]:
         """A job's profiles in the order of its destinations."""
         names = [c for c in tables.profiles.c if c.name != "updated_at"]

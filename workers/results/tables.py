@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 #: `PRAGMA user_version` of a database that this code reads and writes.
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 #: Columns that add up, in the order of `tasks.messages.Usage`.
 USAGE_COLUMNS: Final = (
@@ -154,6 +154,8 @@ profiles = Table(
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     _of_destination(),
+    # Who has a profile already, in whatever job.
+    Index("profiles_by_destination", "destination_id"),
 )
 
 themes = Table(

@@ -1,0 +1,70 @@
+"""`themes retry`: what a job has no profile for is asked again."""
+
+import asyncio
+import sys
+
+import click
+
+from config.settings import Settings
+from scripts.main import settings_from
+from scripts.results import reading
+from scripts.watch import watch_to_end
+from tasks.connection import check_server, connect, locate
+from tasks.messages import Destination
+from tasks.retry import KnownJob, check, is_lost, retry
+from workers.results.store import AsyncDatabaseManager
+
+
+@click.command()
+@click.argument("job", metavar="JOB")
+@click.option("--only", metavar="CLASS", help="Only failures of this class of error, for instance EndpointDownError.")
+@click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
+def command(job: str, only: str | None, *, wait: bool) -> int:
+    """Ask again for the destinations of JOB that failed, and for those that a lost Redis took along.
+
+    Answers that were paid for come from the cache. Without --only, what a cancelled job had left is asked for too.
+    """
+    settings = settings_from()
+    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    known, failed, missing, last = asyncio.run(_read(settings, job, only))
+    check(redis, known)
+    if only or not is_lost(redis, known):
+        missing = []
+    count = retry(known, [*failed, *missing], attempt=last + 1, settings=settings, redis=redis)
+    if not count:
+        which = f" with {only}" if only else ""
+        print(f"nothing to retry: {known.done} of {known.listed} done, {known.failed} failed{which}", file=sys.stderr)
+        return 0
+    print(f"asking again for {count} destinations of job {job}", file=sys.stderr)
+    return watch_to_end(redis, job, settings) if wait else 0
+
+
+async def _read(
+    settings: Settings, job_id: str, only: str | None
+) -> tuple[KnownJob, list[Destination], list[Destination], int]:
+    """The job, what failed of it, what has no outcome, and the highest attempt so far."""
+    async with reading(settings, job_id) as store:
+        return (
+            await known_job(store, job_id),
+            [row.destination async for row in store.failed(job_id, only)],
+            [row.destination async for row in store.missing(job_id)],
+            await store.last_attempt(job_id),
+        )
+
+
+async def known_job(store: AsyncDatabaseManager, job_id: str) -> KnownJob:
+    """A job as the database has it."""
+    row = await store.job(job_id)
+    assert row is not None  # noqa: S101  # `reading` has seen it
+    return KnownJob(
+        job_id=job_id,
+        name=row.name,
+        created_at=row.created_at,
+        options=row.options,
+        is_sealed=row.sealed,
+        listed=row.total or 0,
+        done=row.done,
+        failed=row.failed,
+        cost_usd=row.usage.cost_usd,
+    )
