@@ -43,7 +43,7 @@ async def consume(settings: Settings, url: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, consumer.stop)
         sweeping = asyncio.create_task(
-            Sweeper(configure(settings, broker_url), redis, broker, settings).run(), name="sweeper"
+            Sweeper(configure(settings, broker_url), redis, broker, settings, url=url).run(), name="sweeper"
         )
         log.info("action=start consumer=%s %r", name, store)
         try:

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from redis import Redis
@@ -109,6 +109,7 @@ def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> s
                 "options": msgspec.json.encode(options),
             },
         )
+        pipeline.set(keys.producer(job_id), "1", ex=keys.PRODUCER_SECONDS)
         if options.budget_usd is not None:
             limit = budget.nano_usd(options.budget_usd)
             pipeline.hset(keys.budget(job_id), mapping={budget.LIMIT: limit, budget.SPENT: 0})
@@ -232,24 +233,31 @@ def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
     if before.is_final:
         return before
     now = time.time()
-    unfinished = list(redis.scan_iter(keys.finished(job_id, "*"), count=1000))
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.hset(keys.job(job_id), mapping={"state": "cancelled", "finished_at": now})
-        pipeline.delete(
-            keys.chunks(job_id),
-            keys.labels(job_id),
-            keys.leases(job_id),
-            keys.owners(job_id),
-            keys.deliveries(job_id),
-            *(text_of(key) for key in unfinished),
-        )
         pipeline.srem(keys.ACTIVE, job_id)
         pipeline.xadd(keys.RESULTS, entry_fields(JobClosed(job_id, "cancelled", now), compress=compress))
         pipeline.expire(keys.job(job_id), keys.KEEP_SECONDS)
         pipeline.expire(keys.budget(job_id), keys.KEEP_SECONDS)
         pipeline.execute()
     redis.publish(keys.CONTROL, job_id)
+    drop_work(redis, job_id)
     return status(redis, job_id)
+
+
+def drop_work(redis: Redis, job_id: str) -> None:
+    """Forget what is left to do of a cancelled job: nobody takes any of it any more."""
+    # One set for each chunk that somebody has begun: few, and named after chunks that are still in the ledger.
+    begun: list[Any] = redis.hkeys(keys.deliveries(job_id))
+    redis.delete(
+        keys.chunks(job_id),
+        keys.labels(job_id),
+        keys.leases(job_id),
+        keys.owners(job_id),
+        keys.deliveries(job_id),
+        keys.producer(job_id),
+        *(keys.finished(job_id, text_of(chunk_id)) for chunk_id in begun),
+    )
 
 
 def last_event(known: JobStatus) -> Event:

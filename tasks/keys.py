@@ -12,6 +12,7 @@
 | themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
 | themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
+| themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:results | stream | what the consumer writes to the database | trimmed when acked |
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
@@ -57,6 +58,8 @@ DEAD_ENTRIES: Final = 10_000
 KEEP_SECONDS: Final = 7 * 86_400
 #: Seconds that a finished job's events stay for late watchers.
 EVENTS_KEEP_SECONDS: Final = 86_400
+#: Seconds without a sign of life after which a job's producer counts as dead.
+PRODUCER_SECONDS: Final = 30
 #: Seconds after which a worker without a heartbeat counts as gone.
 WORKER_SECONDS: Final = 15
 
@@ -107,6 +110,11 @@ def deliveries(job_id: str) -> str:
 def finished(job_id: str, chunk_id: str) -> str:
     """Which destinations of a chunk have their result in the stream."""
     return f"themes:job:{job_id}:finished:{chunk_id}"
+
+
+def producer(job_id: str) -> str:
+    """Lives while somebody enqueues a job."""
+    return f"themes:job:{job_id}:producer"
 
 
 def budget(job_id: str) -> str:

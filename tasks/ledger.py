@@ -35,6 +35,7 @@ _TAKE: Final = f"""
 {_NOW}
 local payload = redis.call('HGET', KEYS[1], ARGV[1])
 if not payload then return {{'gone'}} end
+if redis.call('HGET', KEYS[7], 'state') == 'cancelled' then return {{'gone'}} end
 if redis.call('HEXISTS', KEYS[7], 'paused') == 1 then return {{'paused'}} end
 local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if ends and tonumber(ends) > now and redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return {{'held'}} end

@@ -15,7 +15,9 @@ The ledger is written before the messages. A message that is lost, or whose deli
 sweeper; one that comes twice finds the chunk taken or gone.
 """
 
+import contextlib
 import logging
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -30,7 +32,7 @@ from tasks import budget, jobs, keys
 from tasks.app import configure, priority_on_the_wire
 from tasks.connection import check_server, connect, locate, translated
 from tasks.destinations import from_iterable
-from tasks.errors import InputError
+from tasks.errors import InputError, JobStoppedError
 from tasks.fleet import live_lanes
 from tasks.ledger import write_chunks
 from tasks.messages import Chunk, Destination, JobOptions, JobSealed, entry_fields
@@ -44,6 +46,8 @@ SHARES_PER_LANE: Final = 2
 ASSUMED_WORKERS: Final = 2
 #: Destinations written to the ledger, and their messages published, at once.
 FLUSH_DESTINATIONS: Final = 2_000
+#: Signs of life in the time after which a producer counts as dead.
+RENEWALS: Final = 4
 #: Messages that kombu sends in one round trip.
 PUBLISH_BATCH: Final = 1_000
 #: Characters of a task's arguments shown in Flower.
@@ -139,16 +143,39 @@ class _Enqueuing:
     def run(self, rows: Iterator[Destination], name: str) -> jobs.Job:
         job_id = jobs.create(self._redis, name=name, options=self._options, compress=self._compress)
         try:
-            total = self._publish_all(job_id, rows)
+            with self._alive(job_id):
+                total = self._publish_all(job_id, rows)
         except BaseException:
             # Half a job would wait for its other half for ever. What the workers have done of it is cached.
             self._cancel(job_id)
             raise
         return jobs.Job(job_id=job_id, name=name, total=total)
 
+    @contextlib.contextmanager
+    def _alive(self, job_id: str) -> Iterator[None]:
+        """Within the body, the sweeper knows that more of the job may come, however slowly its input flows."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(keys.PRODUCER_SECONDS / RENEWALS):
+                try:
+                    self._redis.set(keys.producer(job_id), "1", ex=keys.PRODUCER_SECONDS)
+                except RedisError as exc:
+                    log.debug("action=producer_unheard job_id=%s %s", job_id, exc)
+
+        thread = threading.Thread(target=renew, name="producer alive", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
     def _cancel(self, job_id: str) -> None:
         try:
             jobs.cancel(self._redis, job_id, compress=self._compress)
+            # Somebody else may have cancelled it before: what was written since is left over.
+            jobs.drop_work(self._redis, job_id)
         except RedisError as exc:
             log.warning("action=cancel job_id=%s could not be cancelled after a failed enqueue: %s", job_id, exc)
 
@@ -173,6 +200,8 @@ class _Enqueuing:
     def _flush(self, job_id: str, batch: list[tuple[Chunk, str]], count: int) -> int:
         if not batch:
             return 0
+        if self._redis.hget(keys.job(job_id), "state") == b"cancelled":
+            raise JobStoppedError(f"job {job_id} was cancelled while it was being enqueued", job_id=job_id)
         with self._redis.pipeline(transaction=True) as pipeline:
             write_chunks(pipeline, job_id, batch, compress=self._compress)
             pipeline.hincrby(keys.job(job_id), "total", count)
@@ -183,6 +212,7 @@ class _Enqueuing:
     def _seal(self, job_id: str, total: int) -> None:
         with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hset(keys.job(job_id), "sealed", 1)
+            pipeline.delete(keys.producer(job_id))
             pipeline.xadd(keys.RESULTS, entry_fields(JobSealed(job_id, total), compress=self._compress))
             pipeline.execute()
 

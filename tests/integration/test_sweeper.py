@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import time
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -14,9 +15,10 @@ from config.settings import Settings
 from tasks import jobs, keys
 from tasks.app import configure
 from tasks.connection import connect_async
+from tasks.errors import JobStoppedError
 from tasks.events import follow
 from tasks.ledger import Ledger, Taken
-from tasks.messages import Event
+from tasks.messages import Event, JobOptions
 from tasks.pause import resume
 from tasks.producer import enqueue
 from workers.results.consumer import ResultsConsumer
@@ -57,7 +59,7 @@ async def rig(redis: Redis, redis_url: str, settings_for: Callable[..., Settings
     settings = settings_for(REDIS_URL=redis_url)
     client = connect_async(redis_url, socket_timeout_seconds=5)
     job = enqueue([f"City {number}" for number in range(4)], priority=7, settings=settings, redis=redis)
-    yield Rig(redis, client, Sweeper(configure(settings, redis_url), client, client, settings), job)
+    yield Rig(redis, client, Sweeper(configure(settings, redis_url), client, client, settings, url=redis_url), job)
     await client.aclose()
 
 
@@ -192,3 +194,60 @@ async def test_a_job_is_stalled_when_nobody_works_on_it_and_not_when_somebody_is
     rig.redis.expire(keys.worker("slow"), keys.WORKER_SECONDS)
     rig.redis.zadd(keys.WORKERS, {"slow": 0})
     assert jobs.status(rig.redis, rig.job.job_id).state == "running"
+
+
+async def test_a_job_whose_producer_died_is_cancelled_and_one_that_is_slow_is_not(
+    rig: Rig, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.results.sweeper.UNSEEN_SECONDS", 0.05)
+    half = jobs.create(rig.redis, name="half", options=JobOptions(), compress=True)
+    await rig.sweeper.sweep()
+    await asyncio.sleep(0.06)
+    await rig.sweeper.sweep()
+    assert jobs.status(rig.redis, half).state == "queued", "its producer gives signs of life"
+    rig.redis.delete(keys.producer(half))
+    await rig.sweeper.sweep()
+    assert jobs.status(rig.redis, half).state == "queued", "Redis may have been away"
+    await asyncio.sleep(0.06)
+    await rig.sweeper.sweep()
+    assert jobs.status(rig.redis, half).state == "cancelled"
+    assert jobs.status(rig.redis, rig.job.job_id).state == "queued", "a sealed job needs no producer"
+
+
+def test_a_job_that_is_cancelled_while_it_is_enqueued_leaves_nothing_behind(
+    redis: Redis, redis_url: str, settings_for: Callable[..., Settings]
+) -> None:
+    def rows() -> Iterator[str]:
+        for number in range(200):
+            if number == 120:
+                (job_id,) = redis.smembers(keys.ACTIVE)
+                jobs.cancel(redis, job_id.decode())
+            yield f"City {number}"
+
+    with pytest.raises(JobStoppedError, match="was cancelled while it was being enqueued"):
+        enqueue(rows(), settings=settings_for(REDIS_URL=redis_url), redis=redis)
+    (job_id,) = redis.zrange(keys.JOBS, 0, -1)
+    left = {key.decode() for key in redis.scan_iter(f"{keys.job(job_id.decode())}*")}
+    assert left == {keys.job(job_id.decode())}
+
+
+def test_a_producer_shows_that_it_lives_until_it_has_sealed_its_job(
+    redis: Redis, redis_url: str, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.producer.RENEWALS", 3000)
+    renewed = False
+
+    def rows() -> Iterator[str]:
+        nonlocal renewed
+        yield "City 0"
+        for number in range(1, 60):
+            yield f"City {number}"
+        (job_id,) = redis.smembers(keys.ACTIVE)
+        redis.delete(keys.producer(job_id.decode()))
+        deadline = time.monotonic() + 20
+        while not renewed and time.monotonic() < deadline:
+            renewed = bool(redis.exists(keys.producer(job_id.decode())))
+
+    job = enqueue(rows(), settings=settings_for(REDIS_URL=redis_url), redis=redis)
+    assert renewed
+    assert not redis.exists(keys.producer(job.job_id))

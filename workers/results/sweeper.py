@@ -4,10 +4,14 @@ Two things leave a chunk alone: its worker died (the lease runs out), or its mes
 writes its own books in a second step). The first is seen in the ledger at once. The second shows as fewer messages than
 waiting chunks; when that lasts for two looks, the oldest waiting chunks are sent again. A message too many costs
 nothing: it finds its chunk held or gone.
+
+A job whose producer died before it had said that nothing more follows is cancelled: it would wait for its rest for
+ever. What is done of it stays, and the database can say what is not (`themes retry`).
 """
 
 import asyncio
 import logging
+import time
 from typing import Final
 
 import msgspec
@@ -16,8 +20,8 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import Settings
-from tasks import keys
-from tasks.connection import text_of
+from tasks import jobs, keys
+from tasks.connection import connect, text_of
 from tasks.ledger import Ledger
 from tasks.messages import JobOptions
 from tasks.producer import publish
@@ -26,18 +30,24 @@ log = logging.getLogger("themes.sweeper")
 
 #: Messages sent again in one sweep for one job, at most.
 RESEND_AT_ONCE: Final = 1_000
+#: Seconds for which a producer must not have been seen, beyond the life of its last sign.
+UNSEEN_SECONDS: Final = 10.0
 
 
 class Sweeper:
     """Looks through all jobs that are not finished, every `work.sweep_interval_seconds`."""
 
-    def __init__(self, app: Celery, redis: Redis, broker: Redis, settings: Settings) -> None:
+    def __init__(self, app: Celery, redis: Redis, broker: Redis, settings: Settings, *, url: str) -> None:
         self._app = app
+        self._registry = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+        self._compress = settings.performance_optimization.enable_result_compression
         self._redis = redis
         self._broker = broker
         self._interval = settings.work.sweep_interval_seconds
         self._ledger = Ledger(redis, token="sweeper", lease_seconds=settings.work.lease_seconds)  # noqa: S106
         self._lacked_before = False
+        #: Since when the producers of unsealed jobs have not been seen.
+        self._unseen: dict[str, float] = {}
         self.resent = 0
 
     def __repr__(self) -> str:
@@ -58,6 +68,10 @@ class Sweeper:
         sent = 0
         for member in await self._redis.smembers(keys.ACTIVE):
             job_id = text_of(member)
+            if await self._is_abandoned(job_id, time.monotonic()):
+                log.warning("action=job_abandoned job_id=%s its producer died: it is cancelled", job_id)
+                await asyncio.to_thread(jobs.cancel, self._registry, job_id, compress=self._compress)
+                continue
             waiting[job_id], dead = await self._ledger.sweep(job_id)
             if dead:
                 log.warning("action=lease_dead job_id=%s chunks=%d are sent again", job_id, len(dead))
@@ -69,6 +83,20 @@ class Sweeper:
         self._lacked_before = lacking > 0
         self.resent += sent
         return sent
+
+    async def _is_abandoned(self, job_id: str, now: float) -> bool:
+        """Whether nobody is left who could say that the job is complete; `now` in monotonic seconds.
+
+        For a while nobody has to be seen: a Redis that was away forgets signs of life faster than they are given.
+        """
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hget(keys.job(job_id), "sealed")
+            pipeline.exists(keys.producer(job_id))
+            sealed, is_alive = await pipeline.execute()
+        if sealed != b"0" or is_alive:
+            self._unseen.pop(job_id, None)
+            return False
+        return now - self._unseen.setdefault(job_id, now) >= UNSEEN_SECONDS
 
     async def _make_up(self, waiting: dict[str, int], lacking: int) -> int:
         """Send the oldest waiting chunks again, job by job."""
