@@ -17,6 +17,7 @@
 | themes:results | stream | what the consumer writes to the database | trimmed when acked |
 | themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
 | themes:workers | zset | worker by its last heartbeat (s) | an hour after it |
+| themes:queue:dead | list | what was in the queue and is no message of ours, with the reason | at most DEAD_ENTRIES |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
 | themes:stats:cache | hash | what the caches of all processes have counted | until `themes cache clear` |
@@ -49,6 +50,8 @@ ACTIVE: Final = "themes:active"
 WORKERS: Final = "themes:workers"
 RESULTS: Final = "themes:results"
 DEAD: Final = "themes:results:dead"
+#: What was in the Celery queue and is no message of ours.
+QUEUE_DEAD: Final = "themes:queue:dead"
 #: The consumer group of the results stream.
 GROUP: Final = "consumer"
 #: Dead entries kept for a look.

@@ -17,6 +17,8 @@ from tasks.process import attach
 
 #: Exit code of a worker whose configuration is wrong.
 EX_CONFIG: Final = 2
+#: Takes what is garbage out of the queue, and survives it.
+TRANSPORT: Final = "workers.transport:Transport"
 
 
 class RuntimeStep(bootsteps.StartStopStep):
@@ -26,6 +28,7 @@ class RuntimeStep(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
+        parent.app.conf.broker_transport = TRANSPORT
         self._runtime: Any = None
 
     def start(self, parent: Any) -> None:

@@ -1,0 +1,46 @@
+"""Ten thousand entries of garbage in the Celery queue, amid a job."""
+
+import random
+from pathlib import Path
+
+from redis import Redis
+
+from tasks import fleet, keys
+from tests.e2e.conftest import Engine, until
+from tests.garbage import kinds
+
+ENTRIES = 10_000
+
+
+def test_ten_thousand_entries_of_garbage_neither_end_the_worker_nor_lose_a_message(
+    stack: Engine, tmp_path: Path
+) -> None:
+    stack.themes("w", "worker", "--name", "w")
+    path = tmp_path / "cities.csv"
+    path.write_text("name\n" + "".join(f"City {number}\n" for number in range(300)))
+    chance = random.Random(4)
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        until("the worker to be there", lambda: fleet.workers(redis))
+        (before,) = fleet.workers(redis).values()
+        job_id = stack.run("enqueue", str(path)).stdout.strip()
+        sent = 0
+        while sent < ENTRIES:
+            with redis.pipeline(transaction=False) as pipeline:
+                for entry in kinds(chance):
+                    # At both ends, and among the messages of every priority.
+                    push = chance.choice([pipeline.lpush, pipeline.rpush])
+                    push(chance.choice(keys.queue_keys()), entry)
+                    sent += 1
+                pipeline.execute()
+        watched = stack.run("watch", job_id)
+        assert watched.returncode == 0, watched.stderr
+        until("the queue to be empty", lambda: not any(redis.llen(key) for key in keys.queue_keys()))
+        (after,) = fleet.workers(redis).values()
+        assert (after["pid"], after["started_at"]) == (before["pid"], before["started_at"])
+        assert 0 < redis.llen(keys.QUEUE_DEAD) <= keys.DEAD_ENTRIES
+        until("nothing to be unacknowledged", lambda: not redis.hlen("themes:unacked"))
+    log = stack.log("w")
+    assert log.count("action=message_dead") < 50
+    assert "Traceback" not in log
+    status = stack.status(job_id)
+    assert (status["done"], status["failed"], status["llm_calls"]) == (300, 0, 300 * 16)

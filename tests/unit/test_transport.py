@@ -1,0 +1,39 @@
+"""What is taken out of the queue is a call of our task, or dead."""
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.app import PROCESS_CHUNK
+from tests.garbage import kinds, message
+from workers.transport import DeadMessageError, accepted
+
+
+def test_a_message_of_ours_is_accepted_as_it_is() -> None:
+    ours = message("20261123-142501-7f3a", "00000000-1.1")
+    assert accepted(json.dumps(ours).encode(), PROCESS_CHUNK) == ours
+
+
+def test_every_kind_of_garbage_is_refused_with_a_short_reason() -> None:
+    reasons: list[str] = []
+    good = json.dumps(message()).encode()
+    for seed in range(20):
+        for entry in kinds(random.Random(seed)):
+            try:
+                taken = accepted(entry, PROCESS_CHUNK)
+            except DeadMessageError as exc:
+                reasons.append(str(exc))
+            else:
+                assert len(entry) == len(good), "one changed byte may leave it a message"
+                assert isinstance(taken["properties"]["delivery_tag"], str)
+    assert len(reasons) > 20 * 30
+    assert max(map(len, reasons)) < 400
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_do_more_than_be_refused(entry: bytes) -> None:
+    with pytest.raises(DeadMessageError):
+        accepted(entry, PROCESS_CHUNK)
