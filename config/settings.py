@@ -60,8 +60,10 @@ _STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]],
     (Roles, parse_roles),
     (Body, parse_body),
 )
+#: What a supervisor tells the worker process that it starts: how often it had to start one again, and why.
+SUPERVISED: Final = ("THEMES_RESTARTS", "THEMES_WEDGED")
 #: Variables of the same prefix that are no settings.
-OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG"}
+OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG", *SUPERVISED}
 
 
 def _setting(
@@ -167,7 +169,7 @@ class WorkSettings:
     sweep_interval_seconds: float = _setting(2.0, low=0.1, high=600)
     max_deliveries: int = _setting(3, low=1, high=100)
     destination_attempts: int = _setting(2, low=1, high=20)
-    shutdown_grace_seconds: float = _setting(10.0, low=0, high=3600)
+    shutdown_grace_seconds: float = _setting(8.0, low=0, high=3600)
     max_unwritten_results: int = _setting(20_000, low=100, high=10_000_000)
     wedged_after_seconds: float = _setting(30.0, low=2, high=3600)
 

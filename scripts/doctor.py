@@ -18,7 +18,7 @@ from rich.text import Text
 from config.settings import Settings, notices
 from scripts.local_redis import find_binary
 from scripts.main import settings_from
-from tasks import keys
+from tasks import fleet
 from tasks.connection import check_server, connect, locate, masked
 from tasks.errors import ThemesError
 
@@ -114,9 +114,21 @@ def _workers(settings: Settings) -> Check:
     url = locate(settings)
     with connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as client:
         check_server(client)
-        names = sorted(key.decode().removeprefix(keys.worker("")) for key in client.scan_iter(keys.worker("*")))
-    fix = None if names else "`themes worker` (and `themes consumer`) in another terminal, or `themes up`"
-    return Check("workers", ok=bool(names), found=", ".join(names) or "none is running", fix=fix)
+        found = fleet.workers(client)
+    fix = None if found else "`themes worker` (and `themes consumer`) in another terminal, or `themes up`"
+    said = ", ".join(_worker(name, report) for name, report in sorted(found.items()))
+    return Check("workers", ok=bool(found), found=said or "none is running", fix=fix)
+
+
+def _worker(name: str, report: dict[str, str]) -> str:
+    """A worker's name and lanes, and how often it had to be started again, where it had to."""
+    again = int(report.get("restarts") or 0)
+    text = f"{name} ({report.get('lanes')} lanes"
+    if again:
+        text += f", started again {again} times, {report.get('wedged')} of them because it consumed nothing"
+    if report.get("waiting_for"):
+        text += f", waiting for the LLM: {report['waiting_for']}"
+    return text + ")"
 
 
 def _llm(settings: Settings) -> Check:

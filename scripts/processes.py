@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,10 @@ import psutil
 
 #: Seconds that the kernel may take to end a killed process.
 KILL_SECONDS: Final = 5.0
+#: Seconds between two looks whether stopping processes have ended.
+POLL_SECONDS: Final = 0.02
+#: Set by the second signal: nothing is waited for any more.
+_hurry: Final = threading.Event()
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -67,14 +72,16 @@ def spawn(
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]], *, seconds: float) -> bool:
-    """SIGTERM to all, wait together, SIGKILL to what is left after `seconds`; True when none had to be killed."""
+    """SIGTERM to all, wait together, SIGKILL to what is left after `seconds`; True when none had to be killed.
+
+    After a second signal nothing is waited for.
+    """
     for process in processes:
         if process.poll() is None:
             process.terminate()
     deadline = time.monotonic() + seconds
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()))
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline and not _hurry.is_set():
+        time.sleep(POLL_SECONDS)
     left = [process for process in processes if process.poll() is None]
     for process in left:
         _kill_tree(process)
@@ -99,13 +106,17 @@ class Interrupted(BaseException):  # as KeyboardInterrupt, it is no error
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the body, SIGTERM, SIGHUP and SIGINT raise `Interrupted` once; later ones are ignored."""
+    """Within the body, SIGTERM, SIGHUP and SIGINT raise `Interrupted` once; a second one makes `stop` kill at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del frame
         for each in caught:
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, hurry)
         raise Interrupted(signal.Signals(number).name)
+
+    def hurry(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        _hurry.set()
 
     caught = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     before = {number: signal.signal(number, interrupt) for number in caught}

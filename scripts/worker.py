@@ -18,14 +18,16 @@ from typing import Final
 import click
 from redis import Redis, RedisError
 
-from config.settings import Settings, notices
+from config.settings import SUPERVISED, Settings, notices
 from scripts.main import settings_from
 from scripts.processes import spawn
 from tasks import keys
 from tasks.connection import check_server, connect, locate
+from tasks.leases import release
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import load_stages
+from workers.wedge import EX_WEDGED, WedgeDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
 
@@ -49,23 +51,6 @@ def backoff_seconds(stillbirths: int) -> float:
 
 
 @dataclass
-class WedgeDetector:
-    """Says when a worker is alive but consumes nothing: idle lanes and waiting messages for longer than a bound."""
-
-    after_seconds: float
-    since: float | None = None
-
-    def is_wedged(self, *, now: float, busy: int | None, waiting: int) -> bool:
-        """Judge one look. `busy` is None when the worker has no heartbeat."""
-        if waiting == 0 or busy:
-            self.since = None
-            return False
-        if self.since is None:
-            self.since = now
-        return now - self.since >= self.after_seconds
-
-
-@dataclass
 class Supervisor:
     """Starts one Celery worker process and starts it again when it dies or wedges."""
 
@@ -75,6 +60,8 @@ class Supervisor:
     name: str
     command: list[str]
     restarts: int = 0
+    #: Of these, how many because the process was alive and consumed nothing.
+    wedged: int = 0
     signals: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _wedge: WedgeDetector = field(init=False)
@@ -107,8 +94,15 @@ class Supervisor:
                 )
                 return 1
             self.restarts += 1
+            self.wedged += code == EX_WEDGED
             delay = backoff_seconds(stillbirths)
-            log.warning("action=restart exit_code=%d restarts=%d delay_s=%.1f", code, self.restarts, delay)
+            log.warning(
+                "action=restart exit_code=%d restarts=%d wedged=%d delay_s=%.1f",
+                code,
+                self.restarts,
+                self.wedged,
+                delay,
+            )
             self._wait(delay)
         return 0
 
@@ -119,7 +113,8 @@ class Supervisor:
 
     def _one_life(self) -> int:
         """From one start of the Celery process to its end; returns its exit code."""
-        self._process = process = spawn(self.command)
+        told = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged)), strict=True))
+        self._process = process = spawn(self.command, env=told)
         self._wedge.since = None
         deadline: float | None = None
         looked = time.monotonic()
@@ -137,16 +132,28 @@ class Supervisor:
                         self.settings.work.wedged_after_seconds,
                     )
                     process.kill()
+                    process.wait()
+                    self._release(process.pid)
+                    return EX_WEDGED
             time.sleep(WATCH_SECONDS)
+        self._release(process.pid)
         return code
+
+    def _release(self, pid: int) -> None:
+        """Let others have at once what the process held: it is dead, nobody need wait for its leases to run out."""
+        try:
+            freed = release(self.redis, self.name, pid)
+        except (RedisError, OSError) as exc:
+            log.warning("action=release its leases must run out, Redis does not answer: %s", exc)
+            return
+        if freed:
+            log.warning("action=release chunks=%d of the process that ended are free", freed)
 
     def _is_wedged(self, now: float) -> bool:
         try:
-            with self.broker.pipeline(transaction=False) as pipeline:
-                for key in keys.queue_keys():
-                    pipeline.llen(key)
-                waiting = sum(pipeline.execute())
-            busy = self.redis.hget(keys.worker(self.name), "chunks_held")
+            waiting = waiting_messages(self.broker)
+            # Its own watch sees a consumer that has stopped; here we see a process that has.
+            busy = self.redis.hget(keys.worker(self.name), "chunks_claimed")
         except (RedisError, OSError):
             # Redis is away: nobody can consume, and nobody is to blame.
             self._wedge.since = None

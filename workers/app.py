@@ -30,11 +30,13 @@ class RuntimeStep(bootsteps.StartStopStep):
         super().__init__(parent, **kwargs)
         parent.app.conf.broker_transport = TRANSPORT
         self._runtime: Any = None
+        self._watch: Any = None
 
     def start(self, parent: Any) -> None:
         """Build the runtime, or end the process with one clear line."""
         # Late: a worker's parts are of no use to `celery -A workers.app flower`.
         from workers.runtime import Runtime
+        from workers.wedge import WedgeWatch, end_process
 
         settings = SETTINGS
         try:
@@ -47,6 +49,13 @@ class RuntimeStep(bootsteps.StartStopStep):
         except ThemesError as exc:
             _exit(exc)
         attach(parent.app, self._runtime)
+        self._watch = WedgeWatch(
+            connect(settings.celery.broker_url or url, socket_timeout_seconds=settings.redis.socket_timeout_seconds),
+            lambda: self._runtime.busy,
+            after_seconds=settings.work.wedged_after_seconds,
+            end=end_process,
+        )
+        self._watch.start()
         signals.worker_shutting_down.connect(self._drain, weak=False)
 
     def _drain(self, **_: Any) -> None:
@@ -55,6 +64,8 @@ class RuntimeStep(bootsteps.StartStopStep):
     def stop(self, parent: Any) -> None:
         """Close the runtime; running chunks end within the grace time or are given back."""
         signals.worker_shutting_down.disconnect(self._drain)
+        if self._watch:
+            self._watch.stop()
         if self._runtime:
             self._runtime.close()
         attach(parent.app, None)

@@ -122,6 +122,11 @@ class ChunkRunner:
         return len(self._held)
 
     @property
+    def claimed(self) -> int:
+        """Messages in hand: chunks under our lease, and those that we are about to take."""
+        return len(self._claimed)
+
+    @property
     def is_stopping(self) -> bool:
         """Whether nothing more is started."""
         return self._patience.is_over

@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 from config.settings import Settings
 from tasks import fleet, keys
 from tasks.connection import connect_async
+from tasks.leases import token_prefix
 from tasks.ledger import Ledger
 from tasks.messages import Destination, Event, JobOptions, StageRecord
 from tasks.producer import publish
@@ -118,6 +119,11 @@ class Runtime:
             # Stopped in the middle: the chunk is in the ledger, its lease is released, its LLM answers are cached.
             return "cancelled"
 
+    @property
+    def busy(self) -> int | None:
+        """Messages in hand; None when nothing is started any more. May be read from any thread."""
+        return None if self._draining or self._chunks is None else self._chunks.claimed
+
     def drain(self) -> None:
         """Start nothing any more; what waits is given back. Returns at once."""
         self._draining = True
@@ -184,7 +190,7 @@ class Runtime:
             await stack.enter_async_context(lanes)
             ledger = Ledger(
                 redis,
-                token=f"{self._name}/{os.getpid()}/{uuid.uuid4().hex[:8]}",
+                token=f"{token_prefix(self._name, os.getpid())}{uuid.uuid4().hex[:8]}",
                 lease_seconds=settings.work.lease_seconds,
                 compress=limits.enable_result_compression,
             )

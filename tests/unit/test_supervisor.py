@@ -1,4 +1,5 @@
-from scripts.worker import MAX_BACKOFF_SECONDS, WedgeDetector, backoff_seconds
+from scripts.worker import MAX_BACKOFF_SECONDS, backoff_seconds
+from workers.wedge import WedgeDetector
 
 
 def test_an_idle_worker_with_waiting_messages_is_wedged_after_the_bound() -> None:
