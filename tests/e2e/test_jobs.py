@@ -201,7 +201,7 @@ def test_failed_destinations_are_named_and_make_the_job_fail(stack: Engine) -> N
     assert failures.returncode == 1
     (failure,) = [json.loads(line) for line in failures.stdout.splitlines()]
     assert failure["name"] == "City 3"
-    assert failure["error_class"] == "EndpointDownError"
+    assert failure["error_class"] == "EndpointAwayError"
     assert failure["attempts"] == 2
     assert stack.ask_sandbox("/stats")["requests"] == status["llm_calls"]
     table = stack.run("failures", job_id)

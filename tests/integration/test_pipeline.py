@@ -124,7 +124,7 @@ async def test_a_destination_without_any_theme_is_a_failure_that_counts_its_call
         outcome = await processor.process(KYOTO, attempt=2)
     assert outcome.profile is None
     assert outcome.failure is not None
-    assert outcome.failure.error_class in {"EndpointDownError", "CircuitOpenError"}
+    assert outcome.failure.error_class in {"EndpointAwayError", "CircuitOpenError"}
     assert outcome.failure.attempts == 2
     assert outcome.failure.stage.startswith("discover.")
     assert outcome.is_retryable

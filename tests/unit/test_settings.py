@@ -117,7 +117,7 @@ def test_the_command_line_wins_over_the_environment_over_the_file_over_defaults(
         "work.sweep_interval_seconds": (2.0, "default"),
         "work.max_deliveries": (4, "my.yaml:4"),
         "work.destination_attempts": (2, "default"),
-        "work.shutdown_grace_seconds": (10.0, "default"),
+        "work.shutdown_grace_seconds": (8.0, "default"),
         "work.max_unwritten_results": (20_000, "default"),
         "work.wedged_after_seconds": (30.0, "default"),
     }
