@@ -1,0 +1,124 @@
+"""Processes that are killed, frozen, or cut off from Redis in the middle of a job."""
+
+import subprocess
+import time
+
+import pytest
+
+from scripts.processes import themes
+from tests.faults.books import Trial, trial
+from tests.faults.proxy import Mode
+from tests.faults.stack import LANES, Stack, ended, until
+
+#: Calls that one worker process may have made for destinations that it has not finished.
+IN_WORK = 2 * LANES
+#: Seconds longer than a lease (2) and its sweep.
+BEYOND_A_LEASE = 3.5
+
+
+@pytest.mark.faults
+def test_a_killed_worker_process(stack: Stack, seed: int) -> None:
+    with trial(stack, "worker killed", seed) as job:
+        job.reach()
+        stack.celery(job.random.choice(stack.worker_names)).kill()
+    job.judge()
+
+
+@pytest.mark.faults
+def test_all_workers_killed_with_their_supervisors(stack: Stack, seed: int) -> None:
+    with trial(stack, "all workers killed", seed) as job:
+        job.reach()
+        for name in stack.worker_names:
+            stack.kill(name)
+        for name in stack.worker_names:
+            stack.start(name)
+    job.judge(more_lost=len(stack.worker_names) * IN_WORK)
+
+
+@pytest.mark.faults
+def test_a_killed_consumer(stack: Stack, seed: int) -> None:
+    with trial(stack, "consumer killed", seed) as job:
+        job.reach(0.05, 0.9)
+        stack.kill("consumer")
+        stack.start("consumer")
+    job.judge()
+
+
+#: What the consumer does next or has just done -> how its process dies there.
+COMMITS = {
+    "before the commit": {"mode": Mode.KILLED_AFTER, "commands": ["XREADGROUP"], "reply_bytes": 400},
+    "after the commit": {"mode": Mode.KILLED_BEFORE, "commands": ["MULTI"]},
+    "after the announcement": {"mode": Mode.KILLED_BEFORE, "commands": ["XACK"]},
+    "after the acknowledgement": {"mode": Mode.KILLED_AFTER, "commands": ["XACK"]},
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("place", COMMITS)
+def test_a_consumer_killed_at_its_commit(stack: Stack, seed: int, place: str) -> None:
+    job = Trial(stack, f"consumer killed {place}", seed)
+    stack.proxy.arm("consumer", **COMMITS[place], nth=job.random.randint(1, 6))
+    job.enqueue()
+    ended(stack.processes["consumer"])
+    assert stack.proxy.sprung("consumer")
+    stack.start("consumer")
+    job.over()
+    job.judge()
+
+
+@pytest.mark.soak
+def test_a_killed_producer_is_run_again(stack: Stack, seed: int) -> None:
+    job = Trial(stack, "producer killed", seed, count=2000)
+    # What it does after its look at the server and before the job is sealed: some 30 commands in batches.
+    stack.proxy.arm("producer", mode=Mode.KILLED_BEFORE, nth=job.random.randint(8, 60))
+    command = themes("enqueue", str(job.path))
+    died = subprocess.run(command, env=stack.env("producer"), capture_output=True, check=False)
+    assert died.returncode < 0, died.stderr
+    job.enqueue()
+    job.over()
+    with stack.redis.client() as redis:
+        half = {one.decode() for one in redis.smembers("themes:active")} - {job.job_id}
+        stack.wait_done(job.job_id)
+        for job_id in half:
+            # Its chunks are worked on like any others: the calls of both jobs are in the books together.
+            until("the half job's chunks", lambda job_id=job_id: not redis.exists(f"themes:job:{job_id}:chunks"))
+            stack.cancel(job_id)
+    until("a quiet stream", lambda: _is_quiet(stack))
+    job.judge()
+
+
+def _is_quiet(stack: Stack) -> bool:
+    with stack.redis.client() as redis:
+        return not redis.xlen("themes:results")
+
+
+@pytest.mark.faults
+def test_a_worker_frozen_for_longer_than_its_lease(stack: Stack, seed: int) -> None:
+    with trial(stack, "worker frozen", seed) as job:
+        job.reach()
+        with stack.frozen(job.random.choice(stack.worker_names)):
+            time.sleep(BEYOND_A_LEASE)
+    job.judge(more_lost=IN_WORK)
+
+
+@pytest.mark.faults
+def test_a_worker_cut_off_from_redis_for_longer_than_its_lease(stack: Stack, seed: int) -> None:
+    with trial(stack, "network cut", seed) as job:
+        job.reach()
+        worker = job.random.choice(stack.worker_names)
+        stack.proxy.freeze(worker, on=True)
+        time.sleep(BEYOND_A_LEASE)
+        stack.proxy.freeze(worker, on=False)
+        stack.proxy.cut(worker)
+    job.judge(more_lost=IN_WORK)
+
+
+@pytest.mark.soak
+def test_a_worker_refused_by_redis_for_longer_than_its_lease(stack: Stack, seed: int) -> None:
+    with trial(stack, "connections refused", seed) as job:
+        job.reach()
+        worker = job.random.choice(stack.worker_names)
+        stack.proxy.refuse(worker, on=True)
+        time.sleep(BEYOND_A_LEASE)
+        stack.proxy.refuse(worker, on=False)
+    job.judge(more_lost=IN_WORK)
