@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -79,12 +79,12 @@ class Door:
     open: asyncio.Event = field(default_factory=asyncio.Event)
     refuses: bool = False
     trap: Trap | None = None
-    commands: int = 0
+    commands: Counter[str] = field(default_factory=Counter)
     sprung: list[str] = field(default_factory=list)
 
     def judge(self, frame: Frame) -> Mode | None:
         """Count a command; how it fails, if it does."""
-        self.commands += 1
+        self.commands[frame.name] += 1
         trap = self.trap
         if trap is None or trap.reply_bytes or not trap.fits(frame):
             return None
@@ -244,7 +244,7 @@ class Doors:
         """Set a trap, or none without any option; counts begin anew."""
         door = self.doors[name]
         door.trap = Trap(**(trap | {"mode": Mode(trap["mode"])})) if trap else None
-        door.commands, door.sprung = 0, []
+        door.commands, door.sprung = Counter(), []
 
     async def counts(self, name: str) -> dict[str, Any]:
         """Commands since the trap was set, and those that it caught."""
@@ -308,7 +308,11 @@ class Proxy:
 
     def commands(self, name: str) -> int:
         """Commands since a trap was set."""
-        return int(self._ask("counts", name)["commands"])
+        return sum(self.by_name(name).values())
+
+    def by_name(self, name: str) -> dict[str, int]:
+        """How many of each command."""
+        return dict(self._ask("counts", name)["commands"])
 
     def sprung(self, name: str) -> list[str]:
         """Commands that the trap has caught."""

@@ -60,6 +60,12 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def is_up(port: int) -> bool:
+    """Whether somebody listens."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Server:
     """A redis-server that can be killed and comes back on its port, with its append-only file or empty."""
 
@@ -122,6 +128,7 @@ class Stack:
         self._latency = latency
         self._llm_port = free_port()
         self.calls_each = prompts.CALLS if small_prompts else 16
+        self.lanes = int((QUICK | dict(settings or {}))["THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE"])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.worker_names = [f"w{number}" for number in range(workers)]
         self.doors = {
@@ -181,12 +188,7 @@ class Stack:
         options = ("--port", str(self._llm_port), "--latency", self._latency)
         log = self.folder / "logs" / "llm.log"
         self.processes["llm"] = spawn(themes("sandbox-llm", *options), env=self.settings, log=log)
-        until("the sandbox", self._llm_answers)
-
-    def _llm_answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            return bool(self.ask_llm("/health"))
-        return False
+        until("the sandbox", lambda: is_up(self._llm_port))
 
     def kill(self, role: str) -> None:
         """SIGKILL one process and all that it has started; it stays dead until `start`."""
@@ -218,14 +220,24 @@ class Stack:
         finally:
             process.resume()
 
+    @property
+    def in_work(self) -> int:
+        """Calls that one worker process may have made for destinations that it has not finished."""
+        return self.lanes * self.calls_each
+
     def heal(self) -> None:
         """Start what has died, and forget all traps."""
         for role in self.doors:
             self.proxy.arm(role)
         self.proxy.arm("llm")
-        for role in ("consumer", *self.worker_names):
-            if self.processes[role].poll() is not None:
-                self.start(role)
+        self.start_again()
+
+    def start_again(self) -> int:
+        """Start what has ended, as an init system does; how many processes that were."""
+        gone = [role for role in ("consumer", *self.worker_names) if self.processes[role].poll() is not None]
+        for role in gone:
+            self.start(role)
+        return len(gone)
 
     def deaths(self) -> int:
         """Times that supervisors have seen their Celery process die."""
@@ -285,6 +297,10 @@ class Stack:
         """The results database, for reading, or for standing in the consumer's way."""
         with contextlib.closing(sqlite3.connect(self.folder / "themes.db", timeout=30)) as connection:
             yield connection
+
+    def rows(self) -> int:
+        """Profiles in the database."""
+        return int(self.query("SELECT count(*) FROM profiles")[0][0])
 
     def query(self, sql: str, *values: Any) -> list[Any]:
         """Rows of the database."""

@@ -8,10 +8,8 @@ import pytest
 from scripts.processes import themes
 from tests.faults.books import Trial, trial
 from tests.faults.proxy import Mode
-from tests.faults.stack import LANES, Stack, ended, until
+from tests.faults.stack import Stack, ended, until
 
-#: Calls that one worker process may have made for destinations that it has not finished.
-IN_WORK = 2 * LANES
 #: Seconds longer than a lease (2) and its sweep.
 BEYOND_A_LEASE = 3.5
 
@@ -32,7 +30,7 @@ def test_all_workers_killed_with_their_supervisors(stack: Stack, seed: int) -> N
             stack.kill(name)
         for name in stack.worker_names:
             stack.start(name)
-    job.judge(more_lost=len(stack.worker_names) * IN_WORK)
+    job.judge(more_lost=len(stack.worker_names) * stack.in_work)
 
 
 @pytest.mark.faults
@@ -98,7 +96,7 @@ def test_a_worker_frozen_for_longer_than_its_lease(stack: Stack, seed: int) -> N
         job.reach()
         with stack.frozen(job.random.choice(stack.worker_names)):
             time.sleep(BEYOND_A_LEASE)
-    job.judge(more_lost=IN_WORK)
+    job.judge(more_lost=stack.in_work)
 
 
 @pytest.mark.faults
@@ -110,7 +108,7 @@ def test_a_worker_cut_off_from_redis_for_longer_than_its_lease(stack: Stack, see
         time.sleep(BEYOND_A_LEASE)
         stack.proxy.freeze(worker, on=False)
         stack.proxy.cut(worker)
-    job.judge(more_lost=IN_WORK)
+    job.judge(more_lost=stack.in_work)
 
 
 @pytest.mark.soak
@@ -121,4 +119,4 @@ def test_a_worker_refused_by_redis_for_longer_than_its_lease(stack: Stack, seed:
         stack.proxy.refuse(worker, on=True)
         time.sleep(BEYOND_A_LEASE)
         stack.proxy.refuse(worker, on=False)
-    job.judge(more_lost=IN_WORK)
+    job.judge(more_lost=stack.in_work)

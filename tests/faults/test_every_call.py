@@ -1,0 +1,39 @@
+"""A seeded sample of what `scripts/soak --every-call` tries in full: each way to fail, at some call of some role."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.every_call import moments
+from tests.faults.lab import Lab, Moment
+
+#: Moments of each kind of call: together about ten seconds.
+SAMPLE = {("redis", "worker"): 4, ("redis", "consumer"): 2, ("redis", "producer"): 1, ("http", "worker"): 2,
+          ("sqlite", "consumer"): 3}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("lab")) as made:
+        yield made
+
+
+@pytest.mark.faults
+def test_a_call_that_fails_loses_nothing_and_doubles_nothing(lab: Lab, seed: int) -> None:
+    chance = random.Random(f"every call/{seed}")
+    every = moments(lab.census())
+    for kind, count in SAMPLE.items():
+        for moment in chance.sample([one for one in every if (one.kind, one.role) == kind], count):
+            verdict = lab.run(moment)
+            assert verdict.is_good, f"{verdict}; again: scripts/soak --every-call {moment}"
+
+
+#: Moments at which something was lost once: each is tried at every run.
+REMEMBERED: list[str] = []
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("text", REMEMBERED)
+def test_moments_that_once_lost_something(lab: Lab, text: str) -> None:
+    assert lab.run(Moment.of(text)).is_good
