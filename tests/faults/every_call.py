@@ -1,9 +1,10 @@
 """Every call of a small job fails once in every way: `scripts/soak --every-call [PART | MOMENT...]`.
 
-A PART from 0 to 1 takes that part of the moments, evenly; MOMENTs are written as a failed run prints them. The method
+A PART from 0 to 1 takes that part of the moments, at random but always the same; MOMENTs are written as a failed run prints them. The method
 is SQLite's (sqlite.org/testing.html, its tests of out-of-memory and I/O errors).
 """
 
+import random
 import sys
 import tempfile
 import time
@@ -53,9 +54,12 @@ def _chosen(lab: Lab, arguments: list[str]) -> list[Moment]:
         return [Moment.of(text) for text in arguments]
     census = lab.census()
     print({f"{kind} {role}": count for (kind, role), count in census.items()}, flush=True)
-    part = float(arguments[0]) if arguments else 1.0
     every = moments(census)
-    return [moment for place, moment in enumerate(every) if int(place * part) != int((place + 1) * part)]
+    if not arguments:
+        return every
+    # Seeded, and no moment of a smaller part is missing in a larger one.
+    random.Random(0).shuffle(every)
+    return every[: round(float(arguments[0]) * len(every))]
 
 
 def _count(counts: Counter[str], verdict: Verdict) -> None:

@@ -42,7 +42,7 @@ _SETTINGS: Final = QUICK | {
 }
 
 
-#: A job's profiles, its failures, destinations with both, what its row says, and what the rows of its destinations add up to.
+#: A job's profiles, its failures, destinations with both, what its row says, and what its destinations add up to.
 _JUDGING: Final = (
     "SELECT count(*) FROM profiles WHERE job_id = ?",
     "SELECT count(*) FROM failures WHERE job_id = ?",

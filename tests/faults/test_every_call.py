@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.every_call import moments
-from tests.faults.lab import Lab, Moment
+from tests.faults.lab import Lab
 
 #: Moments of each kind of call: together about ten seconds.
 SAMPLE = {("redis", "worker"): 4, ("redis", "consumer"): 2, ("redis", "producer"): 1, ("http", "worker"): 2,
@@ -27,13 +27,3 @@ def test_a_call_that_fails_loses_nothing_and_doubles_nothing(lab: Lab, seed: int
         for moment in chance.sample([one for one in every if (one.kind, one.role) == kind], count):
             verdict = lab.run(moment)
             assert verdict.is_good, f"{verdict}; again: scripts/soak --every-call {moment}"
-
-
-#: Moments at which something was lost once: each is tried at every run.
-REMEMBERED: list[str] = []
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("text", REMEMBERED)
-def test_moments_that_once_lost_something(lab: Lab, text: str) -> None:
-    assert lab.run(Moment.of(text)).is_good
