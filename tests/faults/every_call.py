@@ -1,7 +1,7 @@
 """Every call of a small job fails once in every way: `scripts/soak --every-call [PART | MOMENT...]`.
 
-A PART from 0 to 1 takes that part of the moments, at random but always the same; MOMENTs are written as a failed run prints them. The method
-is SQLite's (sqlite.org/testing.html, its tests of out-of-memory and I/O errors).
+A PART from 0 to 1 takes that part of the moments, at random but always the same; MOMENTs are written as a failed run
+prints them. The method is SQLite's (sqlite.org/testing.html, its tests of out-of-memory and I/O errors).
 """
 
 import random
