@@ -78,7 +78,7 @@ def _print(summary: Mapping[tuple[str, str], Counter[str]]) -> None:
     columns = ("moments", "not reached", "stuck", "lost", "double", "failed", "wrong counters", "calls unbooked",
                "booked twice")  # fmt: skip
     print(f"\n{'calls of':18} {'how':24} " + " ".join(f"{name:>14}" for name in columns))
-    for (calls, mode), counts in summary.items():
+    for (calls, mode), counts in sorted(summary.items()):
         print(f"{calls:18} {mode:24} " + " ".join(f"{counts[name]:14}" for name in columns))
     total = sum(summary.values(), Counter[str]())
     print(f"{'together':18} {'':24} " + " ".join(f"{total[name]:14}" for name in columns))

@@ -42,6 +42,11 @@ def test_a_killed_consumer(stack: Stack, seed: int) -> None:
     job.judge()
 
 
+def _quick(place: str, only: str) -> pytest.MarkDecorator:
+    """One of several by default, the others with the rest."""
+    return pytest.mark.faults if place == only else pytest.mark.soak
+
+
 #: What the consumer does next or has just done -> how its process dies there.
 COMMITS = {
     "before the commit": {"mode": Mode.KILLED_AFTER, "commands": ["XREADGROUP"], "reply_bytes": 400},
@@ -51,8 +56,7 @@ COMMITS = {
 }
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("place", COMMITS)
+@pytest.mark.parametrize("place", [pytest.param(place, marks=_quick(place, "after the commit")) for place in COMMITS])
 def test_a_consumer_killed_at_its_commit(stack: Stack, seed: int, place: str) -> None:
     job = Trial(stack, f"consumer killed {place}", seed)
     stack.proxy.arm("consumer", **COMMITS[place], nth=job.random.randint(1, 6))
@@ -90,7 +94,7 @@ def _is_quiet(stack: Stack) -> bool:
         return not redis.xlen("themes:results")
 
 
-@pytest.mark.faults
+@pytest.mark.soak
 def test_a_worker_frozen_for_longer_than_its_lease(stack: Stack, seed: int) -> None:
     with trial(stack, "worker frozen", seed) as job:
         job.reach()
