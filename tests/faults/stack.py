@@ -261,12 +261,6 @@ class Stack:
         assert said.returncode == 0, said.stderr
         return said.stdout.strip()
 
-    def cancel(self, job_id: str) -> None:
-        """`themes cancel`."""
-        subprocess.run(
-            themes("cancel", job_id), env=self.env("producer"), capture_output=True, timeout=DEADLINE, check=True
-        )
-
     def state(self, job_id: str) -> str:
         """A job's state in Redis; "" when there is none, or no Redis."""
         with contextlib.suppress(RedisError), self.redis.client() as redis:

@@ -21,7 +21,6 @@ def test_connections_to_the_llm_cut(stack: Stack, seed: int) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.skip(reason="destinations whose LLM is away fail: a job does not wait for it yet")
 def test_an_llm_that_is_away_for_ten_seconds(stack: Stack, seed: int) -> None:
     with trial(stack, "LLM away for 10 s", seed) as job:
         job.reach()

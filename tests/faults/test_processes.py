@@ -77,16 +77,15 @@ def test_a_killed_producer_is_run_again(stack: Stack, seed: int) -> None:
     died = subprocess.run(command, env=stack.env("producer"), capture_output=True, check=False)
     assert died.returncode < 0, died.stderr
     job.enqueue()
-    job.over()
     with stack.redis.client() as redis:
         half = {one.decode() for one in redis.smembers("themes:active")} - {job.job_id}
-        stack.wait_done(job.job_id)
-        for job_id in half:
-            # Its chunks are worked on like any others: the calls of both jobs are in the books together.
-            until("the half job's chunks", lambda job_id=job_id: not redis.exists(f"themes:job:{job_id}:chunks"))
-            stack.cancel(job_id)
+    job.over()
+    stack.wait_done(job.job_id)
+    # What the first run had enqueued is worked on or not; nobody waits for the rest of it.
+    until("the end of the half job", lambda: all(stack.state(one) == "cancelled" for one in half))
     until("a quiet stream", lambda: _is_quiet(stack))
-    job.judge()
+    # Of a cancelled job, what was under way may end without a row.
+    job.judge(more_lost=len(half) * len(stack.worker_names) * stack.in_work)
 
 
 def _is_quiet(stack: Stack) -> bool:

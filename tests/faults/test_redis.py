@@ -108,7 +108,6 @@ def test_a_redis_that_forgets_everything_and_a_new_job(forgetful: Stack, seed: i
 
 
 @pytest.mark.soak
-@pytest.mark.skip(reason="there is no `themes retry JOB` yet that enqueues again what Redis has forgotten")
 def test_a_redis_that_forgets_everything_and_the_old_job_retried(forgetful: Stack, seed: int) -> None:
     with trial(forgetful, "Redis empty: the old job retried", seed) as job:
         job.reach()
