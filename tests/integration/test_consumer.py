@@ -662,3 +662,40 @@ def test_waits_grow_stay_bounded_and_are_spread() -> None:
     assert [wait_seconds(n, 0.0) for n in range(3)] == [0.1, 0.2, 0.4]
     assert wait_seconds(10_000, 0.0) == 5.0
     assert wait_seconds(10_000, 1.0) == 2.5
+
+
+async def test_a_redis_without_room_is_emptied_first_and_told_later(redis: Redis, store: AsyncDatabaseManager) -> None:
+    """Acknowledging is what makes room: a consumer that wanted to tell first would wait for ever."""
+    towns = places(20)
+    await registered(redis)
+    await ResultsStream(redis, consumer="earlier").ensure_group()
+    await published(redis, [*announced(towns), *(done(town) for town in towns)])
+    await redis.set("ballast", b"x" * 4_000_000)
+    await redis.config_set("maxmemory-policy", "noeviction")
+    await redis.config_set("maxmemory", 2_000_000)
+    try:
+        async with consuming(redis, store):
+
+            async def written() -> bool:
+                job = await store.job("j")
+                return job is not None and job.state == "done" and await redis.xlen(keys.RESULTS) == 0
+
+            await eventually(written)
+            assert await redis.hget(keys.job("j"), "state") != b"done"
+            await redis.config_set("maxmemory", 0)
+            await eventually(job_is(redis, "done"))
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+
+async def test_what_a_consumer_could_not_tell_before_it_died_is_told_by_the_next(
+    redis: Redis, store: AsyncDatabaseManager
+) -> None:
+    towns = places(2)
+    await registered(redis)
+    await redis.sadd(keys.ACTIVE, "j")
+    # Durable and acknowledged, and nobody has heard of it.
+    await store.apply([*announced(towns), *(done(town) for town in towns)])
+    async with consuming(redis, store):
+        await eventually(job_is(redis, "done"))
+    assert not await redis.sismember(keys.ACTIVE, "j")

@@ -14,9 +14,11 @@ import time
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ExecAbortError, OutOfMemoryError, RedisError, ResponseError
 
 from config.settings import Settings
+from tasks import keys
+from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError
 from tasks.messages import StreamEntry
 from workers.results.announce import Announcer
@@ -33,6 +35,8 @@ FIRST_WAIT_SECONDS: Final = 0.1
 LAST_WAIT_SECONDS: Final = 5.0
 #: Seconds between two trims of the stream: it costs two round trips, a batch costs three.
 TRIM_SECONDS: Final = 1.0
+#: Batches whose news wait for room in Redis, at most: the newest say it all, but for events of single destinations.
+UNTOLD: Final = 100
 #: Looks for a dead consumer's entries per lease: what it had read waits at most a third longer than one lease.
 CLAIMS_PER_LEASE: Final = 3
 
@@ -65,6 +69,9 @@ class ResultsConsumer:
         self._claim_at = 0.0
         self._trim_at = 0.0
         self._redis_tries = 0
+        self._redis = redis
+        #: What is durable and acknowledged, but could not be told: Redis had no room for the news.
+        self._untold: list[Applied] = []
 
     def __repr__(self) -> str:
         return f"<ResultsConsumer {self._name} stopping={self._stopping.is_set()} {self._store!r}>"
@@ -105,6 +112,7 @@ class ResultsConsumer:
         """Serve one connection's life, beginning with what an earlier one has left behind."""
         await self._stream.ensure_group()
         await self._settle_unfinished()
+        is_told = False
         while not self._stopping.is_set():
             await self._claim()
             batch = await self._stream.gather(
@@ -117,7 +125,12 @@ class ResultsConsumer:
                 # A reply may be lost with its connection and asked for again by the Redis client, in silence: what it
                 # held is ours and unread. Found here it waits for the stream's next pause, not for a lease.
                 await self._settle_unfinished()
+                if not is_told and await self._stream.is_settled():
+                    await self._tell_again()
+                    is_told = True
             await self._trim(now=not batch)
+            if self._untold:
+                await self._announce(Applied({}, [], []))
         await self._trim(now=True)
         await self._stream.leave()
 
@@ -129,7 +142,7 @@ class ResultsConsumer:
         applied = await self._write(decoded.entries)
         if applied is None:
             return False
-        await self._announcer.announce(applied)
+        await self._announce(applied)
         refused = {rejected.index: rejected.reason for rejected in applied.rejected}
         by_id = {raw.id: raw for raw in batch}
         dead = [DeadEntry(by_id[decoded.ids[index]], reason) for index, reason in refused.items()]
@@ -137,6 +150,32 @@ class ResultsConsumer:
         stored = [id_ for index, id_ in enumerate(decoded.ids) if index not in refused]
         await self._stream.ack([*stored, *decoded.gone])
         return True
+
+    async def _announce(self, applied: Applied) -> None:
+        """Tell what is durable. A Redis without room hears it later: acknowledging is what makes room."""
+        try:
+            for earlier in [*self._untold, applied]:
+                await self._announcer.announce(earlier)
+                if self._untold:
+                    del self._untold[0]
+        except (OutOfMemoryError, ExecAbortError) as bad:
+            if not self._untold:
+                log.warning(
+                    "Redis has no room: progress is told when there is some again. Raise its maxmemory. %s",
+                    bad,
+                    extra={"action": "redis_full"},
+                )
+            if applied.jobs:
+                self._untold = [*self._untold, applied][-UNTOLD:]
+
+    async def _tell_again(self) -> None:
+        """Tell how the jobs stand that Redis takes for unfinished: a consumer may have died without telling."""
+        self._untold.clear()
+        jobs = {}
+        for member in await self._redis.smembers(keys.ACTIVE):
+            if row := await self._store.job(text_of(member)):
+                jobs[row.job_id] = row
+        await self._announce(Applied(jobs, [], []))
 
     async def _write(self, entries: list[StreamEntry]) -> Applied | None:
         """Write the batch, however long the database is busy; None when told to stop meanwhile."""

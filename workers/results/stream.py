@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from tasks import keys
 from tasks.messages import StreamEntry, WireError, unpack
@@ -99,6 +99,8 @@ class ResultsStream:
         """Create the group, and the stream with it, so that it reads from the very first entry."""
         try:
             await self._redis.xgroup_create(keys.RESULTS, keys.GROUP, id="0", mkstream=True)
+        except OutOfMemoryError:
+            return  # a full Redis refuses before it looks; where there is none yet, the first read says so
         except ResponseError as bad:
             if not str(bad).startswith("BUSYGROUP"):
                 raise
@@ -141,6 +143,10 @@ class ResultsStream:
         """Say that these are durable."""
         if ids:
             await self._redis.xack(keys.RESULTS, keys.GROUP, *ids)
+
+    async def is_settled(self) -> bool:
+        """Whether nothing that any consumer has read is unacknowledged."""
+        return not (await self._redis.xpending(keys.RESULTS, keys.GROUP))["pending"]
 
     async def bury(self, dead: Sequence[DeadEntry]) -> None:
         """Move entries that cannot be used aside, each with its reason, and acknowledge them."""
