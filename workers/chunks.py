@@ -11,6 +11,7 @@ What a destination has cost is booked whatever becomes of it.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,6 +34,10 @@ log = logging.getLogger("themes.chunks")
 
 #: Part of the grace time in which a stopping worker still asks; the rest is for answers under way.
 FINISH_SHARE: Final = 0.5
+#: The delivery from which on a destination is handled alone among its like.
+SUSPECT: Final = 3
+#: Of those that wait for that, so many are remembered; the sweeper finds the others.
+POSTPONED: Final = 1_000
 #: Seconds that a stopping worker may take to give back what it has just cut short.
 GIVE_BACK_SECONDS: Final = 1.0
 
@@ -110,6 +115,10 @@ class ChunkRunner:
         #: Chunks that a thread of ours is busy with, from before their lease on: a second message finds them here.
         self._claimed: set[tuple[str, str]] = set()
         self._held: dict[tuple[str, str], _Held] = {}
+        #: The one destination here whose workers have died so often that the next death is its last, and those like it
+        #: that have to wait for its end.
+        self._suspect: tuple[str, str] | None = None
+        self._postponed: deque[tuple[str, str, str, int]] = deque(maxlen=POSTPONED)
         #: The stop sign of every job that has chunks here.
         self._halts: dict[str, Halt] = {}
 
@@ -225,13 +234,36 @@ class ChunkRunner:
         if taken.deliveries > self._work.max_deliveries:
             await self._destinations.give_up(taken)
             return ChunkEnd.DONE
+        if taken.deliveries >= SUSPECT:
+            if self._suspect is not None:
+                return await self._postpone(taken.chunk, options)
+            self._suspect = (job_id, chunk_id)
         self._held[job_id, chunk_id] = held = _Held(taken, options)
         try:
             return await self._work_on(held, self._halt(job_id))
         finally:
+            if self._suspect == (job_id, chunk_id):
+                self._suspect = None
+                await self._next_suspect()
             del self._held[job_id, chunk_id]
             if all(held != job_id for held, _ in self._held):
                 self._halts.pop(job_id, None)
+
+    async def _postpone(self, chunk: Chunk, options: JobOptions) -> ChunkEnd:
+        """Not now: another destination whose workers have died is at work here.
+
+        The one that kills and those that were only near it die together, again and again. One at a time they are told
+        apart: whoever was only near survives. Should we die, the sweeper finds what waits here.
+        """
+        await self._patience.wait_for(lambda: self._ledger.give_back(chunk.job_id, chunk.chunk_id))
+        self._postponed.append((chunk.job_id, chunk.chunk_id, chunk.destinations[0].label, options.priority))
+        return ChunkEnd.GIVEN_BACK
+
+    async def _next_suspect(self) -> None:
+        """Send for one of those that had to wait."""
+        if self._postponed:
+            job_id, chunk_id, text, priority = self._postponed.popleft()
+            await self._wake(job_id, [(chunk_id, text)], priority)
 
     def _halt(self, job_id: str) -> Halt:
         """The job's stop sign. Whoever gets a chunk is told by the ledger that the job goes on: an old sign is done."""

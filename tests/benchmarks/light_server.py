@@ -23,6 +23,8 @@ REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %
 class Connection(asyncio.Protocol):
     """One keep-alive connection; requests on it come one after the other."""
 
+    reply = REPLY
+
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._received = b""
@@ -46,7 +48,7 @@ class Connection(asyncio.Protocol):
 
     def _answer(self) -> None:
         if self._transport and not self._transport.is_closing():
-            self._transport.write(REPLY)
+            self._transport.write(self.reply)
 
 
 async def main() -> None:

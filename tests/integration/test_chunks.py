@@ -300,3 +300,32 @@ async def test_what_a_slower_worker_has_spent_on_a_finished_destination_is_booke
         await Rig(client, settings_for(), lanes, process).runner.run(JOB, CHUNK.chunk_id)
     assert _results(redis) == []
     assert sorted(spent.destination_id for spent in _spent(redis)) == sorted(name.id for name in NAMES)
+
+
+async def test_destinations_whose_workers_died_twice_are_tried_one_at_a_time(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    """The one that kills and those that were only near it would die together, three times."""
+    at_work, most = 0, 0
+
+    async def process(*_: object) -> Processed:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.02)
+        at_work -= 1
+        return None, FAILED, Usage(llm_calls=1), False
+
+    async with Lanes[Destination](4, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process)
+        redis.hset(keys.deliveries(JOB), CHUNK.chunk_id, 1)
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.SPLIT
+        singles = list(rig.woken)
+        redis.hset(keys.deliveries(JOB), mapping=dict.fromkeys(singles, 2))
+        ends = await asyncio.gather(*(rig.runner.run(JOB, one) for one in singles))
+        assert sorted(ends) == [ChunkEnd.DONE, *[ChunkEnd.GIVEN_BACK] * 3]
+        for _ in range(3):
+            assert await rig.runner.run(JOB, rig.woken[-1]) is ChunkEnd.DONE
+    assert most == 1
+    assert {result.failure.error_class for result in _results(redis) if result.failure} == {"EndpointDownError"}
+    assert redis.keys("themes:job:*") == []

@@ -1,0 +1,189 @@
+"""How well work is shared out: heavy-tailed durations beside the greedy bound, more workers, a job of 200,000.
+
+Whole stacks of real processes; each destination is one call to a server that takes exactly as long as it is told.
+"""
+
+import heapq
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+
+from scripts.local_redis import LocalRedis
+from scripts.processes import spawn, stop, themes
+from tasks import fleet
+from tests.benchmarks.paced_server import write_prompts
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]
+LANES = 12
+#: Destinations of the heavy-tailed job, of each worker; of the job that grows with nobody's memory.
+EACH = int(os.environ.get("BENCH_DESTINATIONS", "500"))
+MANY = int(os.environ.get("BENCH_MANY", "200000"))
+
+
+def heavy_tailed(count: int, *, seed: int = 7) -> list[float]:
+    """Seconds of each destination: lognormal around 0.2 with sigma 1.2, one in a hundred 20 times as long."""
+    chance = random.Random(seed)
+    return [chance.lognormvariate(-1.6, 1.2) * (20 if chance.random() < 0.01 else 1) for _ in range(count)]
+
+
+def greedy_bound(seconds: Sequence[float], lanes: int) -> float:
+    """When the last of some lanes ends that each take the next item as soon as they are free (Graham 1966)."""
+    free = [0.0] * lanes
+    for one in seconds:
+        heapq.heappush(free, heapq.heappop(free) + one)
+    return max(free)
+
+
+class Bench:
+    """A private Redis, a paced server, a consumer; workers come and go."""
+
+    def __init__(self, folder: Path, url: str, llm: str) -> None:
+        self.folder, self.url = folder, url
+        self.env = {
+            "REDIS_URL": url,
+            "OPENAI_BASE_URL": llm,
+            "OPENAI_API_KEY": "none",
+            "THEMES_MODEL": "sandbox",
+            "THEMES_STATE_DIR": str(folder),
+            "THEMES_PIPELINE__PROMPTS_DIR": str(write_prompts(folder / "prompts")),
+        }
+
+    @contextmanager
+    def workers(self, count: int, **settings: str) -> Iterator[list["subprocess.Popen[bytes]"]]:
+        """So many workers, each with a heartbeat."""
+        env = self.env | settings
+        started = [
+            spawn(themes("worker", "--name", f"w{number}"), env=env, log=self.folder / f"w{number}.log")
+            for number in range(count)
+        ]
+        with Redis.from_url(self.url) as redis:
+            while len(fleet.workers(redis)) < count:
+                time.sleep(0.05)
+        try:
+            yield started
+        finally:
+            stop(started, seconds=15)
+
+    def run(self, path: Path) -> dict[str, Any]:
+        """Enqueue a file without looking into the cache, and wait for the job's end; its status."""
+        env = os.environ | self.env
+        said = subprocess.run(themes("enqueue", "--no-cache", str(path)), env=env, capture_output=True, check=True)
+        job_id = said.stdout.decode().strip()
+        with Redis.from_url(self.url) as redis:
+            while redis.hget(f"themes:job:{job_id}", "state") != b"done":
+                time.sleep(0.02)
+        told = subprocess.run(themes("status", job_id, "--json"), env=env, capture_output=True, check=True)
+        return dict(json.loads(told.stdout))
+
+
+def _cities(folder: Path, count: int) -> Path:
+    path = folder / "cities.txt"
+    path.write_text("".join(f"City {number}\n" for number in range(count)))
+    return path
+
+
+@contextmanager
+def _bench(folder: Path, seconds: Sequence[float]) -> Iterator[Bench]:
+    paces = folder / "seconds.json"
+    paces.write_text(json.dumps(seconds))
+    with ExitStack() as parts:
+        redis = parts.enter_context(LocalRedis(folder / "redis", "auto"))
+        server = Path(__file__).with_name("paced_server.py")
+        llm = parts.enter_context(subprocess.Popen([sys.executable, str(server), str(paces)], stdout=subprocess.PIPE))
+        parts.callback(llm.terminate)
+        assert llm.stdout
+        made = Bench(folder, redis.url, llm.stdout.readline().decode().strip())
+        consumer = spawn(themes("consumer"), env=made.env, log=folder / "consumer.log")
+        parts.callback(stop, [consumer], seconds=5)
+        yield made
+
+
+def _took(status: dict[str, Any]) -> float:
+    return float(status["finished_at"] - status["started_at"])
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_heavy_tailed_durations_beside_the_greedy_bound(tmp_path: Path, processes: int) -> None:
+    seconds = heavy_tailed(EACH * processes)
+    bound = greedy_bound(seconds, LANES * processes)
+    path = _cities(tmp_path, len(seconds))
+    with _bench(tmp_path, seconds) as bench:
+        for steal in ("true", "false"):
+            toggle = {"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_WORK_STEALING": steal}
+            with bench.workers(processes, **toggle):
+                took = _took(bench.run(path))
+            print(
+                f"\n{processes} processes, {len(seconds)} heavy-tailed destinations, stealing {steal}: {took:.2f} s, "
+                f"{took / bound:.3f} of the greedy bound ({bound:.2f} s)"
+            )
+
+
+def test_more_workers_are_as_many_times_faster(tmp_path: Path) -> None:
+    """Each destination is one prompt; with as many lanes as connections every connection can be busy."""
+    with _bench(tmp_path, [0.2]) as bench:
+        lanes = {"THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE": "15"}
+        alone = 0.0
+        for processes in (1, 2, 4):
+            count = 100 * 15 * processes
+            path = _cities(tmp_path, count)
+            with bench.workers(processes, **lanes):
+                took = _took(bench.run(path))
+            alone = alone or took / count
+            share = alone / (took / count) / processes
+            ideal = count * 0.2 / 15 / processes
+            print(
+                f"\n{processes} worker processes of 15 connections at 200 ms: {count / took:.0f} calls/s, "
+                f"{share:.3f} of linear, {ideal / took:.3f} of the ideal"
+            )
+
+
+def test_a_job_of_200_000_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> None:
+    path = _cities(tmp_path, MANY)
+    sizes: list[tuple[float, int, float, float]] = []
+    with _bench(tmp_path, [0.0]) as bench, bench.workers(2) as workers, Redis.from_url(bench.url) as redis:
+        env = os.environ | bench.env
+        began = time.monotonic()
+        producer = subprocess.Popen(themes("enqueue", str(path)), env=env, stdout=subprocess.PIPE)
+        most = 0.0
+        while producer.poll() is None:
+            most = max(most, _megabytes(producer.pid))
+            time.sleep(0.05)
+        assert producer.stdout
+        job_id = producer.stdout.read().decode().strip()
+        print(
+            f"\nenqueued {MANY} in {time.monotonic() - began:.1f} s beside the workers, producer at most {most:.0f} MB"
+        )
+        began = time.monotonic()
+        while redis.hget(f"themes:job:{job_id}", "state") != b"done":
+            done = int(redis.hget(f"themes:job:{job_id}", "done") or 0)
+            if not sizes or done >= sizes[-1][1] + MANY / 10:
+                worker = max(_family(process.pid) for process in workers)
+                info: Any = redis.info("memory")
+                sizes.append((time.monotonic() - began, done, worker, info["used_memory"] / 1e6))
+            time.sleep(0.5)
+        for at, done, worker, memory in sizes:
+            print(f"after {at:6.1f} s: {done:7} done, worker {worker:6.1f} MB, Redis {memory:6.1f} MB")
+        print(f"done after {time.monotonic() - began:.1f} s")
+
+
+def _megabytes(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).memory_info().rss) / 1e6
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def _family(pid: int) -> float:
+    """The worker process under a supervisor."""
+    return max((_megabytes(child.pid) for child in psutil.Process(pid).children()), default=0.0)
