@@ -10,6 +10,7 @@ from scripts.main import settings_from
 from scripts.results import reading
 from scripts.watch import watch_to_end
 from tasks.connection import check_server, connect, locate
+from tasks.jobs import FINAL, JobStatus
 from tasks.messages import Destination
 from tasks.retry import KnownJob, check, is_lost, retry
 from workers.results.store import AsyncDatabaseManager
@@ -67,4 +68,36 @@ async def known_job(store: AsyncDatabaseManager, job_id: str) -> KnownJob:
         done=row.done,
         failed=row.failed,
         cost_usd=row.usage.cost_usd,
+    )
+
+
+async def forgotten_status(settings: Settings, job_id: str) -> JobStatus:
+    """How the database says that a job stands which Redis no longer knows: unfinished, nobody works on it.
+
+    Raises:
+        ThemesError: the database does not know it either, or cannot be read.
+    """
+    async with reading(settings, job_id) as store:
+        row = await store.job(job_id)
+        assert row is not None  # noqa: S101  # `reading` has seen it
+    usage = row.usage
+    return JobStatus(
+        job_id=job_id,
+        name=row.name,
+        state=row.state if row.state in FINAL else "stalled",
+        total=row.total or 0,
+        done=row.done,
+        failed=row.failed,
+        partial=row.partial,
+        llm_calls=usage.llm_calls,
+        cache_hits=usage.cache_hits,
+        coalesced=usage.coalesced,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cost_usd=usage.cost_usd,
+        rate_per_second=0.0,
+        eta_seconds=None,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
     )

@@ -1,16 +1,20 @@
 """`themes status`: one job, or all of them."""
 
+import asyncio
 import sys
 from typing import Final
 
 import click
+from redis import Redis
 from rich.console import Console
 from rich.table import Table
 
+from config.settings import Settings
 from scripts.main import settings_from
 from scripts.watch import duration, summary
 from tasks import jobs
 from tasks.connection import check_server, connect, locate
+from tasks.errors import JobNotFoundError, ThemesError
 
 #: Characters of a job's id.
 JOB_ID_WIDTH: Final = 22
@@ -26,7 +30,7 @@ def command(job: str | None, *, as_json: bool) -> None:
     settings = settings_from()
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
-    known = [jobs.status(redis, job)] if job else list(jobs.list_jobs(redis))
+    known = [_status(redis, settings, job)] if job else list(jobs.list_jobs(redis))
     if as_json:
         for status in known:
             print(status.json())
@@ -34,6 +38,23 @@ def command(job: str | None, *, as_json: bool) -> None:
         print(summary(known[0]))
     else:
         Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(known))
+
+
+def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
+    """A job's status from Redis, or, where Redis has forgotten the job, from the database."""
+    try:
+        return jobs.status(redis, job_id)
+    except JobNotFoundError as unknown:
+        # Late: the usual case needs no database.
+        from scripts.retry import forgotten_status
+
+        try:
+            found = asyncio.run(forgotten_status(settings, job_id))
+        except ThemesError:
+            raise unknown from None
+        if not found.is_final:
+            print(f"themes: Redis no longer knows this job: `themes retry {job_id}` goes on with it", file=sys.stderr)
+        return found
 
 
 def _state(status: jobs.JobStatus) -> str:

@@ -70,7 +70,10 @@ def test_what_a_lost_redis_took_along_is_completed_from_the_database(stack: Engi
         redis.flushdb()  # as a Redis without persistence comes back
         until("the worker to be idle", lambda: _idle(redis))
     assert worker.poll() is None
-    assert stack.run("status", job_id).returncode == 2
+    forgotten = stack.run("status", job_id, "--json")
+    assert json.loads(forgotten.stdout)["state"] == "stalled"
+    assert f"themes retry {job_id}" in forgotten.stderr
+    assert stack.run("status", "nope").returncode == 2
     said = stack.run("retry", job_id, "--wait")
     assert said.returncode == 0, said.stderr
     status = stack.status(job_id)
