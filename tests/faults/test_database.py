@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.books import trial
-from tests.faults.stack import Stack
+from tests.faults.stack import Stack, until
 
 
 @contextlib.contextmanager
@@ -51,9 +51,9 @@ def test_files_that_may_not_grow(stack: Stack, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of a few MiB."""
+    """A small file system."""
     place = tmp_path_factory.mktemp("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a file system; test_files_that_may_not_grow does without")
     yield place
@@ -73,17 +73,34 @@ def cramped(small_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.mark.soak
 def test_a_full_disk_and_room_again(cramped: Stack, small_disk: Path, seed: int) -> None:
-    with trial(cramped, "disk full", seed) as job:
-        job.reach()
-        filler = small_disk / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as out:
-            while True:
-                out.write(b"\0" * 4096)
-        time.sleep(0.5)
-        with _nothing_is_written(cramped):
-            time.sleep(job.random.uniform(1, 4))
-        filler.unlink()
-    job.judge()
-    with cramped.database() as connection:
+    filler = small_disk / "filler"
+    try:
+        with trial(cramped, "disk full", seed, count=600) as job:
+            job.reach(0.1, 0.3)
+            refused = _refusals(cramped)
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as out:
+                while True:
+                    out.write(b"\0" * 4096)
+            # What room the files have inside is used first.
+            until("the consumer to find no room", lambda: _refusals(cramped) > refused)
+            with _nothing_is_written(cramped):
+                time.sleep(job.random.uniform(1, 4))
+            filler.unlink()
+        job.judge()
+    finally:
+        filler.unlink(missing_ok=True)
+        _empty(cramped)
+
+
+def _refusals(stack: Stack) -> int:
+    """Times that the consumer has found the database unable to take a batch."""
+    return (stack.folder / "logs" / "consumer.log").read_text("utf-8", "replace").count("Nothing is lost; trying again")
+
+
+def _empty(stack: Stack) -> None:
+    """Leave files that must grow for the next job."""
+    with stack.database() as connection:
         connection.execute("DELETE FROM jobs")
         connection.commit()
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
