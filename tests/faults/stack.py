@@ -152,8 +152,7 @@ class Stack:
         self.start("consumer")
         for name in self.worker_names:
             self.start(name)
-        with self.redis.client() as redis:
-            until("the workers", lambda: self._alive(redis))
+        until("the workers", self.are_workers_alive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,8 +165,10 @@ class Stack:
         self.redis.kill()
         self._exit.close()
 
-    def _alive(self, redis: Redis) -> bool:
-        return len(list(redis.scan_iter("themes:worker:*"))) >= len(self.worker_names)
+    def are_workers_alive(self) -> bool:
+        """Whether every worker has a heartbeat."""
+        with self.redis.client() as redis:
+            return len(list(redis.scan_iter("themes:worker:*", count=1000))) >= len(self.worker_names)
 
     # --- processes ----------------------------------------------------------------------------------------
 
