@@ -262,6 +262,13 @@ class Stack:
         assert said.returncode == 0, said.stderr
         return said.stdout.strip()
 
+    def end_jobs(self) -> None:
+        """Cancel what a test that failed has left running."""
+        with self.redis.client() as redis:
+            for job_id in redis.smembers("themes:active"):
+                command = themes("cancel", job_id.decode())
+                subprocess.run(command, env=self.env("producer"), capture_output=True, timeout=DEADLINE, check=False)
+
     def state(self, job_id: str) -> str:
         """A job's state in Redis; "" when there is none, or no Redis."""
         with contextlib.suppress(RedisError), self.redis.client() as redis:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.books import trial
-from tests.faults.stack import Stack
+from tests.faults.stack import Stack, until
 
 
 @contextlib.contextmanager
@@ -49,6 +49,11 @@ def test_files_that_may_not_grow(stack: Stack, seed: int) -> None:
     job.judge()
 
 
+def _refused(stack: Stack) -> int:
+    """Batches that the consumer could not write because the disk was full."""
+    return (stack.folder / "logs" / "consumer.log").read_bytes().count(b"disk is full")
+
+
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of a few MiB."""
@@ -75,13 +80,15 @@ def cramped(small_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_a_full_disk_and_room_again(cramped: Stack, small_disk: Path, seed: int) -> None:
     with trial(cramped, "disk full", seed) as job:
         job.reach()
-        filler = small_disk / "filler"
+        filler, refused = small_disk / "filler", _refused(cramped)
+        with cramped.database() as connection:
+            # What the write-ahead log has of the disk it could use again.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as out:
             while True:
                 out.write(b"\0" * 4096)
-        time.sleep(0.5)
-        with _nothing_is_written(cramped):
-            time.sleep(job.random.uniform(1, 4))
+        until("a write to be refused", lambda: _refused(cramped) > refused, 20)
+        time.sleep(job.random.uniform(0, 3))
         filler.unlink()
     job.judge()
     with cramped.database() as connection:
