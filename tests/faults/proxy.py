@@ -119,11 +119,18 @@ class Link:
         for writer in (self.client, self.server):
             writer.transport.abort()
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether one side has ended."""
+        return self.client.is_closing() or self.server.is_closing()
+
     async def up(self, reader: asyncio.StreamReader) -> None:
         """From the client to the server."""
         buffer = bytearray()
         while data := await reader.read(CHUNK):
             await self.door.open.wait()
+            if self.is_cut:
+                return
             buffer += data
             for frame in self.door.wire.commands(buffer):
                 if not await self._command(frame):
@@ -151,6 +158,8 @@ class Link:
         buffer = bytearray()
         while data := await reader.read(CHUNK):
             await self.door.open.wait()
+            if self.is_cut:
+                return
             buffer += data
             for frame in self.door.wire.replies(buffer):
                 if not await self._reply(frame):
