@@ -106,6 +106,7 @@ class Trial:
         self.stack, self.fault, self.seed, self.count = stack, fault, seed, count
         self.random = random.Random(f"{fault}/{seed}")
         stack.heal()
+        stack.end_jobs()
         self.label = f"{fault} {seed} {time.time_ns()}"
         self.path = stack.destinations(self.label, count)
         until("the LLM to be idle", lambda: stack.ask_llm("/stats")["in_flight"] <= 1)

@@ -119,11 +119,18 @@ class Link:
         for writer in (self.client, self.server):
             writer.transport.abort()
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether one side has ended."""
+        return self.client.is_closing() or self.server.is_closing()
+
     async def up(self, reader: asyncio.StreamReader) -> None:
         """From the client to the server."""
         buffer = bytearray()
         while data := await reader.read(CHUNK):
             await self.door.open.wait()
+            if self.is_cut:
+                return
             buffer += data
             for frame in self.door.wire.commands(buffer):
                 if not await self._command(frame):
@@ -151,6 +158,8 @@ class Link:
         buffer = bytearray()
         while data := await reader.read(CHUNK):
             await self.door.open.wait()
+            if self.is_cut:
+                return
             buffer += data
             for frame in self.door.wire.replies(buffer):
                 if not await self._reply(frame):
@@ -169,18 +178,18 @@ class Link:
 
     async def _fail(self, mode: Mode) -> None:
         if mode.kills:
-            place = self.client.get_extra_info("peername")
+            there, here = self.client.get_extra_info("peername"), self.client.get_extra_info("sockname")
             with contextlib.suppress(ProcessLookupError):
-                os.kill(await asyncio.to_thread(_owner, place[1]), signal.SIGKILL)
+                os.kill(await asyncio.to_thread(_owner, there[1], here[1]), signal.SIGKILL)
         self.cut()
 
 
-def _owner(port: int) -> int:
-    """Whose connection comes from this port."""
+def _owner(port: int, door: int) -> int:
+    """Who has the connection from this port to that door. (Many processes may share the one port, for other places.)"""
     for one in psutil.net_connections("tcp4"):
-        if one.laddr and one.laddr[1] == port and one.pid and one.pid != os.getpid():
+        if one.pid and one.raddr and (one.laddr[1], one.raddr[1]) == (port, door):
             return int(one.pid)
-    raise ProcessLookupError(f"nobody has port {port}")
+    raise ProcessLookupError(f"nobody has a connection from port {port} to {door}")
 
 
 class Doors:

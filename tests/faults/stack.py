@@ -152,8 +152,7 @@ class Stack:
         self.start("consumer")
         for name in self.worker_names:
             self.start(name)
-        with self.redis.client() as redis:
-            until("the workers", lambda: self._alive(redis))
+        until("the workers", self.are_workers_alive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,8 +165,10 @@ class Stack:
         self.redis.kill()
         self._exit.close()
 
-    def _alive(self, redis: Redis) -> bool:
-        return len(list(redis.scan_iter("themes:worker:*"))) >= len(self.worker_names)
+    def are_workers_alive(self) -> bool:
+        """Whether every worker has a heartbeat."""
+        with self.redis.client() as redis:
+            return len(list(redis.scan_iter("themes:worker:*", count=1000))) >= len(self.worker_names)
 
     # --- processes ----------------------------------------------------------------------------------------
 
@@ -260,6 +261,13 @@ class Stack:
         )  # fmt: skip
         assert said.returncode == 0, said.stderr
         return said.stdout.strip()
+
+    def end_jobs(self) -> None:
+        """Cancel what a test that failed has left running."""
+        with self.redis.client() as redis:
+            for job_id in redis.smembers("themes:active"):
+                command = themes("cancel", job_id.decode())
+                subprocess.run(command, env=self.env("producer"), capture_output=True, timeout=DEADLINE, check=False)
 
     def state(self, job_id: str) -> str:
         """A job's state in Redis; "" when there is none, or no Redis."""
