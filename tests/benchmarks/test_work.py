@@ -84,7 +84,9 @@ class Bench:
             while redis.hget(f"themes:job:{job_id}", "state") != b"done":
                 time.sleep(0.02)
         told = subprocess.run(themes("status", job_id, "--json"), env=env, capture_output=True, check=True)
-        return dict(json.loads(told.stdout))
+        status: dict[str, Any] = json.loads(told.stdout)
+        assert (status["failed"], status["done"]) == (0, status["total"])
+        return status
 
 
 def _cities(folder: Path, count: int) -> Path:
@@ -125,7 +127,8 @@ def test_heavy_tailed_durations_beside_the_greedy_bound(tmp_path: Path, processe
                 took = _took(bench.run(path))
             print(
                 f"\n{processes} processes, {len(seconds)} heavy-tailed destinations, stealing {steal}: {took:.2f} s, "
-                f"{took / bound:.3f} of the greedy bound ({bound:.2f} s)"
+                f"{took / bound:.3f} of the greedy bound ({bound:.2f} s; all work / lanes "
+                f"{sum(seconds) / LANES / processes:.2f} s)"
             )
 
 
@@ -175,6 +178,8 @@ def test_a_job_of_200_000_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> 
         for at, done, worker, memory in sizes:
             print(f"after {at:6.1f} s: {done:7} done, worker {worker:6.1f} MB, Redis {memory:6.1f} MB")
         print(f"done after {time.monotonic() - began:.1f} s")
+        assert int(redis.hget(f"themes:job:{job_id}", "done") or 0) == MANY
+        producer.stdout.close()
 
 
 def _megabytes(pid: int) -> float:

@@ -218,3 +218,14 @@ async def test_cancelling_a_destination_ends_its_calls(run) -> None:
                 await task
             while server.stats()["in_flight"]:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_pipeline_of_discoveries_alone_makes_profiles_too(run, sandbox: SandboxServer, tmp_path: Path) -> None:
+    (tmp_path / "system.md").write_text("You find travel themes.\n")
+    (tmp_path / "discover.food.md").write_text(
+        "---\nstage: discover.food\nasks: new themes\ncount: [1, 2]\nmax_tokens: 300\n---\nFind themes.\n"
+    )
+    async with run(sandbox, tmp_path) as processor:
+        profile = _profile(await processor.process(KYOTO))
+    assert profile.status == "ok"
+    assert 1 <= len(profile.themes) <= 2

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from config.settings import PerformanceSettings, Settings
-from tasks.errors import JobStoppedError, PermanentError, RetryableError, ThemesError
+from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
 from workers.llm.budget import JobBudget
 from workers.llm.client import Spend
@@ -263,7 +263,8 @@ class _Run:
         in_order = self._in_order()
         usage = self._usage()
         retryable = any(isinstance(outcome.error, RetryableError) for outcome in in_order)
-        if self.themes:
+        # Where no stage asks about themes nobody has numbered them yet.
+        if self._has_themes():
             profile = assemble(
                 self.destination,
                 self.themes,
@@ -272,11 +273,11 @@ class _Run:
                 elapsed_ms=elapsed_ms,
             )
             return Outcome(profile, None, usage, elapsed_ms, is_retryable=retryable)
-        broken = next(outcome for outcome in in_order if outcome.error)
+        broken = next((outcome for outcome in in_order if outcome.error), None)
         failure = Failure(
-            stage=broken.stage.name,
-            error_class=type(broken.error).__name__,
-            message=broken.reason or "",
+            stage=broken.stage.name if broken else "discover",
+            error_class=type(broken.error).__name__ if broken else InvalidAnswerError.__name__,
+            message=(broken.reason if broken else None) or "no stage found a theme",
             attempts=attempt,
         )
         return Outcome(None, failure, usage, elapsed_ms, is_retryable=retryable)
