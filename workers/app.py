@@ -28,7 +28,10 @@ class RuntimeStep(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
+        from workers.transport import Connection
+
         parent.app.conf.broker_transport = TRANSPORT
+        parent.app.amqp.Connection = Connection
         self._runtime: Any = None
         self._watch: Any = None
 

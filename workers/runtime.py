@@ -278,7 +278,7 @@ class Runtime:
         return process
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
-        await asyncio.to_thread(publish, self._app, job_id, labelled, priority)
+        await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)
 
     async def _read_options(self, redis: Redis, job_id: str) -> JobOptions:
         known = self._options.get(job_id)

@@ -118,5 +118,5 @@ class Sweeper:
         labelled = [
             (chunk_id, text_of(text) if text else chunk_id) for chunk_id, text in zip(chunk_ids, labels, strict=True)
         ]
-        await asyncio.to_thread(publish, self._app, job_id, labelled, priority)
+        await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)
         return len(labelled)
