@@ -197,6 +197,8 @@ class Doors:
 
     def __init__(self) -> None:
         self.doors: dict[str, Door] = {}
+        #: asyncio itself keeps no hold of a task that waits.
+        self._visits: set[asyncio.Task[None] | None] = set()
 
     async def listen(self, name: str, upstream: int, protocol: str = "redis") -> int:
         """Open a door; returns its port."""
@@ -204,7 +206,12 @@ class Doors:
         door.open.set()
 
         async def come_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self._through(door, reader, writer)
+            visit = asyncio.current_task()
+            self._visits.add(visit)
+            try:
+                await self._through(door, reader, writer)
+            finally:
+                self._visits.discard(visit)
 
         door.server = await asyncio.start_server(come_in, "127.0.0.1", 0, limit=1 << 20, backlog=512)
         self.doors[name] = door

@@ -58,11 +58,19 @@ def test_redis_out_of_memory(stack: Stack, seed: int) -> None:
     job.judge()
 
 
+def _said(stack: Stack, role: str) -> int:
+    """Bytes in a role's log."""
+    path = stack.folder / "logs" / f"{role}.log"
+    return path.stat().st_size if path.exists() else 0
+
+
 @pytest.mark.soak
 def test_redis_away_for_half_a_minute_while_people_watch(stack: Stack, seed: int) -> None:
     dashboard = stack.start("dashboard", "dashboard", "--port", "0")
-    with trial(stack, "Redis away for 30 s", seed) as job:
+    with trial(stack, "Redis away for 30 s", seed, count=1000) as job:
+        said = _said(stack, "watch")
         watch = stack.start("watch", "watch", job.job_id)
+        until("`themes watch` to say something", lambda: _said(stack, "watch") > said)
         job.reach()
         stack.redis.kill()
         time.sleep(30)
