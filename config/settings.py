@@ -60,8 +60,9 @@ _STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]],
     (Roles, parse_roles),
     (Body, parse_body),
 )
-#: What a supervisor tells the worker process that it starts: how often it had to start one again, and why.
-SUPERVISED: Final = ("THEMES_RESTARTS", "THEMES_WEDGED")
+#: What a supervisor tells the worker process that it starts: how often it had to start one again, how often because it
+#: consumed nothing, and a name that no other process has had.
+SUPERVISED: Final = ("THEMES_RESTARTS", "THEMES_WEDGED", "THEMES_INCARNATION")
 #: Variables of the same prefix that are no settings.
 OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG", *SUPERVISED}
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Final
@@ -46,8 +47,8 @@ STOP_MARGIN_SECONDS: Final = 1.0
 
 
 def backoff_seconds(stillbirths: int) -> float:
-    """Seconds to wait before the next start after so many that did not live."""
-    return min(MAX_BACKOFF_SECONDS, 0.5 * float(2**stillbirths))
+    """Seconds to wait before the next start after so many that did not live; none after one that did."""
+    return min(MAX_BACKOFF_SECONDS, 0.5 * float(2**stillbirths)) if stillbirths else 0.0
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Supervisor:
     wedged: int = 0
     signals: int = 0
     _process: subprocess.Popen[bytes] | None = None
+    _incarnation: str = ""
     _wedge: WedgeDetector = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +115,8 @@ class Supervisor:
 
     def _one_life(self) -> int:
         """From one start of the Celery process to its end; returns its exit code."""
-        told = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged)), strict=True))
+        self._incarnation = uuid.uuid4().hex[:12]
+        told = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._incarnation), strict=True))
         self._process = process = spawn(self.command, env=told)
         self._wedge.since = None
         deadline: float | None = None
@@ -142,7 +145,7 @@ class Supervisor:
     def _release(self, pid: int) -> None:
         """Let others have at once what the process held: it is dead, nobody need wait for its leases to run out."""
         try:
-            freed = release(self.redis, self.name, pid)
+            freed = release(self.redis, self.name, pid, self._incarnation)
         except (RedisError, OSError) as exc:
             log.warning("action=release its leases must run out, Redis does not answer: %s", exc)
             return

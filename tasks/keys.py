@@ -22,6 +22,7 @@
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
 | themes:stats:cache | hash | what the caches of all processes have counted | until `themes cache clear` |
 | themes:stats:cache:PROCESS | string | number of a process's last report of that | an hour |
+| themes:dead:PROCESS | string | a worker process that is known to be dead | DEAD_SECONDS |
 | themes:flight:DIGEST | string | token of the process that is asking a prompt | its lease, renewed |
 | themes:flight:DIGEST:waiters | string | somebody waits for that | a minute, or a lease |
 | themes:flight:DIGEST:outcome | string | what those who waited are told, where the cache will not | seconds |
@@ -61,6 +62,8 @@ DEAD_ENTRIES: Final = 10_000
 KEEP_SECONDS: Final = 7 * 86_400
 #: Seconds that a finished job's events stay for late watchers.
 EVENTS_KEEP_SECONDS: Final = 86_400
+#: Seconds that a dead process is remembered: longer than any lease on a prompt.
+DEAD_SECONDS: Final = 3_600
 #: Seconds without a sign of life after which a job's producer counts as dead.
 PRODUCER_SECONDS: Final = 30
 #: Seconds after which a worker without a heartbeat counts as gone.
@@ -149,6 +152,11 @@ def flight(flight_digest: str, cache_digest: str) -> tuple[str, str, str, str]:
     """Who asks a prompt now: where the answer goes, the asker's lease, whether somebody waits, what those are told."""
     lease = f"themes:flight:{flight_digest}"
     return cache(cache_digest), lease, f"{lease}:waiters", f"{lease}:outcome"
+
+
+def dead(process: str) -> str:
+    """A worker process that is known to be dead."""
+    return f"themes:dead:{process}"
 
 
 def limit(endpoint_digest: str) -> str:

@@ -175,7 +175,12 @@ class Runtime:
             pool = await stack.enter_async_context(LLMConnectionPool.of(settings, models, profiler, redis))
             shared = None
             if limits.enable_persistent_cache:
-                shared = SharedFlights(redis, lease_seconds=settings.llm.flight_lease_seconds, ttl_ms=cache.ttl_ms)
+                shared = SharedFlights(
+                    redis,
+                    lease_seconds=settings.llm.flight_lease_seconds,
+                    ttl_ms=cache.ttl_ms,
+                    process=os.environ.get("THEMES_INCARNATION", ""),
+                )
                 stack.push_async_callback(shared.close)
                 shared.start()
             generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)

@@ -19,6 +19,7 @@ from scripts.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import InvalidAnswerError, PermanentError, RefusedError
+from tasks.leases import release
 from tasks.messages import Destination
 from workers.llm import shared_flight as module
 from workers.llm.cache import PersistentLLMCache
@@ -309,3 +310,30 @@ def test_what_owners_tell_survives_the_way() -> None:
 
 if __name__ == "__main__":
     asyncio.run(_go(sys.argv[1:]))
+
+
+async def test_who_waits_for_a_process_that_is_known_to_be_dead_takes_over_long_before_its_lease_ends(
+    redis_url: str, redis: Redis
+) -> None:
+    client = connect_async(redis_url, socket_timeout_seconds=5)
+    first = SharedFlights(client, lease_seconds=600, ttl_ms=60_000, process="first")
+    second = SharedFlights(client, lease_seconds=600, ttl_ms=60_000, process="second")
+    async with first.flight("f", "c") as (claimed, _):
+        assert claimed.end == "own"
+
+        async def take_over() -> str:
+            async with second.flight("f", "c") as (taken, __):
+                return taken.end
+
+        waiting = asyncio.create_task(take_over())
+        async with asyncio.timeout(DEADLINE):
+            while not second.waited:
+                await asyncio.sleep(0.01)
+        assert not waiting.done()
+        assert release(redis, "worker@host", 1, "first") == 0
+        async with asyncio.timeout(DEADLINE):
+            assert await waiting == "own"
+    assert redis.ttl(keys.dead("first")) > 0
+    for flights in (first, second):
+        await flights.close()
+    await client.aclose()

@@ -3,7 +3,7 @@
 Who asks holds a lease in Redis and renews it while it lives; who comes meanwhile waits. When the answer is stored, or
 has failed for good, the lease ends and the waiting processes are woken over a channel; they look by themselves once a
 second too, because a channel promises nothing. A lease that runs out goes to whoever looks next: an owner that was
-killed costs its waiters one lease.
+killed costs its waiters one lease, or a second where its supervisor says that it is dead.
 
 Claims, ends and renewals that come together travel together, each as one script call. Redis away: every process goes on
 with its own single flight, and comes back by itself.
@@ -98,11 +98,12 @@ class _End:
 class SharedFlights:
     """One process's part in the single flight of all. Start and close it on the loop that uses it."""
 
-    def __init__(self, redis: Redis, *, lease_seconds: float, ttl_ms: int) -> None:
+    def __init__(self, redis: Redis, *, lease_seconds: float, ttl_ms: int, process: str = "") -> None:
         self._redis = redis
         self._lease_ms = int(lease_seconds * 1000)
         self._ttl_ms = ttl_ms
-        self._process = uuid.uuid4().hex[:12]
+        #: Unlike that of any other process, also of those before it.
+        self._process = process or uuid.uuid4().hex[:12]
         self._count = 0
         self._claim = redis.register_script(flight_scripts.CLAIM)
         self._end = redis.register_script(flight_scripts.END)
