@@ -37,7 +37,7 @@ def slow(engine: Engine, tmp_path: Path, stack: Engine) -> Engine:
     """A worker that has asked what takes long: every connection is busy, and many prompts wait."""
     stack.ask_sandbox("/faults", [])
     stack.end("sandbox")
-    stack.sandbox("--latency", "700ms")
+    stack.sandbox("--latency", "400ms")
     stack.themes("w", "worker", "--name", "w")
     return stack
 
@@ -53,20 +53,20 @@ def test_cancel_stops_within_one_call_and_books_what_it_has_cost(slow: Engine) -
     assert _one(slow, "SELECT sum(llm_calls) FROM attempts") == asked
     assert _one(slow, "SELECT sum(llm_calls) FROM destinations") == asked
     assert slow.status(job_id)["state"] == "cancelled"
-    again = slow.run("enqueue", _file(slow.folder, 60), "--limit", "12", "--wait")
+    again = slow.run("enqueue", _file(slow.folder, 60), "--limit", "4", "--wait")
     assert again.returncode == 0, again.stderr
-    assert _requests(slow) < 12 * 16 + asked, "what was under way had been kept"
+    assert _requests(slow) < 4 * 16 + asked, "what was under way had been kept"
 
 
 def test_a_paused_job_rests_until_it_is_resumed_and_pays_for_nothing_twice(slow: Engine) -> None:
-    job_id = slow.run("enqueue", _file(slow.folder, 30)).stdout.strip()
+    job_id = slow.run("enqueue", _file(slow.folder, 16)).stdout.strip()
     until("every connection to be busy", lambda: slow.ask_sandbox("/stats")["in_flight"] >= 15)
     said = slow.run("pause", job_id)
     assert said.returncode == 0, said.stderr
     assert f"go on with: themes resume {job_id}" in said.stderr
     until("the worker to be idle", lambda: _is_idle(slow))
     asked = _requests(slow)
-    assert asked < 30 * 16
+    assert asked < 16 * 16
     status = slow.status(job_id)
     assert (status["state"], status["paused"]) == ("stalled", "user")
     until("what it has cost to be shown", lambda: slow.status(job_id)["llm_calls"] == asked)
@@ -77,8 +77,8 @@ def test_a_paused_job_rests_until_it_is_resumed_and_pays_for_nothing_twice(slow:
     watched = slow.run("watch", job_id)
     assert watched.returncode == 0, watched.stderr
     status = slow.status(job_id)
-    assert (status["state"], status["done"], status["paused"]) == ("done", 30, None)
-    assert status["llm_calls"] == _requests(slow) == 30 * 16
+    assert (status["state"], status["done"], status["paused"]) == ("done", 16, None)
+    assert status["llm_calls"] == _requests(slow) == 16 * 16
     refused = slow.run("pause", job_id)
     assert refused.returncode == 2
     assert "nothing to pause" in refused.stderr
@@ -100,3 +100,22 @@ def test_while_the_llm_is_away_the_job_waits_and_says_so_and_goes_on_by_itself(s
     assert watched.returncode == 0, watched.stderr
     status = stack.status(job_id)
     assert (status["done"], status["failed"], status["partial"], status["waiting_for"]) == (120, 0, 0, None)
+
+
+def test_while_nobody_writes_results_workers_stop_at_a_bound_and_go_on_by_themselves(stack: Engine) -> None:
+    stack.end("consumer", kill=True)
+    bound = {"THEMES_WORK__MAX_UNWRITTEN_RESULTS": "100", "THEMES_WORK__MAX_CHUNK_SIZE": "5"}
+    stack.themes("w", "worker", "--name", "w", **bound)
+    job_id = stack.run("enqueue", _file(stack.folder, 400), **bound).stdout.strip()
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        until("the results to pile up", lambda: redis.xlen(keys.RESULTS) > 100)
+        until("the worker to hold nothing", lambda: _is_idle(stack))
+        piled = redis.xlen(keys.RESULTS)
+        assert piled <= 100 + 12 * 5, "what was begun when the bound was reached has ended, and no more"
+        (worker,) = redis.scan_iter(keys.worker("*"))
+        assert int(redis.hget(worker, "chunks_claimed") or 0) > 0, "it waits with messages in hand"
+        assert redis.hlen(keys.chunks(job_id)) > 0
+    stack.themes("consumer", "consumer")
+    watched = stack.run("watch", job_id)
+    assert watched.returncode == 0, watched.stderr
+    assert stack.status(job_id)["done"] == 400
