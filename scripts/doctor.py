@@ -123,7 +123,7 @@ def _workers(settings: Settings) -> Check:
 def _worker(name: str, report: dict[str, str]) -> str:
     """A worker's name and lanes, and how often it had to be started again, where it had to."""
     again = int(report.get("restarts") or 0)
-    text = f"{name} ({report.get('lanes')} lanes"
+    text = f"{name} ({report.get('lanes')} lanes, {float(report.get('busy_share') or 0):.0%} busy so far"
     if again:
         text += f", started again {again} times, {report.get('wedged')} of them because it consumed nothing"
     if report.get("waiting_for"):

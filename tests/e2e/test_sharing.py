@@ -1,5 +1,6 @@
 """Who does what, when somebody is idle or something is urgent."""
 
+import json
 from pathlib import Path
 
 from redis import Redis
@@ -27,6 +28,10 @@ def _held(stack: Engine) -> int:
         return sum(int(one.get("lanes_waiting") or 0) for one in fleet.workers(redis).values())
 
 
+def _executed(redis: Redis) -> int:
+    return sum(int(report["executed"]) for report in fleet.workers(redis).values())
+
+
 def test_a_worker_that_comes_late_is_given_what_another_holds_and_has_not_started(stack: Engine) -> None:
     _slow(stack, "300ms")
     stack.themes("busy", "worker", "--name", "busy", **FEW)
@@ -39,7 +44,17 @@ def test_a_worker_that_comes_late_is_given_what_another_holds_and_has_not_starte
     assert "action=give_away" in stack.log("busy")
     status = stack.status(job_id)
     assert (status["done"], status["llm_calls"]) == (100, 100 * 16)
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        until("every destination to be reported", lambda: _executed(redis) >= 100)
+        for report in fleet.workers(redis).values():
+            lanes = json.loads(report["lane_statistics"])
+            assert len(lanes) == int(report["lanes"])
+            assert sum(lane["executed"] for lane in lanes) == int(report["executed"])
+            assert all(lane["busy_seconds"] > 0 and lane["idle_seconds"] > 0 for lane in lanes)
+            assert 0 < float(report["busy_share"]) < 1
+        assert sum(int(report["shared"]) for report in fleet.workers(redis).values()) > 0
     assert stack.ask_sandbox("/stats")["requests"] == 100 * 16, "nothing was done twice"
+    assert "% busy so far" in stack.run("doctor").stdout
 
 
 def test_a_small_urgent_job_overtakes_a_large_one(stack: Engine) -> None:
