@@ -58,7 +58,7 @@ async def test_what_waits_is_withdrawn_and_what_is_under_way_is_awaited_cached_a
     settings_for: Callable[..., Settings],
 ) -> None:
     halt = Halt("job")
-    async with SandboxServer(latency="300ms") as server, _processor(settings_for, server) as processor:
+    async with SandboxServer(latency="1s") as server, _processor(settings_for, server) as processor:
         run = asyncio.create_task(processor.process(KYOTO, halt=halt))
         await _until(lambda: server.stats()["in_flight"] == CONNECTIONS)
         halt.stop("enough")
