@@ -170,6 +170,11 @@ class _Enqueuing:
         finally:
             ended.set()
             thread.join()
+            try:
+                # A last sign may have been on its way when the job was sealed.
+                self._redis.delete(keys.producer(job_id))
+            except RedisError as exc:
+                log.debug("action=producer_unheard job_id=%s its sign of life expires by itself: %s", job_id, exc)
 
     def _cancel(self, job_id: str) -> None:
         try:
