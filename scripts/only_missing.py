@@ -31,7 +31,7 @@ class OnlyMissing:
 
     def __iter__(self) -> Iterator[Destination]:
         store = AsyncDatabaseManager.from_settings(self._settings)
-        if not store.path.exists():
+        if not store.exists():
             yield from self._destinations
             return
         with asyncio.Runner() as runner:

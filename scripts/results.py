@@ -69,7 +69,7 @@ async def reading(settings: Settings, job_id: str) -> AsyncIterator[AsyncDatabas
     try:
         await store.open()
         if await store.job(job_id) is None:
-            raise JobNotFoundError(f"no job {job_id!r} in {store.path}; `themes status` lists the jobs")
+            raise JobNotFoundError(f"no job {job_id!r} in {store.place}; `themes status` lists the jobs")
         yield store
     finally:
         await store.close()

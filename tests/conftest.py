@@ -1,6 +1,7 @@
 """Real parts for every test: a private redis-server for the session, the sandbox LLM over HTTP."""
 
 import os
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import cycle
@@ -11,6 +12,7 @@ from redis import Redis
 
 from config.settings import Settings, load
 from scripts.local_redis import LocalRedis
+from tests import postgresql
 from workers.sandbox.server import SandboxServer
 
 #: Databases of the private server that tests take in turn; 0 is left alone.
@@ -72,6 +74,31 @@ def settings_for(tmp_path: Path) -> Callable[..., Settings]:
         return load(env={"THEMES_STATE_DIR": str(tmp_path / "var"), **env})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgresql_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The folder of the socket of one private PostgreSQL server for all tests of this process."""
+    if postgresql.binaries() is None:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is missing: .ci/run installs it")
+        pytest.skip("needs a PostgreSQL server (Debian: apt-get install postgresql)")
+    with postgresql.server(tmp_path_factory.mktemp("postgresql")) as folder:
+        yield folder
+
+
+@pytest.fixture
+async def postgresql_url(postgresql_socket: str) -> str:
+    """An empty database of the private server."""
+    import asyncpg
+
+    name = f"t{secrets.token_hex(6)}"
+    connection = await asyncpg.connect(host=postgresql_socket, user="themes", database="postgres")
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    return f"postgresql+asyncpg://themes@/{name}?host={postgresql_socket}"
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,8 @@ class Changes:
     runs: dict[Run, Result | Spent] = field(default_factory=dict)
     #: The results that destinations show now, in the order they came.
     shown: dict[Key, Result] = field(default_factory=dict)
+    #: Of these, the destinations that may have had an outcome before.
+    replaced: set[Key] = field(default_factory=set)
 
     def outcomes(self) -> list[Outcome]:
         """What the database shows after these changes."""
@@ -116,6 +118,8 @@ class Fold:
         changes.destinations[key] = standing
         self._add_usage(result, standing, changes)
         if standing.loses_to(result):
+            if standing.attempt >= 0:
+                changes.replaced.add(key)
             partial = result.profile is not None and result.profile.status == "partial"
             self._move(result.job_id, standing, "done" if result.profile else "failed", partial=partial)
             standing.attempt = result.attempt

@@ -1,28 +1,43 @@
-"""The SQLite file: its engines with their pragmas, its birth, and what its errors mean.
+"""The SQLite file: its engines with their pragmas, its write-ahead log, and what its errors mean.
 
 One connection writes (`BEGIN IMMEDIATE`: a read-then-write transaction under a plain BEGIN failed in 174 of
 240 tries with 4 writers, with IMMEDIATE in none); the others only read. sqlite3's own transaction handling is
 switched off, so that every BEGIN is ours.
 """
 
+import asyncio
 import contextlib
+import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
-from sqlalchemy import Connection, event, exc, make_url
+from sqlalchemy import URL, Connection, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from tasks.errors import DatabaseBusyError, DatabaseError, ThemesError
-from workers.results.tables import DOLLAR_COLUMNS, SCHEMA_VERSION, SINCE_VERSION_2, USAGE_TABLES, metadata
+from workers.results.batch import UnusableEntryError
 
-#: Bytes of write-ahead log kept on disk after a checkpoint; without a limit it stays as large as it ever was.
-WAL_KEEP_BYTES: Final = 64 * 1024 * 1024
+log = logging.getLogger("themes.database")
+
+#: Bytes of write-ahead log that stay on disk when it begins anew; by itself it stays as large as it ever was, and its
+#: size would say nothing about what is in it.
+WAL_KEEP_BYTES: Final = 1024 * 1024
+#: Bytes of write-ahead log from which it is copied into the file, beside the writer (`SQLiteFile.tidy`).
+WAL_TIDY_BYTES: Final = 16 * 1024 * 1024
+#: Pages of the log after which the writer itself copies them, during a commit: only where `tidy` cannot keep up, as
+#: while a reader holds an old view. By itself SQLite does it every 1,000 pages, and the writer waits for two fsyncs.
+WAL_STALL_PAGES: Final = 65_536
+#: Bytes of the file that readers see in place instead of copying them, page by page. Not the writer: a disk's error
+#: there must be an error code, not a signal.
+READER_MMAP_BYTES: Final = 256 * 1024 * 1024
 #: KiB of pages that the writer keeps: the inner nodes of the indexes of a large job (by itself SQLite keeps 2 MiB).
 WRITER_CACHE_KIB: Final = 65_536
 
@@ -62,20 +77,12 @@ BAD_ROW: Final = (
 )
 
 
-def path_of(url: str) -> Path:
-    """The file of a database URL.
+def path_of(parsed: URL) -> Path:
+    """The file of an SQLite URL.
 
     Raises:
-        DatabaseError: not SQLite, or a database in memory, which two connections cannot share.
+        DatabaseError: a database in memory, which two connections cannot share.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as bad:
-        raise DatabaseError("database.url: not a URL; write sqlite+aiosqlite:////absolute/path.db") from bad
-    if parsed.get_backend_name() != "sqlite":
-        raise DatabaseError(
-            f"database.url: {parsed.get_backend_name()} is not supported; write sqlite+aiosqlite:////absolute/path.db"
-        )
     if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
         raise DatabaseError("database.url: a file is needed; write sqlite+aiosqlite:////absolute/path.db")
     return Path(parsed.database).absolute()
@@ -91,6 +98,7 @@ def writer_engine(path: Path, *, timeout_seconds: float) -> AsyncEngine:
         # Rows hang on their destination, whoever writes them.
         "foreign_keys": "ON",
         "journal_size_limit": WAL_KEEP_BYTES,
+        "wal_autocheckpoint": WAL_STALL_PAGES,
         "cache_size": -WRITER_CACHE_KIB,
     }
     return _engine(
@@ -106,7 +114,7 @@ def writer_engine(path: Path, *, timeout_seconds: float) -> AsyncEngine:
 def reader_engine(path: Path, *, size: int, timeout_seconds: float) -> AsyncEngine:
     """The engine of the reading connections."""
     # A reader that tries to write is a mistake, found at once.
-    pragmas = {"query_only": "ON"}
+    pragmas: dict[str, str | int] = {"query_only": "ON", "mmap_size": READER_MMAP_BYTES}
     return _engine(
         path,
         pragmas,
@@ -151,54 +159,6 @@ def _engine(
     return engine
 
 
-async def create_schema(connection: AsyncConnection, path: Path) -> None:
-    """Create the tables in the writer's transaction, or bring older ones up to date: safe when two do it at once.
-
-    Raises:
-        DatabaseError: a newer version's file, or another application's.
-    """
-    version = await schema_version(connection, path)
-    if version == 0:
-        await connection.run_sync(metadata.create_all)
-    if version == 1:
-        await _to_version_2(connection)
-    if version in {1, 2}:
-        await _to_version_3(connection)
-    if version < SCHEMA_VERSION:
-        await connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
-
-
-async def _to_version_2(connection: AsyncConnection) -> None:
-    """What the cache did for a job, a destination, an attempt and a profile; of old ones nothing is known but 0."""
-    for table in USAGE_TABLES:
-        for name in SINCE_VERSION_2:
-            kind = "FLOAT DEFAULT 0" if name in DOLLAR_COLUMNS else "INTEGER NOT NULL DEFAULT 0"
-            await connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
-
-
-async def _to_version_3(connection: AsyncConnection) -> None:
-    """An index, for `--only-missing`."""
-    await connection.exec_driver_sql("CREATE INDEX profiles_by_destination ON profiles (destination_id)")
-
-
-async def schema_version(connection: AsyncConnection, path: Path) -> int:
-    """The version of the file's tables; 0 for an empty file.
-
-    Raises:
-        DatabaseError: a newer version's file, or another application's.
-    """
-    version = int((await connection.exec_driver_sql("PRAGMA user_version")).scalar_one())
-    tables = (await connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")).scalar_one()
-    if version > SCHEMA_VERSION:
-        raise DatabaseError(
-            f"{path}: made by a newer version of themes (schema {version}, this one knows {SCHEMA_VERSION}); "
-            "install that version, or set database.url to another file"
-        )
-    if version == 0 and tables:
-        raise DatabaseError(f"{path}: holds another application's tables; set database.url to a file of its own")
-    return version
-
-
 def prepare_folder(path: Path) -> None:
     """Make the database's folder.
 
@@ -239,25 +199,21 @@ def refuse_unwritable(path: Path) -> None:
 
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn errors of SQLAlchemy and sqlite3 into what a caller can do about them; errors of one row pass.
+    """Turn errors of SQLAlchemy and sqlite3 into what a caller can do about them.
 
     Raises:
+        UnusableEntryError: one row's content cannot be stored.
         DatabaseBusyError: the same batch may be written later.
         DatabaseError: it never will, until a person mends the file.
     """
     try:
         yield
-    except BAD_ROW:
-        raise
+    except BAD_ROW as bad:
+        raise UnusableEntryError(f"{type(bad).__name__}: {bad}") from bad
     except exc.TimeoutError as bad:
         raise DatabaseBusyError(f"{path}: every connection is in use") from bad
     except (SQLAlchemyError, sqlite3.Error) as bad:
         raise explain(path, bad) from bad
-
-
-def is_locked(error: DBAPIError) -> bool:
-    """Whether somebody else holds the file."""
-    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def _code(error: Exception) -> int:
@@ -273,3 +229,115 @@ def explain(path: Path, error: Exception) -> ThemesError:
     mend = _MENDS.get(sqlite3.SQLITE_BUSY if code == sqlite3.SQLITE_LOCKED else code, "try again")
     message = f"{path}: {original}; {mend}"
     return DatabaseBusyError(message) if code in _PASSING else DatabaseError(message)
+
+
+class SQLiteFile:
+    """A results database in one file on this machine: one process writes, any number read.
+
+    Args:
+        url: SQLAlchemy's URL of the file.
+        pool_size: connections in all; one of them writes, at least one reads.
+        timeout_seconds: how long to wait for a lock or a free connection.
+    """
+
+    def __init__(self, url: URL, *, pool_size: int, timeout_seconds: float) -> None:
+        self.path = path_of(url)
+        self.writer = writer_engine(self.path, timeout_seconds=timeout_seconds)
+        self.readers = reader_engine(self.path, size=max(1, pool_size - 1), timeout_seconds=timeout_seconds)
+        self._identity: tuple[int, int] | None = None
+        self._tidying: asyncio.Task[None] | None = None
+        self._tidy_from_bytes = WAL_TIDY_BYTES
+
+    def __repr__(self) -> str:
+        return f"<SQLiteFile {self.path.name} wal={self.log_bytes()}>"
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return str(self.path)
+
+    def exists(self) -> bool:
+        """Whether there is a file."""
+        return self.path.is_file()
+
+    def prepare(self) -> None:
+        """Make room for the file.
+
+        Raises:
+            DatabaseError: it cannot be written, with the place and the mend.
+        """
+        prepare_folder(self.path)
+        refuse_unwritable(self.path)
+
+    def remember(self) -> None:
+        """This is the file that is meant from here on."""
+        self._identity = identity_of(self.path)
+
+    def refuse_another(self) -> None:
+        """What is written into a deleted file is written into nothing, without an error.
+
+        Raises:
+            DatabaseError: the file was deleted or replaced since `remember`.
+        """
+        if self._identity is None:
+            raise DatabaseError(f"{self.path}: was not opened for writing")
+        if identity_of(self.path) != self._identity:
+            raise DatabaseError(
+                f"{self.path}: was deleted or replaced while it was open; start the consumer again, "
+                "it makes a new one and writes what was not acknowledged"
+            )
+
+    def translated(self) -> contextlib.AbstractContextManager[None]:
+        """See `translated`."""
+        return translated(self.path)
+
+    def is_locked(self, error: DBAPIError) -> bool:
+        """Whether somebody else holds the file."""
+        return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log."""
+        try:
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        except OSError:
+            return 0  # none was made yet, or the last one to close has taken it along
+
+    async def tidy(self) -> float:
+        """Between two transactions: see to the write-ahead log, hardly ever making the writer wait; returns seconds.
+
+        The bulk is copied into the file by a connection of its own while the writer goes on. What was written in the
+        meantime is little: that is copied here, so that nothing is left and the next commit begins the log anew.
+        (A checkpoint beside a writer that never rests would never find it empty.)
+        """
+        if self._tidying is None:
+            if self.log_bytes() >= self._tidy_from_bytes:
+                self._tidying = asyncio.create_task(asyncio.to_thread(_checkpoint, self.path), name="WAL checkpoint")
+            return 0.0
+        if not self._tidying.done():
+            return 0.0
+        began = time.perf_counter()
+        await self._tidying
+        self._tidying = None
+        await asyncio.to_thread(_checkpoint, self.path)
+        # A log that a reader still needs stays as large as it is: try again when it has grown as much again.
+        size = self.log_bytes()
+        self._tidy_from_bytes = WAL_TIDY_BYTES if size < 2 * WAL_TIDY_BYTES else size + WAL_TIDY_BYTES
+        return time.perf_counter() - began
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._tidying is not None:
+            await self._tidying
+            self._tidying = None
+        await self.readers.dispose()
+        await self.writer.dispose()
+
+
+def _checkpoint(path: Path) -> None:
+    """Copy what can be copied of the write-ahead log into the file, waiting for nobody."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.Error as bad:
+        # The log stays; the writer meets a real fault by itself, and then it is told.
+        log.debug("action=checkpoint_missed %s: %s", path, bad)

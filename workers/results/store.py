@@ -13,12 +13,13 @@ from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import Integer, RowMapping, Select, column, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from config.settings import Settings
 from tasks.errors import DatabaseError
 from tasks.messages import StreamEntry
-from workers.results import sqlite, tables, writes
+from workers.results import tables
+from workers.results.backend import Backend, backend_of
 from workers.results.batch import Changes, UnusableEntryError
 from workers.results.rows import (
     Applied,
@@ -30,13 +31,15 @@ from workers.results.rows import (
     ProfileRow,
     Rejected,
 )
+from workers.results.schema import bring_up_to_date, schema_version
+from workers.results.statements import StatementStatistics
+from workers.results.stream import DeadEntry
+from workers.results.writes import Writer
 
 T = TypeVar("T")
 
 #: Rows of one page: a read transaction ends after each, because one left open stops WAL checkpoints.
 PAGE_ROWS: Final = 500
-#: Raised for one entry's content: the entry is refused, its batch is not.
-_BAD_ENTRY: Final = (*sqlite.BAD_ROW, UnusableEntryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +59,20 @@ class StoreStats:
 
 
 class AsyncDatabaseManager:
-    """The results database in a file.
+    """The results database: an SQLite file, or a PostgreSQL server.
 
     Args:
-        url: SQLAlchemy's URL of an SQLite file.
+        url: SQLAlchemy's URL of it.
         pool_size: connections in all; one of them writes, at least one reads.
         timeout_seconds: how long to wait for a lock or a free connection.
     """
 
     def __init__(self, url: str, *, pool_size: int = 20, timeout_seconds: float = 30.0) -> None:
-        self.path = sqlite.path_of(url)
-        self._writer: AsyncEngine = sqlite.writer_engine(self.path, timeout_seconds=timeout_seconds)
-        readers = max(1, pool_size - 1)
-        self._readers = sqlite.reader_engine(self.path, size=readers, timeout_seconds=timeout_seconds)
+        self._backend: Backend = backend_of(url, pool_size=pool_size, timeout_seconds=timeout_seconds)
         self._timeout_seconds = timeout_seconds
-        self._identity: tuple[int, int] | None = None
         self._stats = StoreStats()
+        self.times = StatementStatistics()
+        self._writer = Writer(self._backend.writer.dialect, self.times)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -86,13 +87,22 @@ class AsyncDatabaseManager:
     def __repr__(self) -> str:
         s = self._stats
         return (
-            f"<AsyncDatabaseManager {self.path.name} batches={s.batches} rows={s.rows} "
+            f"<AsyncDatabaseManager {self._backend!r} batches={s.batches} rows={s.rows} "
             f"seconds_per_batch={s.seconds_per_batch:.4f}>"
         )
 
     def stats(self) -> StoreStats:
         """What was written so far."""
         return self._stats
+
+    @property
+    def place(self) -> str:
+        """Where the results are, for messages; no password."""
+        return self._backend.place
+
+    def exists(self) -> bool:
+        """Whether there is a database to open; of a server only opening tells."""
+        return self._backend.exists()
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -103,12 +113,11 @@ class AsyncDatabaseManager:
             DatabaseError: it cannot be used as it is, with the place and the mend.
             DatabaseBusyError: somebody else holds it.
         """
-        sqlite.prepare_folder(self.path)
-        sqlite.refuse_unwritable(self.path)
-        with sqlite.translated(self.path):
+        self._backend.prepare()
+        with self._backend.translated():
             async with self._transaction() as connection:
-                await sqlite.create_schema(connection, self.path)
-        self._identity = sqlite.identity_of(self.path)
+                await bring_up_to_date(connection, self.place)
+        self._backend.remember()
 
     async def open(self) -> None:
         """Open for reading only.
@@ -116,24 +125,23 @@ class AsyncDatabaseManager:
         Raises:
             DatabaseError: there is none yet, or it cannot be used as it is.
         """
-        if not self.path.is_file():
+        if not self.exists():
             raise DatabaseError(
-                f"{self.path}: there is no results database yet; `themes consumer` (or `themes up`) makes it"
+                f"{self.place}: there is no results database yet; `themes consumer` (or `themes up`) makes it"
             )
         async with self.reading() as connection:
-            version = await sqlite.schema_version(connection, self.path)
-            if 0 < version < tables.SCHEMA_VERSION:
-                raise DatabaseError(
-                    f"{self.path}: made by an older version of themes; `themes consumer` (or `themes up`) brings it "
-                    "up to date"
-                )
-            if version == 0:
-                raise DatabaseError(f"{self.path}: is empty; `themes consumer` (or `themes up`) fills it")
+            version = await schema_version(connection, self.place)
+        if 0 < version < tables.SCHEMA_VERSION:
+            raise DatabaseError(
+                f"{self.place}: made by an older version of themes; `themes consumer` (or `themes up`) brings it "
+                "up to date"
+            )
+        if version == 0:
+            raise DatabaseError(f"{self.place}: is empty; `themes consumer` (or `themes up`) fills it")
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._readers.dispose()
-        await self._writer.dispose()
+        await self._backend.close()
 
     async def __aenter__(self) -> Self:
         try:
@@ -157,11 +165,11 @@ class AsyncDatabaseManager:
                 deleted file is written into nothing, without an error. Looked at again before the commit counts.
             DatabaseBusyError: nothing was written; try again later.
         """
-        self._refuse_another_file()
-        with sqlite.translated(self.path):
+        self._backend.refuse_another()
+        with self._backend.translated():
             async with self._transaction() as connection:
                 yield connection
-        self._refuse_another_file()
+        self._backend.refuse_another()
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -170,35 +178,27 @@ class AsyncDatabaseManager:
         async with contextlib.AsyncExitStack() as stack:
             while True:
                 try:
-                    connection = await stack.enter_async_context(self._writer.begin())
+                    connection = await stack.enter_async_context(self._backend.writer.begin())
                     break
                 except DBAPIError as bad:
-                    if not sqlite.is_locked(bad) or time.monotonic() >= until:
+                    if not self._backend.is_locked(bad) or time.monotonic() >= until:
                         raise
             yield connection
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A read transaction: one consistent view. Keep it short."""
-        with sqlite.translated(self.path):
-            async with self._readers.begin() as connection:
+        with self._backend.translated():
+            async with self._backend.readers.begin() as connection:
                 yield connection
-
-    def _refuse_another_file(self) -> None:
-        if self._identity is None:
-            raise DatabaseError(f"{self.path}: was not opened for writing")
-        if sqlite.identity_of(self.path) != self._identity:
-            raise DatabaseError(
-                f"{self.path}: was deleted or replaced while it was open; start the consumer again, "
-                "it makes a new one and writes what was not acknowledged"
-            )
 
     # --- writing ------------------------------------------------------------------------------------------
 
-    async def apply(self, entries: Sequence[StreamEntry]) -> Applied:
+    async def apply(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry] = ()) -> Applied:
         """Write one batch in one transaction; every entry may come twice, or hundred times.
 
-        An entry that cannot be stored (a lone surrogate, an integer beyond 2^63-1) is refused by itself.
+        An entry that cannot be stored (a lone surrogate, an integer beyond 2^63-1) is refused by itself. `dead` are
+        entries that could not even be read: they are kept as dead letters, with their reasons.
 
         Raises:
             DatabaseBusyError: nothing was written; the same batch may be written later.
@@ -206,27 +206,41 @@ class AsyncDatabaseManager:
         """
         started = time.perf_counter()
         try:
-            async with self.writing() as connection:
-                changes, rows = await writes.write(connection, entries, time.time())
-            applied = Applied(changes.jobs, changes.outcomes(), [])
-        except _BAD_ENTRY:
-            applied, rows = await self._apply_one_by_one(entries)
+            applied, rows = await self._apply_at_once(entries, dead)
+        except UnusableEntryError:
+            applied, rows = await self._apply_one_by_one(entries, dead)
         self._count(applied, rows, len(entries), time.perf_counter() - started)
+        if tidied := await self._backend.tidy():
+            self.times.add("checkpoint", tidied, 0)
         return applied
 
-    async def _apply_one_by_one(self, entries: Sequence[StreamEntry]) -> tuple[Applied, int]:
+    async def bury(self, dead: Sequence[DeadEntry]) -> None:
+        """Keep entries that cannot be stored, with their reasons. Raises as `apply`."""
+        async with self.writing() as connection:
+            await self._writer.bury(connection, dead, time.time())
+
+    async def _apply_at_once(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
+        async with self.writing() as connection:
+            changes, rows = await self._writer.write(connection, entries, time.time())
+            rows += await self._writer.bury(connection, dead, time.time())
+            began = time.perf_counter()
+        self.times.add("commit", time.perf_counter() - began, rows)
+        return Applied(changes.jobs, changes.outcomes(), []), rows
+
+    async def _apply_one_by_one(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
         """Each entry in a savepoint of its own, all in one transaction: only the bad ones are left out."""
         jobs: dict[str, JobRow] = {}
         shown: dict[tuple[str, str], Outcome] = {}
         rejected: list[Rejected] = []
-        rows = 0
         async with self.writing() as connection:
+            rows = await self._writer.bury(connection, dead, time.time())
             for index, entry in enumerate(entries):
                 try:
-                    async with connection.begin_nested():
-                        changes, written = await writes.write(connection, [entry], time.time())
-                except _BAD_ENTRY as bad:
-                    rejected.append(Rejected(index, entry, f"{type(bad).__name__}: {bad}"))
+                    with self._backend.translated():
+                        async with connection.begin_nested():
+                            changes, written = await self._writer.write(connection, [entry], time.time())
+                except UnusableEntryError as bad:
+                    rejected.append(Rejected(index, entry, str(bad)))
                 else:
                     rows += written
                     jobs |= changes.jobs

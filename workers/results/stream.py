@@ -36,10 +36,12 @@ class RawEntry(NamedTuple):
 
 
 class DeadEntry(NamedTuple):
-    """An entry that cannot be used, and why."""
+    """An entry that cannot be used, and why; and whose it is, where it says so."""
 
     raw: RawEntry
     reason: str
+    job_id: str | None = None
+    destination_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,26 @@
 """The statements of one batch: what its entries need to know, and the rows that they mean.
 
-Every statement runs over many rows at once. Nothing here decides anything: see `batch`.
+Every statement runs over many rows at once, as tuples. Nothing here decides anything: see `batch`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import RowMapping, Table, bindparam, delete, select, update
-from sqlalchemy.dialects.sqlite import Insert, insert
+from sqlalchemy import (
+    ColumnElement,
+    Dialect,
+    Executable,
+    Table,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tasks.messages import (
@@ -26,130 +37,243 @@ from tasks.messages import (
 )
 from workers.results import tables
 from workers.results.batch import Changes, Fold, Key, Standing
-from workers.results.rows import JobRow, usage_columns, usage_of
+from workers.results.rows import JobRow
+from workers.results.statements import Statement, StatementStatistics, insert
+from workers.results.stream import DeadEntry
 
 #: Ids in one IN list: well below SQLite's bound of 32,766 parameters.
 IDS_PER_QUERY: Final = 1_000
 #: Columns that an upsert leaves as the first writer set them.
-_KEPT: Final = {"created_at"}
-
-Row = dict[str, Any]
-
-
-def _upsert(table: Table, *, but: Iterable[str] = ()) -> Insert:
-    """INSERT … ON CONFLICT DO UPDATE every column but the key, `created_at` and those in `but`."""
-    statement = insert(table)
-    kept = {column.name for column in table.primary_key} | _KEPT | set(but)
-    changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in kept}
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
-
-
-def _fill(table: Table, names: Sequence[str], where: Any) -> Insert:
-    """INSERT … ON CONFLICT: fill in `names`, but only in a row that stood in for the real one."""
-    statement = insert(table)
-    changed = {name: statement.excluded[name] for name in names}
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed, where=where)
-
-
-_JOB_OPENED: Final = _fill(tables.jobs, ("name", "created_at", "options"), tables.jobs.c.options.is_(None))
-_JOB_SEEN: Final = insert(tables.jobs).on_conflict_do_nothing()
-_DESTINATION_LISTED: Final = _fill(
-    tables.destinations,
-    ("name", "country", "region", "lat", "lon", "extra", "listed"),
-    tables.destinations.c.listed == 0,
-)
-_DESTINATION_STANDS: Final = _upsert(
-    tables.destinations, but=("name", "country", "region", "lat", "lon", "extra", "listed")
-)
-_JOB: Final = (
-    update(tables.jobs)
-    .where(tables.jobs.c.job_id == bindparam("of_job"))
-    .values({name: bindparam(name) for name in tables.jobs.c.keys() if name != "job_id"})  # noqa: SIM118 - a column collection
-)
-_RUN: Final = insert(tables.attempts).on_conflict_do_nothing()
-_PROFILE: Final = _upsert(tables.profiles)
-_FAILURE: Final = _upsert(tables.failures)
-_THEME: Final = insert(tables.themes)
-
-
-def _delete(table: Table) -> Any:
-    return delete(table).where(
-        table.c.job_id == bindparam("of_job"), table.c.destination_id == bindparam("of_destination")
+_KEPT: Final = {"created_at", "profile_no"}
+#: Names of months as `Seasonality` has them; 1 is January.
+_MONTHS: Final = {
+    name: number
+    for number, name in enumerate(
+        (
+            "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+            "November", "December",
+        ),
+        start=1,
     )
+}  # fmt: skip
+#: Bytes of a dead entry that are kept: enough to see what it was.
+DEAD_BYTES: Final = 1024 * 1024
+
+Values = tuple[Any, ...]
+_usage_values = msgspec.structs.astuple
 
 
-_NO_THEMES: Final = _delete(tables.themes)
-_NO_PROFILE: Final = _delete(tables.profiles)
-_NO_FAILURE: Final = _delete(tables.failures)
+class Writer:
+    """Writes batches of one dialect. Holds its statements, compiled once, and their times."""
 
+    def __init__(self, dialect: Dialect, times: StatementStatistics) -> None:
+        self.times = times
+        listed = ("name", "country", "region", "lat", "lon", "extra", "listed")
+        t = tables.destinations
 
-async def write(connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> tuple[Changes, int]:
-    """Write one batch inside the caller's transaction: its changes, and how many rows they were."""
-    rows = await _write_inputs(connection, entries, now)
-    changes = (await _load(connection, entries, now)).changes(entries)
-    return changes, rows + await _write_changes(connection, changes, now)
+        def statement(name: str, clause: Insert, table: Table, leave: Iterable[str] = ()) -> Statement:
+            left = set(leave)
+            return Statement(dialect, name, clause, [c.name for c in table.columns if c.name not in left])
 
-
-async def _run(connection: AsyncConnection, statement: Any, rows: Sequence[Row]) -> int:
-    if rows:
-        await connection.execute(statement, rows)
-    return len(rows)
-
-
-async def _write_inputs(connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> int:
-    """Rows for announced jobs and destinations, and for jobs whose first entries are not there."""
-    opened = [_opened_row(e) for e in entries if isinstance(e, JobOpened)]
-    seen = dict.fromkeys(e.job_id for e in entries)
-    listed = [
-        _listed_row(e.job_id, destination, now)
-        for e in entries
-        if isinstance(e, JobInputs)
-        for destination in e.destinations
-    ]
-    count = await _run(connection, _JOB_OPENED, opened)
-    await _run(connection, _JOB_SEEN, [{"job_id": j, "name": j, "created_at": now} for j in seen])
-    return count + await _run(connection, _DESTINATION_LISTED, listed)
-
-
-async def _load(connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> Fold:
-    """What the database holds about everything these entries name."""
-    job_ids = list(dict.fromkeys(e.job_id for e in entries))
-    keys = list(dict.fromkeys(_keys(entries)))
-    fold = Fold({}, {}, set(), now)
-    for some in _pieces(job_ids):
-        found = await connection.execute(select(tables.jobs).where(tables.jobs.c.job_id.in_(some)))
-        fold.jobs |= {row["job_id"]: JobRow.of(row) for row in found.mappings()}
-    table, runs = tables.destinations, tables.attempts
-    for job_id, of_job in groupby(sorted(keys), key=lambda key: key[0]):
-        for ids in _pieces([destination_id for _, destination_id in of_job]):
-            found = await connection.execute(
-                select(table).where(table.c.job_id == job_id, table.c.destination_id.in_(ids))
+        def upsert(table: Table, key: Sequence[str], but: Iterable[str] = (), leave: Iterable[str] = ()) -> Statement:
+            """INSERT … ON CONFLICT DO UPDATE every column but the key, `created_at` and those in `but`."""
+            clause = insert(dialect, table)
+            kept = {*key, *_KEPT, *but, *leave}
+            changed = {c.name: clause.excluded[c.name] for c in table.columns if c.name not in kept}
+            return statement(
+                f"upsert {table.name}", clause.on_conflict_do_update(index_elements=key, set_=changed), table, leave
             )
-            fold.destinations |= {(job_id, r["destination_id"]): _standing(r) for r in found.mappings()}
-            identity = select(*runs.primary_key).where(runs.c.job_id == job_id, runs.c.destination_id.in_(ids))
-            fold.runs |= {(r[0], r[1], r[2], r[3], r[4]) for r in await connection.execute(identity)}
-    return fold
+
+        def fill(
+            name: str, table: Table, names: Sequence[str], where: ColumnElement[bool], given: set[str]
+        ) -> Statement:
+            """INSERT … ON CONFLICT: fill in `names`, but only in a row that stood in for the real one."""
+            clause = insert(dialect, table)
+            changed = {n: clause.excluded[n] for n in names}
+            clause = clause.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed, where=where)
+            return Statement(dialect, name, clause, [c.name for c in table.columns if c.name in given])
+
+        def new(table: Table) -> Statement:
+            return statement(f"insert {table.name}", insert(dialect, table), table)
+
+        def gone(table: Table) -> Statement:
+            clause = delete(table).where(
+                table.c.job_id == bindparam("of_job"), table.c.destination_id == bindparam("of_destination")
+            )
+            return Statement(dialect, f"delete {table.name}", clause)
+
+        job_seen = insert(dialect, tables.jobs).on_conflict_do_nothing()
+        opened = {"job_id", "name", "created_at", "options"}
+        self._job_opened = fill(
+            "open jobs", tables.jobs, ("name", "created_at", "options"), tables.jobs.c.options.is_(None), opened
+        )
+        self._job_seen = Statement(dialect, "see jobs", job_seen, ["job_id", "name", "created_at"])
+        self._listed = fill(
+            "list destinations", t, listed, t.c.listed == literal_column("0"),
+            {"job_id", "destination_id", *listed, "created_at", "updated_at"},
+        )  # fmt: skip
+        self._standing = upsert(
+            t, ("job_id", "destination_id"), ("name", "country", "extra", "listed"), ("region", "lat", "lon")
+        )
+        self._run = statement(
+            "insert attempts", insert(dialect, tables.attempts).on_conflict_do_nothing(), tables.attempts
+        )
+        self._profile = upsert(tables.profiles, ("job_id", "destination_id"))
+        self._failure = upsert(tables.failures, ("job_id", "destination_id"))
+        self._children = {
+            table.name: new(table)
+            for table in (
+                tables.themes, tables.theme_months, tables.theme_travelers, tables.theme_subthemes, tables.stages,
+                tables.missing,
+            )
+        }  # fmt: skip
+        self._no_profile, self._no_themes = gone(tables.profiles), gone(tables.themes)
+        self._no_failure = gone(tables.failures)
+        self._no_stages, self._no_missing = (
+            Statement(dialect, f"delete {x.name}", delete(x).where(x.c.profile_no == bindparam("of_profile")))
+            for x in (tables.stages, tables.missing)
+        )
+        self._dead = statement(
+            "insert dead_letters", insert(dialect, tables.dead_letters).on_conflict_do_nothing(), tables.dead_letters
+        )
+        self._job = (
+            update(tables.jobs)
+            .where(tables.jobs.c.job_id == bindparam("of_job"))
+            .values({name: bindparam(name) for name in tables.jobs.c.keys() if name != "job_id"})  # noqa: SIM118 - a column collection
+        )
+
+    def __repr__(self) -> str:
+        return f"<Writer {self.times!r}>"
+
+    async def write(
+        self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
+    ) -> tuple[Changes, int]:
+        """Write one batch inside the caller's transaction: its changes, and how many rows they were."""
+        rows = await self._write_inputs(connection, entries, now)
+        changes = (await self._load(connection, entries, now)).changes(entries)
+        return changes, rows + await self._write_changes(connection, changes, now)
+
+    async def bury(self, connection: AsyncConnection, dead: Sequence[DeadEntry], now: float) -> int:
+        """Write entries that cannot be stored, each with its reason; one that is there already stays."""
+        return await self._dead.run(connection, [_dead_row(entry, now) for entry in dead], self.times)
+
+    async def _write_inputs(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> int:
+        """Rows for announced jobs and destinations, and for jobs whose first entries are not there."""
+        opened = [(e.job_id, e.name, e.created_at, _json(e.options)) for e in entries if isinstance(e, JobOpened)]
+        seen = dict.fromkeys(e.job_id for e in entries)
+        listed = [
+            _listed_row(e.job_id, destination, now)
+            for e in entries
+            if isinstance(e, JobInputs)
+            for destination in e.destinations
+        ]
+        count = await self._job_opened.run(connection, opened, self.times)
+        await self._job_seen.run(connection, [(j, j, now) for j in seen], self.times)
+        return count + await self._listed.run(connection, listed, self.times)
+
+    async def _load(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> Fold:
+        """What the database holds about everything these entries name."""
+        job_ids = list(dict.fromkeys(e.job_id for e in entries))
+        keys = list(dict.fromkeys(_keys(entries)))
+        fold = Fold({}, {}, set(), now)
+        for some in _pieces(job_ids):
+            found = await connection.execute(select(tables.jobs).where(tables.jobs.c.job_id.in_(some)))
+            fold.jobs |= {row["job_id"]: JobRow.of(row) for row in found.mappings()}
+        for job_id, of_job in groupby(sorted(keys), key=lambda key: key[0]):
+            for ids in _pieces([destination_id for _, destination_id in of_job]):
+                standing = await self._rows(connection, "select destinations", _STANDING, job_id, ids)
+                fold.destinations |= {(job_id, r[0]): _standing(r) for r in standing}
+                # Most destinations of a batch are new: they have no runs.
+                if any(r[4] >= 0 or any(r[6:]) for r in standing):
+                    runs = await self._rows(connection, "select attempts", _RUNS, job_id, ids)
+                    fold.runs |= {(job_id, r[0], r[1], r[2], r[3]) for r in runs}
+        return fold
+
+    async def _rows(
+        self, connection: AsyncConnection, name: str, query: Executable, job_id: str, ids: Sequence[str]
+    ) -> Sequence[Any]:
+        with self.times.timed(name) as timed:
+            found = (await connection.execute(query, {"of_job": job_id, "ids": ids})).all()
+            timed.rows = len(found)
+        return found
+
+    async def _write_changes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
+        stands = [_standing_row(key, s, now) for key, s in changes.destinations.items()]
+        count = await self._standing.run(connection, stands, self.times)
+        count += await self._run.run(connection, [_run_row(r) for r in changes.runs.values()], self.times)
+        count += await self._write_outcomes(connection, changes, now)
+        jobs = [_job_row(job) for job in changes.jobs.values()]
+        if jobs:
+            with self.times.timed("update jobs", len(jobs)):
+                await connection.execute(self._job, jobs)
+        return count + len(jobs)
+
+    async def _write_outcomes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
+        """Each destination's profile with its rows, or its failure; what it had before goes."""
+        numbers = await self._clear(connection, changes)
+        profiles = [(r, r.profile) for r in changes.shown.values() if r.profile is not None]
+        next_profile, next_theme = await self._next_numbers(connection) if profiles else (1, 1)
+        rows: dict[str, list[Values]] = {name: [] for name in self._children}
+        of_profiles: list[Values] = []
+        for result, profile in profiles:
+            profile_no = numbers.get((result.job_id, result.destination_id))
+            if profile_no is None:
+                profile_no, next_profile = next_profile, next_profile + 1
+            of_profiles.append(_profile_row(profile_no, result, profile, now))
+            _add_themes(rows, result, profile.themes, next_theme)
+            next_theme += len(profile.themes)
+            rows["stages"] += _stage_rows(profile_no, profile)
+            rows["missing"] += _missing_rows(profile_no, profile)
+        count = await self._profile.run(connection, of_profiles, self.times)
+        for name, statement in self._children.items():
+            count += await statement.run(connection, rows[name], self.times)
+        failures = [_failure_row(r) for r in changes.shown.values() if r.failure is not None]
+        return count + await self._failure.run(connection, failures, self.times)
+
+    async def _clear(self, connection: AsyncConnection, changes: Changes) -> dict[Key, int]:
+        """Take away what destinations had that have an outcome again; returns the numbers of their profiles."""
+        again = [key for key in changes.shown if key in changes.replaced]
+        if not again:
+            return {}
+        numbers: dict[Key, int] = {}
+        for job_id, of_job in groupby(sorted(again), key=lambda key: key[0]):
+            for ids in _pieces([destination_id for _, destination_id in of_job]):
+                found = await self._rows(connection, "select profiles", _NUMBERS, job_id, ids)
+                numbers |= {(job_id, row[0]): row[1] for row in found}
+        succeeded = [key for key in again if changes.shown[key].profile is not None]
+        failed = [key for key in again if changes.shown[key].profile is None]
+        await self._no_failure.run(connection, succeeded, self.times)
+        await self._no_themes.run(connection, succeeded, self.times)
+        had = [(numbers[key],) for key in succeeded if key in numbers]
+        await self._no_stages.run(connection, had, self.times)
+        await self._no_missing.run(connection, had, self.times)
+        await self._no_profile.run(connection, failed, self.times)
+        return numbers
+
+    async def _next_numbers(self, connection: AsyncConnection) -> tuple[int, int]:
+        """The next free numbers of profiles and themes: nobody else can take them, this transaction holds the lock."""
+        with self.times.timed("select numbers", 1):
+            found = (await connection.execute(_NEXT)).one()
+        return int(found[0]), int(found[1])
 
 
-async def _write_changes(connection: AsyncConnection, changes: Changes, now: float) -> int:
-    stands = [_standing_row(key, s, now) for key, s in changes.destinations.items()]
-    count = await _run(connection, _DESTINATION_STANDS, stands)
-    count += await _run(connection, _RUN, [_run_row(r) for r in changes.runs.values()])
-    count += await _write_outcomes(connection, changes.shown, now)
-    return count + await _run(connection, _JOB, [_job_row(job) for job in changes.jobs.values()])
-
-
-async def _write_outcomes(connection: AsyncConnection, shown: Mapping[Key, Result], now: float) -> int:
-    """Each destination's profile with its themes, or its failure; the other of the two goes."""
-    profiles = [(r, r.profile) for r in shown.values() if r.profile is not None]
-    failures = [_failure_row(r) for r in shown.values() if r.failure is not None]
-    themes = [_theme_row(r, rank, theme) for r, p in profiles for rank, theme in enumerate(p.themes, start=1)]
-    await _run(connection, _NO_THEMES, [_of(r) for r in shown.values()])
-    await _run(connection, _NO_FAILURE, [_of(r) for r, _ in profiles])
-    await _run(connection, _NO_PROFILE, [_of(r) for r in shown.values() if r.failure is not None])
-    count = await _run(connection, _PROFILE, [_profile_row(r, p, now) for r, p in profiles])
-    count += await _run(connection, _THEME, themes)
-    return count + await _run(connection, _FAILURE, failures)
+_D: Final = tables.destinations
+_STANDING: Final = select(
+    _D.c.destination_id, _D.c.name, _D.c.country, _D.c.state, _D.c.attempt, _D.c.partial,
+    *(_D.c[name] for name in tables.USAGE_COLUMNS),
+).where(_D.c.job_id == bindparam("of_job"), _D.c.destination_id.in_(bindparam("ids", expanding=True)))  # fmt: skip
+_A: Final = tables.attempts
+_RUNS: Final = select(_A.c.destination_id, _A.c.attempt, _A.c.worker, _A.c.at).where(
+    _A.c.job_id == bindparam("of_job"), _A.c.destination_id.in_(bindparam("ids", expanding=True))
+)
+_P: Final = tables.profiles
+_NUMBERS: Final = select(_P.c.destination_id, _P.c.profile_no).where(
+    _P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True))
+)
+_NEXT: Final = select(
+    select(func.coalesce(func.max(_P.c.profile_no), 0) + 1).scalar_subquery(),
+    select(func.coalesce(func.max(tables.themes.c.theme_no), 0) + 1).scalar_subquery(),
+)
 
 
 def _keys(entries: Iterable[StreamEntry]) -> Iterator[Key]:
@@ -170,128 +294,98 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _json_or_none(value: Any) -> str | None:
-    return None if value is None else _json(value)
+def _listed_row(job_id: str, destination: Destination, now: float) -> Values:
+    d = destination
+    extra = _json(d.extra) if d.extra else "{}"
+    return job_id, d.id, d.name, d.country, d.region, d.lat, d.lon, extra, 1, now, now
 
 
-def _of(result: Result) -> Row:
-    return {"of_job": result.job_id, "of_destination": result.destination_id}
+def _standing(row: Any) -> Standing:
+    """Columns as in `_STANDING`."""
+    return Standing(row[1], row[2], row[3], bool(row[5]), row[4], Usage(*row[6:]))
 
 
-def _opened_row(entry: JobOpened) -> Row:
-    return {
-        "job_id": entry.job_id,
-        "name": entry.name,
-        "created_at": entry.created_at,
-        "options": _json(entry.options),
-    }
+def _standing_row(key: Key, standing: Standing, now: float) -> Values:
+    s = standing
+    head = (*key, s.name, s.country, "{}", 0, s.state, int(s.partial), s.attempt)
+    return (*head, *_usage_values(s.usage), now, now)
 
 
-def _listed_row(job_id: str, destination: Destination, now: float) -> Row:
-    return {
-        "job_id": job_id,
-        "destination_id": destination.id,
-        "name": destination.name,
-        "country": destination.country,
-        "region": destination.region,
-        "lat": destination.lat,
-        "lon": destination.lon,
-        "extra": _json(destination.extra),
-        "listed": 1,
-        "created_at": now,
-        "updated_at": now,
-    }
-
-
-def _standing(row: RowMapping) -> Standing:
-    return Standing(row["name"], row["country"], row["state"], bool(row["partial"]), row["attempt"], usage_of(row))
-
-
-def _standing_row(key: Key, standing: Standing, now: float) -> Row:
-    return {
-        "job_id": key[0],
-        "destination_id": key[1],
-        "name": standing.name,
-        "country": standing.country,
-        "extra": "{}",
-        "listed": 0,
-        "state": standing.state,
-        "partial": int(standing.partial),
-        "attempt": standing.attempt,
-        **usage_columns(standing.usage),
-        "created_at": now,
-        "updated_at": now,
-    }
-
-
-def _job_row(job: JobRow) -> Row:
+def _job_row(job: JobRow) -> dict[str, Any]:
     columns = job.columns()
     return {**columns, "of_job": columns.pop("job_id"), "sealed": int(job.sealed)}
 
 
-def _run_row(result: Result | Spent) -> Row:
+def _run_row(result: Result | Spent) -> Values:
     outcome = "stopped"
     if isinstance(result, Result):
         outcome = result.profile.status if result.profile else "failed"
-    return {
-        "job_id": result.job_id,
-        "destination_id": result.destination_id,
-        "attempt": result.attempt,
-        "worker": result.worker,
-        "at": result.at,
-        "outcome": outcome,
-        "elapsed_ms": result.elapsed_ms,
-        **usage_columns(result.usage),
-    }
+    r = result
+    head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, outcome, r.elapsed_ms)
+    return (*head, *_usage_values(r.usage))
 
 
-def _profile_row(result: Result, profile: Profile, now: float) -> Row:
-    usage: Usage = profile.usage
-    return {
-        "job_id": result.job_id,
-        "destination_id": result.destination_id,
-        "name": profile.name,
-        "country": profile.country,
-        "status": profile.status,
-        "model": profile.model,
-        "pipeline_version": profile.pipeline_version,
-        "quality": profile.quality_assessment.overall,
-        "payload": _json(profile),
-        "attempt": result.attempt,
-        **usage_columns(usage),
-        "elapsed_ms": profile.elapsed_ms,
-        "created_at": profile.created_at,
-        "updated_at": now,
-    }
+def _profile_row(number: int, result: Result, profile: Profile, now: float) -> Values:
+    p = profile
+    head = (number, result.job_id, result.destination_id, p.name, p.country, p.status, p.model, p.pipeline_version)
+    middle = (p.quality_assessment.overall, _json(p), result.attempt)
+    return (*head, *middle, *_usage_values(p.usage), p.elapsed_ms, p.created_at, now)
 
 
-def _theme_row(result: Result, rank: int, theme: Theme) -> Row:
-    seasons = theme.seasonality
-    return {
-        "job_id": result.job_id,
-        "destination_id": result.destination_id,
-        "rank": rank,
-        "category": theme.category,
-        "name": theme.name,
-        "description": theme.description,
-        "confidence": theme.confidence,
-        "price_point": theme.price_point,
-        "authenticity": theme.authenticity_score,
-        "peak_months": _json(seasons.peak) if seasons else None,
-        "avoid_months": _json(seasons.avoid) if seasons else None,
-        "traveler_types": _json_or_none(theme.traveler_types),
-    }
+def _add_themes(rows: Mapping[str, list[Values]], result: Result, themes: Sequence[Theme], first: int) -> None:
+    """The rows of a profile's themes, numbered from `first`."""
+    of_themes, months = rows["themes"], rows["theme_months"]
+    travelers, subthemes = rows["theme_travelers"], rows["theme_subthemes"]
+    job_id, destination_id = result.job_id, result.destination_id
+    for rank, t in enumerate(themes, start=1):
+        number = first + rank - 1
+        of_themes.append((
+            number, job_id, destination_id, rank, t.category, t.name, t.description, t.confidence, t.price_point,
+            t.authenticity_score, t.rationale,
+        ))  # fmt: skip
+        if t.seasonality is not None:
+            for season, names in (("peak", t.seasonality.peak), ("avoid", t.seasonality.avoid)):
+                # What is no month stays in the payload; the schema of the answers has let none through.
+                months += [(number, _MONTHS[name], season) for name in dict.fromkeys(names) if name in _MONTHS]
+        if t.traveler_types:
+            travelers += [(number, kind) for kind in dict.fromkeys(t.traveler_types)]
+        if t.sub_themes:
+            subthemes += [(number, "sub", place, name) for place, name in enumerate(t.sub_themes, start=1)]
+        if t.nano_themes:
+            subthemes += [(number, "nano", place, name) for place, name in enumerate(t.nano_themes, start=1)]
 
 
-def _failure_row(result: Result) -> Row:
+def _stage_rows(number: int, profile: Profile) -> list[Values]:
+    """How each stage of a profile was made; of a stage that is there twice, the last."""
+    rows = {
+        s.stage: (
+            number, s.stage, s.status, s.prompt_version, s.model, s.source, s.usage.llm_calls, s.usage.cache_hits,
+            s.usage.prompt_tokens, s.usage.completion_tokens, s.usage.cost_usd, s.elapsed_ms, s.reason,
+        )
+        for s in profile.stages
+    }  # fmt: skip
+    return list(rows.values())
+
+
+def _missing_rows(number: int, profile: Profile) -> list[Values]:
+    return [
+        (number, place, m.stage, m.field, m.reason, _json(m.themes)) for place, m in enumerate(profile.missing, start=1)
+    ]
+
+
+def _failure_row(result: Result) -> Values:
     failure = result.failure
     assert failure is not None  # noqa: S101 - the caller picked failures
-    return {
-        "job_id": result.job_id,
-        "destination_id": result.destination_id,
-        "stage": failure.stage,
-        "error_class": failure.error_class,
-        "message": failure.message,
-        "attempts": failure.attempts,
-        "at": result.at,
-    }
+    f = failure
+    return result.job_id, result.destination_id, f.stage, f.error_class, f.message, f.attempts, result.at
+
+
+def _dead_row(dead: DeadEntry, now: float) -> Values:
+    fields = chain.from_iterable((dead.raw.fields or {}).items())
+    kept = msgspec.msgpack.encode([part[:DEAD_BYTES] for part in fields])
+    # A lone surrogate may be what is wrong with the entry: words about it must be storable themselves.
+    job_id, destination_id, reason = (
+        None if text is None else text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+        for text in (dead.job_id, dead.destination_id, dead.reason)
+    )
+    return dead.raw.id.decode(), job_id, destination_id, reason, kept, now

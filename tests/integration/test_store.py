@@ -1,6 +1,6 @@
+"""What the results store promises, on SQLite and on PostgreSQL."""
+
 import asyncio
-import os
-import sqlite3
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,105 +11,41 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.messages import (
     Destination,
-    Failure,
     JobClosed,
     JobInputs,
     JobOpened,
     JobOptions,
     JobReopened,
-    JobSealed,
-    Profile,
-    QualityAssessment,
+    Missing,
     Result,
     Seasonality,
     Spent,
+    StageRecord,
     StreamEntry,
-    Theme,
     Usage,
 )
+from tests.stored import KYOTO, SPENT, announced, done, failed, places, theme
 from workers.results.rows import JobRow
 from workers.results.store import AsyncDatabaseManager
-from workers.results.tables import SINCE_VERSION_2, USAGE_TABLES
 
-SPENT = Usage(llm_calls=2, cache_hits=1, coalesced=1, prompt_tokens=100, completion_tokens=50, cost_usd=0.25)
+DATABASES = ["sqlite", "postgresql"]
 
 
-def manager_of(folder: Path, *, timeout_seconds: float = 5.0) -> AsyncDatabaseManager:
-    url = f"sqlite+aiosqlite:///{folder / 'themes.db'}"
-    return AsyncDatabaseManager(url, pool_size=3, timeout_seconds=timeout_seconds)
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[AsyncDatabaseManager]:
-    async with manager_of(tmp_path) as manager:
+async def store(database_url: str) -> AsyncIterator[AsyncDatabaseManager]:
+    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=5.0) as manager:
         yield manager
-
-
-def places(count: int) -> list[Destination]:
-    return [Destination.of(f"Town {n}", "Utopia", extra={"row": str(n)}) for n in range(count)]
-
-
-KYOTO = Destination.of("Kyoto", "Japan", region="Kansai", lat=35.0, lon=135.75, extra={"tier": "1"})
-
-
-def theme(number: int, **more: Any) -> Theme:
-    return Theme(f"t{number}", "food", f"Theme {number}", "Told.", [], **more)
-
-
-def done(
-    destination: Destination = KYOTO,
-    *,
-    attempt: int = 0,
-    usage: Usage = SPENT,
-    job: str = "j",
-    worker: str = "w",
-    at: float = 1000.0,
-    partial: bool = False,
-    themes: int = 2,
-    **more: Any,
-) -> Result:
-    fields: dict[str, Any] = {"model": "sandbox", "themes": [theme(n) for n in range(themes)], **more}
-    profile = Profile(
-        destination_id=destination.id,
-        name=destination.name,
-        country=destination.country,
-        status="partial" if partial else "ok",
-        pipeline_version="1",
-        overlap_analysis=None,
-        quality_assessment=QualityAssessment(0.5, 0.6, 0.7, overall=0.8),
-        missing=[],
-        stages=[],
-        usage=usage,
-        elapsed_ms=12.5,
-        created_at=at,
-        **fields,
-    )
-    return Result(job, destination.id, attempt, usage, worker, at, 12.5, profile=profile)
-
-
-def failed(
-    destination: Destination = KYOTO,
-    *,
-    attempt: int = 0,
-    usage: Usage = SPENT,
-    job: str = "j",
-    worker: str = "w",
-    at: float = 1000.0,
-    message: str = "429",
-) -> Result:
-    failure = Failure("discover.food", "RateLimitedError", message, attempt + 1)
-    return Result(job, destination.id, attempt, usage, worker, at, 12.5, failure=failure)
-
-
-def announced(*destinations: Destination, job: str = "j") -> list[StreamEntry]:
-    return [
-        JobOpened(job, "a name", 900.0, JobOptions()),
-        JobInputs(job, destinations),
-        JobSealed(job, len(destinations)),
-    ]
 
 
 async def job_of(store: AsyncDatabaseManager, job: str = "j") -> JobRow:
@@ -123,11 +59,9 @@ async def counts(store: AsyncDatabaseManager) -> tuple[int, int, int, int]:
     return job.done, job.failed, job.partial, job.usage.llm_calls
 
 
-def select(store: AsyncDatabaseManager, sql: str) -> list[Any]:
-    with sqlite3.connect(store.path) as connection:
-        rows = connection.execute(sql).fetchall()
-    connection.close()
-    return rows
+async def select(store: AsyncDatabaseManager, sql: str) -> list[Any]:
+    async with store.reading() as connection:
+        return [tuple(row) for row in await connection.exec_driver_sql(sql)]
 
 
 # --- a job's life -----------------------------------------------------------------------------------------------
@@ -162,41 +96,93 @@ async def test_jobs_are_listed_newest_first(store: AsyncDatabaseManager) -> None
     assert await store.job("z") is None
 
 
-async def test_a_profile_its_themes_and_the_input_come_back_as_they_were(store: AsyncDatabaseManager) -> None:
-    rich = theme(
+def rich_profile() -> Result:
+    """A result with everything in it that has rows of its own."""
+    full = theme(
         1,
-        seasonality=Seasonality(["April"], ["August"]),
-        traveler_types=["solo"],
+        seasonality=Seasonality(["April", "May", "April"], ["August"]),
+        traveler_types=["solo", "family"],
         price_point="mid",
         confidence=0.5,
         authenticity_score=0.25,
+        sub_themes=["Noodles", "Noodles"],
+        nano_themes=["Soba at noon"],
+        rationale="Told by many.",
     )
-    result = done(themes=0, more={"new": [1]}).profile
-    assert result is not None
-    result = msgspec.structs.replace(result, themes=[rich, theme(2)])
-    await store.apply([*announced(KYOTO), msgspec.structs.replace(done(), profile=result)])
+    stages = [
+        StageRecord("discover.food", "ok", "v1", "sandbox", "called", SPENT, 12.5),
+        StageRecord("analyse.price", "partial", "v2", "sandbox", "cached", Usage(cache_hits=1), 0.5, "cut off"),
+    ]
+    missing = [Missing("analyse.price", "price_point", "cut off", ["t2"])]
+    result = done(themes=0, more={"new": [1]})
+    assert result.profile
+    profile = msgspec.structs.replace(result.profile, themes=[full, theme(2)], stages=stages, missing=missing)
+    return msgspec.structs.replace(result, profile=profile)
+
+
+async def test_a_profile_and_the_input_come_back_as_they_were(store: AsyncDatabaseManager) -> None:
+    result = rich_profile()
+    await store.apply([*announced(KYOTO), result])
     [row] = [r async for r in store.profiles("j")]
-    assert row.profile() == result
+    assert row.profile() == result.profile
     assert (row.quality, row.status, row.usage, row.created_at) == (0.8, "ok", SPENT, 1000.0)
     [place] = [r async for r in store.destinations("j")]
     assert (place.destination, place.state, place.usage, place.listed) == (KYOTO, "done", SPENT, True)
-    assert select(store, "SELECT * FROM themes ORDER BY rank") == [
-        (
-            "j",
-            KYOTO.id,
-            1,
-            "food",
-            "Theme 1",
-            "Told.",
-            0.5,
-            "mid",
-            0.25,
-            '["April"]',
-            '["August"]',
-            '["solo"]',
-        ),
-        ("j", KYOTO.id, 2, "food", "Theme 2", "Told.", None, None, None, None, None, None),
+
+
+async def test_themes_seasons_travellers_subthemes_stages_and_gaps_are_rows(store: AsyncDatabaseManager) -> None:
+    await store.apply([*announced(KYOTO), rich_profile()])
+    assert await select(store, "SELECT * FROM themes ORDER BY rank") == [
+        (1, "j", KYOTO.id, 1, "food", "Theme 1", "Told.", 0.5, "mid", 0.25, "Told by many."),
+        (2, "j", KYOTO.id, 2, "food", "Theme 2", "Told.", None, None, None, None),
     ]
+    months = "SELECT * FROM theme_months ORDER BY theme_no, month"
+    assert await select(store, months) == [(1, 4, "peak"), (1, 5, "peak"), (1, 8, "avoid")]
+    travelers = "SELECT * FROM theme_travelers ORDER BY theme_no, traveler_type"
+    assert await select(store, travelers) == [(1, "family"), (1, "solo")]
+    assert await select(store, "SELECT * FROM theme_subthemes ORDER BY theme_no, level, position") == [
+        (1, "nano", 1, "Soba at noon"), (1, "sub", 1, "Noodles"), (1, "sub", 2, "Noodles"),
+    ]  # fmt: skip
+    assert await select(store, "SELECT * FROM stages ORDER BY stage") == [
+        (1, "analyse.price", "partial", "v2", "sandbox", "cached", 0, 1, 0, 0, 0.0, 0.5, "cut off"),
+        (1, "discover.food", "ok", "v1", "sandbox", "called", 2, 1, 100, 50, 0.25, 12.5, None),
+    ]
+    assert await select(store, "SELECT * FROM missing") == [
+        (1, 1, "analyse.price", "price_point", "cut off", '["t2"]'),
+    ]
+
+
+async def test_a_newer_profile_keeps_its_number_and_takes_the_place_of_all_rows(store: AsyncDatabaseManager) -> None:
+    town = places(1)[0]
+    await store.apply([*announced(KYOTO, town), rich_profile(), done(town)])
+    await store.apply([done(attempt=1, themes=1)])
+    numbers = "SELECT profile_no, destination_id, attempt FROM profiles ORDER BY profile_no"
+    assert await select(store, numbers) == [(1, KYOTO.id, 1), (2, town.id, 0)]
+    for table in ("theme_months", "theme_travelers", "theme_subthemes", "stages", "missing"):
+        assert await select(store, f"SELECT count(*) FROM {table}") == [(0,)], table
+    assert await select(store, "SELECT name, rank FROM themes ORDER BY theme_no DESC LIMIT 1") == [("Theme 0", 1)]
+    await store.apply([failed(attempt=2)])
+    assert await select(store, "SELECT count(*) FROM themes") == [(2,)]
+
+
+async def test_views_answer_what_users_ask(store: AsyncDatabaseManager) -> None:
+    osaka = Destination.of("Osaka", "Japan")
+    other = msgspec.structs.replace(done(osaka, themes=2), at=2000.0)
+    again = done(job="k", at=3000.0, themes=1)
+    await store.apply([*announced(KYOTO, osaka), rich_profile(), other, *announced(KYOTO, job="k"), again])
+    newest = "SELECT name, job_id FROM newest_profiles ORDER BY name"
+    assert await select(store, newest) == [("Kyoto", "k"), ("Osaka", "j")]
+    by_theme = "SELECT destination FROM destinations_by_theme WHERE theme = 'Theme 1' ORDER BY destination"
+    assert await select(store, by_theme) == [("Kyoto",), ("Osaka",)]
+    in_may = "SELECT destination, themes, confidence FROM destinations_by_month WHERE month = 5 AND season = 'peak'"
+    assert await select(store, in_may) == [("Kyoto", 1, 0.5)]
+    top = "SELECT theme, destinations, place FROM top_themes_by_country WHERE country = 'Japan' AND place = 1"
+    assert [row[1:] for row in await select(store, top)] == [(2, 1)]
+    made = "SELECT stage, source FROM provenance WHERE destination = 'Kyoto' ORDER BY stage"
+    assert await select(store, made) == [("analyse.price", "cached"), ("discover.food", "called")]
+    costs = "SELECT stage, profiles, not_ok, cached FROM stage_costs WHERE job_id = 'j' ORDER BY stage"
+    assert await select(store, costs) == [("analyse.price", 1, 1, 1), ("discover.food", 1, 0, 0)]
+    assert await select(store, "SELECT field, reason, profiles FROM gaps") == [("price_point", "cut off", 1)]
 
 
 async def test_readers_page_through_a_large_job_in_the_order_of_its_input(
@@ -222,7 +208,7 @@ async def test_a_newer_attempt_wins_an_older_one_does_not_and_both_were_paid_for
     await store.apply([done(attempt=0, model="old", themes=5)])
     [row] = [r async for r in store.profiles("j")]
     assert (row.model, row.attempt) == ("new", 1)
-    assert select(store, "SELECT count(*) FROM themes") == [(3,)]
+    assert await select(store, "SELECT count(*) FROM themes") == [(3,)]
     assert await counts(store) == (1, 0, 0, 4)
 
 
@@ -234,7 +220,7 @@ async def test_of_equal_attempts_the_later_one_is_kept_but_no_failure_replaces_a
     await store.apply([failed(worker="third")])
     [row] = [r async for r in store.profiles("j")]
     assert row.model == "second"
-    assert select(store, "SELECT count(*) FROM themes") == [(1,)]
+    assert await select(store, "SELECT count(*) FROM themes") == [(1,)]
     assert await counts(store) == (1, 0, 0, 6)
 
 
@@ -264,17 +250,17 @@ async def test_a_newer_failure_takes_the_place_of_an_older_profile_and_its_theme
 ) -> None:
     await store.apply([*announced(KYOTO), done(partial=True), failed(attempt=1)])
     assert await counts(store) == (0, 1, 0, 4)
-    assert select(store, "SELECT (SELECT count(*) FROM profiles), (SELECT count(*) FROM themes)") == [(0, 0)]
+    assert await select(store, "SELECT (SELECT count(*) FROM profiles), (SELECT count(*) FROM themes)") == [(0, 0)]
 
 
 async def test_the_same_entries_twice_change_nothing_and_are_shown_again(store: AsyncDatabaseManager) -> None:
     entries = [*announced(*places(2)), done(places(2)[0]), failed(places(2)[1])]
     first = await store.apply(entries)
     queries = ["SELECT * FROM themes", "SELECT * FROM failures", "SELECT * FROM attempts"]
-    before = [select(store, query) for query in queries]
+    before = [await select(store, query) for query in queries]
     job = await job_of(store)
     second = await store.apply([*entries, *entries])
-    assert [select(store, query) for query in queries] == before
+    assert [await select(store, query) for query in queries] == before
     assert msgspec.structs.asdict(job.usage) == msgspec.structs.asdict((await job_of(store)).usage)
     assert (await job_of(store)).finished_at == job.finished_at
     assert second.outcomes == first.outcomes
@@ -288,11 +274,11 @@ async def test_an_attempt_that_two_workers_made_was_paid_for_twice(store: AsyncD
 
 async def test_a_row_keeps_the_time_it_was_made(store: AsyncDatabaseManager) -> None:
     await store.apply([*announced(KYOTO), done(at=1000.0)])
-    made = select(store, "SELECT created_at FROM destinations")
+    made = await select(store, "SELECT created_at FROM destinations")
     await store.apply([done(attempt=1, at=2000.0), JobOpened("j", "renamed", 5.0, JobOptions())])
     [row] = [r async for r in store.profiles("j")]
     assert (row.created_at, row.attempt) == (1000.0, 1)
-    assert select(store, "SELECT created_at FROM destinations") == made
+    assert await select(store, "SELECT created_at FROM destinations") == made
     assert ((await job_of(store)).name, (await job_of(store)).created_at) == ("a name", 900.0)
 
 
@@ -303,7 +289,7 @@ async def test_an_unknown_price_makes_the_cost_unknown_not_zero(store: AsyncData
     job = await job_of(store)
     assert job.usage.cost_usd is None
     assert job.usage.llm_calls == 5
-    assert select(store, "SELECT cost_usd FROM destinations ORDER BY rowid") == [(0.25,), (None,), (0.25,)]
+    assert await select(store, "SELECT cost_usd FROM destinations ORDER BY rowid") == [(0.25,), (None,), (0.25,)]
 
 
 # --- the order of the stream is not trusted -----------------------------------------------------------------------
@@ -314,7 +300,7 @@ async def test_results_without_their_job_or_input_are_stored_and_filled_in_later
 ) -> None:
     other = places(1)[0]
     await store.apply([done(), failed(other)])
-    names = select(store, "SELECT name, country, listed FROM destinations ORDER BY rowid")
+    names = await select(store, "SELECT name, country, listed FROM destinations ORDER BY rowid")
     assert names == [("Kyoto", "Japan", 0), (other.id, None, 0)]
     await store.apply(announced(KYOTO, other))
     assert [r.destination async for r in store.destinations("j")] == [KYOTO, other]
@@ -451,7 +437,7 @@ def test_whatever_arrives_in_whatever_order_the_totals_equal_the_sums_and_the_mo
 ) -> None:
     async def run() -> None:
         folder = tmp_path_factory.mktemp("sums")
-        async with manager_of(folder) as store:
+        async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{folder / 'themes.db'}") as store:
             for batch in batches:
                 await store.apply(batch)
             await _compare(store, [entry for batch in batches for entry in batch])
@@ -487,9 +473,9 @@ async def _compare(store: AsyncDatabaseManager, entries: list[StreamEntry]) -> N
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        (failed(places(3)[1], message="a lone \ud800"), "UnicodeEncodeError"),
-        (done(places(3)[1], usage=Usage(prompt_tokens=2**70)), "OverflowError"),
-        (done(places(3)[1], model="\udfff"), "UnicodeEncodeError"),
+        (failed(places(3)[1], message="a lone \ud800"), "UnicodeEncodeError|surrogates"),
+        (done(places(3)[1], usage=Usage(prompt_tokens=2**70)), "OverflowError|int64"),
+        (done(places(3)[1], model="\udfff"), "UnicodeEncodeError|surrogates"),
         (msgspec.structs.replace(done(places(3)[1]), profile=None), "neither|either a profile or a failure"),
     ],
 )
@@ -499,7 +485,7 @@ async def test_one_bad_row_is_refused_with_its_reason_and_the_rest_of_the_batch_
     towns = places(3)
     applied = await store.apply([*announced(*towns), done(towns[0]), bad, failed(towns[2])])
     assert [(r.index, r.entry) for r in applied.rejected] == [(4, bad)]
-    assert any(word in applied.rejected[0].reason for word in why.split("|"))
+    assert any(word in applied.rejected[0].reason for word in why.split("|")), applied.rejected[0].reason
     assert await counts(store) == (1, 1, 0, 4)
     assert [o.result.destination_id for o in applied.outcomes] == [towns[0].id, towns[2].id]
     assert [r.destination async for r in store.missing("j")] == [towns[1]]
@@ -514,165 +500,3 @@ async def test_a_sum_beyond_what_the_database_holds_refuses_the_entry_that_overf
     applied = await store.apply([*announced(*towns), done(towns[0], usage=most), done(towns[1], usage=SPENT)])
     assert [r.index for r in applied.rejected] == [4]
     assert (await job_of(store)).usage.prompt_tokens == 2**63 - 1
-
-
-# --- the file -----------------------------------------------------------------------------------------------------
-
-
-async def test_two_that_create_the_database_at_once_both_succeed(tmp_path: Path) -> None:
-    managers = [manager_of(tmp_path / "new" / "folder") for _ in range(4)]
-    await asyncio.gather(*(manager.create() for manager in managers))
-    await asyncio.gather(*(m.apply(announced(KYOTO, job=f"j{n}")) for n, m in enumerate(managers)))
-    assert len(await managers[0].jobs()) == 4
-    for manager in managers:
-        await manager.close()
-
-
-async def test_the_writer_syncs_every_commit_and_readers_cannot_write(store: AsyncDatabaseManager) -> None:
-    async with store.writing() as connection:
-        pragmas = {
-            name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "temp_store", "user_version")
-        }
-    assert pragmas == {
-        "journal_mode": "wal",
-        "synchronous": 2,
-        "foreign_keys": 1,
-        "temp_store": 2,
-        "user_version": 3,
-    }
-    with pytest.raises(DatabaseError, match="readonly"):
-        async with store.reading() as connection:
-            await connection.exec_driver_sql("DELETE FROM jobs")
-
-
-async def test_a_corrupt_file_is_named_with_its_mend_and_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "themes.db"
-    file.write_bytes(b"this is no database " * 500)
-    store = manager_of(tmp_path)
-    with pytest.raises(DatabaseError, match=r"themes\.db: file is not a database; move this file away") as error:
-        await store.create()
-    assert "\n" not in str(error.value)
-    assert file.read_bytes().startswith(b"this is no database")
-    await store.close()
-
-
-async def test_a_newer_versions_file_is_refused_for_writing_and_reading(tmp_path: Path) -> None:
-    async with manager_of(tmp_path):
-        pass
-    with sqlite3.connect(tmp_path / "themes.db") as connection:
-        connection.execute("PRAGMA user_version=4")
-    connection.close()
-    for use in ("create", "open"):
-        store = manager_of(tmp_path)
-        with pytest.raises(DatabaseError, match="newer version of themes"):
-            await getattr(store, use)()
-        await store.close()
-
-
-async def test_a_version_1_file_is_brought_up_to_date_with_what_is_in_it(tmp_path: Path) -> None:
-    async with manager_of(tmp_path) as store:
-        await store.apply(announced(KYOTO))
-    with sqlite3.connect(tmp_path / "themes.db") as connection:
-        for table in USAGE_TABLES:
-            for column in SINCE_VERSION_2:
-                connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        connection.execute("DROP INDEX profiles_by_destination")
-        connection.execute("PRAGMA user_version=1")
-    connection.close()
-    reader = manager_of(tmp_path)
-    with pytest.raises(DatabaseError, match="older version of themes; `themes consumer`"):
-        await reader.open()
-    await reader.close()
-    async with manager_of(tmp_path) as store:
-        (job,) = await store.jobs()
-        assert job.usage == Usage()
-        await store.apply(announced(KYOTO, job="another"))
-        assert len(await store.jobs()) == 2
-    async with manager_of(tmp_path) as store:
-        assert len(await store.jobs()) == 2
-
-
-async def test_another_applications_file_is_refused(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "themes.db") as connection:
-        connection.execute("CREATE TABLE contacts(name)")
-    connection.close()
-    store = manager_of(tmp_path)
-    with pytest.raises(DatabaseError, match="another application"):
-        await store.create()
-    await store.close()
-
-
-async def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "themes.db").mkdir()
-    store = manager_of(tmp_path)
-    with pytest.raises(DatabaseError, match="is a folder"):
-        await store.create()
-
-
-async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    store = manager_of(tmp_path / "file" / "below")
-    with pytest.raises(DatabaseError, match="cannot be made"):
-        await store.create()
-
-
-async def test_an_unwritable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o555)
-    if os.geteuid() == 0:  # root may write everywhere: only the answer of the system can be had
-        monkeypatch.setattr(os, "access", lambda *_: False)
-    store = manager_of(folder)
-    with pytest.raises(DatabaseError, match="cannot be written; make the file and its folder writable"):
-        await store.create()
-
-
-@pytest.mark.parametrize("url", ["postgresql://host/db", "sqlite+aiosqlite://", "no url", "sqlite:///:memory:"])
-def test_a_url_that_is_no_sqlite_file_is_refused_with_an_example(url: str) -> None:
-    with pytest.raises(DatabaseError, match="sqlite\\+aiosqlite:////absolute/path.db"):
-        AsyncDatabaseManager(url)
-
-
-async def test_a_file_deleted_or_replaced_while_open_takes_no_batch(store: AsyncDatabaseManager) -> None:
-    await store.apply(announced(KYOTO))
-    store.path.unlink()
-    with pytest.raises(DatabaseError, match="deleted or replaced"):
-        await store.apply([done()])
-    store.path.touch()
-    with pytest.raises(DatabaseError, match="deleted or replaced"):
-        await store.apply([done()])
-    assert store.stats().batches == 1
-    assert store.path.read_bytes() == b""
-
-
-async def test_a_held_database_is_busy_and_the_same_batch_is_written_later(tmp_path: Path) -> None:
-    async with manager_of(tmp_path, timeout_seconds=0.1) as store:
-        holder = sqlite3.connect(store.path, isolation_level=None)
-        holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DatabaseBusyError, match="locked"):
-            await store.apply(announced(KYOTO))
-        assert await store.jobs() == []
-        holder.execute("ROLLBACK")
-        holder.close()
-        await store.apply(announced(KYOTO))
-        assert len(await store.jobs()) == 1
-
-
-async def test_looking_at_a_database_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
-    store = manager_of(tmp_path)
-    with pytest.raises(DatabaseError, match="themes consumer"):
-        await store.open()
-    assert not store.path.exists()
-    async with manager_of(tmp_path) as writer:
-        await writer.apply([*announced(KYOTO), done()])
-        await store.open()
-        assert [row.name async for row in store.profiles("j")] == ["Kyoto"]
-    await store.close()
-
-
-async def test_what_was_written_is_measured_and_shown(store: AsyncDatabaseManager) -> None:
-    await store.apply([*announced(KYOTO), done()])
-    stats = store.stats()
-    assert (stats.batches, stats.entries) == (1, 4)
-    assert stats.seconds_per_batch > 0
-    assert f"batches=1 rows={stats.rows}" in repr(store)

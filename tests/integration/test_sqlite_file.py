@@ -1,0 +1,330 @@
+"""The results database as a file: what can go wrong with it, and what it says then."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from alembic.script import ScriptDirectory
+
+from tasks.errors import DatabaseBusyError, DatabaseError
+from tasks.messages import Destination
+from tests.stored import KYOTO, announced, done
+from workers.results.schema import MIGRATIONS, revision
+from workers.results.store import AsyncDatabaseManager
+from workers.results.tables import SCHEMA_VERSION
+
+
+def manager_of(folder: Path, *, timeout_seconds: float = 5.0) -> AsyncDatabaseManager:
+    url = f"sqlite+aiosqlite:///{folder / 'themes.db'}"
+    return AsyncDatabaseManager(url, pool_size=3, timeout_seconds=timeout_seconds)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[AsyncDatabaseManager]:
+    async with manager_of(tmp_path) as manager:
+        yield manager
+
+
+async def test_two_that_create_the_database_at_once_both_succeed(tmp_path: Path) -> None:
+    managers = [manager_of(tmp_path / "new" / "folder") for _ in range(4)]
+    await asyncio.gather(*(manager.create() for manager in managers))
+    await asyncio.gather(*(m.apply(announced(KYOTO, job=f"j{n}")) for n, m in enumerate(managers)))
+    assert len(await managers[0].jobs()) == 4
+    for manager in managers:
+        await manager.close()
+
+
+async def test_the_writer_syncs_every_commit_and_readers_cannot_write(store: AsyncDatabaseManager) -> None:
+    async with store.writing() as connection:
+        pragmas = {
+            name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "temp_store", "user_version")
+        }
+    assert pragmas == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "temp_store": 2,
+        "user_version": 4,
+    }
+    with pytest.raises(DatabaseError, match="readonly"):
+        async with store.reading() as connection:
+            await connection.exec_driver_sql("DELETE FROM jobs")
+
+
+async def test_a_corrupt_file_is_named_with_its_mend_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "themes.db"
+    file.write_bytes(b"this is no database " * 500)
+    store = manager_of(tmp_path)
+    with pytest.raises(DatabaseError, match=r"themes\.db: file is not a database; move this file away") as error:
+        await store.create()
+    assert "\n" not in str(error.value)
+    assert file.read_bytes().startswith(b"this is no database")
+    await store.close()
+
+
+async def test_a_newer_versions_file_is_refused_for_writing_and_reading(tmp_path: Path) -> None:
+    async with manager_of(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "themes.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0005'")
+    connection.close()
+    for use in ("create", "open"):
+        store = manager_of(tmp_path)
+        with pytest.raises(DatabaseError, match="newer version of themes"):
+            await getattr(store, use)()
+        await store.close()
+
+
+async def test_another_applications_file_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "themes.db") as connection:
+        connection.execute("CREATE TABLE contacts(name)")
+    connection.close()
+    store = manager_of(tmp_path)
+    with pytest.raises(DatabaseError, match="another application"):
+        await store.create()
+    await store.close()
+
+
+async def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "themes.db").mkdir()
+    store = manager_of(tmp_path)
+    with pytest.raises(DatabaseError, match="is a folder"):
+        await store.create()
+
+
+async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = manager_of(tmp_path / "file" / "below")
+    with pytest.raises(DatabaseError, match="cannot be made"):
+        await store.create()
+
+
+async def test_an_unwritable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    if os.geteuid() == 0:  # root may write everywhere: only the answer of the system can be had
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    store = manager_of(folder)
+    with pytest.raises(DatabaseError, match="cannot be written; make the file and its folder writable"):
+        await store.create()
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "sqlite+aiosqlite://", "no url", "sqlite:///:memory:"])
+def test_a_url_that_is_no_file_and_no_server_is_refused_with_an_example(url: str) -> None:
+    with pytest.raises(DatabaseError, match="sqlite\\+aiosqlite:////absolute/path.db"):
+        AsyncDatabaseManager(url)
+
+
+async def test_a_file_deleted_or_replaced_while_open_takes_no_batch(
+    store: AsyncDatabaseManager, tmp_path: Path
+) -> None:
+    await store.apply(announced(KYOTO))
+    file = tmp_path / "themes.db"
+    file.unlink()
+    with pytest.raises(DatabaseError, match="deleted or replaced"):
+        await store.apply([done()])
+    file.touch()
+    with pytest.raises(DatabaseError, match="deleted or replaced"):
+        await store.apply([done()])
+    assert store.stats().batches == 1
+    assert file.read_bytes() == b""
+
+
+async def test_a_held_database_is_busy_and_the_same_batch_is_written_later(tmp_path: Path) -> None:
+    async with manager_of(tmp_path, timeout_seconds=0.1) as store:
+        holder = sqlite3.connect(tmp_path / "themes.db", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseBusyError, match="locked"):
+            await store.apply(announced(KYOTO))
+        assert await store.jobs() == []
+        holder.execute("ROLLBACK")
+        holder.close()
+        await store.apply(announced(KYOTO))
+        assert len(await store.jobs()) == 1
+
+
+async def test_looking_at_a_database_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
+    store = manager_of(tmp_path)
+    with pytest.raises(DatabaseError, match="themes consumer"):
+        await store.open()
+    assert not store.exists()
+    async with manager_of(tmp_path) as writer:
+        await writer.apply([*announced(KYOTO), done()])
+        await store.open()
+        assert [row.name async for row in store.profiles("j")] == ["Kyoto"]
+    await store.close()
+
+
+async def test_what_was_written_is_measured_and_shown(store: AsyncDatabaseManager) -> None:
+    await store.apply([*announced(KYOTO), done()])
+    stats = store.stats()
+    assert (stats.batches, stats.entries) == (1, 4)
+    assert stats.seconds_per_batch > 0
+    assert f"batches=1 rows={stats.rows}" in repr(store)
+
+
+# --- from version to version -----------------------------------------------------------------------------------
+
+
+def migrations() -> ScriptDirectory:
+    return ScriptDirectory(str(MIGRATIONS))
+
+
+def old_file(folder: Path, version: int) -> Path:
+    """A file as version `version` made it, by the migrations up to there, without alembic's own table."""
+    file = folder / "themes.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        for number in range(1, version + 1):
+            for statement in statements_of(number):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={version}")
+        connection.commit()
+    return file
+
+
+def statements_of(number: int) -> list[str]:
+    """What a migration executes."""
+    said: list[str] = []
+    migration = migrations().get_revision(revision(number)).module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migration, "op", SimpleNamespace(execute=lambda statement: said.append(str(statement))))
+        migration.upgrade()
+    return said
+
+
+def schema_of(file: Path) -> dict[str, str]:
+    """Every table, index and view by name, its words without regard to blanks, quotes and the order of constraints."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        shape = {}
+        for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master"):
+            if kind == "table":
+                columns = connection.execute(f"SELECT name, type, \"notnull\", pk FROM pragma_table_info('{name}')")
+                keys = connection.execute(
+                    f'SELECT "table", "from", "to", on_delete FROM pragma_foreign_key_list(\'{name}\')'
+                )
+                facts = sorted(columns.fetchall()), sorted(keys.fetchall()), "WITHOUT ROWID" in sql
+                shape[name] = str(facts)
+            elif sql is not None:
+                shape[name] = " ".join(sql.split())
+    return shape
+
+
+def test_the_newest_migration_is_the_version_of_the_tables() -> None:
+    assert migrations().get_current_head() == revision(SCHEMA_VERSION)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_an_old_file_becomes_what_a_new_one_is(tmp_path: Path, version: int) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+    file = old_file(old, version)
+    reader = manager_of(old)
+    with pytest.raises(DatabaseError, match="older version of themes; `themes consumer`"):
+        await reader.open()
+    await reader.close()
+    # Two consumers that start at once: the second finds the work done.
+    managers = [manager_of(old), manager_of(old)]
+    await asyncio.gather(*(manager.create() for manager in managers))
+    for manager in managers:
+        await manager.close()
+    async with manager_of(new):
+        pass
+    assert schema_of(file) == schema_of(new / "themes.db")
+
+
+async def test_what_an_old_file_holds_becomes_rows(tmp_path: Path) -> None:
+    file = old_file(tmp_path, 3)
+    profile = {
+        "themes": [
+            {
+                "name": "Noodles", "rationale": "Old.", "traveler_types": ["solo", "solo"], "sub_themes": ["Soba"],
+                "seasonality": {"peak": ["May", "May", "Mai"], "avoid": ["August"]},
+            },
+            {"name": "Ink", "traveler_types": None, "seasonality": None, "nano_themes": ["Brush"]},
+        ],
+        "stages": [
+            {
+                "stage": "discover.food", "status": "ok", "prompt_version": "v", "model": "m", "source": "called",
+                "usage": {"llm_calls": 2, "cost_usd": None}, "elapsed_ms": 5.0, "reason": None,
+            },
+            {"stage": "s", "status": "ok", "prompt_version": "v", "model": "m", "source": "none", "usage": {}, "elapsed_ms": 1},
+        ],
+        "missing": [{"stage": "s", "field": "f", "reason": "cut", "themes": ["t2"]}],
+    }  # fmt: skip
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("INSERT INTO jobs (job_id, name, created_at) VALUES ('j', 'n', 1)")
+        connection.execute(
+            "INSERT INTO destinations (job_id, destination_id, name, listed, created_at, updated_at) "
+            "VALUES ('j', 'd', 'Kyoto', 1, 1, 1)"
+        )
+        connection.execute(
+            "INSERT INTO profiles (job_id, destination_id, name, status, model, pipeline_version, payload, attempt, "
+            "elapsed_ms, created_at, updated_at, llm_calls) VALUES ('j', 'd', 'Kyoto', 'ok', 'm', 'p', ?, 0, 1, 2, 3, 7)",
+            [json.dumps(profile)],
+        )
+        for rank, name in ((1, "Noodles"), (2, "Ink")):
+            connection.execute(
+                "INSERT INTO themes (job_id, destination_id, rank, category, name, description, confidence) "
+                "VALUES ('j', 'd', ?, 'food', ?, 'D.', 0.5)",
+                [rank, name],
+            )
+        connection.commit()
+    async with manager_of(tmp_path) as store:
+        [row] = [row async for row in store.profiles("j")]
+        assert (row.name, row.usage.llm_calls, row.created_at) == ("Kyoto", 7, 2.0)
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        rows = {
+            table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+            for table in ("themes", "theme_months", "theme_travelers", "theme_subthemes", "stages", "missing")
+        }
+    assert [row[5:] for row in rows["themes"]] == [
+        ("Noodles", "D.", 0.5, None, None, "Old."), ("Ink", "D.", 0.5, None, None, None),
+    ]  # fmt: skip
+    assert rows["theme_months"] == [(1, 5, "peak"), (1, 8, "avoid")]
+    assert rows["theme_travelers"] == [(1, "solo")]
+    assert rows["theme_subthemes"] == [(1, "sub", 1, "Soba"), (2, "nano", 1, "Brush")]
+    assert rows["stages"] == [
+        (1, "discover.food", "ok", "v", "m", "called", 2, 0, 0, 0, None, 5.0, None),
+        (1, "s", "ok", "v", "m", "none", 0, 0, 0, 0, 0.0, 1.0, None),
+    ]
+    assert rows["missing"] == [(1, 1, "s", "f", "cut", '["t2"]')]
+
+
+async def test_a_migration_that_fails_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
+    file = old_file(tmp_path, 3)
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE stages(somebody_elses)")
+        before = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+    store = manager_of(tmp_path)
+    with pytest.raises(DatabaseError, match="table stages already exists"):
+        await store.create()
+    await store.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall() == before
+
+
+# --- the write-ahead log ----------------------------------------------------------------------------------------
+
+
+async def test_the_log_is_copied_beside_the_writer_and_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.results.sqlite.WAL_TIDY_BYTES", 300_000)
+    log = tmp_path / "themes.db-wal"
+    sizes = []
+    async with manager_of(tmp_path) as store:
+        for batch in range(120):
+            towns = [Destination.of(f"Town {batch} {n}") for n in range(10)]
+            await store.apply([*announced(*towns), *(done(town) for town in towns)])
+            sizes.append(log.stat().st_size)
+        assert max(sizes) < 3_000_000, "it began anew, many times"
+        assert store.times.by_name["checkpoint"].seconds.count > 2
+        assert (tmp_path / "themes.db").stat().st_size > 1_000_000, "what was in it is in the file"
