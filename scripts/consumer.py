@@ -28,6 +28,7 @@ def command() -> None:
 async def consume(settings: Settings, url: str) -> None:
     """Consume and sweep until SIGTERM or SIGINT, or until the database cannot be used."""
     # Late: the other verbs do without SQLAlchemy.
+    from workers.observe.collector import calm_collector
     from workers.results.consumer import ResultsConsumer
     from workers.results.store import AsyncDatabaseManager
     from workers.results.sweeper import Sweeper
@@ -45,6 +46,7 @@ async def consume(settings: Settings, url: str) -> None:
         sweeping = asyncio.create_task(
             Sweeper(configure(settings, broker_url), redis, broker, settings, url=url).run(), name="sweeper"
         )
+        calm_collector()
         log.info("action=start consumer=%s %r", name, store)
         try:
             await consumer.run()

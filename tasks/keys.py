@@ -15,9 +15,10 @@
 | themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:results | stream | what the consumer writes to the database | trimmed when acked |
-| themes:results:dead | stream | entries that could not be understood, with the reason | at most DEAD_ENTRIES |
 | themes:workers | zset | worker by its last heartbeat (s) | an hour after it |
 | themes:queue:dead | list | what was in the queue and is no message of ours, with the reason | at most DEAD_ENTRIES |
+| themes:consumers | zset | consumer by its last report (s) | KEEP_SECONDS after it |
+| themes:consumer:NAME | hash | a consumer's report: how far behind, how fast | WORKER_SECONDS |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
 | themes:stats:cache | hash | what the caches of all processes have counted | until `themes cache clear` |
@@ -50,7 +51,8 @@ ACTIVE: Final = "themes:active"
 #: Names of worker processes.
 WORKERS: Final = "themes:workers"
 RESULTS: Final = "themes:results"
-DEAD: Final = "themes:results:dead"
+#: Names of consumers.
+CONSUMERS: Final = "themes:consumers"
 #: What was in the Celery queue and is no message of ours.
 QUEUE_DEAD: Final = "themes:queue:dead"
 #: The consumer group of the results stream.
@@ -136,6 +138,11 @@ def events(job_id: str) -> str:
 def worker(name: str) -> str:
     """A worker process's heartbeat."""
     return f"themes:worker:{name}"
+
+
+def consumer(name: str) -> str:
+    """A consumer's report."""
+    return f"themes:consumer:{name}"
 
 
 def cache(digest: str) -> str:

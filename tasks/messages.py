@@ -4,7 +4,9 @@ Structs are msgspec's: typed, immutable, validated while decoding. On the wire t
 byte (`pack`, `unpack`); events are JSON, because watchers in any language read them.
 """
 
+import functools
 import hashlib
+import threading
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -108,9 +110,14 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     cost_usd: float | None = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.__struct_fields__}
-        sums: dict[str, Any] = {n: None if a is None or b is None else a + b for n, (a, b) in pairs.items()}
-        return Usage(**sums)
+        if self == _NOTHING:
+            return other
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        sums: list[Any] = [None if a is None or b is None else a + b for a, b in pairs]
+        return Usage(*sums)
+
+
+_NOTHING: Final = Usage()
 
 
 class Seasonality(msgspec.Struct, frozen=True):
@@ -346,9 +353,25 @@ def unpack(data: bytes, type_: Any) -> Any:
     if codec not in {_RAW, _ZSTD}:
         raise WireError(f"unknown codec byte {codec!r}")
     try:
-        return msgspec.msgpack.decode(body if codec == _RAW else _decompressed(body), type=type_)
+        return _decoder(type_).decode(body if codec == _RAW else _decompressed(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a {type_}: {exc}") from exc
+
+
+@functools.cache
+def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Made once: looking through a union of types takes longer than decoding one."""
+    return msgspec.msgpack.Decoder(type_)
+
+
+class _Zstd(threading.local):
+    """A decompressor for each thread: to make one takes longer than to use it, and two threads cannot share it."""
+
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstd: Final = _Zstd()
 
 
 def _decompressed(body: bytes) -> bytes:
@@ -359,6 +382,6 @@ def _decompressed(body: bytes) -> bytes:
             raise WireError("compressed without its size")
         if size > MAX_UNPACKED_BYTES:
             raise WireError(f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed")
-        return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+        return _zstd.decompressor.decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise WireError(f"not zstd: {exc}") from exc

@@ -11,7 +11,6 @@ back; heartbeat; publisher; lanes; pool; cache; Redis; the loop.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -45,6 +44,7 @@ from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.halt import Halt
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.shared_flight import SharedFlights
+from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
@@ -56,21 +56,8 @@ log = logging.getLogger("themes.runtime")
 
 #: Seconds that the loop may take to start or to close.
 LOOP_SECONDS: Final = 30.0
-#: Objects made, and collections of the younger generation, after which each generation is collected.
-COLLECT_AFTER: Final = (50_000, 20, 50)
 #: Jobs whose options are remembered.
 REMEMBERED_JOBS: Final = 1_000
-
-
-def calm_collector() -> None:
-    """Spare what has been built from the garbage collector, and let it look less often.
-
-    Nothing here makes cycles in bulk, and every request makes a few hundred short-lived objects: with the defaults the
-    collector takes an eighth of the CPU of a call (tests/benchmarks/test_hot_path.py).
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
 
 
 class Runtime:

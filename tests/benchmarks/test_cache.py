@@ -18,11 +18,11 @@ from workers.llm.cache import CachedCompletion, PersistentLLMCache
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.tally import CacheTally
+from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import Input, load_stages
-from workers.runtime import calm_collector
 from workers.sandbox.server import SandboxServer
 
 pytestmark = pytest.mark.benchmark

@@ -20,9 +20,9 @@ from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
 from workers.llm.shared_flight import SharedFlights
+from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
-from workers.runtime import calm_collector
 
 pytestmark = pytest.mark.benchmark
 LATENCY_SECONDS = 0.2

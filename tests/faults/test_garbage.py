@@ -54,6 +54,5 @@ def test_ten_thousand_garbage_entries_in_the_results_stream(own_stack: Stack, se
                     pipeline.xadd(keys.RESULTS, _garbage(job.random, job.job_id))
                 pipeline.execute()
     job.judge()
-    with own_stack.redis.client() as redis:
-        until("the dead entries", lambda: 0 < redis.xlen(keys.DEAD) <= keys.DEAD_ENTRIES * 1.1)
+    until("the dead letters", lambda: own_stack.query("SELECT count(*) FROM dead_letters")[0][0] > 0)
     assert own_stack.processes["consumer"].poll() is None

@@ -40,7 +40,7 @@ from tasks.messages import (
 from workers.results.consumer import ResultsConsumer, wait_seconds
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
-from workers.results.stream import ResultsStream
+from workers.results.stream import DeadEntry, ResultsStream
 
 SPENT = Usage(llm_calls=2, cache_hits=1, coalesced=1, prompt_tokens=100, completion_tokens=50, cost_usd=0.25)
 DEADLINE_SECONDS = 15
@@ -267,8 +267,8 @@ async def test_what_a_killed_consumer_had_read_is_claimed_by_the_next(
 class DiesAfterCommit(AsyncDatabaseManager):
     """Commits a batch, and then the process is gone before it can tell anybody."""
 
-    async def apply(self, entries: Sequence[StreamEntry]) -> Applied:
-        await super().apply(entries)
+    async def apply(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry] = ()) -> Applied:
+        await super().apply(entries, dead)
         raise KilledError
 
 
@@ -282,7 +282,7 @@ async def test_a_consumer_killed_between_commit_and_ack_costs_nothing_and_hides_
     towns = places(4)
     await registered(redis)
     await published(redis, [*announced(towns), *(done(t) for t in towns)])
-    doomed = DiesAfterCommit(f"sqlite+aiosqlite:///{store.path}", pool_size=2)
+    doomed = DiesAfterCommit(f"sqlite+aiosqlite:///{store.place}", pool_size=2)
     async with doomed:
         stream = ResultsStream(redis, consumer="doomed")
         await stream.ensure_group()
@@ -352,9 +352,14 @@ async def test_poison_entries_are_set_aside_with_their_reason_and_the_others_go_
     async with consuming(redis, store):
         await eventually(job_is(redis, "done"))
         await eventually(acknowledged(redis))
-    dead = await redis.xrange(keys.DEAD)
+    async with store.reading() as connection:
+        letters = await connection.exec_driver_sql("SELECT job_id, reason, entry FROM dead_letters ORDER BY entry_id")
+        dead = [tuple(row) for row in letters]
     assert len(dead) == 8
-    assert all(fields[b"reason"] and fields[b"entry_id"] for _, fields in dead)
+    assert [row[0] for row in dead if row[0]] == ["k", "j"]
+    assert "too large" in dead[6][1]
+    assert dead[7][1] == "a result is either a profile or a failure"
+    assert msgspec.msgpack.decode(dead[0][2]) == [b"b", b"\x07garbage"]
     assert await store.job("k") is None
 
 
@@ -560,7 +565,7 @@ async def test_while_another_program_holds_the_database_nothing_is_acknowledged_
     towns = places(10)
     await registered(redis)
     async with manager_of(tmp_path, timeout_seconds=0.1) as store:
-        holder = sqlite3.connect(store.path, isolation_level=None)
+        holder = sqlite3.connect(store.place, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         await published(redis, [*announced(towns), *(done(t) for t in towns)])
         async with consuming(redis, store):
@@ -583,7 +588,7 @@ async def test_a_consumer_stops_in_time_while_the_database_is_held_and_acknowled
 ) -> None:
     towns = places(2)
     async with manager_of(tmp_path, timeout_seconds=4) as store:
-        holder = sqlite3.connect(store.path, isolation_level=None)
+        holder = sqlite3.connect(store.place, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         await published(redis, announced(towns))
         consumer = ResultsConsumer(redis, store, SETTINGS, "c1")

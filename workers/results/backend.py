@@ -4,7 +4,7 @@ import contextlib
 from typing import Final, Protocol
 
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tasks.errors import DatabaseError
@@ -41,7 +41,7 @@ class Backend(Protocol):
     async def tidy(self) -> float:
         """Do between two transactions what must be done now and then; returns the seconds that it took."""
 
-    def is_locked(self, error: DBAPIError) -> bool:
+    def is_locked(self, error: Exception) -> bool:
         """Whether the writer's lock is held by another, and worth another try."""
 
     def translated(self) -> contextlib.AbstractContextManager[None]:

@@ -75,6 +75,28 @@ class Changes:
 
 
 @dataclass(slots=True)
+class _Sums:
+    """What a batch adds to a job."""
+
+    done: int = 0
+    failed: int = 0
+    partial: int = 0
+    usage: Usage = field(default_factory=Usage)
+    started_at: float | None = None
+
+    def added_to(self, job: JobRow) -> JobRow:
+        """The job with it."""
+        return replace(
+            job,
+            done=job.done + self.done,
+            failed=job.failed + self.failed,
+            partial=job.partial + self.partial,
+            usage=job.usage + self.usage,
+            started_at=self.started_at if job.started_at is None else job.started_at,
+        )
+
+
+@dataclass(slots=True)
 class Fold:
     """Folds entries into what the database holds about their jobs and destinations."""
 
@@ -82,6 +104,8 @@ class Fold:
     destinations: dict[Key, Standing]
     runs: set[Run]
     now: float
+    #: What this batch adds to its jobs.
+    _sums: dict[str, _Sums] = field(default_factory=dict)
 
     def changes(self, entries: Iterable[StreamEntry]) -> Changes:
         """The rows to write for these entries. `JobOpened` and `JobInputs` are rows already.
@@ -106,6 +130,9 @@ class Fold:
                     self._cancel(entry)
                 case _:
                     pass
+        for job_id, sums in self._sums.items():
+            self.jobs[job_id] = sums.added_to(self.jobs[job_id])
+        self._sums.clear()
         for job_id, job in self.jobs.items():
             self.jobs[job_id] = settled(job, self.now)
         return changes
@@ -137,26 +164,22 @@ class Fold:
 
     def _add_usage(self, result: Result | Spent, standing: Standing, changes: Changes) -> None:
         run = (result.job_id, result.destination_id, result.attempt, result.worker, result.at)
-        job = self.jobs[result.job_id]
-        began = result.at - result.elapsed_ms / 1000
-        started_at = began if job.started_at is None else job.started_at
+        sums = self._sums.setdefault(result.job_id, _Sums())
+        if sums.started_at is None:
+            sums.started_at = result.at - result.elapsed_ms / 1000
         if run in self.runs:
-            self.jobs[result.job_id] = replace(job, started_at=started_at)
             return
         self.runs.add(run)
         changes.runs[run] = result
         standing.usage += result.usage
-        self.jobs[result.job_id] = replace(job, started_at=started_at, usage=job.usage + result.usage)
+        sums.usage += result.usage
 
     def _move(self, job_id: str, standing: Standing, state: DestinationState, *, partial: bool) -> None:
         """Give a destination another state, and its job's counters the difference."""
-        job = self.jobs[job_id]
-        self.jobs[job_id] = replace(
-            job,
-            done=job.done + (state == "done") - (standing.state == "done"),
-            failed=job.failed + (state == "failed") - (standing.state == "failed"),
-            partial=job.partial + partial - standing.partial,
-        )
+        sums = self._sums.setdefault(job_id, _Sums())
+        sums.done += (state == "done") - (standing.state == "done")
+        sums.failed += (state == "failed") - (standing.state == "failed")
+        sums.partial += partial - standing.partial
         standing.state, standing.partial = state, partial
 
     def _reopen(self, entry: JobReopened, changes: Changes) -> None:

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 import time
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import ExecAbortError, OutOfMemoryError, RedisError, ResponseError
@@ -22,11 +23,15 @@ from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError
 from tasks.messages import StreamEntry
 from workers.results.announce import Announcer
+from workers.results.batch_size import BatchSize
+from workers.results.report import ConsumerReport
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
 from workers.results.stream import DeadEntry, RawEntry, ResultsStream, decode, is_group_lost
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds that the batch under way gets when the consumer is told to stop; then it is left unacknowledged.
 STOP_SECONDS: Final = 1.5
@@ -62,10 +67,12 @@ class ResultsConsumer:
         self._name = name
         self._stream = ResultsStream(redis, consumer=name)
         self._announcer = Announcer(redis, settings)
-        self._batch_size = settings.performance_optimization.database_batch_size
+        self._batch_size = BatchSize(settings.performance_optimization.database_batch_size)
         self._flush_seconds = settings.database.flush_interval_seconds
         self._lease_seconds = settings.work.lease_seconds
         self._stopping = asyncio.Event()
+        #: What this consumer has done, as it tells it.
+        self.report = ConsumerReport(redis, store, name)
         self._claim_at = 0.0
         self._trim_at = 0.0
         self._redis_tries = 0
@@ -88,13 +95,15 @@ class ResultsConsumer:
         """
         work = asyncio.create_task(self._consume(), name=f"{self._name}: consume")
         stopping = asyncio.create_task(self._stopping.wait(), name=f"{self._name}: stopping")
+        telling = asyncio.create_task(self.report.run(), name=f"{self._name}: report")
         try:
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({work}, timeout=STOP_SECONDS)
         finally:
             stopping.cancel()
+            telling.cancel()
             work.cancel()
-            await asyncio.gather(work, stopping, return_exceptions=True)
+            await asyncio.gather(work, stopping, telling, return_exceptions=True)
         if not work.cancelled():
             work.result()
 
@@ -116,8 +125,9 @@ class ResultsConsumer:
         while not self._stopping.is_set():
             await self._claim()
             batch = await self._stream.gather(
-                count=self._batch_size, flush_seconds=self._flush_seconds, stopping=self._stopping
+                count=self._batch_size.now, flush_seconds=self._flush_seconds, stopping=self._stopping
             )
+            self._batch_size.seen(len(batch), sum(raw.size_bytes for raw in batch))
             self._redis_is_back()
             if batch:
                 await self._settle(batch)
@@ -139,16 +149,21 @@ class ResultsConsumer:
     async def _settle(self, batch: list[RawEntry]) -> bool:
         """Write, tell, acknowledge. False when told to stop before the batch could be written."""
         decoded = decode(batch)
-        applied = await self._write(decoded.entries)
+        applied = await self._write(decoded.entries, decoded.dead)
         if applied is None:
             return False
         await self._announce(applied)
-        refused = {rejected.index: rejected.reason for rejected in applied.rejected}
+        for dead in decoded.dead:
+            _say_dead(dead)
         by_id = {raw.id: raw for raw in batch}
-        dead = [DeadEntry(by_id[decoded.ids[index]], reason) for index, reason in refused.items()]
-        await self._bury([*decoded.dead, *dead])
-        stored = [id_ for index, id_ in enumerate(decoded.ids) if index not in refused]
-        await self._stream.ack([*stored, *decoded.gone])
+        refused = [
+            DeadEntry(by_id[decoded.ids[r.index]], r.reason, r.entry.job_id, getattr(r.entry, "destination_id", None))
+            for r in applied.rejected
+        ]
+        if refused and not await self._bury(refused):
+            return False
+        await self._stream.ack([raw.id for raw in batch])
+        self.report.settled(batch=len(batch), rejected=len(refused) + len(decoded.dead), applied=applied)
         return True
 
     async def _announce(self, applied: Applied) -> None:
@@ -177,12 +192,27 @@ class ResultsConsumer:
                 jobs[row.job_id] = row
         await self._announce(Applied(jobs, [], []))
 
-    async def _write(self, entries: list[StreamEntry]) -> Applied | None:
+    async def _write(self, entries: list[StreamEntry], dead: list[DeadEntry]) -> Applied | None:
         """Write the batch, however long the database is busy; None when told to stop meanwhile."""
+        return await self._insist(lambda: self._store.apply(entries, dead))
+
+    async def _bury(self, dead: list[DeadEntry]) -> bool:
+        """Keep entries that were refused as dead letters; False when told to stop before that was done."""
+        for entry in dead:
+            _say_dead(entry)
+
+        async def bury() -> bool:
+            await self._store.bury(dead)
+            return True
+
+        return await self._insist(bury) is not None
+
+    async def _insist(self, write: Callable[[], Awaitable[T]]) -> T | None:
+        """Try until the database takes it; None when told to stop meanwhile."""
         tries = 0
         while True:
             try:
-                applied = await self._store.apply(entries)
+                written = await write()
             except DatabaseBusyError as bad:
                 if tries == 0:
                     log.warning("%s. Nothing is lost; trying again.", bad, extra={"action": "database_busy"})
@@ -192,16 +222,7 @@ class ResultsConsumer:
             else:
                 if tries:
                     log.info("The database is back.", extra={"action": "database_back", "tries": tries})
-                return applied
-
-    async def _bury(self, dead: list[DeadEntry]) -> None:
-        for entry in dead:
-            log.error(
-                "An entry of the results stream cannot be used and is set aside: %s",
-                entry.reason,
-                extra={"action": "entry_dead", "entry_id": entry.raw.id.decode()},
-            )
-        await self._stream.bury(dead)
+                return written
 
     # --- what others, or an earlier connection, left behind -----------------------------------------------
 
@@ -209,14 +230,14 @@ class ResultsConsumer:
         """Take over, now and then, what a dead consumer had read."""
         if time.monotonic() < self._claim_at:
             return
-        while claimed := await self._stream.claim(count=self._batch_size, idle_seconds=self._lease_seconds):
+        while claimed := await self._stream.claim(count=self._batch_size.now, idle_seconds=self._lease_seconds):
             log.warning("Took over %d entries of a consumer that had left them.", claimed, extra={"action": "claimed"})
             if not await self._settle_unfinished():
                 return
         self._claim_at = time.monotonic() + self._lease_seconds / CLAIMS_PER_LEASE
 
     async def _settle_unfinished(self) -> bool:
-        while batch := await self._stream.unfinished(count=self._batch_size):
+        while batch := await self._stream.unfinished(count=self._batch_size.now):
             if not await self._settle(batch):
                 return False
         return True
@@ -250,3 +271,11 @@ class ResultsConsumer:
         except TimeoutError:
             return False
         return True
+
+
+def _say_dead(entry: DeadEntry) -> None:
+    log.error(
+        "An entry of the results stream cannot be used and is set aside (table dead_letters): %s",
+        entry.reason,
+        extra={"action": "entry_dead", "entry_id": entry.raw.id.decode()},
+    )

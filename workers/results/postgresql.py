@@ -105,7 +105,7 @@ class PostgreSQLServer:
         """The server sees to its log by itself."""
         return 0.0
 
-    def is_locked(self, error: DBAPIError) -> bool:
+    def is_locked(self, error: Exception) -> bool:
         """Whether another consumer holds the writer's lock; waited for in the server, so never looked at twice."""
         del error
         return False

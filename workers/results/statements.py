@@ -126,6 +126,8 @@ class Statement:
         """Run it for all rows in one go; returns how many those are."""
         if rows:
             began = time.perf_counter()
-            await connection.exec_driver_sql(self.sql, cast("Any", rows))
+            # One visit to the driver's thread; through a cursor of SQLAlchemy's it would be three.
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await driver.executemany(self.sql, rows)
             times.add(self.name, time.perf_counter() - began, len(rows))
         return len(rows)

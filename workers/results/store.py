@@ -5,6 +5,7 @@ opens it for reading. It knows nothing of Redis.
 """
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ class AsyncDatabaseManager:
                 try:
                     connection = await stack.enter_async_context(self._backend.writer.begin())
                     break
-                except DBAPIError as bad:
+                except (DBAPIError, sqlite3.Error) as bad:
                     if not self._backend.is_locked(bad) or time.monotonic() >= until:
                         raise
             yield connection

@@ -22,8 +22,6 @@ MAX_BLOCK_SECONDS: Final = 0.5
 POLLS_PER_FLUSH: Final = 5
 #: The one field of an entry: what `tasks.messages.entry_fields` makes.
 ENTRY_FIELD: Final = b"b"
-#: Field of a dead entry that says why.
-REASON_FIELD: Final = "reason"
 
 Fields = dict[bytes, bytes]
 
@@ -33,6 +31,11 @@ class RawEntry(NamedTuple):
 
     id: bytes
     fields: Fields | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its one field, as it travelled."""
+        return len(self.fields.get(ENTRY_FIELD, b"")) if self.fields else 0
 
 
 class DeadEntry(NamedTuple):
@@ -150,18 +153,6 @@ class ResultsStream:
         """Whether nothing that any consumer has read is unacknowledged."""
         return not (await self._redis.xpending(keys.RESULTS, keys.GROUP))["pending"]
 
-    async def bury(self, dead: Sequence[DeadEntry]) -> None:
-        """Move entries that cannot be used aside, each with its reason, and acknowledge them."""
-        if not dead:
-            return
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for entry in dead:
-                fields: dict[Any, Any] = {**(entry.raw.fields or {}), REASON_FIELD: entry.reason}
-                fields |= {"entry_id": entry.raw.id}
-                pipe.xadd(keys.DEAD, _safe(fields), maxlen=keys.DEAD_ENTRIES, approximate=True)
-                pipe.xack(keys.RESULTS, keys.GROUP, entry.raw.id)
-            await pipe.execute()
-
     async def trim(self) -> int:
         """Drop what everybody has read and acknowledged; how many entries that were."""
         groups = await self._redis.xinfo_groups(keys.RESULTS)
@@ -199,8 +190,3 @@ def _entries(answer: Any) -> list[RawEntry]:
 
 def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
-
-
-def _safe(fields: dict[Any, Any]) -> dict[Any, Any]:
-    """Text as bytes that Redis takes, whatever it holds."""
-    return {k: v.encode("utf-8", "backslashreplace") if isinstance(v, str) else v for k, v in fields.items()}

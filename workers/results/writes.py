@@ -17,6 +17,7 @@ from sqlalchemy import (
     delete,
     func,
     literal_column,
+    or_,
     select,
     update,
 )
@@ -181,12 +182,16 @@ class Writer:
             fold.jobs |= {row["job_id"]: JobRow.of(row) for row in found.mappings()}
         for job_id, of_job in groupby(sorted(keys), key=lambda key: key[0]):
             for ids in _pieces([destination_id for _, destination_id in of_job]):
-                standing = await self._rows(connection, "select destinations", _STANDING, job_id, ids)
-                fold.destinations |= {(job_id, r[0]): _standing(r) for r in standing}
-                # Most destinations of a batch are new: they have no runs.
-                if any(r[4] >= 0 or any(r[6:]) for r in standing):
-                    runs = await self._rows(connection, "select attempts", _RUNS, job_id, ids)
+                known = await self._rows(connection, "select destinations", _STANDING, job_id, ids)
+                standing = {(job_id, r[0]): Standing(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
+                fold.destinations |= standing
+                # Most destinations of a batch are new: they have no runs, and have cost nothing.
+                if tried := [r[0] for r in known if r[6]]:
+                    runs = await self._rows(connection, "select attempts", _RUNS, job_id, tried)
                     fold.runs |= {(job_id, r[0], r[1], r[2], r[3]) for r in runs}
+                    spent = await self._rows(connection, "select usage", _USAGE, job_id, tried)
+                    for row in spent:
+                        standing[job_id, row[0]].usage = Usage(*row[1:])
         return fold
 
     async def _rows(
@@ -259,9 +264,13 @@ class Writer:
 
 _D: Final = tables.destinations
 _STANDING: Final = select(
-    _D.c.destination_id, _D.c.name, _D.c.country, _D.c.state, _D.c.attempt, _D.c.partial,
-    *(_D.c[name] for name in tables.USAGE_COLUMNS),
+    _D.c.destination_id, _D.c.name, _D.c.country, _D.c.state, _D.c.partial, _D.c.attempt,
+    # Whether there can be runs of it.
+    or_(_D.c.attempt >= 0, _D.c.cost_usd.is_(None), *(_D.c[name] != 0 for name in tables.USAGE_COLUMNS)),
 ).where(_D.c.job_id == bindparam("of_job"), _D.c.destination_id.in_(bindparam("ids", expanding=True)))  # fmt: skip
+_USAGE: Final = select(_D.c.destination_id, *(_D.c[name] for name in tables.USAGE_COLUMNS)).where(
+    _D.c.job_id == bindparam("of_job"), _D.c.destination_id.in_(bindparam("ids", expanding=True))
+)
 _A: Final = tables.attempts
 _RUNS: Final = select(_A.c.destination_id, _A.c.attempt, _A.c.worker, _A.c.at).where(
     _A.c.job_id == bindparam("of_job"), _A.c.destination_id.in_(bindparam("ids", expanding=True))
@@ -298,11 +307,6 @@ def _listed_row(job_id: str, destination: Destination, now: float) -> Values:
     d = destination
     extra = _json(d.extra) if d.extra else "{}"
     return job_id, d.id, d.name, d.country, d.region, d.lat, d.lon, extra, 1, now, now
-
-
-def _standing(row: Any) -> Standing:
-    """Columns as in `_STANDING`."""
-    return Standing(row[1], row[2], row[3], bool(row[5]), row[4], Usage(*row[6:]))
 
 
 def _standing_row(key: Key, standing: Standing, now: float) -> Values:

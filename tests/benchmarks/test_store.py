@@ -1,0 +1,188 @@
+"""How fast results become durable rows, beside the floor that they stand on."""
+
+import asyncio
+import contextlib
+import sqlite3
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis import Redis
+
+from config.settings import Settings
+from tasks import keys
+from tasks.connection import connect_async
+from tasks.messages import (
+    Destination,
+    JobInputs,
+    JobOpened,
+    JobOptions,
+    JobSealed,
+    Profile,
+    QualityAssessment,
+    Result,
+    Seasonality,
+    StageRecord,
+    Theme,
+    Usage,
+    entry_fields,
+)
+from workers.observe.collector import calm_collector
+from workers.results import writes
+from workers.results.consumer import ResultsConsumer
+from workers.results.store import AsyncDatabaseManager
+
+pytestmark = pytest.mark.benchmark
+MakeSettings = Callable[..., Settings]
+ROUNDS = 3
+PROFILES = 12_000
+BATCH = 500
+USAGE = Usage(llm_calls=16, cache_misses=16, prompt_tokens=9_000, completion_tokens=3_000, cost_usd=0.01)
+
+
+def _profile(destination: Destination, *, children: bool) -> Profile:
+    """A profile of 2.6 KB as JSON: with all the rows that it may have, or as one long text."""
+    themes = [
+        Theme(
+            f"t{n}", "food", f"Street food {n}", "Stalls from dawn on.", [],
+            seasonality=Seasonality(["April", "May", "October"], ["August"]), traveler_types=["solo", "family"],
+            price_point="budget", confidence=0.8, sub_themes=["Noodles", "Skewers"], authenticity_score=0.7,
+        )
+        for n in range(1, 5)
+    ]  # fmt: skip
+    stages = [
+        StageRecord(f"discover.{n}", "ok", "v1", "sandbox", "called", Usage(1, prompt_tokens=600, cost_usd=0.001), 51.0)
+        for n in range(6)
+    ]
+    return Profile(
+        destination_id=destination.id, name=destination.name, country=destination.country, status="ok",
+        model="sandbox", pipeline_version="1", themes=themes if children else [], overlap_analysis=None,
+        quality_assessment=QualityAssessment(0.5, 0.6, 0.7, overall=0.8), missing=[],
+        stages=stages if children else [], usage=USAGE, elapsed_ms=812.5, created_at=1000.0,
+        more={} if children else {"told": "Stalls from dawn on, and lanterns. " * 60},
+    )  # fmt: skip
+
+
+def _results(count: int, *, children: bool) -> tuple[list[Destination], list[Result]]:
+    towns = [Destination.of(f"Town {n}", "Utopia") for n in range(count)]
+    results = [
+        Result("j", town.id, 1, USAGE, "w", 1000.0, 812.5, profile=_profile(town, children=children)) for town in towns
+    ]
+    return towns, results
+
+
+def _told(name: str, values: Sequence[float], unit: str) -> None:
+    print(f"{name}: {statistics.median(values):,.3g} {unit} (from {min(values):,.3g} to {max(values):,.3g})")
+
+
+@contextlib.contextmanager
+def _raw(path: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "temp_store=MEMORY",
+            "cache_size=-65536",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+        yield connection
+
+
+async def _write(store: AsyncDatabaseManager, rows: list[tuple[Any, ...]]) -> None:
+    async with store.writing() as connection:
+        await store._writer._profile.run(connection, rows, store.times)
+    await store._backend.tidy()
+
+
+async def test_batch_upserts_beside_raw_executemany(tmp_path: Path) -> None:
+    towns, results = _results(PROFILES, children=False)
+    rows = [
+        writes._profile_row(n, result, result.profile, 1000.0)
+        for n, result in enumerate(results, start=1)
+        if result.profile
+    ]
+    print(f"\n{len(rows)} profiles of {len(rows[0][9])} bytes, {BATCH} a transaction")
+    ours, floor, single = [], [], []
+    for number in range(ROUNDS):
+        path = tmp_path / f"{number}.db"
+        async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{path}") as store:
+            await store.apply([JobInputs("j", tuple(towns))])
+            sql = store._writer._profile.sql
+            began = time.perf_counter()
+            for at in range(0, len(rows), BATCH):
+                await _write(store, rows[at : at + BATCH])
+            ours.append(len(rows) / (time.perf_counter() - began))
+            began = time.perf_counter()
+            for row in rows[:1000]:
+                await _write(store, [row])
+            single.append(1000 / (time.perf_counter() - began))
+        other = tmp_path / f"{number}-raw.db"
+        async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{other}") as store:
+            await store.apply([JobInputs("j", tuple(towns))])
+        with _raw(other) as connection:
+            began = time.perf_counter()
+            for at in range(0, len(rows), BATCH):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany(sql, rows[at : at + BATCH])
+                connection.execute("COMMIT")
+            floor.append(len(rows) / (time.perf_counter() - began))
+    _told("batches, rows/s", ours, "")
+    _told("raw executemany, rows/s", floor, "")
+    _told("ratio to raw executemany", [a / b for a, b in zip(ours, floor, strict=True)], "")
+    _told("ratio to one commit a row through the same engine", [a / b for a, b in zip(ours, single, strict=True)], "")
+
+
+@pytest.mark.parametrize("children", [False, True], ids=["payload only", "all child rows"])
+async def test_from_the_stream_to_durable_rows(
+    children: bool, redis: Redis, redis_url: str, settings_for: MakeSettings, tmp_path: Path
+) -> None:
+    towns, results = _results(PROFILES, children=children)
+    size = len(msgspec.json.encode(results[0].profile))
+    packed = [entry_fields(result) for result in results]
+    walls, cpus = [], []
+    calm_collector()
+    for number in range(ROUNDS):
+        redis.flushdb()
+        database = f"sqlite+aiosqlite:///{tmp_path}/{number}.db"
+        settings = settings_for(REDIS_URL=redis_url, DATABASE_URL=database)
+        redis.hset(keys.job("j"), mapping={"job_id": "j", "name": "a job", "state": "queued"})
+        redis.sadd(keys.ACTIVE, "j")
+        with redis.pipeline(transaction=False) as pipe:
+            pipe.xadd(keys.RESULTS, entry_fields(JobOpened("j", "a job", 900.0, JobOptions())))
+            for at in range(0, len(towns), 500):
+                pipe.xadd(keys.RESULTS, entry_fields(JobInputs("j", tuple(towns[at : at + 500]))))
+            pipe.xadd(keys.RESULTS, entry_fields(JobSealed("j", len(towns))))
+            pipe.execute()
+        client = connect_async(redis_url, socket_timeout_seconds=10)
+        async with AsyncDatabaseManager.from_settings(settings) as store:
+            consumer = ResultsConsumer(client, store, settings, "c")
+            running = asyncio.create_task(consumer.run())
+            while redis.xlen(keys.RESULTS):
+                await asyncio.sleep(0.02)
+            consumer.stop()
+            await running
+            with redis.pipeline(transaction=False) as pipe:
+                for fields in packed:
+                    pipe.xadd(keys.RESULTS, fields)
+                pipe.execute()
+            consumer = ResultsConsumer(client, store, settings, "c")
+            cpu, wall = time.process_time(), time.perf_counter()
+            running = asyncio.create_task(consumer.run())
+            while redis.hget(keys.job("j"), "state") != b"done":
+                await asyncio.sleep(0.02)
+            walls.append(PROFILES / (time.perf_counter() - wall))
+            cpus.append(PROFILES / (time.process_time() - cpu))
+            consumer.stop()
+            await running
+            times, rows = store.times.as_dict(), store.stats().rows
+        await client.aclose()
+    print(f"\n{PROFILES} profiles of {size} bytes, {rows / PROFILES:.0f} rows each")
+    _told("profiles/s, stream to rows and events", walls, "")
+    _told("profiles/s of CPU of the consumer's process", cpus, "")
+    for name, figures in list(times.items())[:12]:
+        print(f"  {name}: {figures}")
