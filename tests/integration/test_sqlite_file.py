@@ -205,9 +205,9 @@ def schema_of(file: Path) -> dict[str, str]:
         shape = {}
         for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master"):
             if kind == "table":
-                columns = connection.execute(f"SELECT name, type, \"notnull\", pk FROM pragma_table_info('{name}')")
+                columns = connection.execute(f"SELECT name, type, \"notnull\", pk FROM pragma_table_info('{name}')")  # noqa: S608
                 keys = connection.execute(
-                    f'SELECT "table", "from", "to", on_delete FROM pragma_foreign_key_list(\'{name}\')'
+                    f'SELECT "table", "from", "to", on_delete FROM pragma_foreign_key_list(\'{name}\')'  # noqa: S608
                 )
                 facts = sorted(columns.fetchall()), sorted(keys.fetchall()), "WITHOUT ROWID" in sql
                 shape[name] = str(facts)
@@ -255,7 +255,10 @@ async def test_what_an_old_file_holds_becomes_rows(tmp_path: Path) -> None:
                 "stage": "discover.food", "status": "ok", "prompt_version": "v", "model": "m", "source": "called",
                 "usage": {"llm_calls": 2, "cost_usd": None}, "elapsed_ms": 5.0, "reason": None,
             },
-            {"stage": "s", "status": "ok", "prompt_version": "v", "model": "m", "source": "none", "usage": {}, "elapsed_ms": 1},
+            {
+                "stage": "s", "status": "ok", "prompt_version": "v", "model": "m", "source": "none", "usage": {},
+                "elapsed_ms": 1,
+            },
         ],
         "missing": [{"stage": "s", "field": "f", "reason": "cut", "themes": ["t2"]}],
     }  # fmt: skip
@@ -267,7 +270,8 @@ async def test_what_an_old_file_holds_becomes_rows(tmp_path: Path) -> None:
         )
         connection.execute(
             "INSERT INTO profiles (job_id, destination_id, name, status, model, pipeline_version, payload, attempt, "
-            "elapsed_ms, created_at, updated_at, llm_calls) VALUES ('j', 'd', 'Kyoto', 'ok', 'm', 'p', ?, 0, 1, 2, 3, 7)",
+            "elapsed_ms, created_at, updated_at, llm_calls) "
+            "VALUES ('j', 'd', 'Kyoto', 'ok', 'm', 'p', ?, 0, 1, 2, 3, 7)",
             [json.dumps(profile)],
         )
         for rank, name in ((1, "Noodles"), (2, "Ink")):
@@ -282,7 +286,7 @@ async def test_what_an_old_file_holds_becomes_rows(tmp_path: Path) -> None:
         assert (row.name, row.usage.llm_calls, row.created_at) == ("Kyoto", 7, 2.0)
     with contextlib.closing(sqlite3.connect(file)) as connection:
         rows = {
-            table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+            table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()  # noqa: S608
             for table in ("themes", "theme_months", "theme_travelers", "theme_subthemes", "stages", "missing")
         }
     assert [row[5:] for row in rows["themes"]] == [

@@ -159,7 +159,7 @@ async def test_a_newer_profile_keeps_its_number_and_takes_the_place_of_all_rows(
     numbers = "SELECT profile_no, destination_id, attempt FROM profiles ORDER BY profile_no"
     assert await select(store, numbers) == [(1, KYOTO.id, 1), (2, town.id, 0)]
     for table in ("theme_months", "theme_travelers", "theme_subthemes", "stages", "missing"):
-        assert await select(store, f"SELECT count(*) FROM {table}") == [(0,)], table
+        assert await select(store, f"SELECT count(*) FROM {table}") == [(0,)], table  # noqa: S608
     assert await select(store, "SELECT name, rank FROM themes ORDER BY theme_no DESC LIMIT 1") == [("Theme 0", 1)]
     await store.apply([failed(attempt=2)])
     assert await select(store, "SELECT count(*) FROM themes") == [(2,)]
