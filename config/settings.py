@@ -180,7 +180,7 @@ class DatabaseSettings:
     """The section `database`. Without a `url` it is `themes.db` in the state directory."""
 
     url: Secret | None = _setting(None)
-    flush_interval_seconds: float = _setting(0.25, low=0.01, high=60)
+    flush_interval_seconds: float = _setting(0.05, low=0.001, high=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +195,9 @@ class StreamingSettings:
     """The section `streaming`: how much of a job's events is kept while it runs."""
 
     max_events_per_job: int = _setting(20_000, low=100, high=10_000_000)
+    #: Events that a worker sends in one round trip, and seconds that one may wait for company.
+    chunk_size: int = _setting(500, low=1, high=10_000)
+    flush_interval_seconds: float = _setting(0.05, low=0.001, high=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +208,8 @@ class DashboardSettings:
     port: int = _setting(5555, low=0, high=65_535)
     #: `user:password`; needed to listen on anything but loopback.
     basic_auth: Secret | None = _setting(None)
+    #: Open streams of events (browsers, `curl`) at once; more are asked to come back.
+    max_watchers: int = _setting(5_000, low=1, high=100_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,12 @@ from tasks.connection import check_server, connect, locate
 def command(host: str | None, port: int | None) -> None:
     """Serve the dashboard (Flower) until stopped."""
     settings = settings_from(dashboard__host=host, dashboard__port=port)
-    url = settings.celery.broker_url or locate(settings)
-    check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
+    url = locate(settings)
+    broker_url = settings.celery.broker_url or url
+    for each in {url, broker_url}:
+        check_server(connect(each, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
     # Late: Flower and Tornado are of no use to the other verbs.
     from tasks.app import configure
     from workers.dashboard.flower import run
 
-    run(configure(settings, url), settings)
+    run(configure(settings, broker_url), settings, url)

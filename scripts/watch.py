@@ -21,7 +21,7 @@ from scripts.main import settings_from
 from tasks import jobs
 from tasks.connection import check_server, connect, locate
 from tasks.errors import JobNotFoundError
-from tasks.events import follow
+from tasks.events import flat, follow
 from tasks.messages import Event
 
 #: Destinations shown under the bar.
@@ -51,14 +51,7 @@ def command(job: str | None, after: str, *, as_json: bool) -> int:
 
 def _print_events(redis: Redis, job_id: str, settings: Settings, after: str) -> int:
     for event in reliable_events(redis, job_id, settings, after):
-        flat = {
-            "id": event.id,
-            "type": event.type,
-            "job_id": event.job_id,
-            "destination_id": event.destination_id,
-        }
-        line = flat | {"at": event.at} | event.data
-        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        sys.stdout.write(msgspec.json.encode(flat(event)).decode() + "\n")
         sys.stdout.flush()
     return _exit_code(redis, job_id)
 

@@ -1,19 +1,22 @@
-"""Follow a job: an iterator over its events, resumable by id.
+"""Follow a job: iterators over its events, plain and asynchronous, resumable by id.
 
 Events of a destination are published after its row is durable. Delivery is at least once: after a crash of the
 consumer an event may come twice, with another id.
 """
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import msgspec
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings, load
 from tasks import jobs, keys
-from tasks.connection import connect, locate
+from tasks.connection import connect, connect_async, locate
 from tasks.errors import JobNotFoundError
 from tasks.messages import Event
 
@@ -34,6 +37,31 @@ def encode(event: Event) -> dict[Any, Any]:
     fields = msgspec.structs.asdict(event)
     del fields["id"]
     return {"e": msgspec.json.encode(fields)}
+
+
+def flat(event: Event) -> dict[str, Any]:
+    """An event as watchers read it: its own fields first, then its data's."""
+    head = {"id": event.id, "type": event.type, "job_id": event.job_id, "destination_id": event.destination_id}
+    return head | {"at": event.at} | event.data
+
+
+class _Place:
+    """How far a follower has come, and when its job was paused."""
+
+    def __init__(self, after: str) -> None:
+        self.position = after
+        self.paused_at = 0.0
+
+    def take(self, event: Event) -> None:
+        """This event is the last one seen."""
+        self.position = event.id
+        if event.type == "job.paused":
+            self.paused_at = event.at
+
+    def last_words(self, ended: jobs.JobStatus) -> Event | None:
+        """What a job that has ended, or rests, has not said on its stream."""
+        last = jobs.last_event(ended)
+        return last if last.type == "job.done" or last.at != self.paused_at else None
 
 
 def follow(
@@ -58,27 +86,87 @@ def follow(
         redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     job_id = str(job)
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    position, paused_at = after, 0.0
+    place = _Place(after)
     jobs.status(redis, job_id)
     while True:
-        page: Any = redis.xread({keys.events(job_id): position}, count=PAGE, block=int(BLOCK_SECONDS * 1000))
-        for entry_id, fields in _entries(page):
+        page: Any = redis.xread({keys.events(job_id): place.position}, count=PAGE, block=int(BLOCK_SECONDS * 1000))
+        for entry_id, fields in entries_of(page):
             event = decode(entry_id, fields)
-            position = event.id
-            if event.type == "job.paused":
-                paused_at = event.at
+            place.take(event)
             yield event
-            if event.type == "job.done" and _ended(redis, job_id, position):
+            if event.type == "job.done" and _ended(redis, job_id, place.position):
                 return
-        if not page and (last := _ended(redis, job_id, position)):
-            if last.type == "job.done" or last.at != paused_at:
+        if not page and (ended := _ended(redis, job_id, place.position)):
+            if last := place.last_words(ended):
                 yield last
             return
         if deadline is not None and time.monotonic() > deadline:
             raise TimeoutError(f"job {job_id} did not end within {timeout_seconds:g} s")
 
 
-def _entries(page: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+async def follow_async(
+    job: jobs.Job | str,
+    *,
+    after: str = "0-0",
+    timeout_seconds: float | None = None,
+    settings: Settings | None = None,
+    redis: AsyncRedis | None = None,
+) -> AsyncIterator[Event]:
+    """Yield a job's events as `follow` does, to an asyncio program.
+
+    Raises:
+        JobNotFoundError: no such job.
+        TimeoutError: `timeout_seconds` passed without the job's end.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if redis is None:
+            settings = settings or load()
+            timeout = settings.redis.socket_timeout_seconds
+            redis = connect_async(await asyncio.to_thread(locate, settings), socket_timeout_seconds=timeout)
+            stack.push_async_callback(redis.aclose)
+        job_id, place = str(job), _Place(after)
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        await standing(redis, job_id)
+        while True:
+            waits = int(BLOCK_SECONDS * 1000)
+            page: Any = await redis.xread({keys.events(job_id): place.position}, count=PAGE, block=waits)
+            for entry_id, fields in entries_of(page):
+                event = decode(entry_id, fields)
+                place.take(event)
+                yield event
+                if event.type == "job.done" and await ended_after(redis, job_id, place.position):
+                    return
+            if not page and (ended := await ended_after(redis, job_id, place.position)):
+                if last := place.last_words(ended):
+                    yield last
+                return
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} did not end within {timeout_seconds:g} s")
+
+
+async def standing(redis: AsyncRedis, job_id: str) -> jobs.JobStatus:
+    """How a job stands, by its own entry alone: not whether it is stalled or waits for something.
+
+    Raises:
+        JobNotFoundError: no such job.
+    """
+    raw: Any = await redis.hgetall(keys.job(job_id))
+    return jobs.known_status(job_id, raw, now=time.time())
+
+
+async def ended_after(redis: AsyncRedis, job_id: str, position: str) -> jobs.JobStatus | None:
+    """A job that has ended, or is paused, with nothing more on its stream after `position`.
+
+    Raises:
+        JobNotFoundError: it has left Redis.
+    """
+    known = await standing(redis, job_id)
+    if not (known.is_final or known.paused):
+        return None
+    return None if await redis.xread({keys.events(job_id): position}, count=1) else known
+
+
+def entries_of(page: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """The entries of one stream's XREAD answer: RESP3 gives a map, RESP2 a list of pairs."""
     if not page:
         return []
@@ -91,12 +179,12 @@ def _flat(entries: Any) -> list[Any]:
     return entries[0] if entries and isinstance(entries[0], list) else entries
 
 
-def _ended(redis: Redis, job_id: str, position: str) -> Event | None:
-    """The last event of a job that has ended, or is paused, with nothing more on its stream after `position`."""
+def _ended(redis: Redis, job_id: str, position: str) -> jobs.JobStatus | None:
+    """A job that has ended, or is paused, with nothing more on its stream after `position`."""
     try:
         known = jobs.status(redis, job_id)
     except JobNotFoundError:
         raise JobNotFoundError(f"job {job_id} has left Redis while it was followed") from None
     if not (known.is_final or known.paused) or redis.xread({keys.events(job_id): position}, count=1):
         return None
-    return jobs.last_event(known)
+    return known

@@ -6,7 +6,7 @@ Counts in it are written by the results consumer after each commit, so they say 
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
@@ -130,9 +130,7 @@ def status(redis: Redis, job_id: str) -> JobStatus:
         pipeline.hgetall(keys.job(job_id))
         pipeline.hgetall(keys.budget(job_id))
         raw, money = pipeline.execute()
-    if not raw:
-        raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
-    known = status_of(_texts(raw), now=time.time(), money=budget.state_of(_texts(money)))
+    known = known_status(job_id, raw, now=time.time(), money=money)
     if known.is_final or known.paused:
         return known
     busy = [one for one in fleet.workers(redis).values() if int(one.get("chunks_held") or 0)]
@@ -144,7 +142,20 @@ def status(redis: Redis, job_id: str) -> JobStatus:
     return known
 
 
-def _texts(raw: dict[bytes, bytes]) -> dict[str, str]:
+def known_status(
+    job_id: str, raw: Mapping[bytes, bytes], *, now: float, money: Mapping[bytes, bytes] | None = None
+) -> JobStatus:
+    """A job's status from its entry and its budget as Redis has them.
+
+    Raises:
+        JobNotFoundError: there is none.
+    """
+    if not raw:
+        raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
+    return status_of(_texts(raw), now=now, money=budget.state_of(_texts(money)) if money else None)
+
+
+def _texts(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in raw.items()}
 
 

@@ -172,11 +172,7 @@ class Runtime:
                 shared.start()
             generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
             publisher = await stack.enter_async_context(
-                EventPublisher(
-                    redis,
-                    enabled=limits.enable_streaming_results,
-                    max_events_per_job=settings.streaming.max_events_per_job,
-                )
+                EventPublisher(redis, settings.streaming, enabled=limits.enable_streaming_results)
             )
             lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
             await stack.enter_async_context(lanes)
@@ -247,12 +243,14 @@ class Runtime:
         async def process(destination: Destination, halt: Halt, options: JobOptions, attempt: int) -> Processed:
             job_id = halt.job_id
 
-            def on_stage(_: Destination, record: StageRecord, count: int) -> None:
+            def on_stage(_: Destination, record: StageRecord, count: int, found: list[str]) -> None:
                 data = {
                     "stage": record.stage,
                     "status": record.status,
                     "source": record.source,
                     "answers": count,
+                    "found": found,
+                    "elapsed_ms": record.elapsed_ms,
                 }
                 publisher.publish(Event("stage.done", job_id, destination.id, data=data | {"name": destination.label}))
 

@@ -197,14 +197,20 @@ async def test_an_added_stage_reaches_the_profile(run, sandbox: SandboxServer, t
 async def test_each_stage_is_told_as_it_ends(run, sandbox: SandboxServer) -> None:
     told: list[tuple[str, int]] = []
 
-    def listen(destination: Destination, record: StageRecord, count: int) -> None:
+    names: list[str] = []
+
+    def listen(destination: Destination, record: StageRecord, count: int, found: list[str]) -> None:
         assert destination is KYOTO
         told.append((record.stage, count))
+        assert len(found) <= min(count, 5)
+        names.extend(found)
 
     async with run(sandbox) as processor:
         profile = _profile(await processor.process(KYOTO, on_stage=listen))
     assert {stage for stage, _ in told} == {stage.name for stage in load_stages()}
     assert sum(count for stage, count in told if stage.startswith("discover.")) == len(profile.themes)
+    assert names
+    assert set(names) <= {theme.name for theme in profile.themes}, "partial results, before the profile is there"
 
 
 async def test_cancelling_a_destination_ends_its_calls(run) -> None:

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from config.settings import Settings
+from config.settings import Settings, StreamingSettings
 from tasks import jobs, keys
 from tasks.app import configure
 from tasks.connection import connect_async
@@ -25,6 +25,8 @@ from workers.results.consumer import ResultsConsumer
 from workers.results.publisher import EventPublisher
 from workers.results.store import AsyncDatabaseManager
 from workers.results.sweeper import Sweeper
+
+STREAMING = StreamingSettings(max_events_per_job=100)
 
 
 @dataclass
@@ -133,7 +135,7 @@ async def test_a_paused_job_is_not_woken_until_it_is_resumed(
 
 
 async def test_events_travel_in_the_background_and_are_bounded(rig: Rig) -> None:
-    async with EventPublisher(rig.client, enabled=True, max_events_per_job=100) as publisher:
+    async with EventPublisher(rig.client, STREAMING, enabled=True) as publisher:
         for number in range(300):
             publisher.publish(Event("stage.done", rig.job.job_id, data={"number": number}))
     assert publisher.sent == 300
@@ -146,14 +148,14 @@ async def test_events_travel_in_the_background_and_are_bounded(rig: Rig) -> None
 
 
 async def test_events_switched_off_leave_no_stream(rig: Rig) -> None:
-    async with EventPublisher(rig.client, enabled=False, max_events_per_job=100) as publisher:
+    async with EventPublisher(rig.client, STREAMING, enabled=False) as publisher:
         publisher.publish(Event("stage.done", rig.job.job_id))
     assert not rig.redis.exists(keys.events(rig.job.job_id))
 
 
 async def test_a_job_is_announced_once_and_before_its_first_news(rig: Rig) -> None:
     for _ in range(2):
-        async with EventPublisher(rig.client, enabled=True, max_events_per_job=100) as publisher:
+        async with EventPublisher(rig.client, STREAMING, enabled=True) as publisher:
             publisher.publish(Event("stage.done", rig.job.job_id))
             publisher.publish(Event("stage.done", "a job that is gone"))
     kinds = [json.loads(fields[b"e"])["type"] for _, fields in rig.redis.xrange(keys.events(rig.job.job_id))]
@@ -167,7 +169,7 @@ async def test_a_job_runs_from_its_first_news_on_and_waits_no_more(
     rig: Rig, settings_for: Callable[..., Settings]
 ) -> None:
     assert jobs.status(rig.redis, rig.job.job_id).state == "queued"
-    async with EventPublisher(rig.client, enabled=True, max_events_per_job=100) as publisher:
+    async with EventPublisher(rig.client, STREAMING, enabled=True) as publisher:
         publisher.publish(Event("stage.done", rig.job.job_id))
     begun = jobs.status(rig.redis, rig.job.job_id)
     assert begun.state == "running"

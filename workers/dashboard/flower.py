@@ -16,6 +16,7 @@ from celery import Celery
 
 from config.settings import Settings
 from tasks.errors import ConfigError
+from workers.dashboard.server import install
 
 #: Tasks kept in memory, at 4.3 KB each; Flower's own default is ten times that.
 MAX_TASKS: Final = 10_000
@@ -65,9 +66,10 @@ def arguments(settings: Settings) -> list[str]:
     return chosen
 
 
-def run(app: Celery, settings: Settings) -> None:
-    """Serve the dashboard until SIGTERM or SIGINT."""
+def run(app: Celery, settings: Settings, redis_url: str) -> None:
+    """Serve the dashboard until SIGTERM or SIGINT; `redis_url` is where the jobs are."""
     chosen = arguments(settings)
+    install(settings, redis_url)
     if not os.environ.get("THEMES_DEBUG"):
         # A worker that has not answered yet is reported as "Inspect method … failed", which users take for an error.
         logging.getLogger("flower.inspector").setLevel(logging.ERROR)

@@ -31,6 +31,10 @@ SIMILAR_NAMES: Final = 0.8
 #: A category with this many themes counts as covered.
 COVERED_FROM: Final = 3
 
+#: What watchers see of a stage before its destination is done.
+EXCERPT_THEMES: Final = 5
+EXCERPT_CHARACTERS: Final = 80
+
 _THEME_FIELDS: Final = frozenset(Theme.__struct_fields__) - {
     "id",
     "category",
@@ -65,6 +69,12 @@ class StageOutcome:
         if self.values is None:
             return "failed"
         return "partial" if self.unanswered else "ok"
+
+    def excerpt(self) -> list[str]:
+        """Names of the first themes that the stage found; [] of a stage that describes what others found."""
+        if self.stage.asks != "new themes":
+            return []
+        return [str(found["name"])[:EXCERPT_CHARACTERS] for found in (self.values or ())[:EXCERPT_THEMES]]
 
     def record(self) -> StageRecord:
         """The stage's line in the profile's provenance."""

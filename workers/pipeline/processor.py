@@ -21,8 +21,9 @@ from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
 
-#: Told of each stage as it ends: the destination, the stage's record, and how many themes it found or described.
-StageListener = Callable[[Destination, StageRecord, int], None]
+#: Told of each stage as it ends: the destination, the stage's record, how many themes it found or described, and the
+#: first of what it found (see `excerpt`).
+StageListener = Callable[[Destination, StageRecord, int, list[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class FocusedPromptProcessor:
         outcome.usage = account.usage()
         outcome.elapsed_ms = (time.perf_counter() - began) * 1000
         if run.on_stage and not run.stopped:
-            run.on_stage(run.destination, outcome.record(), len(outcome.values or ()))
+            run.on_stage(run.destination, outcome.record(), len(outcome.values or ()), outcome.excerpt())
         return outcome
 
     async def _asked(self, stage: Stage, run: "_Run", account: Account, outcome: StageOutcome) -> None:

@@ -13,6 +13,7 @@ from typing import Final, Self
 from redis import RedisError
 from redis.asyncio import Redis
 
+from config.settings import StreamingSettings
 from tasks import keys
 from tasks.connection import text_of
 from tasks.events import encode
@@ -20,12 +21,8 @@ from tasks.messages import Event
 
 log = logging.getLogger("themes.events")
 
-#: Seconds that an event may wait for company.
-FLUSH_SECONDS: Final = 0.05
 #: Events that wait for Redis, at most.
 BUFFER: Final = 5_000
-#: Events sent in one round trip.
-PAGE: Final = 500
 #: Jobs that are known to be announced; more of them are looked up again.
 KNOWN_JOBS: Final = 1_000
 
@@ -44,10 +41,12 @@ return 1
 class EventPublisher:
     """Sends events in the background. Use as an async context manager; `enabled` off makes it silent."""
 
-    def __init__(self, redis: Redis, *, enabled: bool, max_events_per_job: int) -> None:
+    def __init__(self, redis: Redis, streaming: StreamingSettings, *, enabled: bool) -> None:
         self._redis = redis
         self._enabled = enabled
-        self._max_events = max_events_per_job
+        self._max_events = streaming.max_events_per_job
+        self._chunk_size = streaming.chunk_size
+        self._flush_seconds = streaming.flush_interval_seconds
         self._buffer: list[Event] = []
         self._task: asyncio.Task[None] | None = None
         self._announced: set[str] = set()
@@ -68,7 +67,8 @@ class EventPublisher:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-            await self._flush()
+            while await self._flush():
+                pass
 
     def publish(self, event: Event) -> None:
         """Queue an event; never blocks."""
@@ -81,13 +81,16 @@ class EventPublisher:
 
     async def _send_all(self) -> None:
         while True:
-            await asyncio.sleep(FLUSH_SECONDS)
-            await self._flush()
+            await asyncio.sleep(self._flush_seconds)
+            # What has come in the meantime waits no second interval.
+            while self._buffer and await self._flush():
+                pass
 
-    async def _flush(self) -> None:
-        page, self._buffer = self._buffer[:PAGE], self._buffer[PAGE:]
+    async def _flush(self) -> bool:
+        """Send one chunk; True when it was a whole one, and more may wait."""
+        page, self._buffer = self._buffer[: self._chunk_size], self._buffer[self._chunk_size :]
         if not page:
-            return
+            return False
         try:
             for job_id in {event.job_id for event in page} - self._announced:
                 await self._announce(job_id)
@@ -107,6 +110,8 @@ class EventPublisher:
         except (RedisError, OSError) as exc:
             self.dropped += len(page)
             log.debug("action=events_dropped count=%d %s", len(page), exc)
+            return False
+        return len(page) == self._chunk_size
 
     async def _announce(self, job_id: str) -> None:
         """Say that a job has started, unless that was said."""

@@ -96,6 +96,7 @@ class ResultsStream:
     def __init__(self, redis: Redis, *, consumer: str) -> None:
         self._redis = redis
         self._consumer = consumer
+        self._gathered_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<ResultsStream {keys.RESULTS} consumer={self._consumer}>"
@@ -113,15 +114,20 @@ class ResultsStream:
     async def gather(
         self, *, count: int, flush_seconds: float, stopping: asyncio.Event | None = None
     ) -> list[RawEntry]:
-        """New entries: as soon as `count` are there, or `flush_seconds` after the first; [] when none came."""
+        """New entries: as soon as `count` are there, or `flush_seconds` after the last batch; [] when none came.
+
+        So what comes after a pause is given at once, and while more comes than that, it comes in company.
+        """
         batch = await self._read(count, MAX_BLOCK_SECONDS)
-        flush_at = time.monotonic() + flush_seconds
+        flush_at = self._gathered_at + flush_seconds
         while batch and len(batch) < count and not (stopping and stopping.is_set()):
             left = flush_at - time.monotonic()
             if left <= 0:
                 break
             await asyncio.sleep(min(left, flush_seconds / POLLS_PER_FLUSH))
             batch += await self._read(count - len(batch), None)
+        if batch:
+            self._gathered_at = time.monotonic()
         return batch
 
     async def unfinished(self, *, count: int) -> list[RawEntry]:

@@ -1,0 +1,57 @@
+"""The dashboard's server: Flower's application with our pages in front of its own.
+
+Flower has no place for plug-ins. Its command builds `flower.command.Flower`, so that name is given a subclass here; its
+handlers go on as they are, and ours are asked first.
+"""
+
+import logging
+import resource
+from typing import Any, ClassVar
+
+import flower.command
+from flower.app import Flower
+
+from config.settings import Settings
+from tasks.connection import connect_async
+from workers.dashboard import sse
+from workers.dashboard.feed import Feeds
+
+log = logging.getLogger("themes.dashboard")
+
+
+class Dashboard(Flower):
+    """Flower with our pages. Settings come by `install`, because Flower's command makes the instance."""
+
+    settings_of_themes: ClassVar[Settings]
+    redis_url: ClassVar[str]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = type(self).settings_of_themes
+        redis = connect_async(type(self).redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+        feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
+        prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
+        self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in sse.handlers(feeds)])
+
+
+def install(settings: Settings, redis_url: str) -> None:
+    """Make Flower's command serve our pages too."""
+    Dashboard.settings_of_themes = settings
+    Dashboard.redis_url = redis_url
+    flower.command.Flower = Dashboard
+    _allow_files(settings.dashboard.max_watchers)
+
+
+def _allow_files(watchers: int) -> None:
+    """Raise the limit of open files to what so many watchers need, as far as this user may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = watchers + 500
+    if soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < wanted:
+            log.warning(
+                "action=few_files %d open files are allowed: fewer than dashboard.max_watchers (%d) can watch; "
+                "ulimit -n %d",
+                most, watchers, wanted,
+            )  # fmt: skip
