@@ -24,8 +24,12 @@ async def main(url: str, count: int) -> None:
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         tasks = [asyncio.create_task(watch(session, opened)) for _ in range(count)]
-        for _ in range(count):
-            await opened.acquire()
+        opening = asyncio.gather(*(opened.acquire() for _ in range(count)))
+        await asyncio.wait([opening, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+        await opening
         print("open", flush=True)
         await asyncio.to_thread(sys.stdin.read)
         print(events, flush=True)

@@ -114,7 +114,7 @@ async def watch(site: Site) -> AsyncIterator[Watch]:
     """Open a stream: `await watch(last="1-0")`."""
     # A small buffer, so that a client that does not read is soon felt.
     responses: list[aiohttp.ClientResponse] = []
-    async with aiohttp.ClientSession(read_bufsize=2**12) as session:
+    async with aiohttp.ClientSession(read_bufsize=2**12, connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def opened(*, job: str = JOB, last: str = "", query: str = "", status: int = 200) -> Watcher:
             headers = {"Last-Event-ID": last} if last else {}
@@ -190,6 +190,15 @@ async def test_all_watchers_of_a_job_share_one_reader(site: Site, watch: Watch) 
         assert numbers(await watcher.take(50)) == list(range(2, 52))
     for watcher in watchers:
         watcher.response.close()
+
+
+async def test_a_crowd_that_comes_at_once_is_let_in(site: Site, watch: Watch) -> None:
+    site.feeds._max_watchers = 500
+    site.begin()
+    ids = site.tell(count=5)
+    crowd = await asyncio.gather(*(watch(last=ids[1]) for _ in range(300)))
+    for watcher in crowd:
+        assert numbers(await watcher.take(3)) == [4, 5, 6]
 
 
 async def test_a_watcher_that_does_not_read_slows_nobody_and_loses_nothing(

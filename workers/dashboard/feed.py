@@ -36,6 +36,9 @@ AWAY_SECONDS: Final = 1.0
 PACE_SECONDS: Final = 0.02
 PACE_PER_WATCHER_SECONDS: Final = 0.0002
 
+#: Watchers who ask Redis at the same time; a thousand that come at once take their turns.
+ASKING: Final = 16
+
 #: A stream's id as numbers: they order as the events do.
 Place = tuple[int, int]
 START: Final[Place] = (0, 0)
@@ -93,8 +96,9 @@ def _frame(entry_id: bytes, fields: dict[bytes, bytes]) -> Frame:
 class JobFeed:
     """One job's events. Runs while it is watched; see `Feeds`."""
 
-    def __init__(self, redis: Redis, job_id: str) -> None:
+    def __init__(self, redis: Redis, job_id: str, turns: asyncio.Semaphore) -> None:
         self._redis = redis
+        self._turns = turns
         self._job_id = job_id
         self._frames: deque[Frame] = deque()
         #: Everything after this is in `_frames`; None until the reader knows where the stream stands.
@@ -147,8 +151,9 @@ class JobFeed:
         """A page out of Redis; where the next one is kept here, or the stream is gone, the last."""
         assert self._floor is not None  # noqa: S101  # the caller knows
         try:
-            entries: Any = await self._redis.xrange(keys.events(self._job_id), min=f"({id_of(place)}", count=PAGE)
-            has_gap = await self._is_gone(place, entries)
+            async with self._turns:
+                entries: Any = await self._redis.xrange(keys.events(self._job_id), min=f"({id_of(place)}", count=PAGE)
+                has_gap = await self._is_gone(place, entries)
         except (RedisError, OSError) as bad:
             self.trouble = f"Redis does not answer: {bad}"
             await asyncio.sleep(AWAY_SECONDS)
@@ -256,6 +261,7 @@ class Feeds:
         self._redis = redis
         self._feeds: dict[str, JobFeed] = {}
         self._max_watchers = max_watchers
+        self._turns = asyncio.Semaphore(ASKING)
         self.watchers = 0
 
     def __repr__(self) -> str:
@@ -272,7 +278,7 @@ class Feeds:
         feed = self._feeds.get(job_id)
         if feed is None or feed.has_ended:
             # A job that has ended may have been asked again.
-            feed = self._feeds[job_id] = JobFeed(self._redis, job_id)
+            feed = self._feeds[job_id] = JobFeed(self._redis, job_id, self._turns)
             feed.start()
         feed.watchers += 1
         self.watchers += 1
@@ -292,8 +298,9 @@ class Feeds:
         Raises:
             JobNotFoundError: no such job.
         """
-        known = await standing(self._redis, job_id)
-        if not known.is_final or place == START:
-            return False
-        newest: Any = await self._redis.xrevrange(keys.events(job_id), count=1)
+        async with self._turns:
+            known = await standing(self._redis, job_id)
+            if not known.is_final or place == START:
+                return False
+            newest: Any = await self._redis.xrevrange(keys.events(job_id), count=1)
         return not newest or place_of(newest[0][0].decode()) <= place
