@@ -13,8 +13,11 @@ from flower.app import Flower
 
 from config.settings import Settings
 from tasks.connection import connect_async
-from workers.dashboard import sse
+from workers.dashboard import jobs_pages, sse
 from workers.dashboard.feed import Feeds
+from workers.dashboard.jobs_pages import Site
+from workers.dashboard.recent import RecentJobs
+from workers.dashboard.templates import Templates
 
 log = logging.getLogger("themes.dashboard")
 
@@ -26,12 +29,13 @@ class Dashboard(Flower):
     redis_url: ClassVar[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        settings = type(self).settings_of_themes
-        redis = connect_async(type(self).redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+        super().__init__(*args, template_loader=Templates(kwargs["template_path"], jobs_pages.PAGES), **kwargs)
+        settings, redis_url = type(self).settings_of_themes, type(self).redis_url
+        redis = connect_async(redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
         prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
-        self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in sse.handlers(feeds)])
+        ours = [*sse.handlers(feeds), *jobs_pages.handlers(Site(settings, redis_url, RecentJobs(redis)))]
+        self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
 
 
 def install(settings: Settings, redis_url: str) -> None:

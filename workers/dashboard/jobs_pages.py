@@ -1,0 +1,312 @@
+"""The pages of jobs: all of them, one live, its destinations, a profile as a person reads it.
+
+What Redis knows of a job comes from there, in one cheap read; profiles come from the results database, in short reads
+beside the writer. A page without JavaScript shows how things stood; `pages/job.js` keeps it up to date.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import urlencode
+
+from redis import Redis, RedisError
+
+from config.settings import Settings
+from tasks import jobs
+from tasks.connection import connect
+from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError
+from tasks.jobs import FINAL, JobStatus
+from workers.dashboard.handler import Handler
+from workers.dashboard.present import embedded, job_counts, job_words, label, profile_words
+from workers.dashboard.recent import Recent, RecentJobs
+from workers.results.lookups import first_failures, lines, profile_of
+from workers.results.rows import DestinationState, JobRow
+from workers.results.store import AsyncDatabaseManager
+
+#: Where templates, style and scripts are.
+PAGES: Final = Path(__file__).parent / "pages"
+#: Served files and what they are.
+ASSETS: Final = {"themes.css": "text/css", "jobs.js": "text/javascript", "job.js": "text/javascript"}
+#: Seconds for which a list of all jobs is good enough, for however many lookers.
+LIST_SECONDS: Final = 1.0
+#: Destinations of one page.
+PER_PAGE: Final = 50
+#: Failures shown on a job's page.
+FAILURES: Final = 50
+#: The furthest page; beyond it a search finds sooner.
+LAST_PAGE: Final = 100_000
+_STATES: Final = ("queued", "done", "failed")
+
+
+class Site:
+    """What the pages share: where jobs and results are."""
+
+    def __init__(self, settings: Settings, redis_url: str, recent: RecentJobs) -> None:
+        timeout = settings.redis.socket_timeout_seconds
+        self._redis: Redis = connect(redis_url, socket_timeout_seconds=timeout)
+        self._settings = settings
+        self._store: AsyncDatabaseManager | None = None
+        self._listed: tuple[float, list[JobStatus]] = (float("-inf"), [])
+        self._listing = asyncio.Lock()
+        self.recent = recent
+
+    def __repr__(self) -> str:
+        return f"<Site store={self._store!r}>"
+
+    async def list(self) -> list[JobStatus]:
+        """The newest jobs first, as they stood at most `LIST_SECONDS` ago."""
+        async with self._listing:
+            if time.monotonic() - self._listed[0] > LIST_SECONDS:
+                found = await asyncio.to_thread(lambda: list(jobs.list_jobs(self._redis)))
+                self._listed = (time.monotonic(), found)
+        return self._listed[1]
+
+    async def status(self, job_id: str) -> tuple[JobStatus, bool]:
+        """How a job stands, and whether Redis knows it: else the database does.
+
+        Raises:
+            JobNotFoundError: neither knows it.
+            DatabaseError: Redis does not know it, and the database cannot be asked.
+        """
+        try:
+            return await asyncio.to_thread(jobs.status, self._redis, job_id), True
+        except JobNotFoundError:
+            row = await (await self.store()).job(job_id)
+            if row is None:
+                raise
+            return _status_of(row), False
+
+    async def store(self) -> AsyncDatabaseManager:
+        """The results database, opened for reading.
+
+        Raises:
+            DatabaseError: there is none yet, or it cannot be used.
+        """
+        if self._store is None:
+            store = AsyncDatabaseManager.from_settings(self._settings)
+            try:
+                await store.open()
+            except BaseException:
+                await store.close()
+                raise
+            self._store = store
+        return self._store
+
+
+def _status_of(row: JobRow) -> JobStatus:
+    usage = row.usage
+    took = max(0.001, (row.finished_at or 0) - (row.started_at or 0))
+    return JobStatus(
+        job_id=row.job_id, name=row.name, state=row.state if row.state in FINAL else "stalled", total=row.total or 0,
+        done=row.done, failed=row.failed, partial=row.partial, llm_calls=usage.llm_calls, cache_hits=usage.cache_hits,
+        coalesced=usage.coalesced, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens,
+        cost_usd=usage.cost_usd, rate_per_second=row.finished / took if row.finished_at else 0.0, eta_seconds=None,
+        created_at=row.created_at, started_at=row.started_at, finished_at=row.finished_at,
+    )  # fmt: skip
+
+
+class Page(Handler):
+    """A page of ours: what goes wrong is a page too, with what to do."""
+
+    def initialize(self, site: Site) -> None:
+        """Called by Tornado with the handler's arguments."""
+        self.site = site
+
+    def show(self, template: str, **values: Any) -> None:
+        """Fill in a template; everything in it is escaped."""
+        prefix = self.application.options.url_prefix
+        self.render(f"themes/{template}", root=f"/{prefix.strip('/')}" if prefix else "", **{"here": "", **values})
+
+    def say(self, status: int, title: str, text: str) -> None:
+        """A page with one message."""
+        self.set_status(status)
+        self.show("message.html", title=title, text=text)
+
+    async def get(self, *parts: str) -> None:
+        """Answer, or say what is wrong."""
+        try:
+            await self.answer(*parts)
+        except JobNotFoundError as unknown:
+            self.say(404, "There is no such job", str(unknown))
+        except DatabaseBusyError as bad:
+            self.say(503, "The results database is busy", str(bad))
+        except DatabaseError as bad:
+            self.say(503, "There are no results to show", str(bad))
+        except (RedisError, OSError) as bad:
+            self.say(503, "Redis does not answer", str(bad))
+
+    async def answer(self, *parts: str) -> None:
+        """What the page shows; `parts` are those of its address."""
+        raise NotImplementedError
+
+
+class JobList(Page):
+    """`/jobs`."""
+
+    async def answer(self, *parts: str) -> None:
+        """The newest jobs; as JSON where the address says so."""
+        listed = [job_words(status) for status in await self.site.list()]
+        if parts[0]:
+            self.set_header("Content-Type", "application/json; charset=utf-8")
+            self.finish(embedded({"jobs": listed})[len('{"jobs":') : -1])
+        else:
+            self.show("jobs.html", jobs=listed, here="jobs")
+
+
+class JobPage(Page):
+    """`/jobs/ID`."""
+
+    async def answer(self, *parts: str) -> None:
+        """One job, live where its events are still there."""
+        (job_id,) = parts
+        status, is_known = await self.site.status(job_id)
+        recent = await self.site.recent.of(job_id) if is_known else Recent()
+        failures = [_failure(each) for each in reversed(recent.failures)]
+        note = ""
+        if not is_known:
+            note = f"Redis no longer knows this job: these are the results. themes retry {job_id} goes on with it."
+            found = await first_failures(await self.site.store(), job_id, FAILURES)
+            failures = [_failure({**_fields(each), "name": each.name, "country": each.country}) for each in found]
+        data = {
+            "job_id": job_id,
+            "is_final": status.is_final or not is_known,
+            "counts": job_counts(status),
+            "points": recent.points,
+            "last_id": recent.last_id if recent.last_id != "0-0" else "",
+            "shown": [each["destination_id"] for each in recent.latest],
+        }
+        latest = [_latest(each) for each in reversed(recent.latest)]
+        self.show(
+            "job.html", job=job_words(status), live=is_known, latest=latest, failures=failures, note=note,
+            data=embedded(data),
+        )  # fmt: skip
+
+
+class JobNow(Page):
+    """`/jobs/ID/status.json`."""
+
+    async def answer(self, *parts: str) -> None:
+        """The job's figures, as the page asks for them after it lost its connection."""
+        status, _ = await self.site.status(parts[0])
+        words = job_words(status)
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        known = {"tag": words["tag"], "words": words["words"], "is_final": status.is_final}
+        self.finish(embedded({**known, "counts": job_counts(status)}))
+
+
+class DestinationList(Page):
+    """`/jobs/ID/destinations`."""
+
+    async def answer(self, *parts: str) -> None:
+        """A page of a job's destinations, by state and by what stands in name or country."""
+        (job_id,) = parts
+        store = await self.site.store()
+        row = await store.job(job_id)
+        if row is None:
+            raise JobNotFoundError(f"no job {job_id!r} in {store.place}")
+        state = self.get_query_argument("state", "")
+        text = self.get_query_argument("q", "")[:200]
+        number = self._number()
+        found = await lines(
+            store, job_id, state=cast("DestinationState", state) if state in _STATES else None, text=text,
+            offset=number * PER_PAGE, limit=PER_PAGE + 1,
+        )  # fmt: skip
+
+        def page(other: int) -> str:
+            return "?" + urlencode({"state": state, "q": text, "page": other})
+
+        self.show(
+            "destinations.html",
+            job_id=job_id,
+            name=row.name,
+            state=state,
+            text=text,
+            rows=[
+                {
+                    "id": line.destination_id,
+                    "label": label(line.name, line.country),
+                    "has_profile": line.state == "done",
+                    "tag": "partial" if line.partial else "waiting" if line.state == "queued" else line.state,
+                    "calls": line.llm_calls,
+                    "hits": line.cache_hits,
+                    "why": line.why,
+                }
+                for line in found[:PER_PAGE]
+            ],
+            earlier=page(number - 1) if number else "",
+            later=page(number + 1) if len(found) > PER_PAGE else "",
+        )
+
+    def _number(self) -> int:
+        said = self.get_query_argument("page", "0")
+        return min(int(said), LAST_PAGE) if said.isdecimal() and said.isascii() and len(said) < 9 else 0  # noqa: PLR2004  # digits
+
+
+class ProfilePage(Page):
+    """`/jobs/ID/destinations/ID`."""
+
+    async def answer(self, *parts: str) -> None:
+        """One profile."""
+        job_id, destination_id = parts
+        row = await profile_of(await self.site.store(), job_id, destination_id)
+        if row is None:
+            self.say(404, "There is no such profile", f"Job {job_id} has none for {destination_id}, or not yet.")
+            return
+        profile = row.profile()
+        self.show("profile.html", job_id=job_id, profile=profile, **profile_words(profile))
+
+
+class Asset(Handler):
+    """Style and scripts, kept by browsers until they change."""
+
+    def initialize(self, files: Mapping[str, tuple[bytes, str]]) -> None:
+        """Called by Tornado with the handler's arguments."""
+        self._files = files
+
+    def get(self, name: str) -> None:
+        """One file."""
+        content, kind = self._files[name]
+        self.set_header("Content-Type", f"{kind}; charset=utf-8")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("Etag", f'"{hashlib.sha256(content).hexdigest()[:20]}"')
+        if self.check_etag_header():
+            self.set_status(304)
+        else:
+            self.write(content)
+
+
+def _latest(event: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "destination_id": event["destination_id"],
+        "label": label(str(event.get("name", "")), event.get("country")),
+        "status": event.get("status"),
+        "themes": ", ".join(event.get("top_themes") or ()),
+    }
+
+
+def _failure(event: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("error_class", "stage", "message")
+    return {"label": label(str(event.get("name", "")), event.get("country")), **{n: event.get(n) for n in names}}
+
+
+def _fields(failure: Any) -> dict[str, Any]:
+    return {name: getattr(failure, name) for name in ("error_class", "stage", "message")}
+
+
+def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:
+    """What `server` adds to Flower's."""
+    files = {name: ((PAGES / name).read_bytes(), kind) for name, kind in ASSETS.items()}
+    job = r"/jobs/([A-Za-z0-9_.-]{1,100})"
+    shared = {"site": site}
+    return [
+        (r"/jobs()/?", JobList, shared),
+        (r"/jobs(\.json)", JobList, shared),
+        (rf"/jobs/assets/({'|'.join(name.replace('.', '[.]') for name in ASSETS)})", Asset, {"files": files}),
+        (rf"{job}/?", JobPage, shared),
+        (rf"{job}/status\.json", JobNow, shared),
+        (rf"{job}/destinations/?", DestinationList, shared),
+        (rf"{job}/destinations/([A-Za-z0-9_.-]{{1,100}})/?", ProfilePage, shared),
+    ]

@@ -1,0 +1,177 @@
+"""Values as the pages show them: plain dictionaries of words, escaped by the templates."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from tasks.jobs import JobStatus, paused_words
+from tasks.messages import Profile, StageRecord, Theme
+
+MONTHS: Final = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
+#: What is shown where nothing is known.
+NOTHING: Final = "\u2013"
+
+
+def tag_of(status: JobStatus) -> str:
+    """The state in one word."""
+    return "paused" if status.paused else status.state
+
+
+def dollars(usd: float | None) -> str:
+    """US dollars as people write them; a price that nobody knows is not 0."""
+    if usd is None:
+        return "unknown"
+    if usd == 0:
+        return "$0"
+    return f"${usd:.3g}" if usd < 1 else f"${usd:,.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """42s, 3m10s, 2h05m."""
+    if seconds is None:
+        return NOTHING
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def job_words(status: JobStatus) -> dict[str, Any]:
+    """A job's figures as words, and what a person can do about its state."""
+    words = ""
+    if status.paused:
+        words = paused_words(status)
+    elif status.waiting_for:
+        words = f"Waiting for the LLM: {status.waiting_for}"
+    elif status.state == "stalled":
+        words = "Nothing has happened for a minute: is a worker running? (themes doctor)"
+    took = (status.finished_at or 0) - (status.started_at or 0)
+    return {
+        "job_id": status.job_id,
+        "name": status.name,
+        "tag": tag_of(status),
+        "words": words,
+        "is_final": status.is_final,
+        "total": status.total,
+        "ended": status.done + status.failed,
+        "failed": status.failed,
+        "rate": f"{status.rate_per_second:.1f}/s" if status.rate_per_second else NOTHING,
+        "eta": duration(status.eta_seconds),
+        "calls": f"{status.llm_calls:,}",
+        "hits": f"{status.cache_hits:,}",
+        "tokens": f"{status.prompt_tokens + status.completion_tokens:,}",
+        "cost": dollars(status.cost_usd),
+        "time": duration(took) if status.finished_at and status.started_at else NOTHING,
+    }
+
+
+def job_counts(status: JobStatus) -> dict[str, Any]:
+    """A job's figures as numbers, under the names that events give them."""
+    names = (
+        "total", "done", "failed", "rate_per_second", "eta_seconds", "llm_calls", "cache_hits", "prompt_tokens",
+        "completion_tokens", "cost_usd",
+    )  # fmt: skip
+    return {name: getattr(status, name) for name in names}
+
+
+def embedded(data: Mapping[str, Any]) -> str:
+    """JSON that may stand inside a page: nothing in it can end the element that it stands in."""
+    text = msgspec.json.encode(data).decode()
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def label(name: str, country: str | None) -> str:
+    """Kyoto, Japan."""
+    return f"{name}, {country}" if country else name
+
+
+def percent(share: float | None) -> str:
+    """0.83 as 83 %; empty where it is not known."""
+    return "" if share is None else f"{share:.0%}"
+
+
+def profile_words(profile: Profile) -> dict[str, Any]:
+    """A profile as a person reads it: its themes by category, its scores, how each stage was made."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for theme in profile.themes:
+        groups.setdefault(theme.category, []).append(_theme(theme))
+    quality = profile.quality_assessment
+    names = {theme.id: theme.name for theme in profile.themes}
+    overlap = profile.overlap_analysis
+    scores = (
+        ("Overall", quality.overall), ("Quality", quality.quality), ("Diversity", quality.diversity),
+        ("Coverage", quality.coverage), ("Completeness", quality.completeness),
+    )  # fmt: skip
+    return {
+        "groups": [(category.capitalize(), themes) for category, themes in groups.items()],
+        "scores": [(words, percent(score) or NOTHING) for words, score in scores],
+        "recommendations": quality.recommendations or [],
+        "overlaps": [
+            ", ".join(names.get(each, each) for each in group)
+            for group in (overlap.overlapping_groups if overlap else [])
+        ],
+        "stages": [_stage(stage) for stage in profile.stages],
+    }
+
+
+def _theme(theme: Theme) -> dict[str, Any]:
+    return {
+        "name": theme.name,
+        "description": theme.description,
+        "confidence": percent(theme.confidence),
+        "price": theme.price_point,
+        "travelers": theme.traveler_types or [],
+        "authenticity": percent(theme.authenticity_score),
+        "months": _months(theme),
+        "subs": ", ".join(theme.sub_themes or []),
+        "nanos": ", ".join(theme.nano_themes or []),
+        "rationale": theme.rationale,
+        "selling": theme.unique_selling_points or [],
+        "citations": theme.citations,
+        "more": [(key, _plain(value)) for key, value in theme.more.items()],
+    }
+
+
+def _months(theme: Theme) -> list[dict[str, str]]:
+    """Twelve months, each with what it is good for; none where seasons are not known."""
+    if theme.seasonality is None:
+        return []
+    found = []
+    for month in MONTHS:
+        kinds = [
+            kind
+            for kind, months in (("peak", theme.seasonality.peak), ("avoid", theme.seasonality.avoid))
+            if month in months
+        ]
+        found.append({"kind": " ".join(kinds), "letter": month[0], "words": f"{month}: {', '.join(kinds) or 'open'}"})
+    return found
+
+
+def _stage(stage: StageRecord) -> dict[str, Any]:
+    usage = stage.usage
+    return {
+        "stage": stage.stage,
+        "status": stage.status,
+        "source": stage.source,
+        "model": stage.model or NOTHING,
+        "version": stage.prompt_version,
+        "tokens_in": f"{usage.prompt_tokens:,}",
+        "tokens_out": f"{usage.completion_tokens:,}",
+        "cost": dollars(usage.cost_usd),
+        "ms": f"{stage.elapsed_ms:,.0f}",
+        "reason": stage.reason,
+    }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)
