@@ -67,7 +67,9 @@ function chart() {
   const from = points[0][0];
   const span = Math.max(1, points[points.length - 1][0] - from);
   const top = Math.max(...points.map((p) => p[1]), 0.001);
-  const x = (at) => 44 + ((at - from) / span) * 748;
+  const right = Math.max(200, svg.clientWidth) - 8;
+  svg.setAttribute("viewBox", `0 0 ${right + 8} 150`);
+  const x = (at) => 44 + ((at - from) / span) * (right - 44);
   const y = (rate) => 128 - (rate / top) * 112;
   const make = (name, attributes, text) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -76,12 +78,12 @@ function chart() {
     svg.append(made);
   };
   const line = points.map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" L");
-  make("line", { x1: 44, x2: 792, y1: 128, y2: 128 });
+  make("line", { x1: 44, x2: right, y1: 128, y2: 128 });
   make("path", { class: "area", d: `M${x(from)},128 L${line} L${x(points[points.length - 1][0]).toFixed(1)},128 Z` });
   make("path", { class: "curve", d: `M${line}`, "vector-effect": "non-scaling-stroke" });
   make("text", { x: 40, y: 20, "text-anchor": "end" }, top < 10 ? top.toFixed(1) : whole.format(Math.round(top)));
   make("text", { x: 40, y: 131, "text-anchor": "end" }, "0");
-  make("text", { x: 792, y: 146, "text-anchor": "end" }, seconds(span));
+  make("text", { x: right, y: 146, "text-anchor": "end" }, seconds(span));
 }
 
 function makingList() {
@@ -89,7 +91,7 @@ function makingList() {
   list.replaceChildren();
   for (const [, each] of [...making].slice(-MAKING).reverse()) {
     const item = element("li");
-    item.append(element("span", each.name, "name"), " ", element("span", `${each.stages} answers`, "quiet small"));
+    item.append(element("span", each.name, "name"), " ", element("span", each.stages === 1 ? "1 answer" : `${each.stages} answers`, "quiet small"));
     if (each.found.length) item.append(element("br"), element("span", each.found.join(" · "), "quiet small"));
     list.append(item);
   }
@@ -113,6 +115,8 @@ const handlers = {
     state("running");
   },
   "stage.done": (event) => {
+    // News of the last stages may come after the destination itself.
+    if (shown.has(event.destination_id)) return;
     const each = making.get(event.destination_id) || { name: event.name, stages: 0, found: [] };
     each.stages += 1;
     each.found = [...(event.found || []).slice(0, 2), ...each.found].slice(0, 4);
@@ -216,4 +220,5 @@ async function again() {
 
 figures();
 chart();
+addEventListener("resize", later);
 if (!data.is_final) watch();
