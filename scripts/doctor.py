@@ -18,7 +18,7 @@ from rich.text import Text
 from config.settings import Settings, notices
 from scripts.local_redis import find_binary
 from scripts.main import settings_from
-from tasks import fleet
+from tasks import fleet, keys
 from tasks.connection import check_server, connect, locate, masked
 from tasks.errors import ThemesError
 
@@ -66,6 +66,7 @@ def examine() -> list[Check]:
         ("python", _python),
         ("redis", _redis),
         ("workers", _workers),
+        ("consumer", _consumer),
         ("llm", _llm),
         ("database", _database),
         ("file descriptors", _descriptors),
@@ -118,6 +119,26 @@ def _workers(settings: Settings) -> Check:
     fix = None if found else "`themes worker` (and `themes consumer`) in another terminal, or `themes up`"
     said = ", ".join(_worker(name, report) for name, report in sorted(found.items()))
     return Check("workers", ok=bool(found), found=said or "none is running", fix=fix)
+
+
+def _consumer(settings: Settings) -> Check:
+    """Who writes results, how far behind, and whether anything was set aside."""
+    url = locate(settings)
+    with connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as client:
+        check_server(client)
+        found = fleet.consumers(client)
+        waiting = int(client.xlen(keys.RESULTS))
+    if not found:
+        fix = "`themes consumer` in another terminal, or `themes up`"
+        return Check("consumer", ok=False, found=f"none is running; {waiting} entries wait to be stored", fix=fix)
+    said = ", ".join(
+        f"{name} ({report.get('lag')} entries behind, {float(report.get('entries_per_second') or 0):.0f}/s lately, "
+        f"{float(report.get('ms_per_batch') or 0):.1f} ms a batch)"
+        for name, report in sorted(found.items())
+    )
+    dead = sum(int(report.get("rejected") or 0) for report in found.values())
+    fix = f"{dead} entries could not be stored: SELECT * FROM dead_letters" if dead else None
+    return Check("consumer", ok=not dead, found=said, fix=fix)
 
 
 def _worker(name: str, report: dict[str, str]) -> str:

@@ -56,6 +56,15 @@ class Verbs(click.Group):
         command: click.Command = importlib.import_module(VERBS[cmd_name]).command
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb; click itself would make a failure of a reader that has seen enough."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of our output went away (`themes results JOB | head`): nothing is wrong.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "config_file", metavar="FILE", help="Settings file (THEMES_CONFIG).")
@@ -95,10 +104,6 @@ def main() -> None:
     except ThemesError as exc:
         _show(exc)
         sys.exit(exc.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away (`themes results JOB | head`): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-import csv
+import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
@@ -15,17 +16,15 @@ from rich.table import Table
 from config.settings import Settings
 from scripts.main import settings_from
 from tasks.errors import ConfigError, JobNotFoundError
+from workers.results.export import WRITERS
 from workers.results.rows import ProfileRow
+from workers.results.selection import Selection, month, where
 from workers.results.store import AsyncDatabaseManager
 
 #: Themes named in a table's row.
 TOP: Final = 3
-#: Columns of the CSV: one row a theme.
-CSV_COLUMNS: Final = (
-    "destination", "country", "status", "rank", "category", "theme", "description", "confidence", "price_point",
-    "traveler_types", "peak_months", "avoid_months", "sub_themes", "nano_themes", "rationale",
-    "unique_selling_points", "authenticity_score", "citations", "model",
-)  # fmt: skip
+#: Lines of a table, unless `--limit` says otherwise: a table is for eyes, and is laid out as a whole.
+TABLE_LINES: Final = 1_000
 
 
 @click.command()
@@ -33,28 +32,86 @@ CSV_COLUMNS: Final = (
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["table", "jsonl", "json", "csv"]),
+    type=click.Choice(["table", *WRITERS]),
     default="table",
     show_default=True,
 )
 @click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output.")
-def command(job: str, kind: str, output: str | None) -> None:
-    """Print the profiles of JOB that are in the database, also while it runs."""
+@click.option(
+    "--where", "pairs", metavar="KEY=VALUE", multiple=True,
+    help="Only destinations with this value: country, region, name, destination_id, status, model, or a column of the "
+    "input. Again with another key: both; with the same: either.",
+)  # fmt: skip
+@click.option("--min-quality", type=click.FloatRange(0, 1), help="Only profiles of this overall quality, 0-1, or more.")
+@click.option("--category", "categories", metavar="NAME", multiple=True, help="Only themes of this category.")
+@click.option("--min-confidence", type=click.FloatRange(0, 1), help="Only themes this sure, 0-1, or surer.")
+@click.option("--month", "months", metavar="MONTH", multiple=True, help="Only themes at their best in this month.")
+@click.option("--traveler", "travelers", metavar="TYPE", multiple=True, help="Only themes for these travellers.")
+@click.option("--price", "prices", metavar="PRICE", multiple=True, help="Only themes of this price point.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N destinations.")
+def command(
+    *,
+    job: str,
+    kind: str,
+    output: str | None,
+    pairs: tuple[str, ...],
+    categories: tuple[str, ...],
+    months: tuple[str, ...],
+    travelers: tuple[str, ...],
+    prices: tuple[str, ...],
+    min_quality: float | None,
+    min_confidence: float | None,
+    limit: int | None,
+) -> None:
+    """Print the profiles of JOB that are in the database, also while it runs.
+
+    Options about themes choose themes, and leave out destinations without one. An option that is given again widens.
+    """
     settings = settings_from()
-    with _destination(output) as out:
-        asyncio.run(_write(settings, job, kind, out))
+    if kind == "parquet" and output is None:
+        raise ConfigError("--format parquet: is no text; name a file with -o FILE")
+    chosen = Selection(
+        min_quality=min_quality, categories=categories, min_confidence=min_confidence,
+        months=tuple(month(text) for text in months), travelers=travelers, prices=prices,
+    )  # fmt: skip
+    with _destination(output, binary=kind == "parquet") as out:
+        asyncio.run(_write(settings, job, kind, out, pairs=pairs, chosen=chosen, limit=limit))
 
 
 @contextlib.contextmanager
-def _destination(output: str | None) -> Iterator[IO[str]]:
+def _destination(output: str | None, *, binary: bool) -> Iterator[IO[Any]]:
+    """Where to write. A file is there whole or not at all: it gets its name when everything is in it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     if output is None:
         yield sys.stdout
         return
     try:
-        with Path(output).open("w", encoding="utf-8", newline="") as file:
-            yield file
+        target = Path(output)
+        if target.exists() and not target.is_file():
+            # A device or a pipe has no other name beside it.
+            with target.open("wb") if binary else target.open("w", encoding="utf-8", newline="") as file:
+                yield file
+            return
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") if binary else os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+                yield file
+            Path(name).chmod(0o666 & ~_umask())
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
     except OSError as exc:
         raise ConfigError(f"-o {output}: cannot be written ({exc.strerror})") from exc
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextlib.asynccontextmanager
@@ -75,53 +132,66 @@ async def reading(settings: Settings, job_id: str) -> AsyncIterator[AsyncDatabas
         await store.close()
 
 
-async def _write(settings: Settings, job_id: str, kind: str, out: IO[str]) -> None:
+async def _write(
+    settings: Settings,
+    job_id: str,
+    kind: str,
+    out: IO[Any],
+    *,
+    pairs: tuple[str, ...],
+    chosen: Selection,
+    limit: int | None,
+) -> None:
     async with reading(settings, job_id) as store:
-        await _WRITERS[kind](store.profiles(job_id), out)
+        if pairs:
+            chosen = Selection(**{**_fields(chosen), "where": where(pairs, await _extra_columns(store, job_id))})
+        conditions = chosen.conditions(store.dialect)
+        if kind == "table":
+            await _table(store.profiles(job_id, conditions), out, chosen, limit)
+        else:
+            payloads = store.payloads(job_id, conditions)
+            await WRITERS[kind](payloads if limit is None else _first(payloads, limit), out, chosen)
 
 
-async def _jsonl(rows: AsyncIterator[ProfileRow], out: IO[str]) -> None:
+def _fields(chosen: Selection) -> dict[str, Any]:
+    return {name: getattr(chosen, name) for name in Selection.__slots__}
+
+
+async def _extra_columns(store: AsyncDatabaseManager, job_id: str) -> list[str]:
+    """What the job's input has beside the columns that we know, by its first row."""
+    async for row in store.destinations(job_id):
+        return list(row.destination.extra)
+    return []
+
+
+async def _first(rows: AsyncIterator[Any], count: int) -> AsyncIterator[Any]:
     async for row in rows:
-        out.write(row.payload + "\n")
+        yield row
+        count -= 1
+        if not count:
+            return
 
 
-async def _array(rows: AsyncIterator[ProfileRow], out: IO[str]) -> None:
-    """A JSON array, written as it is read: a million profiles need no more memory than one."""
-    separator = "[\n"
-    async for row in rows:
-        out.write(separator + row.payload)
-        separator = ",\n"
-    out.write("\n]\n" if separator != "[\n" else "[]\n")
-
-
-async def _csv(rows: AsyncIterator[ProfileRow], out: IO[str]) -> None:
-    writer = csv.writer(out)
-    writer.writerow(CSV_COLUMNS)
-    async for row in rows:
-        profile = row.profile()
-        for rank, theme in enumerate(profile.themes, start=1):
-            season = theme.seasonality
-            writer.writerow([
-                _safe(profile.name), _safe(profile.country or ""), profile.status, rank, theme.category,
-                _safe(theme.name), _safe(theme.description), theme.confidence, theme.price_point,
-                _list(theme.traveler_types), _list(season and season.peak), _list(season and season.avoid),
-                _list(theme.sub_themes), _list(theme.nano_themes), _safe(theme.rationale or ""),
-                _list(theme.unique_selling_points), theme.authenticity_score, _list(theme.citations), profile.model,
-            ])  # fmt: skip
-
-
-async def _table(rows: AsyncIterator[ProfileRow], out: IO[str]) -> None:
+async def _table(rows: AsyncIterator[ProfileRow], out: IO[str], chosen: Selection, limit: int | None) -> None:
     console = Console(file=out, width=None if out.isatty() else 160)
-    console.print(await table_of(rows))
+    shown = [row async for row in _first(rows, (limit or TABLE_LINES) + 1)]
+    console.print(await table_of(_each(shown[: limit or TABLE_LINES]), chosen))
+    if limit is None and len(shown) > TABLE_LINES:
+        print(f"the first {TABLE_LINES}; all of them: --format jsonl (or csv, json), or --limit N", file=sys.stderr)
 
 
-async def table_of(rows: AsyncIterator[ProfileRow]) -> Table:
+async def _each(rows: list[ProfileRow]) -> AsyncIterator[ProfileRow]:
+    for row in rows:
+        yield row
+
+
+async def table_of(rows: AsyncIterator[ProfileRow], chosen: Selection | None = None) -> Table:
     """One line a destination: how many themes, the surest of them, quality, calls and cache hits."""
     table = Table("destination", "themes", "top themes", "quality", "calls", "hits", "status", box=None)
     for column in (1, 3, 4, 5):
         table.columns[column].justify = "right"
     async for row in rows:
-        profile = row.profile()
+        profile = row.profile() if chosen is None else chosen.of(row.profile())
         table.add_row(
             ", ".join(filter(None, (row.name, row.country))),
             str(len(profile.themes)),
@@ -132,15 +202,3 @@ async def table_of(rows: AsyncIterator[ProfileRow]) -> Table:
             row.status,
         )
     return table
-
-
-def _list(values: Any) -> str:
-    return _safe("; ".join(values or ()))
-
-
-def _safe(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula (OWASP, CSV injection)."""
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
-
-
-_WRITERS: Final = {"table": _table, "jsonl": _jsonl, "json": _array, "csv": _csv}

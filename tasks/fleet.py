@@ -5,6 +5,7 @@ a cache of millions.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from redis import Redis
@@ -35,12 +36,21 @@ async def leave(redis: AsyncRedis, name: str) -> None:
         await pipeline.execute()
 
 
+def consumers(redis: Redis) -> dict[str, dict[str, str]]:
+    """The reports of the consumers that live, by name."""
+    return _reports(redis, keys.CONSUMERS, keys.consumer)
+
+
 def workers(redis: Redis) -> dict[str, dict[str, str]]:
     """What every live worker has said last, by its name."""
-    names = [text_of(name) for name in redis.zrange(keys.WORKERS, 0, -1)]
+    return _reports(redis, keys.WORKERS, keys.worker)
+
+
+def _reports(redis: Redis, listed: str, key_of: Callable[[str], str]) -> dict[str, dict[str, str]]:
+    names = [text_of(name) for name in redis.zrange(listed, 0, -1)]
     with redis.pipeline(transaction=False) as pipeline:
         for name in names:
-            pipeline.hgetall(keys.worker(name))
+            pipeline.hgetall(key_of(name))
         reports = pipeline.execute()
     return {
         name: {text_of(key): value.decode("utf-8", "replace") for key, value in report.items()}

@@ -10,7 +10,7 @@ import msgspec
 from redis import RedisError
 from redis.asyncio import Redis
 
-from tasks import keys
+from tasks import fleet, keys
 from workers.results.rates import EventRate
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
@@ -65,6 +65,8 @@ class ConsumerReport:
                 pipe.hset(keys.consumer(self._name), mapping=self.fields(lag, time.time()))
                 pipe.expire(keys.consumer(self._name), keys.WORKER_SECONDS)
                 pipe.zadd(keys.CONSUMERS, {self._name: time.time()})
+                # Of those that were killed nobody else forgets the name.
+                pipe.zremrangebyscore(keys.CONSUMERS, "-inf", time.time() - fleet.FORGET_SECONDS)
                 pipe.expire(keys.CONSUMERS, keys.KEEP_SECONDS)
                 await pipe.execute()
         except (RedisError, OSError) as bad:

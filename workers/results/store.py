@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import Integer, RowMapping, Select, column, func, literal_column, select
+from sqlalchemy import ColumnElement, Integer, RowMapping, Select, column, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -100,6 +100,11 @@ class AsyncDatabaseManager:
     def place(self) -> str:
         """Where the results are, for messages; no password."""
         return self._backend.place
+
+    @property
+    def dialect(self) -> str:
+        """Sqlite or postgresql."""
+        return self._backend.readers.dialect.name
 
     def exists(self) -> bool:
         """Whether there is a database to open; of a server only opening tells."""
@@ -305,11 +310,16 @@ class AsyncDatabaseManager:
         async with self.reading() as connection:
             return set((await connection.execute(query)).scalars())
 
-    def profiles(self, job_id: str) -> AsyncIterator[ProfileRow]:
-        """A job's profiles in the order of its destinations."""
-        names = [c for c in tables.profiles.c if c.name != "updated_at"]
+    def profiles(self, job_id: str, conditions: Sequence[ColumnElement[bool]] = ()) -> AsyncIterator[ProfileRow]:
+        """A job's profiles in the order of its destinations, all or those that meet conditions on both tables."""
+        names = [c for c in tables.profiles.c if c.name not in {"updated_at", "profile_no"}]
         query = select(*names).join_from(tables.destinations, tables.profiles)
-        return self._pages(query.where(tables.destinations.c.job_id == job_id), ProfileRow.of)
+        return self._pages(query.where(tables.destinations.c.job_id == job_id, *conditions), ProfileRow.of)
+
+    def payloads(self, job_id: str, conditions: Sequence[ColumnElement[bool]] = ()) -> AsyncIterator[str]:
+        """As `profiles`, of each nothing but its JSON as it was stored."""
+        query = select(tables.profiles.c.payload).join_from(tables.destinations, tables.profiles)
+        return self._pages(query.where(tables.destinations.c.job_id == job_id, *conditions), _payload)
 
     def failures(self, job_id: str) -> AsyncIterator[FailureRow]:
         """A job's failures in the order of its destinations."""
@@ -346,6 +356,10 @@ class AsyncDatabaseManager:
                 yield make(row)
             if len(rows) < PAGE_ROWS:
                 return
+
+
+def _payload(row: RowMapping) -> str:
+    return str(row["payload"])
 
 
 def _merge(shown: dict[tuple[str, str], Outcome], changes: Changes) -> None:

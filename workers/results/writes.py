@@ -47,7 +47,7 @@ IDS_PER_QUERY: Final = 1_000
 #: Columns that an upsert leaves as the first writer set them.
 _KEPT: Final = {"created_at", "profile_no"}
 #: Names of months as `Seasonality` has them; 1 is January.
-_MONTHS: Final = {
+MONTHS: Final = {
     name: number
     for number, name in enumerate(
         (
@@ -350,7 +350,7 @@ def _add_themes(rows: Mapping[str, list[Values]], result: Result, themes: Sequen
         if t.seasonality is not None:
             for season, names in (("peak", t.seasonality.peak), ("avoid", t.seasonality.avoid)):
                 # What is no month stays in the payload; the schema of the answers has let none through.
-                months += [(number, _MONTHS[name], season) for name in dict.fromkeys(names) if name in _MONTHS]
+                months += [(number, MONTHS[name], season) for name in dict.fromkeys(names) if name in MONTHS]
         if t.traveler_types:
             travelers += [(number, kind) for kind in dict.fromkeys(t.traveler_types)]
         if t.sub_themes:

@@ -1,0 +1,278 @@
+"""`themes results`: what is chosen, in which format, in how much memory. The real command over a real database."""
+
+import asyncio
+import csv
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+import sqlite_utils
+
+from tasks.errors import ConfigError
+from tasks.messages import Destination, JobInputs, Result, Seasonality, Theme
+from tests.integration.test_store import DATABASES
+from tests.stored import announced, done
+from workers.results.export import safe
+from workers.results.selection import Selection, month, where
+from workers.results.store import AsyncDatabaseManager
+
+NAMES = ("Paris", "Lyon", "Kyoto", "=cmd|' /C calc'!A0")
+COUNTRIES = ("France", "France", "Japan", None)
+
+
+def results() -> tuple[list[Destination], list[Result]]:
+    """Four destinations of two themes each: the second one food, surer from place to place."""
+    towns, found = [], []
+    for number, (name, country) in enumerate(zip(NAMES, COUNTRIES, strict=True)):
+        town = Destination.of(name, country, extra={"tier": str(number % 2), "Öre 'x\"": "ß"})
+        themes = [
+            Theme(
+                "t1", "culture", "Old streets", "Walks.", [], confidence=0.9, price_point="free",
+                traveler_types=["solo"],
+            ),
+            Theme(
+                "t2", "food", "-2+3 soups", "Hot.", ["a", "b"], confidence=number / 4, price_point="mid",
+                traveler_types=["family", "solo"], seasonality=Seasonality(["July", "May"], ["August"]),
+            ),
+        ]  # fmt: skip
+        result = done(town, partial=number == 1)
+        assert result.profile
+        towns.append(town)
+        found.append(msgspec.structs.replace(result, profile=msgspec.structs.replace(result.profile, themes=themes)))
+    return towns, found
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[AsyncDatabaseManager]:
+    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=5.0) as manager:
+        towns, found = results()
+        await manager.apply([*announced(*towns), *found])
+        yield manager
+
+
+ALL = Selection()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (ALL, {name: ["t1", "t2"] for name in NAMES}),
+        (replace(ALL, where={"country": ("France",)}), {"Paris": ["t1", "t2"], "Lyon": ["t1", "t2"]}),
+        (replace(ALL, where={"name": ("Paris", "Kyoto"), "country": ("France",)}), {"Paris": ["t1", "t2"]}),
+        (replace(ALL, where={"tier": ("1",), "Öre 'x\"": ("ß",)}), {"Lyon": ["t1", "t2"], NAMES[3]: ["t1", "t2"]}),
+        (replace(ALL, where={"status": ("partial",)}), {"Lyon": ["t1", "t2"]}),
+        (replace(ALL, min_quality=0.9), {}),
+        (replace(ALL, categories=("food",)), {name: ["t2"] for name in NAMES}),
+        (replace(ALL, categories=("food",), min_confidence=0.5), {"Kyoto": ["t2"], NAMES[3]: ["t2"]}),
+        (replace(ALL, months=(5, 1), travelers=("family", "couple")), {name: ["t2"] for name in NAMES}),
+        (replace(ALL, months=(8,)), {}),
+        (replace(ALL, prices=("free",), travelers=("family",)), {}),
+        (replace(ALL, travelers=("solo",), prices=("free", "mid")), {name: ["t1", "t2"] for name in NAMES}),
+    ],
+)
+async def test_the_database_and_the_profile_agree_on_what_is_chosen(
+    store: AsyncDatabaseManager, chosen: Selection, expected: dict[str, list[str]]
+) -> None:
+    rows = [row async for row in store.profiles("j", chosen.conditions(store.dialect))]
+    profiles = [chosen.of(row.profile()) for row in rows]
+    assert {profile.name: [theme.id for theme in profile.themes] for profile in profiles} == expected
+    payloads = [payload async for payload in store.payloads("j", chosen.conditions(store.dialect))]
+    assert payloads == [row.payload for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("country", "expected KEY=VALUE"),
+        ("contry=France", "did you mean country?"),
+        ("xyz=1", "There are: name, country"),
+    ],
+)
+def test_a_condition_that_means_nothing_is_refused_with_what_there_is(pair: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        where([pair], ["tier"])
+    assert said in str(error.value)
+    assert "tier" in str(error.value) or "=" not in pair
+
+
+def test_the_same_key_again_widens() -> None:
+    assert where(["country=a", "country=b=c", "tier=1"], ["tier"]) == {"country": ("a", "b=c"), "tier": ("1",)}
+
+
+def test_months_have_names_and_numbers() -> None:
+    assert [month(text) for text in ("july", "JUL", "7", "12", "may")] == [7, 7, 7, 12, 5]
+    for bad in ("13", "0", "ju", "x", "٣"):
+        with pytest.raises(ConfigError, match="expected a month"):
+            month(bad)
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@x", "\t=1", "  =1", "\uff1d1", "\n=1"])
+def test_what_a_spreadsheet_takes_for_a_formula_becomes_text(text: str) -> None:
+    assert safe(text) == "'" + text
+    assert safe("a=1") == "a=1"
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A state directory with a finished job."""
+
+    async def fill() -> None:
+        async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}") as manager:
+            towns, found = results()
+            await manager.apply([*announced(*towns), *found])
+
+    asyncio.run(fill())
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.main", "results", "j", *arguments]
+    env = {**os.environ, "THEMES_STATE_DIR": str(folder)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False, **more)
+
+
+def test_every_format_has_the_same_themes(database: Path) -> None:
+    lines = [json.loads(line) for line in run(database, "--format", "jsonl").stdout.splitlines()]
+    assert [line["name"] for line in lines] == list(NAMES)
+    assert json.loads(run(database, "--format", "json").stdout) == lines
+    rows = list(csv.DictReader(io.StringIO(run(database, "--format", "csv").stdout)))
+    assert [row["theme"] for row in rows] == ["Old streets", "'-2+3 soups"] * 4
+    assert rows[-1]["destination"] == "'" + NAMES[3]
+    assert (rows[3]["confidence"], rows[3]["peak_months"], rows[3]["rank"]) == ("0.25", "July; May", "2")
+    out = database / "out.parquet"
+    assert run(database, "--format", "parquet", "-o", str(out)).returncode == 0
+    table = pq.read_table(out).to_pylist()
+    assert [row["theme"] for row in table] == ["Old streets", "-2+3 soups"] * 4
+    assert (table[3]["confidence"], table[3]["peak_months"], table[3]["rank"]) == (0.25, ["July", "May"], 2)
+    assert table[0]["peak_months"] is None
+    assert "Kyoto, Japan" in run(database).stdout
+
+
+def test_choices_on_the_command_line(database: Path) -> None:
+    said = run(database, "--format", "jsonl", "--where", "country=France", "--category", "food", "--month", "jul")
+    lines = [json.loads(line) for line in said.stdout.splitlines()]
+    assert [(line["name"], [theme["id"] for theme in line["themes"]]) for line in lines] == [
+        ("Paris", ["t2"]), ("Lyon", ["t2"]),
+    ]  # fmt: skip
+    assert run(database, "--format", "json", "--where", "country=Nowhere").stdout == "[]\n"
+    assert len(run(database, "--format", "jsonl", "--limit", "3").stdout.splitlines()) == 3
+    for arguments, words in (
+        (("--where", "tear=1"), "did you mean tier?"),
+        (("--min-confidence", "2"), "0<=x<=1"),
+        (("--month", "soon"), "expected a month"),
+        (("--format", "parquet"), "-o FILE"),
+    ):
+        said = run(database, *arguments)
+        assert (said.returncode, said.stdout) == (2, "")
+        assert words in said.stderr
+
+
+def test_a_file_is_there_whole_or_not_at_all(database: Path) -> None:
+    out = database / "out.csv"
+    out.write_text("before")
+    said = run(database, "--format", "csv", "-o", str(out), "--where", "nope=1")
+    assert said.returncode == 2
+    assert out.read_text() == "before"
+    assert [file.name for file in database.iterdir() if "out.csv" in file.name] == ["out.csv"]
+    assert run(database, "--format", "csv", "-o", str(out)).returncode == 0
+    assert out.read_text().startswith("destination,")
+    full = run(database, "--format", "jsonl", "-o", "/dev/full")
+    assert full.returncode == 2
+    assert "-o /dev/full: cannot be written (No space left on device)" in full.stderr
+    assert "Traceback" not in full.stderr
+    missing = run(database, "-o", str(database / "no" / "such" / "file"))
+    assert (missing.returncode, "No such file" in missing.stderr) == (2, True)
+
+
+def test_a_finished_database_opens_in_other_tools_as_it_is(database: Path) -> None:
+    opened = sqlite_utils.Database(database / "themes.db")
+    assert {"jobs", "profiles", "themes", "theme_months", "stages"} <= set(opened.table_names())
+    assert {"newest_profiles", "destinations_by_theme", "top_themes_by_country"} <= set(opened.view_names())
+    assert opened["profiles"].count == 4
+    assert opened["themes"].foreign_keys
+    assert opened.query("SELECT count(*) AS n FROM destinations_by_month WHERE month = 5").__next__()["n"] == 4
+    opened.close()
+
+
+# --- size ---------------------------------------------------------------------------------------------------------
+
+LARGE = 30_000
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A job of 30,000 profiles of 2.6 KB."""
+    folder = tmp_path_factory.mktemp("large")
+
+    async def fill() -> None:
+        async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{folder / 'themes.db'}") as manager:
+            towns = [Destination.of(f"Town {n}", "Utopia") for n in range(LARGE)]
+            await manager.apply([JobInputs("j", tuple(towns))])
+            for at in range(0, LARGE, 1_000):
+                await manager.apply([done(town, more={"told": "x" * 2_000}) for town in towns[at : at + 1_000]])
+
+    asyncio.run(fill())
+    yield folder
+    (folder / "themes.db").unlink()
+
+
+def peak_mb(folder: Path, *arguments: str) -> float:
+    """The most memory that the command has held, in MB."""
+    code = (
+        "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024); sys.exit(done.returncode)"
+    )
+    command = [sys.executable, "-c", code, sys.executable, "-m", "scripts.main", "results", "j", *arguments]
+    env = {**os.environ, "THEMES_STATE_DIR": str(folder)}
+    return float(subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True).stdout)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "table"])
+def test_a_large_job_needs_no_more_memory_than_a_small_one(large: Path, kind: str, tmp_path: Path) -> None:
+    target = ("-o", str(tmp_path / "out"))
+    small = peak_mb(large, "--format", kind, *target, "--limit", "1500")
+    whole = peak_mb(large, "--format", kind, *target)
+    # The part of the file that readers map counts as theirs; Parquet holds one group of rows.
+    assert whole < small + 32 + (60 if kind == "parquet" else 25)
+
+
+def test_who_reads_slowly_does_not_hold_up_the_log_of_the_writer(large: Path) -> None:
+    env = {**os.environ, "THEMES_STATE_DIR": str(large)}
+    command = [sys.executable, "-m", "scripts.main", "results", "j", "--format", "jsonl"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+        assert reader.stdout
+        assert reader.stderr
+        assert reader.stdout.readline()
+        # It now waits for us, with most of the job before it; the writer goes on, and its log begins anew.
+        with sqlite3.connect(large / "themes.db", isolation_level=None, timeout=0) as writer:
+            for number in range(200):
+                writer.execute("BEGIN IMMEDIATE")
+                writer.execute("UPDATE jobs SET name = ?", [f"{number}"])
+                writer.execute("COMMIT")
+            busy, frames, copied = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        writer.close()
+        assert (busy, frames, copied) == (0, 0, 0)
+        reader.stdout.close()  # as `| head -1` does
+        assert reader.wait(30) == 0
+        assert reader.stderr.read() == b""
