@@ -137,8 +137,8 @@ def _consumer(settings: Settings) -> Check:
         for name, report in sorted(found.items())
     )
     dead = sum(int(report.get("rejected") or 0) for report in found.values())
-    fix = f"{dead} entries could not be stored: SELECT * FROM dead_letters" if dead else None
-    return Check("consumer", ok=not dead, found=said, fix=fix)
+    mend = f"{dead} entries could not be stored; why stands in the table dead_letters" if dead else None
+    return Check("consumer", ok=not dead, found=said, fix=mend)
 
 
 def _worker(name: str, report: dict[str, str]) -> str:

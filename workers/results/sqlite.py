@@ -37,8 +37,8 @@ WAL_TIDY_BYTES: Final = 16 * 1024 * 1024
 #: while a reader holds an old view. By itself SQLite does it every 1,000 pages, and the writer waits for two fsyncs.
 WAL_STALL_PAGES: Final = 65_536
 #: Bytes of the file that readers see in place instead of copying them, page by page: its beginning, where the schema
-#: and the upper nodes of the trees are. Not more, because it counts as memory of the process; and not for the writer, where
-#: a disk's error must be an error code, not a signal.
+#: and the upper nodes of the trees are. Not more, because it counts as memory of the process; and not for the writer,
+#: where a disk's error must be an error code, not a signal.
 READER_MMAP_BYTES: Final = 32 * 1024 * 1024
 #: KiB of pages that the writer keeps: the inner nodes of the indexes of a large job (by itself SQLite keeps 2 MiB).
 WRITER_CACHE_KIB: Final = 65_536
