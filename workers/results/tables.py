@@ -52,6 +52,9 @@ USAGE_COLUMNS: Final = (
 )
 #: Of these, the US dollars: NULL where a model's price is not known, and then they stay so.
 DOLLAR_COLUMNS: Final = frozenset({"saved_usd", "cost_usd"})
+#: The tables that have them.
+USAGE_TABLES: Final = ("jobs", "destinations", "attempts", "profiles")
+
 metadata = MetaData()
 
 
