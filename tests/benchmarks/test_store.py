@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import sqlite3
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
+from tasks.errors import DatabaseBusyError
 from tasks.messages import (
     Destination,
     JobInputs,
@@ -41,6 +44,7 @@ MakeSettings = Callable[..., Settings]
 ROUNDS = 3
 PROFILES = 12_000
 BATCH = 500
+READ_SECONDS = 30
 USAGE = Usage(llm_calls=16, cache_misses=16, prompt_tokens=9_000, completion_tokens=3_000, cost_usd=0.01)
 
 
@@ -186,3 +190,62 @@ async def test_from_the_stream_to_durable_rows(
     _told("profiles/s of CPU of the consumer's process", cpus, "")
     for name, figures in list(times.items())[:12]:
         print(f"  {name}: {figures}")
+
+
+def write_for(path: str, seconds: float) -> None:
+    """Write whole profiles as fast as can be; prints how many a second."""
+
+    async def run() -> None:
+        async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{path}") as store:
+            print("open", flush=True)
+            began, count = time.perf_counter(), 0
+            while time.perf_counter() - began < seconds:
+                towns = [Destination.of(f"Town {count + n}", "Utopia") for n in range(BATCH)]
+                made = [
+                    Result("j", town.id, 1, USAGE, "w", 1000.0, 812.5, profile=_profile(town, children=True))
+                    for town in towns
+                ]
+                await store.apply([JobInputs("j", tuple(towns)), *made])
+                count += BATCH
+            checkpoints = store.times.as_dict().get("checkpoint")
+            commits = store.times.as_dict()["commit"]
+            print(f"{count / seconds:,.0f} whole profiles/s; commits {commits}; checkpoints {checkpoints}", flush=True)
+
+    asyncio.run(run())
+
+
+async def test_reads_beside_the_heaviest_writing(tmp_path: Path) -> None:
+    path = tmp_path / "themes.db"
+    code = f"from tests.benchmarks.test_store import write_for; write_for({str(path)!r}, {READ_SECONDS})"
+    queries = {
+        "a job": "SELECT * FROM jobs",
+        "one profile": "SELECT payload FROM profiles WHERE profile_no = abs(random()) % 1000",
+        "where to go in May": "SELECT count(*) FROM theme_months WHERE month = 4 AND season = 'peak'",
+        "a page of 500": "SELECT payload FROM profiles LIMIT 500",
+    }
+    largest = 0
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout
+        assert writer.stdout.readline() == "open\n"
+        took: dict[str, list[float]] = {name: [] for name in queries}
+        locked = 0
+        async with contextlib.AsyncExitStack() as stack:
+            store = AsyncDatabaseManager(f"sqlite+aiosqlite:///{path}")
+            stack.push_async_callback(store.close)
+            while writer.poll() is None:
+                for name, query in queries.items():
+                    began = time.perf_counter()
+                    try:
+                        async with store.reading() as connection:
+                            (await connection.exec_driver_sql(query)).all()
+                    except DatabaseBusyError:
+                        locked += 1
+                    took[name].append(time.perf_counter() - began)
+                    await asyncio.sleep(0.002)
+                largest = max(largest, path.with_name("themes.db-wal").stat().st_size)
+        print(f"\nbeside {writer.stdout.read().strip()}")
+    for name, seconds in took.items():
+        ordered = sorted(seconds)
+        p50, p99 = (ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99))
+        print(f"{name}: {len(ordered)} reads, p50 {p50:.2f} ms, p99 {p99:.2f} ms, slowest {ordered[-1] * 1000:.1f} ms")
+    print(f"locked: {locked}; largest write-ahead log {largest / 2**20:.0f} MB")

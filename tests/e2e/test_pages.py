@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +149,24 @@ def test_pages_say_what_is_wrong_and_what_to_do(engine: Engine) -> None:
 
 
 def test_without_a_database_and_with_a_password(stack: Engine) -> None:
-    url = _dashboard(stack, THEMES_DASHBOARD__BASIC_AUTH="me:secret", DATABASE_URL="sqlite+aiosqlite:////no/such.db")
+    url = _dashboard(
+        stack,
+        THEMES_DASHBOARD__BASIC_AUTH="me:secret",
+        THEMES_DASHBOARD__MAX_WATCHERS="1",
+        DATABASE_URL="sqlite+aiosqlite:////no/such.db",
+    )
     for place in ("/jobs", "/jobs.json", "/jobs/x", "/jobs/x/events", "/jobs/x/destinations", "/jobs/assets/job.js"):
         assert _get(f"{url}{place}")[0] == 401, place
     assert _get(f"{url}/jobs", "me:secret")[0] == 200
     assert _get(f"{url}/jobs/assets/themes.css", "me:secret")[0] == 200
     assert _get(f"{url}/jobs/x/events", "me:secret")[0] == 404
     assert _get(f"{url}/jobs/x/destinations", "me:secret")[0] == 503
+    job = stack.run("enqueue", "-", stdin="Kyoto, Japan\n").stdout.strip()
+    request = urllib.request.Request(f"{url}/jobs/{job}/events")  # noqa: S310
+    request.add_header("Authorization", f"Basic {b64encode(b'me:secret').decode()}")
+    with urllib.request.urlopen(request, timeout=10) as one:  # noqa: S310
+        assert one.readline().startswith(b"retry:")
+        assert _get(f"{url}/jobs/{job}/events", "me:secret")[0] == 503, "dashboard.max_watchers"
     assert "Traceback" not in stack.log("dashboard")
 
 

@@ -147,6 +147,28 @@ async def test_events_travel_in_the_background_and_are_bounded(rig: Rig) -> None
     assert (last[-1].type, last[-1].data["state"]) == ("job.done", "cancelled")
 
 
+async def test_events_travel_in_chunks_as_soon_as_the_settings_say(rig: Rig) -> None:
+    def sent() -> int:
+        return int(rig.redis.xlen(keys.events(rig.job.job_id)))
+
+    lazy = StreamingSettings(flush_interval_seconds=10, chunk_size=1)
+    async with EventPublisher(rig.client, lazy, enabled=True) as publisher:
+        for number in range(20):
+            publisher.publish(Event("stage.done", rig.job.job_id, data={"number": number}))
+        await asyncio.sleep(0.2)
+        assert sent() == 0
+    assert sent() == 21, "at the end everything is sent"
+    before = rig.redis.info("commandstats")["cmdstat_expire"]["calls"]
+    quick = StreamingSettings(flush_interval_seconds=0.001, chunk_size=5)
+    async with EventPublisher(rig.client, quick, enabled=True) as publisher:
+        for number in range(20):
+            publisher.publish(Event("stage.done", rig.job.job_id, data={"number": number}))
+        async with asyncio.timeout(20):
+            while sent() < 41:
+                await asyncio.sleep(0.01)
+    assert rig.redis.info("commandstats")["cmdstat_expire"]["calls"] - before == 4, "20 events, five at a time"
+
+
 async def test_events_switched_off_leave_no_stream(rig: Rig) -> None:
     async with EventPublisher(rig.client, STREAMING, enabled=False) as publisher:
         publisher.publish(Event("stage.done", rig.job.job_id))
