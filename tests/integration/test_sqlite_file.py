@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.messages import Destination
 from tests.stored import KYOTO, announced, done
 from workers.results.schema import MIGRATIONS, revision
+from workers.results.sqlite import SQLiteFile
 from workers.results.store import AsyncDatabaseManager
 from workers.results.tables import SCHEMA_VERSION
 
@@ -329,6 +332,62 @@ async def test_the_log_is_copied_beside_the_writer_and_begins_anew(
             towns = [Destination.of(f"Town {batch} {n}") for n in range(10)]
             await store.apply([*announced(*towns), *(done(town) for town in towns)])
             sizes.append(log.stat().st_size)
-        assert max(sizes) < 3_000_000, "it began anew, many times"
+            if isinstance(store._backend, SQLiteFile) and store._backend._tidying:
+                await store._backend._tidying  # however slow this machine is
+        assert max(sizes) < 1_500_000, "it began anew, many times"
         assert store.times.by_name["checkpoint"].seconds.count > 2
         assert (tmp_path / "themes.db").stat().st_size > 1_000_000, "what was in it is in the file"
+
+
+# --- killed, overwritten ------------------------------------------------------------------------------------------
+
+WRITER = """
+import asyncio, sys
+from tests.stored import announced, done, places
+from workers.results.store import AsyncDatabaseManager
+
+async def write():
+    async with AsyncDatabaseManager(sys.argv[1]) as store:
+        towns = places(4000)
+        await store.apply(announced(*towns))
+        print("ready", flush=True)
+        for at in range(0, 4000, 20):
+            await store.apply([done(town) for town in towns[at : at + 20]])
+            print(at + 20, flush=True)
+
+asyncio.run(write())
+"""
+
+
+@pytest.mark.parametrize("moment", [1, 7, 30])
+async def test_a_writer_killed_at_any_moment_leaves_a_whole_file_with_all_that_was_committed(
+    moment: int, tmp_path: Path
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
+    with subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout
+        assert writer.stdout.readline() == "ready\n"
+        for _ in range(moment):
+            committed = int(writer.stdout.readline())
+        await asyncio.sleep(0.001 * moment)
+        writer.kill()
+    async with manager_of(tmp_path) as store:
+        async with store.writing() as connection:
+            assert (await connection.exec_driver_sql("PRAGMA integrity_check")).scalar_one() == "ok"
+            assert (await connection.exec_driver_sql("PRAGMA foreign_key_check")).all() == []
+        job = await store.job("j")
+        assert job
+        found = [row async for row in store.profiles("j")]
+        assert job.done == len(found) >= committed
+        assert job.done % 20 == 0, "batches are whole"
+
+
+async def test_a_file_that_is_overwritten_while_open_takes_no_batch_and_says_so(tmp_path: Path) -> None:
+    async with manager_of(tmp_path) as store:
+        await store.apply(announced(*(Destination.of(f"Town {n}") for n in range(3000))))
+    async with manager_of(tmp_path) as store:
+        with (tmp_path / "themes.db").open("r+b") as file:
+            file.write(b"\xa5" * 400_000)
+        with pytest.raises(DatabaseError, match=r"themes\.db: .*move this file away"):
+            await store.apply([done()])
+        assert store.stats().batches == 0
