@@ -178,7 +178,8 @@ _THEMES: dict[str, list[Any]] = {}
 def _themes(engine: Engine, job_id: str) -> list[Any]:
     return _query(
         engine,
-        "SELECT destination_id, rank, category, name, description, confidence, price_point, authenticity, peak_months "  # noqa: S608
+        "SELECT destination_id, rank, category, name, description, confidence, price_point, authenticity, "  # noqa: S608
+        "(SELECT group_concat(month || season) FROM theme_months WHERE theme_months.theme_no = themes.theme_no) "
         f"FROM themes WHERE job_id = '{job_id}' ORDER BY destination_id, rank",
     )
 
