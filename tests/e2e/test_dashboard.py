@@ -91,6 +91,9 @@ def test_with_a_password_the_pages_ask_for_it(stack: Engine) -> None:
     assert _get(f"{url}/tasks")[0] == 401
     assert _get(f"{url}/tasks", "me:wrong")[0] == 401
     assert _get(f"{url}/tasks", "me:secret")[0] == 200
+    for place in ("/metrics", "/healthcheck"):
+        assert _get(f"{url}{place}")[0] == 401, "Flower leaves them open"
+        assert _get(f"{url}{place}", "me:secret")[0] == 200
 
 
 def test_what_it_knows_survives_a_restart(stack: Engine) -> None:

@@ -3,16 +3,29 @@
 from typing import Any
 
 from flower.views import BaseHandler
+from flower.views.monitor import Healthcheck, Metrics
 from tornado.web import HTTPError
 
 
-class Handler(BaseHandler):
-    """A page of ours, behind the same log-in as Flower's."""
+class LoggedIn(BaseHandler):
+    """Something behind the same log-in as Flower's pages."""
 
     def prepare(self) -> None:
         """Ask for the log-in before anything else."""
         if not self.current_user:
             raise HTTPError(401)
+
+
+class GuardedMetrics(LoggedIn, Metrics):
+    """Flower leaves its metrics open where its pages are not: they name workers and tasks."""
+
+
+class GuardedHealthcheck(LoggedIn, Healthcheck):
+    """As the others, so that nothing at all answers without the password."""
+
+
+class Handler(LoggedIn):
+    """A page of ours."""
 
     def set_default_headers(self) -> None:
         """Nothing from elsewhere, nobody's frame; what is shown is never kept by a proxy."""

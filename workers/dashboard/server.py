@@ -15,6 +15,7 @@ from config.settings import Settings
 from tasks.connection import connect_async
 from workers.dashboard import jobs_pages, sse
 from workers.dashboard.feed import Feeds
+from workers.dashboard.handler import GuardedHealthcheck, GuardedMetrics
 from workers.dashboard.jobs_pages import Site
 from workers.dashboard.recent import RecentJobs
 from workers.dashboard.templates import Templates
@@ -34,7 +35,12 @@ class Dashboard(Flower):
         redis = connect_async(redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
         prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
-        ours = [*sse.handlers(feeds), *jobs_pages.handlers(Site(settings, redis_url, RecentJobs(redis)))]
+        ours: list[tuple[Any, ...]] = [
+            (r"/metrics", GuardedMetrics),
+            (r"/healthcheck", GuardedHealthcheck),
+            *sse.handlers(feeds),
+            *jobs_pages.handlers(Site(settings, redis_url, RecentJobs(redis))),
+        ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
 
 
