@@ -13,24 +13,49 @@ from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType, UnionType
+from types import UnionType
 from typing import Any, Final, get_args, get_type_hints
 
 import yaml
 
 from config.endpoints import Body, Endpoints, EndpointSettings, Roles, parse_body, parse_endpoints, parse_roles
 from config.errors import ConfigError
+from config.sections import (
+    CacheSettings,
+    CelerySettings,
+    DashboardSettings,
+    DatabaseSettings,
+    LlmSettings,
+    PerformanceSettings,
+    PipelineSettings,
+    ProfilingSettings,
+    RedisSettings,
+    StreamingSettings,
+    WorkSettings,
+    setting,
+)
 from config.values import Price, Prices, Secret, convert, is_null, parse_prices, shown
 from config.yaml_file import Report, compose, pairs
 
 __all__ = [
     "DEFAULT",
     "DEFAULT_FILE",
+    "CacheSettings",
+    "CelerySettings",
+    "DashboardSettings",
+    "DatabaseSettings",
     "EndpointSettings",
+    "LlmSettings",
+    "PerformanceSettings",
+    "PipelineSettings",
     "Price",
     "Prices",
+    "ProfilingSettings",
+    "RedisSettings",
     "Secret",
     "Settings",
+    "StreamingSettings",
+    "WorkSettings",
     "known_keys",
     "load",
     "problems",
@@ -67,156 +92,11 @@ SUPERVISED: Final = ("THEMES_RESTARTS", "THEMES_WEDGED", "THEMES_INCARNATION")
 OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG", *SUPERVISED}
 
 
-def _setting(
-    default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
-) -> Any:
-    """A field with its bounds (inclusive)."""
-    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
-
-
-def _mapping() -> Any:
-    """A field that is empty unless set."""
-    return field(default_factory=lambda: MappingProxyType({}))
-
-
-@dataclass(frozen=True, slots=True)
-class PerformanceSettings:
-    """The section `performance_optimization`: names and defaults are the users' contract."""
-
-    llm_connection_pool_size: int = _setting(15, low=1, high=10_000)
-    llm_connection_pool_min_size: int = _setting(5, low=0, high=10_000)
-    database_connection_pool_size: int = _setting(20, low=1, high=1_000)
-    max_concurrent_web_requests: int = _setting(25, low=1, high=1_000)
-    enable_persistent_cache: bool = _setting(default=True)
-    redis_url: Secret = _setting(Secret("redis://localhost:6379/1"))
-    max_memory_cache_mb: int = _setting(512, low=0, high=1_048_576)
-    cache_ttl_days: float = _setting(7.0, low=0.0001, high=3650)
-    enable_work_stealing: bool = _setting(default=True)
-    worker_pool_size: int = _setting(12, low=1, high=1_000)
-    enable_streaming_results: bool = _setting(default=True)
-    database_batch_size: int = _setting(100, low=1, high=10_000)
-    enable_result_compression: bool = _setting(default=True)
-    enable_performance_profiling: bool = _setting(default=True)
-    memory_pressure_threshold_mb: int = _setting(1024, low=64, high=1_048_576)
-    theme_batch_size: int = _setting(32, low=1, high=100)
-    enable_intelligent_batching: bool = _setting(default=True)
-    max_llm_retries: int = _setting(3, low=0, high=20)
-    retry_base_delay: float = _setting(1.0, low=0, high=600)
-    retry_max_delay: float = _setting(30.0, low=0, high=3600)
-    database_timeout_seconds: float = _setting(30.0, low=0.1, high=3600)
-    progressive_feedback_interval: float = _setting(2.0, low=0.05, high=3600)
-    profile_interval_seconds: float = _setting(1.0, low=0.1, high=3600)
-
-
-@dataclass(frozen=True, slots=True)
-class LlmSettings:
-    """The section `llm`: which model answers, and how long it may take."""
-
-    base_url: str | None = _setting(None)
-    api_key: Secret | None = _setting(None)
-    api_key_file: Path | None = _setting(None)
-    model: str | None = _setting(None)
-    roles: Roles = _mapping()
-    endpoints: Endpoints = _mapping()
-    extra_body: Body = _mapping()
-    temperature: float | None = _setting(None, low=0, high=2)
-    connect_timeout_seconds: float = _setting(10.0, low=0.05, high=600)
-    request_timeout_seconds: float = _setting(120.0, low=0.05, high=3600)
-    max_connection_age_seconds: float = _setting(300.0, low=0.1, high=86_400)
-    idle_connection_seconds: float = _setting(60.0, low=0.05, high=3600)
-    hedge: bool = _setting(default=False)
-    flight_lease_seconds: float = _setting(10.0, low=0.2, high=600)
-    wait_for_endpoint_seconds: float = _setting(3600.0, low=0, high=2_592_000)
-    max_response_bytes: int = _setting(4 * 1024 * 1024, low=1024, high=1024**3)
-    requests_per_minute: float | None = _setting(None, low=0.1, high=100_000_000)
-    request_burst: int | None = _setting(None, low=1, high=10_000_000)
-    tokens_per_minute: float | None = _setting(None, low=1, high=100_000_000_000)
-    learn_rate_limit: bool = _setting(default=True)
-    adaptive_concurrency: bool = _setting(default=True)
-    adaptive_concurrency_min: int = _setting(1, low=1, high=10_000)
-    prices: Prices = field(default_factory=lambda: MappingProxyType({"sandbox": Price(0.0, 0.0)}))
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """The section `cache`: how completions are stored. Off and on: `performance_optimization`."""
-
-    codec: str = _setting("zstd", choices=("zstd", "gzip"))
-
-
-@dataclass(frozen=True, slots=True)
-class RedisSettings:
-    """The section `redis`: which server to start where none was named, and how long to wait for an answer."""
-
-    server: str = _setting("auto", choices=("auto", "bundled", "system"))
-    socket_timeout_seconds: float = _setting(10.0, low=1, high=600)
-
-
-@dataclass(frozen=True, slots=True)
-class CelerySettings:
-    """The section `celery`."""
-
-    broker_url: Secret | None = _setting(None)
-    visibility_timeout_seconds: int = _setting(21_600, low=60, high=2_592_000)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkSettings:
-    """The section `work`: chunks, leases and what happens when a worker dies."""
-
-    max_chunk_size: int = _setting(50, low=1, high=10_000)
-    lease_seconds: float = _setting(15.0, low=1, high=3600)
-    heartbeat_seconds: float = _setting(4.0, low=0.2, high=1200)
-    sweep_interval_seconds: float = _setting(2.0, low=0.1, high=600)
-    max_deliveries: int = _setting(3, low=1, high=100)
-    destination_attempts: int = _setting(2, low=1, high=20)
-    shutdown_grace_seconds: float = _setting(8.0, low=0, high=3600)
-    max_unwritten_results: int = _setting(20_000, low=100, high=10_000_000)
-    wedged_after_seconds: float = _setting(30.0, low=2, high=3600)
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseSettings:
-    """The section `database`. Without a `url` it is `themes.db` in the state directory."""
-
-    url: Secret | None = _setting(None)
-    flush_interval_seconds: float = _setting(0.05, low=0.001, high=60)
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineSettings:
-    """The section `pipeline`: where the prompt files are, when not ours."""
-
-    prompts_dir: Path | None = _setting(None)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamingSettings:
-    """The section `streaming`: how much of a job's events is kept while it runs."""
-
-    max_events_per_job: int = _setting(20_000, low=100, high=10_000_000)
-    #: Events that a worker sends in one round trip, and seconds that one may wait for company.
-    chunk_size: int = _setting(500, low=1, high=10_000)
-    flush_interval_seconds: float = _setting(0.05, low=0.001, high=10)
-
-
-@dataclass(frozen=True, slots=True)
-class DashboardSettings:
-    """The section `dashboard`: where Flower listens."""
-
-    host: str = _setting("127.0.0.1")
-    port: int = _setting(5555, low=0, high=65_535)
-    #: `user:password`; needed to listen on anything but loopback.
-    basic_auth: Secret | None = _setting(None)
-    #: Open streams of events (browsers, `curl`) at once; more are asked to come back.
-    max_watchers: int = _setting(5_000, low=1, high=100_000)
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, and `origins`: `section.key` -> where its value came from."""
 
-    state_dir: Path = _setting(Path("var"))
+    state_dir: Path = setting(Path("var"))
     performance_optimization: PerformanceSettings = field(default_factory=PerformanceSettings)
     llm: LlmSettings = field(default_factory=LlmSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
@@ -226,6 +106,7 @@ class Settings:
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
+    profiling: ProfilingSettings = field(default_factory=ProfilingSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 

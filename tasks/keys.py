@@ -14,6 +14,11 @@
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
 | themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
+| themes:job:ID:profile | hash | process -> its part of the job's profile | as the registry entry |
+| themes:totals | hash | what all jobs have cost and made, as the database counts it | - |
+| themes:metrics | hash | counters and histogram buckets of all processes, each report once | - |
+| themes:metrics:PROCESS | string | number of a process's last report of that | an hour |
+| themes:series:BUCKET | hash | the same counters, of ten seconds | SERIES_SECONDS |
 | themes:results | stream | what the consumer writes to the database | trimmed when acked |
 | themes:workers | zset | worker by its last heartbeat (s) | an hour after it |
 | themes:queue:dead | list | what was in the queue and is no message of ours, with the reason | at most DEAD_ENTRIES |
@@ -77,6 +82,13 @@ LIMIT_SECONDS: Final = 60
 USER_SECONDS: Final = 60
 #: What the caches of all processes have counted.
 CACHE_STATISTICS: Final = "themes:stats:cache"
+#: What all jobs have cost and made, as the database counts it.
+TOTALS: Final = "themes:totals"
+#: Counters and histogram buckets of all processes.
+METRICS: Final = "themes:metrics"
+#: Seconds of one point of the series of counters, and how long it is kept: the last hour and a bit.
+SERIES_STEP_SECONDS: Final = 10
+SERIES_SECONDS: Final = 4_000
 #: The channel on which new cool-downs are told.
 COOLDOWNS: Final = "themes:cooldowns"
 #: The channel on which jobs that were cancelled or paused are told.
@@ -128,6 +140,21 @@ def producer(job_id: str) -> str:
 def budget(job_id: str) -> str:
     """What a job may cost and has cost."""
     return f"themes:job:{job_id}:budget"
+
+
+def job_profile(job_id: str) -> str:
+    """What each process has measured of a job."""
+    return f"themes:job:{job_id}:profile"
+
+
+def metrics_reports(process: str) -> str:
+    """The number of the last report of one process's metrics."""
+    return f"{METRICS}:{process}"
+
+
+def series(at: float) -> str:
+    """The counters of the ten seconds around a time (seconds since 1970)."""
+    return f"themes:series:{int(at // SERIES_STEP_SECONDS) * SERIES_STEP_SECONDS}"
 
 
 def events(job_id: str) -> str:

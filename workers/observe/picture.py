@@ -1,0 +1,106 @@
+"""A job's profile: what each process has measured of it, and all of them put together.
+
+Every process that works for a job keeps a `JobPart`, cumulative since it took the job up, and replaces it whole in
+`tasks.keys.job_profile` now and then. A report that is lost is made good by the next; a killed process takes its last
+second with it. Counts that must be exact (calls, tokens, cost) are not here: they are in the database.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import msgspec
+
+from workers.observe.metrics import Histogram
+
+#: The hops of a destination, in the order in which it meets them -> what a person calls them. Names of spans.
+HOPS: Final[Mapping[str, str]] = {
+    "queue.wait": "waiting in the queue",
+    "lane.wait": "waiting for a lane",
+    "cache.get": "looking into the cache",
+    "flight.wait": "waiting for an equal prompt",
+    "llm.rate_wait": "waiting for the rate limit",
+    "llm.pool_wait": "waiting for a connection",
+    "llm.connect": "connecting",
+    "llm.first_byte": "LLM, to the first byte",
+    "llm.body": "LLM, the rest of the answer",
+    "llm.backoff": "pausing before another try",
+    "llm.validate": "validating answers",
+    "cache.put": "storing answers",
+    "publish": "publishing the result",
+    "result.wait": "result waiting for the consumer",
+    "db.commit": "database, one batch",
+}
+#: Spans that contain others or stand beside the hops.
+WHOLES: Final[Mapping[str, str]] = {
+    "destination": "a destination, in its lane",
+    "llm.call": "a call, from sending to the last byte",
+    "loop.lag": "event loop late by",
+    "redis": "a round trip to Redis",
+}
+
+Role = Literal["worker", "consumer", "producer", "dashboard"]
+
+
+class SlowDestination(msgspec.Struct, frozen=True):
+    """One of a job's slowest destinations: seconds by span, summed over its prompts (they overlap)."""
+
+    destination_id: str
+    name: str
+    elapsed_ms: float
+    spans: dict[str, float]
+    #: Seconds since 1970, UTC.
+    at: float
+
+
+class JobPart(msgspec.Struct, frozen=True):
+    """What one process has measured of one job, cumulative.
+
+    `spans` are `Histogram.as_dict`s in seconds. `sums` are integrals and counts over the time in which the process had
+    work of this job: `held_seconds` that time itself, `lane_seconds` lanes x time, `lane_busy_seconds` destinations in
+    lanes x time, `pool_seconds` connections allowed x time, `pool_busy_seconds` connections in use x time,
+    `pool_waiting_seconds` callers in line x time, `cpu_seconds` of the whole process, `executed`, `stolen`, `shared`,
+    `llm.requests`, `llm.errors.CLASS`, `connections_opened`, `connections_reused`, `bytes_raw`, `bytes_stored`,
+    `batches`, `rows`. `peaks` are maxima: `rss_bytes`, `threads`, `descriptors`. `facts` are settings in force, by key.
+    """
+
+    process: str
+    role: Role
+    name: str
+    host: str
+    #: Seconds since 1970, UTC: the first and the last time at which it had work of this job.
+    since: float
+    until: float
+    spans: dict[str, dict[str, Any]] = {}
+    sums: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    facts: dict[str, str | float | bool | None] = {}
+    slowest: list[SlowDestination] = []
+
+
+@dataclass(slots=True)
+class JobPicture:
+    """All parts of a job put together."""
+
+    parts: list[JobPart] = field(default_factory=list)
+    spans: dict[str, Histogram] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    slowest: list[SlowDestination] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, parts: Iterable[JobPart]) -> "JobPicture":
+        """Merge parts: histograms and sums are added up, the slowest are sorted."""
+        picture = cls(parts=sorted(parts, key=lambda part: (part.role, part.name, part.since)))
+        for part in picture.parts:
+            for name, raw in part.spans.items():
+                picture.spans.setdefault(name, Histogram()).merge(Histogram.from_dict(raw))
+            for name, amount in part.sums.items():
+                picture.sums[name] = picture.sums.get(name, 0.0) + amount
+            picture.slowest.extend(part.slowest)
+        picture.slowest.sort(key=lambda one: -one.elapsed_ms)
+        return picture
+
+    @property
+    def workers(self) -> list[JobPart]:
+        """The parts of worker processes."""
+        return [part for part in self.parts if part.role == "worker"]
