@@ -152,6 +152,14 @@ class ProfilingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LoggingSettings:
+    """The section `logging`: how much is said, and in which form."""
+
+    level: str = setting("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    format: str = setting("auto", choices=("auto", "text", "json"))
+
+
+@dataclass(frozen=True, slots=True)
 class DashboardSettings:
     """The section `dashboard`: where Flower listens."""
 
