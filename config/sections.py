@@ -149,6 +149,8 @@ class ProfilingSettings:
 
     #: Destinations whose whole course is kept, the slowest of a job in each process.
     slowest_kept: int = setting(10, low=0, high=1_000)
+    #: OpenTelemetry; needs the extra `otel`.
+    enable_traces: bool = setting(default=False)
 
 
 @dataclass(frozen=True, slots=True)

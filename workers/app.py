@@ -12,7 +12,7 @@ from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
 from config.settings import Settings, load
-from tasks import logs
+from tasks import logs, tracing
 from tasks.app import configure
 from tasks.connection import check_server, connect, locate
 from tasks.process import attach
@@ -45,6 +45,7 @@ class RuntimeStep(bootsteps.StartStopStep):
 
         settings = SETTINGS
         try:
+            tracing.start(settings, "worker")
             url = locate(settings)
             check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
             self._runtime = Runtime(
@@ -74,6 +75,7 @@ class RuntimeStep(bootsteps.StartStopStep):
         if self._runtime:
             self._runtime.close()
         attach(parent.app, None)
+        tracing.stop()
 
     terminate = stop
 

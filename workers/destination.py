@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from config.settings import Settings
+from tasks import tracing
 from tasks.errors import JobStoppedError
 from tasks.ledger import Ledger, Taken
 from tasks.logs import about
@@ -86,8 +87,8 @@ class DestinationRunner:
                 break
             await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
         run = self._spent(taken, destination, tried, began)
-        result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure)
-        with self._profiler.span("publish"):
+        result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure, trace=tracing.traceparent())
+        with self._profiler.span("publish"), tracing.span("publish", "producer"):
             is_first = await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
         if not is_first:
             # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
