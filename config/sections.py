@@ -149,6 +149,16 @@ class ProfilingSettings:
 
     #: Destinations whose whole course is kept, the slowest of a job in each process.
     slowest_kept: int = setting(10, low=0, high=1_000)
+    #: OpenTelemetry; needs the extra `otel`.
+    enable_traces: bool = setting(default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingSettings:
+    """The section `logging`: how much is said, and in which form."""
+
+    level: str = setting("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    format: str = setting("auto", choices=("auto", "text", "json"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from config.sections import (
     DashboardSettings,
     DatabaseSettings,
     LlmSettings,
+    LoggingSettings,
     PerformanceSettings,
     PipelineSettings,
     ProfilingSettings,
@@ -46,6 +47,7 @@ __all__ = [
     "DatabaseSettings",
     "EndpointSettings",
     "LlmSettings",
+    "LoggingSettings",
     "PerformanceSettings",
     "PipelineSettings",
     "Price",
@@ -107,6 +109,7 @@ class Settings:
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     profiling: ProfilingSettings = field(default_factory=ProfilingSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 

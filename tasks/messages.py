@@ -83,6 +83,8 @@ class JobOptions(msgspec.Struct, frozen=True):
     priority: int = 5
     use_cache: bool = True
     budget_usd: float | None = None
+    #: The trace that its enqueuing began (tasks.tracing); empty where nothing is traced.
+    trace: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -265,6 +267,8 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     elapsed_ms: float
     profile: Profile | None = None
     failure: Failure | None = None
+    #: The trace of its destination (tasks.tracing); empty where nothing is traced.
+    trace: str = ""
 
 
 class Spent(msgspec.Struct, frozen=True, tag="spent"):

@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 from config.settings import PerformanceSettings, Settings
+from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
 from workers.llm.budget import JobBudget
@@ -89,6 +90,14 @@ class FocusedPromptProcessor:
 
     async def ask(self, stage: Stage, run: "_Run") -> StageOutcome:
         """The outcome of one stage of a run."""
+        with tracing.span("stage", stage=stage.name) as span:
+            outcome = await self._outcome(stage, run)
+            tracing.note(
+                span, source=outcome.source, calls=outcome.usage.llm_calls, cache_hits=outcome.usage.cache_hits
+            )
+            return outcome
+
+    async def _outcome(self, stage: Stage, run: "_Run") -> StageOutcome:
         began = time.perf_counter()
         outcome = StageOutcome(stage)
         account = Account(Spend(budget=run.budget), ticket=Ticket(run.halt))
