@@ -27,7 +27,7 @@ from tasks.connection import check_server, connect, locate
 from tasks.leases import release
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import stages_of
 from workers.wedge import EX_WEDGED, WedgeDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
@@ -206,6 +206,6 @@ def command(name: str | None, concurrency: int | None) -> int:
         log.warning("action=notice %s", notice)
     # What cannot work is said here, in one line, and not five times by a dying child.
     endpoints(settings.llm)
-    Graph(load_stages(settings.pipeline.prompts_dir))
+    Graph(stages_of(settings))
     full_name = f"{name or f'worker-{os.getpid()}'}@{socket.gethostname()}"
     return Supervisor(settings, redis, broker, full_name, celery_command(settings, full_name)).run()
