@@ -66,10 +66,10 @@ def _work_while_traced(stack: Engine, **env: str) -> dict[str, Any]:
         source.write_text("name\n" + "".join(f"Place {number}\n" for number in range(3000)))
         job_id = stack.run("enqueue", str(source)).stdout.strip()
         until("the work to have begun", lambda: _executed(redis) > 20)
-        assert stack.run("worker-memory", "start", "--every", "0.5").returncode == 0
+        assert stack.run("worker-memory", "start", "--every", "0.25").returncode == 0
         begun = _executed(redis)
-        until("work under the eyes of the tracer", lambda: _executed(redis) > begun + 100)
-        until("enough looks", lambda: (found := _compared(stack))["looks"] >= 24 and found)
+        until("work under the eyes of the tracer", lambda: _executed(redis) > begun + 60)
+        until("enough looks", lambda: (found := _compared(stack))["looks"] >= 20 and found)
         found = _compared(stack)
         assert stack.run("cancel", job_id).returncode == 0
     said = stack.run("worker-memory", "stop")
