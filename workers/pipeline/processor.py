@@ -87,11 +87,10 @@ class FocusedPromptProcessor:
             budget=budget,
             halt=halt or Halt("no job"),
         )
-        with self._profiler.span("destination"):
-            if self._evidence is not None:
-                with self._profiler.span("web.evidence"):
-                    run.evidence = await self._evidence.read(destination)
-            await run.stages()
+        if self._evidence is not None:
+            with self._profiler.span("web.evidence"):
+                run.evidence = await self._evidence.read(destination)
+        await run.stages()
         return run.outcome(attempt=attempt, elapsed_ms=(time.perf_counter() - began) * 1000)
 
     async def ask(self, stage: Stage, run: "_Run") -> StageOutcome:
