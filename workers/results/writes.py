@@ -321,11 +321,8 @@ def _job_row(job: JobRow) -> dict[str, Any]:
 
 
 def _run_row(result: Result | Spent) -> Values:
-    outcome = "stopped"
-    if isinstance(result, Result):
-        outcome = result.profile.status if result.profile else "failed"
     r = result
-    head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, outcome, r.elapsed_ms)
+    head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, ended(r), r.elapsed_ms)
     return (*head, *_usage_values(r.usage))
 
 
