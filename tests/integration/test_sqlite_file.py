@@ -54,7 +54,7 @@ async def test_the_writer_syncs_every_commit_and_readers_cannot_write(store: Asy
         "synchronous": 2,
         "foreign_keys": 1,
         "temp_store": 2,
-        "user_version": 4,
+        "user_version": SCHEMA_VERSION,
     }
     with pytest.raises(DatabaseError, match="readonly"):
         async with store.reading() as connection:
