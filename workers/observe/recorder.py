@@ -230,12 +230,13 @@ class CallRecorder:
     def __init__(self) -> None:
         self._map: mmap.mmap | None = None
         self._lock: int | None = None
-        self._path: Path | None = None
+        #: The file, also once it was let go.
+        self.path: Path | None = None
         self._free: list[int] = []
         self._slots = 0
 
     def __repr__(self) -> str:
-        return f"<CallRecorder {self._path or 'no file'} in_use={self._slots - len(self._free)}/{self._slots}>"
+        return f"<CallRecorder {self.path or 'no file'} in_use={self._slots - len(self._free)}/{self._slots}>"
 
     @classmethod
     def in_folder(cls, folder: Path, *, worker: str, lanes: int) -> Self:
@@ -267,7 +268,7 @@ class CallRecorder:
             map_ = mmap.mmap(lock, size)
             name_bytes = worker.encode()[:254]
             _HEADER.pack_into(map_, 0, _MAGIC, slots, _SLOT_BYTES, os.getpid(), len(name_bytes), name_bytes)
-            self._path = path.rename(path.with_suffix(SUFFIX))
+            self.path = path.rename(path.with_suffix(SUFFIX))
         except BaseException:
             os.close(lock)
             path.unlink(missing_ok=True)
@@ -293,10 +294,10 @@ class CallRecorder:
 
     def close(self) -> None:
         """Let go of the file. Where nothing is left to book it is removed; else whoever comes next books it."""
-        if self._map is None or self._lock is None or self._path is None:
+        if self._map is None or self._lock is None or self.path is None:
             return
         if len(self._free) == self._slots:
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
         # The map stays for as long as a run holds it; the lock must not.
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
