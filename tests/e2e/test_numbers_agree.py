@@ -1,4 +1,4 @@
-"""Calls in the status = calls in the database = calls in the totals = calls that the LLM has counted, after kills too."""
+"""Calls in the status = calls in the database = calls in the totals = calls that the LLM counted, after kills too."""
 
 import random
 import sqlite3

@@ -107,7 +107,7 @@ class Totals:
 async def read(connection: AsyncConnection) -> dict[str, int]:
     """Every counter of a database, and since when it counts."""
     found = await connection.execute(select(tables.counters.c.name, tables.counters.c.value))
-    return {row[0]: int(row[1]) for row in found}
+    return dict.fromkeys(NAMES, 0) | {row[0]: int(row[1]) for row in found}
 
 
 def tell(pipe: Any, totals: Mapping[str, int]) -> None:
