@@ -5,15 +5,17 @@ only rise. Redis is told the values after the commit (`announce`); with several 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import BigInteger, Dialect, bindparam, case, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tasks import keys
 from tasks.budget import NANO
-from tasks.messages import Result, Spent
+from tasks.messages import Result, Spent, Usage
 from tasks.totals import NAMES, SUMS
 from workers.results import tables
 from workers.results.statements import Statement, StatementStatistics, insert
@@ -32,6 +34,9 @@ _BY_END: Final = {
     "stopped": "stopped_runs",
     "lost": "lost_runs",
 }
+
+_FIELDS: Final = Usage.__struct_fields__
+_values = msgspec.structs.astuple
 
 #: KEYS totals since; ARGV since, then names and values. Another database's counters take the place of what is there;
 #: of the same database's the higher value stays, because consumers may report out of order.
@@ -55,21 +60,18 @@ def ended(run: Result | Spent) -> str:
     return run.profile.status if run.profile else "failed"
 
 
-def counted(runs: Iterable[Result | Spent]) -> dict[str, int]:
+def counted(runs: Collection[Result | Spent]) -> dict[str, int]:
     """What new runs add to each counter."""
-    added = dict.fromkeys(NAMES, 0)
-    for run in runs:
-        usage = run.usage
-        for name in SUMS:
-            added[name] += getattr(usage, name)
-        added["runs"] += 1
-        added[_BY_END[ended(run)]] += 1
-        cost, saved = nano(usage.cost_usd), nano(usage.saved_usd)
-        if cost is None:
-            added["unpriced_calls"] += usage.llm_calls
-        added["cost_nano_usd"] += cost or 0
-        added["saved_nano_usd"] += saved or 0
-    return {name: min(MOST_ADDED, max(0, value)) for name, value in added.items()}
+    columns = dict(zip(_FIELDS, zip(*(_values(run.usage) for run in runs), strict=True), strict=True))
+    added = {name: sum(columns[name]) for name in SUMS}
+    for name, dollars in (("cost_nano_usd", "cost_usd"), ("saved_nano_usd", "saved_usd")):
+        added[name] = sum(nano(usd) or 0 for usd in columns[dollars])
+    unpriced = zip(columns["llm_calls"], columns["cost_usd"], strict=True)
+    added["unpriced_calls"] = sum(calls for calls, usd in unpriced if usd is None)
+    added["runs"] = len(runs)
+    ends = Counter(map(ended, runs))
+    added |= {name: ends[end] for end, name in _BY_END.items()}
+    return {name: min(MOST_ADDED, max(0, added[name])) for name in NAMES}
 
 
 def nano(usd: float | None) -> int | None:
@@ -96,7 +98,7 @@ class Totals:
         return f"<Totals {len(NAMES)} counters>"
 
     async def add(
-        self, connection: AsyncConnection, runs: Iterable[Result | Spent], times: StatementStatistics
+        self, connection: AsyncConnection, runs: Collection[Result | Spent], times: StatementStatistics
     ) -> dict[str, int]:
         """Count new runs inside the caller's transaction; returns every counter as it stands then."""
         added = counted(runs)
