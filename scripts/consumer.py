@@ -36,6 +36,7 @@ async def consume(settings: Settings, url: str) -> None:
     from workers.observe.collector import calm_collector
     from workers.observe.profiler import PerformanceProfiler
     from workers.results.consumer import ResultsConsumer
+    from workers.results.orphans import keep_booking
     from workers.results.store import AsyncDatabaseManager
     from workers.results.sweeper import Sweeper
 
@@ -62,12 +63,18 @@ async def consume(settings: Settings, url: str) -> None:
         sweeping = asyncio.create_task(
             Sweeper(configure(settings, broker_url), redis, broker, settings, url=url).run(), name="sweeper"
         )
+
+        def knows(job_id: str) -> bool:
+            return asyncio.run_coroutine_threadsafe(store.job(job_id), loop).result(timeout) is not None
+
+        booking = asyncio.create_task(keep_booking(settings, url, knows=knows), name="orphans")
         calm_collector()
         log.info("action=start consumer=%s %r", name, store)
         try:
             await consumer.run()
         finally:
             sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            booking.cancel()
+            await asyncio.gather(sweeping, booking, return_exceptions=True)
             await redis.aclose()
             await broker.aclose()

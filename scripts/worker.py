@@ -28,6 +28,7 @@ from tasks.leases import release
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
+from workers.results.orphans import book_orphans
 from workers.wedge import EX_WEDGED, WedgeDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
@@ -143,7 +144,11 @@ class Supervisor:
         return code
 
     def _release(self, pid: int) -> None:
-        """Let others have at once what the process held: it is dead, nobody need wait for its leases to run out."""
+        """Book what the process had in hand, and let others have at once what it held: it is dead.
+
+        In this order: what it has cost is on the stream before anybody can end its job.
+        """
+        book_orphans(self.settings, self.redis)
         try:
             freed = release(self.redis, self.name, pid, self._incarnation)
         except (RedisError, OSError) as exc:

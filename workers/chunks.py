@@ -30,6 +30,7 @@ from workers.destination import DestinationRunner, Process
 from workers.lanes import Lanes
 from workers.llm.halt import Halt
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import CallRecorder
 from workers.observe.records import Records
 from workers.patience import Patience
 
@@ -99,6 +100,7 @@ class ChunkRunner:
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
+        recorder: CallRecorder | None = None,
     ) -> None:
         self._ledger = ledger
         self._lanes = lanes
@@ -114,6 +116,7 @@ class ChunkRunner:
             settings=settings,
             profiler=profiler,
             worker=worker,
+            recorder=recorder or CallRecorder(),
         )
         self._running: set[asyncio.Task[ChunkEnd]] = set()
         #: Chunks that a thread of ours is busy with, from before their lease on: a second message finds them here.

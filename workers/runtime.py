@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 
 from config.settings import Settings
 from tasks import fleet, keys
-from tasks.connection import connect_async
+from tasks.connection import connect, connect_async
 from tasks.leases import token_prefix
 from tasks.ledger import Ledger
 from tasks.messages import Destination, Event, JobOptions, StageRecord
@@ -46,10 +46,12 @@ from workers.llm.pool import LLMConnectionPool
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import FOLDER, CallRecorder
 from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
+from workers.results.orphans import book_orphans
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
 from workers.watch import Watched, profiled
@@ -192,6 +194,8 @@ class Runtime:
                 lease_seconds=settings.work.lease_seconds,
                 compress=limits.enable_result_compression,
             )
+            recorder = await asyncio.to_thread(self._recorder)
+            stack.callback(recorder.close)
             self._chunks = ChunkRunner(
                 ledger=ledger,
                 lanes=lanes,
@@ -201,6 +205,7 @@ class Runtime:
                 settings=settings,
                 profiler=profiler,
                 worker=self._name,
+                recorder=recorder,
             )
             warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
             broker = redis
@@ -287,6 +292,12 @@ class Runtime:
             self._graph, generator, settings=self._settings, profiler=profiler, evidence=evidence
         )
         return process
+
+    def _recorder(self) -> CallRecorder:
+        """Where this process writes down what is in work; first it books what dead ones have left."""
+        with connect(self._redis_url, socket_timeout_seconds=self._settings.redis.socket_timeout_seconds) as redis:
+            book_orphans(self._settings, redis)
+        return CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=self._size)
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
         await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)

@@ -54,7 +54,7 @@ async def test_the_writer_syncs_every_commit_and_readers_cannot_write(store: Asy
         "synchronous": 2,
         "foreign_keys": 1,
         "temp_store": 2,
-        "user_version": 4,
+        "user_version": SCHEMA_VERSION,
     }
     with pytest.raises(DatabaseError, match="readonly"):
         async with store.reading() as connection:
@@ -76,7 +76,7 @@ async def test_a_newer_versions_file_is_refused_for_writing_and_reading(tmp_path
     async with manager_of(tmp_path):
         pass
     with sqlite3.connect(tmp_path / "themes.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0005'")
+        connection.execute("UPDATE alembic_version SET version_num = '0006'")
     connection.close()
     for use in ("create", "open"):
         store = manager_of(tmp_path)

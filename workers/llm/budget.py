@@ -170,7 +170,7 @@ class JobBudget:
                 reason="price",
             )
         await self._granted(worst_nano, rank)
-        own = Spend()
+        own = Spend(recording=spend.recording)
         error: BaseException | None = None
         try:
             return await call(own)
@@ -179,8 +179,7 @@ class JobBudget:
             raise
         finally:
             self._settle(worst_nano, settled_nano(own, error, reserved=worst_nano))
-            spend.calls += own.calls
-            spend.add_tokens(own.prompt_tokens, own.completion_tokens, own.cost_usd, estimated=own.estimated)
+            spend.take(own)
 
     async def close(self) -> None:
         """Tell Redis what is not told yet; what it does not hear counts as spent."""

@@ -209,13 +209,13 @@ class ResultsConsumer:
                 self._untold = [*self._untold, applied][-UNTOLD:]
 
     async def _tell_again(self) -> None:
-        """Tell how the jobs stand that Redis takes for unfinished: a consumer may have died without telling."""
+        """Tell how the jobs stand that Redis takes for unfinished, and the totals: a consumer may not have."""
         self._untold.clear()
         jobs = {}
         for member in await self._redis.smembers(keys.ACTIVE):
             if row := await self._store.job(text_of(member)):
                 jobs[row.job_id] = row
-        await self._announce(Applied(jobs, [], []))
+        await self._announce(Applied(jobs, [], [], await self._store.totals()))
 
     async def _write(self, entries: list[StreamEntry], dead: list[DeadEntry]) -> Applied | None:
         """Write the batch, however long the database is busy; None when told to stop meanwhile."""

@@ -21,7 +21,7 @@ from config.settings import Settings
 from tasks.errors import DatabaseError
 from tasks.messages import StreamEntry
 from workers.observe.picture import JobPart
-from workers.results import tables
+from workers.results import tables, totals
 from workers.results.backend import Backend, backend_of
 from workers.results.batch import Changes, UnusableEntryError
 from workers.results.rows import (
@@ -238,13 +238,14 @@ class AsyncDatabaseManager:
             rows += await self._writer.bury(connection, dead, time.time())
             began = time.perf_counter()
         self.times.add("commit", time.perf_counter() - began, rows)
-        return Applied(changes.jobs, changes.outcomes(), []), rows
+        return Applied(changes.jobs, changes.outcomes(), [], changes.totals), rows
 
     async def _apply_one_by_one(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
         """Each entry in a savepoint of its own, all in one transaction: only the bad ones are left out."""
         jobs: dict[str, JobRow] = {}
         shown: dict[tuple[str, str], Outcome] = {}
         rejected: list[Rejected] = []
+        standing: dict[str, int] = {}
         async with self.writing() as connection:
             rows = await self._writer.bury(connection, dead, time.time())
             for index, entry in enumerate(entries):
@@ -257,8 +258,9 @@ class AsyncDatabaseManager:
                 else:
                     rows += written
                     jobs |= changes.jobs
+                    standing |= changes.totals
                     _merge(shown, changes)
-        return Applied(jobs, list(shown.values()), rejected), rows
+        return Applied(jobs, list(shown.values()), rejected, standing), rows
 
     def _count(self, applied: Applied, rows: int, entries: int, seconds: float) -> None:
         s = self._stats
@@ -280,6 +282,11 @@ class AsyncDatabaseManager:
     async def jobs(self) -> list[JobRow]:
         """Every job, the newest first; `total` as in `job`."""
         return [row async for row in self._jobs()]
+
+    async def totals(self) -> dict[str, int]:
+        """The counters over all jobs (`tasks.totals`), and `since`: when they began, in microseconds since 1970."""
+        async with self.reading() as connection:
+            return await totals.read(connection)
 
     def destinations(self, job_id: str, state: DestinationState | None = None) -> AsyncIterator[DestinationRow]:
         """A job's destinations in the order they came, all or those in one state."""
