@@ -5,14 +5,14 @@ drains by itself, because Celery's thread pool can only wait for its tasks.
 """
 
 import sys
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
 from config.settings import Settings, load
 from tasks.app import configure
-from tasks.connection import check_server, connect, locate
+from tasks.connection import check_enabled, check_server, connect, locate
 from tasks.process import attach
 
 #: Exit code of a worker whose configuration is wrong.
@@ -76,7 +76,7 @@ class RuntimeStep(bootsteps.StartStopStep):
     terminate = stop
 
 
-def _exit(exc: ThemesError) -> None:
+def _exit(exc: ThemesError) -> NoReturn:
     print(f"themes: {exc}", file=sys.stderr)  # noqa: T201  # the user's terminal
     raise SystemExit(EX_CONFIG) from exc
 
@@ -86,11 +86,14 @@ def _settings() -> Settings:
         return load()
     except ThemesError as exc:
         _exit(exc)
-        raise
 
 
 def _app(settings: Settings) -> Celery:
-    app = configure(settings, settings.celery.broker_url or locate(settings))
+    try:
+        check_enabled(settings)
+        app = configure(settings, settings.celery.broker_url or locate(settings))
+    except ThemesError as exc:
+        _exit(exc)
     app.steps["worker"].add(RuntimeStep)
     return app
 
