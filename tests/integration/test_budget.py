@@ -15,7 +15,7 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError, RateLimitedError
 from tasks.messages import Destination
-from workers.llm.budget import JobBudget, settled_nano, worst_case_nano
+from workers.llm.budget import JobBudget, RedisBook, settled_nano, worst_case_nano
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.client import Spend, Turn
 from workers.llm.generator import Account, FocusedLLMGenerator
@@ -49,7 +49,8 @@ def limit(redis: Redis) -> Callable[..., None]:
 
 
 def _budget(client: AsyncRedis, job_id: str = JOB, dead_after_seconds: float = 600) -> JobBudget:
-    return JobBudget(client, job_id, dead_after_seconds=dead_after_seconds, touch_seconds=0.05)
+    book = RedisBook(client, job_id, dead_after_seconds=dead_after_seconds)
+    return JobBudget(book, job_id, touch_seconds=0.05)
 
 
 async def _quietly(budget: JobBudget) -> None:
@@ -121,7 +122,7 @@ async def test_what_would_fit_without_the_calls_under_way_waits_for_them(
     held = await _began(Held(others, worst=60, cost=10))
     waiting = Held(mine, worst=90, cost=90)
     async with asyncio.timeout(20):
-        while not redis.hexists(keys.budget(JOB), f"{mine._process}:seen"):
+        while not redis.hexists(keys.budget(JOB), f"{mine._book.process}:seen"):
             await asyncio.sleep(0.01)
     assert not waiting.began.is_set()
     await held.end()
@@ -175,9 +176,9 @@ async def test_a_process_with_a_call_under_way_gives_signs_of_life(
     limit(100)
     budget = _budget(client)
     held = await _began(Held(budget, worst=10, cost=1))
-    first = redis.hget(keys.budget(JOB), f"{budget._process}:seen")
+    first = redis.hget(keys.budget(JOB), f"{budget._book.process}:seen")
     async with asyncio.timeout(20):
-        while redis.hget(keys.budget(JOB), f"{budget._process}:seen") == first:
+        while redis.hget(keys.budget(JOB), f"{budget._book.process}:seen") == first:
             await asyncio.sleep(0.02)
     await held.end()
 
@@ -252,7 +253,7 @@ async def test_a_call_waits_for_redis_and_is_counted_when_it_is_back(redis_serve
             while not budget._is_away:
                 await asyncio.sleep(0.02)
         assert not waiting.began.is_set()
-        budget._script = real.register_script(budget._script.script)
+        budget._book = RedisBook(real, "away", dead_after_seconds=600)
         await (await _began(waiting)).end()
         await _quietly(budget)
         assert _books(redis, "away") == (3, 0)
