@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
@@ -15,11 +18,12 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError, RateLimitedError
 from tasks.messages import Destination
-from workers.llm.budget import JobBudget, RedisBook, settled_nano, worst_case_nano
+from workers.llm.budget import JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.client import Spend, Turn
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
+from workers.llm.state_file import StateFile
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
@@ -347,3 +351,41 @@ async def test_whoever_waits_for_the_answer_of_a_job_without_money_asks_for_itse
     assert not isinstance(ends[1], BaseException)
     assert ends[1].source == "called"
     assert (poor.spend.calls, free.spend.calls, sandbox.stats()["requests"]) == (0, 1, 1)
+
+
+async def test_a_budget_in_a_file_is_kept_by_the_same_rules_and_by_the_next_process(tmp_path: Path) -> None:
+    with StateFile(tmp_path) as file:
+        assert await file.budget(JOB, limit_nano=None, spent_nano=0) is None
+        book = await file.budget(JOB, limit_nano=100, spent_nano=0)
+        assert book is not None
+        budget = JobBudget(book, JOB, touch_seconds=0.05)
+        first = await _began(Held(budget, worst=60, cost=10))
+        second = Held(budget, worst=50, cost=50)
+        await asyncio.sleep(0.05)
+        assert not second.began.is_set(), "it would fit without the first, so it waits"
+        await first.end()
+        await (await _began(second)).end()
+        with pytest.raises(BudgetExceededError) as caught:
+            await budget.pay(41, Spend(), _costs(41), rank=0)  # type: ignore[arg-type]
+        assert caught.value.reason == "budget"
+        await _began(Held(budget, worst=30, cost=30))
+        # Killed with a call under way: it may have been charged.
+    with StateFile(tmp_path) as file:
+        book = await file.budget(JOB, limit_nano=None, spent_nano=0)
+        assert book is not None
+        assert (book.limit_nano, book.spent_nano) == (100, 90)
+        raised = await file.budget(JOB, limit_nano=200, spent_nano=120)
+        assert raised is not None
+        assert (raised.limit_nano, raised.spent_nano) == (200, 120), "the results database knows of more"
+
+
+@given(st.integers(0, 500), st.integers(0, 500), st.lists(st.integers(0, 200), max_size=8))
+def test_decisions_alone_never_cross_the_limit_and_serve_who_asks_first(
+    certain: int, under_way: int, amounts: list[int]
+) -> None:
+    decided = decisions(500, certain=certain, under_way=under_way, amounts=amounts)
+    granted = sum(amount for amount, decision in zip(amounts, decided, strict=True) if decision == 1)
+    assert not granted or certain + under_way + granted <= 500
+    assert all((decision == -1) == (certain + amount > 500) for amount, decision in zip(amounts, decided, strict=True))
+    if 0 in decided:
+        assert 1 not in decided[decided.index(0) :], "after one that waits all wait"
