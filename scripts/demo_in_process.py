@@ -26,7 +26,7 @@ def demo(settings: Settings, file: str, latency: str | None) -> int:
     say("redis.enabled is false: the job runs in this process, without workers, dashboard and Redis")
     with contextlib.ExitStack() as stack:
         if is_sandbox:
-            url = stack.enter_context(_sandbox(latency or DEFAULT_LATENCY))
+            url = stack.enter_context(sandbox_in_thread(latency or DEFAULT_LATENCY))
             settings = settings_from(llm__base_url=url, llm__api_key="sandbox", llm__model="sandbox")
         ran = run(settings, Wish(file=file, name="demo"))
     if ran.job is not None:
@@ -36,7 +36,7 @@ def demo(settings: Settings, file: str, latency: str | None) -> int:
 
 
 @contextlib.contextmanager
-def _sandbox(latency: str) -> Iterator[str]:
+def sandbox_in_thread(latency: str) -> Iterator[str]:
     """The sandbox on a loop of its own; its base URL."""
     started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
