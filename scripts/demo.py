@@ -6,8 +6,9 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from redis import Redis
@@ -96,7 +97,7 @@ def _run_job(made: Stack, file: str | None) -> int:
     status = jobs.status(redis, job.job_id)
     asyncio.run(show(settings, job.job_id))
     say_what_came_of_it(status, settings)
-    _say_where_the_time_went(redis)
+    say_where_the_time_went(json.loads(redis.hget(key, "profile") or b"{}") for key in _fresh_reports(redis))
     return code
 
 
@@ -119,11 +120,10 @@ def say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
     say(f"database   {database_place(settings)}")
 
 
-def _say_where_the_time_went(redis: Redis) -> None:
-    """The workers' measurements, merged: of what a user can change, the calls and the wait for a connection."""
+def say_where_the_time_went(measured: Iterable[dict[str, Any]]) -> None:
+    """Say, of what a user can change, how long the calls and the waits for a connection took; processes are merged."""
     spans: dict[str, Histogram] = {}
-    for key in _fresh_reports(redis):
-        profile = json.loads(redis.hget(key, "profile") or b"{}")
+    for profile in measured:
         for name, data in profile.get("spans", {}).items():
             spans.setdefault(name, Histogram()).merge(Histogram.from_dict(data))
     for name, what in (("llm.call", "LLM calls"), ("llm.pool_wait", "waits for a connection")):

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from config.settings import Settings
-from scripts.demo import say, say_what_came_of_it, show, which_llm
+from scripts.demo import say, say_what_came_of_it, say_where_the_time_went, show, which_llm
 from scripts.main import settings_from
 from scripts.run import Wish, run
 from workers.sandbox.faults import DEFAULT_LATENCY
@@ -32,6 +32,7 @@ def demo(settings: Settings, file: str, latency: str | None) -> int:
     if ran.job is not None:
         asyncio.run(show(settings, ran.job.job_id))
         say_what_came_of_it(ran.job, settings)
+        say_where_the_time_went([ran.measured])
     return ran.code
 
 

@@ -8,9 +8,9 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import msgspec
@@ -61,6 +61,8 @@ class Ran:
     job: JobStatus | None
     #: Whether a thread still waits for input, which nothing can interrupt.
     is_reading: bool = False
+    #: What its steps took: see `PerformanceProfiler.snapshot`.
+    measured: dict[str, Any] = field(default_factory=dict)
 
 
 @click.command()
@@ -247,11 +249,6 @@ class _Run:
                 f"job {job_id} was cut off while its input was still being read: name the file again: "
                 f"`themes run FILE --resume {job_id}`"
             )
-        if self._wish.budget_usd is not None:
-            options = msgspec.structs.replace(options, budget_usd=self._wish.budget_usd)
-        elif options.budget_usd is not None:
-            # What an earlier --resume has allowed stands in the state file.
-            options = msgspec.structs.replace(options, budget_usd=None)
         failed = [one.destination.id async for one in store.failed(job_id)]
         waiting, _ = await store.missing_after(job_id, -1, 1)
         if not failed and not waiting and self._wish.file is None:
@@ -288,7 +285,14 @@ class _Run:
         attempt: int,
     ) -> InProcessJob:
         return InProcessJob(
-            self._settings, store, file, job_id=job_id, options=options, attempt=attempt, written=progress.written
+            self._settings,
+            store,
+            file,
+            job_id=job_id,
+            options=options,
+            attempt=attempt,
+            written=progress.written,
+            limit_usd=self._wish.budget_usd,
         )
 
     async def _work(
@@ -321,7 +325,7 @@ class _Run:
                 again += " --budget USD"
             print(f"to go on: {again}", file=sys.stderr)
         code = INTERRUPTED if self._signals and not status.is_final else 0 if status.succeeded else 1
-        return Ran(code, status, is_reading=self._is_reading)
+        return Ran(code, status, is_reading=self._is_reading, measured=job.profiler.snapshot())
 
 
 @contextlib.asynccontextmanager

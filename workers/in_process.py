@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from config.settings import Settings
 from tasks.budget import nano_usd
-from tasks.errors import BudgetExceededError, JobStoppedError
+from tasks.errors import BudgetExceededError, DatabaseError, JobStoppedError
 from tasks.ledger import Taken
 from tasks.messages import (
     Chunk,
@@ -34,7 +34,6 @@ from tasks.messages import (
     JobSealed,
     Result,
     Spent,
-    StageRecord,
 )
 from workers.destination import DestinationRunner, Process, Processed
 from workers.engine import Engine, open_engine
@@ -90,7 +89,7 @@ class InProcessJob:
         options: as its user gave them.
         attempt: the attempt that its destinations have now, from 1: higher than any that they have had.
         written: told of every committed batch.
-        stage_ended: told of each stage, as it ends.
+        limit_usd: what the job may cost from now on; None: as before, which is at first what its options say.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class InProcessJob:
         options: JobOptions,
         attempt: int = 1,
         written: Callable[[Applied], None],
-        stage_ended: Callable[[Destination, StageRecord], None] | None = None,
+        limit_usd: float | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -112,7 +111,7 @@ class InProcessJob:
         self._options = options
         self._attempt = attempt
         self._written = written
-        self._stage_ended = stage_ended
+        self._limit_usd = limit_usd
         limits = settings.performance_optimization
         self.profiler = PerformanceProfiler(enabled=limits.enable_performance_profiling)
         self._halt = Halt(job_id)
@@ -213,12 +212,10 @@ class InProcessJob:
 
     async def _budget(self) -> JobBudget | None:
         """The job's budget, where it has one."""
-        usd = self._options.budget_usd
         row = await self._store.job(self.job_id)
         spent = row.usage.cost_usd if row else 0.0
-        self.book = await self._file.budget(
-            self.job_id, limit_nano=None if usd is None else nano_usd(usd), spent_nano=nano_usd(spent or 0.0)
-        )
+        now, first = (None if usd is None else nano_usd(usd) for usd in (self._limit_usd, self._options.budget_usd))
+        self.book = await self._file.budget(self.job_id, now=now, first=first, spent_nano=nano_usd(spent or 0.0))
         if self.book is None:
             return None
         return JobBudget(self.book, self.job_id, touch_seconds=self._settings.work.heartbeat_seconds)
@@ -293,23 +290,21 @@ class InProcessJob:
                 self.paused = exc
             # The input is still read to its end, so that the job is whole when it goes on.
             self._start_no_more(str(exc))
+        except DatabaseError:
+            # What was made now could not be kept: nothing more is asked for.
+            self._start_no_more("the database cannot be used")
+            raise
         except JobStoppedError as exc:
             log.debug("action=destination_stopped job_id=%s name=%r %s", self.job_id, destination.label, exc)
 
     def _processing(self, engine: Engine, budget: JobBudget | None) -> Process:
         """What is called for each destination."""
 
-        def on_stage(destination: Destination, record: StageRecord, count: int, found: list[str]) -> None:
-            del count, found
-            if self._stage_ended:
-                self._stage_ended(destination, record)
-
         async def process(destination: Destination, halt: Halt, options: JobOptions, attempt: int) -> Processed:
             outcome = await engine.processor.process(
                 destination,
                 use_cache=options.use_cache,
                 attempt=attempt,
-                on_stage=on_stage,
                 budget=budget,
                 halt=halt,
             )

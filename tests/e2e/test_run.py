@@ -272,6 +272,18 @@ def test_a_rate_limit_is_kept_without_redis(engine: Engine) -> None:
     assert stats["requests"] == 20 * PROMPTS, stats
 
 
+def test_a_database_that_is_deleted_ends_the_run_at_once(engine: Engine) -> None:
+    engine.sandbox("--latency", "30ms")
+    process = _start(engine, _file(engine.folder, 300))
+    until("some profiles", lambda: _rows(engine) >= 5)
+    (engine.folder / "var" / "themes.db").unlink()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "was deleted" in err
+    assert "Traceback" not in err
+    assert engine.ask_sandbox("/stats")["requests"] < 300 * PROMPTS / 2, "what could not be kept was not asked for"
+
+
 def test_one_run_at_a_time_works_in_a_state_directory(engine: Engine) -> None:
     engine.sandbox("--latency", "0")
     process = _start(engine, "-")

@@ -355,8 +355,8 @@ async def test_whoever_waits_for_the_answer_of_a_job_without_money_asks_for_itse
 
 async def test_a_budget_in_a_file_is_kept_by_the_same_rules_and_by_the_next_process(tmp_path: Path) -> None:
     with StateFile(tmp_path) as file:
-        assert await file.budget(JOB, limit_nano=None, spent_nano=0) is None
-        book = await file.budget(JOB, limit_nano=100, spent_nano=0)
+        assert await file.budget(JOB, now=None, first=None, spent_nano=0) is None
+        book = await file.budget(JOB, now=None, first=100, spent_nano=0)
         assert book is not None
         budget = JobBudget(book, JOB, touch_seconds=0.05)
         first = await _began(Held(budget, worst=60, cost=10))
@@ -371,10 +371,10 @@ async def test_a_budget_in_a_file_is_kept_by_the_same_rules_and_by_the_next_proc
         await _began(Held(budget, worst=30, cost=30))
         # Killed with a call under way: it may have been charged.
     with StateFile(tmp_path) as file:
-        book = await file.budget(JOB, limit_nano=None, spent_nano=0)
+        book = await file.budget(JOB, now=None, first=7, spent_nano=0)
         assert book is not None
         assert (book.limit_nano, book.spent_nano) == (100, 90)
-        raised = await file.budget(JOB, limit_nano=200, spent_nano=120)
+        raised = await file.budget(JOB, now=200, first=100, spent_nano=120)
         assert raised is not None
         assert (raised.limit_nano, raised.spent_nano) == (200, 120), "the results database knows of more"
 

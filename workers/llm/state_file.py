@@ -146,12 +146,13 @@ class StateFile:
 
     # Budgets.
 
-    async def budget(self, job_id: str, *, limit_nano: int | None, spent_nano: int) -> "FileBook | None":
+    async def budget(self, job_id: str, *, now: int | None, first: int | None, spent_nano: int) -> "FileBook | None":
         """The books of a job's budget; None where it has none.
 
         Args:
             job_id: whose.
-            limit_nano: the limit from now on; None leaves the one that the job has.
+            now: its limit from now on, in nano-dollars; None leaves the one that it has.
+            first: the limit that it began with, where the file does not know it.
             spent_nano: what the job has spent at least, as the results database knows.
         """
 
@@ -159,7 +160,7 @@ class StateFile:
             row = connection.execute(
                 "SELECT limit_nano, spent_nano, reserved_nano FROM budgets WHERE job_id = ?", (job_id,)
             ).fetchone()
-            limit = limit_nano if limit_nano is not None else row[0] if row else None
+            limit = now if now is not None else row[0] if row else first
             if limit is None:
                 return None
             # What a process had under way when it died may have been charged.
