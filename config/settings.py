@@ -26,11 +26,13 @@ from config.sections import (
     DashboardSettings,
     DatabaseSettings,
     LlmSettings,
+    LoggingSettings,
     PerformanceSettings,
     PipelineSettings,
     ProfilingSettings,
     RedisSettings,
     StreamingSettings,
+    WebDiscoverySettings,
     WorkSettings,
     setting,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "DatabaseSettings",
     "EndpointSettings",
     "LlmSettings",
+    "LoggingSettings",
     "PerformanceSettings",
     "PipelineSettings",
     "Price",
@@ -55,6 +58,7 @@ __all__ = [
     "Secret",
     "Settings",
     "StreamingSettings",
+    "WebDiscoverySettings",
     "WorkSettings",
     "known_keys",
     "load",
@@ -73,10 +77,6 @@ KNOWN_VARIABLES: Final = {
     "OPENAI_API_KEY": "llm.api_key",
     "OPENAI_BASE_URL": "llm.base_url",
     "THEMES_MODEL": "llm.model",
-}
-#: Keys that users of the contract may have in their files -> why they do nothing yet.
-_WITHOUT_EFFECT: Final = {
-    "performance_optimization.max_concurrent_web_requests": "has no effect yet: web evidence is not fetched",
 }
 #: Settings that are more than one value -> who reads them.
 _STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]], ...]] = (
@@ -105,8 +105,10 @@ class Settings:
     work: WorkSettings = field(default_factory=WorkSettings)
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    web_discovery: WebDiscoverySettings = field(default_factory=WebDiscoverySettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     profiling: ProfilingSettings = field(default_factory=ProfilingSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -179,7 +181,8 @@ def load(
 
 def notices(settings: Settings, env: Mapping[str, str] | None = None) -> list[str]:
     """What was set and has no effect yet, in words: never in silence."""
-    found = [f"{key} ({settings.origin(key)}): {why}" for key, why in _WITHOUT_EFFECT.items() if settings.is_set(key)]
+    del settings
+    found = []
     if (os.environ if env is None else env).get("THEMES_ENV"):
         found.append("environment THEMES_ENV: there are no overlays yet; name a whole file with THEMES_CONFIG")
     return found

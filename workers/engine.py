@@ -19,6 +19,7 @@ from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 
@@ -80,5 +81,8 @@ async def open_engine(
             stack.push_async_callback(shared.close)
             shared.start()
         generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
-        processor = FocusedPromptProcessor(graph, generator, settings=settings, profiler=profiler)
+        evidence = await stack.enter_async_context(
+            EvidenceReader.of(settings, redis if limits.enable_persistent_cache else None)
+        )
+        processor = FocusedPromptProcessor(graph, generator, settings=settings, profiler=profiler, evidence=evidence)
         yield Engine(cache, pool, generator, processor)

@@ -44,7 +44,7 @@ from workers.llm.state_file import FileBook, StateFile
 from workers.observe.profiler import PerformanceProfiler
 from workers.patience import Patience
 from workers.pipeline.graph import Graph
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import stages_of
 from workers.results.direct import DirectWriter
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
@@ -169,7 +169,7 @@ class InProcessJob:
         Raises:
             ThemesError: the input, the settings or the database cannot be used; what is done is kept.
         """
-        graph = Graph(load_stages(self._settings.pipeline.prompts_dir))
+        graph = Graph(stages_of(self._settings))
         async with (
             DirectWriter(self._store, self._settings, self._written) as writer,
             contextlib.AsyncExitStack() as stack,

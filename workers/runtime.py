@@ -44,7 +44,7 @@ from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import stages_of
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
 
@@ -70,7 +70,7 @@ class Runtime:
         self._started: Future[None] = Future()
         self._close: asyncio.Event | None = None
         self._chunks: ChunkRunner | None = None
-        self._graph = Graph(load_stages(settings.pipeline.prompts_dir))
+        self._graph = Graph(stages_of(settings))
         self._options: dict[str, JobOptions] = {}
         self._began = time.time()
         self._draining = False
