@@ -124,14 +124,18 @@ def run(settings: Settings, wish: Wish, *, on_job: OnJob | None = None) -> Ran:
     Raises:
         ThemesError: it cannot be run; what was done of it is kept.
     """
-    with _quiet_logs():
+    with _quiet_logs(settings):
         return asyncio.run(_Run(settings, wish, on_job).run())
 
 
 @contextlib.contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Within the body, what the progress shows is not logged too: destinations one by one, and why they fail."""
-    levels = {} if os.environ.get("THEMES_DEBUG") else {"themes": logging.WARNING, "themes.chunks": logging.ERROR}
+def _quiet_logs(settings: Settings) -> Iterator[None]:
+    """Within the body, what the progress shows is not logged too: destinations one by one, and why they fail.
+
+    Who has set a level, or asked for more with --debug, gets that.
+    """
+    is_asked_for = settings.is_set("logging.level") or os.environ.get("THEMES_DEBUG")
+    levels = {} if is_asked_for else {"themes": logging.WARNING, "themes.chunks": logging.ERROR}
     before = {name: logging.getLogger(name).level for name in levels}
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)

@@ -4,13 +4,11 @@ One Redis and one sandbox serve all variants; each has an empty Redis database, 
 own. What every variant is compared with is the same job without Redis, by `themes run`.
 """
 
-import asyncio
 import json
 import os
 import sqlite3
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,12 +24,9 @@ from scripts.demo_in_process import sandbox_in_thread
 from scripts.local_redis import LocalRedis
 from scripts.run import Wish, run
 from tasks import jobs, keys
-from tasks.connection import connect_async
 from tasks.destinations import Reader
 from tasks.producer import enqueue
 from tests.e2e.conftest import DEADLINE, until
-from workers.results.consumer import ResultsConsumer
-from workers.results.store import AsyncDatabaseManager
 
 #: Prompts of one destination, and destinations of the job.
 PROMPTS, COUNT = 16, 25
@@ -89,17 +84,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @dataclass
 class Stack:
-    """A worker and a consumer with some settings, and what came of the job."""
+    """A worker and a consumer with some settings, and the job that they did."""
 
     place: Place
     folder: Path
-    env: dict[str, str]
     settings: Settings
     redis: Redis
-    #: Job id, and first bytes of what the producer wrote before anybody read it.
+    #: Its id, and first bytes of what the producer wrote before anybody read it.
     job_id: str = ""
     written: set[bytes] = field(default_factory=set)
-    worker: "subprocess.Popen[bytes] | None" = None
     calls: int = 0
 
     def enqueue(self) -> str:
@@ -113,14 +106,6 @@ class Stack:
         entries: Any = self.redis.xrange(keys.RESULTS)
         self.written = {packed[:1] for packed in chunks.values() if len(packed) > 300}
         self.written |= {fields[b"b"][:1] for _, fields in entries if len(fields[b"b"]) > 300}
-
-    def start_worker(self) -> None:
-        """A stock Celery worker: no supervisor is needed here."""
-        with (self.folder / "worker.log").open("ab") as log:
-            self.worker = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-n", "w@here", "--loglevel", "INFO"],
-                env=self.env, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
 
     def wait(self, job_id: str) -> jobs.JobStatus:
         """The job's status when it is done."""
@@ -177,45 +162,31 @@ class Do(Protocol):
         """With a `late_consumer` every result waits for it."""
 
 
-def _consume(stack: Stack, stop: threading.Event) -> None:
-    """The consumer, in a thread of the test."""
-
-    async def consume() -> None:
-        redis = connect_async(stack.place.redis_url, socket_timeout_seconds=10)
-        async with AsyncDatabaseManager.from_settings(stack.settings) as store:
-            consumer = ResultsConsumer(redis, store, stack.settings, "toggles")
-            running = asyncio.create_task(consumer.run())
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-            consumer.stop()
-            await running
-            await redis.aclose()
-
-    asyncio.run(consume())
-
-
 @pytest.fixture
 def done(place: Place, tmp_path: Path) -> Iterator[Do]:
     """Do the job with some settings; the worker and the consumer are there until the test ends."""
-    stop = threading.Event()
-    started: list[Stack] = []
-    threads: list[threading.Thread] = []
+    redis = Redis.from_url(place.redis_url)
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(env: dict[str, str], *command: str) -> None:
+        with (tmp_path / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], env=env, stdout=log, stderr=log, start_new_session=True
+            )
+        processes.append(process)
 
     def do(env: dict[str, str], *, late_consumer: bool = False) -> Stack:
         full = _environment(place, tmp_path, env)
-        redis = Redis.from_url(place.redis_url)
         redis.flushdb()
         place.ask("/stats/reset", {})
-        stack = Stack(place, tmp_path, full, load(env=full), redis)
-        started.append(stack)
-        stack.start_worker()
+        stack = Stack(place, tmp_path, load(env=full), redis)
         stack.job_id = stack.enqueue()
         stack.look_at_what_is_written()
+        # A stock Celery worker: no supervisor is needed here.
+        start(full, "celery", "-A", "workers.app", "worker", "-n", "w@here", "--loglevel", "INFO")
         if late_consumer:
             until("every result to be on the stream", lambda: not redis.hlen(keys.chunks(stack.job_id)))
-        thread = threading.Thread(target=_consume, args=(stack, stop))
-        threads.append(thread)
-        thread.start()
+        start(full, "scripts.main", "consumer")
         status = stack.wait(stack.job_id)
         stack.calls = place.ask("/stats")["requests"]
         assert status.llm_calls == stack.calls
@@ -223,15 +194,10 @@ def done(place: Place, tmp_path: Path) -> Iterator[Do]:
 
     yield do
     place.ask("/faults", [])
-    for stack in started:
-        if stack.worker:
-            stack.worker.kill()
-            stack.worker.wait(DEADLINE)
-    stop.set()
-    for thread in threads:
-        thread.join(DEADLINE)
-    for stack in started:
-        stack.redis.close()
+    for process in processes:
+        process.kill()
+        process.wait(DEADLINE)
+    redis.close()
 
 
 @pytest.fixture(scope="module")
