@@ -308,11 +308,13 @@ class _Run:
         pages: Pages | None,
         failed: list[str] | None = None,
     ) -> None:
+        def opened() -> None:
+            if self._on_job:
+                self._on_job(job.job_id)
+
         self._job = job
-        if self._on_job:
-            self._on_job(job.job_id)
         async with _shown(progress, job):
-            await job.run(name, time.time(), pages, failed)
+            await job.run(name, time.time(), pages, failed, opened)
 
     async def _ended(self, store: AsyncDatabaseManager, job: InProcessJob, progress: Progress) -> Ran:
         """Say how it ended."""

@@ -157,6 +157,7 @@ class InProcessJob:
         created_at: float,
         pages: AsyncIterator[list[Destination]] | None,
         failed: Sequence[str] | None = None,
+        opened: Callable[[], None] | None = None,
     ) -> None:
         """Enter the job and work until nothing is left, or `stop`.
 
@@ -165,6 +166,7 @@ class InProcessJob:
             created_at: likewise.
             pages: its input, or what may be missing of it; None where all of it is in the database.
             failed: destinations of an earlier run that are asked again; None where there was no earlier run.
+            opened: called when the job is in the database.
 
         Raises:
             ThemesError: the input, the settings or the database cannot be used; what is done is kept.
@@ -183,6 +185,8 @@ class InProcessJob:
                 stack.push_async_callback(budget.close)
             await stack.enter_async_context(self.lanes)
             await writer.write(JobOpened(self.job_id, name, created_at, self._options))
+            if opened is not None:
+                opened()
             if failed is not None:
                 await self._reopen(failed, writer)
             warming = asyncio.create_task(
