@@ -89,8 +89,9 @@ class CacheSettings:
 
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
-    """The section `redis`: which server to start where none was named, and how long to wait for an answer."""
+    """The section `redis`: whether there is one, which to start where none was named, how long to wait for it."""
 
+    enabled: bool = setting(default=True)
     server: str = setting("auto", choices=("auto", "bundled", "system"))
     socket_timeout_seconds: float = setting(10.0, low=1, high=600)
 

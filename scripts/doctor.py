@@ -24,6 +24,8 @@ from tasks.errors import ThemesError
 
 #: Free bytes below which the database's disk is called full.
 FREE_BYTES: Final = 200 * 1024 * 1024
+#: Checks that ask Redis, or are of no interest without.
+NEED_REDIS: Final = {"redis", "workers", "consumer", "dashboard"}
 #: File descriptors that a process needs beside its connections.
 SPARE_DESCRIPTORS: Final = 100
 
@@ -72,6 +74,8 @@ def examine() -> list[Check]:
         ("file descriptors", _descriptors),
         ("dashboard", _dashboard),
     ]
+    if not settings.redis.enabled:
+        looks = [("redis", _no_redis), *(one for one in looks if one[0] not in NEED_REDIS)]
     return [_settings(settings), *(_look(*look, settings) for look in looks)]
 
 
@@ -92,6 +96,11 @@ def _settings(settings: Settings) -> Check:
 def _python(settings: Settings) -> Check:
     del settings
     return Check("python", ok=True, found=sys.version.split()[0])
+
+
+def _no_redis(settings: Settings) -> Check:
+    found = f"off by redis.enabled ({settings.origin('redis.enabled')}); `themes run FILE` does a job without"
+    return Check("redis", ok=True, found=found)
 
 
 def _redis(settings: Settings) -> Check:
@@ -147,6 +156,9 @@ def _worker(name: str, report: dict[str, str]) -> str:
     text = f"{name} ({report.get('lanes')} lanes, {float(report.get('busy_share') or 0):.0%} busy so far"
     if again:
         text += f", started again {again} times, {report.get('wedged')} of them because it consumed nothing"
+    if outages := int(report.get("cache_outages") or 0):
+        text += f", Redis was away {outages} times ({float(report.get('cache_away_seconds') or 0):.0f} s in all)"
+        text += ", and the cache goes on alone" if report.get("cache") == "away" else ""
     if report.get("waiting_for"):
         text += f", waiting for the LLM: {report['waiting_for']}"
     return text + ")"

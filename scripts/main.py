@@ -21,6 +21,7 @@ VERBS: Final = {
     "demo": "scripts.demo",
     "up": "scripts.up",
     "enqueue": "scripts.enqueue",
+    "run": "scripts.run",
     "watch": "scripts.watch",
     "status": "scripts.status",
     "results": "scripts.results",

@@ -80,11 +80,15 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class JobOptions(msgspec.Struct, frozen=True):
-    """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs."""
+    """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs.
+
+    `is_in_process`: made by `themes run`, so that no worker knows it.
+    """
 
     priority: int = 5
     use_cache: bool = True
     budget_usd: float | None = None
+    is_in_process: bool = False
     #: The trace that its enqueuing began (tasks.tracing); empty where nothing is traced.
     trace: str = ""
 

@@ -6,7 +6,7 @@ drains by itself, because Celery's thread pool can only wait for its tasks.
 
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from celery import Celery, bootsteps, signals
 
@@ -14,7 +14,7 @@ from config.errors import ThemesError
 from config.settings import Settings, load
 from tasks import logs, tracing
 from tasks.app import configure
-from tasks.connection import check_server, connect, locate
+from tasks.connection import check_enabled, check_server, connect, locate
 from tasks.process import attach
 
 #: Exit code of a worker whose configuration is wrong.
@@ -88,7 +88,7 @@ def _set_up_logging(loglevel: int | str | None = None, logfile: str | None = Non
     logs.configure(SETTINGS.logging.level if loglevel is None else loglevel, SETTINGS.logging.format, stream)
 
 
-def _exit(exc: ThemesError) -> None:
+def _exit(exc: ThemesError) -> NoReturn:
     print(f"themes: {exc}", file=sys.stderr)  # noqa: T201  # the user's terminal
     raise SystemExit(EX_CONFIG) from exc
 
@@ -98,11 +98,14 @@ def _settings() -> Settings:
         return load()
     except ThemesError as exc:
         _exit(exc)
-        raise
 
 
 def _app(settings: Settings) -> Celery:
-    app = configure(settings, settings.celery.broker_url or locate(settings))
+    try:
+        check_enabled(settings)
+        app = configure(settings, settings.celery.broker_url or locate(settings))
+    except ThemesError as exc:
+        _exit(exc)
     app.steps["worker"].add(RuntimeStep)
     return app
 

@@ -4,14 +4,14 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 from config.settings import Settings
 from tasks import tracing
 from tasks.errors import JobStoppedError
-from tasks.ledger import Ledger, Taken
+from tasks.ledger import Taken
 from tasks.logs import about
-from tasks.messages import Destination, Failure, JobOptions, Profile, Result, Spent, Usage
+from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Spent, Usage
 from workers.llm.halt import Halt
 from workers.observe.counters import field
 from workers.observe.profiler import PerformanceProfiler
@@ -48,13 +48,23 @@ Processed = tuple[Profile | None, Failure | None, Usage, bool]
 Process = Callable[[Destination, Halt, JobOptions, int], Awaitable[Processed]]
 
 
+class Books(Protocol):
+    """Where results go: the ledger in Redis, or the database itself (`workers.in_process`)."""
+
+    async def finish(self, chunk: Chunk, result: Result) -> bool:
+        """Hand in a result; False when its destination has one already, or its job is over."""
+
+    async def book(self, spent: Spent) -> None:
+        """Book what a destination has cost that came to no end."""
+
+
 class DestinationRunner:
     """Runs the destinations of all chunks of one worker process."""
 
     def __init__(
         self,
         *,
-        ledger: Ledger,
+        ledger: Books,
         process: Process,
         patience: Patience,
         settings: Settings,

@@ -3,10 +3,10 @@
 Celery's task threads hand a chunk over and wait. There is one loop for the life of the process, made after the process
 has started and closed once at its end; nothing that belongs to it is touched from anywhere else.
 
-Start: Redis, cache, pool (its limiters listen, connections are warmed), generator, processor, lanes, publisher,
-heartbeat.
+Start: Redis, the engine (`workers.engine`: cache, pool, whose limiters listen, generator, processor), publisher, lanes,
+heartbeat; connections are warmed meanwhile.
 Stop, in this order: no new destinations (`drain`); what is in hand ends within the grace time or is cancelled and given
-back; heartbeat; publisher; lanes; pool; cache; Redis; the loop.
+back; heartbeat; lanes; publisher; the engine; Redis; the loop.
 """
 
 import asyncio
@@ -34,20 +34,15 @@ from tasks.producer import publish
 from workers.chunks import ChunkRunner
 from workers.control import JobControl
 from workers.destination import Processed
+from workers.engine import open_engine
 from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
-from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
-from workers.llm.endpoints import model_for
-from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.halt import Halt
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.recorder import FOLDER, CallRecorder
-from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
@@ -156,33 +151,10 @@ class Runtime:
             stack.push_async_callback(redis.aclose)
             budget = Budget(redis, settings)
             stack.push_async_callback(budget.close)
-            cache = PersistentLLMCache(
-                redis if limits.enable_persistent_cache else None,
-                max_memory_mb=limits.max_memory_cache_mb,
-                pressure_mb=limits.memory_pressure_threshold_mb,
-                ttl_days=limits.cache_ttl_days,
-                compress=limits.enable_result_compression,
-                codec=settings.cache.codec,
-            )
-            counts = CacheReporter(cache, redis)
+            engine = await stack.enter_async_context(open_engine(settings, self._graph, profiler=profiler, redis=redis))
+            pool = engine.pool
+            counts = CacheReporter(engine.cache, redis)
             stack.push_async_callback(self._tell_last, counts)
-            stack.push_async_callback(cache.close)
-            models = {model_for(settings.llm, stage.name, stage.model) for stage in self._graph.stages.values()}
-            pool = await stack.enter_async_context(LLMConnectionPool.of(settings, models, profiler, redis))
-            shared = None
-            if limits.enable_persistent_cache:
-                shared = SharedFlights(
-                    redis,
-                    lease_seconds=settings.llm.flight_lease_seconds,
-                    ttl_ms=cache.ttl_ms,
-                    process=os.environ.get("THEMES_INCARNATION", ""),
-                )
-                stack.push_async_callback(shared.close)
-                shared.start()
-            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
-            evidence = await stack.enter_async_context(
-                EvidenceReader.of(settings, redis if limits.enable_persistent_cache else None)
-            )
             publisher = await stack.enter_async_context(
                 EventPublisher(redis, settings.streaming, enabled=limits.enable_streaming_results)
             )
@@ -199,7 +171,7 @@ class Runtime:
             self._chunks = ChunkRunner(
                 ledger=ledger,
                 lanes=lanes,
-                process=self._processing(generator, profiler, publisher, budget, evidence),
+                process=self._processing(engine.processor, publisher, budget),
                 wake=self._wake,
                 options=lambda job_id: self._read_options(redis, job_id),
                 settings=settings,
@@ -229,6 +201,7 @@ class Runtime:
                 lanes=lanes,
                 chunks=self._chunks,
                 pool=pool,
+                cache=engine.cache,
                 counts=counts,
                 profiler=profiler,
                 publisher=publisher,
@@ -242,7 +215,7 @@ class Runtime:
                     profiler,
                     redis,
                     settings,
-                    Watched(lanes=lanes, pool=pool, cache=cache, publisher=publisher, sharing=sharing),
+                    Watched(lanes=lanes, pool=pool, cache=engine.cache, publisher=publisher, sharing=sharing),
                 )
             )
             calm_collector()
@@ -256,11 +229,9 @@ class Runtime:
 
     def _processing(
         self,
-        generator: FocusedLLMGenerator,
-        profiler: PerformanceProfiler,
+        processor: FocusedPromptProcessor,
         publisher: EventPublisher,
         budget: Budget,
-        evidence: EvidenceReader | None,
     ) -> Any:
         """What the chunk runner calls for each destination."""
 
@@ -288,9 +259,6 @@ class Runtime:
             )
             return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
 
-        processor = FocusedPromptProcessor(
-            self._graph, generator, settings=self._settings, profiler=profiler, evidence=evidence
-        )
         return process
 
     def _recorder(self) -> CallRecorder:

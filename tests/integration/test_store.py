@@ -199,6 +199,19 @@ async def test_readers_page_through_a_large_job_in_the_order_of_its_input(
     assert len([r async for r in store.destinations("j")]) == 1201
 
 
+async def test_what_is_missing_is_read_piece_by_piece_and_what_is_listed_later_comes_later(
+    store: AsyncDatabaseManager,
+) -> None:
+    towns = places(30)
+    await store.apply(announced(*towns[:20]))
+    first, place = await store.missing_after("j", -1, 15)
+    assert first == towns[:15]
+    await store.apply([done(towns[16]), JobInputs("j", tuple(towns[20:])), JobInputs("other", tuple(places(3)))])
+    rest, last = await store.missing_after("j", place, 100)
+    assert rest == [towns[15], *towns[17:]]
+    assert await store.missing_after("j", last, 100) == ([], last)
+
+
 # --- attempts ---------------------------------------------------------------------------------------------------
 
 

@@ -138,9 +138,11 @@ class CoolDown:
             return
         is_news = seconds > self.left_seconds
         self._extend(seconds)
-        if not is_news or self._redis is None:
+        if not is_news:
             return
         self.count += 1
+        if self._redis is None:
+            return
         with contextlib.suppress(RedisError, OSError, TimeoutError):  # the limiter says that Redis is away
             milliseconds = math.ceil(seconds * 1000)
             async with asyncio.timeout(LISTEN_AGAIN_SECONDS):

@@ -131,6 +131,7 @@ class Route:
             "circuit": self.circuit.state.value,
             "in_use": self.in_use,
             "limit": self.concurrency.limit,
+            "cuts": self.concurrency.cuts,
             "failures": self.circuit.failures,
             "latency_ms": None if self.latency_seconds is None else round(self.latency_seconds * 1000, 1),
         }

@@ -116,6 +116,7 @@ class SharedFlights:
         self._ender: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._paused_until = 0.0
+        self._is_away = False
         self._looked_at = 0.0
         #: Set while the channel is listened to.
         self.listening = asyncio.Event()
@@ -217,6 +218,7 @@ class SharedFlights:
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 answers = await self._claim(keys=script_keys, args=arguments)
+            self._answered()
         except (RedisError, OSError, TimeoutError) as exc:
             self._pause(exc)
             answers = [(b"alone", b"")] * len(self._waiting)
@@ -264,6 +266,7 @@ class SharedFlights:
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                     await self._end(keys=script_keys, args=arguments)
+                self._answered()
             except (RedisError, OSError, TimeoutError) as exc:
                 # The answers are in the memory of this process; the leases run out by themselves.
                 self._pause(exc)
@@ -306,8 +309,14 @@ class SharedFlights:
             claim.due = 0.0
             self._changed.set()
 
+    def _answered(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            log.info("action=flights_restored Redis answers, equal prompts of all processes are joined again")
+
     def _pause(self, exc: Exception) -> None:
-        if not self.is_paused:
+        if not self._is_away:
+            self._is_away = True
             log.warning(
                 "action=flights_degraded Redis does not answer, equal prompts are joined in this process alone: %s",
                 str(exc) or type(exc).__name__,
