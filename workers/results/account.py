@@ -1,0 +1,292 @@
+"""What the database knows of how a job went: every count of a report, exact, whatever was killed meanwhile.
+
+All of it is summed up by the database, so a job of a million destinations takes as little memory as one of ten.
+"""
+
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import ColumnElement, Integer, RowMapping, Select, and_, case, cast, func, literal, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from workers.results import tables
+from workers.results.rows import JobRow
+from workers.results.store import AsyncDatabaseManager
+
+#: Points of the curve over time.
+POINTS: Final = 60
+#: Shortest time that one point stands for, in seconds.
+SHORTEST_POINT_SECONDS: Final = 0.25
+#: Slowest runs that are named.
+SLOWEST: Final = 10
+#: Kinds of failure that are named.
+KINDS: Final = 20
+
+
+class Point(msgspec.Struct, frozen=True):
+    """Part of the job's time. Calls and work are spread evenly over the run that they belong to."""
+
+    #: Seconds since the job's start.
+    at: float
+    seconds: float
+    #: Destinations that came to an end, and those of them that failed.
+    ended: int = 0
+    failed: int = 0
+    #: LLM calls.
+    calls: float = 0.0
+    #: Destinations in work, on average.
+    in_work: float = 0.0
+
+
+class StageRow(msgspec.Struct, frozen=True):
+    """How one stage went, over all profiles of the job."""
+
+    stage: str
+    profiles: int
+    not_ok: int
+    called: int
+    cached: int
+    llm_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    mean_ms: float
+
+
+class FailureKind(msgspec.Struct, frozen=True):
+    """Failures of one class in one stage, with one of their messages."""
+
+    error_class: str
+    stage: str
+    destinations: int
+    message: str
+
+
+class RunRow(msgspec.Struct, frozen=True):
+    """One run of a destination."""
+
+    destination_id: str
+    name: str
+    country: str | None
+    outcome: str
+    elapsed_ms: float
+    llm_calls: int
+    cache_hits: int
+    worker: str
+    at: float
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """What one worker has done for the job."""
+
+    worker: str
+    runs: int
+    llm_calls: int
+    busy_seconds: float
+
+
+class Account(msgspec.Struct, frozen=True):
+    """A job's time and failures as the database has them. Times are seconds since 1970, or seconds."""
+
+    started_at: float
+    #: The end of the job, or the moment of the look.
+    ended_at: float
+    runs: int
+    retried: int
+    stopped: int
+    #: When the first destination came to an end; None before.
+    first_at: float | None
+    #: Percentiles of one run, in ms; empty before the first.
+    elapsed_ms: dict[str, float]
+    #: Sum of all runs' times in seconds: destinations in work x time.
+    busy_seconds: float
+    timeline: list[Point]
+    stages: list[StageRow]
+    failures: list[FailureKind]
+    slowest: list[RunRow]
+    workers: list[WorkerRow]
+    dead_letters: int
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the first destination to the end of the job, or to now."""
+        return max(0.0, self.ended_at - self.started_at)
+
+
+async def account_of(store: AsyncDatabaseManager, job: JobRow, *, now: float) -> Account:
+    """Read what there is of a job, in one consistent view."""
+    table = tables.attempts
+    async with store.reading() as connection:
+        sums = (
+            (
+                await connection.execute(
+                    select(
+                        func.count().label("runs"),
+                        func.coalesce(func.sum(case((table.c.attempt > 0, 1), else_=0)), 0).label("retried"),
+                        func.coalesce(func.sum(case((table.c.outcome == "stopped", 1), else_=0)), 0).label("stopped"),
+                        func.min(case((table.c.outcome != "stopped", table.c.at))).label("first_at"),
+                        func.max(table.c.at).label("last_at"),
+                        func.coalesce(func.sum(table.c.elapsed_ms), 0.0).label("busy_ms"),
+                    ).where(table.c.job_id == job.job_id)
+                )
+            )
+            .mappings()
+            .one()
+        )
+        started, ended = _window(job, sums, now)
+        return Account(
+            started_at=started,
+            ended_at=ended,
+            runs=sums["runs"],
+            retried=int(sums["retried"]),
+            stopped=int(sums["stopped"]),
+            first_at=sums["first_at"],
+            elapsed_ms=await _percentiles(connection, job.job_id),
+            busy_seconds=float(sums["busy_ms"]) / 1000,
+            timeline=await _timeline(connection, job.job_id, started, ended, dialect=store.dialect),
+            stages=await _stages(connection, job.job_id),
+            failures=await _failures(connection, job.job_id),
+            slowest=await _slowest(connection, job.job_id),
+            workers=await _workers(connection, job.job_id),
+            dead_letters=await _dead_letters(connection, job.job_id),
+        )
+
+
+def _window(job: JobRow, sums: RowMapping, now: float) -> tuple[float, float]:
+    """From when to when the job worked: what is final has ended, whatever was durable last."""
+    started = job.started_at if job.started_at is not None else job.created_at
+    last = sums["last_at"] if sums["last_at"] is not None else started
+    ended = max(job.finished_at, last) if job.finished_at is not None else max(now, last)
+    return started, max(started, ended)
+
+
+async def _percentiles(connection: AsyncConnection, job_id: str) -> dict[str, float]:
+    table = tables.attempts
+    mine = and_(table.c.job_id == job_id, table.c.outcome != "stopped")
+    count = (await connection.execute(select(func.count()).where(mine))).scalar_one()
+    found: dict[str, float] = {}
+    for share in (50, 95, 99) if count else ():
+        place = min(count - 1, count * share // 100)
+        query = select(table.c.elapsed_ms).where(mine).order_by(table.c.elapsed_ms).limit(1).offset(place)
+        found[f"p{share}"] = (await connection.execute(query)).scalar_one()
+    return found
+
+
+async def _timeline(
+    connection: AsyncConnection, job_id: str, started: float, ended: float, *, dialect: str
+) -> list[Point]:
+    """The runs by the points in which they began and ended: at most POINTS x POINTS groups, however many runs."""
+    table = tables.attempts
+    width = max(SHORTEST_POINT_SECONDS, (ended - started) / POINTS)
+    count = max(1, min(POINTS, int((ended - started) / width + 0.999)))
+
+    def place(moment: ColumnElement[Any]) -> ColumnElement[Any]:
+        number = (moment - literal(started)) / literal(width)
+        # SQLite cuts where PostgreSQL rounds.
+        return cast(func.trunc(number) if dialect == "postgresql" else number, Integer)
+
+    began, at = place(table.c.at - table.c.elapsed_ms / 1000), place(table.c.at)
+    query = (
+        select(
+            began.label("began"),
+            at.label("at"),
+            func.sum(case((table.c.outcome != "stopped", 1), else_=0)).label("ended"),
+            func.sum(case((table.c.outcome == "failed", 1), else_=0)).label("failed"),
+            func.sum(table.c.llm_calls).label("calls"),
+            func.sum(table.c.elapsed_ms).label("busy_ms"),
+        )
+        .where(table.c.job_id == job_id)
+        .group_by(text("1"), text("2"))
+    )
+    ended_in, failed_in = [0] * count, [0] * count
+    calls, busy = [0.0] * count, [0.0] * count
+    for row in (await connection.execute(query)).mappings():
+        first, last = (min(count - 1, max(0, row[name])) for name in ("began", "at"))
+        ended_in[last] += row["ended"]
+        failed_in[last] += row["failed"]
+        for index in range(first, last + 1):
+            calls[index] += float(row["calls"]) / (last - first + 1)
+            busy[index] += row["busy_ms"] / 1000 / (last - first + 1)
+    return [
+        Point(
+            at=round(index * width, 3),
+            seconds=round(width, 3),
+            ended=int(ended_in[index]),
+            failed=int(failed_in[index]),
+            calls=round(calls[index], 3),
+            in_work=round(busy[index] / width, 3),
+        )
+        for index in range(count)
+    ]
+
+
+async def _stages(connection: AsyncConnection, job_id: str) -> list[StageRow]:
+    columns = ", ".join(StageRow.__struct_fields__)
+    query = text(f"SELECT {columns} FROM stage_costs WHERE job_id = :job_id ORDER BY stage")  # noqa: S608  # our names
+    found = (await connection.execute(query, {"job_id": job_id})).mappings()
+    # A sum of PostgreSQL's is a Decimal.
+    return [msgspec.convert({**row, **_floats(row)}, StageRow, strict=False) for row in found]
+
+
+def _floats(row: Any) -> dict[str, Any]:
+    whole = {"called", "cached", "not_ok", "llm_calls", "prompt_tokens", "completion_tokens"}
+    return {
+        name: None if value is None else int(value) if name in whole else float(value)
+        for name, value in row.items()
+        if name in whole | {"cost_usd", "mean_ms"}
+    }
+
+
+async def _failures(connection: AsyncConnection, job_id: str) -> list[FailureKind]:
+    table = tables.failures
+    query: Select[Any] = (
+        select(
+            table.c.error_class, table.c.stage, func.count().label("destinations"),
+            func.min(table.c.message).label("message"),
+        )
+        .where(table.c.job_id == job_id)
+        .group_by(table.c.error_class, table.c.stage)
+        .order_by(func.count().desc(), table.c.error_class, table.c.stage)
+        .limit(KINDS)
+    )  # fmt: skip
+    return [FailureKind(**row) for row in (await connection.execute(query)).mappings()]
+
+
+async def _slowest(connection: AsyncConnection, job_id: str) -> list[RunRow]:
+    table, names = tables.attempts, tables.destinations
+    query = (
+        select(
+            table.c.destination_id, names.c.name, names.c.country, table.c.outcome, table.c.elapsed_ms,
+            table.c.llm_calls, table.c.cache_hits, table.c.worker, table.c.at,
+        )
+        .join_from(table, names)
+        .where(table.c.job_id == job_id)
+        .order_by(table.c.elapsed_ms.desc())
+        .limit(SLOWEST)
+    )  # fmt: skip
+    return [RunRow(**row) for row in (await connection.execute(query)).mappings()]
+
+
+async def _workers(connection: AsyncConnection, job_id: str) -> list[WorkerRow]:
+    table = tables.attempts
+    query = (
+        select(
+            table.c.worker,
+            func.count().label("runs"),
+            func.sum(table.c.llm_calls).label("llm_calls"),
+            func.sum(table.c.elapsed_ms).label("busy_ms"),
+        )
+        .where(table.c.job_id == job_id)
+        .group_by(table.c.worker)
+        .order_by(table.c.worker)
+    )
+    return [
+        WorkerRow(row["worker"], row["runs"], int(row["llm_calls"]), float(row["busy_ms"]) / 1000)
+        for row in (await connection.execute(query)).mappings()
+    ]
+
+
+async def _dead_letters(connection: AsyncConnection, job_id: str) -> int:
+    table = tables.dead_letters
+    query = select(func.count()).select_from(table).where(table.c.job_id == job_id)
+    return int((await connection.execute(query)).scalar_one())
