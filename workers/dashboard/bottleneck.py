@@ -264,10 +264,10 @@ def _database_bound(m: Measured, following: float) -> tuple[str, Change]:
     del following
     commits = m.span("db.commit")
     evidence = f"the consumer is at the database {m.database_share:.0%} of the time, {time(mean(commits))} a batch"
-    return evidence, Change(_DATABASE_ADVICE)
+    return evidence, Change(DATABASE_ADVICE)
 
 
-_DATABASE_ADVICE: Final = (
+DATABASE_ADVICE: Final = (
     "look for who else writes to or locks the database, and for a slow disk (themes doctor); larger batches "
     "(database_batch_size) need fewer commits; PostgreSQL (DATABASE_URL) takes several consumers"
 )
@@ -293,7 +293,7 @@ def _database(m: Measured) -> Finding | None:
         f"(the slowest {time(commits.largest)}), {commits.count} of them"
     )
     share = max(m.database_share, wait / (wait + m.destination_seconds))
-    return Finding(resource="database", share=round(min(1.0, share), 4), evidence=evidence, advice=_DATABASE_ADVICE)
+    return Finding(resource="database", share=round(min(1.0, share), 4), evidence=evidence, advice=DATABASE_ADVICE)
 
 
 def _llm(m: Measured) -> Finding | None:

@@ -34,3 +34,12 @@ def time(seconds: float) -> str:
 def spread(histogram: Histogram) -> str:
     """How durations are spread, in words."""
     return f"{time(histogram.quantile(0.5))} in the middle, more than {time(histogram.quantile(0.95))} for 5 of 100"
+
+
+def size(count: float) -> str:
+    """Bytes as people say them: 4.2 MiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:  # noqa: PLR2004
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:,.3g} GiB"

@@ -96,6 +96,8 @@ class Account(msgspec.Struct, frozen=True):
     stopped: int
     #: When the first destination came to an end; None before.
     first_at: float | None
+    #: When the last one did, or was stopped; its row is durable a little later.
+    last_at: float | None
     #: Percentiles of one run, in ms; empty before the first.
     elapsed_ms: dict[str, float]
     #: Sum of all runs' times in seconds: destinations in work x time.
@@ -141,6 +143,7 @@ async def account_of(store: AsyncDatabaseManager, job: JobRow, *, now: float) ->
             retried=int(sums["retried"]),
             stopped=int(sums["stopped"]),
             first_at=sums["first_at"],
+            last_at=sums["last_at"],
             elapsed_ms=await _percentiles(connection, job.job_id),
             busy_seconds=float(sums["busy_ms"]) / 1000,
             timeline=await _timeline(connection, job.job_id, started, ended, dialect=store.dialect),
