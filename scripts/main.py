@@ -23,6 +23,7 @@ VERBS: Final = {
     "watch": "scripts.watch",
     "status": "scripts.status",
     "results": "scripts.results",
+    "report": "scripts.report",
     "failures": "scripts.failures",
     "retry": "scripts.retry",
     "cancel": "scripts.cancel",

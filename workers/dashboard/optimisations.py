@@ -116,7 +116,7 @@ def _batches(m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, 
     batches, rows = sums.get("batches", 0.0), sums.get("rows", 0.0)
     if m is None or not batches:
         return Optimisation(name, setting, is_on, NOT_MEASURED)
-    words = f"{rows:,.0f} rows in {batches:,.0f} commits, {rows / batches:.1f} a commit"
+    words = f"{rows:,.0f} results in {batches:,.0f} commits, {rows / batches:.1f} a commit"
     if (commits := m.span("db.commit")).count:
         words += f", {time(mean(commits))} each"
     return Optimisation(name, setting, is_on, words)

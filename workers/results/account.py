@@ -115,6 +115,13 @@ class Account(msgspec.Struct, frozen=True):
         return max(0.0, self.ended_at - self.started_at)
 
 
+def empty_account(*, started_at: float, ended_at: float) -> Account:
+    """Of a job that the database does not know yet."""
+    return Account(
+        started_at, max(started_at, ended_at), 0, 0, 0, None, None, {}, 0.0, [], [], [], [], [], 0
+    )  # fmt: skip
+
+
 async def account_of(store: AsyncDatabaseManager, job: JobRow, *, now: float) -> Account:
     """Read what there is of a job, in one consistent view."""
     table = tables.attempts
