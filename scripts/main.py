@@ -22,6 +22,7 @@ VERBS: Final = {
     "enqueue": "scripts.enqueue",
     "watch": "scripts.watch",
     "status": "scripts.status",
+    "top": "scripts.top",
     "results": "scripts.results",
     "report": "scripts.report",
     "failures": "scripts.failures",

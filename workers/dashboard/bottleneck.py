@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from workers.dashboard.measured import Measured, mean
+from workers.dashboard.measured import REFUSED, Measured, mean
 from workers.dashboard.words import plain, rounded, spread, time, times
 
 Resource = Literal[
@@ -50,6 +50,8 @@ LATE_SECONDS: Final = 0.05
 #: Shares of the requests: refused for their number, failed.
 REFUSED_SHARE: Final = 0.02
 FAILED_SHARE: Final = 0.1
+#: Batches that a result waits for, from which on it counts as queueing: a new one waits for that under way and its own.
+BACKLOG: Final = 3.0
 #: Share of a destination's time from which on a part of it is named.
 NAMED_SHARE: Final = 0.3
 #: A gain below this is within what repeats of a run differ by.
@@ -103,7 +105,8 @@ def bounds(m: Measured) -> list[Bound]:
         found.append(Bound("work", m.total / m.unqueued_seconds, f"{m.total:,} destinations"))
     if m.cpu_cores and m.rate:
         found.append(Bound("cpu", m.rate / m.cpu_cores, f"{m.workers} process{'es' if m.workers != 1 else ''}"))
-    if m.database_share and m.rate:
+    # A batch grows with the backlog, so time at the database says little until results queue for it.
+    if m.database_share and m.rate and m.result_wait_seconds > BACKLOG * mean(m.span("db.commit")):
         found.append(Bound("database", m.rate / m.database_share, "one writer"))
     return sorted(found, key=lambda bound: bound.rate)
 
@@ -312,7 +315,7 @@ def _llm(m: Measured) -> Finding | None:
 
 
 def _endpoint(m: Measured) -> Finding | None:
-    failed = {name: count for name, count in m.errors.items() if name != "RateLimitedError"}
+    failed = {name: count for name, count in m.errors.items() if name not in REFUSED}
     count = sum(failed.values())
     if count < FAILED_SHARE * max(1, m.requests):
         return None

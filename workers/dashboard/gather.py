@@ -17,6 +17,7 @@ from tasks.errors import JobNotFoundError, ThemesError
 from tasks.jobs import JobStatus
 from tasks.messages import Usage
 from workers.dashboard.report import JobReport, report_of
+from workers.observe.parts import read_job_parts
 from workers.observe.picture import JobPart, JobPicture
 from workers.results.account import Account, account_of, empty_account
 from workers.results.rows import FINAL_STATES, JobRow
@@ -110,7 +111,7 @@ def look(settings: Settings, job_id: str) -> Live:
 
 
 def _look(redis: Redis, job_id: str) -> Live:
-    live = Live(alive=len(fleet.workers(redis)), parts=live_parts(redis, job_id))
+    live = Live(alive=len(fleet.workers(redis)), parts=read_job_parts(redis, job_id))
     try:
         live.status = jobs.status(redis, job_id)
     except JobNotFoundError:
@@ -119,12 +120,6 @@ def _look(redis: Redis, job_id: str) -> Live:
         for report in fleet.consumers(redis).values():
             live.statements |= _statements(report)
     return live
-
-
-def live_parts(redis: Redis, job_id: str) -> list[JobPart]:
-    """What the job's processes have told so far."""
-    del redis, job_id
-    return []
 
 
 def _statements(report: Mapping[str, str]) -> dict[str, dict[str, float]]:

@@ -12,6 +12,8 @@ from typing import Final
 from workers.observe.metrics import Histogram
 from workers.observe.picture import JobPart, JobPicture
 
+#: Classes of error that mean: too many requests (429).
+REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
 #: Steps of the numeric integral over a histogram.
 STEPS: Final = 200
 
@@ -164,7 +166,7 @@ def measured(
         busiest_cpu_cores=max(cpu, default=0.0),
         database_share=_database_share(picture),
         result_wait_seconds=mean(spans.get("result.wait", Histogram())),
-        refusals=errors.get("RateLimitedError", 0),
+        refusals=sum(errors.get(name, 0) for name in REFUSED),
         requests=round(sums.get("llm.requests", sent.count)),
         errors=errors,
         facts={key: value for part in reversed(workers) for key, value in part.facts.items()},
@@ -195,9 +197,10 @@ def _unqueued(whole: float, sent: Histogram, waits: float, calls: float, rounds:
 
 
 def _database_share(picture: JobPicture) -> float:
-    """Share of its time that the consumer has spent at the database."""
-    for part in picture.parts:
-        if part.role == "consumer" and "db.commit" in part.spans and part.until > part.since:
-            held = part.sums.get("held_seconds") or part.until - part.since
-            return min(1.0, Histogram.from_dict(part.spans["db.commit"]).total / held)
-    return 0.0
+    """Share of the time between the job's first entry and its last that the busiest consumer was at the database."""
+    shares = [
+        Histogram.from_dict(part.spans["db.commit"]).total / (part.until - part.since)
+        for part in picture.parts
+        if part.role == "consumer" and "db.commit" in part.spans and part.until > part.since
+    ]
+    return min(1.0, max(shares, default=0.0))

@@ -1,0 +1,132 @@
+"""Planted bottlenecks are named by `themes report`, and doing what it says gives what it forecasts."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Engine, until
+from workers.pipeline.prompts import BUILT_IN, SYSTEM
+
+#: Four prompts a destination, two and two: as deep as the whole pipeline, and light enough for a small machine.
+STAGES = ("discover.culture", "discover.food", "analyse.price", "enhance.rationale")
+SECTION = "THEMES_PERFORMANCE_OPTIMIZATION__"
+
+
+@pytest.fixture
+def light(engine: Engine, stack: Engine) -> Engine:
+    """A stack whose destinations take four prompts."""
+    folder = stack.folder / "prompts"
+    folder.mkdir()
+    for name in STAGES:
+        shutil.copy(BUILT_IN / f"{name}.md", folder)
+    shutil.copy(BUILT_IN / SYSTEM, folder)
+    stack.env["THEMES_PIPELINE__PROMPTS_DIR"] = str(folder)
+    return stack
+
+
+def _again_with(light: Engine, *options: str) -> None:
+    """The sandbox with other options."""
+    light.end("sandbox")
+    light.sandbox(*options)
+
+
+def _job(light: Engine, count: int, name: str, **env: str) -> dict[str, Any]:
+    """Run a job on one new worker with these settings, to its end; returns its report."""
+    worker = f"w-{name}"
+    light.themes(worker, "worker", "--name", worker, **env)
+    until("the worker", lambda: "action=start" in light.log(worker))
+    said = light.run("enqueue", "-", "--wait", stdin="".join(f"{name} {n}, Utopia\n" for n in range(count)), **env)
+    assert said.returncode == 0, said.stderr
+    report = _report(light, said.stdout.strip())
+    light.end(worker)
+    return report
+
+
+def _report(light: Engine, job: str) -> dict[str, Any]:
+    """What `themes report` says once the last measurements are there."""
+
+    def look() -> Any:
+        said = light.run("report", job, "--json")
+        assert said.returncode == 0, said.stderr
+        found = json.loads(said.stdout)
+        (whole,) = [hop for hop in found["hops"] if hop["name"] == "destination"] or [{"count": 0}]
+        return found if whole["count"] >= found["job"]["done"] else None
+
+    found: dict[str, Any] = until("the measurements", look, 20)
+    return found
+
+
+def _rate(report: dict[str, Any]) -> float:
+    job = report["job"]
+    return float(job["done"] / (job["finished_at"] - job["started_at"]))
+
+
+def _variable(setting: str) -> str:
+    return "THEMES_" + setting.upper().replace(".", "__")
+
+
+def test_a_starved_pool_is_named_and_more_connections_give_what_is_forecast(light: Engine) -> None:
+    _again_with(light, "--latency", "400ms")
+    planted = {f"{SECTION}LLM_CONNECTION_POOL_SIZE": "4", f"{SECTION}LLM_CONNECTION_POOL_MIN_SIZE": "0"}
+    before = _job(light, 24, "starved", **planted)
+    first = before["findings"][0]
+    assert (first["resource"], first["setting"]) == (
+        "connections", "performance_optimization.llm_connection_pool_size",
+    ), first  # fmt: skip
+    assert first["old"] == 4
+    after = _job(light, 72, "fed", **planted | {_variable(first["setting"]): f"{first['new']:.0f}"})
+    assert _rate(after) / _rate(before) == pytest.approx(first["gain"], rel=0.25), first["advice"]
+
+
+def test_a_rate_limit_is_named_and_a_higher_one_gives_what_is_forecast(light: Engine) -> None:
+    _again_with(light, "--latency", "200ms")
+    planted = {"THEMES_LLM__REQUESTS_PER_MINUTE": "480", f"{SECTION}LLM_CONNECTION_POOL_SIZE": "8"}
+    before = _job(light, 20, "limited", **planted | {"THEMES_LLM__REQUEST_BURST": "1"})
+    first = before["findings"][0]
+    assert (first["resource"], first["setting"]) == ("rate limit", "llm.requests_per_minute"), first
+    after = _job(light, 72, "freed", **planted | {_variable(first["setting"]): f"{first['new']:.0f}"})
+    assert _rate(after) / _rate(before) == pytest.approx(first["gain"], rel=0.25), first["advice"]
+
+
+def test_a_single_lane_is_named_and_more_lanes_give_what_is_forecast(light: Engine) -> None:
+    _again_with(light, "--latency", "300ms")
+    planted = {f"{SECTION}WORKER_POOL_SIZE": "1", f"{SECTION}LLM_CONNECTION_POOL_SIZE": "12"}
+    before = _job(light, 12, "narrow", **planted)
+    first = before["findings"][0]
+    assert (first["resource"], first["setting"]) == ("lanes", "performance_optimization.worker_pool_size"), first
+    after = _job(light, 60, "wide", **planted | {_variable(first["setting"]): f"{first['new']:.0f}"})
+    assert _rate(after) / _rate(before) == pytest.approx(first["gain"], rel=0.25), first["advice"]
+
+
+def test_a_limit_of_the_endpoint_is_named_by_its_refusals(light: Engine) -> None:
+    _again_with(light, "--latency", "20ms", "--rate-limit", "12/s,burst=6,retry_after=exact")
+    report = _job(light, 20, "refused")
+    first = report["findings"][0]
+    assert first["resource"] == "rate limit", report["findings"]
+    assert "429" in first["evidence"]
+
+
+def test_a_job_smaller_than_its_workers_lanes_is_too_little_work(light: Engine) -> None:
+    _again_with(light, "--latency", "300ms")
+    report = _job(light, 6, "few", **{f"{SECTION}LLM_CONNECTION_POOL_SIZE": "40"})
+    assert report["findings"][0]["resource"] == "work", report["findings"]
+
+
+def test_a_database_that_others_lock_is_named(light: Engine) -> None:
+    _again_with(light, "--latency", "100ms")
+    path = Path(light.env["THEMES_STATE_DIR"]) / "themes.db"
+    until("the database", path.exists)
+    other = sqlite3.connect(path, isolation_level=None, timeout=20)
+    other.execute(
+        "CREATE TRIGGER slow AFTER INSERT ON attempts BEGIN SELECT count(*) FROM "
+        "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500000) SELECT i FROM n); END"
+    )
+    other.close()
+    report = _job(light, 24, "locked")
+    (database,) = [each for each in report["findings"] if each["resource"] == "database"][:1]
+    assert "a result waits" in database["evidence"] or "went by" in database["evidence"]
+    assert any("statement" in each["evidence"] for each in report["findings"]) or report["job"]["state"] == "done"
