@@ -19,6 +19,7 @@ from workers.dashboard.handler import GuardedHealthcheck, GuardedMetrics
 from workers.dashboard.jobs_pages import Site
 from workers.dashboard.recent import RecentJobs
 from workers.dashboard.templates import Templates
+from workers.dashboard.watch import DashboardWatch
 
 log = logging.getLogger("themes.dashboard")
 
@@ -34,6 +35,8 @@ class Dashboard(Flower):
         settings, redis_url = type(self).settings_of_themes, type(self).redis_url
         redis = connect_async(redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
+        self._watch = DashboardWatch(settings, redis)
+        self.io_loop.add_callback(self._watch.start)
         prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
         ours: list[tuple[Any, ...]] = [
             (r"/metrics", GuardedMetrics),
@@ -42,6 +45,12 @@ class Dashboard(Flower):
             *jobs_pages.handlers(Site(settings, redis_url, RecentJobs(redis))),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
+
+    def log_request(self, handler: Any) -> None:
+        """Measure what was served, beside Tornado's log."""
+        if handler.request.path.rpartition("/")[2] != "events":
+            self._watch.served(handler.request.request_time())
+        super().log_request(handler)
 
 
 def install(settings: Settings, redis_url: str) -> None:

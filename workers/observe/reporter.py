@@ -14,7 +14,7 @@ Each process adds what is new once a second (workers/observe/numbered.py). Names
 | destinations_total | outcome | results published by workers: ok, partial, failed |
 | events_total | result | events for watchers: sent, dropped |
 | consumer_batches_total, consumer_entries_total, consumer_rows_total, consumer_rejected_total | | |
-| redis_errors_total | role | commands that failed, of heartbeats and reports |
+| redis_errors_total | role | commands that met a Redis which was away or too slow, each try |
 | process_cpu_seconds_total | role | |
 
 and one histogram, `span_seconds` by `span`: every hop and whole of workers/observe/picture.py, in the buckets of
@@ -34,7 +34,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks.connection import text_of
+from tasks.connection import CountedRetry, text_of
 from workers.observe import counters
 from workers.observe.metrics import Histogram
 from workers.observe.numbered import NumberedReports
@@ -100,7 +100,7 @@ class MetricsReporter:
 
     def __init__(self, redis: Redis, profiler: PerformanceProfiler, *sources: Source) -> None:
         self._profiler = profiler
-        self._sources = (*sources, self._cpu)
+        self._sources = (*sources, self._of_process)
         self._seen: dict[str, float] = {}
         self._reports = NumberedReports(redis, total=keys.METRICS, mark_of=keys.metrics_reports)
 
@@ -130,7 +130,6 @@ class MetricsReporter:
         try:
             await self.report()
         except (RedisError, OSError) as exc:
-            self._profiler.counters.add(counters.field("redis_errors_total", role=self._profiler.role))
             log.debug("action=report_missed Redis does not answer: %s", exc)
 
     def _news(self) -> dict[str, float]:
@@ -146,8 +145,12 @@ class MetricsReporter:
             news[f"{SPANS}_sum|span={span}"] = round(histogram.total, 6)
         return news
 
-    def _cpu(self) -> dict[str, float]:
-        return {counters.field("process_cpu_seconds_total", role=self._profiler.role): round(time.process_time(), 3)}
+    def _of_process(self) -> dict[str, float]:
+        role = self._profiler.role
+        return {
+            counters.field("process_cpu_seconds_total", role=role): round(time.process_time(), 3),
+            counters.field("redis_errors_total", role=role): CountedRetry.failures,
+        }
 
 
 def of_point(news: Mapping[str, float]) -> dict[str, float]:
