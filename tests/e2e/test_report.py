@@ -1,8 +1,10 @@
 """Planted bottlenecks are named by `themes report`, and doing what it says gives what it forecasts."""
 
+import contextlib
 import json
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +118,57 @@ def test_a_job_smaller_than_its_workers_lanes_is_too_little_work(light: Engine) 
     assert report["findings"][0]["resource"] == "work", report["findings"]
 
 
-def test_a_database_that_others_lock_is_named(light: Engine) -> None:
+def test_a_slow_statement_is_named_with_the_results_that_wait_for_it(light: Engine) -> None:
     _again_with(light, "--latency", "100ms")
-    path = Path(light.env["THEMES_STATE_DIR"]) / "themes.db"
-    until("the database", path.exists)
-    other = sqlite3.connect(path, isolation_level=None, timeout=20)
-    other.execute(
-        "CREATE TRIGGER slow AFTER INSERT ON attempts BEGIN SELECT count(*) FROM "
-        "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500000) SELECT i FROM n); END"
+    _plant(
+        light,
+        "CREATE TRIGGER slow AFTER INSERT ON attempts BEGIN SELECT count(*) FROM (WITH RECURSIVE n(i) AS "
+        "(SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) SELECT i FROM n); END",
     )
-    other.close()
-    report = _job(light, 24, "locked")
-    (database,) = [each for each in report["findings"] if each["resource"] == "database"][:1]
-    assert "a result waits" in database["evidence"] or "went by" in database["evidence"]
-    assert any("statement" in each["evidence"] for each in report["findings"]) or report["job"]["state"] == "done"
+    report = _job(light, 24, "slow")
+    database = [each for each in report["findings"] if each["resource"] == "database"]
+    assert any("a result waits" in each["evidence"] for each in database), report["findings"]
+    (statement,) = [each for each in database if "statement" in each["evidence"]]
+    assert "'insert attempts'" in statement["evidence"]
+    assert report["findings"][0]["resource"] == "database"
+
+
+def test_a_database_that_another_process_holds_is_named(light: Engine) -> None:
+    _again_with(light, "--latency", "100ms")
+    path = _plant(light, "SELECT 1")
+    holder = light.start("holder", sys.executable, "-c", HOLDER, str(path))
+    report = _job(light, 24, "held")
+    light.end("holder")
+    assert holder.returncode is not None
+    (database,) = [each for each in report["findings"] if "a result waits" in each["evidence"]]
+    assert database["resource"] == "database"
+    assert "themes doctor" in database["advice"]
+
+
+#: Holds the write lock for most of every 1.6 s.
+HOLDER = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+while True:
+    connection.execute("BEGIN IMMEDIATE")
+    time.sleep(1.5)
+    connection.execute("COMMIT")
+    time.sleep(0.1)
+"""
+
+
+def _plant(light: Engine, statement: str) -> Path:
+    """Run a statement on the database once its tables are there."""
+    path = Path(light.env["THEMES_STATE_DIR"]) / "themes.db"
+
+    def look() -> bool:
+        if not path.exists():
+            return False
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as connection:
+            found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'").fetchone()
+            if found:
+                connection.execute(statement)
+            return bool(found)
+
+    until("the tables", look)
+    return path

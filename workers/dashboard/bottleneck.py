@@ -118,6 +118,8 @@ def allowed_calls(m: Measured) -> float | None:
         limits.append(per_minute / 60)
     if (tokens := m.number("llm.tokens_per_minute")) and (used := m.number("tokens_per_call")):
         limits.append(tokens / 60 / used)
+    if not limits and (learnt := m.learnt_per_minute):
+        limits.append(learnt / 60)
     if limits:
         return min(limits)
     waits = m.rate_wait_seconds > max(0.05, 0.2 * m.hold_seconds)
@@ -218,7 +220,8 @@ def _rate_limit(m: Measured, following: float) -> tuple[str, Change]:
         waits += f", {m.refusals} of {m.requests} requests were refused (429)"
     if old is None and tokens is None:
         words = "a higher limit from the provider, or a second endpoint (llm.endpoints),"
-        return f"the endpoint allows about {m.call_rate:.3g} requests/s: {waits}", Change(words, is_forecast=True)
+        allowed = (m.learnt_per_minute or 0) / 60 or m.call_rate
+        return f"the endpoint allows about {allowed:.3g} requests/s: {waits}", Change(words, is_forecast=True)
     if old is None:
         setting, old = "llm.tokens_per_minute", tokens
     evidence = f"{setting} is {plain(old)}: {waits}"

@@ -1,11 +1,11 @@
 """What holds a job up that no utilisation tells: nobody works on it, its last destinations are late, it fails."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from tasks.jobs import JobStatus, paused_words
 from workers.dashboard.bottleneck import DATABASE_ADVICE, Finding
-from workers.dashboard.words import time
+from workers.dashboard.words import size, time
 from workers.observe.picture import JobPart, JobPicture
 from workers.results.account import Account, Point
 
@@ -179,14 +179,13 @@ def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
 
 def _growth(part: JobPart) -> Finding | None:
     """A process whose memory went up all the time, by the trend test of its own samples."""
-    growth: Any = part.sums.get("rss_growth_bytes_per_second")
-    if not growth:
+    hourly = part.peaks.get("rss_growth_bytes_per_hour", 0.0)
+    if not hourly:
         return None
-    seconds = part.until - part.since
-    rss = part.peaks.get("rss_bytes", 0)
+    rss = part.peaks.get("rss_bytes", 0.0)
     return Finding(
-        resource="memory", share=round(min(1.0, growth * seconds / rss) if rss else 0.0, 4),
-        evidence=f"the memory of {part.role} {part.name} grows by {growth * 60 / 2**20:.1f} MiB a minute "
-        f"({rss / 2**20:.0f} MiB at most)",
-        advice="switch leak detection on for that process: it names the lines that grow",
+        resource="memory", share=0.0,
+        evidence=f"the memory of {part.role} {part.name} grows for sure, by {size(hourly)} an hour "
+        f"({size(rss)} at most so far): a leak",
+        advice="themes worker-memory start, and after some minutes compare, names the lines of code that grow",
     )  # fmt: skip

@@ -31,6 +31,8 @@ SAID: Final = (
     "enable_persistent_cache", "enable_work_stealing", "enable_streaming_results", "enable_result_compression",
     "enable_intelligent_batching",
 )  # fmt: skip
+#: Seconds after a job's end in which what the consumers say of their statements still is about it.
+RECENT_SECONDS: Final = 600.0
 #: Longest wait for Redis when the database has all that is needed, in seconds.
 REDIS_SECONDS: Final = 5.0
 
@@ -89,13 +91,7 @@ async def _stored(
     row = await store.job(job_id)
     if row is None:
         return None
-    return row, await account_of(store, row, now=now), await stored_parts(store, job_id)
-
-
-async def stored_parts(store: AsyncDatabaseManager, job_id: str) -> list[JobPart]:
-    """What the job's processes have measured, as it was kept at the job's end."""
-    del store, job_id
-    return []
+    return row, await account_of(store, row, now=now), await store.job_parts(job_id)
 
 
 def look(settings: Settings, job_id: str) -> Live:
@@ -116,7 +112,7 @@ def _look(redis: Redis, job_id: str) -> Live:
         live.status = jobs.status(redis, job_id)
     except JobNotFoundError:
         return live
-    if not live.status.is_final:
+    if time.time() - (live.status.finished_at or time.time()) < RECENT_SECONDS:
         for report in fleet.consumers(redis).values():
             live.statements |= _statements(report)
     return live

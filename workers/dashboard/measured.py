@@ -82,6 +82,13 @@ class Measured:
         found = self.fact(key)
         return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
+    @property
+    def learnt_per_minute(self) -> float | None:
+        """Requests a minute that refusals have taught, of all endpoints together; None where nothing was learnt."""
+        learnt = [value for key, value in self.facts.items() if key.startswith("learnt_requests_per_minute:")]
+        known = [float(value) for value in learnt if isinstance(value, int | float)]
+        return sum(known) if known else None
+
     def span(self, name: str) -> Histogram:
         """The durations of one hop; empty where none was measured."""
         return self.spans.get(name) or Histogram()

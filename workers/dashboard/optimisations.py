@@ -116,7 +116,8 @@ def _batches(m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, 
     batches, rows = sums.get("batches", 0.0), sums.get("rows", 0.0)
     if m is None or not batches:
         return Optimisation(name, setting, is_on, NOT_MEASURED)
-    words = f"{rows:,.0f} results in {batches:,.0f} commits, {rows / batches:.1f} a commit"
+    results = sums.get("results", 0.0)
+    words = f"{results:,.0f} results in {batches:,.0f} commits, {rows / batches:,.0f} rows a commit"
     if (commits := m.span("db.commit")).count:
         words += f", {time(mean(commits))} each"
     return Optimisation(name, setting, is_on, words)

@@ -122,6 +122,8 @@ def share(part: float | None) -> str:
     """A share in percent."""
     if part is None:
         return NOTHING
+    if 0 < part < 0.0001:  # noqa: PLR2004
+        return "<0.01%"
     # Hardly anything and nearly everything are not nothing and everything.
     is_extreme = 0 < part < 0.01 or 0.99 < part < 1  # noqa: PLR2004
     return f"{part:.2%}" if is_extreme else f"{part:.0%}"

@@ -92,6 +92,7 @@ class Account(msgspec.Struct, frozen=True):
     #: The end of the job, or the moment of the look.
     ended_at: float
     runs: int
+    #: Of these, all but the first of a destination; and those that came to no end.
     retried: int
     stopped: int
     #: When the first destination came to an end; None before.
@@ -131,7 +132,7 @@ async def account_of(store: AsyncDatabaseManager, job: JobRow, *, now: float) ->
                 await connection.execute(
                     select(
                         func.count().label("runs"),
-                        func.coalesce(func.sum(case((table.c.attempt > 0, 1), else_=0)), 0).label("retried"),
+                        func.count(table.c.destination_id.distinct()).label("destinations"),
                         func.coalesce(func.sum(case((table.c.outcome == "stopped", 1), else_=0)), 0).label("stopped"),
                         func.min(case((table.c.outcome != "stopped", table.c.at))).label("first_at"),
                         func.max(table.c.at).label("last_at"),
@@ -147,7 +148,7 @@ async def account_of(store: AsyncDatabaseManager, job: JobRow, *, now: float) ->
             started_at=started,
             ended_at=ended,
             runs=sums["runs"],
-            retried=int(sums["retried"]),
+            retried=sums["runs"] - sums["destinations"],
             stopped=int(sums["stopped"]),
             first_at=sums["first_at"],
             last_at=sums["last_at"],
