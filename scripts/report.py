@@ -16,7 +16,7 @@ from scripts.main import settings_from
 from scripts.results import destination_of
 from workers.dashboard.gather import gather
 from workers.dashboard.report import JobReport
-from workers.dashboard.report_page import cost, figures, headline, of, page, share
+from workers.dashboard.report_page import NAMED_SHARE, cost, figures, headline, of, page, share
 from workers.dashboard.words import size, times
 from workers.dashboard.words import time as span_of
 from workers.observe.picture import HOPS
@@ -164,7 +164,7 @@ def _slowest(report: JobReport) -> RenderableType | None:
     table = Table("slowest", "time", "calls", "outcome", "where it went", box=None)
     for each in report.slowest:
         parts = sorted(each.shares.items(), key=lambda item: -item[1])[:3]
-        went = ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts)
+        went = ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts if part >= NAMED_SHARE)
         table.add_row(Text(each.name), span_of(each.seconds), str(each.calls), each.outcome, went or "not kept")
     return table
 

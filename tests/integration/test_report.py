@@ -188,7 +188,7 @@ def test_what_redis_alone_knows_makes_a_report() -> None:
 class _Elements(HTMLParser):
     """Which elements and attributes a page has, the text of those with an id, and which were never closed."""
 
-    VOID = frozenset({"meta", "br", "input"})
+    VOID = frozenset({"meta", "br", "wbr"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from workers.dashboard.measured import REFUSED, Measured, mean
-from workers.dashboard.words import plain, rounded, spread, time, times
+from workers.dashboard.words import amount, plain, rounded, spread, time, times
 
 Resource = Literal[
     "connections", "rate limit", "lanes", "cpu", "redis", "database", "work", "tail", "workers", "llm", "endpoint",
@@ -96,11 +96,13 @@ def bounds(m: Measured) -> list[Bound]:
     found: list[Bound] = []
     calls = m.calls_per_destination
     if calls and m.hold_seconds and m.connections:
-        found.append(Bound("connections", m.connections / (calls * m.hold_seconds), f"{m.connections:.3g} connections"))
+        found.append(
+            Bound("connections", m.connections / (calls * m.hold_seconds), f"{amount(m.connections)} connections")
+        )
     if calls and (allowed := allowed_calls(m)):
         found.append(Bound("rate limit", allowed / calls, f"{allowed:.3g} requests/s"))
     if m.unqueued_seconds and m.lanes:
-        found.append(Bound("lanes", m.lanes / m.unqueued_seconds, f"{m.lanes:.3g} lanes"))
+        found.append(Bound("lanes", m.lanes / m.unqueued_seconds, f"{amount(m.lanes)} lanes"))
     if m.unqueued_seconds and m.total:
         found.append(Bound("work", m.total / m.unqueued_seconds, f"{m.total:,} destinations"))
     if m.cpu_cores and m.rate:
@@ -199,8 +201,9 @@ class Change:
 def _connections(m: Measured, following: float) -> tuple[str, Change]:
     used = m.connections_busy / m.connections if m.connections else 0.0
     evidence = (
-        f"the pool is {used:.0%} in use ({m.connections_busy:.1f} of {m.connections:.3g} connections), a call waits "
-        f"{time(m.pool_wait_seconds)} for one and keeps it {time(m.hold_seconds)}; {m.connections_waiting:.1f} wait"
+        f"the pool is {used:.0%} in use ({m.connections_busy:.1f} of {amount(m.connections)} connections), a call "
+        f"waits {time(m.pool_wait_seconds)} for one and keeps it {time(m.hold_seconds)}; "
+        f"{m.connections_waiting:.1f} are in line"
     )
     setting = "performance_optimization.llm_connection_pool_size"
     old = m.number(setting) or (m.connections / m.workers if m.workers else None)
@@ -233,8 +236,8 @@ def _rate_limit(m: Measured, following: float) -> tuple[str, Change]:
 def _lanes(m: Measured, following: float) -> tuple[str, Change]:
     used = m.lanes_busy / m.lanes if m.lanes else 0.0
     evidence = (
-        f"{m.lanes_busy:.1f} of {m.lanes:.3g} lanes are busy ({used:.0%}) while {m.connections_busy:.1f} of "
-        f"{m.connections:.3g} connections are in use; a destination keeps its lane {time(m.destination_seconds)}"
+        f"{m.lanes_busy:.1f} of {amount(m.lanes)} lanes are busy ({used:.0%}) while {m.connections_busy:.1f} of "
+        f"{amount(m.connections)} connections are in use; a destination keeps its lane {time(m.destination_seconds)}"
     )
     setting = "performance_optimization.worker_pool_size"
     old = m.number(setting) or (m.lanes / m.workers if m.workers else None)
@@ -260,8 +263,8 @@ def _cpu(m: Measured, following: float) -> tuple[str, Change]:
 def _work(m: Measured, following: float) -> tuple[str, Change]:
     del following
     evidence = (
-        f"{m.total} destinations for {m.lanes:.3g} lanes: on average {m.lanes_busy:.1f} are busy, and no connection or "
-        f"lane is waited for; one destination takes {time(m.destination_seconds)}"
+        f"{m.total} destinations for {amount(m.lanes)} lanes: on average {m.lanes_busy:.1f} are busy, and no "
+        f"connection or lane is waited for; one destination takes {time(m.destination_seconds)}"
     )
     return evidence, Change("nothing to tune: a larger job would use what is idle; this one waits for the LLM")
 
@@ -369,7 +372,7 @@ def _idle(m: Measured) -> Finding:
     waited = f"; a chunk waited {time(mean(queue))} in the queue" if queue.count else ""
     return Finding(
         resource="work", share=round(max(0.0, idle), 4),
-        evidence=f"{m.lanes_busy:.1f} of {m.lanes:.3g} lanes are busy and nothing is full: too little to do{waited}",
+        evidence=f"{m.lanes_busy:.1f} of {amount(m.lanes)} lanes are busy, nothing is full: too little to do{waited}",
         advice="nothing to tune while lanes are idle: a larger job, or several at once, would use them",
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ but its own style sheet, by its hash.
 import base64
 import hashlib
 import time
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from workers.observe.picture import HOPS
 _PAGES: Final = Path(__file__).parent / "pages"
 #: Seconds from which on a time is told in minutes.
 MINUTE: Final = 60
+#: Share of a destination's time from which on a hop is named beside its bar.
+NAMED_SHARE: Final = 0.005
 #: What the colours mean.
 _LEGEND: Final = {
     "llm": "the LLM answers", "wait": "waiting in a line", "cache": "cache and Redis", "cpu": "checking answers",
@@ -49,12 +52,14 @@ def values(report: JobReport) -> dict[str, Any]:
         "findings": [
             {
                 "rank": number, "name": each.name, "share": f"{each.share:.0%}" if each.share else "",
-                "evidence": each.evidence, "advice": each.advice, "gain": times(each.gain) if each.gain else "",
+                "evidence": each.evidence[:1].upper() + each.evidence[1:],
+                "advice": each.advice, "gain": times(each.gain) if each.gain else "",
                 "bar": charts.bar(0, each.share, "wait", f"{each.name}: {each.share:.0%}"),
             }
             for number, each in enumerate(report.findings, 1)
         ],
         "capacities": _capacities(report),
+        "breakable": breakable,
         "curves": _curves(report),
         "lane_hops": _waterfall([hop for hop in report.hops if hop.place == "lane"]),
         "other_hops": _waterfall([hop for hop in report.hops if hop.place != "lane"]),
@@ -79,6 +84,11 @@ def values(report: JobReport) -> dict[str, Any]:
         "notes": report.notes,
         "is_profiled": report.is_profiled,
     }  # fmt: skip
+
+
+def breakable(words: str) -> str:
+    """Escaped, with places where a setting's long name may go on in the next line."""
+    return escape(words).replace("_", "_<wbr>")
 
 
 def headline(report: JobReport) -> str:
@@ -202,7 +212,7 @@ def _slow(each: Slow) -> dict[str, Any]:
         "calls": NOTHING if each.calls is None else str(each.calls),
         "worker": each.worker,
         "svg": charts.stack(each.shares, f"where the time of {each.name} went") if each.shares else "",
-        "words": ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts),
+        "words": ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts if part >= NAMED_SHARE),
     }
 
 

@@ -43,3 +43,9 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:,.3g} GiB"
+
+
+def amount(mean: float) -> str:
+    """A mean of things that are whole: 12 where it is next to 12, for workers come and go by moments."""
+    whole = round(mean)
+    return f"{whole:,}" if whole and abs(mean - whole) < 0.02 * whole else f"{mean:.1f}"  # 2 %

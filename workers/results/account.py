@@ -24,7 +24,11 @@ KINDS: Final = 20
 
 
 class Point(msgspec.Struct, frozen=True):
-    """Part of the job's time. Calls and work are spread evenly over the run that they belong to."""
+    """Part of the job's time.
+
+    When a call was made is not kept. What was started first is served first, so a run stands in line at its beginning:
+    its calls are spread evenly over its last seconds, as many as the quickest run with calls took.
+    """
 
     #: Seconds since the job's start.
     at: float
@@ -196,39 +200,49 @@ async def _timeline(
         # SQLite cuts where PostgreSQL rounds.
         return cast(func.trunc(number) if dialect == "postgresql" else number, Integer)
 
-    began, at = place(table.c.at - table.c.elapsed_ms / 1000), place(table.c.at)
-    query = (
-        select(
-            began.label("began"),
-            at.label("at"),
-            func.sum(case((table.c.outcome != "stopped", 1), else_=0)).label("ended"),
-            func.sum(case((table.c.outcome == "failed", 1), else_=0)).label("failed"),
-            func.sum(table.c.llm_calls).label("calls"),
-            func.sum(table.c.elapsed_ms).label("busy_ms"),
+    async def spread(seconds: ColumnElement[Any], amount: ColumnElement[Any]) -> list[float]:
+        """An amount of each run, evenly over the seconds before its end."""
+        query = (
+            select(
+                place(table.c.at - seconds).label("began"), place(table.c.at).label("at"), func.sum(amount).label("n")
+            )
+            .where(table.c.job_id == job_id)
+            .group_by(text("1"), text("2"))
         )
-        .where(table.c.job_id == job_id)
-        .group_by(text("1"), text("2"))
-    )
-    ended_in, failed_in = [0] * count, [0] * count
-    calls, busy = [0.0] * count, [0.0] * count
-    for row in (await connection.execute(query)).mappings():
-        first, last = (min(count - 1, max(0, row[name])) for name in ("began", "at"))
-        ended_in[last] += row["ended"]
-        failed_in[last] += row["failed"]
-        for index in range(first, last + 1):
-            calls[index] += float(row["calls"]) / (last - first + 1)
-            busy[index] += row["busy_ms"] / 1000 / (last - first + 1)
+        over = [0.0] * count
+        for began, at, found in await connection.execute(query):
+            first, last = (min(count - 1, max(0, index)) for index in (began, at))
+            for index in range(first, last + 1):
+                over[index] += float(found) / (last - first + 1)
+        return over
+
+    elapsed = table.c.elapsed_ms / 1000
+    quickest = await _quickest(connection, job_id)
+    ended_in = await spread(literal(0.0), case((table.c.outcome != "stopped", 1), else_=0))
+    failed_in = await spread(literal(0.0), case((table.c.outcome == "failed", 1), else_=0))
+    busy = await spread(elapsed, elapsed)
+    calls = await spread(case((elapsed < quickest, elapsed), else_=literal(quickest)), table.c.llm_calls)
     return [
         Point(
             at=round(index * width, 3),
             seconds=round(width, 3),
-            ended=int(ended_in[index]),
-            failed=int(failed_in[index]),
+            ended=round(ended_in[index]),
+            failed=round(failed_in[index]),
             calls=round(calls[index], 3),
             in_work=round(busy[index] / width, 3),
         )
         for index in range(count)
     ]
+
+
+async def _quickest(connection: AsyncConnection, job_id: str) -> float:
+    """Seconds of the quickest run that called: the others called as long, and stood in line before."""
+    table = tables.attempts
+    query = select(func.min(table.c.elapsed_ms)).where(
+        table.c.job_id == job_id, table.c.llm_calls > 0, table.c.outcome == "ok"
+    )
+    found = (await connection.execute(query)).scalar_one()
+    return float(found or 0.0) / 1000
 
 
 async def _stages(connection: AsyncConnection, job_id: str) -> list[StageRow]:
