@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from scripts.main import settings_from
+from tasks import fleet
 from tasks.app import configure
 from tasks.connection import check_server, connect, locate
 
@@ -33,27 +34,32 @@ def command(action: str, worker: str | None, every: float, *, as_json: bool) -> 
     While it is on, a worker is several times slower.
     """
     settings = settings_from()
-    broker_url = settings.celery.broker_url or locate(settings)
-    check_server(connect(broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
-    app = configure(settings, broker_url)
+    url = locate(settings)
+    redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    asked = [name for name in fleet.workers(redis) if worker in {None, name}]
+    if not asked:
+        print(f"no worker{f' {worker}' if worker else ''} lives: `themes doctor` lists those that do", file=sys.stderr)
+        return 1
+    app = configure(settings, settings.celery.broker_url or url)
+    # As soon as all have answered: without their number Celery waits for as long as it may.
     replies = app.control.broadcast(
         "themes_memory",
         arguments={"action": action, "every_seconds": every},
-        destination=[worker] if worker else None,
+        destination=asked,
         reply=True,
         timeout=ANSWER_SECONDS,
-        limit=1 if worker else None,
+        limit=len(asked),
     )
     answers: dict[str, Any] = {name: said for reply in replies or [] for name, said in reply.items()}
     if as_json:
         print(json.dumps(answers))
-    if not answers:
-        print(f"no worker answered within {ANSWER_SECONDS:g} s: `themes doctor` lists those that live", file=sys.stderr)
-        return 1
+    for name in sorted({*asked} - {*answers}):
+        print(f"{name}: no answer within {ANSWER_SECONDS:g} s", file=sys.stderr)
     if not as_json:
         for name, said in sorted(answers.items()):
             _show(name, said)
-    return 1 if any("error" in said for said in answers.values()) else 0
+    return 1 if len(answers) < len(asked) or any("error" in said for said in answers.values()) else 0
 
 
 def _show(name: str, said: dict[str, Any]) -> None:

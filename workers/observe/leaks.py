@@ -71,7 +71,8 @@ class LeakWatch:
         with self._lock:
             if self._thread is None:
                 tracemalloc.start(1)
-                self._looks.clear()
+                # What was there before is not traced: at first nothing is held.
+                self._looks = [(time.monotonic(), {})]
                 self._stopping.clear()
                 self._thread = threading.Thread(
                     target=self._watch, args=(every_seconds,), name="themes-leaks", daemon=True
@@ -107,7 +108,6 @@ class LeakWatch:
         return {"tracing": False}
 
     def _watch(self, every_seconds: float) -> None:
-        self._look()
         while not self._stopping.wait(every_seconds):
             self._look()
 

@@ -74,7 +74,7 @@ class Span:
         self._began = _clock()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
         seconds = _clock() - self._began
         _node.reset(self._token)
         self._node.add(seconds)
@@ -120,7 +120,7 @@ class _Nothing(Span):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
         pass
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
