@@ -13,7 +13,7 @@ from redis import Redis, RedisError
 from config.settings import Settings
 from tasks import fleet, jobs
 from tasks.connection import check_server, connect, locate
-from tasks.errors import JobNotFoundError, ThemesError
+from tasks.errors import DatabaseError, JobNotFoundError, ThemesError
 from tasks.jobs import JobStatus
 from tasks.messages import Usage
 from workers.dashboard.report import JobReport, report_of
@@ -54,17 +54,19 @@ async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5,
 
     Raises:
         JobNotFoundError: neither the database nor Redis knows the job.
-        DatabaseError: there is a database, and it cannot be read.
+        DatabaseError: the database cannot be read, and Redis does not answer.
     """
     live = look(settings, job_id)
     notes = [live.trouble] if live.trouble else []
     now = time.time()
     async with AsyncExitStack() as stack:
         found = await _stored(settings, job_id, stack, live, now)
-        if found is None:
+        if isinstance(found, str):
             if live.status is None:
-                raise JobNotFoundError(f"no job {job_id!r}, neither in Redis nor in the database: `themes status`")
-            notes.append("The database does not know this job yet: is a consumer running?")
+                raise JobNotFoundError(
+                    f"no job {job_id!r}: `themes status` lists the jobs. {' '.join([*notes, found])}"
+                )
+            notes.append(found)
             row = row_of(live.status)
             account = empty_account(started_at=row.started_at or row.created_at, ended_at=row.finished_at or now)
             kept: list[JobPart] = []
@@ -81,16 +83,23 @@ async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5,
 
 async def _stored(
     settings: Settings, job_id: str, stack: AsyncExitStack, live: Live, now: float
-) -> tuple[JobRow, Account, list[JobPart]] | None:
-    """What the database has of a job; None when it does not know it, or is not there, and Redis knows it."""
+) -> tuple[JobRow, Account, list[JobPart]] | str:
+    """What the database has of a job; else why it has nothing, as far as Redis may know more.
+
+    Raises:
+        DatabaseError: it cannot be read, and Redis does not know the job either.
+    """
     store = AsyncDatabaseManager.from_settings(settings)
     stack.push_async_callback(store.close)
-    if live.status is not None and not store.exists():
-        return None
-    await store.open()
-    row = await store.job(job_id)
+    try:
+        await store.open()
+        row = await store.job(job_id)
+    except DatabaseError as bad:
+        if live.trouble:
+            raise
+        return f"Nothing is from the database: {bad}"
     if row is None:
-        return None
+        return "The database does not know this job yet: is a consumer running?"
     return row, await account_of(store, row, now=now), await store.job_parts(job_id)
 
 
