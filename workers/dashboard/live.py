@@ -11,12 +11,14 @@ from typing import Any, Final
 from redis import Redis
 
 from tasks import fleet, jobs, keys
-from workers.observe.reporter import Metrics, read_metrics
+from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 log = logging.getLogger("themes.top")
 
 #: Jobs shown: those that run, and the newest of the others.
 JOBS: Final = 12
+#: Seconds before a first look that its rates are of: the whole tens of seconds within them.
+LATELY_SECONDS: Final = 30.0
 #: Seconds over which rates are taken: workers tell once a second, so less would flicker.
 RATE_SECONDS: Final = 5.0
 
@@ -71,7 +73,7 @@ class ConsumerLine:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One look. Rates are None before the second look, and where processes do not measure."""
+    """One look. Rates are None where nothing was counted lately, or processes do not measure."""
 
     at: float
     jobs: list[JobLine] = field(default_factory=list)
@@ -163,7 +165,7 @@ class Watcher:
         first, last = self._counts[0], self._counts[-1]
         seconds = last.at - first.at
         if seconds <= 0:
-            return {}
+            return _rates_of(read_series(self._redis, LATELY_SECONDS))
         calls, saved = last.calls - first.calls, last.saved - first.saved
         return {
             "calls_per_second": round(calls / seconds, 3),
@@ -171,6 +173,23 @@ class Watcher:
             "refusals_per_second": round((last.refusals - first.refusals) / seconds, 3),
             "hit_rate": round(saved / (calls + saved), 4) if calls + saved else None,
         }
+
+
+def _rates_of(series: list[SeriesPoint]) -> dict[str, Any]:
+    """Rates by the last points that are whole; none where nothing was counted lately."""
+    whole = series[:-1]
+    seconds = len(whole) * keys.SERIES_STEP_SECONDS
+    calls = sum(point.calls for point in whole)
+    saved = sum(point.hits + point.coalesced for point in whole)
+    if not seconds or not calls + saved:
+        return {}
+    refusals = sum(point.rate_limited for point in whole)
+    return {
+        "calls_per_second": round(calls / seconds, 3),
+        "errors_per_second": round((sum(point.errors for point in whole) - refusals) / seconds, 3),
+        "refusals_per_second": round(refusals / seconds, 3),
+        "hit_rate": round(saved / (calls + saved), 4),
+    }
 
 
 def _queued(broker: Redis) -> int:
