@@ -19,9 +19,14 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from config.settings import load
 from scripts.local_redis import LocalRedis
-from tests.browser import Page, page
+from tests import browser
+from tests.browser import Page
 from tests.e2e.conftest import Engine, until
+from workers.dashboard.gather import gather
+from workers.dashboard.report import JobReport
+from workers.dashboard.report_page import page
 
 NASTY = "<script>window.broken=1</script>\"onmouseover='window.broken=1' & <b>bold"
 SECTION = "THEMES_PERFORMANCE_OPTIMIZATION__"
@@ -68,7 +73,7 @@ async def test_the_page_shows_in_a_browser_what_the_database_counts(
         job,
     )
     assert (done, hits) == (10, 128)
-    async with page(chromium) as tab:
+    async with browser.page(chromium) as tab:
         await tab.open(file.as_uri())
         shown = await _numbers(tab)
         assert shown["ended"] == done
@@ -104,7 +109,17 @@ async def _numbers(tab: Page) -> dict[str, float]:
     return {key: float(text) for key, text in plain.items() if text.replace(".", "", 1).isdigit()}
 
 
-def test_a_job_has_a_report_in_every_state_it_can_be_in(engine: Engine, tmp_path: Path) -> None:
+def _look(engine: Engine, job: str) -> JobReport:
+    """The report, made in this process: starting one takes seconds."""
+    settings = load(env={name: value for name, value in engine.env.items() if name.startswith(("THEMES_", "REDIS"))})
+    return asyncio.run(gather(settings, job))
+
+
+def _state(engine: Engine, job: str) -> str:
+    return str(_look(engine, job).job["state"])
+
+
+def test_a_job_has_a_report_before_its_start_and_after_redis(engine: Engine, tmp_path: Path) -> None:
     with LocalRedis(tmp_path / "var", engine.env["THEMES_REDIS__SERVER"]) as server:
         engine.env["REDIS_URL"] = server.url
         missing = engine.run("report", "20200101-000000-abcdef", "--json")
@@ -113,41 +128,49 @@ def test_a_job_has_a_report_in_every_state_it_can_be_in(engine: Engine, tmp_path
         # Nobody has made a database yet.
         engine.sandbox("--latency", "30ms", "--fault", "400=1,match=Gotham")
         job = engine.run("enqueue", "-", stdin="Gotham\nKyoto\nLisbon\nRome\nOslo\n").stdout.strip()
-        queued = _json(engine, job)
-        assert queued["findings"][0]["resource"] == "workers"
-        assert "there is no results database yet" in " ".join(queued["notes"])
+        queued = _look(engine, job)
+        assert queued.findings[0].resource == "workers"
+        assert "there is no results database yet" in " ".join(queued.notes)
         engine.themes("consumer", "consumer")
-        until("the database", lambda: "database" not in " ".join(_json(engine, job)["notes"]))
-        assert _json(engine, job)["account"]["runs"] == 0
+        until("the database", lambda: "database" not in " ".join(_look(engine, job).notes))
+        assert _look(engine, job).account.runs == 0
         engine.themes("w", "worker", "--name", "w", "--concurrency", "2")
-        until("the end", lambda: engine.status(job)["state"] == "done")
-        ended = _json(engine, job)
-        assert (ended["job"]["done"], ended["job"]["failed"]) == (4, 1)
-        (kind,) = ended["account"]["failures"]
-        assert kind["error_class"] == "BadRequestError"
+        until("the end", lambda: _state(engine, job) == "done")
+        ended = _look(engine, job)
+        assert (ended.job["done"], ended.job["failed"]) == (4, 1)
+        (kind,) = ended.account.failures
+        assert kind.error_class == "BadRequestError"
+        assert any("destinations failed" in each.evidence for each in ended.findings)
         assert "BadRequestError" in engine.run("report", job).stdout
-        assert any("destinations failed" in each["evidence"] for each in ended["findings"])
-        stopped = engine.run("enqueue", "-", stdin="".join(f"Town {n}\n" for n in range(300))).stdout.strip()
-        until("a start", lambda: engine.status(stopped)["done"] > 3)
-        running = _json(engine, stopped)
-        assert running["job"]["state"] == "running"
-        assert 0 < running["job"]["done"] < 300
-        engine.run("pause", stopped)
-        assert "themes resume" in _json(engine, stopped)["findings"][0]["advice"]
-        engine.run("cancel", stopped)
-        until("the cancellation", lambda: _json(engine, stopped)["job"]["state"] == "cancelled")
+        until(
+            "the consumer to keep what was measured", lambda: _one(engine, "SELECT count(*) FROM job_profiles")[0] > 1
+        )
         with Redis.from_url(server.url) as redis:
             redis.delete(*redis.scan_iter(f"themes:job:{job}*"))
-        forgotten = _json(engine, job)
-        assert "Redis no longer knows this job" in " ".join(forgotten["notes"])
-        assert forgotten["usage"] == ended["usage"]
-    away = _json(engine, job)
-    assert "Redis does not answer" in " ".join(away["notes"])
-    assert away["is_profiled"], "the consumer has kept what was measured"
-    assert away["usage"] == ended["usage"]
+        forgotten = _look(engine, job)
+        assert "Redis no longer knows this job" in " ".join(forgotten.notes)
+        assert forgotten.usage == ended.usage
+    away = _look(engine, job)
+    assert "Redis does not answer" in " ".join(away.notes)
+    assert away.is_profiled, "the consumer has kept what was measured"
+    assert away.usage == ended.usage
     unwritable = engine.run("report", job, "-o", str(tmp_path / "no" / "such" / "report.html"))
     assert unwritable.returncode == 2
     assert "cannot be written" in unwritable.stderr
+
+
+def test_a_job_has_a_report_while_it_runs_rests_and_is_cancelled(stack: Engine) -> None:
+    stack.themes("w", "worker", "--name", "w", "--concurrency", "2")
+    job = stack.run("enqueue", "-", stdin="".join(f"Town {n}\n" for n in range(2_000))).stdout.strip()
+    until("some results", lambda: _look(stack, job).job["done"] > 3)
+    running = _look(stack, job)
+    assert running.job["state"] == "running"
+    assert 0 < running.job["done"] < 2_000
+    stack.run("pause", job)
+    assert "themes resume" in _look(stack, job).findings[0].advice
+    stack.run("cancel", job)
+    until("the cancellation", lambda: _state(stack, job) == "cancelled")
+    assert page(_look(stack, job)).count("cancelled") >= 2
 
 
 def test_without_profiling_the_report_says_so_and_counts_all_the_same(stack: Engine) -> None:
