@@ -176,15 +176,18 @@ def _window(job: JobRow, sums: RowMapping, now: float) -> tuple[float, float]:
 
 
 async def _percentiles(connection: AsyncConnection, job_id: str) -> dict[str, float]:
+    """All of them out of one sort."""
     table = tables.attempts
     mine = and_(table.c.job_id == job_id, table.c.outcome != "stopped")
     count = (await connection.execute(select(func.count()).where(mine))).scalar_one()
-    found: dict[str, float] = {}
-    for share in (50, 95, 99) if count else ():
-        place = min(count - 1, count * share // 100)
-        query = select(table.c.elapsed_ms).where(mine).order_by(table.c.elapsed_ms).limit(1).offset(place)
-        found[f"p{share}"] = (await connection.execute(query)).scalar_one()
-    return found
+    if not count:
+        return {}
+    places = {f"p{share}": min(count, count * share // 100 + 1) for share in (50, 95, 99)}
+    number = func.row_number().over(order_by=table.c.elapsed_ms).label("number")
+    ranked = select(table.c.elapsed_ms, number).where(mine).subquery()
+    query = select(ranked.c.number, ranked.c.elapsed_ms).where(ranked.c.number.in_(set(places.values())))
+    found = {row["number"]: row["elapsed_ms"] for row in (await connection.execute(query)).mappings()}
+    return {name: found[place] for name, place in places.items()}
 
 
 async def _timeline(
@@ -200,28 +203,29 @@ async def _timeline(
         # SQLite cuts where PostgreSQL rounds.
         return cast(func.trunc(number) if dialect == "postgresql" else number, Integer)
 
-    async def spread(seconds: ColumnElement[Any], amount: ColumnElement[Any]) -> list[float]:
-        """An amount of each run, evenly over the seconds before its end."""
+    async def spread(seconds: ColumnElement[Any], *amounts: ColumnElement[Any]) -> list[list[float]]:
+        """Amounts of each run: the first evenly over the seconds before its end, the others at its end."""
         query = (
-            select(
-                place(table.c.at - seconds).label("began"), place(table.c.at).label("at"), func.sum(amount).label("n")
-            )
+            select(place(table.c.at - seconds), place(table.c.at), *(func.sum(amount) for amount in amounts))
             .where(table.c.job_id == job_id)
             .group_by(text("1"), text("2"))
         )
-        over = [0.0] * count
-        for began, at, found in await connection.execute(query):
+        over = [[0.0] * count for _ in amounts]
+        for began, at, *found in await connection.execute(query):
             first, last = (min(count - 1, max(0, index)) for index in (began, at))
             for index in range(first, last + 1):
-                over[index] += float(found) / (last - first + 1)
+                over[0][index] += float(found[0]) / (last - first + 1)
+            for row, amount in zip(over[1:], found[1:], strict=True):
+                row[last] += float(amount)
         return over
 
     elapsed = table.c.elapsed_ms / 1000
     quickest = await _quickest(connection, job_id)
-    ended_in = await spread(literal(0.0), case((table.c.outcome != "stopped", 1), else_=0))
-    failed_in = await spread(literal(0.0), case((table.c.outcome == "failed", 1), else_=0))
-    busy = await spread(elapsed, elapsed)
-    calls = await spread(case((elapsed < quickest, elapsed), else_=literal(quickest)), table.c.llm_calls)
+    is_ended, is_failed = (
+        case((condition, 1), else_=0) for condition in (table.c.outcome != "stopped", table.c.outcome == "failed")
+    )
+    busy, ended_in, failed_in = await spread(elapsed, elapsed, is_ended, is_failed)
+    (calls,) = await spread(case((elapsed < quickest, elapsed), else_=literal(quickest)), table.c.llm_calls)
     return [
         Point(
             at=round(index * width, 3),
@@ -278,16 +282,23 @@ async def _failures(connection: AsyncConnection, job_id: str) -> list[FailureKin
 
 
 async def _slowest(connection: AsyncConnection, job_id: str) -> list[RunRow]:
-    table, names = tables.attempts, tables.destinations
+    # Their names are looked up for the few that are left.
+    slow = (
+        select(tables.attempts)
+        .where(tables.attempts.c.job_id == job_id)
+        .order_by(tables.attempts.c.elapsed_ms.desc())
+        .limit(SLOWEST)
+        .subquery()
+    )
+    names = tables.destinations
+    is_its = and_(names.c.job_id == slow.c.job_id, names.c.destination_id == slow.c.destination_id)
     query = (
         select(
-            table.c.destination_id, names.c.name, names.c.country, table.c.outcome, table.c.elapsed_ms,
-            table.c.llm_calls, table.c.cache_hits, table.c.worker, table.c.at,
+            slow.c.destination_id, names.c.name, names.c.country, slow.c.outcome, slow.c.elapsed_ms,
+            slow.c.llm_calls, slow.c.cache_hits, slow.c.worker, slow.c.at,
         )
-        .join_from(table, names)
-        .where(table.c.job_id == job_id)
-        .order_by(table.c.elapsed_ms.desc())
-        .limit(SLOWEST)
+        .join_from(slow, names, is_its)
+        .order_by(slow.c.elapsed_ms.desc())
     )  # fmt: skip
     return [RunRow(**row) for row in (await connection.execute(query)).mappings()]
 
