@@ -90,8 +90,14 @@ def _settings() -> Settings:
 
 
 def _app(settings: Settings) -> Celery:
-    app = configure(settings, settings.celery.broker_url or locate(settings))
+    url = locate(settings)
+    app = configure(settings, settings.celery.broker_url or url)
     app.steps["worker"].add(RuntimeStep)
+    if "flower.command" in sys.modules:
+        # Celery's command line has it at hand: `celery -A workers.app flower` serves our pages, as safely.
+        from workers.dashboard.flower import offer
+
+        offer(settings, url)
     return app
 
 
