@@ -108,6 +108,11 @@ class Route:
             "in_use": self.in_use,
             "limit": self.concurrency.limit,
             "failures": self.circuit.failures,
+            "error": type(self.circuit.error).__name__ if self.circuit.error else None,
+            "cooling_seconds": round(self.limiter.cool_down.left_seconds, 1),
+            "cool_downs": self.limiter.cool_down.count,
+            "queued": self.queued,
+            "limit_digest": self.limiter.digest,
             "latency_ms": None if self.latency_seconds is None else round(self.latency_seconds * 1000, 1),
         }
 
