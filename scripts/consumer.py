@@ -29,6 +29,7 @@ async def consume(settings: Settings, url: str) -> None:
     """Consume and sweep until SIGTERM or SIGINT, or until the database cannot be used."""
     # Late: the other verbs do without SQLAlchemy.
     from workers.observe.collector import calm_collector
+    from workers.observe.profiler import PerformanceProfiler
     from workers.results.consumer import ResultsConsumer
     from workers.results.store import AsyncDatabaseManager
     from workers.results.sweeper import Sweeper
@@ -39,7 +40,17 @@ async def consume(settings: Settings, url: str) -> None:
     broker = connect_async(broker_url, socket_timeout_seconds=timeout)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with AsyncDatabaseManager.from_settings(settings) as store:
-        consumer = ResultsConsumer(redis, store, settings, name)
+        profiler = PerformanceProfiler(
+            enabled=settings.performance_optimization.enable_performance_profiling,
+            role="consumer",
+            name=name,
+            slowest_kept=0,
+        )
+        profiler.fact("database_batch_size", lambda: settings.performance_optimization.database_batch_size)
+        profiler.fact("flush_interval_seconds", lambda: settings.database.flush_interval_seconds)
+        profiler.fact("database", lambda: store.dialect)
+        profiler.fact("cpu_count", os.cpu_count)
+        consumer = ResultsConsumer(redis, store, settings, name, profiler=profiler)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, consumer.stop)

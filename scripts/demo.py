@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import socket
 import sys
 import time
@@ -20,11 +19,12 @@ from scripts.processes import Interrupted, interruptible
 from scripts.results import reading, table_of
 from scripts.up import WATCH_SECONDS, Stack, database_place, stack
 from scripts.watch import duration, watch_to_end
-from tasks import jobs, keys
+from tasks import jobs
 from tasks.connection import connect
 from tasks.destinations import Reader
 from tasks.producer import enqueue
-from workers.observe.metrics import Histogram
+from workers.observe.parts import read_job_picture
+from workers.observe.picture import JobPicture
 
 #: The demo's destinations.
 DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
@@ -85,7 +85,7 @@ def _run_job(made: Stack, file: str | None) -> int:
     status = jobs.status(redis, job.job_id)
     asyncio.run(_show(settings, job.job_id))
     _say_what_came_of_it(status, settings)
-    _say_where_the_time_went(redis)
+    _say_where_the_time_went(redis, status)
     return code
 
 
@@ -106,13 +106,9 @@ def _say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
     _say(f"database   {database_place(settings)}")
 
 
-def _say_where_the_time_went(redis: Redis) -> None:
-    """The workers' measurements, merged: of what a user can change, the calls and the wait for a connection."""
-    spans: dict[str, Histogram] = {}
-    for key in _fresh_reports(redis):
-        profile = json.loads(redis.hget(key, "profile") or b"{}")
-        for name, data in profile.get("spans", {}).items():
-            spans.setdefault(name, Histogram()).merge(Histogram.from_dict(data))
+def _say_where_the_time_went(redis: Redis, status: jobs.JobStatus) -> None:
+    """The job's profile: of what a user can change, the calls and the wait for a connection."""
+    spans = _whole_picture(redis, status).spans
     for name, what in (("llm.call", "LLM calls"), ("llm.pool_wait", "waits for a connection")):
         if span := spans.get(name):
             _say(
@@ -121,13 +117,13 @@ def _say_where_the_time_went(redis: Redis) -> None:
             )
 
 
-def _fresh_reports(redis: Redis) -> list[bytes]:
-    """The workers' reports once all of them were written after now, so that no call is missing in them."""
-    now, deadline = time.time(), time.monotonic() + REPORT_SECONDS
+def _whole_picture(redis: Redis, status: jobs.JobStatus) -> JobPicture:
+    """The job's profile once every call is in it: the workers tell of their last ones a moment after its end."""
+    deadline = time.monotonic() + REPORT_SECONDS
     while True:
-        found = list(redis.scan_iter(keys.worker("*")))
-        if all(float(redis.hget(key, "at") or 0) >= now for key in found) or time.monotonic() > deadline:
-            return found
+        picture = read_job_picture(redis, status.job_id)
+        if picture.sums.get("llm.requests", 0) >= status.llm_calls or time.monotonic() > deadline:
+            return picture
         time.sleep(WATCH_SECONDS)
 
 

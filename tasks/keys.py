@@ -15,6 +15,7 @@
 | themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:job:ID:profile | hash | process -> its part of the job's profile | as the registry entry |
+| themes:profiles | zset | job by the time its profile changed last: not yet in the database | KEEP_SECONDS |
 | themes:totals | hash | what all jobs have cost and made, as the database counts it | - |
 | themes:metrics | hash | counters and histogram buckets of all processes, each report once | - |
 | themes:metrics:PROCESS | string | number of a process's last report of that | an hour |
@@ -84,6 +85,8 @@ USER_SECONDS: Final = 60
 CACHE_STATISTICS: Final = "themes:stats:cache"
 #: What all jobs have cost and made, as the database counts it.
 TOTALS: Final = "themes:totals"
+#: Jobs whose profile the consumer has yet to copy to the database.
+PROFILES_DUE: Final = "themes:profiles"
 #: Counters and histogram buckets of all processes.
 METRICS: Final = "themes:metrics"
 #: Seconds of one point of the series of counters, and how long it is kept: the last hour and a bit.

@@ -75,6 +75,8 @@ class Chunk(msgspec.Struct, frozen=True):
     chunk_id: str
     destinations: tuple[Destination, ...]
     attempt: int = 0
+    #: When it was queued first, in seconds since 1970; 0 in messages of older versions.
+    queued_at: float = 0.0
 
 
 class JobOptions(msgspec.Struct, frozen=True):

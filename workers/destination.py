@@ -13,6 +13,7 @@ from tasks.errors import JobStoppedError
 from tasks.ledger import Ledger, Taken
 from tasks.messages import Destination, Failure, JobOptions, Profile, Result, Spent, Usage
 from workers.llm.halt import Halt
+from workers.observe.counters import field
 from workers.observe.profiler import PerformanceProfiler
 from workers.patience import Patience
 
@@ -23,6 +24,13 @@ MAX_MESSAGE: Final = 500
 #: Seconds before a destination whose error may pass is tried again, at most; doubled each time.
 RETRY_SECONDS: Final = 1.0
 
+#: What of a destination's usage is counted in its job's profile.
+COUNTED: Final = (
+    "bytes_raw", "bytes_stored", "cache_hits", "memory_hits", "cache_misses", "coalesced", "prompt_tokens",
+    "completion_tokens",
+)  # fmt: skip
+#: The counter of each outcome.
+OUTCOMES: Final = {status: field("destinations_total", outcome=status) for status in ("ok", "partial", "failed")}
 #: A destination's profile or failure, what it cost, and whether another try may give more.
 Processed = tuple[Profile | None, Failure | None, Usage, bool]
 #: Processes one destination: `(destination, its job's stop sign, the job's options, number of the try)`.
@@ -72,12 +80,15 @@ class DestinationRunner:
             tried += usage
             if not retryable or number >= self._tries or self._patience.is_over:
                 break
-            await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
+            with self._profiler.span("llm.backoff"):
+                await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
         run = self._spent(taken, destination, tried, began)
         result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure)
         with self._profiler.span("publish"):
             is_first = await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
-        if not is_first:
+        if is_first:
+            self._profiler.counters.add(OUTCOMES[profile.status if profile else "failed"])
+        else:
             # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
             await self._book(run)
         _say(destination, result)
@@ -98,6 +109,8 @@ class DestinationRunner:
         _say(destination, result)
 
     def _spent(self, taken: Taken, destination: Destination, usage: Usage, began: float) -> Spent:
+        for name in COUNTED:
+            self._profiler.count(name, getattr(usage, name))
         return Spent(
             job_id=taken.chunk.job_id,
             destination_id=destination.id,

@@ -63,7 +63,9 @@ class Heartbeat:
             self._profiler.sample()
             self._say_outage()
             try:
-                await fleet.tell(self._redis, self._name, self._report())
+                report, began = self._report(), time.perf_counter()
+                await fleet.tell(self._redis, self._name, report)
+                self._profiler.whole("redis", time.perf_counter() - began)
                 await self._counts.report()
             except (RedisError, OSError) as exc:
                 log.debug("action=report_missed Redis does not answer: %s", exc)

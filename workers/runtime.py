@@ -51,6 +51,7 @@ from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
+from workers.watch import Watched, profiled
 
 log = logging.getLogger("themes.runtime")
 
@@ -141,7 +142,12 @@ class Runtime:
         self._close = asyncio.Event()
         settings = self._settings
         limits = settings.performance_optimization
-        profiler = PerformanceProfiler(enabled=limits.enable_performance_profiling)
+        profiler = PerformanceProfiler(
+            enabled=limits.enable_performance_profiling,
+            role="worker",
+            name=self._name,
+            slowest_kept=settings.profiling.slowest_kept,
+        )
         async with contextlib.AsyncExitStack() as stack:
             redis = connect_async(self._redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
             stack.push_async_callback(redis.aclose)
@@ -222,6 +228,14 @@ class Runtime:
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
             stack.push_async_callback(self._end, heart, report, warming, control, share)
+            await stack.enter_async_context(
+                profiled(
+                    profiler,
+                    redis,
+                    settings,
+                    Watched(lanes=lanes, pool=pool, cache=cache, publisher=publisher, sharing=sharing),
+                )
+            )
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)

@@ -130,7 +130,8 @@ class Caller:
                 # An open circuit is a pause by itself.
                 delay = 0.0 if isinstance(exc, CircuitOpenError) else self._backoff(attempt)
                 self._say(request, attempt, delay, exc)
-                await asyncio.sleep(delay)
+                with self._profiler.span("llm.backoff"):
+                    await asyncio.sleep(delay)
 
     def _fails_over(self, request: Request, exc: ThemesError) -> bool:
         """Whether another endpoint may answer now what this one could not; else all of them are asked anew."""
@@ -233,10 +234,8 @@ class Caller:
             if not for_good or self._pool.others(request.model, {lent.route}):
                 self._pool.failed(lent, exc, for_good=for_good)
             raise
-        seconds = time.perf_counter() - began
-        self._profiler.record("llm.call", seconds)
         if self._settings.llm.hedge:
-            self._lateness.learn(request.prompt.stage, seconds)
+            self._lateness.learn(request.prompt.stage, time.perf_counter() - began)
         self._settle(request, raw, lent)
         return raw
 
@@ -247,6 +246,7 @@ class Caller:
         self._estimate.learn(request.prompt.stage, raw.completion_tokens)
         lent.slot.settle(raw.prompt_tokens + raw.completion_tokens)
         self._charge(request, raw.model, raw.prompt_tokens, raw.completion_tokens, estimated=raw.estimated)
+        lent.route.count_tokens(self._profiler.counters, raw.prompt_tokens, raw.completion_tokens)
 
     def _charge(
         self, request: Request, answered: str, prompt_tokens: int, completion_tokens: int, *, estimated: bool

@@ -34,6 +34,8 @@ from workers.llm.bodies import ERROR_CHARACTERS, bounded_body, content_of, error
 from workers.llm.connections import Connections
 from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
+from workers.observe.counters import field as counter
+from workers.observe.profiler import SILENT, PerformanceProfiler
 
 if TYPE_CHECKING:
     from workers.llm.budget import JobBudget
@@ -55,6 +57,8 @@ _HINTS: Final = {
     404: "check OPENAI_BASE_URL, which mostly ends in /v1, and THEMES_MODEL",
     429: "the account's quota is used up",
 }
+#: How a request is counted that nobody got.
+UNREACHABLE: Final = "unreachable"
 _FORMAT_WORDS: Final = ("response_format", "json_schema", "json_object", "schema", "grammar")
 #: Statuses of a gateway that has nobody behind it, and of a server that takes nobody in.
 _AWAY: Final = frozenset({502, 503, 504})
@@ -142,7 +146,16 @@ class Dialect:
 class ChatClient:
     """Asks for one model at one server. The connections are whoever's it shares them with."""
 
-    def __init__(self, settings: LlmSettings, *, base_url: str, model: str, connections: Connections) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        *,
+        base_url: str,
+        model: str,
+        connections: Connections,
+        profiler: PerformanceProfiler = SILENT,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self.model = model
         self._base_url = base_url
         #: As errors and logs show it.
@@ -150,6 +163,11 @@ class ChatClient:
         self._secret = connections.secret
         self._settings = settings
         self._session = connections.session
+        self._connections = connections
+        self._profiler = profiler
+        #: Of the counter of requests, and its fields by outcome.
+        self._labels = dict(labels or {})
+        self._counters: dict[str, str] = {}
         self._dialect = Dialect()
 
     def __repr__(self) -> str:
@@ -247,6 +265,48 @@ class ChatClient:
         return msgspec.json.encode(body)
 
     async def _post(self, body: bytes, style: AnswerFormat, spend: Spend) -> RawAnswer:
+        """One HTTP request, counted by how it ends."""
+        outcome = "cancelled"
+        with self._profiler.span("llm.call"):
+            try:
+                answer = await self._exchange(body, style, spend)
+                outcome = "ok"
+            except Exception as exc:
+                outcome = outcome_of(exc)
+                raise
+            finally:
+                self._count(outcome)
+        return answer
+
+    def _count(self, outcome: str) -> None:
+        if not self._profiler.enabled:
+            return
+        if outcome == UNREACHABLE:
+            self._profiler.counters.add(counter("llm_unreachable_total", **self._labels))
+            return
+        if (name := self._counters.get(outcome)) is None:
+            name = self._counters[outcome] = counter("llm_requests_total", outcome=outcome, **self._labels)
+        self._profiler.counters.add(name)
+        self._profiler.count("llm.requests")
+        if outcome != "ok":
+            self._profiler.count(f"llm.errors.{outcome}")
+
+    async def _send(self, url: str, body: bytes) -> tuple[bytes, int, Mapping[str, str]]:
+        """Body, status and headers of the answer; measured: to the first byte without connecting, and the rest."""
+        began, first = time.perf_counter(), 0.0
+        try:
+            async with self._session.post(url, data=body, allow_redirects=False) as response:
+                first = time.perf_counter()
+                raw = await bounded_body(response, self._settings.max_response_bytes)
+                return raw, response.status, response.headers
+        finally:
+            now, connecting = time.perf_counter(), self._connections.connecting_seconds()
+            self._profiler.record("llm.first_byte", max(0.0, (first or now) - began - connecting))
+            if first:
+                self._profiler.record("llm.body", now - first)
+            self._profiler.count("connections_opened" if connecting else "connections_reused")
+
+    async def _exchange(self, body: bytes, style: AnswerFormat, spend: Spend) -> RawAnswer:
         url = f"{self._base_url}/chat/completions"
         counted = False
         try:
@@ -254,9 +314,7 @@ class ChatClient:
                 # Counted before the answer: a call that hangs or breaks was still made.
                 spend.calls += 1
                 counted = True
-                async with self._session.post(url, data=body, allow_redirects=False) as response:
-                    raw = await bounded_body(response, self._settings.max_response_bytes)
-                    status, headers = response.status, response.headers
+                raw, status, headers = await self._send(url, body)
         except aiohttp.ClientConnectorError as exc:
             spend.calls -= counted  # the server never heard of it
             message = f"{self._place}: cannot connect ({exc.strerror or exc})"
@@ -354,6 +412,15 @@ class ChatClient:
         if choice.get("finish_reason") == "content_filter":
             raise AnsweredRefusalError("the provider's content filter cut the answer", answer)
         return answer
+
+
+def outcome_of(exc: Exception) -> str:
+    """How a request that failed is counted: a refusal for the rate, nobody there, or the error's class."""
+    if isinstance(exc, RateLimitedError):
+        return "rate_limited"
+    if isinstance(exc, EndpointAwayError) and exc.is_unreachable:
+        return UNREACHABLE
+    return type(exc).__name__.strip("_")
 
 
 class AnsweredRefusalError(RefusedError):

@@ -5,6 +5,7 @@ also after others were added: so each connection is given up after an age, sprea
 once.
 """
 
+import asyncio
 import random
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary
 import aiohttp
 
 from config.settings import LlmSettings
+from workers.observe.profiler import SILENT, PerformanceProfiler
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -30,8 +32,11 @@ class RecyclingConnector(aiohttp.TCPConnector):
     them against a real server.
     """
 
-    def __init__(self, *, max_age_seconds: float, **options: Any) -> None:
+    def __init__(self, *, max_age_seconds: float, profiler: PerformanceProfiler, **options: Any) -> None:
         super().__init__(**options)
+        self._profiler = profiler
+        #: Seconds that the requests of these tasks have spent in connecting, until they ask.
+        self._connecting: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
         self._max_age_seconds = max_age_seconds
         self._ends_at: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
         self.opened = 0
@@ -47,11 +52,25 @@ class RecyclingConnector(aiohttp.TCPConnector):
         return sum(len(idle) for idle in self._conns.values())
 
     async def _create_connection(self, *args: Any, **options: Any) -> "ResponseHandler":
-        protocol = await super()._create_connection(*args, **options)
+        began = time.perf_counter()
+        try:
+            protocol = await super()._create_connection(*args, **options)
+        finally:
+            self._connected(time.perf_counter() - began)
         self.opened += 1
         age = self._max_age_seconds * (1 - SPREAD * random.random())  # noqa: S311  # spread, no secret
         self._ends_at[protocol] = time.monotonic() + age
         return protocol
+
+    def _connected(self, seconds: float) -> None:
+        self._profiler.record("llm.connect", seconds)
+        if task := asyncio.current_task():
+            self._connecting[task] = self._connecting.get(task, 0.0) + seconds
+
+    def connecting_seconds(self) -> float:
+        """Seconds that the request of this task has spent in connecting; 0 when it found an open connection."""
+        task = asyncio.current_task()
+        return self._connecting.pop(task, 0.0) if task and self._connecting else 0.0
 
     def _release(self, key: Any, protocol: "ResponseHandler", *, should_close: bool = False) -> None:
         is_old = time.monotonic() >= self._ends_at.get(protocol, 0.0)
@@ -61,7 +80,15 @@ class RecyclingConnector(aiohttp.TCPConnector):
 class Connections:
     """One server's session. Create and close it on the loop that uses it."""
 
-    def __init__(self, settings: LlmSettings, *, base_url: str, api_key: str | None, max_connections: int) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        *,
+        base_url: str,
+        api_key: str | None,
+        max_connections: int,
+        profiler: PerformanceProfiler = SILENT,
+    ) -> None:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key:
             headers["Authorization"] = f"Bearer {str.__str__(api_key)}"
@@ -71,6 +98,7 @@ class Connections:
             limit=max_connections,
             keepalive_timeout=settings.idle_connection_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
+            profiler=profiler,
         )
         self.session = aiohttp.ClientSession(
             headers=headers,
@@ -99,6 +127,10 @@ class Connections:
     def recycled(self) -> int:
         """Connections that were open once and no longer are: old, idle for too long, or broken."""
         return self._connector.opened - self._connector.open
+
+    def connecting_seconds(self) -> float:
+        """As the connector says it."""
+        return self._connector.connecting_seconds()
 
     async def close(self) -> None:
         """Close every connection."""

@@ -18,6 +18,7 @@ HOPS: Final[Mapping[str, str]] = {
     "queue.wait": "waiting in the queue",
     "lane.wait": "waiting for a lane",
     "cache.get": "looking into the cache",
+    "flight.claim": "claiming the prompt, for all processes",
     "flight.wait": "waiting for an equal prompt",
     "llm.rate_wait": "waiting for the rate limit",
     "llm.pool_wait": "waiting for a connection",
@@ -72,6 +73,8 @@ class JobPart(msgspec.Struct, frozen=True):
     since: float
     until: float
     spans: dict[str, dict[str, Any]] = {}
+    #: Seconds of spans that lay in another one: parent -> span -> seconds. Parallel ones add up to more than it.
+    inside: dict[str, dict[str, float]] = {}
     sums: dict[str, float] = {}
     peaks: dict[str, float] = {}
     facts: dict[str, str | float | bool | None] = {}

@@ -83,8 +83,7 @@ class FocusedPromptProcessor:
             budget=budget,
             halt=halt or Halt("no job"),
         )
-        with self._profiler.span("destination"):
-            await run.stages()
+        await run.stages()
         return run.outcome(attempt=attempt, elapsed_ms=(time.perf_counter() - began) * 1000)
 
     async def ask(self, stage: Stage, run: "_Run") -> StageOutcome:
