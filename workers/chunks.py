@@ -291,7 +291,8 @@ class ChunkRunner:
 
     async def _work_on(self, held: _Held, halt: Halt, records: Records | None) -> ChunkEnd:
         chunk, options = held.taken.chunk, held.options
-        placed, queued = time.perf_counter(), queued_seconds(held.taken, time.time())
+        placed = time.perf_counter()
+        waited = {"queue.wait": queued_seconds(held.taken, time.time())}
         todo = [item for item in chunk.destinations if item.id not in held.taken.finished]
         left: list[Destination] = []
         pauses: set[bool] = set()
@@ -301,10 +302,8 @@ class ChunkRunner:
                 return
             if not pauses and not halt.reason:
                 try:
-                    with self._profiler.destination(records, destination.id, destination.label):
-                        self._profiler.record("lane.wait", time.perf_counter() - placed)
-                        if queued is not None:
-                            self._profiler.record("queue.wait", queued)
+                    waited_here = waited | {"lane.wait": time.perf_counter() - placed}
+                    with self._profiler.destination(records, destination.id, destination.label, waited=waited_here):
                         await self._destinations.run(held.taken, destination, options, halt)
                 except BudgetExceededError as exc:
                     pauses.add(await self._out_of_budget(destination, exc))

@@ -40,6 +40,9 @@ MOST_JOBS: Final = 200
 LAG_SECONDS: Final = 0.1
 #: Part of `WHOLES` that belong to the process: they are told to every job that has work here at the time.
 OF_PROCESS: Final = frozenset({"loop.lag", "redis"})
+#: Of a sample, what a job's part has the largest of, and what it books as sums (as of the last sample).
+PEAKS: Final = ("rss_bytes", "uss_bytes", "threads", "descriptors")
+SAMPLED: Final = ("disk_read_bytes", "disk_written_bytes", "switches_voluntary", "switches_involuntary")
 
 _clock = time.perf_counter
 #: The span that encloses the code that runs, and the seconds by span of the destination that it works for.
@@ -159,6 +162,7 @@ class PerformanceProfiler:
         self.counters = Counters(enabled=enabled)
         #: Set when the last of a job's work here has ended.
         self.released = asyncio.Event()
+        self.sample()
 
     def __repr__(self) -> str:
         return f"<PerformanceProfiler {self.role} enabled={self.enabled} jobs={len(self._jobs)}>"
@@ -213,13 +217,22 @@ class PerformanceProfiler:
                 self.released.set()
 
     @contextmanager
-    def destination(self, records: Records | None, destination_id: str, name: str) -> Iterator[None]:
-        """What the body does is for this destination of a job; its whole time is the span `destination`."""
+    def destination(
+        self, records: Records | None, destination_id: str, name: str, *, waited: Mapping[str, float | None]
+    ) -> Iterator[None]:
+        """What the body does is for this destination of a job; its whole time is the span `destination`.
+
+        Before that it has `waited`: seconds by span, None where that is not known.
+        """
         if records is None:
             yield
             return
         node = records.root.child("destination")
         sums: dict[str, float] = {}
+        for span, seconds in waited.items():
+            if seconds is not None:
+                sums[span] = seconds
+                records.root.child(span).add(seconds)
         tokens = _node.set(node), _sums.set(sums)
         records.hold()
         began = _clock()
@@ -267,6 +280,8 @@ class PerformanceProfiler:
 
     def _amounts(self) -> dict[str, float]:
         amounts = {"cpu_seconds": time.process_time()}
+        if self._sampler is not None:
+            amounts.update((name, self._sampler.usage.get(name, 0.0)) for name in SAMPLED)
         for source in self._sources:
             amounts.update(source())
         return amounts
@@ -278,7 +293,7 @@ class PerformanceProfiler:
         usage = self._sampler.read()
         for records in self._jobs.values():
             if records.holds:
-                records.peak(usage)
+                records.peak({name: usage[name] for name in PEAKS if name in usage})
 
     async def watch_loop(self) -> None:
         """Measure how late the loop wakes, until cancelled."""

@@ -27,6 +27,7 @@ class ConsumerProfile:
         self._profiler = profiler
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._store = store
+        self._rows = store.stats().rows
 
     def __repr__(self) -> str:
         return f"<ConsumerProfile {self._profiler!r}>"
@@ -70,7 +71,8 @@ class ConsumerProfile:
             yield jobs
 
     def written(self, jobs: dict[str, Records], decoded: Decoded, applied: Applied, *, seconds: float) -> None:
-        """A batch is durable: it took so long for every job in it, and its rows are shared by their entries."""
+        """A batch is durable: it took so long for every job in it; its rows are shared out by their entries."""
+        rows, self._rows = self._store.stats().rows - self._rows, self._store.stats().rows
         if not jobs:
             return
         entries = Counter(entry.job_id for entry in decoded.entries)
@@ -78,9 +80,10 @@ class ConsumerProfile:
             records.root.child("db.commit").add(seconds)
             records.add("batches", 1)
             records.add("entries", entries[job_id])
+            records.add("rows", rows * entries[job_id] / entries.total())
         for outcome in applied.outcomes:
             if records := jobs.get(outcome.result.job_id):  # type: ignore[assignment]
-                records.add("rows", 1)
+                records.add("results", 1)
 
     def counters(self) -> dict[str, float]:
         """Cumulative counts for Prometheus."""
