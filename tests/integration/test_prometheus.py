@@ -205,7 +205,7 @@ def _queries() -> Iterator[str]:
         yield from (target["expr"] for target in panel.get("targets", ()))
 
 
-@pytest.mark.parametrize("query", _queries())
+@pytest.mark.parametrize("query", [*_queries()])
 def test_every_query_of_an_alert_or_a_panel_asks_for_what_is_exported(query: str, exported: set[str]) -> None:
     names = promql_names(query)
     assert names, query
