@@ -1,6 +1,6 @@
 """What the dashboard costs while 4 workers make 10,000 destinations: Flower's events on, watched and scraped.
 
-    python -m pytest -m benchmark -s tests/benchmarks/test_dashboard.py
+python -m pytest -m benchmark -s tests/benchmarks/test_dashboard.py
 """
 
 import contextlib

@@ -16,7 +16,8 @@ from tests.e2e.test_dashboard import _free_port, _get
 READ = (
     "/", "/workers", "/worker/x", "/tasks", "/tasks/datatable", "/task/x", "/broker", "/metrics", "/healthcheck",
     "/static/js/flower.js", "/static/nothing", "/api/workers", "/api/tasks", "/api/task/types", "/api/queues/length",
-    "/api/task/info/x", "/api/task/result/x", "/nothing", "/jobs", "/jobs.json", "/jobs/x", "/jobs/x/status.json", "/jobs/x/events",
+    "/api/task/info/x", "/api/task/result/x", "/nothing", "/jobs", "/jobs.json", "/jobs/x", "/jobs/x/status.json",
+    "/jobs/x/events",
     "/jobs/x/destinations", "/jobs/x/destinations/y", "/jobs/assets/llm.js", "/llm", "/llm.json",
 )  # fmt: skip
 CHANGE = (
@@ -67,7 +68,12 @@ def test_nothing_answers_without_the_password_and_every_answer_is_guarded(way: s
     for path in CHANGE:
         assert _ask(port, "POST", path)[0] == 401, path
         # Not from elsewhere, even by a browser that knows the password.
-        for said in ({"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+        for said in (
+            {"Sec_Fetch_Site": "cross-site"},
+            {"Sec_Fetch_Site": "same-site"},
+            {"Origin": "http://evil.example"},
+            {"Origin": "null"},
+        ):
             assert _ask(port, "POST", path, Authorization=right, **said)[0] == 403, (path, said)
     ours = {"Authorization": right, "Origin": f"http://127.0.0.1:{port}", "Sec_Fetch_Site": "same-origin"}
     assert _ask(port, "POST", "/api/worker/shutdown/nobody", **ours)[0] == 404, "through to Flower"
@@ -113,7 +119,9 @@ def test_celery_flower_does_not_open_itself_to_others(stack: Engine, tmp_path: P
     stack.env["PYTHONPATH"] = str(Path(__file__).parents[2])
     assert _refused(stack, tmp_path, f"--address={everyone}").startswith(words)
     assert _refused(stack, tmp_path, FLOWER_ADDRESS=everyone).startswith(words)
-    assert _refused(stack, tmp_path, FLOWER_AUTH_PROVIDER="flower.views.auth.GithubLoginHandler", FLOWER_ADDRESS=everyone).startswith(words)
+    assert _refused(
+        stack, tmp_path, FLOWER_AUTH_PROVIDER="flower.views.auth.GithubLoginHandler", FLOWER_ADDRESS=everyone
+    ).startswith(words)
     assert "expected user:password" in _refused(stack, tmp_path, FLOWER_BASIC_AUTH="", FLOWER_ADDRESS=everyone)
     (tmp_path / "flowerconfig.py").write_text(f"address = {everyone!r}\n")
     assert _refused(stack, tmp_path).startswith(words)

@@ -36,7 +36,9 @@ def _worker_name(engine: Engine) -> str:
 
 def _task_id(url: str) -> str:
     columns = "&".join(f"columns[{n}][data]={name}" for n, name in enumerate(("uuid", "args", "state")))
-    found = _json(f"{url}/tasks/datatable?draw=1&start=0&length=1&search[value]=&order[0][column]=0&order[0][dir]=asc&{columns}")
+    found = _json(
+        f"{url}/tasks/datatable?draw=1&start=0&length=1&search[value]=&order[0][column]=0&order[0][dir]=asc&{columns}"
+    )
     return str(found["data"][0]["uuid"])
 
 

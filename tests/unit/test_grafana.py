@@ -49,7 +49,7 @@ def test_names_are_as_prometheus_has_them() -> None:
 
 def test_the_dashboard_file_is_what_its_script_makes() -> None:
     before = (DEPLOY / "grafana" / "themes.json").read_text()
-    command = "import json, runpy; print(json.dumps(runpy.run_path('deploy/grafana/make.py')['dashboard']()))"
+    command = "import json, runpy; print(json.dumps(runpy.run_path('docs/grafana.py')['dashboard']()))"
     said = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(before) == json.loads(said.stdout)
 

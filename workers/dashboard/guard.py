@@ -77,6 +77,8 @@ def has_login(options: Any) -> bool:
 class Guarded(RequestHandler):
     """Stands in front of a handler; see `guarded`."""
 
+    #: Flower's, which has `options`.
+    application: Any
     #: Whether it must answer without the login, because it is the login.
     is_login: bool = False
 
@@ -118,9 +120,7 @@ class Guarded(RequestHandler):
         if request.method in READING:
             return ""
         headers = request.headers
-        if is_cross_site(
-            host=request.host, origin=headers.get("Origin"), fetch_site=headers.get("Sec-Fetch-Site")
-        ):
+        if is_cross_site(host=request.host, origin=headers.get("Origin"), fetch_site=headers.get("Sec-Fetch-Site")):
             return "this came from another site's page"
         if is_open:
             return (
@@ -153,9 +153,13 @@ class Guarded(RequestHandler):
         self.finish(f"{status} {reason}\n")
 
 
-@functools.cache
 def guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
     """The same handler with the guard in front; `provider` is the class that Flower's log-in makes of itself."""
+    return _guarded(handler, provider)  # type: ignore[arg-type]  # a class can be hashed
+
+
+@functools.cache
+def _guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
     is_login = issubclass(handler, (LoginHandler, LogoutHandler))
     if issubclass(handler, LoginHandler):
         handler = symbol_by_name(provider) if provider else NotFoundErrorHandler

@@ -1,4 +1,4 @@
-"""`/llm`: what the LLM calls, the cache, the pools and the queues of all processes are doing, now and over the last hour.
+"""`/llm`: what LLM calls, cache, pools and queues of all processes are doing, now and over the last hour.
 
 `pages/llm.js` asks for the page again and puts in what has changed, so there is one place that says how it looks.
 """

@@ -1,6 +1,6 @@
 """The LLM page in words: what was read of the system, as a person reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -182,7 +182,9 @@ def _line(values: Sequence[float | None], most: float) -> str:
 
 def _area(values: Sequence[float | None], most: float) -> str:
     return " ".join(
-        f"M{piece[0][0]:.1f},{HEIGHT} L" + " L".join(f"{x:.1f},{y:.1f}" for x, y in piece) + f" L{piece[-1][0]:.1f},{HEIGHT} Z"
+        f"M{piece[0][0]:.1f},{HEIGHT} L"
+        + " L".join(f"{x:.1f},{y:.1f}" for x, y in piece)
+        + f" L{piece[-1][0]:.1f},{HEIGHT} Z"
         for piece in _places(values, most)
     )
 
@@ -289,12 +291,20 @@ def totals(system: System) -> list[dict[str, str]]:
         ("total-calls", "LLM calls", f"{said.get('llm_calls', 0):,}"),
         ("total-hits", "From cache", f"{said.get('cache_hits', 0):,}"),
         ("total-tokens", "Tokens", f"{tokens:,}"),
-        ("total-cost", "Cost", dollars(said.get("cost_nano_usd", 0) / NANO)),
+        ("total-cost", "Cost", _cost(said)),
         ("total-ok", "Whole profiles", f"{said.get('destinations_ok', 0):,}"),
         ("total-partial", "Partial", f"{said.get('destinations_partial', 0):,}"),
         ("total-failed", "Failed", f"{said.get('destinations_failed', 0):,}"),
     )
     return [{"id": name, "title": title, "value": value} for name, title, value in rows]
+
+
+def _cost(said: Mapping[str, int]) -> str:
+    """What was spent; calls whose model has no price are not taken for free ones."""
+    cost, unpriced = said.get("cost_nano_usd", 0), said.get("unpriced_calls", 0)
+    if not unpriced:
+        return dollars(cost / NANO)
+    return f"{dollars(cost / NANO) if cost else 'unknown'} ({unpriced:,} calls without a price)"
 
 
 def flow(system: System) -> list[dict[str, str]]:

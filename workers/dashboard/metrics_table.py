@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tasks.budget import NANO
-from workers.dashboard.system import CIRCUITS, System
+from workers.dashboard.system import CIRCUITS, Route, System
 from workers.observe.counters import parsed
 from workers.observe.metrics import Histogram
 from workers.observe.picture import HOPS, WHOLES
@@ -112,7 +112,7 @@ def _connections(system: System) -> Iterator[Sample]:
     yield ("allowed",), sum(worker.connections for worker in system.workers)
 
 
-def _by_route(get: Callable[[object], float | None]) -> Callable[[System], Iterator[Sample]]:
+def _by_route(get: Callable[[Route], float | None]) -> Callable[[System], Iterator[Sample]]:
     def read(system: System) -> Iterator[Sample]:
         for route in system.routes:
             value = get(route)
@@ -150,6 +150,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("themes_llm_cost_usd_total", "counter", "US dollars",
            f"Cost of those calls by llm.prices; calls of models without a price are not in it ({DURABLE}).",
            _totals({(): "cost_nano_usd"}, NANO)),
+    Metric("themes_llm_unpriced_calls_total", "counter", "calls",
+           f"Calls of models without a price in llm.prices ({DURABLE}).", _totals({(): "unpriced_calls"})),
     Metric("themes_destinations_total", "counter", "destinations",
            f"Destinations that came to an outcome: ok, partial or failed ({DURABLE}).",
            _totals({(o,): f"destinations_{o}" for o in ("ok", "partial", "failed")}), ("outcome",)),
@@ -161,7 +163,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("themes_cache_saved_usd_total", "counter", "US dollars",
            "What the completions out of the cache had cost when they were made.", _one(_counted("saved_usd"))),
     Metric("themes_llm_requests_total", "counter", "requests",
-           "HTTP requests to LLMs by what came of them (ok, rate_limited, an error's class, cancelled); where profiling "
+           "HTTP requests to LLMs by what came of them: ok, rate_limited, an error's class, cancelled; where profiling "
            "is on.", _profiled("llm_requests_total", *ROUTE, "outcome"), (*ROUTE, "outcome")),
     Metric("themes_llm_unreachable_total", "counter", "connections",
            "Connections to LLMs that could not be made; where profiling is on.",
@@ -218,7 +220,8 @@ METRICS: Final[tuple[Metric, ...]] = (
            "1 where the circuit is closed at every worker, 0 where it is open or half-open at one.",
            _by_route(lambda r: float(r.circuit == CIRCUITS[0])), ROUTE),
     Metric("themes_llm_endpoint_failures", "gauge", "requests",
-           "Requests of the living workers in which the endpoint was at fault.", _by_route(lambda r: r.failures), ROUTE),
+           "Requests of the living workers that failed by the endpoint's fault.", _by_route(lambda r: r.failures),
+           ROUTE),
     Metric("themes_llm_endpoint_cooling_seconds", "gauge", "seconds",
            "Seconds for which the endpoint asked to be left alone.", _by_route(lambda r: r.cooling_seconds), ROUTE),
     Metric("themes_llm_endpoint_learnt_requests_per_minute", "gauge", "requests a minute",

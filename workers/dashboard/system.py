@@ -180,15 +180,17 @@ def read_system(redis: Redis, broker: Redis) -> System:
         destinations_open=sum(max(0, one.total - one.done - one.failed) for one in statuses),
         budget_used=max(shares, default=None),
         cache=read_cache(redis),
-        totals={text_of(name): int(value) for name, value in redis.hgetall(keys.TOTALS).items() if _is_whole(value)},
+        totals=_totals(redis.hgetall(keys.TOTALS)),
         metrics=read_metrics(redis),
         redis_bytes=int(memory["used_memory"]),
         redis_limit_bytes=int(memory["maxmemory"]),
     )
 
 
-def _is_whole(value: bytes) -> bool:
-    return value.removeprefix(b"-").isdigit()
+def _totals(raw: Mapping[Any, Any]) -> dict[str, int]:
+    """What the consumer has told; the numbers of another version that are no numbers are left out."""
+    found = {text_of(name): text_of(value) for name, value in raw.items()}
+    return {name: int(value) for name, value in found.items() if value.isdecimal()}
 
 
 def _worker(name: str, report: Mapping[str, str]) -> Worker:

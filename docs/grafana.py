@@ -1,6 +1,6 @@
 """Write themes.json: Grafana's dashboard, out of a table that a person can read.
 
-    python deploy/grafana/make.py
+python deploy/grafana/make.py
 """
 
 import json
@@ -9,14 +9,23 @@ from typing import Any
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 RATE = "$__rate_interval"
+ASKED = f"themes_cache_requests_total[{RATE}]"
+HIT = f'themes_cache_requests_total{{result="hit"}}[{RATE}]'
+#: What memory did not answer, Redis was asked too: prompts are counted where they come first.
+HITS = f'sum(rate({HIT})) / sum(rate(themes_cache_requests_total{{tier="memory"}}[{RATE}]))'
+HITS_BY_TIER = f"sum by (tier) (rate({HIT})) / sum by (tier) (rate({ASKED}))"
+_STEPS = "queue.wait|lane.wait|llm.rate_wait|llm.pool_wait|flight.wait|result.wait"
+WAITS = (
+    "histogram_quantile(0.95, sum by (le, step) (rate("
+    f'themes_step_duration_seconds_bucket{{step=~"{_STEPS}"}}[{RATE}])))'
+)
 #: Row: panels as (title, unit, width of 24, [(query, legend)], stacked).
 ROWS: list[tuple[str, list[tuple[str, str, int, list[tuple[str, str]], bool]]]] = [
     ("Now", [
         ("LLM calls", "reqps", 4, [(f"sum(rate(themes_llm_calls_total[{RATE}]))", "")], False),
         ("Destinations", "short", 4, [(f"sum(rate(themes_destinations_total[{RATE}]))", "")], False),
         ("From the cache", "percentunit", 4, [(
-            f'sum(rate(themes_cache_requests_total{{result="hit"}}[{RATE}])) '
-            f'/ sum(rate(themes_cache_requests_total{{tier="memory"}}[{RATE}]))', "")], False),
+            HITS, "")], False),
         ("Cost", "currencyUSD", 4, [("themes_llm_cost_usd_total", "")], False),
         ("Workers", "short", 4, [("themes_workers", "")], False),
         ("Stalled jobs", "short", 4, [('themes_jobs{state="stalled"}', "")], False),
@@ -37,14 +46,11 @@ ROWS: list[tuple[str, list[tuple[str, str, int, list[tuple[str, str]], bool]]]] 
             (f"histogram_quantile({q}, sum by (le) (rate(themes_llm_call_duration_seconds_bucket[{RATE}])))", n)
             for q, n in ((0.5, "50 of 100"), (0.95, "95"), (0.99, "99"))], False),
         ("Where a destination waits (95 of 100)", "s", 12, [(
-            "histogram_quantile(0.95, sum by (le, step) (rate(themes_step_duration_seconds_bucket"
-            f'{{step=~"queue.wait|lane.wait|llm.rate_wait|llm.pool_wait|flight.wait|result.wait"}}[{RATE}])))',
-            "{{step}}")], False),
+            WAITS, "{{step}}")], False),
     ]),
     ("Cache", [
         ("Hit rate by tier", "percentunit", 12, [(
-            f'sum by (tier) (rate(themes_cache_requests_total{{result="hit"}}[{RATE}])) '
-            f"/ sum by (tier) (rate(themes_cache_requests_total[{RATE}]))", "{{tier}}")], False),
+            HITS_BY_TIER, "{{tier}}")], False),
         ("Coalesced a second", "short", 12, [(f"sum(rate(themes_llm_coalesced_total[{RATE}]))", "prompts")], False),
     ]),
     ("Resources", [
@@ -122,10 +128,20 @@ def dashboard() -> dict[str, Any]:
         "time": {"from": "now-1h", "to": "now"},
         "templating": {
             "list": [
-                {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus",
-                 "refresh": 1, "hide": 0, "includeAll": False, "multi": False, "current": {}, "options": []}
+                {
+                    "name": "datasource",
+                    "label": "Prometheus",
+                    "type": "datasource",
+                    "query": "prometheus",
+                    "refresh": 1,
+                    "hide": 0,
+                    "includeAll": False,
+                    "multi": False,
+                    "current": {},
+                    "options": [],
+                }
             ]
-        },  # fmt: skip
+        },
         "annotations": {"list": []},
         "links": [],
         "panels": panels,
@@ -134,4 +150,4 @@ def dashboard() -> dict[str, Any]:
 
 if __name__ == "__main__":
     text = json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
-    (Path(__file__).parent / "themes.json").write_text(text, encoding="utf-8")
+    (Path(__file__).parents[1] / "deploy" / "grafana" / "themes.json").write_text(text, encoding="utf-8")
