@@ -20,6 +20,7 @@ from celery.utils.imports import symbol_by_name
 from flower.views import BaseHandler
 from flower.views.auth import LoginHandler, LogoutHandler
 from flower.views.error import NotFoundErrorHandler
+from flower.views.tasks import TasksDataTable
 from tornado.web import HTTPError, RequestHandler
 
 #: Methods that change nothing.
@@ -81,6 +82,8 @@ class Guarded(RequestHandler):
     application: Any
     #: Whether it must answer without the login, because it is the login.
     is_login: bool = False
+    #: Whether it changes nothing although it is asked by POST.
+    only_reads: bool = False
 
     def set_default_headers(self) -> None:
         """Ours win over the handler's."""
@@ -122,7 +125,7 @@ class Guarded(RequestHandler):
         headers = request.headers
         if is_cross_site(host=request.host, origin=headers.get("Origin"), fetch_site=headers.get("Sec-Fetch-Site")):
             return "this came from another site's page"
-        if is_open:
+        if is_open and not self.only_reads:
             return (
                 "nothing can be changed without a login, whatever FLOWER_UNAUTHENTICATED_API says: "
                 "set THEMES_DASHBOARD__BASIC_AUTH=user:password"
@@ -160,7 +163,11 @@ def guarded(handler: type[RequestHandler], provider: str | None) -> type[Request
 
 @functools.cache
 def _guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
-    is_login = issubclass(handler, (LoginHandler, LogoutHandler))
+    # Flower's table of tasks sends what it asks for in the body.
+    kind = {
+        "is_login": issubclass(handler, (LoginHandler, LogoutHandler)),
+        "only_reads": issubclass(handler, TasksDataTable),
+    }
     if issubclass(handler, LoginHandler):
         handler = symbol_by_name(provider) if provider else NotFoundErrorHandler
-    return type(f"Guarded{handler.__name__}", (Guarded, handler), {"is_login": is_login})
+    return type(f"Guarded{handler.__name__}", (Guarded, handler), kind)

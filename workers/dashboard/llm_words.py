@@ -13,6 +13,8 @@ from workers.observe.reporter import SeriesPoint
 #: Points of the series that "now" is made of: a minute, without the one that is still growing.
 NOW_POINTS: Final = 6
 STEP_SECONDS: Final = 10
+#: Points that a chart has at least: five minutes.
+LEAST_POINTS: Final = 30
 #: Size of a chart's drawing; the page stretches it.
 WIDTH, HEIGHT = 720, 120
 #: Workers that the page lists.
@@ -27,6 +29,7 @@ class Chart:
     title: str
     now: str
     top: str
+    ago: str
     area: str
     lines: tuple[tuple[str, str], ...]
     words: str
@@ -125,7 +128,7 @@ def _ms(seconds: float) -> str:
 
 def charts(points: Sequence[SeriesPoint]) -> list[Chart]:
     """The last hour."""
-    whole = points[:-1]  # the last one is still growing
+    whole = _since_work_began(points[:-1])  # the last one is still growing
 
     def per_second(name: str) -> list[float | None]:
         return [float(getattr(point, name)) / STEP_SECONDS for point in whole]
@@ -138,6 +141,12 @@ def charts(points: Sequence[SeriesPoint]) -> list[Chart]:
         _chart("chart-hits", "Part answered by the cache", share, top=1.0),
         _chart("chart-tokens", "Tokens a second", tokens),
     ]
+
+
+def _since_work_began(points: Sequence[SeriesPoint]) -> Sequence[SeriesPoint]:
+    """Without the idle time before the first work; at least `LEAST_POINTS`."""
+    first = next((at for at, point in enumerate(points) if _is_busy(point)), len(points))
+    return points[max(0, min(first - 1, len(points) - LEAST_POINTS)) :]
 
 
 def _chart(
@@ -158,6 +167,7 @@ def _chart(
         title=title,
         now=NOTHING if now is None else shown(now),
         top=shown(most),
+        ago=duration(len(values) * STEP_SECONDS),
         area=_area(values, most),
         lines=tuple(lines),
         words=f"{title} over the last hour: at most {shown(max(known, default=0.0))}, {shown(mean)} on average",
