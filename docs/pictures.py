@@ -30,10 +30,10 @@ OPTIONS = (
 #: File -> its page, and pixels of its height.
 PICTURES = {
     "jobs": ("/jobs", 420),
-    "job": ("/jobs/{job}", 900),
+    "job": ("/jobs/{job}", 880),
     "llm": ("/llm", 1_000),
     "flower-workers": ("/workers", 560),
-    "flower-tasks": ("/tasks", 760),
+    "flower-tasks": ("/tasks", 480),
 }
 
 
