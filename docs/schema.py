@@ -15,7 +15,7 @@ from workers.results.tables import USAGE_COLUMNS, USAGE_TABLES, metadata
 PLACES = (
     ("jobs", "dead_letters"),
     ("destinations", "failures", "attempts"),
-    ("profiles", "stages", "missing"),
+    ("profiles", "stages", "missing", "job_profiles"),
     ("themes", "theme_months", "theme_travelers", "theme_subthemes"),
 )
 WIDTH, GAP, LINE, TOP = 236, 56, 17, 20

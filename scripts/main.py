@@ -30,6 +30,7 @@ VERBS: Final = {
     "resume": "scripts.resume",
     "cache": "scripts.cache",
     "worker": "scripts.worker",
+    "worker-memory": "scripts.worker_memory",
     "consumer": "scripts.consumer",
     "dashboard": "scripts.dashboard",
     "sandbox-llm": "scripts.sandbox_llm",

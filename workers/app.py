@@ -38,6 +38,7 @@ class RuntimeStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Build the runtime, or end the process with one clear line."""
         # Late: a worker's parts are of no use to `celery -A workers.app flower`.
+        import workers.memory_control  # noqa: F401  # registers its command
         from workers.runtime import Runtime
         from workers.wedge import WedgeWatch, end_process
 

@@ -1,11 +1,14 @@
 """What the profiler of a worker looks at: its lanes, its pool, its cache; and the tasks that tell what it found."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
+from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import Settings
@@ -15,11 +18,16 @@ from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.pool import LLMConnectionPool
 from workers.observe.counters import field
+from workers.observe.leaks import WATCH
 from workers.observe.parts import PartReporter
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
+
+#: Seconds between two looks at the rates that were learnt.
+RATES_SECONDS: Final = 2.0
+MINUTE_US: Final = 60_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +80,15 @@ async def profiled(
         yield
         return
     profiler.amounts_from(watched.amounts)
+    profiler.holds_on_purpose(lambda: watched.cache.memory_bytes)
+    for file in ("workers/llm/codec.py", "workers/llm/memory.py", "workers/llm/prompt.py"):
+        WATCH.expect(file, "the memory cache fills up to max_memory_cache_mb")
     _state_facts(profiler, settings, watched)
     seconds = min(settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
     tasks = [
         asyncio.create_task(profiler.watch_loop(), name="loop lag"),
         asyncio.create_task(PartReporter(redis, profiler, seconds=seconds).run(), name="profiles"),
+        asyncio.create_task(_watch_rates(profiler, redis, watched), name="learnt rates"),
         asyncio.create_task(MetricsReporter(redis, profiler, watched.counters).run(), name="metrics"),
     ]
     try:
@@ -113,3 +125,17 @@ def _state_facts(profiler: PerformanceProfiler, settings: Settings, watched: Wat
             f"latency_ms:{place}",
             lambda route=route: None if route.latency_seconds is None else round(route.latency_seconds * 1000, 1),  # type: ignore[misc]
         )
+
+
+async def _watch_rates(profiler: PerformanceProfiler, redis: Redis, watched: Watched) -> None:
+    """Keep in the facts which rates refusals have taught: requests a minute; None while nothing is learnt."""
+    known: dict[str, float | None] = {}
+    learning = [(f"{route.name}/{route.model}", route.limiter.learnt_key) for route in watched.pool.routes]
+    while any(key for _, key in learning):
+        for place, key in learning:
+            if key is not None:
+                with contextlib.suppress(RedisError, OSError):  # said by who needs Redis
+                    spacing_us = float(await redis.hget(key, "us") or 0)
+                    known[place] = round(MINUTE_US / spacing_us, 1) if spacing_us else None
+                    profiler.fact(f"learnt_requests_per_minute:{place}", lambda place=place: known[place])  # type: ignore[misc]
+        await asyncio.sleep(RATES_SECONDS)

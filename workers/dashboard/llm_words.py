@@ -161,7 +161,10 @@ def _chart(
 
     now = next((value for value in reversed(values) if value is not None), None)
     mean = sum(known) / len(known) if known else 0.0
-    lines = (("curve", _line(values, most)), *((f"curve {kind}", _line(other, most)) for kind, other in others if any(other)))
+    lines = (
+        ("curve", _line(values, most)),
+        *((f"curve {kind}", _line(other, most)) for kind, other in others if any(other)),
+    )
     return Chart(
         id=name,
         title=title,

@@ -23,6 +23,7 @@ from workers.dashboard.prometheus import AllMetrics, Scrape
 from workers.dashboard.recent import RecentJobs
 from workers.dashboard.system import SystemReader
 from workers.dashboard.templates import Templates
+from workers.dashboard.watch import DashboardWatch
 
 log = logging.getLogger("themes.dashboard")
 
@@ -44,6 +45,8 @@ class Dashboard(Flower):
             broker=connect(broker_url, socket_timeout_seconds=timeout),
         )
         feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
+        self._watch = DashboardWatch(settings, redis)
+        self.io_loop.add_callback(self._watch.start)
         prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
         site = Site(settings, redis_url, RecentJobs(redis))
         ours: list[tuple[Any, ...]] = [
@@ -60,6 +63,12 @@ class Dashboard(Flower):
         """Every request goes through here: whichever handler it is for, the guard is asked first."""
         provider = self.options.auth_provider if issubclass(target_class, LoginHandler) else None
         return super().get_handler_delegate(request, guarded(target_class, provider), *args, **kwargs)
+
+    def log_request(self, handler: Any) -> None:
+        """Measure what was served, beside Tornado's log."""
+        if handler.request.path.rpartition("/")[2] != "events":
+            self._watch.served(handler.request.request_time())
+        super().log_request(handler)
 
 
 def install(settings: Settings, redis_url: str) -> None:

@@ -98,6 +98,11 @@ class PersistentLLMCache:
         return self._tally
 
     @property
+    def memory_bytes(self) -> int:
+        """Bytes that the memory tier holds."""
+        return self._memory.size_bytes
+
+    @property
     def is_shared(self) -> bool:
         """Whether other processes see what is stored here."""
         return self._redis is not None and not self._is_paused()

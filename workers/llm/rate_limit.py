@@ -135,6 +135,11 @@ class RateLimiter:
         return self._learning or not self._limits.is_unlimited
 
     @property
+    def learnt_key(self) -> str | None:
+        """Where what refusals have taught of this endpoint's rate stands in Redis; None where nothing is learnt."""
+        return self._keys[3] if self._learns else None
+
+    @property
     def is_cooling(self) -> bool:
         """Whether the endpoint asked to be left alone now."""
         return self.cool_down.left_seconds > 0

@@ -69,7 +69,8 @@ class JobPart(msgspec.Struct, frozen=True):
     `connections_opened`, `connections_reused`, and of the ended destinations `bytes_raw`, `bytes_stored`,
     `cache_hits`, `memory_hits`, `cache_misses`, `coalesced`, `prompt_tokens`, `completion_tokens`. A consumer has
     `batches`, `entries` of the stream, `results` of destinations, `rows` of the database. `peaks` are maxima:
-    `rss_bytes`, `uss_bytes`, `threads`, `descriptors`. `facts` are settings in force and what was learnt, by key.
+    `rss_bytes`, `uss_bytes`, `threads`, `descriptors`, and `rss_growth_bytes_per_hour` where the memory grows for sure
+    (workers/observe/trend.py): a leak. `facts` are settings in force and what was learnt, by key.
     """
 
     process: str

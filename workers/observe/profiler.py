@@ -41,7 +41,7 @@ LAG_SECONDS: Final = 0.1
 #: Part of `WHOLES` that belong to the process: they are told to every job that has work here at the time.
 OF_PROCESS: Final = frozenset({"loop.lag", "redis"})
 #: Of a sample, what a job's part has the largest of, and what it books as sums (as of the last sample).
-PEAKS: Final = ("rss_bytes", "uss_bytes", "threads", "descriptors")
+PEAKS: Final = ("rss_bytes", "uss_bytes", "threads", "descriptors", "rss_growth_bytes_per_hour")
 SAMPLED: Final = ("disk_read_bytes", "disk_written_bytes", "switches_voluntary", "switches_involuntary")
 
 _clock = time.perf_counter
@@ -74,7 +74,7 @@ class Span:
         self._began = _clock()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
         seconds = _clock() - self._began
         _node.reset(self._token)
         self._node.add(seconds)
@@ -120,7 +120,7 @@ class _Nothing(Span):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
         pass
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -150,6 +150,7 @@ class PerformanceProfiler:
         self._jobs: dict[str, Records] = {}
         self._parts = 0
         self._sources: list[Callable[[], Mapping[str, float]]] = []
+        self._holds: list[Callable[[], float]] = []
         self._facts: dict[str, Callable[[], str | float | bool | None]] = {}
         self._rest = Records("", self.process, process=self._amounts, slowest_kept=0)
         #: Steps that belong to no job.
@@ -157,7 +158,7 @@ class PerformanceProfiler:
         self._whole = Records("", self.process, process=self._amounts, slowest_kept=0)
         self._totals: dict[str, Histogram] = {}
         self._news: dict[str, Histogram] = {}
-        self._sampler = Sampler() if enabled else None
+        self._sampler = Sampler(lambda: sum(held() for held in self._holds)) if enabled else None
         #: What all processes count together (workers/observe/reporter.py).
         self.counters = Counters(enabled=enabled)
         #: Set when the last of a job's work here has ended.
@@ -273,6 +274,10 @@ class PerformanceProfiler:
     def amounts_from(self, source: Callable[[], Mapping[str, float]]) -> None:
         """Book what `source` counts (cumulative, of the whole process) on the jobs that have work here meanwhile."""
         self._sources.append(source)
+
+    def holds_on_purpose(self, size_bytes: Callable[[], float]) -> None:
+        """Memory that may grow within bounds of its own, and is no leak."""
+        self._holds.append(size_bytes)
 
     def fact(self, name: str, value: Callable[[], str | float | bool | None]) -> None:
         """A setting in force, looked up whenever a job's part is told."""

@@ -14,7 +14,7 @@ Each process adds what is new once a second (workers/observe/numbered.py). Names
 | destinations_total | outcome | results published by workers: ok, partial, failed |
 | events_total | result | events for watchers: sent, dropped |
 | consumer_batches_total, consumer_entries_total, consumer_rows_total, consumer_rejected_total | | |
-| redis_errors_total | role | commands that failed, of heartbeats and reports |
+| redis_errors_total | role | commands that met a Redis which was away or too slow, each try |
 | process_cpu_seconds_total | role | |
 
 and one histogram, `span_seconds` by `span`: every hop and whole of workers/observe/picture.py, in the buckets of
@@ -22,6 +22,7 @@ and one histogram, `span_seconds` by `span`: every hop and whole of workers/obse
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -34,10 +35,11 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks.connection import text_of
+from tasks.connection import CountedRetry, text_of
 from workers.observe import counters
 from workers.observe.metrics import Histogram
 from workers.observe.numbered import NumberedReports
+from workers.observe.parts import LAST_SECONDS
 from workers.observe.profiler import PerformanceProfiler
 
 log = logging.getLogger("themes.metrics")
@@ -100,7 +102,7 @@ class MetricsReporter:
 
     def __init__(self, redis: Redis, profiler: PerformanceProfiler, *sources: Source) -> None:
         self._profiler = profiler
-        self._sources = (*sources, self._cpu)
+        self._sources = (*sources, self._of_process)
         self._seen: dict[str, float] = {}
         self._reports = NumberedReports(redis, total=keys.METRICS, mark_of=keys.metrics_reports)
 
@@ -114,7 +116,9 @@ class MetricsReporter:
                 await self._try()
                 await asyncio.sleep(INTERVAL_SECONDS)
         finally:
-            await self._try()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_SECONDS):
+                    await self._try()
 
     async def report(self) -> None:
         """Tell what is new. Errors of Redis pass through: the same is told again next time."""
@@ -130,7 +134,6 @@ class MetricsReporter:
         try:
             await self.report()
         except (RedisError, OSError) as exc:
-            self._profiler.counters.add(counters.field("redis_errors_total", role=self._profiler.role))
             log.debug("action=report_missed Redis does not answer: %s", exc)
 
     def _news(self) -> dict[str, float]:
@@ -146,8 +149,12 @@ class MetricsReporter:
             news[f"{SPANS}_sum|span={span}"] = round(histogram.total, 6)
         return news
 
-    def _cpu(self) -> dict[str, float]:
-        return {counters.field("process_cpu_seconds_total", role=self._profiler.role): round(time.process_time(), 3)}
+    def _of_process(self) -> dict[str, float]:
+        role = self._profiler.role
+        return {
+            counters.field("process_cpu_seconds_total", role=role): round(time.process_time(), 3),
+            counters.field("redis_errors_total", role=role): CountedRetry.failures,
+        }
 
 
 def of_point(news: Mapping[str, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from workers.observe.parts import PartReporter
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.records import Records
 from workers.observe.reporter import MetricsReporter
+from workers.results.profiles import ProfileKeeper
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
 from workers.results.stream import Decoded
@@ -41,6 +42,7 @@ class ConsumerProfile:
             asyncio.create_task(self._profiler.watch_loop(), name="loop lag"),
             asyncio.create_task(PartReporter(redis, self._profiler, seconds=self._seconds).run(), name="profiles"),
             asyncio.create_task(MetricsReporter(redis, self._profiler, self.counters).run(), name="metrics"),
+            asyncio.create_task(ProfileKeeper(redis, self._store).run(), name="profiles kept"),
         ]
 
     async def _sample(self, redis: Redis) -> None:

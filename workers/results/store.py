@@ -7,11 +7,12 @@ opens it for reading. It knows nothing of Redis.
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+import msgspec
 from sqlalchemy import ColumnElement, Integer, RowMapping, Select, column, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from config.settings import Settings
 from tasks.errors import DatabaseError
 from tasks.messages import StreamEntry
+from workers.observe.picture import JobPart
 from workers.results import tables
 from workers.results.backend import Backend, backend_of
 from workers.results.batch import Changes, UnusableEntryError
@@ -225,6 +227,11 @@ class AsyncDatabaseManager:
         async with self.writing() as connection:
             await self._writer.bury(connection, dead, time.time())
 
+    async def keep_profile(self, job_id: str, parts: Mapping[str, str]) -> None:
+        """Keep parts of a job's profile, JSON by process; newer ones replace older ones. Raises as `apply`."""
+        async with self.writing() as connection:
+            await self._writer.keep_profile(connection, job_id, parts)
+
     async def _apply_at_once(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
         async with self.writing() as connection:
             changes, rows = await self._writer.write(connection, entries, time.time())
@@ -326,6 +333,13 @@ class AsyncDatabaseManager:
         table = tables.destinations
         query = select(tables.failures, table.c.name, table.c.country).join_from(table, tables.failures)
         return self._pages(query.where(table.c.job_id == job_id), FailureRow.of)
+
+    async def job_parts(self, job_id: str) -> list[JobPart]:
+        """What each process has measured of a job, as far as it was copied here; [] for an unknown one."""
+        table = tables.job_profiles
+        async with self.reading() as connection:
+            found = await connection.execute(select(table.c.payload).where(table.c.job_id == job_id))
+        return [msgspec.json.decode(payload, type=JobPart) for payload in found.scalars()]
 
     async def _jobs(self, *conditions: Any) -> AsyncIterator[JobRow]:
         known = (

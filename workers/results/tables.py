@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 #: Version of the tables that this code reads and writes; the newest of `migrations/versions`.
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 6
 
 #: 64 bits everywhere; SQLite wants the plain word for a key that is the row's own number.
 _Whole: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -300,4 +300,14 @@ dead_letters = Table(
     #: The entry's fields as they came, as msgpack.
     Column("entry", LargeBinary, nullable=False),
     Column("at", Float, nullable=False),
+)
+
+job_profiles = Table(
+    "job_profiles",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    #: Of one process, from when it took the job up until it laid it down.
+    Column("process", Text, primary_key=True),
+    #: A `workers.observe.picture.JobPart` as JSON.
+    Column("payload", Text, nullable=False),
 )

@@ -137,6 +137,7 @@ class Writer:
         self._dead = statement(
             "insert dead_letters", insert(dialect, tables.dead_letters).on_conflict_do_nothing(), tables.dead_letters
         )
+        self._part = upsert(tables.job_profiles, ("job_id", "process"))
         self._job = (
             update(tables.jobs)
             .where(tables.jobs.c.job_id == bindparam("of_job"))
@@ -157,6 +158,11 @@ class Writer:
     async def bury(self, connection: AsyncConnection, dead: Sequence[DeadEntry], now: float) -> int:
         """Write entries that cannot be stored, each with its reason; one that is there already stays."""
         return await self._dead.run(connection, [_dead_row(entry, now) for entry in dead], self.times)
+
+    async def keep_profile(self, connection: AsyncConnection, job_id: str, parts: Mapping[str, str]) -> int:
+        """Write the parts of a job's profile, by process, over those that are there."""
+        rows = [(job_id, process, payload) for process, payload in parts.items()]
+        return await self._part.run(connection, rows, self.times)
 
     async def _write_inputs(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> int:
         """Rows for announced jobs and destinations, and for jobs whose first entries are not there."""
