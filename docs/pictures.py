@@ -64,6 +64,13 @@ class Tab:
         return base64.b64decode(said["data"])
 
 
+def _port(told: Path) -> str:
+    """Where Chromium listens for tools; empty until it has said so."""
+    with contextlib.suppress(OSError, IndexError):
+        return told.read_text("utf-8").splitlines()[0]
+    return ""
+
+
 @contextlib.asynccontextmanager
 async def chromium() -> Any:
     """A tab of a Chromium of its own."""
@@ -74,8 +81,7 @@ async def chromium() -> Any:
             port = ""
             while not port:
                 await asyncio.sleep(0.1)
-                with contextlib.suppress(OSError, IndexError):
-                    port = Path(folder, "DevToolsActivePort").read_text("utf-8").splitlines()[0]
+                port = _port(Path(folder, "DevToolsActivePort"))
             async with aiohttp.ClientSession() as session:
                 async with session.put(f"http://127.0.0.1:{port}/json/new?about:blank") as answer:
                     page = await answer.json()

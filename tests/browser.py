@@ -41,7 +41,8 @@ class Page:
             elif said["method"] == "Page.javascriptDialogOpening":
                 # Nothing goes on until it is closed: nobody waits for the answer here, where answers are read.
                 self.errors.append(said["params"]["message"])
-                await self._socket.send_json({"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}})
+                close = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                await self._socket.send_json({"id": 0, **close})
             elif said["method"] == "Runtime.exceptionThrown":
                 self.errors.append(str(said["params"]["exceptionDetails"]))
             elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":

@@ -87,7 +87,8 @@ def test_without_a_password_nobody_changes_anything_and_only_this_machine_is_ans
         for headers in ({}, {"Sec_Fetch_Site": "same-origin", "Origin": f"http://127.0.0.1:{port}"}):
             status, _, text = _ask(port, "POST", path, **headers)
             assert (status, "without a login" in text) == (403, True), path
-    table = "/tasks/datatable?draw=1&start=0&length=1&search[value]=&order[0][column]=0&columns[0][data]=name&order[0][dir]=asc"
+    table = "/tasks/datatable?draw=1&start=0&length=1&search[value]=&order[0][column]=0&order[0][dir]=asc"
+    table += "&columns[0][data]=name"
     assert _ask(port, "POST", table)[0] == 200, "Flower's table is asked by POST"
     assert _ask(port, "POST", table, Sec_Fetch_Site="cross-site")[0] == 403
     assert _ask(port, "GET", "/api/workers")[0] == 200, "reading is what the variable opens"

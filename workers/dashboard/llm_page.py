@@ -17,15 +17,18 @@ from workers.dashboard.system import SystemReader
 class LlmPage(Page):
     """`/llm`, and `/llm.json` for programs."""
 
-    def initialize(self, site: Site, system: SystemReader) -> None:  # type: ignore[override]  # Tornado's keywords
+    def initialize(self, site: Site, system: SystemReader, turns: asyncio.Lock) -> None:  # type: ignore[override]  # Tornado's keywords
         """Called by Tornado with the handler's arguments."""
         super().initialize(site)
         self._system = system
+        self._turns = turns
 
     async def answer(self, *parts: str) -> None:
         """The page; as JSON where the address says so."""
-        system = await asyncio.to_thread(self._system.read)
-        points = await asyncio.to_thread(self._system.points)
+        # One at a time: the others find what the first has read, and keep no thread of Flower's waiting meanwhile.
+        async with self._turns:
+            system = await asyncio.to_thread(self._system.read)
+            points = await asyncio.to_thread(self._system.points)
         words = page_words(system, points)
         if parts[0]:
             self.set_header("Content-Type", "application/json; charset=utf-8")
@@ -36,5 +39,5 @@ class LlmPage(Page):
 
 def handlers(site: Site, system: SystemReader) -> list[tuple[str, type[Handler], dict[str, Any]]]:
     """What `server` adds to Flower's."""
-    shared = {"site": site, "system": system}
+    shared = {"site": site, "system": system, "turns": asyncio.Lock()}
     return [(r"/llm()/?", LlmPage, shared), (r"/llm(\.json)", LlmPage, shared)]
