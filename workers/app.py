@@ -103,10 +103,16 @@ def _settings() -> Settings:
 def _app(settings: Settings) -> Celery:
     try:
         check_enabled(settings)
-        app = configure(settings, settings.celery.broker_url or locate(settings))
+        url = locate(settings)
+        app = configure(settings, settings.celery.broker_url or url)
     except ThemesError as exc:
         _exit(exc)
     app.steps["worker"].add(RuntimeStep)
+    if "flower.command" in sys.modules:
+        # Celery's command line has it at hand: `celery -A workers.app flower` serves our pages, as safely.
+        from workers.dashboard.flower import offer
+
+        offer(settings, url)
     return app
 
 

@@ -82,6 +82,8 @@ class RateLimiter:
     def __init__(
         self, redis: Redis | None, *, endpoint: str, limits: Limits, max_ahead: int, learn: bool = False
     ) -> None:
+        #: Under which the endpoint's limits are known in Redis.
+        self.digest = endpoint
         self._redis = redis
         self._limits = limits
         self._max_ahead = self._most_ahead = max_ahead

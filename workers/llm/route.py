@@ -133,6 +133,11 @@ class Route:
             "limit": self.concurrency.limit,
             "cuts": self.concurrency.cuts,
             "failures": self.circuit.failures,
+            "error": type(self.circuit.error).__name__ if self.circuit.error else None,
+            "cooling_seconds": round(self.limiter.cool_down.left_seconds, 1),
+            "cool_downs": self.limiter.cool_down.count,
+            "queued": self.queued,
+            "limit_digest": self.limiter.digest,
             "latency_ms": None if self.latency_seconds is None else round(self.latency_seconds * 1000, 1),
         }
 
