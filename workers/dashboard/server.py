@@ -5,7 +5,9 @@ handlers go on as they are, and ours are asked first.
 """
 
 import logging
+import os
 import resource
+import signal
 from typing import Any, ClassVar
 
 import flower.command
@@ -42,6 +44,21 @@ class Dashboard(Flower):
             *jobs_pages.handlers(Site(settings, redis_url, RecentJobs(redis))),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
+
+    def start(self) -> None:
+        """Serve until SIGTERM or SIGINT, then end the process.
+
+        Flower lets a signal raise an exception wherever the process happens to be, and then waits for the threads that
+        ask workers about themselves; such a thread waits for Redis as long as Redis is silent. Here the loop just ends,
+        what Flower knows is saved, and nobody waits for threads that have nothing to save.
+        """
+        loop = self.io_loop.asyncio_loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, loop.stop)
+        super().start()
+        self.stop()
+        logging.shutdown()
+        os._exit(0)
 
 
 def install(settings: Settings, redis_url: str) -> None:
