@@ -3,10 +3,16 @@
 A verb is imported only when it is called, so that `themes enqueue` never pays for aiohttp or SQLAlchemy.
 """
 
+import sys
+
+from scripts.interrupts import leave_at_once, raise_from_now_on
+
+if __name__ == "__main__" or sys.argv[0].endswith("/themes"):
+    leave_at_once()
+
 import importlib
 import logging
 import os
-import sys
 import traceback
 from typing import Final
 
@@ -59,6 +65,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         command: click.Command = importlib.import_module(VERBS[cmd_name]).command
+        raise_from_now_on()
         return command
 
     def invoke(self, ctx: click.Context) -> object:

@@ -589,7 +589,7 @@ async def test_a_consumer_stops_in_time_while_the_database_is_held_and_acknowled
     redis: Redis, tmp_path: Path
 ) -> None:
     towns = places(2)
-    async with manager_of(tmp_path, timeout_seconds=4) as store:
+    async with manager_of(tmp_path, timeout_seconds=60) as store:
         holder = sqlite3.connect(store.place, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         await published(redis, announced(towns))
@@ -600,7 +600,7 @@ async def test_a_consumer_stops_in_time_while_the_database_is_held_and_acknowled
         started = time.monotonic()
         consumer.stop()
         await running
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 30, "long before the database's own patience ends"
         assert await pending(redis) == 3
         holder.close()
 

@@ -5,7 +5,9 @@ Flower has no place for plug-ins. Its command builds `flower.command.Flower`, so
 """
 
 import logging
+import os
 import resource
+import signal
 from typing import Any, ClassVar
 
 from flower.app import Flower
@@ -56,6 +58,21 @@ class Dashboard(Flower):
             *jobs_pages.handlers(site),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
+
+    def start(self) -> None:
+        """Serve until SIGTERM or SIGINT, then end the process.
+
+        Flower lets a signal raise an exception wherever the process happens to be, and then waits for the threads that
+        ask workers about themselves; such a thread waits for Redis as long as Redis is silent. Here the loop just ends,
+        what Flower knows is saved, and nobody waits for threads that have nothing to save.
+        """
+        loop = self.io_loop.asyncio_loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, loop.stop)
+        super().start()
+        self.stop()
+        logging.shutdown()
+        os._exit(0)
 
     def get_handler_delegate(
         self, request: HTTPServerRequest, target_class: type[RequestHandler], *args: Any, **kwargs: Any
