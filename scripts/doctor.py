@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from config.settings import Settings, notices
+from config.tuning import TUNED
 from scripts.local_redis import find_binary
 from scripts.main import settings_from
 from tasks import fleet, keys
@@ -147,6 +148,10 @@ def _worker(name: str, report: dict[str, str]) -> str:
     text = f"{name} ({report.get('lanes')} lanes, {float(report.get('busy_share') or 0):.0%} busy so far"
     if again:
         text += f", started again {again} times, {report.get('wedged')} of them because it consumed nothing"
+    settings = json.loads(report.get("settings") or "{}")
+    for key, one in settings.items():
+        if one["origin"] == TUNED:
+            text += f", {key.rpartition('.')[2]}={one['value']} (tuned)"
     if report.get("waiting_for"):
         text += f", waiting for the LLM: {report['waiting_for']}"
     return text + ")"

@@ -28,6 +28,7 @@ VERBS: Final = {
     "cancel": "scripts.cancel",
     "pause": "scripts.pause",
     "resume": "scripts.resume",
+    "tune": "scripts.tune",
     "cache": "scripts.cache",
     "worker": "scripts.worker",
     "consumer": "scripts.consumer",

@@ -79,6 +79,7 @@ class Supervisor:
         """Supervise until SIGTERM or SIGINT; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
         stillbirths = 0
         while not self.stopping():
             began = time.monotonic()
@@ -162,6 +163,12 @@ class Supervisor:
             self._wedge.since = None
             return False
         return self._wedge.is_wedged(now=now, busy=None if busy is None else int(busy), waiting=waiting)
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        """Have the Celery process read its settings again."""
+        del frame
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(number)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """First signal: a warm shutdown. Second: at once."""

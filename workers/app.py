@@ -4,7 +4,12 @@ A bootstep builds the runtime after the process has started and closes it on shu
 drains by itself, because Celery's thread pool can only wait for its tasks.
 """
 
+import importlib
+import logging
+import signal
 import sys
+import threading
+from dataclasses import replace
 from typing import Any, Final
 
 from celery import Celery, bootsteps, signals
@@ -38,20 +43,32 @@ class RuntimeStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Build the runtime, or end the process with one clear line."""
         # Late: a worker's parts are of no use to `celery -A workers.app flower`.
+        from workers.limits import ensure_descriptors, worker_descriptors
         from workers.runtime import Runtime
+        from workers.tuning import ATTRIBUTE, Tuner, report, resize_threads, start_settings
         from workers.wedge import WedgeWatch, end_process
 
-        settings = SETTINGS
+        base = _with_lanes(SETTINGS, max(1, int(parent.concurrency)))
         try:
-            url = locate(settings)
-            check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
-            self._runtime = Runtime(
-                parent.app, settings, url, name=parent.hostname, lanes=max(1, int(parent.concurrency))
-            )
+            url = locate(base)
+            redis = connect(url, socket_timeout_seconds=base.redis.socket_timeout_seconds)
+            check_server(redis)
+            tuning, changes = start_settings(base, redis, parent.hostname)
+            settings = tuning.settings
+            ensure_descriptors("worker", worker_descriptors(settings))
+            size = settings.performance_optimization.worker_pool_size
+            resize_threads(parent, size)
+            self._runtime = Runtime(parent.app, settings, url, name=parent.hostname, lanes=size)
             self._runtime.start()
+            self._runtime.tune(settings, report(settings))
         except ThemesError as exc:
             _exit(exc)
         attach(parent.app, self._runtime)
+        tuner = Tuner(parent, self._runtime, base, changes, redis)
+        setattr(parent.app, ATTRIBUTE, tuner)
+        if tuning.log_level:
+            logging.getLogger().setLevel(tuning.log_level)
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=tuner.reload, name="reload").start())
         self._watch = WedgeWatch(
             connect(settings.celery.broker_url or url, socket_timeout_seconds=settings.redis.socket_timeout_seconds),
             lambda: self._runtime.busy,
@@ -76,6 +93,19 @@ class RuntimeStep(bootsteps.StartStopStep):
     terminate = stop
 
 
+def _with_lanes(settings: Settings, lanes: int) -> Settings:
+    """The settings with what Celery's own command line says of lanes (`--concurrency`)."""
+    limits = settings.performance_optimization
+    if limits.worker_pool_size == lanes:
+        return settings
+    key = "performance_optimization.worker_pool_size"
+    return replace(
+        settings,
+        performance_optimization=replace(limits, worker_pool_size=lanes),
+        origins={**settings.origins, key: "command line"},
+    )
+
+
 def _exit(exc: ThemesError) -> None:
     print(f"themes: {exc}", file=sys.stderr)  # noqa: T201  # the user's terminal
     raise SystemExit(EX_CONFIG) from exc
@@ -92,6 +122,8 @@ def _settings() -> Settings:
 def _app(settings: Settings) -> Celery:
     app = configure(settings, settings.celery.broker_url or locate(settings))
     app.steps["worker"].add(RuntimeStep)
+    # Registers our commands with Celery's remote control.
+    importlib.import_module("workers.remote")
     return app
 
 

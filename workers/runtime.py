@@ -42,6 +42,7 @@ from workers.llm.cache_statistics import CacheReporter
 from workers.llm.endpoints import model_for
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.halt import Halt
+from workers.llm.memory import MIB
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
@@ -49,6 +50,7 @@ from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
+from workers.pressure import Bounds, MemoryGuard
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
 
@@ -56,6 +58,8 @@ log = logging.getLogger("themes.runtime")
 
 #: Seconds that the loop may take to start or to close.
 LOOP_SECONDS: Final = 30.0
+#: Seconds that the loop may take to come to a change of its settings.
+TUNE_SECONDS: Final = 5.0
 #: Jobs whose options are remembered.
 REMEMBERED_JOBS: Final = 1_000
 
@@ -78,6 +82,10 @@ class Runtime:
         self._options: dict[str, JobOptions] = {}
         self._began = time.time()
         self._draining = False
+        self._pool: LLMConnectionPool | None = None
+        self._guard: MemoryGuard | None = None
+        #: What can be changed while we run, as the heartbeat tells it.
+        self._tuned: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         state = "draining" if self._draining else "running" if self._started.done() else "starting"
@@ -117,6 +125,20 @@ class Runtime:
         if self._loop and self._chunks and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._chunks.stop)
 
+    def tune(self, settings: Settings, report: dict[str, Any]) -> None:
+        """Keep to other sizes and limits from now on; `report` is what the heartbeat says of them.
+
+        Raises:
+            TimeoutError: the loop has not come to it; nothing was changed.
+        """
+        assert self._loop  # noqa: S101  # nobody can call before `start`
+        future = asyncio.run_coroutine_threadsafe(self._tune(settings, report), self._loop)
+        try:
+            future.result(TUNE_SECONDS)
+        except TimeoutError:
+            future.cancel()
+            raise
+
     def close(self) -> None:
         """Let what is in hand end within the grace time, give the rest back, and close everything."""
         if self._thread is None or not self._thread.is_alive():
@@ -126,6 +148,13 @@ class Runtime:
         self._thread.join(self._settings.work.shutdown_grace_seconds + LOOP_SECONDS)
 
     # On the loop.
+
+    async def _tune(self, settings: Settings, report: dict[str, Any]) -> None:
+        """Plain assignments, none of which can fail: all of it is done, or nothing."""
+        if self._pool is not None and self._guard is not None:
+            self._pool.tune(settings)
+            self._guard.change(_bounds(settings, settings.performance_optimization.worker_pool_size))
+        self._tuned = report
 
     def _run_loop(self) -> None:
         try:
@@ -150,7 +179,7 @@ class Runtime:
             cache = PersistentLLMCache(
                 redis if limits.enable_persistent_cache else None,
                 max_memory_mb=limits.max_memory_cache_mb,
-                pressure_mb=limits.memory_pressure_threshold_mb,
+                pressure_mb=0,  # the guard looks
                 ttl_days=limits.cache_ttl_days,
                 compress=limits.enable_result_compression,
                 codec=settings.cache.codec,
@@ -170,12 +199,14 @@ class Runtime:
                 )
                 stack.push_async_callback(shared.close)
                 shared.start()
+            self._pool = pool
             generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
             publisher = await stack.enter_async_context(
                 EventPublisher(redis, settings.streaming, enabled=limits.enable_streaming_results)
             )
             lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
             await stack.enter_async_context(lanes)
+            self._guard = guard = MemoryGuard(_bounds(settings, self._size), lanes=lanes, cache=cache.memory)
             ledger = Ledger(
                 redis,
                 token=f"{token_prefix(self._name, os.getpid())}{uuid.uuid4().hex[:8]}",
@@ -191,7 +222,9 @@ class Runtime:
                 settings=settings,
                 profiler=profiler,
                 worker=self._name,
+                may_take=guard.may_take,
             )
+            guarding = asyncio.create_task(guard.run(), name="memory")
             warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
             broker = redis
             if settings.celery.broker_url:
@@ -218,10 +251,11 @@ class Runtime:
                 profiler=profiler,
                 publisher=publisher,
                 sharing=sharing,
+                state=lambda: guard.report() | {"settings": msgspec.json.encode(self._tuned)},
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(self._end, heart, report, warming, control, share)
+            stack.push_async_callback(self._end, heart, report, warming, control, share, guarding)
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)
@@ -299,3 +333,8 @@ class Runtime:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _bounds(settings: Settings, lanes: int) -> Bounds:
+    limits = settings.performance_optimization
+    return Bounds(limits.memory_pressure_threshold_mb * MIB, limits.max_memory_cache_mb * MIB, lanes)

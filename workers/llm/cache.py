@@ -98,6 +98,11 @@ class PersistentLLMCache:
         return self._tally
 
     @property
+    def memory(self) -> MemoryTier:
+        """What this process has at hand."""
+        return self._memory
+
+    @property
     def is_shared(self) -> bool:
         """Whether other processes see what is stored here."""
         return self._redis is not None and not self._is_paused()

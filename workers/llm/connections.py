@@ -26,8 +26,8 @@ SPREAD: Final = 0.1
 class RecyclingConnector(aiohttp.TCPConnector):
     """Opens connections, lends idle ones again, and closes those that have reached their age.
 
-    It relies on two methods of aiohttp's connector that are not public; tests/integration/test_connections.py holds
-    them against a real server.
+    It relies on methods and the limit of aiohttp's connector that are not public; tests/integration/test_connections.py
+    and tests/e2e/test_tune.py hold them against a real server.
     """
 
     def __init__(self, *, max_age_seconds: float, **options: Any) -> None:
@@ -45,6 +45,11 @@ class RecyclingConnector(aiohttp.TCPConnector):
     def idle(self) -> int:
         """Open connections that nobody uses."""
         return sum(len(idle) for idle in self._conns.values())
+
+    def resize(self, limit: int) -> None:
+        """Allow so many connections; those in use beyond that are closed by nobody, and go by themselves."""
+        self._limit = limit
+        self._release_waiter()
 
     async def _create_connection(self, *args: Any, **options: Any) -> "ResponseHandler":
         protocol = await super()._create_connection(*args, **options)
@@ -99,6 +104,15 @@ class Connections:
     def recycled(self) -> int:
         """Connections that were open once and no longer are: old, idle for too long, or broken."""
         return self._connector.opened - self._connector.open
+
+    def resize(self, max_connections: int) -> None:
+        """Allow so many connections from now on; requests that are under way go on."""
+        self._connector.resize(max_connections)
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be open at once."""
+        return self._connector.limit
 
     async def close(self) -> None:
         """Close every connection."""

@@ -1,0 +1,186 @@
+"""Changes a running worker process: its connections, lanes, limits, cache and log level.
+
+The settings of the file hold, with what was changed on top. A change is judged first and then made whole; what is made
+are plain assignments on the loop, so nothing is left half done. Used from Celery's main thread (`workers.remote`) and
+from the thread that a reload signal starts.
+"""
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, Final, Protocol
+
+from redis import Redis, RedisError
+
+from config.errors import ConfigError, ThemesError
+from config.settings import Settings, load
+from config.tuning import LOG_LEVEL, TUNABLE, TUNED, Tuning, changes_of, reloaded, tuned
+from tasks import tuned as kept
+from workers.limits import refuse_too_few_descriptors, worker_descriptors
+
+log = logging.getLogger("themes.tuning")
+
+#: Where the tuner hangs on the Celery app.
+ATTRIBUTE: Final = "themes_tuner"
+WORKER_POOL_SIZE: Final = "performance_optimization.worker_pool_size"
+
+
+class Tunable(Protocol):
+    """What keeps to the settings."""
+
+    def tune(self, settings: Settings, report: dict[str, Any]) -> None:
+        """Keep to these from now on; `report` is what the heartbeat says of them."""
+
+
+def start_settings(settings: Settings, redis: Redis, name: str) -> tuple[Tuning, dict[str, str]]:
+    """The settings that a new process of this worker starts with, and which changes are in them.
+
+    Changes that no longer fit the file are left out, and that is said.
+    """
+    changes: dict[str, str] = {}
+    try:
+        changes = kept.read(redis, name)
+        return tuned(settings, changes), changes
+    except ConfigError as exc:
+        log.warning("action=tune_refused kept changes do not fit the settings and are left out: %s", exc)
+    except (RedisError, OSError) as exc:
+        log.warning("action=tune_unknown Redis does not say what was changed: %s", exc)
+    return Tuning(settings), {}
+
+
+class Tuner:
+    """Judges and makes changes.
+
+    Args:
+        worker: Celery's own (`celery.worker.WorkController`), whose threads bound the chunks in hand.
+        engine: the runtime.
+        base: what the file and the environment say.
+        changes: what was changed before, which the engine keeps to already.
+        redis: where changes are kept; read when some are taken back.
+    """
+
+    def __init__(self, worker: Any, engine: Tunable, base: Settings, changes: Mapping[str, str], redis: Redis) -> None:
+        self._worker = worker
+        self._engine = engine
+        self._base = base
+        self._changes = dict(changes)
+        self._redis = redis
+        self._base_level = logging.getLevelName(logging.getLogger().level)
+        self._lock = threading.Lock()
+        self._now = tuned(base, self._changes)
+
+    def __repr__(self) -> str:
+        return f"<Tuner changes={self._changes}>"
+
+    @property
+    def settings(self) -> Settings:
+        """What holds now."""
+        return self._now.settings
+
+    def values(self) -> dict[str, dict[str, Any]]:
+        """Everything that can be changed: its value now, and where that came from."""
+        level = logging.getLevelName(logging.getLogger().level)
+        shown = report(self._now.settings)
+        shown[LOG_LEVEL] = {"value": level, "origin": TUNED if self._now.log_level else "command line"}
+        return shown
+
+    def check(self, texts: Iterable[str]) -> dict[str, Any]:
+        """What `KEY=VALUE` words would change.
+
+        Raises:
+            ConfigError: one of them is refused.
+        """
+        with self._lock:
+            tuning = self._judge({**self._changes, **changes_of(texts)})
+            return _differences(self.values(), self._level_of(tuning), tuning.settings)
+
+    def tune(self, texts: Iterable[str]) -> dict[str, Any]:
+        """Change what `KEY=VALUE` words say; returns key -> [before, after].
+
+        Raises:
+            ConfigError: one of them is refused, and nothing is changed.
+            ThemesError: the worker is too busy to be changed now.
+        """
+        with self._lock:
+            return self._become(self._base, {**self._changes, **changes_of(texts)})
+
+    def resize(self, by: int) -> dict[str, Any]:
+        """So many lanes more, or fewer: what Celery calls growing and shrinking the pool."""
+        size = self._now.settings.performance_optimization.worker_pool_size + by
+        return self.tune([f"{WORKER_POOL_SIZE}={size}"])
+
+    def reset(self) -> dict[str, Any]:
+        """Go back to what the file says and what is kept in Redis; returns key -> [before, after]."""
+        with self._lock:
+            return self._become(self._base, kept.read(self._redis, self._worker.hostname))
+
+    def reload(self) -> None:
+        """Read the file again: what can be changed is, what was changed by hand stays. A bad file changes nothing."""
+        try:
+            with self._lock:
+                base, _, waiting = reloaded(self._base, load())
+                changed = self._become(base, self._changes)
+        except ThemesError as exc:
+            log.error("action=reload refused, the old settings stay: %s", exc)  # noqa: TRY400  # its line says it all
+            return
+        said = ", ".join(f"{key}={after}" for key, (_, after) in changed.items())
+        log.info("action=reload changed: %s", said or "nothing")
+        if waiting:
+            log.warning("action=reload these wait until the worker is started again: %s", ", ".join(waiting))
+
+    def _become(self, base: Settings, changes: dict[str, str]) -> dict[str, Any]:
+        tuning = self._judge(changes, base)
+        before = self.values()
+        try:
+            self._engine.tune(tuning.settings, report(tuning.settings))
+        except FutureTimeoutError as exc:
+            raise ThemesError("this worker is too busy to be changed now: try again in a moment") from exc
+        resize_threads(self._worker, tuning.settings.performance_optimization.worker_pool_size)
+        level = self._level_of(tuning)
+        logging.getLogger().setLevel(level)
+        self._base, self._changes, self._now = base, changes, tuning
+        changed = _differences(before, level, tuning.settings)
+        for key, (old, new) in changed.items():
+            log.info("action=tune %s=%s before=%s", key, new, old)
+        return changed
+
+    def _judge(self, changes: Mapping[str, str], base: Settings | None = None) -> Tuning:
+        tuning = tuned(base or self._base, changes)
+        refuse_too_few_descriptors("worker", worker_descriptors(tuning.settings))
+        return tuning
+
+    def _level_of(self, tuning: Tuning) -> str:
+        return tuning.log_level or str(self._base_level)
+
+
+def report(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The settings that can be changed: value and origin."""
+    values = dict(settings.items())
+    return {key: {"value": values[key], "origin": settings.origin(key)} for key in TUNABLE}
+
+
+def _differences(before: Mapping[str, dict[str, Any]], level: str, settings: Settings) -> dict[str, Any]:
+    after = {key: one["value"] for key, one in report(settings).items()} | {LOG_LEVEL: level}
+    return {key: [before[key]["value"], new] for key, new in after.items() if before[key]["value"] != new}
+
+
+def resize_threads(worker: Any, size: int) -> None:
+    """Have Celery hand over so many chunks at once from now on.
+
+    Celery's thread pool cannot grow or shrink (5.7). What bounds it are its executor's number of threads, which are
+    started when they are needed, and the messages that are fetched before others are acknowledged. Threads too many are
+    idle and cost nothing; chunks in hand are worked off.
+    """
+    pool, consumer = worker.pool, worker.consumer
+    by = size - pool.limit
+    if not by:
+        return
+    pool.limit = size
+    pool.executor._max_workers = size  # noqa: SLF001  # has no other way; tests/e2e/test_tune.py counts what is in hand
+    worker.concurrency = size
+    if consumer is None:
+        return
+    consumer.initial_prefetch_count = size * consumer.prefetch_multiplier
+    if consumer.qos is not None:
+        consumer._update_prefetch_count(by)  # noqa: SLF001  # as Celery's own `pool_grow` does
