@@ -18,6 +18,7 @@ from typing import Any, Final, get_args, get_type_hints
 
 import yaml
 
+from config.container import CONTAINER, ContainerLimits, bounded_defaults, here
 from config.endpoints import Body, Endpoints, EndpointSettings, Roles, parse_body, parse_endpoints, parse_roles
 from config.errors import ConfigError
 from config.sections import (
@@ -131,7 +132,7 @@ class Settings:
 
     def is_set(self, key: str) -> bool:
         """Whether the user set `section.key` to something, in a file, the environment or on the command line."""
-        return self.origin(key) != DEFAULT
+        return self.origin(key) not in {DEFAULT, CONTAINER}
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Every `section.key` with its value, in the order of `config.yaml`."""
@@ -163,6 +164,7 @@ def load(
     path: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, str] | None = None,
+    machine: ContainerLimits | None = None,
 ) -> Settings:
     """Read the settings.
 
@@ -170,11 +172,12 @@ def load(
         path: the YAML file; by default the one that `THEMES_CONFIG` names, else the one beside this module.
         env: the environment; by default the process's.
         overrides: `section.key` -> text, from the command line.
+        machine: what the container may use, which bounds defaults; by default this process's.
 
     Raises:
         ConfigError: the first thing that is wrong, with its place and the mend.
     """
-    return _load(path, os.environ if env is None else env, overrides or {}, _raise)
+    return _load(path, os.environ if env is None else env, overrides or {}, _raise, machine)
 
 
 def notices(settings: Settings, env: Mapping[str, str] | None = None) -> list[str]:
@@ -197,7 +200,11 @@ def _raise(error: ConfigError) -> None:
 
 
 def _load(
-    path: str | os.PathLike[str] | None, env: Mapping[str, str], overrides: Mapping[str, str], report: Report
+    path: str | os.PathLike[str] | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, str],
+    report: Report,
+    machine: ContainerLimits | None = None,
 ) -> Settings:
     chosen = path or env.get("THEMES_CONFIG")
     file = Path(chosen) if chosen else DEFAULT_FILE
@@ -220,10 +227,19 @@ def _load(
         # The file we ship repeats the defaults: what it leaves alone nobody has set.
         shipped = file == DEFAULT_FILE and place.startswith(f"{file.name}:") and value == _default(key)
         origins[key] = DEFAULT if shipped else place
+    _bound(values, origins, machine or here())
     settings = _build(values, origins)
     for error in _contradictions(settings, wrong):
         report(error)
     return settings
+
+
+def _bound(values: dict[str, Any], origins: dict[str, str], machine: ContainerLimits) -> None:
+    """Make what nobody has set smaller where the container has less than it."""
+    for key, (most, least) in bounded_defaults(machine).items():
+        if origins.get(key, DEFAULT) == DEFAULT and most < _default(key):
+            values[key] = max(int(least), most)
+            origins[key] = CONTAINER
 
 
 def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:

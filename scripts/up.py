@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from config.container import CONTAINER, bounded_defaults, cpus_allowed, here
 from config.settings import Settings
 from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
@@ -26,6 +27,8 @@ GRACE_SECONDS: Final = 1.5
 WORKERS_STOP_SECONDS: Final = 1.3
 #: Seconds that the other roles may take; the consumer needs 1.5 where the database is held by somebody else.
 STOP_SECONDS: Final = 1.8
+#: Worker processes that nobody has asked for, at most.
+MOST_WORKERS: Final = 2
 #: Seconds that the stack may take to stand.
 START_SECONDS: Final = 30.0
 #: Seconds between two looks at the processes.
@@ -48,6 +51,15 @@ class Stack:
         """Start one role; its words go to `logs/NAME.log`."""
         process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log")
         (self.workers if worker else self.others)[name] = process
+
+    def share_memory(self, count: int) -> None:
+        """Let worker processes that share a container's memory have a part of it each, unless the user has chosen."""
+        for key in bounded_defaults(here()):
+            if self.settings.origin(key) == CONTAINER:
+                name = key.rpartition(".")[2]
+                least = 64 if name == "memory_pressure_threshold_mb" else 0
+                value = max(least, getattr(self.settings.performance_optimization, name) // count)
+                self.env[f"THEMES_{key.upper().replace('.', '__')}"] = str(value)
 
     def start_workers(self, count: int) -> None:
         """Start worker processes, each under its supervisor."""
@@ -144,16 +156,20 @@ def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
 
 
 @click.command()
-@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help=f"Worker processes; by default one a CPU, at most {MOST_WORKERS}."
+)
 @click.option("--sandbox", is_flag=True, help="Answer from the sandbox LLM instead of a real one.")
 @click.option("--dashboard/--no-dashboard", default=True, show_default=True, help="Run Flower too.")
-def command(workers: int, *, sandbox: bool, dashboard: bool) -> int:
+def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
     """Run Redis (if none is set), workers, consumer and dashboard here until Ctrl-C."""
     settings = settings_from()
+    workers = workers or min(MOST_WORKERS, cpus_allowed(here()))
     if not sandbox:
         endpoints(settings.llm)
     with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox) as made:
         made.start("consumer", "consumer")
+        made.share_memory(workers)
         made.start_workers(workers)
         if dashboard:
             made.start("dashboard", "dashboard")

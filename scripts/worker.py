@@ -25,6 +25,7 @@ from scripts.processes import spawn
 from tasks import keys
 from tasks.connection import check_server, connect, locate
 from tasks.leases import release
+from workers.limits import ensure_descriptors, worker_descriptors
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import load_stages
@@ -211,6 +212,8 @@ def command(name: str | None, concurrency: int | None) -> int:
         check_server(broker)
     for notice in notices(settings):
         log.warning("action=notice %s", notice)
+    # What is raised here the child inherits.
+    ensure_descriptors("worker", worker_descriptors(settings))
     # What cannot work is said here, in one line, and not five times by a dying child.
     endpoints(settings.llm)
     Graph(load_stages(settings.pipeline.prompts_dir))

@@ -1,6 +1,6 @@
 """Celery's remote control of our workers: `celery -A workers.app inspect themes_settings`, `… control themes_tune K=V`.
 
-`pool_grow` and `pool_shrink`, which Flower has buttons for, change `worker_pool_size`: Celery's own do not know threads.
+`pool_grow` and `pool_shrink`, which Flower has buttons for, change `worker_pool_size`: Celery's own know no threads.
 """
 
 from collections.abc import Callable
