@@ -4,7 +4,6 @@ import click
 
 from scripts.main import settings_from
 from tasks.connection import check_server, connect, locate
-from workers.limits import dashboard_descriptors, ensure_descriptors
 
 
 @click.command()
@@ -17,8 +16,6 @@ def command(host: str | None, port: int | None) -> None:
     broker_url = settings.celery.broker_url or url
     for each in {url, broker_url}:
         check_server(connect(each, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
-    # Fewer watchers than allowed is no reason not to start.
-    ensure_descriptors("dashboard", dashboard_descriptors(settings), must=False)
     # Late: Flower and Tornado are of no use to the other verbs.
     from tasks.app import configure
     from workers.dashboard.flower import run

@@ -35,16 +35,7 @@ def arguments(settings: Settings) -> list[str]:
         ConfigError: it would be open to others, or its port is taken.
     """
     dashboard = settings.dashboard
-    if not _is_loopback(dashboard.host) and not dashboard.basic_auth:
-        raise ConfigError(
-            f"dashboard.host: {dashboard.host} is reachable by others, and nothing asks for a password: set "
-            "THEMES_DASHBOARD__BASIC_AUTH=user:password, or listen on 127.0.0.1"
-        )
-    if dashboard.basic_auth and not _USER_AND_PASSWORD.fullmatch(dashboard.basic_auth):
-        raise ConfigError(
-            "dashboard.basic_auth: expected user:password, neither of them empty, in ASCII without blanks and commas "
-            "(THEMES_DASHBOARD__BASIC_AUTH)"
-        )
+    refuse_open(settings)
     _refuse_taken(dashboard.host, dashboard.port)
     folder = settings.state_dir / "flower"
     try:
@@ -64,6 +55,25 @@ def arguments(settings: Settings) -> list[str]:
         # Handed over inside this process: nobody reads it from the list of processes.
         chosen.append(f"--basic_auth={str.__str__(dashboard.basic_auth)}")
     return chosen
+
+
+def refuse_open(settings: Settings) -> None:
+    """Refuse a dashboard that others could use, or a password that Flower cannot ask for.
+
+    Raises:
+        ConfigError: with the mend.
+    """
+    dashboard = settings.dashboard
+    if not _is_loopback(dashboard.host) and not dashboard.basic_auth:
+        raise ConfigError(
+            f"dashboard.host: {dashboard.host} is reachable by others, and nothing asks for a password: set "
+            "THEMES_DASHBOARD__BASIC_AUTH=user:password, or listen on 127.0.0.1"
+        )
+    if dashboard.basic_auth and not _USER_AND_PASSWORD.fullmatch(dashboard.basic_auth):
+        raise ConfigError(
+            "dashboard.basic_auth: expected user:password, neither of them empty, in ASCII without blanks and commas "
+            "(THEMES_DASHBOARD__BASIC_AUTH)"
+        )
 
 
 def run(app: Celery, settings: Settings, redis_url: str) -> None:

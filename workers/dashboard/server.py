@@ -4,8 +4,6 @@ Flower has no place for plug-ins. Its command builds `flower.command.Flower`, so
 handlers go on as they are, and ours are asked first.
 """
 
-import logging
-import resource
 from typing import Any, ClassVar
 
 import flower.command
@@ -19,8 +17,7 @@ from workers.dashboard.handler import GuardedHealthcheck, GuardedMetrics
 from workers.dashboard.jobs_pages import Site
 from workers.dashboard.recent import RecentJobs
 from workers.dashboard.templates import Templates
-
-log = logging.getLogger("themes.dashboard")
+from workers.limits import dashboard_descriptors, ensure_descriptors
 
 
 class Dashboard(Flower):
@@ -49,19 +46,5 @@ def install(settings: Settings, redis_url: str) -> None:
     Dashboard.settings_of_themes = settings
     Dashboard.redis_url = redis_url
     flower.command.Flower = Dashboard
-    _allow_files(settings.dashboard.max_watchers)
-
-
-def _allow_files(watchers: int) -> None:
-    """Raise the limit of open files to what so many watchers need, as far as this user may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = watchers + 500
-    if soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < wanted:
-            log.warning(
-                "action=few_files %d open files are allowed: fewer than dashboard.max_watchers (%d) can watch; "
-                "ulimit -n %d",
-                most, watchers, wanted,
-            )  # fmt: skip
+    # Fewer watchers than allowed are no reason not to start.
+    ensure_descriptors("dashboard", dashboard_descriptors(settings), must=False)

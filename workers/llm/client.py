@@ -140,9 +140,20 @@ class Dialect:
 
 
 class ChatClient:
-    """Asks for one model at one server. The connections are whoever's it shares them with."""
+    """Asks for one model at one server. The connections are whoever's it shares them with.
 
-    def __init__(self, settings: LlmSettings, *, base_url: str, model: str, connections: Connections) -> None:
+    `style` is the response format to begin with.
+    """
+
+    def __init__(
+        self,
+        settings: LlmSettings,
+        *,
+        base_url: str,
+        model: str,
+        connections: Connections,
+        style: AnswerFormat = AnswerFormat.JSON_SCHEMA,
+    ) -> None:
         self.model = model
         self._base_url = base_url
         #: As errors and logs show it.
@@ -150,7 +161,7 @@ class ChatClient:
         self._secret = connections.secret
         self._settings = settings
         self._session = connections.session
-        self._dialect = Dialect()
+        self._dialect = Dialect(format=style)
 
     def __repr__(self) -> str:
         return f"<ChatClient {self._place} model={self.model} format={self._dialect.format.name.lower()}>"
