@@ -54,15 +54,15 @@ def cpus_allowed(limits: ContainerLimits) -> int:
     return max(1, machine if limits.cpus is None else min(machine, int(limits.cpus)))
 
 
-def bounded_defaults(limits: ContainerLimits) -> dict[str, tuple[int, float]]:
-    """Settings of which a container's memory bounds the default: key -> that bound in MiB, and the least value."""
+def bounded_defaults(limits: ContainerLimits) -> dict[str, int]:
+    """Settings of which a container's memory bounds the default: key -> that bound in MiB."""
     if limits.memory_bytes is None:
         return {}
-    memory_mb = limits.memory_bytes / MIB
-    return {
-        "performance_optimization.memory_pressure_threshold_mb": (int(memory_mb * PRESSURE_SHARE), 64),
-        "performance_optimization.max_memory_cache_mb": (int(memory_mb * CACHE_SHARE), 0),
+    shares = {
+        "performance_optimization.memory_pressure_threshold_mb": PRESSURE_SHARE,
+        "performance_optimization.max_memory_cache_mb": CACHE_SHARE,
     }
+    return {key: int(limits.memory_bytes / MIB * share) for key, share in shares.items()}
 
 
 def _found(values: Iterable[T | None]) -> list[T]:

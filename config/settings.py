@@ -236,9 +236,9 @@ def _load(
 
 def _bound(values: dict[str, Any], origins: dict[str, str], machine: ContainerLimits) -> None:
     """Make what nobody has set smaller where the container has less than it."""
-    for key, (most, least) in bounded_defaults(machine).items():
+    for key, most in bounded_defaults(machine).items():
         if origins.get(key, DEFAULT) == DEFAULT and most < _default(key):
-            values[key] = max(int(least), most)
+            values[key] = max(most, least_of(key))
             origins[key] = CONTAINER
 
 
@@ -312,6 +312,12 @@ def _from_section(section: str, node: yaml.Node, path: Path, report: Report) -> 
             yield key, value, place
         else:
             report(ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}"))
+
+
+def least_of(key: str) -> int:
+    """The least whole number that a setting may have; 0 where none is said."""
+    item, _ = known_keys()[key]
+    return int(item.metadata.get("low") or 0)
 
 
 def _default(key: str) -> Any:

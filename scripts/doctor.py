@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from config.container import CONTAINER
 from config.settings import Settings, notices
 from scripts.main import settings_from
 from tasks.errors import ThemesError
@@ -58,7 +59,11 @@ def _subjects() -> list[Subject]:
 
 def _settings(settings: Settings) -> Check:
     notes = notices(settings)
-    return Check("settings", ok=True, found=f"{len(settings.origins)} set by you", fix="; ".join(notes) or None)
+    bounded = [key.rpartition(".")[2] for key, origin in settings.origins.items() if origin == CONTAINER]
+    found = f"{len(settings.origins) - len(bounded)} set by you"
+    if bounded:
+        found += f", bounded by the container: {', '.join(bounded)}"
+    return Check("settings", ok=True, found=found, fix="; ".join(notes) or None)
 
 
 def _show(checks: list[Check]) -> None:

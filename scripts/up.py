@@ -11,8 +11,8 @@ from typing import Final
 
 import click
 
-from config.container import CONTAINER, bounded_defaults, cpus_allowed, here
-from config.settings import Settings
+from config.container import CONTAINER, cpus_allowed, here
+from config.settings import Settings, least_of
 from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible, spawn, stop, themes
@@ -52,17 +52,9 @@ class Stack:
         process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log")
         (self.workers if worker else self.others)[name] = process
 
-    def share_memory(self, count: int) -> None:
-        """Let worker processes that share a container's memory have a part of it each, unless the user has chosen."""
-        for key in bounded_defaults(here()):
-            if self.settings.origin(key) == CONTAINER:
-                name = key.rpartition(".")[2]
-                least = 64 if name == "memory_pressure_threshold_mb" else 0
-                value = max(least, getattr(self.settings.performance_optimization, name) // count)
-                self.env[f"THEMES_{key.upper().replace('.', '__')}"] = str(value)
-
     def start_workers(self, count: int) -> None:
         """Start worker processes, each under its supervisor."""
+        self.env |= shares_of_memory(self.settings, count)
         for number in range(1, count + 1):
             name = f"worker{number}"
             self.start(name, "worker", "--name", name, worker=True)
@@ -101,6 +93,18 @@ class Stack:
         """Workers first, so that their last results are written; then the rest."""
         stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
         stop(list(self.others.values()), seconds=STOP_SECONDS)
+
+
+def shares_of_memory(settings: Settings, count: int) -> dict[str, str]:
+    """What worker processes that share a container's memory get into their environment: a part of it each.
+
+    What the user has chosen holds for each of them.
+    """
+    return {
+        f"THEMES_{key.upper().replace('.', '__')}": str(max(least_of(key), int(value) // count))
+        for key, value in settings.items()
+        if settings.origin(key) == CONTAINER
+    }
 
 
 @contextlib.contextmanager
@@ -169,7 +173,6 @@ def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
         endpoints(settings.llm)
     with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox) as made:
         made.start("consumer", "consumer")
-        made.share_memory(workers)
         made.start_workers(workers)
         if dashboard:
             made.start("dashboard", "dashboard")

@@ -25,6 +25,7 @@ from scripts.processes import spawn
 from tasks import keys
 from tasks.connection import check_server, connect, locate
 from tasks.leases import release
+from workers.hangup import on_hangup
 from workers.limits import ensure_descriptors, worker_descriptors
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
@@ -80,7 +81,7 @@ class Supervisor:
         """Supervise until SIGTERM or SIGINT; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGHUP, self._reload)
+        on_hangup(self._reload)
         stillbirths = 0
         while not self.stopping():
             began = time.monotonic()
@@ -165,11 +166,10 @@ class Supervisor:
             return False
         return self._wedge.is_wedged(now=now, busy=None if busy is None else int(busy), waiting=waiting)
 
-    def _reload(self, number: int, frame: FrameType | None) -> None:
+    def _reload(self) -> None:
         """Have the Celery process read its settings again."""
-        del frame
         if self._process and self._process.poll() is None:
-            self._process.send_signal(number)
+            self._process.send_signal(signal.SIGHUP)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """First signal: a warm shutdown. Second: at once."""

@@ -19,15 +19,18 @@ _SEPARATOR: Final = "|"
 
 def read(redis: Redis, worker: str) -> dict[str, str]:
     """What is kept for one worker: key -> text; what was said to it alone wins."""
-    for_all: dict[str, str] = {}
-    for_one: dict[str, str] = {}
+    found = kept(redis)
+    for_all = {key: text for who, key, text in found if who == ALL}
+    return for_all | {key: text for who, key, text in found if who == worker}
+
+
+def kept(redis: Redis) -> list[tuple[str, str, str]]:
+    """All that is kept, in order: worker (or `*`), key, text."""
+    found = []
     for field, value in redis.hgetall(keys.TUNED).items():
         who, _, key = text_of(field).rpartition(_SEPARATOR)
-        if who == ALL:
-            for_all[key] = text_of(value)
-        elif who == worker:
-            for_one[key] = text_of(value)
-    return for_all | for_one
+        found.append((who, key, text_of(value)))
+    return sorted(found)
 
 
 def keep(redis: Redis, changes: Mapping[str, str], *, worker: str = ALL) -> None:

@@ -6,7 +6,6 @@ drains by itself, because Celery's thread pool can only wait for its tasks.
 
 import importlib
 import logging
-import signal
 import sys
 import threading
 from dataclasses import replace
@@ -43,6 +42,7 @@ class RuntimeStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Build the runtime, or end the process with one clear line."""
         # Late: a worker's parts are of no use to `celery -A workers.app flower`.
+        from workers.hangup import on_hangup
         from workers.limits import ensure_descriptors, worker_descriptors
         from workers.runtime import Runtime
         from workers.tuning import ATTRIBUTE, Tuner, report, resize_threads, start_settings
@@ -68,7 +68,7 @@ class RuntimeStep(bootsteps.StartStopStep):
         setattr(parent.app, ATTRIBUTE, tuner)
         if tuning.log_level:
             logging.getLogger().setLevel(tuning.log_level)
-        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=tuner.reload, name="reload").start())
+        on_hangup(lambda: threading.Thread(target=tuner.reload, name="reload").start())
         self._watch = WedgeWatch(
             connect(settings.celery.broker_url or url, socket_timeout_seconds=settings.redis.socket_timeout_seconds),
             lambda: self._runtime.busy,

@@ -24,6 +24,7 @@ from celery import Celery
 from redis import RedisError
 from redis.asyncio import Redis
 
+from config.errors import ThemesError
 from config.settings import Settings
 from tasks import fleet, keys
 from tasks.connection import connect_async
@@ -129,9 +130,11 @@ class Runtime:
         """Keep to other sizes and limits from now on; `report` is what the heartbeat says of them.
 
         Raises:
+            ThemesError: this worker is stopping.
             TimeoutError: the loop has not come to it; nothing was changed.
         """
-        assert self._loop  # noqa: S101  # nobody can call before `start`
+        if self._loop is None or self._draining or self._loop.is_closed():
+            raise ThemesError("this worker is stopping: what is changed holds for the one that is started next")
         future = asyncio.run_coroutine_threadsafe(self._tune(settings, report), self._loop)
         try:
             future.result(TUNE_SECONDS)

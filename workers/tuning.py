@@ -41,7 +41,11 @@ def start_settings(settings: Settings, redis: Redis, name: str) -> tuple[Tuning,
     changes: dict[str, str] = {}
     try:
         changes = kept.read(redis, name)
-        return tuned(settings, changes), changes
+        tuning = tuned(settings, changes)
+        if changes:
+            said = ", ".join(f"{key}={text}" for key, text in sorted(changes.items()))
+            log.info("action=tune these changes are kept until `themes tune --reset`: %s", said)
+        return tuning, changes
     except ConfigError as exc:
         log.warning("action=tune_refused kept changes do not fit the settings and are left out: %s", exc)
     except (RedisError, OSError) as exc:

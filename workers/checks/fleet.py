@@ -6,7 +6,7 @@ from typing import Final
 
 from config.settings import Settings
 from config.tuning import TUNED
-from tasks import fleet, jobs, keys
+from tasks import fleet, jobs, keys, tuned
 from tasks.connection import connect
 from workers.checks.check import Check, reached
 from workers.wedge import waiting_messages
@@ -21,9 +21,13 @@ def workers(settings: Settings) -> Iterator[Check]:
     """The workers that have a heartbeat."""
     with reached(settings) as client:
         found = fleet.workers(client)
+        changes = tuned.kept(client)
     fix = None if found else "`themes worker` (and `themes consumer`) in another terminal, or `themes up`"
     said = ", ".join(_worker(name, report) for name, report in sorted(found.items()))
     yield Check("workers", ok=bool(found), found=said or "none is running", fix=fix)
+    if changes:
+        said = ", ".join(f"{key}={text} ({who})" for who, key, text in changes)
+        yield Check("tuned", ok=True, found=f"{said}, until `themes tune --reset`")
     pressed = sorted(name for name, report in found.items() if report.get("memory_pressure", "none") != "none")
     if pressed:
         threshold = found[pressed[0]].get("memory_threshold_mb") or "0"

@@ -26,7 +26,7 @@ SPREAD: Final = 0.1
 class RecyclingConnector(aiohttp.TCPConnector):
     """Opens connections, lends idle ones again, and closes those that have reached their age.
 
-    It relies on methods and the limit of aiohttp's connector that are not public; tests/integration/test_connections.py
+    It relies on methods and the limit of aiohttp's connector that are not public; tests/integration/test_endpoints.py
     and tests/e2e/test_tune.py hold them against a real server.
     """
 
