@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -27,11 +27,13 @@ from config.sections import (
     DashboardSettings,
     DatabaseSettings,
     LlmSettings,
+    LoggingSettings,
     PerformanceSettings,
     PipelineSettings,
     ProfilingSettings,
     RedisSettings,
     StreamingSettings,
+    WebDiscoverySettings,
     WorkSettings,
     setting,
 )
@@ -39,6 +41,7 @@ from config.values import Price, Prices, Secret, convert, is_null, parse_prices,
 from config.yaml_file import Report, compose, pairs
 
 __all__ = [
+    "COMMAND_LINE",
     "DEFAULT",
     "DEFAULT_FILE",
     "CacheSettings",
@@ -47,6 +50,7 @@ __all__ = [
     "DatabaseSettings",
     "EndpointSettings",
     "LlmSettings",
+    "LoggingSettings",
     "PerformanceSettings",
     "PipelineSettings",
     "Price",
@@ -56,6 +60,7 @@ __all__ = [
     "Secret",
     "Settings",
     "StreamingSettings",
+    "WebDiscoverySettings",
     "WorkSettings",
     "known_keys",
     "load",
@@ -64,6 +69,7 @@ __all__ = [
 
 DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
 DEFAULT: Final = "default"
+COMMAND_LINE: Final = "command line"
 
 #: Names that users of the OpenAI, Celery and SQLAlchemy worlds already have in their environment.
 KNOWN_VARIABLES: Final = {
@@ -74,10 +80,6 @@ KNOWN_VARIABLES: Final = {
     "OPENAI_API_KEY": "llm.api_key",
     "OPENAI_BASE_URL": "llm.base_url",
     "THEMES_MODEL": "llm.model",
-}
-#: Keys that users of the contract may have in their files -> why they do nothing yet.
-_WITHOUT_EFFECT: Final = {
-    "performance_optimization.max_concurrent_web_requests": "has no effect yet: web evidence is not fetched",
 }
 #: Settings that are more than one value -> who reads them.
 _STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]], ...]] = (
@@ -106,8 +108,10 @@ class Settings:
     work: WorkSettings = field(default_factory=WorkSettings)
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    web_discovery: WebDiscoverySettings = field(default_factory=WebDiscoverySettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     profiling: ProfilingSettings = field(default_factory=ProfilingSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -180,9 +184,21 @@ def load(
     return _load(path, os.environ if env is None else env, overrides or {}, _raise, machine)
 
 
+def with_value(settings: Settings, key: str, value: Any, *, origin: str | None) -> Settings:
+    """The settings with another value of one key, and where that came from; None is nowhere but the defaults."""
+    section, _, name = key.rpartition(".")
+    origins = {known: place for known, place in settings.origins.items() if known != key}
+    if origin is not None:
+        origins[key] = origin
+    part = replace(getattr(settings, section), **{name: value})
+    changes: dict[str, Any] = {section: part}
+    return replace(settings, **changes, origins=origins)
+
+
 def notices(settings: Settings, env: Mapping[str, str] | None = None) -> list[str]:
     """What was set and has no effect yet, in words: never in silence."""
-    found = [f"{key} ({settings.origin(key)}): {why}" for key, why in _WITHOUT_EFFECT.items() if settings.is_set(key)]
+    del settings
+    found = []
     if (os.environ if env is None else env).get("THEMES_ENV"):
         found.append("environment THEMES_ENV: there are no overlays yet; name a whole file with THEMES_CONFIG")
     return found
@@ -214,7 +230,7 @@ def _load(
     layers: list[tuple[str, yaml.Node | str, str]] = [
         *_from_file(file, report),
         *_from_environment(env, report),
-        *((key, text, "command line") for key, text in overrides.items()),
+        *((key, text, COMMAND_LINE) for key, text in overrides.items()),
     ]
     for key, node_or_text, place in layers:
         try:

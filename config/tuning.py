@@ -1,46 +1,36 @@
 """What may be changed while workers run, and how a change is judged.
 
 A change is read by the parser of the settings, held against the other settings like a file, and made whole or not at
-all. The log level is none of the settings, but is changed in the same way.
+all.
 """
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from config.errors import ConfigError
-from config.settings import Settings, _contradictions, _parse
+from config.settings import COMMAND_LINE, Settings, _contradictions, _parse, with_value
 
 #: The origin of a value that was changed on a running worker.
 TUNED: Final = "tuned"
-LOG_LEVEL: Final = "log_level"
-LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 _PERFORMANCE: Final = "performance_optimization"
-#: Settings that a running worker can change. All others are read once, when it starts.
-TUNABLE: Final = (
-    f"{_PERFORMANCE}.llm_connection_pool_size",
-    f"{_PERFORMANCE}.worker_pool_size",
-    f"{_PERFORMANCE}.max_memory_cache_mb",
-    f"{_PERFORMANCE}.memory_pressure_threshold_mb",
-    "llm.requests_per_minute",
-    "llm.request_burst",
-    "llm.tokens_per_minute",
-    "llm.learn_rate_limit",
-    "llm.adaptive_concurrency",
-    "llm.adaptive_concurrency_min",
-)
+#: Settings that a running worker can change, by their short names. All others are read once, when it starts.
+SHORT: Final = {
+    "llm_connection_pool_size": f"{_PERFORMANCE}.llm_connection_pool_size",
+    "worker_pool_size": f"{_PERFORMANCE}.worker_pool_size",
+    "max_memory_cache_mb": f"{_PERFORMANCE}.max_memory_cache_mb",
+    "memory_pressure_threshold_mb": f"{_PERFORMANCE}.memory_pressure_threshold_mb",
+    "requests_per_minute": "llm.requests_per_minute",
+    "request_burst": "llm.request_burst",
+    "tokens_per_minute": "llm.tokens_per_minute",
+    "learn_rate_limit": "llm.learn_rate_limit",
+    "adaptive_concurrency": "llm.adaptive_concurrency",
+    "adaptive_concurrency_min": "llm.adaptive_concurrency_min",
+    "log_level": "logging.level",
+}
+TUNABLE: Final = tuple(SHORT.values())
 #: Limits that all workers keep together: one with another number would break them for all.
 SHARED: Final = frozenset({"llm.requests_per_minute", "llm.request_burst", "llm.tokens_per_minute"})
-_SHORT: Final = {key.rpartition(".")[2]: key for key in TUNABLE}
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """Settings with changes, and the log level where that was changed."""
-
-    settings: Settings
-    log_level: str | None = None
 
 
 def full_key(name: str) -> str:
@@ -49,14 +39,14 @@ def full_key(name: str) -> str:
     Raises:
         ConfigError: it cannot be changed while workers run.
     """
-    if name in TUNABLE or name == LOG_LEVEL:
+    if name in TUNABLE:
         return name
-    if name in _SHORT:
-        return _SHORT[name]
-    near = difflib.get_close_matches(name.rpartition(".")[2], [*_SHORT, LOG_LEVEL], n=1, cutoff=0.7)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    if name in SHORT:
+        return SHORT[name]
+    near = difflib.get_close_matches(name.rpartition(".")[2], SHORT, n=1, cutoff=0.7)
+    hint = f"; did you mean {near[0]}?" if near else "."
     raise ConfigError(
-        f"{name}: cannot be changed while workers run{hint} These can: {', '.join([*_SHORT, LOG_LEVEL])}. "
+        f"{name}: cannot be changed while workers run{hint} These can: {', '.join(SHORT)}. "
         "Set anything else in the file or the environment, and start the workers again"
     )
 
@@ -79,60 +69,45 @@ def changes_of(texts: Iterable[str]) -> dict[str, str]:
     return changes
 
 
-def tuned(settings: Settings, changes: Mapping[str, str], *, origin: str = TUNED) -> Tuning:
+def tuned(settings: Settings, changes: Mapping[str, str]) -> Settings:
     """The settings with some values changed, all of them or none.
 
     Args:
-        settings: what holds now.
+        settings: what holds without the changes.
         changes: full key -> text; nothing or `null` where a setting may be empty.
-        origin: what the changed values say of where they came from.
 
     Raises:
         ConfigError: a value of the wrong type, out of bounds, or at odds with another setting.
     """
-    values: dict[str, Any] = {}
-    level = None
-    for key, text in changes.items():
-        if key == LOG_LEVEL:
-            level = _log_level(text)
-        else:
-            values[full_key(key)] = _parse(full_key(key), text, origin)
-    changed = settings
-    for key, value in values.items():
-        section, _, name = key.partition(".")
-        part = replace(getattr(changed, section), **{name: value})
-        changed = replace(changed, **{section: part}, origins={**changed.origins, key: origin})
-    for error in _contradictions(changed, frozenset()):
-        raise error
-    return Tuning(changed, level)
+    for name, text in changes.items():
+        key = full_key(name)
+        # Levels are written in small letters too.
+        said = text.upper() if key == SHORT["log_level"] else text
+        settings = with_value(settings, key, _parse(key, said, TUNED), origin=TUNED)
+    return _consistent(settings)
 
 
-def reloaded(current: Settings, fresh: Settings) -> tuple[Settings, list[str], list[str]]:
+def reloaded(current: Settings, fresh: Settings) -> tuple[Settings, list[str]]:
     """What a file that was read again changes in a running worker.
 
+    What the worker's own command line says stays.
+
     Returns:
-        the settings to go on with, the keys that change, and the keys that differ but wait for a new start.
+        the settings to go on with, and the keys that differ but wait for a new start.
+
+    Raises:
+        ConfigError: what can be changed now is at odds with what cannot.
     """
-    before = dict(current.items())
-    differing = [key for key, value in fresh.items() if value != before[key]]
-    now = [key for key in differing if key in TUNABLE]
+    before, after = dict(current.items()), dict(fresh.items())
     changed = current
-    origins = dict(current.origins)
     for key in TUNABLE:
-        section, _, name = key.partition(".")
-        part = replace(getattr(changed, section), **{name: getattr(getattr(fresh, section), name)})
-        changed = replace(changed, **{section: part})
-        origins.pop(key, None)
-        if key in fresh.origins:
-            origins[key] = fresh.origins[key]
-    changed = replace(changed, origins=origins)
-    for error in _contradictions(changed, frozenset()):
+        if current.origin(key) != COMMAND_LINE:
+            changed = with_value(changed, key, after[key], origin=fresh.origins.get(key))
+    waiting = [key for key, value in after.items() if value != before[key] and key not in TUNABLE]
+    return _consistent(changed), waiting
+
+
+def _consistent(settings: Settings) -> Settings:
+    for error in _contradictions(settings, frozenset()):
         raise error
-    return changed, now, [key for key in differing if key not in TUNABLE]
-
-
-def _log_level(text: str) -> str:
-    level = text.strip().upper()
-    if level not in LOG_LEVELS:
-        raise ConfigError(f"{LOG_LEVEL}: expected one of {', '.join(LOG_LEVELS)}, got {text!r} ({TUNED})")
-    return level
+    return settings

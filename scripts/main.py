@@ -14,6 +14,7 @@ import click
 
 from config.errors import ThemesError
 from config.settings import Settings, load
+from tasks import logs
 
 #: Verb -> module. Each module has a click command called `command`.
 VERBS: Final = {
@@ -78,18 +79,21 @@ def cli(ctx: click.Context, config_file: str | None, *, debug: bool) -> None:
         os.environ["THEMES_CONFIG"] = config_file
     if debug:
         os.environ["THEMES_DEBUG"] = "1"
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.configure(logging.DEBUG if debug else logging.INFO, "auto")
     ctx.obj = None
 
 
 def settings_from(**overrides: object) -> Settings:
     """Load the settings, with what the command line says on top; options that were not given are None."""
     given = {key.replace("__", "."): str(value) for key, value in overrides.items() if value is not None}
-    return load(overrides=given)
+    settings = load(overrides=given)
+    logs.configure(log_level(settings), settings.logging.format)
+    return settings
+
+
+def log_level(settings: Settings) -> str:
+    """How much is logged: `--debug` says more than the settings."""
+    return "DEBUG" if os.environ.get("THEMES_DEBUG") else settings.logging.level
 
 
 def main() -> None:

@@ -8,13 +8,14 @@ import importlib
 import logging
 import sys
 import threading
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
-from config.settings import Settings, load
+from config.settings import COMMAND_LINE, Settings, load, with_value
+from tasks import logs, tracing
 from tasks.app import configure
 from tasks.connection import check_server, connect, locate
 from tasks.process import attach
@@ -48,13 +49,14 @@ class RuntimeStep(bootsteps.StartStopStep):
         from workers.tuning import ATTRIBUTE, Tuner, report, resize_threads, start_settings
         from workers.wedge import WedgeWatch, end_process
 
-        base = _with_lanes(SETTINGS, max(1, int(parent.concurrency)))
+        base = _with_command_line(SETTINGS, max(1, int(parent.concurrency)))
         try:
+            tracing.start(base, "worker")
             url = locate(base)
             redis = connect(url, socket_timeout_seconds=base.redis.socket_timeout_seconds)
             check_server(redis)
-            tuning, changes = start_settings(base, redis, parent.hostname)
-            settings = tuning.settings
+            settings, changes = start_settings(base, redis, parent.hostname)
+            logs.set_level(settings.logging.level)
             ensure_descriptors("worker", worker_descriptors(settings))
             size = settings.performance_optimization.worker_pool_size
             resize_threads(parent, size)
@@ -66,8 +68,6 @@ class RuntimeStep(bootsteps.StartStopStep):
         attach(parent.app, self._runtime)
         tuner = Tuner(parent, self._runtime, base, changes, redis)
         setattr(parent.app, ATTRIBUTE, tuner)
-        if tuning.log_level:
-            logging.getLogger().setLevel(tuning.log_level)
         on_hangup(lambda: threading.Thread(target=tuner.reload, name="reload").start())
         self._watch = WedgeWatch(
             connect(settings.celery.broker_url or url, socket_timeout_seconds=settings.redis.socket_timeout_seconds),
@@ -89,21 +89,29 @@ class RuntimeStep(bootsteps.StartStopStep):
         if self._runtime:
             self._runtime.close()
         attach(parent.app, None)
+        tracing.stop()
 
     terminate = stop
 
 
-def _with_lanes(settings: Settings, lanes: int) -> Settings:
-    """The settings with what Celery's own command line says of lanes (`--concurrency`)."""
-    limits = settings.performance_optimization
-    if limits.worker_pool_size == lanes:
-        return settings
-    key = "performance_optimization.worker_pool_size"
-    return replace(
-        settings,
-        performance_optimization=replace(limits, worker_pool_size=lanes),
-        origins={**settings.origins, key: "command line"},
-    )
+@signals.setup_logging.connect(weak=False)
+def _set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """Log as the other roles do, instead of in Celery's own forms; `--loglevel` and `--logfile` mean what they say."""
+    stream = Path(logfile).open("a", encoding="utf-8") if logfile else None  # noqa: SIM115  # for the process's life
+    logs.configure(SETTINGS.logging.level if loglevel is None else loglevel, SETTINGS.logging.format, stream)
+
+
+def _with_command_line(settings: Settings, lanes: int) -> Settings:
+    """The settings with what Celery's own command line says (`--concurrency`, `--loglevel`)."""
+    said = {
+        "performance_optimization.worker_pool_size": lanes,
+        "logging.level": logging.getLevelName(logging.getLogger().level),
+    }
+    known = dict(settings.items())
+    for key, value in said.items():
+        if known[key] != value:
+            settings = with_value(settings, key, value, origin=COMMAND_LINE)
+    return settings
 
 
 def _exit(exc: ThemesError) -> None:

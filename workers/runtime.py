@@ -48,9 +48,10 @@ from workers.llm.pool import LLMConnectionPool
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import stages_of
 from workers.pressure import Bounds, MemoryGuard
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
@@ -79,7 +80,7 @@ class Runtime:
         self._started: Future[None] = Future()
         self._close: asyncio.Event | None = None
         self._chunks: ChunkRunner | None = None
-        self._graph = Graph(load_stages(settings.pipeline.prompts_dir))
+        self._graph = Graph(stages_of(settings))
         self._options: dict[str, JobOptions] = {}
         self._began = time.time()
         self._draining = False
@@ -204,12 +205,15 @@ class Runtime:
                 shared.start()
             self._pool = pool
             generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
+            evidence = await stack.enter_async_context(
+                EvidenceReader.of(settings, redis if limits.enable_persistent_cache else None)
+            )
             publisher = await stack.enter_async_context(
                 EventPublisher(redis, settings.streaming, enabled=limits.enable_streaming_results)
             )
             lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
             await stack.enter_async_context(lanes)
-            self._guard = guard = MemoryGuard(_bounds(settings, self._size), lanes=lanes, cache=cache.memory)
+            guard = await self._watch_memory(stack, lanes, cache)
             ledger = Ledger(
                 redis,
                 token=f"{token_prefix(self._name, os.getpid())}{uuid.uuid4().hex[:8]}",
@@ -219,7 +223,7 @@ class Runtime:
             self._chunks = ChunkRunner(
                 ledger=ledger,
                 lanes=lanes,
-                process=self._processing(generator, profiler, publisher, budget),
+                process=self._processing(generator, profiler, publisher, budget, evidence),
                 wake=self._wake,
                 options=lambda job_id: self._read_options(redis, job_id),
                 settings=settings,
@@ -227,7 +231,6 @@ class Runtime:
                 worker=self._name,
                 may_take=guard.may_take,
             )
-            guarding = asyncio.create_task(guard.run(), name="memory")
             warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
             broker = redis
             if settings.celery.broker_url:
@@ -258,7 +261,7 @@ class Runtime:
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(self._end, heart, report, warming, control, share, guarding)
+            stack.push_async_callback(self._end, heart, report, warming, control, share)
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)
@@ -268,12 +271,22 @@ class Runtime:
             with contextlib.suppress(RedisError, OSError):
                 await heartbeat.leave()
 
+    async def _watch_memory(
+        self, stack: contextlib.AsyncExitStack, lanes: Lanes[Destination], cache: PersistentLLMCache
+    ) -> MemoryGuard:
+        """Keep lanes and cache to what memory allows, for as long as the stack stands."""
+        self._guard = MemoryGuard(_bounds(self._settings, self._size), lanes=lanes, cache=cache.memory)
+        watching = asyncio.create_task(self._guard.run(), name="memory")
+        stack.push_async_callback(self._end, watching)
+        return self._guard
+
     def _processing(
         self,
         generator: FocusedLLMGenerator,
         profiler: PerformanceProfiler,
         publisher: EventPublisher,
         budget: Budget,
+        evidence: EvidenceReader | None,
     ) -> Any:
         """What the chunk runner calls for each destination."""
 
@@ -301,7 +314,9 @@ class Runtime:
             )
             return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
 
-        processor = FocusedPromptProcessor(self._graph, generator, settings=self._settings, profiler=profiler)
+        processor = FocusedPromptProcessor(
+            self._graph, generator, settings=self._settings, profiler=profiler, evidence=evidence
+        )
         return process
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:

@@ -15,7 +15,8 @@ from redis import Redis, RedisError
 
 from config.errors import ConfigError, ThemesError
 from config.settings import Settings, load
-from config.tuning import LOG_LEVEL, TUNABLE, TUNED, Tuning, changes_of, reloaded, tuned
+from config.tuning import TUNABLE, changes_of, reloaded, tuned
+from tasks import logs
 from tasks import tuned as kept
 from workers.limits import refuse_too_few_descriptors, worker_descriptors
 
@@ -23,7 +24,6 @@ log = logging.getLogger("themes.tuning")
 
 #: Where the tuner hangs on the Celery app.
 ATTRIBUTE: Final = "themes_tuner"
-WORKER_POOL_SIZE: Final = "performance_optimization.worker_pool_size"
 
 
 class Tunable(Protocol):
@@ -33,7 +33,7 @@ class Tunable(Protocol):
         """Keep to these from now on; `report` is what the heartbeat says of them."""
 
 
-def start_settings(settings: Settings, redis: Redis, name: str) -> tuple[Tuning, dict[str, str]]:
+def start_settings(settings: Settings, redis: Redis, name: str) -> tuple[Settings, dict[str, str]]:
     """The settings that a new process of this worker starts with, and which changes are in them.
 
     Changes that no longer fit the file are left out, and that is said.
@@ -41,16 +41,16 @@ def start_settings(settings: Settings, redis: Redis, name: str) -> tuple[Tuning,
     changes: dict[str, str] = {}
     try:
         changes = kept.read(redis, name)
-        tuning = tuned(settings, changes)
+        changed = tuned(settings, changes)
         if changes:
             said = ", ".join(f"{key}={text}" for key, text in sorted(changes.items()))
             log.info("action=tune these changes are kept until `themes tune --reset`: %s", said)
-        return tuning, changes
+        return changed, changes
     except ConfigError as exc:
         log.warning("action=tune_refused kept changes do not fit the settings and are left out: %s", exc)
     except (RedisError, OSError) as exc:
         log.warning("action=tune_unknown Redis does not say what was changed: %s", exc)
-    return Tuning(settings), {}
+    return settings, {}
 
 
 class Tuner:
@@ -70,24 +70,15 @@ class Tuner:
         self._base = base
         self._changes = dict(changes)
         self._redis = redis
-        self._base_level = logging.getLevelName(logging.getLogger().level)
         self._lock = threading.Lock()
         self._now = tuned(base, self._changes)
 
     def __repr__(self) -> str:
         return f"<Tuner changes={self._changes}>"
 
-    @property
-    def settings(self) -> Settings:
-        """What holds now."""
-        return self._now.settings
-
     def values(self) -> dict[str, dict[str, Any]]:
         """Everything that can be changed: its value now, and where that came from."""
-        level = logging.getLevelName(logging.getLogger().level)
-        shown = report(self._now.settings)
-        shown[LOG_LEVEL] = {"value": level, "origin": TUNED if self._now.log_level else "command line"}
-        return shown
+        return report(self._now)
 
     def check(self, texts: Iterable[str]) -> dict[str, Any]:
         """What `KEY=VALUE` words would change.
@@ -96,8 +87,7 @@ class Tuner:
             ConfigError: one of them is refused.
         """
         with self._lock:
-            tuning = self._judge({**self._changes, **changes_of(texts)})
-            return _differences(self.values(), self._level_of(tuning), tuning.settings)
+            return _differences(self._now, self._judge(self._base, {**self._changes, **changes_of(texts)}))
 
     def tune(self, texts: Iterable[str]) -> dict[str, Any]:
         """Change what `KEY=VALUE` words say; returns key -> [before, after].
@@ -111,8 +101,8 @@ class Tuner:
 
     def resize(self, by: int) -> dict[str, Any]:
         """So many lanes more, or fewer: what Celery calls growing and shrinking the pool."""
-        size = self._now.settings.performance_optimization.worker_pool_size + by
-        return self.tune([f"{WORKER_POOL_SIZE}={size}"])
+        size = self._now.performance_optimization.worker_pool_size + by
+        return self.tune([f"worker_pool_size={size}"])
 
     def reset(self) -> dict[str, Any]:
         """Go back to what the file says and what is kept in Redis; returns key -> [before, after]."""
@@ -123,7 +113,7 @@ class Tuner:
         """Read the file again: what can be changed is, what was changed by hand stays. A bad file changes nothing."""
         try:
             with self._lock:
-                base, _, waiting = reloaded(self._base, load())
+                base, waiting = reloaded(self._base, load())
                 changed = self._become(base, self._changes)
         except ThemesError as exc:
             log.error("action=reload refused, the old settings stay: %s", exc)  # noqa: TRY400  # its line says it all
@@ -134,28 +124,24 @@ class Tuner:
             log.warning("action=reload these wait until the worker is started again: %s", ", ".join(waiting))
 
     def _become(self, base: Settings, changes: dict[str, str]) -> dict[str, Any]:
-        tuning = self._judge(changes, base)
-        before = self.values()
+        settings = self._judge(base, changes)
         try:
-            self._engine.tune(tuning.settings, report(tuning.settings))
+            self._engine.tune(settings, report(settings))
         except FutureTimeoutError as exc:
             raise ThemesError("this worker is too busy to be changed now: try again in a moment") from exc
-        resize_threads(self._worker, tuning.settings.performance_optimization.worker_pool_size)
-        level = self._level_of(tuning)
-        logging.getLogger().setLevel(level)
-        self._base, self._changes, self._now = base, changes, tuning
-        changed = _differences(before, level, tuning.settings)
+        resize_threads(self._worker, settings.performance_optimization.worker_pool_size)
+        logs.set_level(settings.logging.level)
+        changed = _differences(self._now, settings)
+        self._base, self._changes, self._now = base, changes, settings
         for key, (old, new) in changed.items():
-            log.info("action=tune %s=%s before=%s", key, new, old)
+            log.info("action=tune setting=%s value=%s before=%s", key, new, old)
         return changed
 
-    def _judge(self, changes: Mapping[str, str], base: Settings | None = None) -> Tuning:
-        tuning = tuned(base or self._base, changes)
-        refuse_too_few_descriptors("worker", worker_descriptors(tuning.settings))
-        return tuning
-
-    def _level_of(self, tuning: Tuning) -> str:
-        return tuning.log_level or str(self._base_level)
+    @staticmethod
+    def _judge(base: Settings, changes: Mapping[str, str]) -> Settings:
+        settings = tuned(base, changes)
+        refuse_too_few_descriptors("worker", worker_descriptors(settings))
+        return settings
 
 
 def report(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -164,9 +150,10 @@ def report(settings: Settings) -> dict[str, dict[str, Any]]:
     return {key: {"value": values[key], "origin": settings.origin(key)} for key in TUNABLE}
 
 
-def _differences(before: Mapping[str, dict[str, Any]], level: str, settings: Settings) -> dict[str, Any]:
-    after = {key: one["value"] for key, one in report(settings).items()} | {LOG_LEVEL: level}
-    return {key: [before[key]["value"], new] for key, new in after.items() if before[key]["value"] != new}
+def _differences(before: Settings, after: Settings) -> dict[str, Any]:
+    """Key -> [before, after] of what can be changed and is another."""
+    old, new = dict(before.items()), dict(after.items())
+    return {key: [old[key], new[key]] for key in TUNABLE if old[key] != new[key]}
 
 
 def resize_threads(worker: Any, size: int) -> None:

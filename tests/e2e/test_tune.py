@@ -158,9 +158,11 @@ def test_a_process_that_is_started_again_keeps_what_was_changed_until_it_is_take
     until("another process", lambda: _report(slow).get("pid") not in {None, str(child.pid)})
     until("its lanes", lambda: _report(slow)["lanes"] == "7")
     (shown,) = _tune(slow, "--show")["workers"].values()
-    assert shown["ok"]["log_level"] == {"value": "DEBUG", "origin": "tuned"}
+    assert shown["ok"]["logging.level"] == {"value": "DEBUG", "origin": "tuned"}
+    slow.run("enqueue", _file(slow.folder, 1))
+    until("what is said at DEBUG", lambda: "TaskPool: Apply" in slow.log("w"))
     (answer,) = _tune(slow, "--reset")["workers"].values()
-    assert answer["ok"] == {LANES: [7, 4], "log_level": ["DEBUG", "INFO"]}
+    assert answer["ok"] == {LANES: [7, 4], "logging.level": ["DEBUG", "INFO"]}
     until("the old lanes", lambda: _report(slow)["lanes"] == "4")
 
 
@@ -196,3 +198,32 @@ def test_a_reload_signal_reads_the_file_again_and_a_bad_file_changes_nothing(sta
     until("the refusal", lambda: "action=reload refused" in stack.log("w"))
     report = _report(stack)
     assert (report["lanes"], report["pid"]) == ("5", pid), "the same process, as it was"
+
+
+def test_a_worker_whose_terminal_is_closed_ends(stack: Engine) -> None:
+    ours, theirs = os.openpty()
+    worker = subprocess.Popen(
+        [sys.executable, "-c", _IN_TERMINAL, os.ttyname(theirs)],
+        env=stack.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    stack.processes["w"] = worker
+    os.close(theirs)
+    until("the worker to be there", lambda: _workers(stack))
+    family = psutil.Process(worker.pid).children(recursive=True)
+    os.close(ours)
+    worker.wait(60)
+    gone, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    assert gone
+    until("it to have taken leave", lambda: not _workers(stack))
+
+
+#: A session leader gets the first terminal that it opens.
+_IN_TERMINAL = """
+import os, sys
+os.open(sys.argv[1], os.O_RDWR)
+os.execv(sys.executable, [sys.executable, "-m", "scripts.main", "worker", "--name", "w"])
+"""

@@ -11,24 +11,14 @@ ROOT = Path(__file__).parents[2]
 CODE = "\n".join(
     path.read_text() for folder in ("tasks", "workers", "scripts") for path in (ROOT / folder).rglob("*.py")
 )
-SILENT = {"performance_optimization.max_concurrent_web_requests"}
 
 
-@pytest.mark.parametrize("key", sorted(set(known_keys()) - SILENT))
+@pytest.mark.parametrize("key", sorted(known_keys()))
 def test_every_setting_is_read_by_the_code(key: str) -> None:
     name = key.rpartition(".")[2]
     properties = {"performance_optimization.redis_url": "redis_url", "database.url": "database_url"}
     attribute = properties.get(key, name)
     assert re.search(rf"\.{attribute}\b", CODE), f"nothing reads {key}"
-
-
-@pytest.mark.parametrize("key", sorted(SILENT))
-def test_a_setting_without_effect_says_so_when_it_is_set(key: str) -> None:
-    variable = f"THEMES_{key.upper().replace('.', '__')}"
-    assert notices(load(env={}), {}) == []
-    (notice,) = notices(load(env={variable: "3"}), {})
-    assert key in notice
-    assert "no effect" in notice
 
 
 def test_an_overlay_that_is_asked_for_is_not_ignored_in_silence() -> None:

@@ -11,7 +11,7 @@ from redis import Redis
 
 from config.container import ContainerLimits
 from config.errors import ConfigError
-from config.settings import known_keys, load
+from config.settings import COMMAND_LINE, known_keys, load, with_value
 from config.tuning import TUNABLE, TUNED, changes_of, reloaded, tuned
 from scripts.up import shares_of_memory
 from tasks import tuned as kept
@@ -36,12 +36,11 @@ def test_every_key_that_can_be_changed_is_a_setting() -> None:
 def test_a_change_says_where_it_came_from_and_leaves_the_rest() -> None:
     before = load(env={})
     after = tuned(before, changes_of(["worker_pool_size=3", "llm.requests_per_minute=90.5", "log_level=debug"]))
-    assert after.log_level == "DEBUG"
-    assert (after.settings.performance_optimization.worker_pool_size, after.settings.origin(LANES)) == (3, TUNED)
-    assert after.settings.llm.requests_per_minute == 90.5
-    assert tuned(after.settings, {"llm.requests_per_minute": ""}).settings.llm.requests_per_minute is None
-    changed = {key for key, value in after.settings.items() if value != dict(before.items())[key]}
-    assert changed == {LANES, "llm.requests_per_minute"}
+    assert (after.performance_optimization.worker_pool_size, after.origin(LANES)) == (3, TUNED)
+    assert (after.llm.requests_per_minute, after.logging.level) == (90.5, "DEBUG")
+    assert tuned(after, {"llm.requests_per_minute": ""}).llm.requests_per_minute is None
+    changed = {key for key, value in after.items() if value != dict(before.items())[key]}
+    assert changed == {LANES, "llm.requests_per_minute", "logging.level"}
     assert before == load(env={}), "settings are values: the old ones are as they were"
 
 
@@ -62,10 +61,10 @@ def test_what_is_no_change_is_refused_with_the_mend(words: list[str], said: str)
         tuned(load(env={}), changes_of(words))
 
 
-@given(st.dictionaries(st.sampled_from([*TUNABLE, "log_level", "llm.model"]), st.text(max_size=12), max_size=4))
+@given(st.dictionaries(st.sampled_from([*TUNABLE, "llm.model"]), st.text(max_size=12), max_size=4))
 def test_whatever_the_text_of_a_change_only_a_config_error_is_raised(changes: dict[str, str]) -> None:
     try:
-        after = tuned(DEFAULTS, changes).settings
+        after = tuned(DEFAULTS, changes)
     except ConfigError:
         return
     assert {key for key in changes if key in TUNABLE} == {k for k, origin in after.origins.items() if origin == TUNED}
@@ -75,11 +74,13 @@ def test_a_file_read_again_changes_what_can_be_and_names_what_waits() -> None:
     before = load(env={})
     name = "THEMES_PERFORMANCE_OPTIMIZATION__"
     fresh = load(env={f"{name}WORKER_POOL_SIZE": "5", f"{name}CACHE_TTL_DAYS": "2"})
-    after, now, waiting = reloaded(before, fresh)
-    assert (now, waiting) == ([LANES], ["performance_optimization.cache_ttl_days"])
+    after, waiting = reloaded(before, fresh)
+    assert waiting == ["performance_optimization.cache_ttl_days"]
     assert (after.performance_optimization.worker_pool_size, after.performance_optimization.cache_ttl_days) == (5, 7)
-    back, now, _ = reloaded(after, before)
-    assert (now, back.origin(LANES)) == ([LANES], "default")
+    back, _ = reloaded(after, before)
+    assert (back.performance_optimization.worker_pool_size, back.origin(LANES)) == (12, "default")
+    said = with_value(before, LANES, 3, origin=COMMAND_LINE)
+    assert reloaded(said, fresh)[0].performance_optimization.worker_pool_size == 3, "the command line wins"
     at_odds = load(env={f"{name}LLM_CONNECTION_POOL_SIZE": "3", f"{name}LLM_CONNECTION_POOL_MIN_SIZE": "1"})
     with pytest.raises(ConfigError, match="llm_connection_pool_min_size"):
         reloaded(before, at_odds)
@@ -106,11 +107,11 @@ def test_a_new_worker_starts_with_what_is_kept_and_without_what_no_longer_fits(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept.keep(redis, {LANES: "9"})
-    tuning, changes = start_settings(load(env={}), redis, "w@h")
-    assert (tuning.settings.performance_optimization.worker_pool_size, changes) == (9, {LANES: "9"})
+    settings, changes = start_settings(load(env={}), redis, "w@h")
+    assert (settings.performance_optimization.worker_pool_size, changes) == (9, {LANES: "9"})
     kept.keep(redis, {POOL: "2"})
-    tuning, changes = start_settings(load(env={}), redis, "w@h")
-    assert (tuning.settings, changes) == (load(env={}), {})
+    settings, changes = start_settings(load(env={}), redis, "w@h")
+    assert (settings, changes) == (load(env={}), {})
     assert "action=tune_refused" in caplog.text
 
 
