@@ -51,9 +51,9 @@ def raise_descriptors(needed: int) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError) as exc:
-            log.debug("action=descriptors the limit of %d stays: %s", soft, exc)
+            log.debug("action=few_files the limit of %d stays: %s", soft, exc)
             return soft
-        log.info("action=descriptors limit=%d before=%d", wanted, soft)
+        log.info("action=files_raised limit=%d before=%d", wanted, soft)
     return max(wanted, soft)
 
 
@@ -87,4 +87,4 @@ def ensure_descriptors(role: str, needed: int, *, must: bool = True) -> None:
     except ConfigError as exc:
         if must:
             raise
-        log.warning("action=descriptors %s", exc)
+        log.warning("action=few_files %s", exc)

@@ -29,6 +29,10 @@ SMALL_CACHE_BYTES: Final = MIB
 #: Lanes are retired and called back by this part of them all.
 LANE_SHARE: Final = 0.25
 
+_FIELDS: Final = "step=%s resident_mb=%d memory_pressure_threshold_mb=%d cache_mb=%d lanes=%d: %s"
+_PRESSURE: Final = f"action=memory_pressure {_FIELDS}"
+_RELIEF: Final = f"action=memory_relief {_FIELDS}"
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -152,15 +156,14 @@ class MemoryGuard:
                 give_back_memory()
 
     def _say(self, before: Allowed, after: Allowed) -> None:
-        resident, threshold = self._resident_bytes, self._bounds.threshold_bytes
-        is_worse = resident >= threshold
+        is_worse = self._resident_bytes >= self._bounds.threshold_bytes
+        level, said = (logging.WARNING, _PRESSURE) if is_worse else (logging.INFO, _RELIEF)
         log.log(
-            logging.WARNING if is_worse else logging.INFO,
-            "action=memory_%s step=%s resident_mb=%d memory_pressure_threshold_mb=%d cache_mb=%d lanes=%d: %s",
-            "pressure" if is_worse else "relief",
+            level,
+            said,
             after.step(self._bounds),
-            resident // MIB,
-            threshold // MIB,
+            self._resident_bytes // MIB,
+            self._bounds.threshold_bytes // MIB,
             after.cache_bytes // MIB,
             after.lanes,
             _done(before, after),

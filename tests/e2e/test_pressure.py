@@ -43,12 +43,11 @@ def test_under_ballast_lanes_are_retired_and_chunks_wait_and_all_of_it_comes_bac
     assert "themes tune memory_pressure_threshold_mb=1000" in check["fix"]
     said = stack.run("enqueue", _file(stack.folder, 6), "--wait")
     assert said.returncode == 0, "one at a time always goes on"
-    log = stack.log("w")
-    steps = [line.partition("step=")[2].split()[0] for line in log.splitlines() if "action=memory_pressure" in line]
+    steps = [line["step"] for line in stack.logged("w", "memory_pressure")]
     assert steps == ["lanes"] * 4 + ["wait"], "each step is said once"
     worker.send_signal(signal.SIGUSR2)
     until("all lanes to be back", lambda: (r := _report(stack))["lanes"] == "12" and r["memory_pressure"] == "none")
-    assert "action=memory_relief" in stack.log("w")
+    assert stack.logged("w", "memory_relief")
 
 
 def test_a_threshold_below_what_a_worker_needs_slows_it_down_and_stops_nothing(stack: Engine) -> None:
