@@ -1,6 +1,6 @@
 """What a process that is too large does, step by step: the policy alone."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.llm.memory import MIB
@@ -47,6 +47,7 @@ def test_without_a_cache_the_lanes_are_first() -> None:
     assert decide(Allowed(0, 3), bounds, resident_bytes=HIGH, cached_bytes=0) == Allowed(0, 2)
 
 
+@settings(deadline=None)
 @given(
     resident=st.lists(st.integers(0, 2000), max_size=60),
     cached=st.integers(0, 512),

@@ -61,6 +61,7 @@ def test_what_is_no_change_is_refused_with_the_mend(words: list[str], said: str)
         tuned(load(env={}), changes_of(words))
 
 
+@hypothesis_settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*TUNABLE, "llm.model"]), st.text(max_size=12), max_size=4))
 def test_whatever_the_text_of_a_change_only_a_config_error_is_raised(changes: dict[str, str]) -> None:
     try:
