@@ -176,11 +176,13 @@ def load(
         path: the YAML file; by default the one that `THEMES_CONFIG` names, else the one beside this module.
         env: the environment; by default the process's.
         overrides: `section.key` -> text, from the command line.
-        machine: what the container may use, which bounds defaults; by default this process's.
+        machine: what the container may use, which bounds defaults. By default this process's, and nobody's with an
+            environment that is not this process's.
 
     Raises:
         ConfigError: the first thing that is wrong, with its place and the mend.
     """
+    machine = machine or (here() if env is None else ContainerLimits())
     return _load(path, os.environ if env is None else env, overrides or {}, _raise, machine)
 
 
@@ -220,7 +222,7 @@ def _load(
     env: Mapping[str, str],
     overrides: Mapping[str, str],
     report: Report,
-    machine: ContainerLimits | None = None,
+    machine: ContainerLimits = ContainerLimits(),  # noqa: B008  # a value without state
 ) -> Settings:
     chosen = path or env.get("THEMES_CONFIG")
     file = Path(chosen) if chosen else DEFAULT_FILE
@@ -243,7 +245,7 @@ def _load(
         # The file we ship repeats the defaults: what it leaves alone nobody has set.
         shipped = file == DEFAULT_FILE and place.startswith(f"{file.name}:") and value == _default(key)
         origins[key] = DEFAULT if shipped else place
-    _bound(values, origins, machine or here())
+    _bound(values, origins, machine)
     settings = _build(values, origins)
     for error in _contradictions(settings, wrong):
         report(error)

@@ -55,9 +55,11 @@ def command(changes: tuple[str, ...], worker: str | None, *, show: bool, reset: 
         kept.keep(redis, parsed)
         answers = {}
     else:
-        _refuse_if_any_does(fleet_.ask("themes_tune", changes=list(changes), check=True))
+        judged = fleet_.ask("themes_tune", changes=list(changes), check=True)
+        _refuse_if_any_does(judged)
         kept.keep(redis, parsed, worker=fleet_.only or kept.ALL)
-        answers = fleet_.ask("themes_tune", changes=list(changes))
+        # Who was silent is told too, but not waited for a second time.
+        answers = fleet_.ask("themes_tune", awaited=len(judged), changes=list(changes)) if judged else {}
     return _tell(answers, fleet_.names, as_json=as_json, table=_changes_table)
 
 
@@ -75,8 +77,8 @@ class Fleet:
         if worker and len(self.names) > 1:
             raise ConfigError(f"--worker: {worker!r} is more than one; there are: {', '.join(self.names)}")
 
-    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
-        """Their answers by name, waiting for the last one until a deadline."""
+    def ask(self, what: str, *, awaited: int | None = None, **arguments: Any) -> dict[str, Any]:
+        """Their answers by name, waiting until a deadline for so many, by default for all of them."""
         if not self.names:
             return {}
         replies = self._app.control.broadcast(
@@ -85,7 +87,7 @@ class Fleet:
             destination=self.names,
             reply=True,
             timeout=ANSWER_SECONDS,
-            limit=len(self.names),
+            limit=len(self.names) if awaited is None else awaited,
         )
         return {name: answer for reply in replies or [] for name, answer in reply.items()}
 
