@@ -36,13 +36,14 @@ class Tunable(Protocol):
 def start_settings(settings: Settings, redis: Redis, name: str) -> tuple[Settings, dict[str, str]]:
     """The settings that a new process of this worker starts with, and which changes are in them.
 
-    Changes that no longer fit the file are left out, and that is said.
+    Changes that do not fit the file, or this machine's file descriptors, are left out, and that is said.
     """
     changes: dict[str, str] = {}
     try:
         changes = kept.read(redis, name)
         changed = tuned(settings, changes)
         if changes:
+            refuse_too_few_descriptors("worker", worker_descriptors(changed))
             said = ", ".join(f"{key}={text}" for key, text in sorted(changes.items()))
             log.info("action=tune these changes are kept until `themes tune --reset`: %s", said)
         return changed, changes
