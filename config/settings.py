@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -18,6 +18,7 @@ from typing import Any, Final, get_args, get_type_hints
 
 import yaml
 
+from config.container import CONTAINER, ContainerLimits, bounded_defaults, here
 from config.endpoints import Body, Endpoints, EndpointSettings, Roles, parse_body, parse_endpoints, parse_roles
 from config.errors import ConfigError
 from config.sections import (
@@ -40,6 +41,7 @@ from config.values import Price, Prices, Secret, convert, is_null, parse_prices,
 from config.yaml_file import Report, compose, pairs
 
 __all__ = [
+    "COMMAND_LINE",
     "DEFAULT",
     "DEFAULT_FILE",
     "CacheSettings",
@@ -67,6 +69,7 @@ __all__ = [
 
 DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
 DEFAULT: Final = "default"
+COMMAND_LINE: Final = "command line"
 
 #: Names that users of the OpenAI, Celery and SQLAlchemy worlds already have in their environment.
 KNOWN_VARIABLES: Final = {
@@ -133,7 +136,7 @@ class Settings:
 
     def is_set(self, key: str) -> bool:
         """Whether the user set `section.key` to something, in a file, the environment or on the command line."""
-        return self.origin(key) != DEFAULT
+        return self.origin(key) not in {DEFAULT, CONTAINER}
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Every `section.key` with its value, in the order of `config.yaml`."""
@@ -165,6 +168,7 @@ def load(
     path: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, str] | None = None,
+    machine: ContainerLimits | None = None,
 ) -> Settings:
     """Read the settings.
 
@@ -172,11 +176,25 @@ def load(
         path: the YAML file; by default the one that `THEMES_CONFIG` names, else the one beside this module.
         env: the environment; by default the process's.
         overrides: `section.key` -> text, from the command line.
+        machine: what the container may use, which bounds defaults. By default this process's, and nobody's with an
+            environment that is not this process's.
 
     Raises:
         ConfigError: the first thing that is wrong, with its place and the mend.
     """
-    return _load(path, os.environ if env is None else env, overrides or {}, _raise)
+    machine = machine or (here() if env is None else ContainerLimits())
+    return _load(path, os.environ if env is None else env, overrides or {}, _raise, machine)
+
+
+def with_value(settings: Settings, key: str, value: Any, *, origin: str | None) -> Settings:
+    """The settings with another value of one key, and where that came from; None is nowhere but the defaults."""
+    section, _, name = key.rpartition(".")
+    origins = {known: place for known, place in settings.origins.items() if known != key}
+    if origin is not None:
+        origins[key] = origin
+    part = replace(getattr(settings, section), **{name: value})
+    changes: dict[str, Any] = {section: part}
+    return replace(settings, **changes, origins=origins)
 
 
 def notices(settings: Settings, env: Mapping[str, str] | None = None) -> list[str]:
@@ -200,7 +218,11 @@ def _raise(error: ConfigError) -> None:
 
 
 def _load(
-    path: str | os.PathLike[str] | None, env: Mapping[str, str], overrides: Mapping[str, str], report: Report
+    path: str | os.PathLike[str] | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, str],
+    report: Report,
+    machine: ContainerLimits = ContainerLimits(),  # noqa: B008  # a value without state
 ) -> Settings:
     chosen = path or env.get("THEMES_CONFIG")
     file = Path(chosen) if chosen else DEFAULT_FILE
@@ -210,7 +232,7 @@ def _load(
     layers: list[tuple[str, yaml.Node | str, str]] = [
         *_from_file(file, report),
         *_from_environment(env, report),
-        *((key, text, "command line") for key, text in overrides.items()),
+        *((key, text, COMMAND_LINE) for key, text in overrides.items()),
     ]
     for key, node_or_text, place in layers:
         try:
@@ -223,10 +245,19 @@ def _load(
         # The file we ship repeats the defaults: what it leaves alone nobody has set.
         shipped = file == DEFAULT_FILE and place.startswith(f"{file.name}:") and value == _default(key)
         origins[key] = DEFAULT if shipped else place
+    _bound(values, origins, machine)
     settings = _build(values, origins)
     for error in _contradictions(settings, wrong):
         report(error)
     return settings
+
+
+def _bound(values: dict[str, Any], origins: dict[str, str], machine: ContainerLimits) -> None:
+    """Make what nobody has set smaller where the container has less than it."""
+    for key, most in bounded_defaults(machine).items():
+        if origins.get(key, DEFAULT) == DEFAULT and most < _default(key):
+            values[key] = max(most, least_of(key))
+            origins[key] = CONTAINER
 
 
 def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
@@ -299,6 +330,12 @@ def _from_section(section: str, node: yaml.Node, path: Path, report: Report) -> 
             yield key, value, place
         else:
             report(ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}"))
+
+
+def least_of(key: str) -> int:
+    """The least whole number that a setting may have; 0 where none is said."""
+    item, _ = known_keys()[key]
+    return int(item.metadata.get("low") or 0)
 
 
 def _default(key: str) -> Any:

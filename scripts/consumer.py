@@ -13,6 +13,7 @@ from scripts.main import settings_from
 from tasks import tracing
 from tasks.app import configure
 from tasks.connection import check_server, connect, connect_async, locate
+from workers.limits import consumer_descriptors, ensure_descriptors
 
 log = logging.getLogger("themes.consumer")
 
@@ -23,6 +24,7 @@ def command() -> None:
     settings = settings_from()
     url = locate(settings)
     check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
+    ensure_descriptors("consumer", consumer_descriptors(settings))
     tracing.start(settings, "consumer")
     try:
         asyncio.run(consume(settings, url))

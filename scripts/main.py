@@ -38,6 +38,7 @@ VERBS: Final = {
     "cancel": "scripts.cancel",
     "pause": "scripts.pause",
     "resume": "scripts.resume",
+    "tune": "scripts.tune",
     "cache": "scripts.cache",
     "worker": "scripts.worker",
     "worker-memory": "scripts.worker_memory",

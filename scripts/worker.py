@@ -25,6 +25,8 @@ from scripts.processes import spawn
 from tasks import keys
 from tasks.connection import check_server, connect, locate
 from tasks.leases import release
+from workers.hangup import on_hangup
+from workers.limits import ensure_descriptors, worker_descriptors
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
@@ -80,6 +82,7 @@ class Supervisor:
         """Supervise until SIGTERM or SIGINT; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        on_hangup(self._reload)
         stillbirths = 0
         while not self.stopping():
             began = time.monotonic()
@@ -168,6 +171,11 @@ class Supervisor:
             return False
         return self._wedge.is_wedged(now=now, busy=None if busy is None else int(busy), waiting=waiting)
 
+    def _reload(self) -> None:
+        """Have the Celery process read its settings again."""
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(signal.SIGHUP)
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """First signal: a warm shutdown. Second: at once."""
         del number, frame
@@ -209,6 +217,8 @@ def command(name: str | None, concurrency: int | None) -> int:
         check_server(broker)
     for notice in notices(settings):
         log.warning("action=notice %s", notice)
+    # What is raised here the child inherits.
+    ensure_descriptors("worker", worker_descriptors(settings))
     # What cannot work is said here, in one line, and not five times by a dying child.
     endpoints(settings.llm)
     Graph(stages_of(settings))

@@ -41,6 +41,7 @@
 | themes:limit:DIGEST:learnt | hash | what refusals have taught of an endpoint's rate | 10 minutes of rest |
 | themes:cooldown:DIGEST | string | an endpoint that asked to be left alone | what it asked for |
 | themes:cooldowns | channel | "DIGEST milliseconds" of each new cool-down | - |
+| themes:tuned | hash | settings changed on running workers: worker or *, key -> text | until `themes tune --reset` |
 | themes:control | channel | id of each job that was cancelled or paused | - |
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
 """
@@ -98,6 +99,8 @@ SERIES_STEP_SECONDS: Final = 10
 SERIES_SECONDS: Final = 4_000
 #: The channel on which new cool-downs are told.
 COOLDOWNS: Final = "themes:cooldowns"
+#: Settings that were changed on running workers. No TTL: a shared limit must hold for workers to come.
+TUNED: Final = "themes:tuned"
 #: The channel on which jobs that were cancelled or paused are told.
 CONTROL: Final = "themes:control"
 #: The channel on which the ends of prompts that somebody waits for are told.

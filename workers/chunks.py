@@ -101,9 +101,13 @@ class ChunkRunner:
         profiler: PerformanceProfiler,
         worker: str,
         recorder: CallRecorder | None = None,
+        may_take: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._ledger = ledger
         self._lanes = lanes
+        #: Whether one more chunk may be taken while so many are in hand.
+        self._may_take = may_take
+        self._open: set[tuple[str, str]] = set()
         self._wake = wake
         self._options = options
         self._work = settings.work
@@ -229,6 +233,7 @@ class ChunkRunner:
             return await self._run(job_id, chunk_id)
         finally:
             self._claimed.discard((job_id, chunk_id))
+            self._open.discard((job_id, chunk_id))
             self._running.discard(task)
 
     async def _run(self, job_id: str, chunk_id: str) -> ChunkEnd:
@@ -282,6 +287,10 @@ class ChunkRunner:
 
     async def _take(self, job_id: str, chunk_id: str) -> Taken | ChunkEnd:
         while not self._patience.is_over:
+            if not self._may_take(len(self._open)):
+                await self._patience.pause()
+                continue
+            self._open.add((job_id, chunk_id))
             taken = await self._patience.wait_for(
                 lambda: self._ledger.take(job_id, chunk_id, max_unwritten=self._work.max_unwritten_results)
             )
@@ -289,6 +298,7 @@ class ChunkRunner:
                 return taken
             if taken is not Taking.FULL:
                 return ChunkEnd(taken.value)
+            self._open.discard((job_id, chunk_id))
             await self._patience.pause()
         # Not taken: the chunk waits in the ledger, and the sweeper wakes somebody for it.
         return ChunkEnd.GIVEN_BACK

@@ -17,13 +17,14 @@ import threading
 import time
 import uuid
 from concurrent.futures import CancelledError, Future
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from celery import Celery
 from redis import RedisError
 from redis.asyncio import Redis
 
+from config.errors import ThemesError
 from config.settings import Settings
 from tasks import fleet, keys
 from tasks.connection import connect, connect_async
@@ -38,23 +39,31 @@ from workers.engine import open_engine
 from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
+from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.halt import Halt
+from workers.llm.memory import MIB
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.recorder import FOLDER, CallRecorder
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
+from workers.pressure import Bounds, MemoryGuard
 from workers.results.orphans import book_orphans
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
 from workers.watch import Watched, profiled
 
+if TYPE_CHECKING:
+    from workers.llm.pool import LLMConnectionPool
+
 log = logging.getLogger("themes.runtime")
 
 #: Seconds that the loop may take to start or to close.
 LOOP_SECONDS: Final = 30.0
+#: Seconds that the loop may take to come to a change of its settings.
+TUNE_SECONDS: Final = 5.0
 #: Jobs whose options are remembered.
 REMEMBERED_JOBS: Final = 1_000
 
@@ -77,6 +86,10 @@ class Runtime:
         self._options: dict[str, JobOptions] = {}
         self._began = time.time()
         self._draining = False
+        self._pool: LLMConnectionPool | None = None
+        self._guard: MemoryGuard | None = None
+        #: What can be changed while we run, as the heartbeat tells it.
+        self._tuned: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         state = "draining" if self._draining else "running" if self._started.done() else "starting"
@@ -116,6 +129,22 @@ class Runtime:
         if self._loop and self._chunks and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._chunks.stop)
 
+    def tune(self, settings: Settings, report: dict[str, Any]) -> None:
+        """Keep to other sizes and limits from now on; `report` is what the heartbeat says of them.
+
+        Raises:
+            ThemesError: this worker is stopping.
+            TimeoutError: the loop has not come to it; nothing was changed.
+        """
+        if self._loop is None or self._draining or self._loop.is_closed():
+            raise ThemesError("this worker is stopping: what is changed holds for the one that is started next")
+        future = asyncio.run_coroutine_threadsafe(self._tune(settings, report), self._loop)
+        try:
+            future.result(TUNE_SECONDS)
+        except TimeoutError:
+            future.cancel()
+            raise
+
     def close(self) -> None:
         """Let what is in hand end within the grace time, give the rest back, and close everything."""
         if self._thread is None or not self._thread.is_alive():
@@ -125,6 +154,13 @@ class Runtime:
         self._thread.join(self._settings.work.shutdown_grace_seconds + LOOP_SECONDS)
 
     # On the loop.
+
+    async def _tune(self, settings: Settings, report: dict[str, Any]) -> None:
+        """Plain assignments, none of which can fail: all of it is done, or nothing."""
+        if self._pool is not None and self._guard is not None:
+            self._pool.tune(settings)
+            self._guard.change(_bounds(settings, settings.performance_optimization.worker_pool_size))
+        self._tuned = report
 
     def _run_loop(self) -> None:
         try:
@@ -151,8 +187,11 @@ class Runtime:
             stack.push_async_callback(redis.aclose)
             budget = Budget(redis, settings)
             stack.push_async_callback(budget.close)
-            engine = await stack.enter_async_context(open_engine(settings, self._graph, profiler=profiler, redis=redis))
-            pool = engine.pool
+            # The guard looks at memory, for lanes and cache together.
+            engine = await stack.enter_async_context(
+                open_engine(settings, self._graph, profiler=profiler, redis=redis, pressure_mb=0)
+            )
+            self._pool = pool = engine.pool
             counts = CacheReporter(engine.cache, redis)
             stack.push_async_callback(self._tell_last, counts)
             publisher = await stack.enter_async_context(
@@ -160,6 +199,7 @@ class Runtime:
             )
             lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
             await stack.enter_async_context(lanes)
+            guard = await self._watch_memory(stack, lanes, engine.cache)
             ledger = Ledger(
                 redis,
                 token=f"{token_prefix(self._name, os.getpid())}{uuid.uuid4().hex[:8]}",
@@ -178,6 +218,7 @@ class Runtime:
                 profiler=profiler,
                 worker=self._name,
                 recorder=recorder,
+                may_take=guard.may_take,
             )
             warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
             broker = redis
@@ -206,6 +247,7 @@ class Runtime:
                 profiler=profiler,
                 publisher=publisher,
                 sharing=sharing,
+                state=lambda: guard.report() | {"settings": msgspec.json.encode(self._tuned)},
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
@@ -226,6 +268,15 @@ class Runtime:
             await self._chunks.settle(self._settings.work.shutdown_grace_seconds)
             with contextlib.suppress(RedisError, OSError):
                 await heartbeat.leave()
+
+    async def _watch_memory(
+        self, stack: contextlib.AsyncExitStack, lanes: Lanes[Destination], cache: PersistentLLMCache
+    ) -> MemoryGuard:
+        """Keep lanes and cache to what memory allows, for as long as the stack stands."""
+        self._guard = MemoryGuard(_bounds(self._settings, self._size), lanes=lanes, cache=cache.memory)
+        watching = asyncio.create_task(self._guard.run(), name="memory")
+        stack.push_async_callback(self._end, watching)
+        return self._guard
 
     def _processing(
         self,
@@ -299,3 +350,8 @@ class Runtime:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _bounds(settings: Settings, lanes: int) -> Bounds:
+    limits = settings.performance_optimization
+    return Bounds(limits.memory_pressure_threshold_mb * MIB, limits.max_memory_cache_mb * MIB, lanes)

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,22 +63,14 @@ def check(options: Any, settings: Settings) -> None:
     """
     if not options.address and not options.unix_socket:
         options.address = settings.dashboard.host
-    if not all(_USER_AND_PASSWORD.fullmatch(user) for user in options.basic_auth or ()):
-        raise ConfigError(
-            "dashboard.basic_auth: expected user:password, neither of them empty, in ASCII without blanks and commas "
-            "(THEMES_DASHBOARD__BASIC_AUTH, FLOWER_BASIC_AUTH, --basic_auth)"
-        )
+    _refuse_odd_users(options.basic_auth or ())
     if options.auth and not options.auth_provider:
         raise ConfigError(
             "auth: is set without auth_provider, so that nobody could log in: add "
             "--auth_provider=flower.views.auth.GithubLoginHandler (or Google…, GitLab…, Okta…), or take --basic_auth"
         )
     if not options.unix_socket:
-        if not is_loopback(options.address) and not has_login(options):
-            raise ConfigError(
-                f"dashboard.host: {options.address} is reachable by others, and nothing asks for a password: set "
-                "THEMES_DASHBOARD__BASIC_AUTH=user:password or Flower's auth and auth_provider, or listen on 127.0.0.1"
-            )
+        _refuse_without_login(options.address, has_login=has_login(options))
         _refuse_taken(options.address, options.port)
     if options.persistent:
         folder = Path(options.db).parent
@@ -85,6 +78,34 @@ def check(options: Any, settings: Settings) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise ConfigError(f"state_dir: {folder} cannot be written ({exc.strerror})") from exc
+
+
+def refuse_open(settings: Settings) -> None:
+    """Refuse settings of a dashboard that others could use, or with a password that Flower cannot ask for.
+
+    Raises:
+        ConfigError: with the mend.
+    """
+    dashboard = settings.dashboard
+    users = [str.__str__(dashboard.basic_auth)] if dashboard.basic_auth else []
+    _refuse_odd_users(users)
+    _refuse_without_login(dashboard.host, has_login=bool(users))
+
+
+def _refuse_odd_users(users: Iterable[str]) -> None:
+    if not all(_USER_AND_PASSWORD.fullmatch(user) for user in users):
+        raise ConfigError(
+            "dashboard.basic_auth: expected user:password, neither of them empty, in ASCII without blanks and commas "
+            "(THEMES_DASHBOARD__BASIC_AUTH, FLOWER_BASIC_AUTH, --basic_auth)"
+        )
+
+
+def _refuse_without_login(address: str, *, has_login: bool) -> None:
+    if not is_loopback(address) and not has_login:
+        raise ConfigError(
+            f"dashboard.host: {address} is reachable by others, and nothing asks for a password: set "
+            "THEMES_DASHBOARD__BASIC_AUTH=user:password or Flower's auth and auth_provider, or listen on 127.0.0.1"
+        )
 
 
 def offer(settings: Settings, redis_url: str) -> None:

@@ -6,7 +6,6 @@ Flower has no place for plug-ins. Its command builds `flower.command.Flower`, so
 
 import logging
 import os
-import resource
 import signal
 from typing import Any, ClassVar
 
@@ -26,8 +25,7 @@ from workers.dashboard.recent import RecentJobs
 from workers.dashboard.system import SystemReader
 from workers.dashboard.templates import Templates
 from workers.dashboard.watch import DashboardWatch
-
-log = logging.getLogger("themes.dashboard")
+from workers.limits import dashboard_descriptors, ensure_descriptors
 
 
 class Dashboard(Flower):
@@ -92,19 +90,5 @@ def install(settings: Settings, redis_url: str) -> None:
     """What the next `Dashboard` shows."""
     Dashboard.settings_of_themes = settings
     Dashboard.redis_url = redis_url
-    _allow_files(settings.dashboard.max_watchers)
-
-
-def _allow_files(watchers: int) -> None:
-    """Raise the limit of open files to what so many watchers need, as far as this user may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = watchers + 500
-    if soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < wanted:
-            log.warning(
-                "action=few_files %d open files are allowed: fewer than dashboard.max_watchers (%d) can watch; "
-                "ulimit -n %d",
-                most, watchers, wanted,
-            )  # fmt: skip
+    # Fewer watchers than allowed are no reason not to start.
+    ensure_descriptors("dashboard", dashboard_descriptors(settings), must=False)

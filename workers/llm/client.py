@@ -226,7 +226,10 @@ class Dialect:
 
 
 class ChatClient:
-    """Asks for one model at one server. The connections are whoever's it shares them with."""
+    """Asks for one model at one server. The connections are whoever's it shares them with.
+
+    `style` is the response format to begin with.
+    """
 
     def __init__(
         self,
@@ -237,6 +240,7 @@ class ChatClient:
         connections: Connections,
         profiler: PerformanceProfiler = SILENT,
         labels: Mapping[str, str] | None = None,
+        style: AnswerFormat = AnswerFormat.JSON_SCHEMA,
     ) -> None:
         self.model = model
         self._base_url = base_url
@@ -250,7 +254,7 @@ class ChatClient:
         #: Of the counter of requests, and its fields by outcome.
         self._labels = dict(labels or {})
         self._counters: dict[str, str] = {}
-        self._dialect = Dialect()
+        self._dialect = Dialect(format=style)
 
     def __repr__(self) -> str:
         return f"<ChatClient {self._place} model={self.model} format={self._dialect.format.name.lower()}>"

@@ -28,8 +28,8 @@ SPREAD: Final = 0.1
 class RecyclingConnector(aiohttp.TCPConnector):
     """Opens connections, lends idle ones again, and closes those that have reached their age.
 
-    It relies on two methods of aiohttp's connector that are not public; tests/integration/test_connections.py holds
-    them against a real server.
+    It relies on methods and the limit of aiohttp's connector that are not public; tests/integration/test_endpoints.py
+    and tests/e2e/test_tune.py hold them against a real server.
     """
 
     def __init__(self, *, max_age_seconds: float, profiler: PerformanceProfiler, **options: Any) -> None:
@@ -50,6 +50,11 @@ class RecyclingConnector(aiohttp.TCPConnector):
     def idle(self) -> int:
         """Open connections that nobody uses."""
         return sum(len(idle) for idle in self._conns.values())
+
+    def resize(self, limit: int) -> None:
+        """Allow so many connections; those in use beyond that are closed by nobody, and go by themselves."""
+        self._limit = limit
+        self._release_waiter()
 
     async def _create_connection(self, *args: Any, **options: Any) -> "ResponseHandler":
         began = time.perf_counter()
@@ -131,6 +136,15 @@ class Connections:
     def connecting_seconds(self) -> float:
         """As the connector says it."""
         return self._connector.connecting_seconds()
+
+    def resize(self, max_connections: int) -> None:
+        """Allow so many connections from now on; requests that are under way go on."""
+        self._connector.resize(max_connections)
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be open at once."""
+        return self._connector.limit
 
     async def close(self) -> None:
         """Close every connection."""
