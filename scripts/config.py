@@ -14,9 +14,12 @@ from rich.text import Text
 
 from config.endpoints import public_endpoint
 from config.settings import EndpointSettings, Price, Secret, load, notices, problems
+from config.values import without_password
 from scripts.main import settings_from
 
-_SECRET_ARGUMENT: Final = re.compile(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*=)[^&]*")
+_SECRET_NAME: Final = re.compile(r"(?i)password|secret|token|api_?key|authorization")
+#: They say where a key is, and have none.
+_NAMES_OF_KEYS: Final = frozenset({"api_key_env", "api_key_file"})
 
 
 @click.group()
@@ -56,7 +59,12 @@ def check(file: str | None) -> int:
 def public(value: Any) -> Any:
     """A setting's value as JSON knows it, without its password or key."""
     if isinstance(value, Mapping):
-        return {name: public(one) for name, one in value.items()}
+        return {
+            name: "***"
+            if isinstance(one, str) and _SECRET_NAME.search(name) and name not in _NAMES_OF_KEYS
+            else public(one)
+            for name, one in value.items()
+        }
     if isinstance(value, list):
         return [public(one) for one in value]
     if isinstance(value, Price):
@@ -65,16 +73,8 @@ def public(value: Any) -> Any:
         return public(public_endpoint(value))
     if isinstance(value, str):
         hidden = isinstance(value, Secret) and "://" not in value
-        return "***" if hidden else _masked(value) if "://" in value else value
+        return "***" if hidden else without_password(value)
     return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _masked(url: str) -> str:
-    """A URL without its password. Cut by hand: a password that was not escaped may have any character."""
-    scheme, _, rest = url.partition("://")
-    who, at, where = rest.rpartition("@")
-    user = who.partition(":")[0] if ":" in who else ""
-    return _SECRET_ARGUMENT.sub(r"\1***", f"{scheme}://{user}:***@{where}" if at else url)
 
 
 def _text(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from config.errors import ThemesError
-from config.settings import Settings, load
+from config.settings import NOTED, Settings, load, notices
 
 #: Verb -> module. Each module has a click command called `command`.
 VERBS: Final = {
@@ -88,7 +88,17 @@ def cli(ctx: click.Context, config_file: str | None, *, debug: bool) -> None:
 def settings_from(**overrides: object) -> Settings:
     """Load the settings, with what the command line says on top; options that were not given are None."""
     given = {key.replace("__", "."): str(value) for key, value in overrides.items() if value is not None}
-    return load(overrides=given)
+    settings = load(overrides=given)
+    _tell_once(settings)
+    return settings
+
+
+def _tell_once(settings: Settings) -> None:
+    """Say what is to be said of the settings, once for this command and the processes that it starts."""
+    if not os.environ.get(NOTED):
+        for notice in notices(settings):
+            print(f"themes: note: {notice}", file=sys.stderr)
+        os.environ[NOTED] = "1"
 
 
 def main() -> None:

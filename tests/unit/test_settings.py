@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as each
 from hypothesis import strategies as st
 
 from config.errors import ConfigError
@@ -343,6 +344,7 @@ def test_no_secret_is_in_the_repr_of_the_settings() -> None:
 # --- properties ---
 
 
+@each(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(known_keys())), st.text(max_size=20), max_size=4))
 def test_whatever_the_text_of_a_value_only_a_config_error_is_raised(overrides: dict[str, str]) -> None:
     try:
@@ -361,6 +363,7 @@ _scraps = st.lists(
 ).map("".join)
 
 
+@each(deadline=None)
 @given(data=st.binary(max_size=100) | _scraps.map(str.encode))
 def test_whatever_the_bytes_of_a_file_only_config_errors_are_found(
     tmp_path_factory: pytest.TempPathFactory, data: Any
