@@ -132,10 +132,13 @@ class Line:
 
 @dataclass(slots=True)
 class Translation:
-    """What a file's old keys mean: lines of today, keys that a newer one wins over, keys without a meaning."""
+    """What a file's old keys mean.
+
+    Lines of today; old keys that another wins over, with its name and place; old keys without a meaning, and why.
+    """
 
     lines: list[Line] = field(default_factory=list)
-    beaten: list[tuple[Old, str]] = field(default_factory=list)
+    beaten: list[tuple[Old, str, str]] = field(default_factory=list)
     dropped: list[tuple[Old, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -153,8 +156,10 @@ def find(section: str, entry: Entry, name: str, report: Report) -> list[Old] | N
 
 def nearest(key: str) -> str | None:
     """The name of today for an old name or one that is almost one."""
+    if key in RENAMED or not key.startswith(f"{SECTION}."):
+        return RENAMED.get(key)
     found = difflib.get_close_matches(key, [old for old in _KNOWN if old.startswith(f"{SECTION}.")], n=1, cutoff=0.8)
-    return found[0] if found and key.startswith(f"{SECTION}.") else RENAMED.get(key)
+    return found[0] if found else None
 
 
 def translate(olds: Iterable[Old], today: Mapping[str, str], report: Report) -> Translation:
@@ -167,7 +172,7 @@ def translate(olds: Iterable[Old], today: Mapping[str, str], report: Report) -> 
     usable = {old.name: old for old in sorted(olds, key=_rank) if _is_usable(old, result, report)}
     for line in _lines(usable, result, report):
         if line.key in taken:
-            result.beaten += [(old, f"{line.key} ({taken[line.key]}) wins") for old in line.olds]
+            result.beaten += [(old, line.key, taken[line.key]) for old in line.olds]
             continue
         taken[line.key] = line.place
         result.lines.append(line)
@@ -190,7 +195,10 @@ def notice(found: Translation, name: str) -> str:
             said.append(
                 f"  {line.key.partition('.')[2]}: {without_password(line.text)}  # {was} ({_line_of(line.place)})"
             )
-    said += [f"Passed over: {old.name} ({_line_of(old.entry.place)}): {why}" for old, why in found.beaten]
+    said += [
+        f"Passed over: {old.name} ({_line_of(old.entry.place)}): {key} ({_line_of(place)}) wins"
+        for old, key, place in found.beaten
+    ]
     said += [f"Without meaning today: {old.name} ({_line_of(old.entry.place)}): {why}" for old, why in found.dropped]
     return "\n".join(said)
 

@@ -42,6 +42,7 @@ from workers.llm.cache_statistics import CacheReporter
 from workers.llm.endpoints import model_for
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.halt import Halt
+from workers.llm.health import look_after
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
@@ -172,9 +173,16 @@ class Runtime:
                 shared.start()
             generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
             publisher = await stack.enter_async_context(
-                EventPublisher(redis, settings.streaming, enabled=limits.enable_streaming_results)
+                EventPublisher(
+                    redis,
+                    settings.streaming,
+                    enabled=limits.enable_streaming_results,
+                    max_bytes=limits.max_streaming_chunk_size,
+                )  # fmt: skip
             )
-            lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
+            lanes: Lanes[Destination] = Lanes(
+                self._size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
+            )
             await stack.enter_async_context(lanes)
             ledger = Ledger(
                 redis,
@@ -192,7 +200,12 @@ class Runtime:
                 profiler=profiler,
                 worker=self._name,
             )
-            warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
+            warming = asyncio.create_task(
+                look_after(
+                    pool, minimum=limits.llm_connection_pool_min_size, seconds=limits.health_check_interval_seconds
+                ),
+                name="warm",
+            )
             broker = redis
             if settings.celery.broker_url:
                 broker = connect_async(

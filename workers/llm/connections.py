@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 
-from config.settings import LlmSettings
+from config.settings import LlmSettings, PerformanceSettings
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -24,14 +24,17 @@ SPREAD: Final = 0.1
 
 
 class RecyclingConnector(aiohttp.TCPConnector):
-    """Opens connections, lends idle ones again, and closes those that have reached their age.
+    """Opens connections, lends idle ones again, and closes those that have reached their age or served enough.
 
     It relies on two methods of aiohttp's connector that are not public; tests/integration/test_connections.py holds
     them against a real server.
     """
 
-    def __init__(self, *, max_age_seconds: float, **options: Any) -> None:
+    def __init__(self, *, max_age_seconds: float, max_requests: int, **options: Any) -> None:
         super().__init__(**options)
+        self._max_requests = max_requests
+        #: Requests that each connection has served.
+        self._served: WeakKeyDictionary[ResponseHandler, int] = WeakKeyDictionary()
         self._max_age_seconds = max_age_seconds
         self._ends_at: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
         self.opened = 0
@@ -55,13 +58,22 @@ class RecyclingConnector(aiohttp.TCPConnector):
 
     def _release(self, key: Any, protocol: "ResponseHandler", *, should_close: bool = False) -> None:
         is_old = time.monotonic() >= self._ends_at.get(protocol, 0.0)
-        super()._release(key, protocol, should_close=should_close or is_old)
+        served = self._served[protocol] = self._served.get(protocol, 0) + 1
+        super()._release(key, protocol, should_close=should_close or is_old or served >= self._max_requests)
 
 
 class Connections:
     """One server's session. Create and close it on the loop that uses it."""
 
-    def __init__(self, settings: LlmSettings, *, base_url: str, api_key: str | None, max_connections: int) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        *,
+        base_url: str,
+        api_key: str | None,
+        max_connections: int,
+        max_requests: int = PerformanceSettings().max_requests_per_connection,
+    ) -> None:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key:
             headers["Authorization"] = f"Bearer {str.__str__(api_key)}"
@@ -71,6 +83,7 @@ class Connections:
             limit=max_connections,
             keepalive_timeout=settings.idle_connection_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
+            max_requests=max_requests,
         )
         self.session = aiohttp.ClientSession(
             headers=headers,

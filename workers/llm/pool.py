@@ -91,8 +91,9 @@ class LLMConnectionPool:
             known = endpoints(settings.llm)
             for endpoint in known:
                 connections = Connections(
-                    settings.llm, base_url=endpoint.base_url, api_key=endpoint.api_key, max_connections=size
-                )
+                    settings.llm, base_url=endpoint.base_url, api_key=endpoint.api_key, max_connections=size,
+                    max_requests=settings.performance_optimization.max_requests_per_connection,
+                )  # fmt: skip
                 stack.push_async_callback(connections.close)
                 opened.append(connections)
                 routes += [
