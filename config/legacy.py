@@ -74,6 +74,20 @@ MEANINGLESS: Final[Mapping[str, str]] = {
     f"{TODAY}.streaming.buffer_size": "the buffer is bounded by itself",
     f"{TODAY}.streaming.enable_progress_callbacks": "progress is events, for whoever follows them",
 }
+#: Old names whose values are read in another way, in words.
+OTHERWISE: Final[Mapping[str, str]] = {
+    f"{SECTION}.limit_memory_usage": f"off: `{TODAY}.memory_pressure_threshold_mb` at its upper bound",
+    f"{SECTION}.max_memory_mb": f"`{TODAY}.memory_pressure_threshold_mb`",
+    f"{TODAY}.memory_management.enable_memory_monitoring": "as limit_memory_usage",
+    f"{TODAY}.memory_management.memory_threshold_mb": f"`{TODAY}.memory_pressure_threshold_mb`",
+    f"{TODAY}.enable_detailed_profiling": "off: `profiling.slowest_kept: 0`",
+    f"{TODAY}.monitoring.enable_detailed_profiling": "off: `profiling.slowest_kept: 0`",
+    f"{TODAY}.persistent_cache.default_ttl": f"`{TODAY}.cache_ttl_days`, seconds / 86400",
+    **{
+        f"{TODAY}.persistent_cache.redis_{part}": f"a part of `{TODAY}.redis_url`"
+        for part in ("host", "port", "db", "password")
+    },
+}
 _PRESSURE: Final = f"{TODAY}.memory_pressure_threshold_mb"
 #: What switched a limit of memory on -> the limit.
 _LIMITS: Final[Mapping[str, str]] = {

@@ -178,7 +178,7 @@ class Runtime:
                     settings.streaming,
                     enabled=limits.enable_streaming_results,
                     max_bytes=limits.max_streaming_chunk_size,
-                )  # fmt: skip
+                )
             )
             lanes: Lanes[Destination] = Lanes(
                 self._size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold

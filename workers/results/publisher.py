@@ -8,7 +8,7 @@ consumer tells otherwise, so that watchers see a job begin before they see it wo
 import asyncio
 import contextlib
 import logging
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from redis import RedisError
 from redis.asyncio import Redis
@@ -95,11 +95,12 @@ class EventPublisher:
                 pass
 
     async def _flush(self) -> bool:
-        """Send one chunk; True when it arrived and more wait."""
+        """Send one chunk; True when it arrived and more had waited with it."""
         page = self._page()
         if not page:
             return False
         del self._buffer[: len(page)]
+        is_more = bool(self._buffer)
         try:
             jobs = {event.job_id for event, _ in page}
             for job_id in jobs - self._announced:
@@ -121,11 +122,11 @@ class EventPublisher:
             self.dropped += len(page)
             log.debug("action=events_dropped count=%d %s", len(page), exc)
             return False
-        return bool(self._buffer)
+        return is_more
 
-    def _page(self) -> list[tuple[Event, dict[str, bytes]]]:
+    def _page(self) -> list[tuple[Event, dict[Any, Any]]]:
         """The events of one round trip: bounded in number and in bytes, but at least one."""
-        page: list[tuple[Event, dict[str, bytes]]] = []
+        page: list[tuple[Event, dict[Any, Any]]] = []
         size = 0
         for event in self._buffer[: self._chunk_size]:
             encoded = encode(event)
