@@ -104,7 +104,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _MAX_PORT: Final = 65_535
 _POOL, _POOL_MIN = f"{TODAY}.llm_connection_pool_size", f"{TODAY}.llm_connection_pool_min_size"
 _FLAT: Final = frozenset(item.name for item in fields(PerformanceSettings))
-_KNOWN: Final = frozenset({*RENAMED, *MEANINGLESS, *_LIMITS, *_LIMITS.values(), *_DETAIL, _TTL, *_REDIS})
+KNOWN: Final = frozenset({*RENAMED, *MEANINGLESS, *_LIMITS, *_LIMITS.values(), *_DETAIL, _TTL, *_REDIS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +165,14 @@ def find(section: str, entry: Entry, name: str, report: Report) -> list[Old] | N
     if section == TODAY and entry.key in NESTED:
         inner = [] if is_null(entry.value) else pairs(entry.value, name, report)
         return [Old(f"{key}.{leaf.key}", leaf) for leaf in inner]
-    return [Old(key, entry)] if key in _KNOWN else None
+    return [Old(key, entry)] if key in KNOWN else None
 
 
 def nearest(key: str) -> str | None:
     """The name of today for an old name or one that is almost one."""
     if key in RENAMED or not key.startswith(f"{SECTION}."):
         return RENAMED.get(key)
-    found = difflib.get_close_matches(key, [old for old in _KNOWN if old.startswith(f"{SECTION}.")], n=1, cutoff=0.8)
+    found = difflib.get_close_matches(key, [old for old in KNOWN if old.startswith(f"{SECTION}.")], n=1, cutoff=0.8)
     return found[0] if found else None
 
 
@@ -270,7 +270,7 @@ def _meaning(old: Old, olds: Mapping[str, Old], result: Translation) -> Iterator
 def _renamed(name: str) -> str | None:
     """Today's key with the same values; within a nested section also the flat name of today."""
     leaf = name.rpartition(".")[2]
-    if name in RENAMED or name in _KNOWN or leaf not in _FLAT:
+    if name in RENAMED or name in KNOWN or leaf not in _FLAT:
         return RENAMED.get(name)
     return f"{TODAY}.{leaf}"
 

@@ -44,6 +44,6 @@ def test_defaults_on_the_page_are_those_of_the_model(maker: ModuleType) -> None:
 
 def test_every_old_name_and_every_contradiction_is_on_the_page(maker: ModuleType) -> None:
     page = maker.PAGE.read_text()
-    assert all(f"| `{name}` |" in page for name in legacy._KNOWN)
+    assert all(f"| `{name}` |" in page for name in legacy.KNOWN)
     refused = page.partition("## What is refused")[2].partition("## Overlays")[0]
     assert all(f"`{pair.low}`" in refused and f"`{pair.high}`" in refused for pair in _PAIRS)
