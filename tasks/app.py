@@ -37,9 +37,14 @@ def configure(settings: Settings, broker_url: str) -> Celery:
 
 def _forget_connections() -> None:
     """Drop the pools that Celery made for the broker so far: it looks at its URL only once."""
-    if app._pool is not None:  # noqa: SLF001  # as Celery's own `_after_fork` does
-        app._pool.force_close_all()  # noqa: SLF001
+    closed = app._pool  # noqa: SLF001  # as Celery's own `_after_fork` does
+    if closed is not None:
+        closed.force_close_all()
         app._pool = None  # noqa: SLF001
+        # kombu keeps pools by address, and would hand out the closed one when that is asked for again.
+        for group in (pools.connections, pools.producers):
+            for address in [one for one, pool in group.items() if closed in (pool, getattr(pool, "connections", None))]:
+                del group[address]
     app.amqp._producer_pool = None  # noqa: SLF001
 
 
