@@ -8,6 +8,7 @@ shared with every other Celery application on the same Redis database.
 from typing import Any, Final
 
 from celery import Celery
+from kombu import pools
 from kombu.entity import Exchange, Queue
 
 from config.settings import Settings
@@ -44,7 +45,7 @@ def _forget_connections() -> None:
         # kombu keeps pools by address, and would hand out the closed one when that is asked for again.
         for group in (pools.connections, pools.producers):
             for address in [one for one, pool in group.items() if closed in (pool, getattr(pool, "connections", None))]:
-                del group[address]
+                group.pop(address)
     app.amqp._producer_pool = None  # noqa: SLF001
 
 

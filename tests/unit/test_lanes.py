@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config.settings import PerformanceSettings
 from workers.lanes import Lanes
 
 
@@ -235,7 +236,8 @@ async def test_a_lane_with_fewer_than_work_steal_threshold_is_left_alone(thresho
         if item == 0:
             await gate.wait()
 
-    async with Lanes[int](2, steal=True, steal_threshold=threshold) as lanes:
+    limits = PerformanceSettings(work_steal_threshold=threshold)
+    async with Lanes[int](2, steal=True, steal_threshold=limits.work_steal_threshold) as lanes:
         # The first lane has four, one of them in hand until the other one has taken what it may.
         running = asyncio.create_task(lanes.run([0, 1, 2, 3], work))
         async with asyncio.timeout(20):
