@@ -34,6 +34,7 @@ from tasks.producer import publish
 from workers.chunks import ChunkRunner
 from workers.control import JobControl
 from workers.destination import Processed
+from workers.endings import end
 from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
@@ -57,8 +58,6 @@ log = logging.getLogger("themes.runtime")
 
 #: Seconds that the loop may take to start or to close.
 LOOP_SECONDS: Final = 30.0
-#: Seconds that a cancelled task may take to end before it is cancelled again.
-CANCEL_AGAIN_SECONDS: Final = 0.5
 #: Jobs whose options are remembered.
 REMEMBERED_JOBS: Final = 1_000
 
@@ -236,7 +235,7 @@ class Runtime:
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(self._end, heart, report, warming, control, share)
+            stack.push_async_callback(end, heart, report, warming, control, share)
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)
@@ -308,13 +307,3 @@ class Runtime:
     async def _tell_last(counts: CacheReporter) -> None:
         with contextlib.suppress(RedisError, OSError):  # Redis is away: they are lost, as after a kill
             await counts.report()
-
-    @staticmethod
-    async def _end(*tasks: asyncio.Task[Any]) -> None:
-        """Cancel tasks until they end: redis-py can lose a cancellation that comes while it opens a connection."""
-        left = set(tasks)
-        while left:
-            for task in left:
-                task.cancel()
-            _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
-        await asyncio.gather(*tasks, return_exceptions=True)

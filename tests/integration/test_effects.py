@@ -119,6 +119,9 @@ def worker(settings_for: MakeSettings, sandbox: SandboxServer, redis_url: str, r
 async def test_completions_leave_redis_after_cache_ttl_days(worker: Callable[..., Any]) -> None:
     async with worker(**{performance("cache_ttl_days"): "2"}) as one:
         await one.work("Kyoto, Japan")
+        async with asyncio.timeout(60):
+            while len(one.cached()) < 16:  # answers are not kept waiting for it
+                await asyncio.sleep(0.01)
         lives = [one.redis.ttl(key) for key in one.cached()]
     assert len(lives) == 16
     assert all(86_400 < seconds <= 2 * 86_400 for seconds in lives)
@@ -348,15 +351,15 @@ async def test_a_round_trip_of_events_has_max_streaming_chunk_size_bytes_at_most
     assert trips == 4, "two and two, one, and the large one alone"
 
 
-@pytest.mark.parametrize("most", ["2", "50"])
+@pytest.mark.parametrize("most", ["3", "20"])
 def test_a_chunk_has_max_chunk_size_destinations_at_most(
     most: str, redis_url: str, redis: Redis, settings_for: MakeSettings
 ) -> None:
     settings = settings_for(**{"REDIS_URL": redis_url, variable("work.max_chunk_size"): most})
-    job = enqueue([f"City {number}" for number in range(2_000)], settings=settings, redis=redis)
+    job = enqueue([f"City {number}" for number in range(1_000)], settings=settings, redis=redis)
     chunks = [unpack(packed, Chunk) for packed in redis.hvals(keys.chunks(job.job_id))]
-    assert max(len(chunk.destinations) for chunk in chunks) == {"2": 2, "50": 41}[most], "a fiftieth of them is 40"
-    assert sum(len(chunk.destinations) for chunk in chunks) == 2_000
+    assert max(len(chunk.destinations) for chunk in chunks) == int(most)
+    assert sum(len(chunk.destinations) for chunk in chunks) == 1_000
 
 
 def test_celery_gets_its_broker_url_and_visibility_timeout_seconds(settings_for: MakeSettings) -> None:

@@ -186,8 +186,7 @@ class JobBudget:
         """Tell Redis what is not told yet; what it does not hear counts as spent."""
         if self._pump is None:
             return
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        await end(self._pump)
         if self._told != (self._spent, self._reserved):
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):

@@ -128,8 +128,7 @@ class CoolDown:
     async def close(self) -> None:
         """Listen no more."""
         if self._listener:
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+            await end(self._listener)
 
     async def begin(self, seconds: float) -> None:
         """Leave the endpoint alone for at least so long, in every process."""

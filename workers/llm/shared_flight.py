@@ -140,10 +140,7 @@ class SharedFlights:
     async def close(self) -> None:
         """Store what is on its way, and listen no more. What waits is cancelled by who waits."""
         await self.flush()
-        for task in [*self._tasks, self._claimer]:
-            if task:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await end(*(task for task in [*self._tasks, self._claimer] if task))
 
     async def flush(self) -> None:
         """Wait until every answer so far is stored, or Redis found away."""
