@@ -29,6 +29,7 @@ from config.settings import Prices, Settings
 from tasks import keys
 from tasks.budget import LIMIT, NANO, RESERVED, SPENT, dollars
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError
+from workers.endings import end
 from workers.llm.client import Spend, Turn
 from workers.llm.prompt import Prompt
 

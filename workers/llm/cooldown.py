@@ -19,6 +19,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
+from workers.endings import end
 
 log = logging.getLogger("themes.llm")
 

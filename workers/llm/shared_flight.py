@@ -26,6 +26,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
+from workers.endings import end
 from workers.llm import flight_scripts
 
 log = logging.getLogger("themes.llm")
