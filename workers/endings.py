@@ -7,7 +7,7 @@ from typing import Any, Final
 CANCEL_AGAIN_SECONDS: Final = 0.5
 
 
-async def end(*tasks: asyncio.Task[Any]) -> None:
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks until all of them have ended; their errors are nobody's any more.
 
     Once is not enough: redis-py can lose a cancellation that comes in the moment in which it opens a connection, and a

@@ -34,7 +34,7 @@ from tasks.producer import publish
 from workers.chunks import ChunkRunner
 from workers.control import JobControl
 from workers.destination import Processed
-from workers.endings import end
+from workers.endings import end_tasks
 from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
@@ -235,7 +235,7 @@ class Runtime:
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(end, heart, report, warming, control, share)
+            stack.push_async_callback(end_tasks, heart, report, warming, control, share)
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)

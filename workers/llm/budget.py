@@ -29,7 +29,7 @@ from config.settings import Prices, Settings
 from tasks import keys
 from tasks.budget import LIMIT, NANO, RESERVED, SPENT, dollars
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError
-from workers.endings import end
+from workers.endings import end_tasks
 from workers.llm.client import Spend, Turn
 from workers.llm.prompt import Prompt
 
@@ -187,7 +187,7 @@ class JobBudget:
         """Tell Redis what is not told yet; what it does not hear counts as spent."""
         if self._pump is None:
             return
-        await end(self._pump)
+        await end_tasks(self._pump)
         if self._told != (self._spent, self._reserved):
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):

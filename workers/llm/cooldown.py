@@ -19,7 +19,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from workers.endings import end
+from workers.endings import end_tasks
 
 log = logging.getLogger("themes.llm")
 
@@ -129,7 +129,7 @@ class CoolDown:
     async def close(self) -> None:
         """Listen no more."""
         if self._listener:
-            await end(self._listener)
+            await end_tasks(self._listener)
 
     async def begin(self, seconds: float) -> None:
         """Leave the endpoint alone for at least so long, in every process."""
