@@ -4,16 +4,20 @@ A bootstep builds the runtime after the process has started and closes it on shu
 drains by itself, because Celery's thread pool can only wait for its tasks.
 """
 
+import logging
+import os
 import sys
 from typing import Any, Final
 
 from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
-from config.settings import Settings, load
+from config.settings import NOTED, Settings, load, notices
 from tasks.app import configure
 from tasks.connection import check_server, connect, locate
 from tasks.process import attach
+
+log = logging.getLogger("themes.worker")
 
 #: Exit code of a worker whose configuration is wrong.
 EX_CONFIG: Final = 2
@@ -42,6 +46,9 @@ class RuntimeStep(bootsteps.StartStopStep):
         from workers.wedge import WedgeWatch, end_process
 
         settings = SETTINGS
+        if not os.environ.get(NOTED):
+            for notice in notices(settings):
+                log.warning("action=notice %s", notice)
         try:
             url = locate(settings)
             check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
