@@ -139,6 +139,21 @@ class PipelineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WebDiscoverySettings:
+    """The section `web_discovery`: evidence from the web, read before themes are asked for."""
+
+    enabled: bool = setting(default=False)
+    wikivoyage_url: str | None = setting("https://en.wikivoyage.org/wiki/")
+    wikipedia_url: str | None = setting("https://en.wikipedia.org/wiki/")
+    brave_api_key: Secret | None = setting(None)
+    brave_url: str = setting("https://api.search.brave.com/res/v1/web/search")
+    request_timeout_seconds: float = setting(15.0, low=0.1, high=600)
+    max_page_bytes: int = setting(4 * 1024 * 1024, low=1024, high=64 * 1024 * 1024)
+    max_evidence_characters: int = setting(6_000, low=200, high=200_000)
+    private_hosts: str | None = setting(None)
+
+
+@dataclass(frozen=True, slots=True)
 class StreamingSettings:
     """The section `streaming`: how much of a job's events is kept while it runs."""
 
@@ -154,6 +169,16 @@ class ProfilingSettings:
 
     #: Destinations whose whole course is kept, the slowest of a job in each process.
     slowest_kept: int = setting(10, low=0, high=1_000)
+    #: OpenTelemetry; needs the extra `otel`.
+    enable_traces: bool = setting(default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingSettings:
+    """The section `logging`: how much is said, and in which form."""
+
+    level: str = setting("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    format: str = setting("auto", choices=("auto", "text", "json"))
 
 
 @dataclass(frozen=True, slots=True)

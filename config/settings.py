@@ -29,11 +29,13 @@ from config.sections import (
     DashboardSettings,
     DatabaseSettings,
     LlmSettings,
+    LoggingSettings,
     PerformanceSettings,
     PipelineSettings,
     ProfilingSettings,
     RedisSettings,
     StreamingSettings,
+    WebDiscoverySettings,
     WorkSettings,
     setting,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "DatabaseSettings",
     "EndpointSettings",
     "LlmSettings",
+    "LoggingSettings",
     "PerformanceSettings",
     "PipelineSettings",
     "Price",
@@ -58,6 +61,7 @@ __all__ = [
     "Secret",
     "Settings",
     "StreamingSettings",
+    "WebDiscoverySettings",
     "WorkSettings",
     "known_keys",
     "load",
@@ -76,10 +80,6 @@ KNOWN_VARIABLES: Final = {
     "OPENAI_API_KEY": "llm.api_key",
     "OPENAI_BASE_URL": "llm.base_url",
     "THEMES_MODEL": "llm.model",
-}
-#: Keys that users of the contract may have in their files -> why they do nothing yet.
-_WITHOUT_EFFECT: Final = {
-    "performance_optimization.max_concurrent_web_requests": "has no effect yet: web evidence is not fetched",
 }
 #: Settings that are more than one value -> who reads them.
 _STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]], ...]] = (
@@ -110,8 +110,10 @@ class Settings:
     work: WorkSettings = field(default_factory=WorkSettings)
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    web_discovery: WebDiscoverySettings = field(default_factory=WebDiscoverySettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     profiling: ProfilingSettings = field(default_factory=ProfilingSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: What is to be said of the files: old names, and what to write instead.
@@ -187,9 +189,8 @@ def load(
 
 
 def notices(settings: Settings) -> list[str]:
-    """What is to be said of the settings: old names that are still read, and what was set without effect."""
-    found = [f"{key} ({settings.origin(key)}): {why}" for key, why in _WITHOUT_EFFECT.items() if settings.is_set(key)]
-    return [*settings.remarks, *found]
+    """What is to be said of the settings, in words: old names that are still read."""
+    return list(settings.remarks)
 
 
 def problems(path: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None) -> list[ConfigError]:

@@ -10,6 +10,7 @@ import click
 
 from config.settings import Settings
 from scripts.main import settings_from
+from tasks import tracing
 from tasks.app import configure
 from tasks.connection import check_server, connect, connect_async, locate
 
@@ -22,7 +23,11 @@ def command() -> None:
     settings = settings_from()
     url = locate(settings)
     check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
-    asyncio.run(consume(settings, url))
+    tracing.start(settings, "consumer")
+    try:
+        asyncio.run(consume(settings, url))
+    finally:
+        tracing.stop()
 
 
 async def consume(settings: Settings, url: str) -> None:

@@ -14,6 +14,7 @@ import click
 
 from config.errors import ThemesError
 from config.settings import NOTED, Settings, load, notices
+from tasks import logs
 
 #: Verb -> module. Each module has a click command called `command`.
 VERBS: Final = {
@@ -77,11 +78,7 @@ def cli(ctx: click.Context, config_file: str | None, *, debug: bool) -> None:
         os.environ["THEMES_CONFIG"] = config_file
     if debug:
         os.environ["THEMES_DEBUG"] = "1"
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.configure(logging.DEBUG if debug else logging.INFO, "auto")
     ctx.obj = None
 
 
@@ -89,6 +86,7 @@ def settings_from(**overrides: object) -> Settings:
     """Load the settings, with what the command line says on top; options that were not given are None."""
     given = {key.replace("__", "."): str(value) for key, value in overrides.items() if value is not None}
     settings = load(overrides=given)
+    logs.configure(log_level(settings), settings.logging.format)
     _tell_once(settings)
     return settings
 
@@ -99,6 +97,11 @@ def _tell_once(settings: Settings) -> None:
         for notice in notices(settings):
             print(f"themes: note: {notice}", file=sys.stderr)
         os.environ[NOTED] = "1"
+
+
+def log_level(settings: Settings) -> str:
+    """How much is logged: `--debug` says more than the settings."""
+    return "DEBUG" if os.environ.get("THEMES_DEBUG") else settings.logging.level
 
 
 def main() -> None:

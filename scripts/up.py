@@ -15,7 +15,7 @@ from config.settings import Settings
 from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible, spawn, stop, themes
-from tasks import fleet
+from tasks import fleet, logs
 from tasks.connection import check_server, connect, masked
 from tasks.errors import ConfigError, ThemesError
 from workers.llm.endpoints import endpoints
@@ -69,7 +69,7 @@ class Stack:
         """The last line that a role has written, and where the others are."""
         path = self.logs / f"{name}.log"
         lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
-        said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        said = next((logs.sentence(line) for line in reversed(lines) if line.strip()), "it said nothing")
         return f"{said.removeprefix('themes: ')} (more in {path})"
 
     def wait_until_ready(self) -> None:

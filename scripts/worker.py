@@ -20,14 +20,14 @@ import click
 from redis import Redis, RedisError
 
 from config.settings import SUPERVISED, Settings
-from scripts.main import settings_from
+from scripts.main import log_level, settings_from
 from scripts.processes import spawn
 from tasks import keys
 from tasks.connection import check_server, connect, locate
 from tasks.leases import release
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import stages_of
 from workers.wedge import EX_WEDGED, WedgeDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
@@ -174,7 +174,7 @@ class Supervisor:
                 self._process.kill()
 
 
-def celery_command(settings: Settings, name: str, *, debug: bool) -> list[str]:
+def celery_command(settings: Settings, name: str) -> list[str]:
     """The command line of the supervised Celery worker.
 
     Without gossip and mingle: workers have nothing to say to each other, and mingling costs a second at the start.
@@ -182,7 +182,7 @@ def celery_command(settings: Settings, name: str, *, debug: bool) -> list[str]:
     return [
         *(sys.executable, "-m", "celery", "-A", "workers.app", "worker"),
         *("--pool", "threads", "--concurrency", str(settings.performance_optimization.worker_pool_size)),
-        *("--hostname", name, "--loglevel", "DEBUG" if debug else "INFO"),
+        *("--hostname", name, "--loglevel", log_level(settings)),
         *("--without-gossip", "--without-mingle", "--events"),
     ]
 
@@ -204,7 +204,6 @@ def command(name: str | None, concurrency: int | None) -> int:
         check_server(broker)
     # What cannot work is said here, in one line, and not five times by a dying child.
     endpoints(settings.llm)
-    Graph(load_stages(settings.pipeline.prompts_dir))
+    Graph(stages_of(settings))
     full_name = f"{name or f'worker-{os.getpid()}'}@{socket.gethostname()}"
-    debug = bool(os.environ.get("THEMES_DEBUG"))
-    return Supervisor(settings, redis, broker, full_name, celery_command(settings, full_name, debug=debug)).run()
+    return Supervisor(settings, redis, broker, full_name, celery_command(settings, full_name)).run()

@@ -26,6 +26,7 @@
 | themes:consumer:NAME | hash | a consumer's report: how far behind, how fast | WORKER_SECONDS |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
+| themes:evidence:DIGEST | string | what the web says of a destination | cache_ttl_days; nothing: an hour |
 | themes:stats:cache | hash | what the caches of all processes have counted | until `themes cache clear` |
 | themes:stats:cache:PROCESS | string | number of a process's last report of that | an hour |
 | themes:dead:PROCESS | string | a worker process that is known to be dead | DEAD_SECONDS |
@@ -175,6 +176,11 @@ def consumer(name: str) -> str:
 def cache(digest: str) -> str:
     """One cached completion."""
     return f"themes:cache:{digest}"
+
+
+def evidence(digest: str) -> str:
+    """What the web says of a destination."""
+    return f"themes:evidence:{digest}"
 
 
 def cache_reports(process: str) -> str:

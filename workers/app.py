@@ -7,12 +7,14 @@ drains by itself, because Celery's thread pool can only wait for its tasks.
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
 from config.settings import NOTED, Settings, load, notices
+from tasks import logs, tracing
 from tasks.app import configure
 from tasks.connection import check_server, connect, locate
 from tasks.process import attach
@@ -50,6 +52,7 @@ class RuntimeStep(bootsteps.StartStopStep):
             for notice in notices(settings):
                 log.warning("action=notice %s", notice)
         try:
+            tracing.start(settings, "worker")
             url = locate(settings)
             check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
             self._runtime = Runtime(
@@ -79,8 +82,16 @@ class RuntimeStep(bootsteps.StartStopStep):
         if self._runtime:
             self._runtime.close()
         attach(parent.app, None)
+        tracing.stop()
 
     terminate = stop
+
+
+@signals.setup_logging.connect(weak=False)
+def _set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """Log as the other roles do, instead of in Celery's own forms; `--loglevel` and `--logfile` mean what they say."""
+    stream = Path(logfile).open("a", encoding="utf-8") if logfile else None  # noqa: SIM115  # for the process's life
+    logs.configure(SETTINGS.logging.level if loglevel is None else loglevel, SETTINGS.logging.format, stream)
 
 
 def _exit(exc: ThemesError) -> None:

@@ -20,6 +20,7 @@ from typing import Final
 from redis import RedisError
 
 from config.settings import Settings
+from tasks import tracing
 from tasks.errors import BudgetExceededError, JobStoppedError
 from tasks.ledger import Ledger, Taken, Taking
 from tasks.messages import Chunk, Destination, JobOptions
@@ -290,13 +291,16 @@ class ChunkRunner:
         todo = [item for item in chunk.destinations if item.id not in held.taken.finished]
         left: list[Destination] = []
         pauses: set[bool] = set()
+        # A lane knows nothing of the message that brought the chunk, and one that was sent again of its job's trace.
+        parent = tracing.traceparent() or options.trace
 
         async def work(destination: Destination) -> None:
             if not held.is_ours:
                 return
             if not pauses and not halt.reason:
                 try:
-                    await self._destinations.run(held.taken, destination, options, halt)
+                    with tracing.span("destination", parent=parent, job_id=chunk.job_id, destination_id=destination.id):
+                        await self._destinations.run(held.taken, destination, options, halt)
                 except BudgetExceededError as exc:
                     pauses.add(await self._out_of_budget(destination, exc))
                 except JobStoppedError:

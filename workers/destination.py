@@ -9,8 +9,10 @@ from typing import Final
 import msgspec
 
 from config.settings import Settings
+from tasks import tracing
 from tasks.errors import JobStoppedError
 from tasks.ledger import Ledger, Taken
+from tasks.logs import about
 from tasks.messages import Destination, Failure, JobOptions, Profile, Result, Spent, Usage
 from workers.llm.halt import Halt
 from workers.observe.profiler import PerformanceProfiler
@@ -22,6 +24,13 @@ log = logging.getLogger("themes.chunks")
 MAX_MESSAGE: Final = 500
 #: Seconds before a destination whose error may pass is tried again, at most; doubled each time.
 RETRY_SECONDS: Final = 1.0
+
+_SAID: Final = (
+    "job_id=%s destination_id=%s name=%r attempt=%d calls=%d hits=%d coalesced=%d prompt_tokens=%d "
+    "completion_tokens=%d cost_usd=%s duration_ms=%.0f"
+)
+_FAILED: Final = "action=destination_failed " + _SAID + " stage=%s error=%s %s"
+_DONE: Final = "action=destination_done " + _SAID + " status=%s themes=%d quality=%s"
 
 #: A destination's profile or failure, what it cost, and whether another try may give more.
 Processed = tuple[Profile | None, Failure | None, Usage, bool]
@@ -58,6 +67,10 @@ class DestinationRunner:
         Raises:
             JobStoppedError: its job goes no further here; only what it has cost was published.
         """
+        with about(job_id=taken.chunk.job_id, destination_id=destination.id):
+            await self._run(taken, destination, options, halt)
+
+    async def _run(self, taken: Taken, destination: Destination, options: JobOptions, halt: Halt) -> None:
         chunk, began, tried = taken.chunk, time.perf_counter(), Usage()
         number = 0
         while True:
@@ -74,8 +87,8 @@ class DestinationRunner:
                 break
             await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
         run = self._spent(taken, destination, tried, began)
-        result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure)
-        with self._profiler.span("publish"):
+        result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure, trace=tracing.traceparent())
+        with self._profiler.span("publish"), tracing.span("publish", "producer"):
             is_first = await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
         if not is_first:
             # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
@@ -132,16 +145,14 @@ def retry_seconds(number: int, draw: float) -> float:
 
 
 def _say(destination: Destination, result: Result) -> None:
+    """The one line of a destination: what became of it and what it has cost."""
+    usage = result.usage
+    values = (
+        result.job_id, destination.id, destination.label, result.attempt, usage.llm_calls, usage.cache_hits,
+        usage.coalesced, usage.prompt_tokens, usage.completion_tokens, usage.cost_usd, result.elapsed_ms,
+    )  # fmt: skip
     if result.failure:
-        log.warning(
-            "action=destination_failed job_id=%s destination_id=%s name=%r stage=%s error=%s duration_ms=%.0f %s",
-            result.job_id, destination.id, destination.label, result.failure.stage,
-            result.failure.error_class, result.elapsed_ms, result.failure.message,
-        )  # fmt: skip
+        log.warning(_FAILED, *values, result.failure.stage, result.failure.error_class, result.failure.message)
     elif result.profile:
-        log.info(
-            "action=destination_done job_id=%s destination_id=%s name=%r status=%s themes=%d calls=%d hits=%d "
-            "duration_ms=%.0f",
-            result.job_id, destination.id, destination.label, result.profile.status,
-            len(result.profile.themes), result.usage.llm_calls, result.usage.cache_hits, result.elapsed_ms,
-        )  # fmt: skip
+        profile = result.profile
+        log.info(_DONE, *values, profile.status, len(profile.themes), profile.quality_assessment.overall)

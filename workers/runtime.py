@@ -48,9 +48,10 @@ from workers.llm.pool import LLMConnectionPool
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import stages_of
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
 
@@ -76,7 +77,7 @@ class Runtime:
         self._started: Future[None] = Future()
         self._close: asyncio.Event | None = None
         self._chunks: ChunkRunner | None = None
-        self._graph = Graph(load_stages(settings.pipeline.prompts_dir))
+        self._graph = Graph(stages_of(settings))
         self._options: dict[str, JobOptions] = {}
         self._began = time.time()
         self._draining = False
@@ -173,6 +174,9 @@ class Runtime:
                 stack.push_async_callback(shared.close)
                 shared.start()
             generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
+            evidence = await stack.enter_async_context(
+                EvidenceReader.of(settings, redis if limits.enable_persistent_cache else None)
+            )
             publisher = await stack.enter_async_context(
                 EventPublisher(
                     redis,
@@ -194,7 +198,7 @@ class Runtime:
             self._chunks = ChunkRunner(
                 ledger=ledger,
                 lanes=lanes,
-                process=self._processing(generator, profiler, publisher, budget),
+                process=self._processing(generator, profiler, publisher, budget, evidence),
                 wake=self._wake,
                 options=lambda job_id: self._read_options(redis, job_id),
                 settings=settings,
@@ -251,6 +255,7 @@ class Runtime:
         profiler: PerformanceProfiler,
         publisher: EventPublisher,
         budget: Budget,
+        evidence: EvidenceReader | None,
     ) -> Any:
         """What the chunk runner calls for each destination."""
 
@@ -278,7 +283,9 @@ class Runtime:
             )
             return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
 
-        processor = FocusedPromptProcessor(self._graph, generator, settings=self._settings, profiler=profiler)
+        processor = FocusedPromptProcessor(
+            self._graph, generator, settings=self._settings, profiler=profiler, evidence=evidence
+        )
         return process
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:

@@ -98,7 +98,7 @@ def test_the_supervisor_starts_a_dead_celery_process_again(stack: Engine) -> Non
     celery.kill()
     until("the job to end", lambda: _done(stack, job_id))
     assert supervisor.poll() is None
-    assert "action=restart" in stack.log("w")
+    assert stack.logged("w", "restart")
     stack.end("consumer")
     assert stack.status(job_id)["done"] == 200
 

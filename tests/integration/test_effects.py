@@ -171,7 +171,7 @@ async def test_worker_pool_size_is_how_many_destinations_are_in_work_at_once(
     worker: Callable[..., Any], settings_for: MakeSettings
 ) -> None:
     settings = settings_for(**{performance("worker_pool_size"): "3"})
-    command = celery_command(settings, "w", debug=False)
+    command = celery_command(settings, "w")
     assert command[command.index("--concurrency") + 1] == "3"
     async with worker(**{performance("worker_pool_size"): "3"}) as one:
         assert (await one.report())["lanes"] == "3"

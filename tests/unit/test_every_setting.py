@@ -1,4 +1,4 @@
-"""No setting that nothing reads, none that does nothing in silence, and a test for what each one changes."""
+"""No setting that nothing reads, and a test for what each one changes."""
 
 import ast
 import re
@@ -7,18 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import KNOWN_VARIABLES, known_keys, load, notices
+from config.settings import KNOWN_VARIABLES, known_keys
 
 ROOT = Path(__file__).parents[2]
 CODE = "\n".join(
     path.read_text() for folder in ("tasks", "workers", "scripts") for path in (ROOT / folder).rglob("*.py")
 )
-#: Settings that say that they have no effect.
-SILENT = {"performance_optimization.max_concurrent_web_requests"}
 #: Settings whose code comes with another change: as soon as something reads one, its test is to be named below.
 COMING = {"redis.enabled", "profiling.slowest_kept"}
 #: Names that many things have: only with their section do they name the setting.
-COMMON = {"enabled", "server", "host", "port", "url", "model", "codec", "base_url", "api_key", "chunk_size"}
+COMMON = {
+    "enabled",
+    "server",
+    "host",
+    "port",
+    "url",
+    "model",
+    "codec",
+    "base_url",
+    "api_key",
+    "chunk_size",
+    "level",
+    "format",
+    "request_timeout_seconds",
+}
 
 _EFFECTS = "tests/integration/test_effects.py"
 _ENDPOINTS = "tests/integration/test_endpoints.py"
@@ -37,6 +49,8 @@ _KILLED = "tests/e2e/test_jobs.py::test_the_destinations_of_a_killed_worker_come
 _BROKER = f"{_EFFECTS}::test_celery_gets_its_broker_url_and_visibility_timeout_seconds"
 _CHUNKS = "tests/integration/test_sweeper.py::test_events_travel_in_chunks_as_soon_as_the_settings_say"
 _KEY = "tests/unit/test_prompts.py::test_spellings_of_one_destination_share_a_key_and_others_do_not"
+_WEB = "tests/integration/test_web_evidence.py"
+_PAGE = f"{_WEB}::test_a_page_is_found_under_the_title_that_speaks_of_the_country_and_remembered_for_all_workers"
 _HOST = "tests/unit/test_flower.py::test_a_host_that_is_no_address_of_this_machine_is_one_clear_line"
 
 #: Setting -> the test that shows what it changes.
@@ -100,6 +114,9 @@ EFFECTS = {
     "performance_optimization.work_steal_threshold": (
         "tests/unit/test_lanes.py::test_a_lane_with_fewer_than_work_steal_threshold_is_left_alone"
     ),
+    "performance_optimization.max_concurrent_web_requests": (
+        f"{_WEB}::test_no_more_than_max_concurrent_web_requests_are_made_at_once"
+    ),
     "llm.base_url": _WHO,
     "llm.api_key": _WHO,
     "llm.model": _WHO,
@@ -155,11 +172,23 @@ EFFECTS = {
     "database.url": f"{_EFFECTS}::test_database_url_is_where_the_database_is_instead",
     "database.flush_interval_seconds": f"{_EFFECTS}::test_the_consumer_waits_flush_interval_seconds_for_more",
     "pipeline.prompts_dir": "tests/unit/test_prompts.py::test_a_folder_without_prompts_is_refused",
+    "web_discovery.enabled": f"{_WEB}::test_a_profile_tells_what_was_read_and_which_citations_stand_there",
+    "web_discovery.wikivoyage_url": _PAGE,
+    "web_discovery.wikipedia_url": _PAGE,
+    "web_discovery.brave_api_key": f"{_WEB}::test_a_search_with_a_key_names_more_pages",
+    "web_discovery.brave_url": f"{_WEB}::test_a_search_with_a_key_names_more_pages",
+    "web_discovery.request_timeout_seconds": f"{_WEB}::test_a_page_that_drips_ends_at_the_time_out",
+    "web_discovery.max_page_bytes": f"{_WEB}::test_a_page_that_is_too_large_packed_or_not_or_no_text_is_left_out",
+    "web_discovery.max_evidence_characters": _PAGE,
+    "web_discovery.private_hosts": f"{_WEB}::test_a_host_in_the_own_network_is_not_asked_unless_it_was_named",
     "streaming.max_events_per_job": (
         "tests/integration/test_sweeper.py::test_events_travel_in_the_background_and_are_bounded"
     ),
     "streaming.chunk_size": _CHUNKS,
     "streaming.flush_interval_seconds": _CHUNKS,
+    "profiling.enable_traces": "tests/e2e/test_traces.py::test_a_destination_is_one_trace_from_enqueue_to_commit",
+    "logging.level": "tests/unit/test_logs.py::test_the_setting_reaches_a_process",
+    "logging.format": "tests/unit/test_logs.py::test_the_setting_reaches_a_process",
     "dashboard.host": _HOST,
     "dashboard.port": "tests/unit/test_flower.py::test_a_port_that_is_taken_is_one_clear_line",
     "dashboard.basic_auth": "tests/e2e/test_dashboard.py::test_with_a_password_the_pages_ask_for_it",
@@ -175,11 +204,13 @@ def is_read(key: str) -> bool:
     section, _, name = key.rpartition(".")
     properties = {"performance_optimization.redis_url": "redis_url", "database.url": "database_url"}
     attribute = properties.get(key, name)
-    before = rf"\.?\b{section}" if attribute in COMMON - {"base_url", "api_key", "model"} else ""
+    before = (
+        rf"\.?\b{section}" if attribute in COMMON - {"base_url", "api_key", "model", "request_timeout_seconds"} else ""
+    )
     return re.search(rf"{before}\.{attribute}\b", CODE) is not None
 
 
-@pytest.mark.parametrize("key", sorted(set(known_keys()) - SILENT - COMING))
+@pytest.mark.parametrize("key", sorted(set(known_keys()) - COMING))
 def test_every_setting_is_read_by_the_code(key: str) -> None:
     assert is_read(key), f"nothing reads {key}"
 
@@ -190,7 +221,7 @@ def test_what_is_read_by_now_has_its_test_named(key: str) -> None:
 
 
 def test_every_setting_names_the_test_of_its_effect() -> None:
-    assert set(EFFECTS) == set(known_keys()) - SILENT - COMING, "EFFECTS names one test for each setting"
+    assert set(EFFECTS) == set(known_keys()) - COMING, "EFFECTS names one test for each setting"
 
 
 @pytest.mark.parametrize(("key", "node"), EFFECTS.items(), ids=list(EFFECTS))
@@ -232,12 +263,3 @@ def source_of(file: str, name: str) -> str:
     test = pieces.get(name, "")
     used = set(re.findall(r"\w+", test)) - {name}
     return "\n".join([test, *(piece for one, piece in pieces.items() if one in used)]) if test else ""
-
-
-@pytest.mark.parametrize("key", sorted(SILENT))
-def test_a_setting_without_effect_says_so_when_it_is_set(key: str) -> None:
-    variable = f"THEMES_{key.upper().replace('.', '__')}"
-    assert notices(load(env={})) == []
-    (notice,) = notices(load(env={variable: "3"}))
-    assert key in notice
-    assert "no effect" in notice

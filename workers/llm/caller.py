@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from config.settings import Settings
+from tasks import tracing
 from tasks.errors import (
     BadRequestError,
     EndpointDownError,
@@ -217,9 +218,18 @@ class Caller:
     async def _call(self, request: Request, lent: Lent) -> RawAnswer:
         began = time.perf_counter()
         try:
-            raw = await lent.route.client.complete(
-                request.prompt, max_tokens=request.max_tokens, spend=request.spend, history=request.history
-            )
+            with tracing.span(
+                "llm.call", "client", stage=request.prompt.stage, endpoint=lent.route.name,
+                gen_ai__operation__name="chat", gen_ai__request__model=request.model,
+                gen_ai__request__max_tokens=request.max_tokens,
+            ) as span:  # fmt: skip
+                raw = await lent.route.client.complete(
+                    request.prompt, max_tokens=request.max_tokens, spend=request.spend, history=request.history
+                )
+                tracing.note(
+                    span, gen_ai__response__model=raw.model, gen_ai__usage__input_tokens=raw.prompt_tokens,
+                    gen_ai__usage__output_tokens=raw.completion_tokens,
+                )  # fmt: skip
         except AnsweredRefusalError as exc:
             self._settle(request, exc.answer, lent)
             raise

@@ -18,10 +18,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ExecAbortError, OutOfMemoryError, RedisError, ResponseError
 
 from config.settings import Settings
-from tasks import keys
+from tasks import keys, tracing
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError
-from tasks.messages import StreamEntry
+from tasks.messages import Result, StreamEntry
 from workers.results.announce import Announcer
 from workers.results.batch_size import BatchSize
 from workers.results.report import ConsumerReport
@@ -149,9 +149,12 @@ class ResultsConsumer:
     async def _settle(self, batch: list[RawEntry]) -> bool:
         """Write, tell, acknowledge. False when told to stop before the batch could be written."""
         decoded = decode(batch)
+        began = time.time_ns()
         applied = await self._write(decoded.entries, decoded.dead)
         if applied is None:
             return False
+        traces = [entry.trace for entry in decoded.entries if isinstance(entry, Result) and entry.trace]
+        tracing.done("commit", traces, began, time.time_ns(), batch=len(batch))
         await self._announce(applied)
         for dead in decoded.dead:
             _say_dead(dead)
