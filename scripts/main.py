@@ -19,7 +19,7 @@ from typing import Final
 import click
 
 from config.errors import ThemesError
-from config.settings import Settings, load
+from config.settings import NOTED, Settings, load, notices
 from tasks import logs
 
 #: Verb -> module. Each module has a click command called `command`.
@@ -99,7 +99,16 @@ def settings_from(**overrides: object) -> Settings:
     given = {key.replace("__", "."): str(value) for key, value in overrides.items() if value is not None}
     settings = load(overrides=given)
     logs.configure(log_level(settings), settings.logging.format)
+    _tell_once(settings)
     return settings
+
+
+def _tell_once(settings: Settings) -> None:
+    """Say what is to be said of the settings, once for this command and the processes that it starts."""
+    if not os.environ.get(NOTED):
+        for notice in notices(settings):
+            print(f"themes: note: {notice}", file=sys.stderr)
+        os.environ[NOTED] = "1"
 
 
 def log_level(settings: Settings) -> str:

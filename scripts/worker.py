@@ -19,7 +19,7 @@ from typing import Final
 import click
 from redis import Redis, RedisError
 
-from config.settings import SUPERVISED, Settings, notices
+from config.settings import SUPERVISED, Settings
 from scripts.main import log_level, settings_from
 from scripts.processes import spawn
 from tasks import keys
@@ -215,8 +215,6 @@ def command(name: str | None, concurrency: int | None) -> int:
     if settings.celery.broker_url:
         broker = connect(settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         check_server(broker)
-    for notice in notices(settings):
-        log.warning("action=notice %s", notice)
     # What is raised here the child inherits.
     ensure_descriptors("worker", worker_descriptors(settings))
     # What cannot work is said here, in one line, and not five times by a dying child.

@@ -6,6 +6,7 @@ drains by itself, because Celery's thread pool can only wait for its tasks.
 
 import importlib
 import logging
+import os
 import sys
 import threading
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any, Final, NoReturn
 from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
-from config.settings import COMMAND_LINE, Settings, load, with_value
+from config.settings import COMMAND_LINE, NOTED, Settings, load, notices, with_value
 from tasks import logs, tracing
 from tasks.app import configure
 from tasks.connection import check_enabled, check_server, connect, locate
 from tasks.process import attach
+
+log = logging.getLogger("themes.worker")
 
 #: Exit code of a worker whose configuration is wrong.
 EX_CONFIG: Final = 2
@@ -51,6 +54,9 @@ class RuntimeStep(bootsteps.StartStopStep):
         from workers.wedge import WedgeWatch, end_process
 
         base = _with_command_line(SETTINGS, max(1, int(parent.concurrency)))
+        if not os.environ.get(NOTED):
+            for notice in notices(base):
+                log.warning("action=notice %s", notice)
         try:
             tracing.start(base, "worker")
             url = locate(base)

@@ -17,7 +17,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -38,10 +38,12 @@ from tasks.messages import (
     Spent,
 )
 from workers.destination import DestinationRunner, Process, Processed
+from workers.endings import end_tasks
 from workers.engine import Engine, open_engine
 from workers.lanes import Lanes
 from workers.llm.budget import JobBudget
 from workers.llm.halt import Halt
+from workers.llm.health import look_after
 from workers.llm.state_file import FileBook, StateFile
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.recorder import CallRecorder
@@ -122,7 +124,9 @@ class InProcessJob:
         )
         self._halt = Halt(job_id)
         self._patience = Patience()
-        self.lanes: Lanes[Destination] = Lanes(limits.worker_pool_size, steal=limits.enable_work_stealing)
+        self.lanes: Lanes[Destination] = Lanes(
+            limits.worker_pool_size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
+        )
         self._engine: Engine | None = None
         #: The job's budget, and why it let no more calls through.
         self.book: FileBook | None = None
@@ -195,18 +199,24 @@ class InProcessJob:
                 opened()
             if failed is not None:
                 await self._reopen(failed, writer)
+            limits = self._settings.performance_optimization
             warming = asyncio.create_task(
-                engine.pool.warm(self._settings.performance_optimization.llm_connection_pool_min_size), name="warm"
+                look_after(
+                    engine.pool,
+                    minimum=limits.llm_connection_pool_min_size,
+                    seconds=limits.health_check_interval_seconds,
+                ),
+                name="warm",
             )
-            stack.push_async_callback(_end, warming)
+            stack.push_async_callback(end_tasks, warming)
             if pages is not None:
                 self._is_listed = False
                 self._listing = asyncio.create_task(self._list(pages, writer), name="listing")
-                stack.push_async_callback(_end, self._listing)
+                stack.push_async_callback(end_tasks, self._listing)
             look_at(self.profiler, self._settings, Watched(lanes=self.lanes, pool=engine.pool, cache=engine.cache))
             watching = asyncio.create_task(self._watch(), name="profiler")
             stack.push_async_callback(self._keep_profile)
-            stack.push_async_callback(_end, watching)
+            stack.push_async_callback(end_tasks, watching)
             await self._work(engine, writer, budget)
             if self._listing is not None:
                 await asyncio.wait({self._listing})
@@ -358,8 +368,3 @@ async def _first_of(running: set[asyncio.Task[list[Destination]]]) -> set[asynci
     for task in done:
         task.result()
     return left
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -35,6 +35,7 @@ from tasks.producer import publish
 from workers.chunks import ChunkRunner
 from workers.control import JobControl
 from workers.destination import Processed
+from workers.endings import end_tasks
 from workers.engine import open_engine
 from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
@@ -42,6 +43,7 @@ from workers.llm.budget import Budget
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.halt import Halt
+from workers.llm.health import look_after
 from workers.llm.memory import MIB
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
@@ -195,9 +197,16 @@ class Runtime:
             counts = CacheReporter(engine.cache, redis)
             stack.push_async_callback(self._tell_last, counts)
             publisher = await stack.enter_async_context(
-                EventPublisher(redis, settings.streaming, enabled=limits.enable_streaming_results)
+                EventPublisher(
+                    redis,
+                    settings.streaming,
+                    enabled=limits.enable_streaming_results,
+                    max_bytes=limits.max_streaming_chunk_size,
+                )
             )
-            lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
+            lanes: Lanes[Destination] = Lanes(
+                self._size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
+            )
             await stack.enter_async_context(lanes)
             guard = await self._watch_memory(stack, lanes, engine.cache)
             ledger = Ledger(
@@ -220,7 +229,12 @@ class Runtime:
                 recorder=recorder,
                 may_take=guard.may_take,
             )
-            warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
+            warming = asyncio.create_task(
+                look_after(
+                    pool, minimum=limits.llm_connection_pool_min_size, seconds=limits.health_check_interval_seconds
+                ),
+                name="warm",
+            )
             broker = redis
             if settings.celery.broker_url:
                 broker = connect_async(
@@ -251,7 +265,7 @@ class Runtime:
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(self._end, heart, report, warming, control, share)
+            stack.push_async_callback(end_tasks, heart, report, warming, control, share)
             await stack.enter_async_context(
                 profiled(
                     profiler,
@@ -275,7 +289,7 @@ class Runtime:
         """Keep lanes and cache to what memory allows, for as long as the stack stands."""
         self._guard = MemoryGuard(_bounds(self._settings, self._size), lanes=lanes, cache=cache.memory)
         watching = asyncio.create_task(self._guard.run(), name="memory")
-        stack.push_async_callback(self._end, watching)
+        stack.push_async_callback(end_tasks, watching)
         return self._guard
 
     def _processing(
@@ -344,12 +358,6 @@ class Runtime:
     async def _tell_last(counts: CacheReporter) -> None:
         with contextlib.suppress(RedisError, OSError):  # Redis is away: they are lost, as after a kill
             await counts.report()
-
-    @staticmethod
-    async def _end(*tasks: asyncio.Task[Any]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _bounds(settings: Settings, lanes: int) -> Bounds:

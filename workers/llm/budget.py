@@ -31,6 +31,7 @@ from config.settings import Prices, Settings
 from tasks import keys
 from tasks.budget import LIMIT, NANO, RESERVED, SPENT, dollars
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
+from workers.endings import end_tasks
 from workers.llm.client import Spend, Turn
 from workers.llm.prompt import Prompt
 
@@ -240,8 +241,7 @@ class JobBudget:
         """Tell the book what is not told yet; what it does not hear counts as spent."""
         if self._pump is None:
             return
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        await end_tasks(self._pump)
         if self._told != (self._spent, self._reserved):
             with contextlib.suppress(BookAwayError, TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):

@@ -99,6 +99,7 @@ class LLMConnectionPool:
                     base_url=endpoint.base_url,
                     api_key=endpoint.api_key,
                     max_connections=size,
+                    max_requests=settings.performance_optimization.max_requests_per_connection,
                     profiler=profiler,
                 )
                 stack.push_async_callback(connections.close)
