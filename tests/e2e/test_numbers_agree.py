@@ -129,3 +129,18 @@ def test_every_call_is_in_every_book_although_processes_die_and_calls_fail(shop:
     cost = _query(shop, "SELECT sum(CAST(round(cost_usd * 1000000000) AS INTEGER)) FROM attempts")[0][0]
     assert totals["cost_nano_usd"] == cost > 0
     assert not list(Path(shop.folder, "var", "calls").glob("*.bad"))
+
+
+def test_calls_that_a_stopping_worker_cuts_off_are_in_every_book(stack: Engine) -> None:
+    stack.end("sandbox")
+    stack.sandbox("--latency", "2s")
+    stack.themes("w0", "worker", "--name", "w0", THEMES_WORK__SHUTDOWN_GRACE_SECONDS="0.2")
+    job_id = _enqueue(stack, "Town")
+    until("every connection to be busy", lambda: stack.ask_sandbox("/stats")["in_flight"] >= 15)
+    stack.end("w0")
+    numbers = _agree(stack)
+    assert numbers["llm"] >= 15
+    # Nobody has heard their answers: they count with estimated tokens.
+    usage = "sum(llm_calls), sum(estimated_calls), min(prompt_tokens) > 0"
+    assert _query(stack, f"SELECT {usage} FROM attempts WHERE llm_calls > 0") == [(numbers["llm"], numbers["llm"], 1)]  # noqa: S608
+    stack.run("cancel", job_id)
