@@ -116,11 +116,12 @@ def settled_nano(call: Spend, error: BaseException | None, *, reserved: int) -> 
     """What a call has cost, in nano-dollars.
 
     Nothing where the server never heard of it or refused it; what was counted where an answer came; else, as it may
-    have been charged, all that was reserved.
+    have been charged, all that was reserved. The tokens of one that was withdrawn are a guess, and no answer.
     """
     if call.calls == 0 or isinstance(error, RateLimitedError | BadRequestError):
         return 0
-    is_answered = error is None or call.prompt_tokens or call.completion_tokens
+    has_tokens = call.prompt_tokens or call.completion_tokens
+    is_answered = error is None or (has_tokens and not isinstance(error, asyncio.CancelledError))
     if is_answered and call.cost_usd is not None:
         return math.ceil(round(call.cost_usd * NANO, 3))
     return reserved

@@ -170,15 +170,8 @@ class Caller:
         try:
             return await first_of(self._paid(first), again, is_late=late())
         finally:
-            self._settle_race(request, first, second)
-
-    def _settle_race(self, request: Request, first: Request, second: Request) -> None:
-        """Who answered is whom the answer is judged by. Who was asked in vain is paid for as far as can be known."""
-        request.route = second.route if second.is_answered else first.route
-        for loser in (first, second):
-            if loser.sent.is_set() and not loser.is_answered and (first.is_answered or second.is_answered):
-                likely = self._expected(loser)
-                loser.spend.add_tokens(likely.prompt_tokens, likely.completion_tokens, likely.cost_usd, estimated=1)
+            # Who answered is whom the answer is judged by.
+            request.route = second.route if second.is_answered else first.route
 
     async def _paid(self, request: Request) -> RawAnswer:
         """One call, reserved from the job's budget first where it has one."""
@@ -221,6 +214,9 @@ class Caller:
         call = request.spend.call(self._expected(request))
         try:
             return await self._answered(request, lent, call)
+        except asyncio.CancelledError:
+            call.abandoned()
+            raise
         finally:
             call.ended()
 

@@ -159,7 +159,22 @@ class CallUnderWay:
 
     def answered(self, prompt: int, completion: int, cost: float | None, *, estimated: bool) -> None:
         """Count the answer in place of what was expected."""
-        self._spend._add(prompt, completion, cost, int(estimated))  # noqa: SLF001  # the two are one machine
+        self._end(prompt, completion, cost, int(estimated))
+
+    def abandoned(self) -> None:
+        """Nobody waits for the answer any more. Where it was sent it is paid for, as far as can be known."""
+        if self._sent:
+            e, sent = self._expected, self._sent
+            cost = None if e.cost_usd is None else sent * e.cost_usd
+            self._end(sent * e.prompt_tokens, sent * e.completion_tokens, cost, sent)
+
+    def ended(self) -> None:
+        """It is over. Without an answer it has cost a call, and no tokens that anybody knows of."""
+        if self._sent:
+            self._end(0, 0, 0.0, 0)
+
+    def _end(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:
+        self._spend._add(prompt, completion, cost, estimated)  # noqa: SLF001  # the two are one machine
         sent, self._sent = self._sent, 0
         if self._recording:
             self._recording.ended(
@@ -168,14 +183,8 @@ class CallUnderWay:
                 prompt_tokens=prompt,
                 completion_tokens=completion,
                 cost_usd=cost,
-                estimated=int(estimated),
+                estimated=estimated,
             )
-
-    def ended(self) -> None:
-        """It is over. Without an answer it has cost a call, and no tokens that anybody knows of."""
-        if self._sent and self._recording:
-            self._recording.ended(self._sent, self._expected)
-        self._sent = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ Not here: what a finished run has cost. That is its `Result` or `Spent`, and the
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import math
@@ -263,8 +264,7 @@ class CallRecorder:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             size = _HEADER_BYTES + slots * _SLOT_BYTES
-            # Room for all of it now: a store into a mapped hole of a full disk would kill the process.
-            os.posix_fallocate(lock, 0, size)
+            _fill(lock, size)
             map_ = mmap.mmap(lock, size)
             name_bytes = worker.encode()[:254]
             _HEADER.pack_into(map_, 0, _MAGIC, slots, _SLOT_BYTES, os.getpid(), len(name_bytes), name_bytes)
@@ -302,6 +302,12 @@ class CallRecorder:
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
         self._map = self._lock = None
+
+
+def _fill(file: int, size: int) -> None:
+    """Take the room for all of it now: a store into a mapped hole of a full disk would kill the process."""
+    if os.write(file, bytes(size)) != size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @dataclass(frozen=True, slots=True)
