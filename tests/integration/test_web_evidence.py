@@ -294,3 +294,17 @@ def test_evidence_makes_other_prompts_so_that_old_profiles_are_not_current(
     read = {stage.name: stage.version for stage in stages_of(settings_for(THEMES_WEB_DISCOVERY__ENABLED="true"))}
     changed = {name for name in without if without[name] != read[name]}
     assert changed == {name for name in without if name.startswith("discover.")}
+
+
+async def test_all_pages_of_a_destination_share_max_evidence_characters(
+    site: Site, web_settings: Callable[..., Settings]
+) -> None:
+    site.pages |= {"/voyage/Kyoto": KYOTO, "/pedia/Kyoto": KYOTO}
+    lengths = []
+    for most in ("1000", "6000"):
+        settings = web_settings(THEMES_WEB_DISCOVERY__MAX_EVIDENCE_CHARACTERS=most)
+        async with GuardedFetcher(settings) as fetcher:
+            found = await EvidenceReader(fetcher, settings, None).read(Destination.of("Kyoto"))
+            lengths.append(len(str(found.quoted())))
+    short, long = lengths
+    assert 0 < short < 2_500 < long

@@ -179,7 +179,7 @@ EFFECTS = {
     "web_discovery.brave_url": f"{_WEB}::test_a_search_with_a_key_names_more_pages",
     "web_discovery.request_timeout_seconds": f"{_WEB}::test_a_page_that_drips_ends_at_the_time_out",
     "web_discovery.max_page_bytes": f"{_WEB}::test_a_page_that_is_too_large_packed_or_not_or_no_text_is_left_out",
-    "web_discovery.max_evidence_characters": _PAGE,
+    "web_discovery.max_evidence_characters": f"{_WEB}::test_all_pages_of_a_destination_share_max_evidence_characters",
     "web_discovery.private_hosts": f"{_WEB}::test_a_host_in_the_own_network_is_not_asked_unless_it_was_named",
     "streaming.max_events_per_job": (
         "tests/integration/test_sweeper.py::test_events_travel_in_the_background_and_are_bounded"
