@@ -17,7 +17,7 @@ import pytest
 from scripts.local_redis import LocalRedis
 
 #: Seconds that anything here may take; a hanging test is a failing one.
-DEADLINE = 90.0
+DEADLINE = 180.0
 
 
 def until(what: str, look: Callable[[], Any], seconds: float = DEADLINE) -> Any:
