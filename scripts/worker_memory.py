@@ -71,6 +71,6 @@ def _show(name: str, said: dict[str, Any]) -> None:
         print(f"{name}: {len(said['suspects'])} suspects in {said['seconds']:g} s, {said['looks']} looks")
         for line in said["lines"]:
             hourly = line["bytes_per_hour"] / MIB
-            grows = f"grows all the time, {hourly:.1f} MiB/h" if line in said["suspects"] else ""
+            grows = f"grows all the time, {hourly:.1f} MiB/h" if line in said["suspects"] else line["reason"]
             held, more = line["bytes_held"] / MIB, line["bytes_grown"] / MIB
             print(f"  {line['file']}:{line['line']}  +{more:.2f} MiB, holds {held:.2f}  {grows}".rstrip())

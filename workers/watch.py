@@ -18,6 +18,7 @@ from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.pool import LLMConnectionPool
 from workers.observe.counters import field
+from workers.observe.leaks import WATCH
 from workers.observe.parts import PartReporter
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter
@@ -80,6 +81,8 @@ async def profiled(
         return
     profiler.amounts_from(watched.amounts)
     profiler.holds_on_purpose(lambda: watched.cache.memory_bytes)
+    for file in ("workers/llm/codec.py", "workers/llm/memory.py", "workers/llm/prompt.py"):
+        WATCH.expect(file, "the memory cache fills up to max_memory_cache_mb")
     _state_facts(profiler, settings, watched)
     seconds = min(settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
     tasks = [

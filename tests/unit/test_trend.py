@@ -71,11 +71,14 @@ def test_a_line_that_grows_all_the_time_is_a_suspect_and_one_that_came_once_is_n
         (5.0 * n, {("a/b/leak.py", 3): 10_000 * n, ("a/b/start.py", 5): 500_000 if n else 0, ("a/b/gone.py", 1): 9 - n})
         for n in range(30)
     ]
-    lines = {line.file: line for line in grown(looks)}
+    lines = {line.file: line for line in grown(looks, {})}
     assert lines["a/b/leak.py"].is_suspect
     assert lines["a/b/leak.py"].bytes_per_hour == pytest.approx(2_000 * 3600)
     assert not lines["a/b/start.py"].is_suspect
     assert "a/b/gone.py" not in lines
+    explained = {line.file: line for line in grown(looks, {"a/b/leak.py": "a cache fills"})}
+    assert not explained["a/b/leak.py"].is_suspect
+    assert explained["a/b/leak.py"].reason == "a cache fills"
 
 
 def test_allocations_are_traced_between_start_and_stop_only() -> None:

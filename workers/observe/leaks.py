@@ -9,6 +9,7 @@ goes, and what a start brings comes once.
 import threading
 import time
 import tracemalloc
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,12 +25,8 @@ LINES_TOLD: Final = 15
 LEAST_BYTES: Final = 64 * 1024
 #: Looks that are kept: when there are more, every second one goes.
 LOOKS_KEPT: Final = 60
-#: What the tracing itself holds, and code without a file.
-_IGNORED: Final = (
-    tracemalloc.Filter(inclusive=False, filename_pattern=tracemalloc.__file__),
-    tracemalloc.Filter(inclusive=False, filename_pattern=__file__),
-    tracemalloc.Filter(inclusive=False, filename_pattern="<*>"),
-)
+#: What the tracing itself holds.
+_IGNORED: Final = frozenset({tracemalloc.__file__, __file__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +39,13 @@ class LineGrowth:
     bytes_grown: int
     #: Bytes an hour when it has grown all the time, else 0.
     bytes_per_hour: float
+    #: Why it may grow, where that is known.
+    reason: str = ""
 
     @property
     def is_suspect(self) -> bool:
         """Whether this looks like a leak."""
-        return self.bytes_per_hour > 0 and self.bytes_grown >= LEAST_BYTES
+        return self.bytes_per_hour > 0 and self.bytes_grown >= LEAST_BYTES and not self.reason
 
 
 class LeakWatch:
@@ -57,6 +56,8 @@ class LeakWatch:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._looks: list[tuple[float, dict[tuple[str, int], int]]] = []
+        #: File, as it is shown -> why its lines may grow.
+        self._reasons: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<LeakWatch {'on' if self.is_on else 'off'} looks={len(self._looks)}>"
@@ -65,6 +66,13 @@ class LeakWatch:
     def is_on(self) -> bool:
         """Whether allocations are traced."""
         return self._thread is not None
+
+    def expect(self, file: str, reason: str) -> None:
+        """The lines of a file may grow, within a bound of their own: they are told with the reason, and not suspected.
+
+        What goes beyond that bound the trend of the whole memory finds (workers/observe/samples.py).
+        """
+        self._reasons[file] = reason
 
     def start(self, every_seconds: float = EVERY_SECONDS) -> dict[str, Any]:
         """Begin to trace; says so. Once begun, another start changes nothing."""
@@ -87,7 +95,9 @@ class LeakWatch:
         self._look()
         with self._lock:
             looks = list(self._looks)
-        lines = sorted(grown(looks), key=lambda line: (not line.is_suspect, -line.bytes_grown))[:LINES_TOLD]
+        lines = sorted(grown(looks, self._reasons), key=lambda line: (not line.is_suspect, -line.bytes_grown))[
+            :LINES_TOLD
+        ]
         return {
             "tracing": True,
             "seconds": round(looks[-1][0] - looks[0][0], 1),
@@ -108,22 +118,28 @@ class LeakWatch:
         return {"tracing": False}
 
     def _watch(self, every_seconds: float) -> None:
-        while not self._stopping.wait(every_seconds):
+        took = 0.0
+        # A look holds everything else up: at most half of the time goes into it.
+        while not self._stopping.wait(max(every_seconds, took)):
+            began = time.perf_counter()
             self._look()
+            took = time.perf_counter() - began
 
     def _look(self) -> None:
-        snapshot = tracemalloc.take_snapshot().filter_traces(_IGNORED)
-        held = {
-            (one.traceback[0].filename, one.traceback[0].lineno): one.size
-            for one in snapshot.statistics("lineno")[:LINES_KEPT]
-        }
+        held: dict[tuple[str, int], int] = {}
+        for one in tracemalloc.take_snapshot().statistics("lineno"):
+            frame = one.traceback[0]
+            if frame.filename not in _IGNORED and not frame.filename.startswith("<"):
+                held[frame.filename, frame.lineno] = one.size
+                if len(held) >= LINES_KEPT:
+                    break
         with self._lock:
             self._looks.append((time.monotonic(), held))
             if len(self._looks) > LOOKS_KEPT:
                 del self._looks[1::2]
 
 
-def grown(looks: list[tuple[float, dict[tuple[str, int], int]]]) -> list[LineGrowth]:
+def grown(looks: Sequence[tuple[float, Mapping[tuple[str, int], int]]], reasons: Mapping[str, str]) -> list[LineGrowth]:
     """How each line that holds something now has grown over the looks; nothing is said of a line that shrank."""
     first, last = looks[0][1], looks[-1][1]
     lines: list[LineGrowth] = []
@@ -132,7 +148,8 @@ def grown(looks: list[tuple[float, dict[tuple[str, int], int]]]) -> list[LineGro
         if more > 0:
             course = [(at, float(held.get(place, 0))) for at, held in looks]
             hourly = round(trend.growth(course) * 3600, 1)
-            lines.append(LineGrowth(_shown(place[0]), place[1], size, more, hourly))
+            file = _shown(place[0])
+            lines.append(LineGrowth(file, place[1], size, more, hourly, reasons.get(file, "")))
     return lines
 
 

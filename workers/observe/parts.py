@@ -24,6 +24,8 @@ log = logging.getLogger("themes.profile")
 
 #: Seconds between two reports, at least: jobs may end here many times a second.
 SPACING_SECONDS: Final = 0.2
+#: Seconds that the last report of a process that ends may take.
+LAST_SECONDS: Final = 2.0
 
 
 def _commands(pipeline: Any, job_id: str, part: JobPart) -> None:
@@ -63,7 +65,9 @@ class PartReporter:
                 await self._try()
                 await asyncio.sleep(SPACING_SECONDS)
         finally:
-            await self._try()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_SECONDS):
+                    await self._try()
 
     async def report(self) -> None:
         """Tell what has changed. Errors of Redis pass through; the same is told again next time."""

@@ -22,6 +22,7 @@ and one histogram, `span_seconds` by `span`: every hop and whole of workers/obse
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ from tasks.connection import CountedRetry, text_of
 from workers.observe import counters
 from workers.observe.metrics import Histogram
 from workers.observe.numbered import NumberedReports
+from workers.observe.parts import LAST_SECONDS
 from workers.observe.profiler import PerformanceProfiler
 
 log = logging.getLogger("themes.metrics")
@@ -114,7 +116,9 @@ class MetricsReporter:
                 await self._try()
                 await asyncio.sleep(INTERVAL_SECONDS)
         finally:
-            await self._try()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_SECONDS):
+                    await self._try()
 
     async def report(self) -> None:
         """Tell what is new. Errors of Redis pass through: the same is told again next time."""

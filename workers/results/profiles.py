@@ -6,6 +6,7 @@ twice changes nothing. Nobody is to start this process for it: what is due waits
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Any, Final
@@ -16,8 +17,8 @@ from redis.asyncio import Redis
 
 from tasks import keys
 from tasks.connection import text_of
-from tasks.errors import DatabaseBusyError
-from workers.observe.parts import parts_of
+from tasks.errors import DatabaseBusyError, DatabaseError
+from workers.observe.parts import LAST_SECONDS, parts_of
 from workers.results.store import AsyncDatabaseManager
 
 log = logging.getLogger("themes.profile")
@@ -57,7 +58,9 @@ class ProfileKeeper:
                 await self._try()
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
-            await self._try()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_SECONDS):
+                    await self._try()
 
     async def _try(self) -> None:
         try:
@@ -75,7 +78,8 @@ class ProfileKeeper:
             rests = state[0] != b"running" or state[1] is not None
             if not rests and time.monotonic() - self._copied.get(job_id, float("-inf")) < RUNNING_SECONDS:
                 continue
-            await self._copy(job_id)
+            if not await self._copied_now(job_id):
+                continue
             if rests:
                 self._copied.pop(job_id, None)
                 await self._done(keys=[keys.PROFILES_DUE], args=[job_id, repr(changed_at)])
@@ -85,6 +89,17 @@ class ProfileKeeper:
             if copied >= AT_ONCE:
                 break
         return copied
+
+    async def _copied_now(self, job_id: str) -> bool:
+        """Copy one; a profile that the database does not take keeps no other from being copied, and stays due."""
+        try:
+            await self._copy(job_id)
+        except DatabaseBusyError:
+            raise
+        except (DatabaseError, ValueError) as exc:
+            log.warning("action=profile_refused job_id=%s the database does not take its profile: %s", job_id, exc)
+            return False
+        return True
 
     async def _copy(self, job_id: str) -> None:
         packed: list[Any] = await self._redis.hvals(keys.job_profile(job_id))
