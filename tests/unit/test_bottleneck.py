@@ -7,7 +7,7 @@ import pytest
 
 from tests.queueing import Network
 from workers.dashboard.bottleneck import Finding, bounds, diagnose
-from workers.dashboard.measured import expected_slowest, measured, worked_seconds
+from workers.dashboard.measured import Measured, expected_slowest, measured, worked_seconds
 from workers.dashboard.words import plain, rounded, time, times
 from workers.observe.metrics import Histogram
 from workers.observe.picture import JobPart, JobPicture
@@ -123,6 +123,25 @@ def test_a_slow_redis_is_named_beside_the_bound() -> None:
     found = diagnose(measured(JobPicture.of([_with(part, spans=part.spans | {"cache.get": slow.as_dict()})]), total=60))
     (redis,) = [each for each in found if each.resource == "redis"]
     assert "1,900 trips to Redis took 150 ms each" in redis.evidence
+
+
+def test_evidence_from_the_web_counts_as_time_of_the_lane_and_is_named() -> None:
+    starved, free = (_searching(Network(destinations=60, pool=pool), 0.2) for pool in (4, 200))
+    assert starved.unqueued_seconds == pytest.approx(0.2 + 0.4, rel=0.06)
+    (web,) = [each for each in diagnose(free) if each.resource == "web"]
+    assert "200 ms in the middle" in web.evidence
+    assert "max_concurrent_web_requests" in web.advice
+
+
+def _searching(network: Network, seconds: float) -> Measured:
+    """What is measured when each destination searches for so long, as part of its time."""
+    picture, _ = network.run()
+    (part,) = picture.parts
+    searches = Histogram()
+    for _ in range(network.destinations):
+        searches.add(seconds)
+    spans = part.spans | {"web.evidence": searches.as_dict()}
+    return measured(JobPicture.of([_with(part, spans=spans)]), total=network.destinations)
 
 
 def test_idle_lanes_with_nothing_full_are_too_little_work() -> None:

@@ -15,12 +15,12 @@ from typing import Final, Literal
 
 import msgspec
 
-from workers.dashboard.measured import REFUSED, Measured, mean
+from workers.dashboard.measured import REFUSED, WEB, Measured, mean
 from workers.dashboard.words import amount, plain, rounded, spread, time, times
 
 Resource = Literal[
     "connections", "rate limit", "lanes", "cpu", "redis", "database", "work", "tail", "workers", "llm", "endpoint",
-    "memory", "unknown",
+    "memory", "web", "unknown",
 ]  # fmt: skip
 #: What a person calls them.
 NAMES: Final[Mapping[str, str]] = {
@@ -36,6 +36,7 @@ NAMES: Final[Mapping[str, str]] = {
     "llm": "the LLM's latency",
     "endpoint": "an LLM endpoint that fails",
     "memory": "memory that grows",
+    "web": "evidence from the web",
     "unknown": "not known",
 }
 #: Calls and destinations below which nothing is forecast.
@@ -135,7 +136,7 @@ def diagnose(m: Measured) -> list[Finding]:
 
     Conditions of the moment (no worker, a pause) are `conditions`; they come before these.
     """
-    troubles = [found for found in (_endpoint(m), _loop(m), _redis(m)) if found]
+    troubles = [found for found in (_endpoint(m), _loop(m), _redis(m), _web(m)) if found]
     if m.calls < ENOUGH_CALLS or m.destinations < ENOUGH_DESTINATIONS or not m.seconds:
         return [*troubles, _too_little(m)] if m.calls else troubles
     known = bounds(m)
@@ -363,6 +364,21 @@ def _redis(m: Measured) -> Finding | None:
     return Finding(
         resource="redis", share=round(total / whole, 4), evidence=evidence,
         advice="put Redis nearer to the workers, or look at what slows it (redis-cli --latency, SLOWLOG GET)",
+    )  # fmt: skip
+
+
+def _web(m: Measured) -> Finding | None:
+    """What a destination waits for pages before its first prompt."""
+    searches = m.span(WEB)
+    each = searches.total / m.destinations if m.destinations else 0.0
+    if not searches.count or each < NAMED_SHARE * m.destination_seconds:
+        return None
+    return Finding(
+        resource="web", share=round(min(1.0, each / m.destination_seconds), 4),
+        evidence=f"evidence is looked for before the first prompt: {spread(searches)}, of "
+        f"{time(m.destination_seconds)} that a destination takes in its lane",
+        advice="performance_optimization.max_concurrent_web_requests lets more pages be fetched at once; more lanes "
+        "hide the wait while connections are free",
     )  # fmt: skip
 
 

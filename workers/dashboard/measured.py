@@ -14,6 +14,8 @@ from workers.observe.picture import JobPart, JobPicture
 
 #: Classes of error that mean: too many requests (429).
 REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
+#: The span of a destination's search for evidence on the web, which comes before its prompts.
+WEB: Final = "web.evidence"
 #: Steps of the numeric integral over a histogram.
 STEPS: Final = 200
 
@@ -168,7 +170,9 @@ def measured(
         pool_wait_seconds=pool_wait,
         rate_wait_seconds=rate_wait,
         destination_seconds=mean(destinations),
-        unqueued_seconds=_unqueued(mean(destinations), sent, pool_wait + rate_wait, per_destination, rounds),
+        unqueued_seconds=_unqueued(
+            mean(destinations), sent, pool_wait + rate_wait, per_destination, rounds, before=_web_seconds(spans, count)
+        ),
         cpu_cores=sum(cpu) / len(cpu) if cpu else 0.0,
         busiest_cpu_cores=max(cpu, default=0.0),
         database_share=_database_share(picture),
@@ -190,7 +194,14 @@ def _held(part: JobPart) -> bool:
     return part.sums.get("held_seconds", 0.0) > 0
 
 
-def _unqueued(whole: float, sent: Histogram, waits: float, calls: float, rounds: Sequence[int]) -> float:
+def _web_seconds(spans: Mapping[str, Histogram], destinations: int) -> float:
+    """What the search for evidence adds to a destination, before its prompts."""
+    return spans[WEB].total / destinations if WEB in spans and destinations else 0.0
+
+
+def _unqueued(
+    whole: float, sent: Histogram, waits: float, calls: float, rounds: Sequence[int], *, before: float
+) -> float:
     """What a destination takes when none of its prompts stands in a line.
 
     With short lines that is what it took. With long ones it is the slowest call of each round: prompts of a round go
@@ -199,7 +210,7 @@ def _unqueued(whole: float, sent: Histogram, waits: float, calls: float, rounds:
     if not sent.count or waits < mean(sent) / 10:
         return whole
     asked = min(1.0, calls / (sum(rounds) or 1))
-    ideal = sum(expected_slowest(sent, width * asked) for width in rounds)
+    ideal = before + sum(expected_slowest(sent, width * asked) for width in rounds)
     return min(whole, ideal) if whole else ideal
 
 

@@ -16,7 +16,7 @@ from tasks.messages import Usage
 from workers.dashboard import bottleneck
 from workers.dashboard.bottleneck import Finding
 from workers.dashboard.conditions import conditions
-from workers.dashboard.measured import Measured, measured
+from workers.dashboard.measured import WEB, Measured, measured
 from workers.dashboard.optimisations import Optimisation, optimisations
 from workers.observe.metrics import Histogram
 from workers.observe.picture import HOPS, WHOLES, JobPart, JobPicture
@@ -205,15 +205,16 @@ def _findings(
 
 
 def _hops(picture: JobPicture) -> list[Hop]:
-    """What was measured, in the order of the way; unknown spans are left to the process that knows them."""
+    """What was measured, in the order of the way; last, by its name, what we have no words for."""
     inside = sum(span.total for name, span in picture.spans.items() if name in HOPS and name not in OUTSIDE)
+    known = {**HOPS, **WHOLES, WEB: "looking for evidence on the web"}
     found = []
-    for name, words in {**HOPS, **WHOLES}.items():
+    for name, words in {**known, **{name: name for name in sorted(picture.spans) if name not in known}}.items():
         span = picture.spans.get(name)
         if span is None or not span.count:
             continue
         place: Literal["lane", "outside", "whole"] = (
-            "whole" if name in WHOLES else "outside" if name in OUTSIDE else "lane"
+            "outside" if name in OUTSIDE else "lane" if name in HOPS else "whole"
         )
         share = span.total / inside if place == "lane" and inside else None
         found.append(Hop(name, words, place, span.count, round(span.total, 6), share, *_quantiles(span)))
