@@ -14,7 +14,7 @@
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
 | themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
-| themes:job:ID:profile | hash | process -> its part of the job's profile | as the registry entry |
+| themes:job:ID:profile | hash | process -> its part of the job's profile | KEEP_SECONDS after the last part |
 | themes:profiles | zset | job by the time its profile changed last: not yet in the database | KEEP_SECONDS |
 | themes:totals | hash | what all jobs have cost and made, as the database counts it | - |
 | themes:metrics | hash | counters and histogram buckets of all processes, each report once | - |

@@ -5,10 +5,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis import Redis
 
 from tasks import fleet
 from tests.e2e.conftest import Engine, until
+from workers.observe.trend import FEWEST
 
 #: Python imports this at its start: it keeps 50 KB of every destination.
 PLANTED = """
@@ -68,8 +70,8 @@ def _work_while_traced(stack: Engine, **env: str) -> dict[str, Any]:
         until("the work to have begun", lambda: _executed(redis) > 20)
         assert stack.run("worker-memory", "start", "--every", "0.25").returncode == 0
         begun = _executed(redis)
-        until("work under the eyes of the tracer", lambda: _executed(redis) > begun + 60)
-        until("enough looks", lambda: (found := _compared(stack))["looks"] >= 20 and found)
+        until("work under the eyes of the tracer", lambda: _executed(redis) > begun + 20, 180)
+        until("enough looks", lambda: _compared(stack)["looks"] >= FEWEST + 4, 180)
         found = _compared(stack)
         assert stack.run("cancel", job_id).returncode == 0
     said = stack.run("worker-memory", "stop")
@@ -82,6 +84,7 @@ def _executed(redis: Redis) -> int:
     return sum(int(report["executed"]) for report in fleet.workers(redis).values())
 
 
+@pytest.mark.timeout(400)
 def test_a_planted_leak_is_named_by_file_and_line(stack: Engine, tmp_path: Path) -> None:
     folder = tmp_path / "planted"
     folder.mkdir()
@@ -96,6 +99,7 @@ def test_a_planted_leak_is_named_by_file_and_line(stack: Engine, tmp_path: Path)
     assert "start first" in shown.stdout
 
 
+@pytest.mark.timeout(400)
 def test_a_steady_worker_is_not_accused(stack: Engine) -> None:
     found = _work_while_traced(stack)
     assert found["suspects"] == [], json.dumps(found["lines"], indent=1)
