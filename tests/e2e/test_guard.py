@@ -55,7 +55,7 @@ def test_nothing_answers_without_the_password_and_every_answer_is_guarded(way: s
     port = _start(stack, way, THEMES_DASHBOARD__BASIC_AUTH="me:secret", FLOWER_UNAUTHENTICATED_API="true")
     right = f"Basic {b64encode(b'me:secret').decode()}"
     wrong = f"Basic {b64encode('mé:secret'.encode()).decode()}"
-    for path in READ:
+    for path in (*READ, "/login", "/logout"):
         for attempt in ({}, {"Authorization": wrong}, {"Authorization": "Basic ="}):
             status, headers, text = _ask(port, "GET", path, **attempt)
             assert (status, text) == (401, "401 a password is needed\n"), path

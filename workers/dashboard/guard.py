@@ -80,7 +80,7 @@ class Guarded(RequestHandler):
 
     #: Flower's, which has `options`.
     application: Any
-    #: Whether it must answer without the login, because it is the login.
+    #: Whether it is the way to an auth provider, which must answer without the login.
     is_login: bool = False
     #: Whether it changes nothing although it is asked by POST.
     only_reads: bool = False
@@ -105,7 +105,8 @@ class Guarded(RequestHandler):
         if reason:
             self._refuse(403, reason)
             return
-        if not self.is_login and has_login(self.application.options) and not self._is_known():
+        options = self.application.options
+        if has_login(options) and not (self.is_login and options.auth) and not self._is_known():
             self._ask_login()
             return
         going_on = super().prepare()

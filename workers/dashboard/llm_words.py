@@ -96,6 +96,8 @@ def rate(per_second: float | None, unit: str = "/s") -> str:
     """12.3/s; a dash where it is not measured."""
     if per_second is None:
         return NOTHING
+    if 0 < per_second < 0.1:  # noqa: PLR2004  # digits
+        return f"{per_second:.1g}{unit}"
     return f"{per_second:,.0f}{unit}" if per_second >= 100 else f"{per_second:.1f}{unit}"  # noqa: PLR2004  # digits
 
 
