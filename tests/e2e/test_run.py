@@ -205,7 +205,7 @@ def test_a_run_that_waits_for_its_input_can_be_interrupted_and_goes_on_with_the_
 
 
 def test_a_run_without_an_endpoint_makes_no_job_and_prints_no_id(engine: Engine) -> None:
-    said = engine.run("run", _file(engine.folder, 2))
+    said = engine.run("run", _file(engine.folder, 2), THEMES_MODEL="a-model")
     assert (said.returncode, said.stdout) == (2, "")
     assert "OPENAI_BASE_URL" in said.stderr
     assert _query(engine, "SELECT * FROM jobs") == []
