@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Engine, until
+from tests.e2e.conftest import DEADLINE, Engine, until
 
 PRICES = {"THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}"}
 #: Prompts of one destination.
@@ -90,7 +90,7 @@ def test_a_run_needs_no_redis_opens_no_connection_to_one_and_imports_no_celery(e
             env={**engine.env, "REDIS_URL": f"redis://127.0.0.1:{redis.getsockname()[1]}/0"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=DEADLINE,
             check=False,
         )
         assert said.returncode == 0, said.stderr
@@ -107,31 +107,32 @@ def test_a_run_needs_no_redis_opens_no_connection_to_one_and_imports_no_celery(e
 
 def test_the_second_run_of_a_file_asks_nothing_and_a_resumed_job_that_is_done_neither(engine: Engine) -> None:
     engine.sandbox("--latency", "0")
-    file = _file(engine.folder, 6)
+    count = 3
+    file = _file(engine.folder, count)
     first = json.loads(engine.run("run", file, "--json").stdout)
-    assert (first["state"], first["done"], first["llm_calls"]) == ("done", 6, 6 * PROMPTS)
+    assert (first["state"], first["done"], first["llm_calls"]) == ("done", count, count * PROMPTS)
     second = json.loads(engine.run("run", file, "--json").stdout)
-    assert (second["done"], second["llm_calls"], second["cache_hits"]) == (6, 0, 6 * PROMPTS)
+    assert (second["done"], second["llm_calls"], second["cache_hits"]) == (count, 0, count * PROMPTS)
     said = engine.run("run", "--resume", first["job_id"])
     assert (said.returncode, said.stdout) == (0, "")
     assert "nothing is missing" in said.stderr
     assert engine.run("run", file, "--only-missing").returncode == 0
-    assert engine.ask_sandbox("/stats")["requests"] == 6 * PROMPTS
+    assert engine.ask_sandbox("/stats")["requests"] == count * PROMPTS
     fresh = json.loads(engine.run("run", file, "--json", "--no-cache").stdout)
-    assert fresh["llm_calls"] == 6 * PROMPTS
+    assert fresh["llm_calls"] == count * PROMPTS
 
 
 def test_a_run_killed_again_and_again_ends_with_one_row_a_destination_and_pays_nothing_twice(engine: Engine) -> None:
     engine.sandbox("--latency", "20ms")
-    count, kills = 200, 5
+    count, kills = 100, 3
     process = _start(engine, _file(engine.folder, count))
     for kill in range(1, kills + 1):
         until("some more profiles", lambda n=kill: _rows(engine) >= n * 20)
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=DEADLINE)
         job_id = _job_id(engine)
         process = _start(engine, "--resume", job_id)
-    out, err = process.communicate(timeout=80)
+    out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, err
     assert out.strip() == job_id
     _books_are_right(engine, count)
@@ -143,12 +144,12 @@ def test_a_run_killed_again_and_again_ends_with_one_row_a_destination_and_pays_n
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_was_under_way_and_says_how_to_go_on(number: int, engine: Engine) -> None:
-    engine.sandbox("--latency", "30ms")
-    count = 150
+    engine.sandbox("--latency", "100ms")
+    count = 60
     process = _start(engine, _file(engine.folder, count))
-    until("some profiles", lambda: _rows(engine) >= 20)
+    until("some profiles", lambda: _rows(engine) >= 5)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     job_id = out.strip()
@@ -171,7 +172,7 @@ def test_a_second_ctrl_c_waits_for_no_answer(engine: Engine) -> None:
     until("it to say that it waits", lambda: "stopping" in _line(process))
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130, err
     assert out.strip() == _job_id(engine)
     assert _query(engine, "SELECT state, done FROM jobs") == [("running", 0)]
@@ -190,8 +191,8 @@ def test_a_run_that_waits_for_its_input_can_be_interrupted_and_goes_on_with_the_
     process.stdin.flush()
     until("the first page to be done", lambda: _rows(engine) >= 50)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(15) == 130
-    process.communicate(timeout=10)
+    assert process.wait(DEADLINE) == 130
+    process.communicate(timeout=DEADLINE)
     job_id = _job_id(engine)
     said = engine.run("run", "--resume", job_id)
     assert said.returncode == 2
@@ -204,7 +205,7 @@ def test_a_run_that_waits_for_its_input_can_be_interrupted_and_goes_on_with_the_
 
 
 def test_a_run_without_an_endpoint_makes_no_job_and_prints_no_id(engine: Engine) -> None:
-    said = engine.run("run", _file(engine.folder, 2))
+    said = engine.run("run", _file(engine.folder, 2), THEMES_MODEL="a-model")
     assert (said.returncode, said.stdout) == (2, "")
     assert "OPENAI_BASE_URL" in said.stderr
     assert _query(engine, "SELECT * FROM jobs") == []
@@ -284,7 +285,7 @@ def test_a_database_that_is_deleted_ends_the_run_at_once(engine: Engine) -> None
     process = _start(engine, _file(engine.folder, 300))
     until("some profiles", lambda: _rows(engine) >= 5)
     (engine.folder / "var" / "themes.db").unlink()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 2
     assert "was deleted" in err
     assert "Traceback" not in err
@@ -299,8 +300,8 @@ def test_one_run_at_a_time_works_in_a_state_directory(engine: Engine) -> None:
     assert said.returncode == 2
     assert f"process {process.pid}" in said.stderr
     process.terminate()
-    assert process.wait(15) == 130
-    process.communicate(timeout=10)
+    assert process.wait(DEADLINE) == 130
+    process.communicate(timeout=DEADLINE)
     assert engine.run("run", _file(engine.folder, 1)).returncode == 0
 
 
