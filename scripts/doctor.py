@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Final
 
 import click
 from rich.console import Console
@@ -12,6 +13,9 @@ from config.settings import Settings, notices
 from scripts.main import settings_from
 from tasks.errors import ThemesError
 from workers.checks.check import Check, Subject, examine
+
+#: Checks that ask Redis, or are of no interest without.
+NEED_REDIS: Final = frozenset({"redis", "workers", "consumer", "queue", "jobs", "dashboard"})
 
 
 @click.command()
@@ -34,7 +38,11 @@ def diagnose() -> list[Check]:
     except ThemesError as exc:
         fix = "mend what it names (`themes config check` names all of it)"
         return [Check("settings", ok=False, found=str(exc), fix=fix)]
-    return [_settings(settings), *examine(_subjects(), settings)]
+    subjects = _subjects()
+    if settings.redis.enabled:
+        return [_settings(settings), *examine(subjects, settings)]
+    without = [one for one in subjects if one.name not in NEED_REDIS]
+    return [_settings(settings), _no_redis(settings), *examine(without, settings)]
 
 
 def _subjects() -> list[Subject]:
@@ -64,6 +72,11 @@ def _settings(settings: Settings) -> Check:
     if bounded:
         found += f", bounded by the container: {', '.join(bounded)}"
     return Check("settings", ok=True, found=found, fix="; ".join(notes) or None)
+
+
+def _no_redis(settings: Settings) -> Check:
+    found = f"off by redis.enabled ({settings.origin('redis.enabled')}); `themes run FILE` does a job without"
+    return Check("redis", ok=True, found=found)
 
 
 def _show(checks: list[Check]) -> None:

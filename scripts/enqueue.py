@@ -1,25 +1,25 @@
 """`themes enqueue`: a file of destinations becomes a job."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from redis import RedisError
 
 from config.settings import Settings
+from scripts.bad_rows import BadRows
 from scripts.main import settings_from
 from scripts.watch import watch_to_end
 from tasks.budget import check
 from tasks.connection import check_server, connect, locate
-from tasks.destinations import BadRow, Reader
+from tasks.destinations import Reader
 from tasks.errors import InputError
 from tasks.producer import enqueue
 
 if TYPE_CHECKING:
     from scripts.only_missing import OnlyMissing
-
-#: Bad rows that are shown; the rest is counted.
-SHOWN_BAD_ROWS = 20
 
 
 @click.command()
@@ -52,7 +52,7 @@ def command(
     settings = settings_from()
     if budget is not None:
         check(budget, settings)
-    reader = Reader(file, strict=strict, limit=limit, on_bad_row=_Complaints())
+    reader = Reader(file, strict=strict, limit=limit, on_bad_row=BadRows())
     missing = _missing(reader, settings) if only_missing else None
     rows = reader if missing is None else missing
     if dry_run:
@@ -63,13 +63,17 @@ def command(
             return forecast(rows, reader.report, settings, use_cache=not no_cache, as_json=as_json)
     if as_json:
         raise click.UsageError("--json goes with --dry-run; `themes status JOB --json` tells of a job")
+    # Late: psutil is of no use to the forecast.
+    from workers.observe.production import Production
+
     # Looked at before the file: a million rows are not read to find that Redis is away.
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
+    production = Production(settings)
     with reader:
         try:
             job = enqueue(
-                rows,
+                production.reading(rows),
                 name=name or ("standard input" if file == "-" else Path(file).name),
                 priority=priority,
                 use_cache=not no_cache,
@@ -84,6 +88,8 @@ def command(
             return 0
     report = reader.report
     print(job.job_id, flush=True)
+    with contextlib.suppress(RedisError):  # the job stands; what it took to enqueue it is not worth a failure
+        production.tell(redis, job.job_id)
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     print(
         f"enqueued {job.total} destinations"
@@ -98,17 +104,3 @@ def _missing(reader: Reader, settings: Settings) -> "OnlyMissing":
     from scripts.only_missing import OnlyMissing
 
     return OnlyMissing(reader, settings)
-
-
-class _Complaints:
-    """Tells of bad rows, the first ones each, then that there are more."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def __call__(self, row: BadRow) -> None:
-        self._count += 1
-        if self._count <= SHOWN_BAD_ROWS:
-            print(f"themes: line {row.line}: {row.reason}: skipped", file=sys.stderr)
-        elif self._count == SHOWN_BAD_ROWS + 1:
-            print("themes: more bad rows are counted, not shown", file=sys.stderr)

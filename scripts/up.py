@@ -17,7 +17,7 @@ from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible, spawn, stop, themes
 from tasks import fleet, logs
-from tasks.connection import check_server, connect, masked
+from tasks.connection import check_enabled, check_server, connect, masked
 from tasks.errors import ConfigError, ThemesError
 from workers.llm.endpoints import endpoints
 
@@ -138,6 +138,7 @@ def _grace(settings: Settings) -> float:
 @contextlib.contextmanager
 def _redis(settings: Settings) -> Iterator[str]:
     """The Redis that the user named, or a private one."""
+    check_enabled(settings)
     timeout = settings.redis.socket_timeout_seconds
     if settings.is_set("performance_optimization.redis_url"):
         check_server(connect(settings.redis_url, socket_timeout_seconds=timeout))

@@ -19,7 +19,7 @@ from typing import Final
 import click
 from redis import Redis, RedisError
 
-from config.settings import SUPERVISED, Settings, notices
+from config.settings import SUPERVISED, Settings
 from scripts.main import log_level, settings_from
 from scripts.processes import spawn
 from tasks import keys
@@ -30,6 +30,7 @@ from workers.limits import ensure_descriptors, worker_descriptors
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
+from workers.results.orphans import book_orphans
 from workers.wedge import EX_WEDGED, WedgeDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
@@ -146,7 +147,11 @@ class Supervisor:
         return code
 
     def _release(self, pid: int) -> None:
-        """Let others have at once what the process held: it is dead, nobody need wait for its leases to run out."""
+        """Book what the process had in hand, and let others have at once what it held: it is dead.
+
+        In this order: what it has cost is on the stream before anybody can end its job.
+        """
+        book_orphans(self.settings, self.redis)
         try:
             freed = release(self.redis, self.name, pid, self._incarnation)
         except (RedisError, OSError) as exc:
@@ -210,8 +215,6 @@ def command(name: str | None, concurrency: int | None) -> int:
     if settings.celery.broker_url:
         broker = connect(settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         check_server(broker)
-    for notice in notices(settings):
-        log.warning("action=notice %s", notice)
     # What is raised here the child inherits.
     ensure_descriptors("worker", worker_descriptors(settings))
     # What cannot work is said here, in one line, and not five times by a dying child.

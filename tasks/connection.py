@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import redis.asyncio
@@ -53,7 +53,7 @@ _SECRETS: Final = (
     (re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE), r"\1***"),
 )
 _EXPECTED: Final = "redis://[:password@]host:port/db (or rediss://)"
-_START: Final = "start one with `themes up`, or set REDIS_URL"
+_START: Final = "start one with `themes up`, or set REDIS_URL; `themes run FILE` does a job without Redis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,27 @@ def locate(settings: Settings) -> str:
     """The Redis to use: the one that the user set, else the private one of this state directory, else the default.
 
     What the user set is never replaced, reachable or not.
+
+    Raises:
+        RedisUnavailableError: there is to be none, says `redis.enabled`.
     """
+    check_enabled(settings)
     if settings.is_set("performance_optimization.redis_url"):
         return settings.redis_url
     return private_url(settings.state_dir) or settings.redis_url
+
+
+def check_enabled(settings: Settings) -> None:
+    """Refuse to look for a Redis where there is to be none.
+
+    Raises:
+        RedisUnavailableError: `redis.enabled` is false.
+    """
+    if not settings.redis.enabled:
+        raise RedisUnavailableError(
+            f"this needs Redis, and redis.enabled is false ({settings.origin('redis.enabled')}): "
+            "`themes run FILE` does a job without, or set THEMES_REDIS__ENABLED=true"
+        )
 
 
 def private_url(state_dir: Path) -> str | None:
@@ -116,10 +133,26 @@ def connect(url: str, *, socket_timeout_seconds: float) -> Redis:
     return client
 
 
+class CountedRetry(AsyncRetry):
+    """Counts the commands of this process that met a Redis which was away or too slow, each try."""
+
+    #: For all clients of the process: redis-py copies the object for each connection.
+    failures: ClassVar[int] = 0
+
+    def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
+        """As redis-py's."""
+
+        def counted(*failure: Any) -> Any:
+            CountedRetry.failures += 1
+            return fail(*failure)
+
+        return super().call_with_retry(do, counted, *args, **options)
+
+
 def connect_async(url: str, *, socket_timeout_seconds: float) -> redis.asyncio.Redis:
     """The same as `connect`, for the loop that it is called on."""
     connect(url, socket_timeout_seconds=socket_timeout_seconds).close()
-    retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
+    retry = CountedRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
     return redis.asyncio.Redis.from_url(url, retry=retry, **_options(socket_timeout_seconds))
 
 

@@ -15,7 +15,9 @@
 | themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:job:ID:profile | hash | process -> its part of the job's profile | as the registry entry |
+| themes:profiles | zset | job by the time its profile changed last: not yet in the database | KEEP_SECONDS |
 | themes:totals | hash | what all jobs have cost and made, as the database counts it | - |
+| themes:totals:since | string | when the database that counts those began to | - |
 | themes:metrics | hash | counters and histogram buckets of all processes, each report once | - |
 | themes:metrics:PROCESS | string | number of a process's last report of that | an hour |
 | themes:series:BUCKET | hash | the same counters, of ten seconds | SERIES_SECONDS |
@@ -86,6 +88,10 @@ USER_SECONDS: Final = 60
 CACHE_STATISTICS: Final = "themes:stats:cache"
 #: What all jobs have cost and made, as the database counts it.
 TOTALS: Final = "themes:totals"
+#: Jobs whose profile the consumer has yet to copy to the database.
+PROFILES_DUE: Final = "themes:profiles"
+#: Tells that database from another.
+TOTALS_SINCE: Final = "themes:totals:since"
 #: Counters and histogram buckets of all processes.
 METRICS: Final = "themes:metrics"
 #: Seconds of one point of the series of counters, and how long it is kept: the last hour and a bit.

@@ -75,14 +75,20 @@ class Chunk(msgspec.Struct, frozen=True):
     chunk_id: str
     destinations: tuple[Destination, ...]
     attempt: int = 0
+    #: When it was queued first, in seconds since 1970; 0 in messages of older versions.
+    queued_at: float = 0.0
 
 
 class JobOptions(msgspec.Struct, frozen=True):
-    """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs."""
+    """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs.
+
+    `is_in_process`: made by `themes run`, so that no worker knows it.
+    """
 
     priority: int = 5
     use_cache: bool = True
     budget_usd: float | None = None
+    is_in_process: bool = False
     #: The trace that its enqueuing began (tasks.tracing); empty where nothing is traced.
     trace: str = ""
 
@@ -290,7 +296,8 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
 class Spent(msgspec.Struct, frozen=True, tag="spent"):
     """What a destination has cost without coming to an end: its job was stopped, or another worker was faster.
 
-    Its run is the one of a `Result` with the same attempt, worker and time: both together count once.
+    Its run is the one of a `Result` with the same attempt, worker and time: both together count once. `lost` says that
+    its process died, and that others have booked what it left behind.
     """
 
     job_id: str
@@ -301,6 +308,7 @@ class Spent(msgspec.Struct, frozen=True, tag="spent"):
     #: Seconds since 1970, UTC.
     at: float
     elapsed_ms: float
+    lost: bool = False
 
 
 class JobClosed(msgspec.Struct, frozen=True, tag="closed"):

@@ -6,19 +6,22 @@ drains by itself, because Celery's thread pool can only wait for its tasks.
 
 import importlib
 import logging
+import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
-from config.settings import COMMAND_LINE, Settings, load, with_value
+from config.settings import COMMAND_LINE, NOTED, Settings, load, notices, with_value
 from tasks import logs, tracing
 from tasks.app import configure
-from tasks.connection import check_server, connect, locate
+from tasks.connection import check_enabled, check_server, connect, locate
 from tasks.process import attach
+
+log = logging.getLogger("themes.worker")
 
 #: Exit code of a worker whose configuration is wrong.
 EX_CONFIG: Final = 2
@@ -43,6 +46,7 @@ class RuntimeStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Build the runtime, or end the process with one clear line."""
         # Late: a worker's parts are of no use to `celery -A workers.app flower`.
+        import workers.memory_control  # noqa: F401  # registers its command
         from workers.hangup import on_hangup
         from workers.limits import ensure_descriptors, worker_descriptors
         from workers.runtime import Runtime
@@ -50,6 +54,9 @@ class RuntimeStep(bootsteps.StartStopStep):
         from workers.wedge import WedgeWatch, end_process
 
         base = _with_command_line(SETTINGS, max(1, int(parent.concurrency)))
+        if not os.environ.get(NOTED):
+            for notice in notices(base):
+                log.warning("action=notice %s", notice)
         try:
             tracing.start(base, "worker")
             url = locate(base)
@@ -114,7 +121,7 @@ def _with_command_line(settings: Settings, lanes: int) -> Settings:
     return settings
 
 
-def _exit(exc: ThemesError) -> None:
+def _exit(exc: ThemesError) -> NoReturn:
     print(f"themes: {exc}", file=sys.stderr)  # noqa: T201  # the user's terminal
     raise SystemExit(EX_CONFIG) from exc
 
@@ -124,14 +131,23 @@ def _settings() -> Settings:
         return load()
     except ThemesError as exc:
         _exit(exc)
-        raise
 
 
 def _app(settings: Settings) -> Celery:
-    app = configure(settings, settings.celery.broker_url or locate(settings))
+    try:
+        check_enabled(settings)
+        url = locate(settings)
+        app = configure(settings, settings.celery.broker_url or url)
+    except ThemesError as exc:
+        _exit(exc)
     app.steps["worker"].add(RuntimeStep)
     # Registers our commands with Celery's remote control.
     importlib.import_module("workers.remote")
+    if "flower.command" in sys.modules:
+        # Celery's command line has it at hand: `celery -A workers.app flower` serves our pages, as safely.
+        from workers.dashboard.flower import offer
+
+        offer(settings, url)
     return app
 
 

@@ -16,6 +16,7 @@ from tasks import fleet, keys
 from tasks.messages import Destination, Event
 from workers.chunks import ChunkRunner
 from workers.lanes import Lanes
+from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
@@ -36,6 +37,7 @@ class Heartbeat:
         lanes: Lanes[Destination],
         chunks: ChunkRunner,
         pool: LLMConnectionPool,
+        cache: PersistentLLMCache,
         counts: CacheReporter,
         profiler: PerformanceProfiler,
         publisher: EventPublisher,
@@ -48,6 +50,7 @@ class Heartbeat:
         self._lanes = lanes
         self._chunks = chunks
         self._pool = pool
+        self._cache = cache
         self._counts = counts
         self._profiler = profiler
         self._publisher = publisher
@@ -67,8 +70,11 @@ class Heartbeat:
             self._profiler.sample()
             self._say_outage()
             try:
-                await fleet.tell(self._redis, self._name, self._report())
+                report, began = self._report(), time.perf_counter()
+                await fleet.tell(self._redis, self._name, report)
+                self._profiler.whole("redis", time.perf_counter() - began)
                 await self._counts.report()
+                self._cache.answered()
             except (RedisError, OSError) as exc:
                 log.debug("action=report_missed Redis does not answer: %s", exc)
             await asyncio.sleep(self._seconds)
@@ -96,6 +102,9 @@ class Heartbeat:
             "connections": self._pool.max_size,
             "connections_in_use": self._pool.in_use,
             "connections_waiting": self._pool.waiting,
+            "cache": self._cache.state,
+            "cache_outages": self._cache.outages,
+            "cache_away_seconds": round(self._cache.away_seconds, 1),
             "executed": sum(lane.executed for lane in statistics),
             "stolen": sum(lane.stolen for lane in statistics),
             "shared": self._sharing.shared,

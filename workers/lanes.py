@@ -61,9 +61,11 @@ _Queue = deque[tuple[_Batch[T], T]]
 class Lanes(Generic[T]):
     """`size` lanes that work on batches of items until stopped. Use as an async context manager."""
 
-    def __init__(self, size: int, *, steal: bool) -> None:
+    def __init__(self, size: int, *, steal: bool, steal_threshold: int = 1) -> None:
         self.size = size
         self.steal = steal
+        #: Items, the one in hand included, that a lane must have before another takes one away from it.
+        self._steal_threshold = steal_threshold
         self._statistics = [LaneStatistics() for _ in range(size)]
         #: Since when each lane is in the state that it is in now, and which lanes have an item in hand.
         self._since = [0.0] * size
@@ -243,12 +245,25 @@ class Lanes(Generic[T]):
             return None, False
         if len(self._priorities) == 1:
             # The usual case: everything is as urgent.
-            return (own.popleft(), False) if own else (max(self._queues, key=len).pop(), True)
-        most = max(self._priorities)
+            if own:
+                return own.popleft(), False
+            fullest = max(self._in_reach(lane), key=len, default=None)
+            return (fullest.pop(), True) if fullest else (None, False)
+        in_reach = [own, *self._in_reach(lane)] if own else self._in_reach(lane)
+        most = max((queue[0][0].priority for queue in in_reach), default=0)
         if own and own[0][0].priority == most:
             return own.popleft(), False
-        urgent = (queue for queue in self._queues if queue and queue[0][0].priority == most)
-        return max(urgent, key=len).popleft(), True
+        urgent = (queue for queue in in_reach if queue[0][0].priority == most)
+        chosen = max(urgent, key=len, default=None)
+        return (chosen.popleft(), True) if chosen else (None, False)
+
+    def _in_reach(self, lane: int) -> list[_Queue[T]]:
+        """The queues of other lanes that have enough to be stolen from."""
+        return [
+            queue
+            for other, queue in enumerate(self._queues)
+            if queue and other != lane and len(queue) + (other in self._busy) >= self._steal_threshold
+        ]
 
     async def _serve(self, lane: int) -> None:
         while lane < self.size:

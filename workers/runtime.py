@@ -3,10 +3,10 @@
 Celery's task threads hand a chunk over and wait. There is one loop for the life of the process, made after the process
 has started and closed once at its end; nothing that belongs to it is touched from anywhere else.
 
-Start: Redis, cache, pool (its limiters listen, connections are warmed), generator, processor, lanes, publisher,
-heartbeat.
+Start: Redis, the engine (`workers.engine`: cache, pool, whose limiters listen, generator, processor), publisher, lanes,
+heartbeat; connections are warmed meanwhile.
 Stop, in this order: no new destinations (`drain`); what is in hand ends within the grace time or is cancelled and given
-back; heartbeat; publisher; lanes; pool; cache; Redis; the loop.
+back; heartbeat; lanes; publisher; the engine; Redis; the loop.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import CancelledError, Future
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from celery import Celery
@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 from config.errors import ThemesError
 from config.settings import Settings
 from tasks import fleet, keys
-from tasks.connection import connect_async
+from tasks.connection import connect, connect_async
 from tasks.leases import token_prefix
 from tasks.ledger import Ledger
 from tasks.messages import Destination, Event, JobOptions, StageRecord
@@ -35,26 +35,30 @@ from tasks.producer import publish
 from workers.chunks import ChunkRunner
 from workers.control import JobControl
 from workers.destination import Processed
+from workers.endings import end_tasks
+from workers.engine import open_engine
 from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
-from workers.llm.endpoints import model_for
-from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.halt import Halt
+from workers.llm.health import look_after
 from workers.llm.memory import MIB
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.evidence import EvidenceReader
+from workers.observe.recorder import FOLDER, CallRecorder
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
 from workers.pressure import Bounds, MemoryGuard
+from workers.results.orphans import book_orphans
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
+from workers.watch import Watched, profiled
+
+if TYPE_CHECKING:
+    from workers.llm.pool import LLMConnectionPool
 
 log = logging.getLogger("themes.runtime")
 
@@ -174,64 +178,63 @@ class Runtime:
         self._close = asyncio.Event()
         settings = self._settings
         limits = settings.performance_optimization
-        profiler = PerformanceProfiler(enabled=limits.enable_performance_profiling)
+        profiler = PerformanceProfiler(
+            enabled=limits.enable_performance_profiling,
+            role="worker",
+            name=self._name,
+            slowest_kept=settings.profiling.slowest_kept,
+        )
         async with contextlib.AsyncExitStack() as stack:
             redis = connect_async(self._redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
             stack.push_async_callback(redis.aclose)
             budget = Budget(redis, settings)
             stack.push_async_callback(budget.close)
-            cache = PersistentLLMCache(
-                redis if limits.enable_persistent_cache else None,
-                max_memory_mb=limits.max_memory_cache_mb,
-                pressure_mb=0,  # the guard looks
-                ttl_days=limits.cache_ttl_days,
-                compress=limits.enable_result_compression,
-                codec=settings.cache.codec,
+            # The guard looks at memory, for lanes and cache together.
+            engine = await stack.enter_async_context(
+                open_engine(settings, self._graph, profiler=profiler, redis=redis, pressure_mb=0)
             )
-            counts = CacheReporter(cache, redis)
+            self._pool = pool = engine.pool
+            counts = CacheReporter(engine.cache, redis)
             stack.push_async_callback(self._tell_last, counts)
-            stack.push_async_callback(cache.close)
-            models = {model_for(settings.llm, stage.name, stage.model) for stage in self._graph.stages.values()}
-            pool = await stack.enter_async_context(LLMConnectionPool.of(settings, models, profiler, redis))
-            shared = None
-            if limits.enable_persistent_cache:
-                shared = SharedFlights(
-                    redis,
-                    lease_seconds=settings.llm.flight_lease_seconds,
-                    ttl_ms=cache.ttl_ms,
-                    process=os.environ.get("THEMES_INCARNATION", ""),
-                )
-                stack.push_async_callback(shared.close)
-                shared.start()
-            self._pool = pool
-            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
-            evidence = await stack.enter_async_context(
-                EvidenceReader.of(settings, redis if limits.enable_persistent_cache else None)
-            )
             publisher = await stack.enter_async_context(
-                EventPublisher(redis, settings.streaming, enabled=limits.enable_streaming_results)
+                EventPublisher(
+                    redis,
+                    settings.streaming,
+                    enabled=limits.enable_streaming_results,
+                    max_bytes=limits.max_streaming_chunk_size,
+                )
             )
-            lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
+            lanes: Lanes[Destination] = Lanes(
+                self._size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
+            )
             await stack.enter_async_context(lanes)
-            guard = await self._watch_memory(stack, lanes, cache)
+            guard = await self._watch_memory(stack, lanes, engine.cache)
             ledger = Ledger(
                 redis,
                 token=f"{token_prefix(self._name, os.getpid())}{uuid.uuid4().hex[:8]}",
                 lease_seconds=settings.work.lease_seconds,
                 compress=limits.enable_result_compression,
             )
+            recorder = await asyncio.to_thread(self._recorder)
+            stack.callback(recorder.close)
             self._chunks = ChunkRunner(
                 ledger=ledger,
                 lanes=lanes,
-                process=self._processing(generator, profiler, publisher, budget, evidence),
+                process=self._processing(engine.processor, publisher, budget),
                 wake=self._wake,
                 options=lambda job_id: self._read_options(redis, job_id),
                 settings=settings,
                 profiler=profiler,
                 worker=self._name,
+                recorder=recorder,
                 may_take=guard.may_take,
             )
-            warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
+            warming = asyncio.create_task(
+                look_after(
+                    pool, minimum=limits.llm_connection_pool_min_size, seconds=limits.health_check_interval_seconds
+                ),
+                name="warm",
+            )
             broker = redis
             if settings.celery.broker_url:
                 broker = connect_async(
@@ -253,6 +256,7 @@ class Runtime:
                 lanes=lanes,
                 chunks=self._chunks,
                 pool=pool,
+                cache=engine.cache,
                 counts=counts,
                 profiler=profiler,
                 publisher=publisher,
@@ -261,7 +265,15 @@ class Runtime:
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(self._end, heart, report, warming, control, share)
+            stack.push_async_callback(end_tasks, heart, report, warming, control, share)
+            await stack.enter_async_context(
+                profiled(
+                    profiler,
+                    redis,
+                    settings,
+                    Watched(lanes=lanes, pool=pool, cache=engine.cache, publisher=publisher, sharing=sharing),
+                )
+            )
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)
@@ -277,16 +289,14 @@ class Runtime:
         """Keep lanes and cache to what memory allows, for as long as the stack stands."""
         self._guard = MemoryGuard(_bounds(self._settings, self._size), lanes=lanes, cache=cache.memory)
         watching = asyncio.create_task(self._guard.run(), name="memory")
-        stack.push_async_callback(self._end, watching)
+        stack.push_async_callback(end_tasks, watching)
         return self._guard
 
     def _processing(
         self,
-        generator: FocusedLLMGenerator,
-        profiler: PerformanceProfiler,
+        processor: FocusedPromptProcessor,
         publisher: EventPublisher,
         budget: Budget,
-        evidence: EvidenceReader | None,
     ) -> Any:
         """What the chunk runner calls for each destination."""
 
@@ -314,10 +324,13 @@ class Runtime:
             )
             return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
 
-        processor = FocusedPromptProcessor(
-            self._graph, generator, settings=self._settings, profiler=profiler, evidence=evidence
-        )
         return process
+
+    def _recorder(self) -> CallRecorder:
+        """Where this process writes down what is in work; first it books what dead ones have left."""
+        with connect(self._redis_url, socket_timeout_seconds=self._settings.redis.socket_timeout_seconds) as redis:
+            book_orphans(self._settings, redis)
+        return CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=self._size)
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
         await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)
@@ -345,12 +358,6 @@ class Runtime:
     async def _tell_last(counts: CacheReporter) -> None:
         with contextlib.suppress(RedisError, OSError):  # Redis is away: they are lost, as after a kill
             await counts.report()
-
-    @staticmethod
-    async def _end(*tasks: asyncio.Task[Any]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _bounds(settings: Settings, lanes: int) -> Bounds:

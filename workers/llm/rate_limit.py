@@ -82,6 +82,8 @@ class RateLimiter:
     def __init__(
         self, redis: Redis | None, *, endpoint: str, limits: Limits, max_ahead: int, learn: bool = False
     ) -> None:
+        #: Under which the endpoint's limits are known in Redis.
+        self.digest = endpoint
         self._redis = redis
         self._limits = limits
         self._max_ahead = self._most_ahead = max_ahead
@@ -162,6 +164,11 @@ class RateLimiter:
     def is_limited(self) -> bool:
         """Whether a slot is a reservation: false where requests may go as they come."""
         return self._learning or not self._limits.is_unlimited
+
+    @property
+    def learnt_key(self) -> str | None:
+        """Where what refusals have taught of this endpoint's rate stands in Redis; None where nothing is learnt."""
+        return self._keys[3] if self._learns else None
 
     @property
     def is_cooling(self) -> bool:
