@@ -160,8 +160,9 @@ def test_a_process_that_is_started_again_keeps_what_was_changed_until_it_is_take
     until("its lanes", lambda: _report(slow)["lanes"] == "7")
     (shown,) = _tune(slow, "--show")["workers"].values()
     assert shown["ok"]["logging.level"] == {"value": "DEBUG", "origin": "tuned"}
+    slow.ask_sandbox("/faults", ["429=1,retry_after=0.1,times=1"])
     slow.run("enqueue", _file(slow.folder, 1))
-    until("what is said at DEBUG", lambda: "TaskPool: Apply" in slow.log("w"))
+    until("what is said at DEBUG", lambda: slow.logged("w", "cool_down"))
     (answer,) = _tune(slow, "--reset")["workers"].values()
     assert answer["ok"] == {LANES: [7, 4], "logging.level": ["DEBUG", "INFO"]}
     until("the old lanes", lambda: _report(slow)["lanes"] == "4")
