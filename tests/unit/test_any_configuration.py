@@ -95,6 +95,7 @@ def test_any_configuration_gives_settings_or_errors_with_a_place(
         settings.llm.base_url,
         settings.llm.model,
         settings.dashboard.host,
+        settings.web_discovery.private_hosts,
         settings.state_dir,
     ]  # no secrets by themselves
     for text in map(str, plain):
