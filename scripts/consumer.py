@@ -35,6 +35,7 @@ def command() -> None:
 async def consume(settings: Settings, url: str) -> None:
     """Consume and sweep until SIGTERM or SIGINT, or until the database cannot be used."""
     # Late: the other verbs do without SQLAlchemy.
+    from workers.endings import end_tasks
     from workers.observe.collector import calm_collector
     from workers.observe.profiler import PerformanceProfiler
     from workers.results.consumer import ResultsConsumer
@@ -75,8 +76,6 @@ async def consume(settings: Settings, url: str) -> None:
         try:
             await consumer.run()
         finally:
-            sweeping.cancel()
-            booking.cancel()
-            await asyncio.gather(sweeping, booking, return_exceptions=True)
+            await end_tasks(sweeping, booking)
             await redis.aclose()
             await broker.aclose()

@@ -37,6 +37,8 @@ log = logging.getLogger("themes.supervisor")
 
 #: A Celery process that ends sooner than this, in seconds, did not live.
 STILLBORN_SECONDS: Final = 5.0
+#: Seconds that a process may take until its first heartbeat before it counts as one that has stopped.
+START_SECONDS: Final = 60.0
 #: Stillborn processes in a row after which the supervisor gives up.
 STILLBIRTHS: Final = 5
 #: Exit code of a process whose configuration is wrong: starting it again would not help.
@@ -69,6 +71,8 @@ class Supervisor:
     signals: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _incarnation: str = ""
+    #: When the process was started, in monotonic seconds.
+    _began: float = 0.0
     _wedge: WedgeDetector = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,6 +127,7 @@ class Supervisor:
         told = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._incarnation), strict=True))
         self._process = process = spawn(self.command, env=told)
         self._wedge.since = None
+        self._began = time.monotonic()
         deadline: float | None = None
         looked = time.monotonic()
         while (code := process.poll()) is None:
@@ -164,12 +169,17 @@ class Supervisor:
         try:
             waiting = waiting_messages(self.broker)
             # Its own watch sees a consumer that has stopped; here we see a process that has.
-            busy = self.redis.hget(keys.worker(self.name), "chunks_claimed")
+            pid, busy = self.redis.hmget(keys.worker(self.name), "pid", "chunks_claimed")
         except (RedisError, OSError):
             # Redis is away: nobody can consume, and nobody is to blame.
             self._wedge.since = None
             return False
-        return self._wedge.is_wedged(now=now, busy=None if busy is None else int(busy), waiting=waiting)
+        has_reported = pid is not None and self._process is not None and int(pid) == self._process.pid
+        if not has_reported and now - self._began < START_SECONDS:
+            # What stands there was said by the process before it, or nothing yet: this one is still starting.
+            self._wedge.since = None
+            return False
+        return self._wedge.is_wedged(now=now, busy=int(busy) if has_reported and busy else None, waiting=waiting)
 
     def _reload(self) -> None:
         """Have the Celery process read its settings again."""

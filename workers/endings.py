@@ -7,15 +7,17 @@ from typing import Any, Final
 CANCEL_AGAIN_SECONDS: Final = 0.5
 
 
-async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+async def end_tasks(*tasks: asyncio.Task[Any], again_seconds: float = CANCEL_AGAIN_SECONDS) -> None:
     """Cancel tasks until all of them have ended; their errors are nobody's any more.
+
+    Those that have a last word to say get `again_seconds` for it.
 
     Once is not enough: redis-py can lose a cancellation that comes in the moment in which it opens a connection, and a
     task that goes round and round would then keep its worker from stopping.
     """
-    left = set(tasks)
+    left = {task for task in tasks if not task.done()}
     while left:
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
+        _, left = await asyncio.wait(left, timeout=again_seconds)
     await asyncio.gather(*tasks, return_exceptions=True)

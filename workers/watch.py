@@ -14,12 +14,13 @@ from redis.asyncio import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.messages import Destination
+from workers.endings import end_tasks
 from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.pool import LLMConnectionPool
 from workers.observe.counters import field
 from workers.observe.leaks import WATCH
-from workers.observe.parts import PartReporter
+from workers.observe.parts import LAST_SECONDS, PartReporter
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter
 from workers.results.publisher import EventPublisher
@@ -91,9 +92,7 @@ async def profiled(
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks, again_seconds=2 * LAST_SECONDS)
 
 
 def look_at(profiler: PerformanceProfiler, settings: Settings, watched: Watched) -> None:

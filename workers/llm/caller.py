@@ -132,6 +132,8 @@ class Caller:
                 # An open circuit is a pause by itself.
                 delay = 0.0 if isinstance(exc, CircuitOpenError) else self._backoff(attempt)
                 self._say(request, attempt, delay, exc)
+                # While the call was under way the job may have been stopped: then there is no next try to wait for.
+                request.ticket.check()
                 with self._profiler.span("llm.backoff"):
                     await asyncio.sleep(delay)
 

@@ -22,6 +22,8 @@ from tasks import keys, tracing
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError
 from tasks.messages import Result, StreamEntry
+from workers.endings import end_tasks
+from workers.observe.parts import LAST_SECONDS
 from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.observe.records import Records
 from workers.results.announce import Announcer
@@ -118,9 +120,8 @@ class ResultsConsumer:
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({work}, timeout=STOP_SECONDS)
         finally:
-            for task in (work, stopping, *telling):
-                task.cancel()
-            await asyncio.gather(work, stopping, *telling, return_exceptions=True)
+            await end_tasks(work, stopping)
+            await end_tasks(*telling, again_seconds=2 * LAST_SECONDS)
         if not work.cancelled():
             work.result()
 
