@@ -49,6 +49,10 @@ class PerformanceSettings:
     database_timeout_seconds: float = setting(30.0, low=0.1, high=3600)
     progressive_feedback_interval: float = setting(2.0, low=0.05, high=3600)
     profile_interval_seconds: float = setting(1.0, low=0.1, high=3600)
+    max_requests_per_connection: int = setting(1_000, low=1, high=1_000_000_000)
+    health_check_interval_seconds: float = setting(60.0, low=0, high=86_400)
+    max_streaming_chunk_size: int = setting(1024 * 1024, low=1024, high=64 * 1024 * 1024)
+    work_steal_threshold: int = setting(2, low=1, high=1_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,9 @@ class CacheSettings:
 
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
-    """The section `redis`: which server to start where none was named, and how long to wait for an answer."""
+    """The section `redis`: whether there is one, which to start where none was named, how long to wait for it."""
 
+    enabled: bool = setting(default=True)
     server: str = setting("auto", choices=("auto", "bundled", "system"))
     socket_timeout_seconds: float = setting(10.0, low=1, high=600)
 
@@ -134,6 +139,21 @@ class PipelineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WebDiscoverySettings:
+    """The section `web_discovery`: evidence from the web, read before themes are asked for."""
+
+    enabled: bool = setting(default=False)
+    wikivoyage_url: str | None = setting("https://en.wikivoyage.org/wiki/")
+    wikipedia_url: str | None = setting("https://en.wikipedia.org/wiki/")
+    brave_api_key: Secret | None = setting(None)
+    brave_url: str = setting("https://api.search.brave.com/res/v1/web/search")
+    request_timeout_seconds: float = setting(15.0, low=0.1, high=600)
+    max_page_bytes: int = setting(4 * 1024 * 1024, low=1024, high=64 * 1024 * 1024)
+    max_evidence_characters: int = setting(6_000, low=200, high=200_000)
+    private_hosts: str | None = setting(None)
+
+
+@dataclass(frozen=True, slots=True)
 class StreamingSettings:
     """The section `streaming`: how much of a job's events is kept while it runs."""
 
@@ -149,6 +169,16 @@ class ProfilingSettings:
 
     #: Destinations whose whole course is kept, the slowest of a job in each process.
     slowest_kept: int = setting(10, low=0, high=1_000)
+    #: OpenTelemetry; needs the extra `otel`.
+    enable_traces: bool = setting(default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingSettings:
+    """The section `logging`: how much is said, and in which form."""
+
+    level: str = setting("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    format: str = setting("auto", choices=("auto", "text", "json"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,16 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def stats(job_id: str | None, *, as_json: bool) -> None:
     """Tell what is cached and what that has saved: by all workers since the counting began, or for one JOB."""
+    settings = settings_from()
+    if not settings.redis.enabled and not job_id:
+        # Late: with Redis nothing of it is needed.
+        from workers.llm import state_file
+
+        kept = state_file.statistics(settings.state_dir)
+        print(
+            json.dumps(kept) if as_json else f"{kept['entries']} completions, {kept['bytes'] / 2**20:.1f} MiB as stored"
+        )
+        return
     redis = _redis()
     found = _of_job(redis, job_id) if job_id else _overall(redis)
     if as_json:
@@ -48,6 +58,13 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
 @command.command()
 def clear() -> None:
     """Drop every cached completion and its counts; jobs and results stay. Workers keep what they hold in memory."""
+    settings = settings_from()
+    if not settings.redis.enabled:
+        # Late: as above.
+        from workers.llm import state_file
+
+        print(f"dropped {state_file.clear(settings.state_dir)} completions", file=sys.stderr)
+        return
     redis = _redis()
     dropped = sum(int(redis.unlink(*page)) for page in _pages(redis))
     redis.delete(keys.CACHE_STATISTICS)

@@ -10,8 +10,10 @@ import click
 
 from config.settings import Settings
 from scripts.main import settings_from
+from tasks import tracing
 from tasks.app import configure
 from tasks.connection import check_server, connect, connect_async, locate
+from workers.limits import consumer_descriptors, ensure_descriptors
 
 log = logging.getLogger("themes.consumer")
 
@@ -22,7 +24,12 @@ def command() -> None:
     settings = settings_from()
     url = locate(settings)
     check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
-    asyncio.run(consume(settings, url))
+    ensure_descriptors("consumer", consumer_descriptors(settings))
+    tracing.start(settings, "consumer")
+    try:
+        asyncio.run(consume(settings, url))
+    finally:
+        tracing.stop()
 
 
 async def consume(settings: Settings, url: str) -> None:
@@ -31,6 +38,7 @@ async def consume(settings: Settings, url: str) -> None:
     from workers.observe.collector import calm_collector
     from workers.observe.profiler import PerformanceProfiler
     from workers.results.consumer import ResultsConsumer
+    from workers.results.orphans import keep_booking
     from workers.results.store import AsyncDatabaseManager
     from workers.results.sweeper import Sweeper
 
@@ -57,12 +65,18 @@ async def consume(settings: Settings, url: str) -> None:
         sweeping = asyncio.create_task(
             Sweeper(configure(settings, broker_url), redis, broker, settings, url=url).run(), name="sweeper"
         )
+
+        def knows(job_id: str) -> bool:
+            return asyncio.run_coroutine_threadsafe(store.job(job_id), loop).result(timeout) is not None
+
+        booking = asyncio.create_task(keep_booking(settings, url, knows=knows), name="orphans")
         calm_collector()
         log.info("action=start consumer=%s %r", name, store)
         try:
             await consumer.run()
         finally:
             sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            booking.cancel()
+            await asyncio.gather(sweeping, booking, return_exceptions=True)
             await redis.aclose()
             await broker.aclose()

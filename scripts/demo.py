@@ -5,6 +5,7 @@ import contextlib
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from tasks import jobs
 from tasks.connection import connect
 from tasks.destinations import Reader
 from tasks.producer import enqueue
+from workers.observe.metrics import Histogram
 from workers.observe.parts import read_job_picture
 from workers.observe.picture import JobPicture
 
@@ -41,8 +43,18 @@ WORKERS: Final = 2
 @click.option("--latency", metavar="SPEC", help="The sandbox's latency, for instance 50ms or lognormal:250ms:0.4.")
 @click.argument("file", required=False)
 def command(file: str | None, latency: str | None, *, keep: bool) -> int:
-    """Run 25 destinations (or FILE) through Redis, workers, consumer and Flower, and show what came of it."""
+    """Run 25 destinations (or FILE) through Redis, workers, consumer and Flower, and show what came of it.
+
+    With redis.enabled off (THEMES_ENV=conservative) all of it runs in this one process.
+    """
     settings = settings_from()
+    if not settings.redis.enabled:
+        # Late: the parts of a run are of no use to the stack.
+        from scripts.demo_in_process import demo
+
+        if keep:
+            raise click.UsageError("--keep keeps the stack; with redis.enabled off there is none")
+        return demo(settings, file or str(DESTINATIONS), latency)
     began = time.monotonic()
     # A base URL is named on purpose; a key alone may just lie in the environment, and would cost money.
     sandbox = settings.llm.base_url is None
@@ -52,25 +64,26 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
         interruptible(),
         stack(settings, sandbox=sandbox, latency=latency) as made,
     ):
-        _say(_which_llm(settings, sandbox=sandbox))
+        say(which_llm(settings, sandbox=sandbox))
         port = _dashboard_port(settings)
         made.start("consumer", "consumer")
         made.start_workers(WORKERS)
         made.start("dashboard", "dashboard", "--port", str(port))
-        _say(f"starting Redis, {WORKERS} workers, consumer, dashboard at http://{settings.dashboard.host}:{port} ...")
+        say(f"starting Redis, {WORKERS} workers, consumer, dashboard at http://{settings.dashboard.host}:{port} ...")
         made.wait_until_ready()
-        _say(f"the stack is up after {time.monotonic() - began:.1f} s")
+        say(f"the stack is up after {time.monotonic() - began:.1f} s")
         code = _run_job(made, file)
-        _say(f"dashboard  http://{settings.dashboard.host}:{port}{'' if keep else '  (ends now; --keep leaves it up)'}")
+        say(f"dashboard  http://{settings.dashboard.host}:{port}{'' if keep else '  (ends now; --keep leaves it up)'}")
         if keep:
-            _say("Ctrl-C stops everything")
+            say("Ctrl-C stops everything")
             while True:
                 made.check()
                 time.sleep(WATCH_SECONDS)
     return code
 
 
-def _which_llm(settings: Settings, *, sandbox: bool) -> str:
+def which_llm(settings: Settings, *, sandbox: bool) -> str:
+    """Who answers, in words."""
     if sandbox:
         return "LLM: the sandbox (set OPENAI_BASE_URL, OPENAI_API_KEY and THEMES_MODEL to use a real one)"
     return f"LLM: {settings.llm.model} at {settings.llm.base_url}"
@@ -83,35 +96,36 @@ def _run_job(made: Stack, file: str | None) -> int:
         job = enqueue(reader, name="demo", settings=settings, redis=redis)
     code = watch_to_end(redis, job.job_id, settings)
     status = jobs.status(redis, job.job_id)
-    asyncio.run(_show(settings, job.job_id))
-    _say_what_came_of_it(status, settings)
-    _say_where_the_time_went(redis, status)
+    asyncio.run(show(settings, job.job_id))
+    say_what_came_of_it(status, settings)
+    say_where_the_time_went(_whole_picture(redis, status).spans)
     return code
 
 
-async def _show(settings: Settings, job_id: str) -> None:
+async def show(settings: Settings, job_id: str) -> None:
+    """Print a job's profiles."""
     async with reading(settings, job_id) as store:
         table = await table_of(store.profiles(job_id))
     Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
 
 
-def _say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
+def say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
+    """Say in three lines how a job ended, what it cost, and where the results are."""
     took = (status.finished_at or 0.0) - (status.started_at or 0.0)
-    _say(
+    say(
         f"job {status.job_id}: {status.done} profiles, {status.failed} failed in {duration(took)}, "
         f"{status.llm_calls} LLM calls, {status.cache_hits} cache hits, {status.coalesced} coalesced"
     )
     if status.llm_calls == 0 and status.cache_hits:
-        _say("every answer came from the cache: nothing was asked, nothing was paid")
-    _say(f"database   {database_place(settings)}")
+        say("every answer came from the cache: nothing was asked, nothing was paid")
+    say(f"database   {database_place(settings)}")
 
 
-def _say_where_the_time_went(redis: Redis, status: jobs.JobStatus) -> None:
-    """The job's profile: of what a user can change, the calls and the wait for a connection."""
-    spans = _whole_picture(redis, status).spans
+def say_where_the_time_went(spans: Mapping[str, Histogram]) -> None:
+    """Say, of what a user can change, how long the calls and the waits for a connection took."""
     for name, what in (("llm.call", "LLM calls"), ("llm.pool_wait", "waits for a connection")):
         if span := spans.get(name):
-            _say(
+            say(
                 f"{what}: {span.count}, median {span.quantile(0.5):.2f} s, 95 % within {span.quantile(0.95):.2f} s, "
                 f"{span.total:.1f} s in all"
             )
@@ -140,5 +154,6 @@ def _dashboard_port(settings: Settings) -> int:
     return settings.dashboard.port
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Words for people."""
     print(text, file=sys.stderr, flush=True)

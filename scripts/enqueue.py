@@ -9,19 +9,17 @@ import click
 from redis import RedisError
 
 from config.settings import Settings
+from scripts.bad_rows import BadRows
 from scripts.main import settings_from
 from scripts.watch import watch_to_end
 from tasks.budget import check
 from tasks.connection import check_server, connect, locate
-from tasks.destinations import BadRow, Reader
+from tasks.destinations import Reader
 from tasks.errors import InputError
 from tasks.producer import enqueue
 
 if TYPE_CHECKING:
     from scripts.only_missing import OnlyMissing
-
-#: Bad rows that are shown; the rest is counted.
-SHOWN_BAD_ROWS = 20
 
 
 @click.command()
@@ -54,7 +52,7 @@ def command(
     settings = settings_from()
     if budget is not None:
         check(budget, settings)
-    reader = Reader(file, strict=strict, limit=limit, on_bad_row=_Complaints())
+    reader = Reader(file, strict=strict, limit=limit, on_bad_row=BadRows())
     missing = _missing(reader, settings) if only_missing else None
     rows = reader if missing is None else missing
     if dry_run:
@@ -106,17 +104,3 @@ def _missing(reader: Reader, settings: Settings) -> "OnlyMissing":
     from scripts.only_missing import OnlyMissing
 
     return OnlyMissing(reader, settings)
-
-
-class _Complaints:
-    """Tells of bad rows, the first ones each, then that there are more."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def __call__(self, row: BadRow) -> None:
-        self._count += 1
-        if self._count <= SHOWN_BAD_ROWS:
-            print(f"themes: line {row.line}: {row.reason}: skipped", file=sys.stderr)
-        elif self._count == SHOWN_BAD_ROWS + 1:
-            print("themes: more bad rows are counted, not shown", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Final
 
 from config.settings import Settings
 from tasks.messages import Destination
-from workers.pipeline.prompts import load_stages, pipeline_version
+from workers.pipeline.prompts import pipeline_version, stages_of
 from workers.results.store import AsyncDatabaseManager
 
 #: Destinations that one query asks about.
@@ -23,7 +23,7 @@ class OnlyMissing:
     def __init__(self, destinations: Iterable[Destination], settings: Settings) -> None:
         self._destinations = iter(destinations)
         self._settings = settings
-        self._version = pipeline_version(load_stages(settings.pipeline.prompts_dir))
+        self._version = pipeline_version(stages_of(settings))
         self.skipped = 0
 
     def __repr__(self) -> str:

@@ -8,9 +8,10 @@ import click
 from config.settings import Settings
 from scripts.main import settings_from
 from scripts.results import reading
+from scripts.stored_status import stored_status
 from scripts.watch import watch_to_end
 from tasks.connection import check_server, connect, locate
-from tasks.jobs import FINAL, JobStatus
+from tasks.jobs import JobStatus
 from tasks.messages import Destination
 from tasks.retry import KnownJob, check, is_lost, retry
 from workers.results.store import AsyncDatabaseManager
@@ -80,24 +81,4 @@ async def forgotten_status(settings: Settings, job_id: str) -> JobStatus:
     async with reading(settings, job_id) as store:
         row = await store.job(job_id)
         assert row is not None  # noqa: S101  # `reading` has seen it
-    usage = row.usage
-    return JobStatus(
-        job_id=job_id,
-        name=row.name,
-        state=row.state if row.state in FINAL else "stalled",
-        total=row.total or 0,
-        done=row.done,
-        failed=row.failed,
-        partial=row.partial,
-        llm_calls=usage.llm_calls,
-        cache_hits=usage.cache_hits,
-        coalesced=usage.coalesced,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cost_usd=usage.cost_usd,
-        rate_per_second=0.0,
-        eta_seconds=None,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )
+    return stored_status(row)

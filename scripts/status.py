@@ -28,9 +28,7 @@ PLAIN_WIDTH: Final = 150
 def command(job: str | None, *, as_json: bool) -> None:
     """Show JOB, or the newest jobs."""
     settings = settings_from()
-    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-    check_server(redis)
-    known = [_status(redis, settings, job)] if job else list(jobs.list_jobs(redis))
+    known = _known(settings, job)
     if as_json:
         for status in known:
             print(status.json())
@@ -38,6 +36,21 @@ def command(job: str | None, *, as_json: bool) -> None:
         print(summary(known[0]))
     else:
         Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(known))
+
+
+def _known(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
+    """One job, or the newest: as Redis says, or, where there is to be none, as the database does."""
+    if not settings.redis.enabled:
+        # Late: the usual case needs no database.
+        from scripts.stored_status import stored_statuses
+
+        found = asyncio.run(stored_statuses(settings))
+        if job and not (found := [one for one in found if one.job_id == job]):
+            raise JobNotFoundError(f"no job {job!r} in the database; `themes status` lists the jobs")
+        return found
+    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    return [_status(redis, settings, job)] if job else list(jobs.list_jobs(redis))
 
 
 def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:

@@ -11,12 +11,13 @@ from typing import Final
 
 import click
 
-from config.settings import Settings
+from config.container import CONTAINER, cpus_allowed, here
+from config.settings import Settings, least_of
 from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible, spawn, stop, themes
-from tasks import fleet
-from tasks.connection import check_server, connect, masked
+from tasks import fleet, logs
+from tasks.connection import check_enabled, check_server, connect, masked
 from tasks.errors import ConfigError, ThemesError
 from workers.llm.endpoints import endpoints
 
@@ -26,6 +27,8 @@ GRACE_SECONDS: Final = 1.5
 WORKERS_STOP_SECONDS: Final = 1.3
 #: Seconds that the other roles may take; the consumer needs 1.5 where the database is held by somebody else.
 STOP_SECONDS: Final = 1.8
+#: Worker processes that nobody has asked for, at most.
+MOST_WORKERS: Final = 2
 #: Seconds that the stack may take to stand.
 START_SECONDS: Final = 30.0
 #: Seconds between two looks at the processes.
@@ -51,6 +54,7 @@ class Stack:
 
     def start_workers(self, count: int) -> None:
         """Start worker processes, each under its supervisor."""
+        self.env |= shares_of_memory(self.settings, count)
         for number in range(1, count + 1):
             name = f"worker{number}"
             self.start(name, "worker", "--name", name, worker=True)
@@ -69,7 +73,7 @@ class Stack:
         """The last line that a role has written, and where the others are."""
         path = self.logs / f"{name}.log"
         lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
-        said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        said = next((logs.sentence(line) for line in reversed(lines) if line.strip()), "it said nothing")
         return f"{said.removeprefix('themes: ')} (more in {path})"
 
     def wait_until_ready(self) -> None:
@@ -89,6 +93,18 @@ class Stack:
         """Workers first, so that their last results are written; then the rest."""
         stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
         stop(list(self.others.values()), seconds=STOP_SECONDS)
+
+
+def shares_of_memory(settings: Settings, count: int) -> dict[str, str]:
+    """What worker processes that share a container's memory get into their environment: a part of it each.
+
+    What the user has chosen holds for each of them.
+    """
+    return {
+        f"THEMES_{key.upper().replace('.', '__')}": str(max(least_of(key), int(value) // count))
+        for key, value in settings.items()
+        if settings.origin(key) == CONTAINER
+    }
 
 
 @contextlib.contextmanager
@@ -122,6 +138,7 @@ def _grace(settings: Settings) -> float:
 @contextlib.contextmanager
 def _redis(settings: Settings) -> Iterator[str]:
     """The Redis that the user named, or a private one."""
+    check_enabled(settings)
     timeout = settings.redis.socket_timeout_seconds
     if settings.is_set("performance_optimization.redis_url"):
         check_server(connect(settings.redis_url, socket_timeout_seconds=timeout))
@@ -144,12 +161,15 @@ def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
 
 
 @click.command()
-@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help=f"Worker processes; by default one a CPU, at most {MOST_WORKERS}."
+)
 @click.option("--sandbox", is_flag=True, help="Answer from the sandbox LLM instead of a real one.")
 @click.option("--dashboard/--no-dashboard", default=True, show_default=True, help="Run Flower too.")
-def command(workers: int, *, sandbox: bool, dashboard: bool) -> int:
+def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
     """Run Redis (if none is set), workers, consumer and dashboard here until Ctrl-C."""
     settings = settings_from()
+    workers = workers or min(MOST_WORKERS, cpus_allowed(here()))
     if not sandbox:
         endpoints(settings.llm)
     with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox) as made:

@@ -75,7 +75,7 @@ def reliable_events(redis: Redis, job_id: str, settings: Settings, after: str = 
 def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = "0-0") -> int:
     """Show a job on standard error until it ends or stays paused; returns the exit code."""
     console = Console(stderr=True)
-    view = _View()
+    view = View()
     if console.is_terminal:
         with Live(view.render(jobs.status(redis, job_id)), console=console, refresh_per_second=8) as live:
             for event in reliable_events(redis, job_id, settings, after):
@@ -104,7 +104,7 @@ def _exit_code(redis: Redis, job_id: str) -> int:
     return 0 if jobs.status(redis, job_id).succeeded else 1
 
 
-class _View:
+class View:
     """What the terminal shows of a job: a bar, the figures, the last destinations."""
 
     def __init__(self) -> None:

@@ -53,7 +53,7 @@ _SECRETS: Final = (
     (re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE), r"\1***"),
 )
 _EXPECTED: Final = "redis://[:password@]host:port/db (or rediss://)"
-_START: Final = "start one with `themes up`, or set REDIS_URL"
+_START: Final = "start one with `themes up`, or set REDIS_URL; `themes run FILE` does a job without Redis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,27 @@ def locate(settings: Settings) -> str:
     """The Redis to use: the one that the user set, else the private one of this state directory, else the default.
 
     What the user set is never replaced, reachable or not.
+
+    Raises:
+        RedisUnavailableError: there is to be none, says `redis.enabled`.
     """
+    check_enabled(settings)
     if settings.is_set("performance_optimization.redis_url"):
         return settings.redis_url
     return private_url(settings.state_dir) or settings.redis_url
+
+
+def check_enabled(settings: Settings) -> None:
+    """Refuse to look for a Redis where there is to be none.
+
+    Raises:
+        RedisUnavailableError: `redis.enabled` is false.
+    """
+    if not settings.redis.enabled:
+        raise RedisUnavailableError(
+            f"this needs Redis, and redis.enabled is false ({settings.origin('redis.enabled')}): "
+            "`themes run FILE` does a job without, or set THEMES_REDIS__ENABLED=true"
+        )
 
 
 def private_url(state_dir: Path) -> str | None:

@@ -80,11 +80,17 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class JobOptions(msgspec.Struct, frozen=True):
-    """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs."""
+    """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs.
+
+    `is_in_process`: made by `themes run`, so that no worker knows it.
+    """
 
     priority: int = 5
     use_cache: bool = True
     budget_usd: float | None = None
+    is_in_process: bool = False
+    #: The trace that its enqueuing began (tasks.tracing); empty where nothing is traced.
+    trace: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -150,6 +156,20 @@ class Theme(msgspec.Struct, frozen=True, omit_defaults=True):
     unique_selling_points: list[str] | None = None
     authenticity_score: float | None = None
     more: dict[str, Any] = {}
+    #: Whether each citation stands word for word in the evidence that was read; None where none was read.
+    citations_supported: list[bool] | None = None
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """A page that was read before themes were asked for, or `reason`: why it could not be."""
+
+    source: str
+    url: str
+    title: str = ""
+    characters: int = 0
+    #: Seconds since 1970, UTC.
+    fetched_at: float = 0.0
+    reason: str | None = None
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -215,6 +235,8 @@ class Profile(msgspec.Struct, frozen=True):
     extra: dict[str, str] = {}
     #: Answers of profile-wide stages that a user added, by field name.
     more: dict[str, Any] = {}
+    #: What was read of the web; empty where nothing was to be.
+    evidence: list[Evidence] = []
 
     def top_themes(self, count: int) -> list[str]:
         """The names of the themes with the highest confidence; unknown confidence comes last."""
@@ -267,12 +289,15 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     elapsed_ms: float
     profile: Profile | None = None
     failure: Failure | None = None
+    #: The trace of its destination (tasks.tracing); empty where nothing is traced.
+    trace: str = ""
 
 
 class Spent(msgspec.Struct, frozen=True, tag="spent"):
     """What a destination has cost without coming to an end: its job was stopped, or another worker was faster.
 
-    Its run is the one of a `Result` with the same attempt, worker and time: both together count once.
+    Its run is the one of a `Result` with the same attempt, worker and time: both together count once. `lost` says that
+    its process died, and that others have booked what it left behind.
     """
 
     job_id: str
@@ -283,6 +308,7 @@ class Spent(msgspec.Struct, frozen=True, tag="spent"):
     #: Seconds since 1970, UTC.
     at: float
     elapsed_ms: float
+    lost: bool = False
 
 
 class JobClosed(msgspec.Struct, frozen=True, tag="closed"):

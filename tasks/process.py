@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from celery import Celery
 
+from tasks import tracing
 from tasks.app import PROCESS_CHUNK, app
 
 _ATTRIBUTE = "themes_runtime"
@@ -29,4 +30,8 @@ def process_chunk(self: Any, job_id: str, chunk_id: str) -> str:
         raise RuntimeError(
             "this worker has no runtime: start it with `themes worker` or `celery -A workers.app worker`"
         )
-    return runtime.process_chunk(job_id, chunk_id)
+    parent = str(self.request.get(tracing.TRACEPARENT) or "")
+    with tracing.span("process_chunk", "consumer", parent=parent, job_id=job_id, chunk_id=chunk_id) as span:
+        end = runtime.process_chunk(job_id, chunk_id)
+        tracing.note(span, end=end)
+        return end

@@ -29,7 +29,7 @@ from kombu.exceptions import KombuError, OperationalError
 from redis import Redis, RedisError
 
 from config.settings import Settings, load
-from tasks import budget, jobs, keys
+from tasks import budget, jobs, keys, tracing
 from tasks.app import configure, priority_on_the_wire
 from tasks.connection import check_server, connect, locate, translated
 from tasks.destinations import from_iterable
@@ -121,9 +121,12 @@ def enqueue(
     if first is None:
         raise InputError("no destinations: there is nothing to enqueue")
     app = configure(settings, settings.celery.broker_url or url)
-    options = JobOptions(priority=priority, use_cache=use_cache, budget_usd=budget_usd)
-    with translated(redis):
-        return _Enqueuing(app, redis, settings, options).run(_chain(first, rows), name or first.label)
+    tracing.start(settings, "producer")
+    with translated(redis), tracing.span("enqueue", "producer", job_name=name or first.label) as span:
+        options = JobOptions(priority=priority, use_cache=use_cache, budget_usd=budget_usd, trace=tracing.traceparent())
+        job = _Enqueuing(app, redis, settings, options).run(_chain(first, rows), name or first.label)
+        tracing.note(span, job_id=job.job_id, destinations=job.total)
+        return job
 
 
 def _chain(first: Destination, rest: Iterator[Destination]) -> Iterator[Destination]:
@@ -232,6 +235,7 @@ def publish(
     An uncertain delivery is no loss: the chunks stand in the ledger, and the sweeper sends them again.
     """
     step = priority_on_the_wire(priority)
+    headers = tracing.headers()
     try:
         with app.producer_pool.acquire(block=True) as producer, producer.batch(PUBLISH_BATCH):
             for chunk_id, text in labelled:
@@ -242,6 +246,7 @@ def publish(
                     priority=step,
                     producer=producer,
                     retry=False,
+                    headers=headers,
                 )
         if first:
             with app.pool.acquire(block=True) as connection, connection.channel() as channel:

@@ -21,6 +21,7 @@ from typing import Final
 from redis import RedisError
 
 from config.settings import Settings
+from tasks import tracing
 from tasks.errors import BudgetExceededError, JobStoppedError
 from tasks.ledger import Ledger, Taken, Taking
 from tasks.messages import Chunk, Destination, JobOptions
@@ -29,6 +30,7 @@ from workers.destination import DestinationRunner, Process
 from workers.lanes import Lanes
 from workers.llm.halt import Halt
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import CallRecorder
 from workers.observe.records import Records
 from workers.patience import Patience
 
@@ -98,9 +100,14 @@ class ChunkRunner:
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
+        recorder: CallRecorder | None = None,
+        may_take: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._ledger = ledger
         self._lanes = lanes
+        #: Whether one more chunk may be taken while so many are in hand.
+        self._may_take = may_take
+        self._open: set[tuple[str, str]] = set()
         self._wake = wake
         self._options = options
         self._work = settings.work
@@ -113,6 +120,7 @@ class ChunkRunner:
             settings=settings,
             profiler=profiler,
             worker=worker,
+            recorder=recorder or CallRecorder(),
         )
         self._running: set[asyncio.Task[ChunkEnd]] = set()
         #: Chunks that a thread of ours is busy with, from before their lease on: a second message finds them here.
@@ -225,6 +233,7 @@ class ChunkRunner:
             return await self._run(job_id, chunk_id)
         finally:
             self._claimed.discard((job_id, chunk_id))
+            self._open.discard((job_id, chunk_id))
             self._running.discard(task)
 
     async def _run(self, job_id: str, chunk_id: str) -> ChunkEnd:
@@ -278,6 +287,10 @@ class ChunkRunner:
 
     async def _take(self, job_id: str, chunk_id: str) -> Taken | ChunkEnd:
         while not self._patience.is_over:
+            if not self._may_take(len(self._open)):
+                await self._patience.pause()
+                continue
+            self._open.add((job_id, chunk_id))
             taken = await self._patience.wait_for(
                 lambda: self._ledger.take(job_id, chunk_id, max_unwritten=self._work.max_unwritten_results)
             )
@@ -285,6 +298,7 @@ class ChunkRunner:
                 return taken
             if taken is not Taking.FULL:
                 return ChunkEnd(taken.value)
+            self._open.discard((job_id, chunk_id))
             await self._patience.pause()
         # Not taken: the chunk waits in the ledger, and the sweeper wakes somebody for it.
         return ChunkEnd.GIVEN_BACK
@@ -296,6 +310,8 @@ class ChunkRunner:
         todo = [item for item in chunk.destinations if item.id not in held.taken.finished]
         left: list[Destination] = []
         pauses: set[bool] = set()
+        # A lane knows nothing of the message that brought the chunk, and one that was sent again of its job's trace.
+        parent = tracing.traceparent() or options.trace
 
         async def work(destination: Destination) -> None:
             if not held.is_ours:
@@ -303,7 +319,10 @@ class ChunkRunner:
             if not pauses and not halt.reason:
                 try:
                     waited_here = waited | {"lane.wait": time.perf_counter() - placed}
-                    with self._profiler.destination(records, destination.id, destination.label, waited=waited_here):
+                    with (
+                        self._profiler.destination(records, destination.id, destination.label, waited=waited_here),
+                        tracing.span("destination", parent=parent, job_id=chunk.job_id, destination_id=destination.id),
+                    ):
                         await self._destinations.run(held.taken, destination, options, halt)
                 except BudgetExceededError as exc:
                     pauses.add(await self._out_of_budget(destination, exc))

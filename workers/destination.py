@@ -4,17 +4,18 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
-
-import msgspec
+from typing import Final, Protocol
 
 from config.settings import Settings
+from tasks import tracing
 from tasks.errors import JobStoppedError
-from tasks.ledger import Ledger, Taken
-from tasks.messages import Destination, Failure, JobOptions, Profile, Result, Spent, Usage
+from tasks.ledger import Taken
+from tasks.logs import about
+from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Spent, Usage
 from workers.llm.halt import Halt
 from workers.observe.counters import field
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import CallRecorder, Recording, recording
 from workers.patience import Patience
 
 log = logging.getLogger("themes.chunks")
@@ -24,6 +25,13 @@ MAX_MESSAGE: Final = 500
 #: Seconds before a destination whose error may pass is tried again, at most; doubled each time.
 RETRY_SECONDS: Final = 1.0
 
+_SAID: Final = (
+    "job_id=%s destination_id=%s name=%r attempt=%d calls=%d hits=%d coalesced=%d prompt_tokens=%d "
+    "completion_tokens=%d cost_usd=%s duration_ms=%.0f"
+)
+_FAILED: Final = "action=destination_failed " + _SAID + " stage=%s error=%s %s"
+_DONE: Final = "action=destination_done " + _SAID + " status=%s themes=%d quality=%s"
+
 #: What of a destination's usage is counted in its job's profile.
 COUNTED: Final = (
     "bytes_raw", "bytes_stored", "cache_hits", "memory_hits", "cache_misses", "coalesced", "prompt_tokens",
@@ -31,10 +39,23 @@ COUNTED: Final = (
 )  # fmt: skip
 #: The counter of each outcome.
 OUTCOMES: Final = {status: field("destinations_total", outcome=status) for status in ("ok", "partial", "failed")}
+#: What a `Result` and the `Spent` of the same run have in common.
+_SHARED: Final = tuple(name for name in Spent.__struct_fields__ if name in Result.__struct_fields__)
+
 #: A destination's profile or failure, what it cost, and whether another try may give more.
 Processed = tuple[Profile | None, Failure | None, Usage, bool]
 #: Processes one destination: `(destination, its job's stop sign, the job's options, number of the try)`.
 Process = Callable[[Destination, Halt, JobOptions, int], Awaitable[Processed]]
+
+
+class Books(Protocol):
+    """Where results go: the ledger in Redis, or the database itself (`workers.in_process`)."""
+
+    async def finish(self, chunk: Chunk, result: Result) -> bool:
+        """Hand in a result; False when its destination has one already, or its job is over."""
+
+    async def book(self, spent: Spent) -> None:
+        """Book what a destination has cost that came to no end."""
 
 
 class DestinationRunner:
@@ -43,14 +64,16 @@ class DestinationRunner:
     def __init__(
         self,
         *,
-        ledger: Ledger,
+        ledger: Books,
         process: Process,
         patience: Patience,
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
+        recorder: CallRecorder,
     ) -> None:
         self._ledger = ledger
+        self._recorder = recorder
         self._process = process
         self._patience = patience
         self._tries = settings.work.destination_attempts
@@ -66,6 +89,15 @@ class DestinationRunner:
         Raises:
             JobStoppedError: its job goes no further here; only what it has cost was published.
         """
+        run = self._recorder.begin(taken.chunk.job_id, destination.id, _attempt(taken))
+        with about(job_id=taken.chunk.job_id, destination_id=destination.id), recording(run):
+            await self._run(taken, destination, options, halt, run)
+        # Not reached where something was cut off before it was booked: then the recorder's file still holds it.
+        run.forget()
+
+    async def _run(
+        self, taken: Taken, destination: Destination, options: JobOptions, halt: Halt, run: Recording
+    ) -> None:
         chunk, began, tried = taken.chunk, time.perf_counter(), Usage()
         number = 0
         while True:
@@ -75,49 +107,63 @@ class DestinationRunner:
                     destination, halt, options, chunk.attempt + number
                 )
             except JobStoppedError as exc:
-                await self._book(self._spent(taken, destination, tried + exc.usage, began))
+                await self._book(self._spent(taken, destination, tried + exc.usage, began, run))
+                run.forget()
                 raise
             tried += usage
             if not retryable or number >= self._tries or self._patience.is_over:
                 break
             with self._profiler.span("llm.backoff"):
                 await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
-        run = self._spent(taken, destination, tried, began)
-        result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure)
-        with self._profiler.span("publish"):
+        spent = self._spent(taken, destination, tried, began, run)
+        result = Result(
+            **{name: getattr(spent, name) for name in _SHARED},
+            profile=profile,
+            failure=failure,
+            trace=tracing.traceparent(),
+        )
+        with self._profiler.span("publish"), tracing.span("publish", "producer"):
             is_first = await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
         if is_first:
             self._profiler.counters.add(OUTCOMES[profile.status if profile else "failed"])
         else:
             # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
-            await self._book(run)
+            await self._book(spent)
         _say(destination, result)
 
     async def give_up(self, taken: Taken) -> None:
         """Record that a chunk's only destination takes its workers down with it."""
         chunk, lost = taken.chunk, taken.deliveries - 1
         (destination,) = chunk.destinations
-        run = self._spent(taken, destination, Usage(), time.perf_counter())
+        spent = self._spent(taken, destination, Usage(), time.perf_counter())
         failure = Failure(
             stage="worker",
             error_class="WorkerLostError",
             message=f"{lost} workers died while they held this destination",
             attempts=chunk.attempt + lost,
         )
-        result = Result(**msgspec.structs.asdict(run), failure=failure)
+        result = Result(**{name: getattr(spent, name) for name in _SHARED}, failure=failure)
         await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
         _say(destination, result)
 
-    def _spent(self, taken: Taken, destination: Destination, usage: Usage, began: float) -> Spent:
+    def _spent(
+        self, taken: Taken, destination: Destination, usage: Usage, began: float, run: Recording | None = None
+    ) -> Spent:
+        """What a run has cost. What was written down is nearer to the truth: it also has what was cut off."""
+        at = time.time()
+        if run is not None:
+            if run.is_used:
+                usage = run.usage()
+            run.books_at(at)
         for name in COUNTED:
             self._profiler.count(name, getattr(usage, name))
         return Spent(
             job_id=taken.chunk.job_id,
             destination_id=destination.id,
-            attempt=taken.chunk.attempt + taken.deliveries,
+            attempt=_attempt(taken),
             usage=usage,
             worker=self._worker,
-            at=time.time(),
+            at=at,
             elapsed_ms=round((time.perf_counter() - began) * 1000, 1),
         )
 
@@ -139,22 +185,25 @@ class DestinationRunner:
             return None, failure, Usage(), False
 
 
+def _attempt(taken: Taken) -> int:
+    """Which attempt at its destinations a chunk in hand is."""
+    return taken.chunk.attempt + taken.deliveries
+
+
 def retry_seconds(number: int, draw: float) -> float:
     """Seconds before try `number` + 1: exponential, half of it jitter; `draw` is random in 0-1."""
     return RETRY_SECONDS * float(2 ** (number - 1)) * (0.5 + draw / 2)
 
 
 def _say(destination: Destination, result: Result) -> None:
+    """The one line of a destination: what became of it and what it has cost."""
+    usage = result.usage
+    values = (
+        result.job_id, destination.id, destination.label, result.attempt, usage.llm_calls, usage.cache_hits,
+        usage.coalesced, usage.prompt_tokens, usage.completion_tokens, usage.cost_usd, result.elapsed_ms,
+    )  # fmt: skip
     if result.failure:
-        log.warning(
-            "action=destination_failed job_id=%s destination_id=%s name=%r stage=%s error=%s duration_ms=%.0f %s",
-            result.job_id, destination.id, destination.label, result.failure.stage,
-            result.failure.error_class, result.elapsed_ms, result.failure.message,
-        )  # fmt: skip
+        log.warning(_FAILED, *values, result.failure.stage, result.failure.error_class, result.failure.message)
     elif result.profile:
-        log.info(
-            "action=destination_done job_id=%s destination_id=%s name=%r status=%s themes=%d calls=%d hits=%d "
-            "duration_ms=%.0f",
-            result.job_id, destination.id, destination.label, result.profile.status,
-            len(result.profile.themes), result.usage.llm_calls, result.usage.cache_hits, result.elapsed_ms,
-        )  # fmt: skip
+        profile = result.profile
+        log.info(_DONE, *values, profile.status, len(profile.themes), profile.quality_assessment.overall)

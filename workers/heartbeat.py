@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from tasks import fleet, keys
 from tasks.messages import Destination, Event
 from workers.chunks import ChunkRunner
 from workers.lanes import Lanes
+from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
@@ -35,10 +37,12 @@ class Heartbeat:
         lanes: Lanes[Destination],
         chunks: ChunkRunner,
         pool: LLMConnectionPool,
+        cache: PersistentLLMCache,
         counts: CacheReporter,
         profiler: PerformanceProfiler,
         publisher: EventPublisher,
         sharing: WorkSharing,
+        state: Callable[[], dict[str, Any]],
         seconds: float,
     ) -> None:
         self._redis = redis
@@ -46,10 +50,13 @@ class Heartbeat:
         self._lanes = lanes
         self._chunks = chunks
         self._pool = pool
+        self._cache = cache
         self._counts = counts
         self._profiler = profiler
         self._publisher = publisher
         self._sharing = sharing
+        #: Memory, and the settings that can be changed.
+        self._state = state
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._began = time.time()
         self._waited_for = ""
@@ -67,6 +74,7 @@ class Heartbeat:
                 await fleet.tell(self._redis, self._name, report)
                 self._profiler.whole("redis", time.perf_counter() - began)
                 await self._counts.report()
+                self._cache.answered()
             except (RedisError, OSError) as exc:
                 log.debug("action=report_missed Redis does not answer: %s", exc)
             await asyncio.sleep(self._seconds)
@@ -94,6 +102,9 @@ class Heartbeat:
             "connections": self._pool.max_size,
             "connections_in_use": self._pool.in_use,
             "connections_waiting": self._pool.waiting,
+            "cache": self._cache.state,
+            "cache_outages": self._cache.outages,
+            "cache_away_seconds": round(self._cache.away_seconds, 1),
             "executed": sum(lane.executed for lane in statistics),
             "stolen": sum(lane.stolen for lane in statistics),
             "shared": self._sharing.shared,
@@ -103,6 +114,7 @@ class Heartbeat:
             "lane_statistics": msgspec.json.encode(statistics),
             "pool": msgspec.json.encode(self._pool.statistics()),
             "profile": msgspec.json.encode(self._profiler.snapshot()),
+            **self._state(),
         }
 
     def _say_outage(self) -> None:

@@ -20,6 +20,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._stopping = asyncio.Event()
+        self._is_away = False
 
     def __repr__(self) -> str:
         return f"<Patience is_over={self.is_over}>"
@@ -40,11 +41,18 @@ class Patience:
         """
         while True:
             try:
-                return await call()
+                answer = await call()
             except (RedisError, OSError) as exc:
                 if self.is_over:
                     raise
-                log.warning("action=redis_wait Redis does not answer, waiting: %s", exc)
+                if not self._is_away:
+                    self._is_away = True
+                    log.warning("action=redis_wait Redis does not answer, waiting: %s", exc)
+            else:
+                if self._is_away:
+                    self._is_away = False
+                    log.info("action=redis_back Redis answers, the work goes on")
+                return answer
             await self.pause()
 
     async def pause(self, seconds: float = PAUSE_SECONDS) -> None:

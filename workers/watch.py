@@ -37,8 +37,9 @@ class Watched:
     lanes: Lanes[Destination]
     pool: LLMConnectionPool
     cache: PersistentLLMCache
-    publisher: EventPublisher
-    sharing: WorkSharing
+    #: None where there is no Redis, so no watchers and nobody to share work with.
+    publisher: EventPublisher | None = None
+    sharing: WorkSharing | None = None
 
     def amounts(self) -> dict[str, float]:
         """Cumulative, of the whole process: integrals over time, exact at the moment of asking, and counts."""
@@ -48,8 +49,8 @@ class Watched:
             "lane_seconds": busy + sum(lane.idle_seconds for lane in lanes),
             "lane_busy_seconds": busy,
             "stolen": sum(lane.stolen for lane in lanes),
-            "shared": self.sharing.shared,
-            "yielded": self.sharing.yielded,
+            "shared": self.sharing.shared if self.sharing else 0,
+            "yielded": self.sharing.yielded if self.sharing else 0,
             **self.pool.amounts(),
         }
 
@@ -66,8 +67,8 @@ class Watched:
             "cache_evictions_total": tally.evictions,
             field("cache_bytes_total", form="raw"): tally.bytes_raw,
             field("cache_bytes_total", form="stored"): tally.bytes_stored,
-            field("events_total", result="sent"): self.publisher.sent,
-            field("events_total", result="dropped"): self.publisher.dropped,
+            field("events_total", result="sent"): self.publisher.sent if self.publisher else 0,
+            field("events_total", result="dropped"): self.publisher.dropped if self.publisher else 0,
         }
 
 
@@ -79,11 +80,7 @@ async def profiled(
     if not profiler.enabled:
         yield
         return
-    profiler.amounts_from(watched.amounts)
-    profiler.holds_on_purpose(lambda: watched.cache.memory_bytes)
-    for file in ("workers/llm/codec.py", "workers/llm/memory.py", "workers/llm/prompt.py"):
-        WATCH.expect(file, "the memory cache fills up to max_memory_cache_mb")
-    _state_facts(profiler, settings, watched)
+    look_at(profiler, settings, watched)
     seconds = min(settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
     tasks = [
         asyncio.create_task(profiler.watch_loop(), name="loop lag"),
@@ -97,6 +94,15 @@ async def profiled(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def look_at(profiler: PerformanceProfiler, settings: Settings, watched: Watched) -> None:
+    """Let a profiler book what the parts count, and name what bounds the throughput here."""
+    profiler.amounts_from(watched.amounts)
+    profiler.holds_on_purpose(lambda: watched.cache.memory_bytes)
+    for file in ("workers/llm/codec.py", "workers/llm/memory.py", "workers/llm/prompt.py"):
+        WATCH.expect(file, "the memory cache fills up to max_memory_cache_mb")
+    _state_facts(profiler, settings, watched)
 
 
 def _state_facts(profiler: PerformanceProfiler, settings: Settings, watched: Watched) -> None:

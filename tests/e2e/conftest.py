@@ -76,6 +76,11 @@ class Engine:
         """What a process has written."""
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
 
+    def logged(self, name: str, action: str | None = None) -> list[dict[str, Any]]:
+        """The JSON lines that a process has logged, all or those of one action."""
+        lines = [json.loads(line) for line in self.log(name).splitlines() if line.startswith("{")]
+        return [line for line in lines if action in {None, line.get("action")}]
+
     def stop(self) -> None:
         """Kill everything that still runs, with its children."""
         for process in self.processes.values():

@@ -44,7 +44,7 @@ def test_a_worker_that_comes_late_is_given_what_another_holds_and_has_not_starte
     stack.themes("late", "worker", "--name", "late", **many)
     watched = stack.run("watch", job_id)
     assert watched.returncode == 0, watched.stderr
-    assert "action=give_away" in stack.log("busy")
+    assert stack.logged("busy", "give_away")
     status = stack.status(job_id)
     assert (status["done"], status["llm_calls"]) == (100, 100 * 16)
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
@@ -74,7 +74,7 @@ def test_a_small_urgent_job_overtakes_a_large_one(stack: Engine) -> None:
             (large, status["created_at"], status["finished_at"]),
         ).fetchone()
     assert meanwhile < 20, f"{meanwhile} others were done first: that is more than a whole chunk of each lane"
-    assert "action=give_away" in stack.log("w")
+    assert stack.logged("w", "give_away")
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         assert redis.hlen(keys.chunks(large)) > 0
     assert stack.run("cancel", large).returncode == 0

@@ -42,7 +42,7 @@ def test_a_worker_that_consumes_nothing_is_replaced_and_that_is_counted(stack: E
     _stop_consuming(stack)
     said = stack.run("enqueue", _file(stack.folder, 10), "--wait")
     assert said.returncode == 0, said.stderr
-    assert "action=wedged" in stack.log("w")
+    assert stack.logged("w", "wedged")
     (report,) = until("the new process to report", lambda: list(_workers(stack).values()))
     assert (report["restarts"], report["wedged"]) == ("1", "1")
     assert "started again 1 times, 1 of them because it consumed nothing" in stack.run("doctor").stdout
@@ -55,7 +55,7 @@ def test_a_stock_celery_worker_that_consumes_nothing_ends_for_its_own_supervisor
     _stop_consuming(stack)
     stack.run("enqueue", _file(stack.folder, 10))
     assert process.wait(60) == EX_WEDGED
-    assert "action=wedged" in stack.log("w")
+    assert stack.logged("w", "wedged")
 
 
 def test_what_a_killed_process_held_is_free_long_before_its_leases_end(stack: Engine) -> None:
@@ -68,7 +68,7 @@ def test_what_a_killed_process_held_is_free_long_before_its_leases_end(stack: En
     child.kill()
     watched = stack.run("watch", job_id)
     assert watched.returncode == 0, watched.stderr
-    assert "action=release" in stack.log("w")
+    assert stack.logged("w", "release")
     assert stack.status(job_id)["done"] == 60
 
 

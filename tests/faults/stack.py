@@ -243,7 +243,7 @@ class Stack:
     def deaths(self) -> int:
         """Times that supervisors have seen their Celery process die."""
         logs = [self.folder / "logs" / f"{name}.log" for name in self.worker_names]
-        return sum(log.read_bytes().count(b"action=restart") for log in logs if log.exists())
+        return sum(log.read_bytes().count(b'"action":"restart"') for log in logs if log.exists())
 
     # --- jobs ---------------------------------------------------------------------------------------------
 

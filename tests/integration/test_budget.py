@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
@@ -15,11 +18,12 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError, RateLimitedError
 from tasks.messages import Destination
-from workers.llm.budget import JobBudget, settled_nano, worst_case_nano
+from workers.llm.budget import JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.client import Spend, Turn
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
+from workers.llm.state_file import StateFile
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
@@ -49,7 +53,8 @@ def limit(redis: Redis) -> Callable[..., None]:
 
 
 def _budget(client: AsyncRedis, job_id: str = JOB, dead_after_seconds: float = 600) -> JobBudget:
-    return JobBudget(client, job_id, dead_after_seconds=dead_after_seconds, touch_seconds=0.05)
+    book = RedisBook(client, job_id, dead_after_seconds=dead_after_seconds)
+    return JobBudget(book, job_id, touch_seconds=0.05)
 
 
 async def _quietly(budget: JobBudget) -> None:
@@ -121,7 +126,7 @@ async def test_what_would_fit_without_the_calls_under_way_waits_for_them(
     held = await _began(Held(others, worst=60, cost=10))
     waiting = Held(mine, worst=90, cost=90)
     async with asyncio.timeout(20):
-        while not redis.hexists(keys.budget(JOB), f"{mine._process}:seen"):
+        while not redis.hexists(keys.budget(JOB), f"{mine._book.process}:seen"):
             await asyncio.sleep(0.01)
     assert not waiting.began.is_set()
     await held.end()
@@ -175,9 +180,9 @@ async def test_a_process_with_a_call_under_way_gives_signs_of_life(
     limit(100)
     budget = _budget(client)
     held = await _began(Held(budget, worst=10, cost=1))
-    first = redis.hget(keys.budget(JOB), f"{budget._process}:seen")
+    first = redis.hget(keys.budget(JOB), f"{budget._book.process}:seen")
     async with asyncio.timeout(20):
-        while redis.hget(keys.budget(JOB), f"{budget._process}:seen") == first:
+        while redis.hget(keys.budget(JOB), f"{budget._book.process}:seen") == first:
             await asyncio.sleep(0.02)
     await held.end()
 
@@ -252,7 +257,7 @@ async def test_a_call_waits_for_redis_and_is_counted_when_it_is_back(redis_serve
             while not budget._is_away:
                 await asyncio.sleep(0.02)
         assert not waiting.began.is_set()
-        budget._script = real.register_script(budget._script.script)
+        budget._book = RedisBook(real, "away", dead_after_seconds=600)
         await (await _began(waiting)).end()
         await _quietly(budget)
         assert _books(redis, "away") == (3, 0)
@@ -346,3 +351,41 @@ async def test_whoever_waits_for_the_answer_of_a_job_without_money_asks_for_itse
     assert not isinstance(ends[1], BaseException)
     assert ends[1].source == "called"
     assert (poor.spend.calls, free.spend.calls, sandbox.stats()["requests"]) == (0, 1, 1)
+
+
+async def test_a_budget_in_a_file_is_kept_by_the_same_rules_and_by_the_next_process(tmp_path: Path) -> None:
+    with StateFile(tmp_path) as file:
+        assert await file.budget(JOB, now=None, first=None, spent_nano=0) is None
+        book = await file.budget(JOB, now=None, first=100, spent_nano=0)
+        assert book is not None
+        budget = JobBudget(book, JOB, touch_seconds=0.05)
+        first = await _began(Held(budget, worst=60, cost=10))
+        second = Held(budget, worst=50, cost=50)
+        await asyncio.sleep(0.05)
+        assert not second.began.is_set(), "it would fit without the first, so it waits"
+        await first.end()
+        await (await _began(second)).end()
+        with pytest.raises(BudgetExceededError) as caught:
+            await budget.pay(41, Spend(), _costs(41), rank=0)  # type: ignore[arg-type]
+        assert caught.value.reason == "budget"
+        await _began(Held(budget, worst=30, cost=30))
+        # Killed with a call under way: it may have been charged.
+    with StateFile(tmp_path) as file:
+        book = await file.budget(JOB, now=None, first=7, spent_nano=0)
+        assert book is not None
+        assert (book.limit_nano, book.spent_nano) == (100, 90)
+        raised = await file.budget(JOB, now=200, first=100, spent_nano=120)
+        assert raised is not None
+        assert (raised.limit_nano, raised.spent_nano) == (200, 120), "the results database knows of more"
+
+
+@given(st.integers(0, 500), st.integers(0, 500), st.lists(st.integers(0, 200), max_size=8))
+def test_decisions_alone_never_cross_the_limit_and_serve_who_asks_first(
+    certain: int, under_way: int, amounts: list[int]
+) -> None:
+    decided = decisions(500, certain=certain, under_way=under_way, amounts=amounts)
+    granted = sum(amount for amount, decision in zip(amounts, decided, strict=True) if decision == 1)
+    assert not granted or certain + under_way + granted <= 500
+    assert all((decision == -1) == (certain + amount > 500) for amount, decision in zip(amounts, decided, strict=True))
+    if 0 in decided:
+        assert 1 not in decided[decided.index(0) :], "after one that waits all wait"

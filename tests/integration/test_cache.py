@@ -1,11 +1,13 @@
 """The completion cache on a real Redis."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
+import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +19,23 @@ from redis.asyncio import Redis as AsyncRedis
 from scripts.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
+from tasks.errors import ConfigError, DatabaseError
 from workers.llm import cache as cache_module
+from workers.llm import state_file
 from workers.llm.cache import CachedCompletion, PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.cache_statistics import read as read_statistics
+from workers.llm.completions import CompletionStore, RedisCompletions
 from workers.llm.memory import ENTRY_OVERHEAD_BYTES, MemoryTier
+from workers.llm.state_file import StateFile
 from workers.llm.tally import CacheTally
 
 ANSWER = CachedCompletion(value={"themes": ["a" * 600]}, model="sandbox", prompt_tokens=5, completion_tokens=7)
 
 
-def _cache(redis: AsyncRedis | None, *, compress: bool = True, memory_mb: int = 8) -> PersistentLLMCache:
+def _cache(
+    redis: AsyncRedis | CompletionStore | None, *, compress: bool = True, memory_mb: int = 8
+) -> PersistentLLMCache:
     return PersistentLLMCache(redis, max_memory_mb=memory_mb, pressure_mb=65_536, ttl_days=2, compress=compress)
 
 
@@ -38,12 +46,21 @@ async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
     await client.aclose()
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def tier(request: pytest.FixtureRequest, client: AsyncRedis) -> AsyncIterator[PersistentLLMCache]:
-    """Both make-ups pass one suite: with Redis, and without."""
-    cache = _cache(client if request.param == "redis" else None)
-    yield cache
-    await cache.close()
+@pytest.fixture(params=["memory", "redis", "file"])
+async def tier(request: pytest.FixtureRequest, client: AsyncRedis, tmp_path: Path) -> AsyncIterator[PersistentLLMCache]:
+    """All make-ups pass one suite: with Redis, with a file in its place, and with neither."""
+    with StateFile(tmp_path / "var") as file:
+        stores: dict[str, AsyncRedis | CompletionStore | None] = {"memory": None, "redis": client, "file": file}
+        cache = _cache(stores[request.param])
+        yield cache
+        await cache.close()
+
+
+@pytest.fixture(params=["redis", "file"])
+def store(request: pytest.FixtureRequest, client: AsyncRedis, tmp_path: Path) -> Iterator[AsyncRedis | CompletionStore]:
+    """Where completions outlive a process."""
+    with StateFile(tmp_path / "var") as file:
+        yield client if request.param == "redis" else file
 
 
 async def test_what_was_stored_is_found_and_nothing_else(tier: PersistentLLMCache) -> None:
@@ -61,6 +78,82 @@ async def test_another_process_finds_it_in_redis_until_its_ttl(client: AsyncRedi
     assert await other.get("a") == ANSWER
     assert await other.get("a") == ANSWER
     assert (other.tally.memory_hits, other.tally.redis_hits) == (1, 1)
+
+
+async def test_another_process_finds_what_was_kept_in_the_codec_of_either(store: AsyncRedis | CompletionStore) -> None:
+    await _cache(store, compress=True).put("small", ANSWER)
+    await _cache(store, compress=False).put("plain", ANSWER)
+    other = _cache(store)
+    assert await other.get_many(["plain", "none", "small"]) == [ANSWER, None, ANSWER]
+    assert (other.tally.redis_hits, other.tally.misses) == (2, 1)
+    assert await other.get("small") == ANSWER
+    assert other.tally.memory_hits == 1
+
+
+async def test_a_value_that_cannot_be_read_is_a_miss_wherever_it_is_kept(store: AsyncRedis | CompletionStore) -> None:
+    kept = RedisCompletions(store) if isinstance(store, AsyncRedis) else store
+    await kept.write({"a": b"\x11\x01broken", "b": b"plain text"}, ttl_ms=60_000)
+    cache = _cache(store)
+    assert await cache.get_many(["a", "b"]) == [None, None]
+    assert cache.tally.corrupt == 2
+    await cache.put("a", ANSWER)
+    assert await _cache(store).get("a") == ANSWER
+
+
+async def test_a_thousand_gets_and_puts_at_once_are_answered_each_with_its_own(
+    store: AsyncRedis | CompletionStore,
+) -> None:
+    answers = {str(number): replace(ANSWER, prompt_tokens=number) for number in range(1000)}
+    writer = _cache(store)
+    await asyncio.gather(*(writer.put(key, answer) for key, answer in answers.items()))
+    reader = _cache(store)
+    found = await asyncio.gather(*(reader.get(key) for key in answers))
+    assert found == list(answers.values())
+
+
+async def test_what_is_kept_in_the_file_outlives_it_until_its_time_is_over(tmp_path: Path) -> None:
+    with StateFile(tmp_path) as file:
+        await file.write({"short": b"x"}, ttl_ms=1)
+        await file.write({"long": b"y"}, ttl_ms=60_000)
+        await asyncio.sleep(0.01)
+        assert await file.read(["short", "long"]) == [None, b"y"]
+        assert state_file.statistics(tmp_path) == {"entries": 1, "bytes": 1}
+    with StateFile(tmp_path) as file:
+        assert await file.read(["short", "long"]) == [None, b"y"]
+    assert state_file.clear(tmp_path) >= 1
+    assert state_file.statistics(tmp_path) == {"entries": 0, "bytes": 0}
+    assert state_file.statistics(tmp_path / "nowhere") == {"entries": 0, "bytes": 0}
+
+
+async def test_a_file_that_cannot_be_written_leaves_the_memory_and_is_said_once_and_once_when_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "REDIS_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(state_file, "BUSY_SECONDS", 0.01)
+    caplog.set_level(logging.INFO)
+    with StateFile(tmp_path) as file, contextlib.closing(sqlite3.connect(tmp_path / state_file.NAME)) as other:
+        cache = _cache(file)
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(5):
+            await cache.put(str(number), ANSWER)
+            assert await cache.get(str(number)) == ANSWER
+            await asyncio.sleep(0.03)
+        assert (cache.state, cache.outages) == ("away", 1)
+        other.rollback()
+        await cache.put("back", ANSWER)
+        assert (cache.state, cache.outages) == ("on", 1)
+        assert cache.away_seconds > 0
+    said = [record.message.partition(" ")[0] for record in caplog.records]
+    assert said == ["action=cache_degraded", "action=cache_restored"]
+
+
+def test_a_state_file_that_is_none_is_refused_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / state_file.NAME).write_bytes(b"no database" * 1000)
+    with pytest.raises(DatabaseError, match="move this file away"), StateFile(tmp_path):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="state_dir"), StateFile(tmp_path / "file" / "var"):
+        pass
 
 
 async def test_gets_of_one_round_are_one_read(client: AsyncRedis, redis: Redis) -> None:

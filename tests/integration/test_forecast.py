@@ -18,7 +18,7 @@ from tasks.budget import LIMIT, NANO, SPENT
 from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.messages import Destination
-from workers.llm.budget import JobBudget
+from workers.llm.budget import JobBudget, RedisBook
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
@@ -89,7 +89,7 @@ async def test_the_calls_that_were_foreseen_are_the_calls_that_are_made(
     # Of one more destination as much as a budget allowed.
     redis.hset(keys.budget("job"), mapping={LIMIT: int(0.015 * NANO), SPENT: 0})
     client = connect_async(settings.redis_url, socket_timeout_seconds=5)
-    budget = JobBudget(client, "job", dead_after_seconds=60, touch_seconds=1)
+    budget = JobBudget(RedisBook(client, "job", dead_after_seconds=60), "job", touch_seconds=1)
     async with _processor(settings) as processor:
         with pytest.raises(BudgetExceededError):
             await processor.process(CITIES[4], budget=budget)

@@ -133,9 +133,17 @@ def _theme(theme: Theme) -> dict[str, Any]:
         "nanos": ", ".join(theme.nano_themes or []),
         "rationale": theme.rationale,
         "selling": theme.unique_selling_points or [],
-        "citations": theme.citations,
+        "citations": _citations(theme),
         "more": [(key, _plain(value)) for key, value in theme.more.items()],
     }
+
+
+def _citations(theme: Theme) -> list[tuple[str, str]]:
+    """Each citation and, where evidence was read, whether it stands there."""
+    if theme.citations_supported is None:
+        return [(text, "") for text in theme.citations]
+    pairs = zip(theme.citations, theme.citations_supported, strict=True)
+    return [(text, "found" if is_supported else "unsupported") for text, is_supported in pairs]
 
 
 def _months(theme: Theme) -> list[dict[str, str]]:

@@ -9,6 +9,8 @@ have been charged, and so may what a process had under way when it died.
 
 A process sends its totals, never differences: a script that redis-py repeats, because the reply was lost, changes
 nothing. Redis away, a call waits. A job without a budget never gets here.
+
+Where there is no Redis the books are in a file (`workers.llm.state_file`), kept by the same rules (`decisions`).
 """
 
 import asyncio
@@ -20,7 +22,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from redis import RedisError
 from redis.asyncio import Redis
@@ -28,7 +30,8 @@ from redis.asyncio import Redis
 from config.settings import Prices, Settings
 from tasks import keys
 from tasks.budget import LIMIT, NANO, RESERVED, SPENT, dollars
-from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError
+from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
+from workers.endings import end_tasks
 from workers.llm.client import Spend, Turn
 from workers.llm.prompt import Prompt
 
@@ -131,19 +134,72 @@ class _Waiter:
     future: asyncio.Future[None]
 
 
-class JobBudget:
-    """One job's budget as this process sees it. It lives as long as the process: Redis is told its totals."""
+class BookAwayError(RetryableError):
+    """The budget's books cannot be had now: calls wait."""
 
-    def __init__(self, redis: Redis, job_id: str, *, dead_after_seconds: float, touch_seconds: float) -> None:
-        self.job_id = job_id
+
+class BudgetBook(Protocol):
+    """Where a job's limit stands, and what is spent and reserved."""
+
+    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
+        """Tell this process's totals, and ask whether it may reserve some amounts more, in nano-dollars.
+
+        Returns the limit, what all processes have spent, and a decision for each amount: 1 granted, 0 wait, -1 never.
+        Empty where there is no such budget any more.
+
+        Raises:
+            BookAwayError: nothing was granted; ask again.
+        """
+
+
+class RedisBook:
+    """A job's budget in Redis, shared by all workers."""
+
+    def __init__(self, redis: Redis, job_id: str, *, dead_after_seconds: float) -> None:
         self._key = keys.budget(job_id)
         self._script = redis.register_script(_EXCHANGE)
-        self._process = uuid.uuid4().hex[:12]
+        #: Unlike that of any other process.
+        self.process = uuid.uuid4().hex[:12]
         self._dead_after_ms = int(dead_after_seconds * 1000)
+
+    def __repr__(self) -> str:
+        return f"<RedisBook {self._key}>"
+
+    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
+        """See `BudgetBook`: one script call."""
+        arguments: list[str | int] = [self.process, spent, reserved, self._dead_after_ms, *amounts]
+        try:
+            answer: Any = await self._script(keys=[self._key], args=arguments)
+        except (RedisError, OSError) as exc:
+            raise BookAwayError(f"Redis does not answer ({exc})") from exc
+        return [int(number) for number in answer]
+
+
+def decisions(limit: int, *, certain: int, under_way: int, amounts: Sequence[int]) -> list[int]:
+    """What one process alone decides, as `_EXCHANGE` does for all: 1 granted, 0 wait, -1 never."""
+    decided, waits = [], False
+    for amount in amounts:
+        if certain + amount > limit:
+            decided.append(-1)
+        elif waits or certain + under_way + amount > limit:
+            waits = True
+            decided.append(0)
+        else:
+            under_way += amount
+            decided.append(1)
+    return decided
+
+
+class JobBudget:
+    """One job's budget as this process sees it. It lives as long as the process: its book is told totals."""
+
+    def __init__(self, book: BudgetBook, job_id: str, *, touch_seconds: float) -> None:
+        self.job_id = job_id
+        self._book = book
         self._touch_seconds = touch_seconds
         self._spent = 0
         self._reserved = 0
-        #: Spent and reserved as Redis knows them.
+        #: Spent and reserved as the book has them.
         self._told = (0, 0)
         self._waiting: list[_Waiter] = []
         self._order = itertools.count()
@@ -170,7 +226,7 @@ class JobBudget:
                 reason="price",
             )
         await self._granted(worst_nano, rank)
-        own = Spend()
+        own = Spend(recording=spend.recording)
         error: BaseException | None = None
         try:
             return await call(own)
@@ -179,17 +235,15 @@ class JobBudget:
             raise
         finally:
             self._settle(worst_nano, settled_nano(own, error, reserved=worst_nano))
-            spend.calls += own.calls
-            spend.add_tokens(own.prompt_tokens, own.completion_tokens, own.cost_usd, estimated=own.estimated)
+            spend.take(own)
 
     async def close(self) -> None:
-        """Tell Redis what is not told yet; what it does not hear counts as spent."""
+        """Tell the book what is not told yet; what it does not hear counts as spent."""
         if self._pump is None:
             return
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        await end_tasks(self._pump)
         if self._told != (self._spent, self._reserved):
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
+            with contextlib.suppress(BookAwayError, TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._exchange()
 
@@ -220,9 +274,9 @@ class JobBudget:
             self._news.clear()
             try:
                 await self._exchange()
-            except (RedisError, OSError) as exc:
+            except BookAwayError as exc:
                 if not self._is_away:
-                    log.warning("action=budget_wait job_id=%s Redis does not answer, waiting: %s", self.job_id, exc)
+                    log.warning("action=budget_wait job_id=%s calls wait: %s", self.job_id, exc)
                 self._is_away = True
                 await asyncio.sleep(REDIS_PAUSE_SECONDS)
                 continue
@@ -236,9 +290,7 @@ class JobBudget:
         asking = [waiter for waiter in sorted(self._waiting) if not waiter.future.done()]
         spent, reserved = self._spent, self._reserved
         amounts = [waiter.nano for waiter in asking]
-        answer = await self._script(
-            keys=[self._key], args=[self._process, spent, reserved, self._dead_after_ms, *amounts]
-        )
+        answer = await self._book.exchange(spent, reserved, amounts)
         if not answer:
             self._forget(asking)
             self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
@@ -247,7 +299,7 @@ class JobBudget:
         granted = sum(waiter.nano for waiter, decision in zip(asking, decisions, strict=True) if decision == 1)
         self._told = (spent, reserved + granted)
         for waiter, decision in zip(asking, decisions, strict=True):
-            self._decide(waiter, int(decision), limit_nano=int(limit), spent_nano=int(certain))
+            self._decide(waiter, decision, limit_nano=limit, spent_nano=certain)
         self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
 
     def _forget(self, asking: Sequence[_Waiter]) -> None:
@@ -293,12 +345,8 @@ class Budget:
     def of(self, job_id: str) -> JobBudget:
         """The budget of a job that has one."""
         if job_id not in self._jobs:
-            self._jobs[job_id] = JobBudget(
-                self._redis,
-                job_id,
-                dead_after_seconds=self._dead_after_seconds,
-                touch_seconds=self._touch_seconds,
-            )
+            book = RedisBook(self._redis, job_id, dead_after_seconds=self._dead_after_seconds)
+            self._jobs[job_id] = JobBudget(book, job_id, touch_seconds=self._touch_seconds)
         return self._jobs[job_id]
 
     async def close(self) -> None:

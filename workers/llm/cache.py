@@ -1,23 +1,24 @@
-"""Completions that were paid for once: at hand in memory, and shared by all workers in Redis.
+"""Completions that were paid for once: at hand in memory, and kept in Redis for all workers.
+
+Where there is no Redis a file keeps them instead (`workers.llm.state_file`).
 
 Only validated answers are stored. Redis lost in the middle costs speed, never a job: the memory tier goes on alone, it
-is said once, and Redis is used again as soon as it answers. Reads that come together travel together, and so do writes:
-a round of the graph is one MGET.
+is said once, and once when Redis is back, which is used again as soon as it answers. Reads that come together travel
+together, and so do writes: a round of the graph is one MGET.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
-from redis import RedisError
 from redis.asyncio import Redis
 
-from tasks import keys
 from workers.llm import codec
 from workers.llm.codec import CodecError
+from workers.llm.completions import CompletionStore, RedisCompletions, StoreAwayError
 from workers.llm.memory import MIB, MemoryTier
 from workers.llm.tally import CacheTally
 
@@ -59,7 +60,7 @@ def decode(stored: bytes) -> CachedCompletion:
 
 
 class PersistentLLMCache:
-    """Two tiers: memory, then Redis. `redis` is None where the persistent tier is switched off.
+    """Two tiers: memory, then `store`: Redis, or a file; None where the persistent tier is switched off.
 
     Methods that take a `tally` count in it too, beside the process's own. `fits` says whether a value is of use: what
     was stored under an older schema, or by hand, is not served.
@@ -67,7 +68,7 @@ class PersistentLLMCache:
 
     def __init__(
         self,
-        redis: Redis | None,
+        store: Redis | CompletionStore | None,
         *,
         max_memory_mb: int,
         pressure_mb: int,
@@ -75,11 +76,15 @@ class PersistentLLMCache:
         compress: bool,
         codec: str = "zstd",
     ) -> None:
-        self._redis = redis
+        self._store = RedisCompletions(store) if isinstance(store, Redis) else store
         self._memory = MemoryTier(max_memory_mb * MIB, pressure_bytes=pressure_mb * MIB)
         self._ttl_ms = int(ttl_days * 86_400_000)
         self._codec = codec if compress else "raw"
         self._paused_until = 0.0
+        self._away_since: float | None = None
+        self._away_seconds = 0.0
+        #: Times that the store was found away.
+        self.outages = 0
         self._asked: dict[str, asyncio.Future[bytes | None]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._unwritten: dict[str, bytes] = {}
@@ -87,9 +92,21 @@ class PersistentLLMCache:
         self._tally = CacheTally()
 
     def __repr__(self) -> str:
-        tier = "off" if self._redis is None else "paused" if self._is_paused() else "on"
         hits = f"memory_hits={self._tally.memory_hits} redis_hits={self._tally.redis_hits}"
-        return f"<PersistentLLMCache redis={tier} {hits} misses={self._tally.misses} {self._memory!r}>"
+        return f"<PersistentLLMCache store={self.state} {hits} misses={self._tally.misses} {self._memory!r}>"
+
+    @property
+    def state(self) -> Literal["off", "on", "away"]:
+        """Of the persistent tier: switched off, in use, or away, so that memory goes on alone."""
+        if self._store is None:
+            return "off"
+        return "on" if self._away_since is None else "away"
+
+    @property
+    def away_seconds(self) -> float:
+        """Seconds that the persistent tier was away, the present outage included."""
+        now = 0.0 if self._away_since is None else time.monotonic() - self._away_since
+        return self._away_seconds + now
 
     @property
     def tally(self) -> CacheTally:
@@ -103,9 +120,14 @@ class PersistentLLMCache:
         return self._memory.size_bytes
 
     @property
+    def memory(self) -> MemoryTier:
+        """What this process has at hand."""
+        return self._memory
+
+    @property
     def is_shared(self) -> bool:
         """Whether other processes see what is stored here."""
-        return self._redis is not None and not self._is_paused()
+        return self._store is not None and not self._is_paused()
 
     @property
     def ttl_ms(self) -> int:
@@ -262,28 +284,37 @@ class PersistentLLMCache:
 
     async def _mget(self, wanted: Sequence[str]) -> list[bytes | None]:
         try:
-            if self._redis is not None:
-                values: Any = await self._redis.mget([keys.cache(key) for key in wanted])
-                return list(values)
-        except (RedisError, OSError) as exc:
+            if self._store is not None:
+                values = await self._store.read(wanted)
+                self.answered()
+                return values
+        except StoreAwayError as exc:
             self._pause(exc)
         return [None] * len(wanted)
 
     async def _write_all(self) -> None:
-        while self._unwritten and self._redis is not None:
+        while self._unwritten and self._store is not None:
             unwritten, self._unwritten = self._unwritten, {}
             try:
-                async with self._redis.pipeline(transaction=False) as pipeline:
-                    for key, stored in unwritten.items():
-                        pipeline.set(keys.cache(key), stored, px=self._ttl_ms)
-                    await pipeline.execute()
-            except (RedisError, OSError) as exc:
+                await self._store.write(unwritten, ttl_ms=self._ttl_ms)
+                self.answered()
+            except StoreAwayError as exc:
                 self._pause(exc)
+
+    def answered(self) -> None:
+        """The store is there; who has just spoken with the same Redis may say so too."""
+        if self._away_since is None:
+            return
+        self._away_seconds, seconds = self.away_seconds, time.monotonic() - self._away_since
+        self._away_since, self._paused_until = None, 0.0
+        log.info("action=cache_restored after %.1f s completions are shared again", seconds)
 
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
 
     def _pause(self, exc: Exception) -> None:
-        if not self._is_paused():
-            log.warning("action=cache_degraded Redis does not answer, the memory cache goes on alone: %s", exc)
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            self.outages += 1
+            log.warning("action=cache_degraded the memory cache goes on alone: %s", exc)
         self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS

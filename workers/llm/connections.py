@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 
-from config.settings import LlmSettings
+from config.settings import LlmSettings, PerformanceSettings
 from workers.observe.profiler import SILENT, PerformanceProfiler
 
 if TYPE_CHECKING:
@@ -26,17 +26,22 @@ SPREAD: Final = 0.1
 
 
 class RecyclingConnector(aiohttp.TCPConnector):
-    """Opens connections, lends idle ones again, and closes those that have reached their age.
+    """Opens connections, lends idle ones again, and closes those that have reached their age or served enough.
 
-    It relies on two methods of aiohttp's connector that are not public; tests/integration/test_connections.py holds
-    them against a real server.
+    It relies on methods and the limit of aiohttp's connector that are not public; tests/integration/test_endpoints.py
+    and tests/e2e/test_tune.py hold them against a real server.
     """
 
-    def __init__(self, *, max_age_seconds: float, profiler: PerformanceProfiler, **options: Any) -> None:
+    def __init__(
+        self, *, max_age_seconds: float, max_requests: int, profiler: PerformanceProfiler, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._profiler = profiler
         #: Seconds that the requests of these tasks have spent in connecting, until they ask.
         self._connecting: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
+        self._max_requests = max_requests
+        #: Requests that each connection has served.
+        self._served: WeakKeyDictionary[ResponseHandler, int] = WeakKeyDictionary()
         self._max_age_seconds = max_age_seconds
         self._ends_at: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
         self.opened = 0
@@ -50,6 +55,11 @@ class RecyclingConnector(aiohttp.TCPConnector):
     def idle(self) -> int:
         """Open connections that nobody uses."""
         return sum(len(idle) for idle in self._conns.values())
+
+    def resize(self, limit: int) -> None:
+        """Allow so many connections; those in use beyond that are closed by nobody, and go by themselves."""
+        self._limit = limit
+        self._release_waiter()
 
     async def _create_connection(self, *args: Any, **options: Any) -> "ResponseHandler":
         began = time.perf_counter()
@@ -74,7 +84,8 @@ class RecyclingConnector(aiohttp.TCPConnector):
 
     def _release(self, key: Any, protocol: "ResponseHandler", *, should_close: bool = False) -> None:
         is_old = time.monotonic() >= self._ends_at.get(protocol, 0.0)
-        super()._release(key, protocol, should_close=should_close or is_old)
+        served = self._served[protocol] = self._served.get(protocol, 0) + 1
+        super()._release(key, protocol, should_close=should_close or is_old or served >= self._max_requests)
 
 
 class Connections:
@@ -88,6 +99,7 @@ class Connections:
         api_key: str | None,
         max_connections: int,
         profiler: PerformanceProfiler = SILENT,
+        max_requests: int = PerformanceSettings().max_requests_per_connection,
     ) -> None:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key:
@@ -99,6 +111,7 @@ class Connections:
             keepalive_timeout=settings.idle_connection_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
             profiler=profiler,
+            max_requests=max_requests,
         )
         self.session = aiohttp.ClientSession(
             headers=headers,
@@ -131,6 +144,15 @@ class Connections:
     def connecting_seconds(self) -> float:
         """As the connector says it."""
         return self._connector.connecting_seconds()
+
+    def resize(self, max_connections: int) -> None:
+        """Allow so many connections from now on; requests that are under way go on."""
+        self._connector.resize(max_connections)
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be open at once."""
+        return self._connector.limit
 
     async def close(self) -> None:
         """Close every connection."""

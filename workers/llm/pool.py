@@ -99,6 +99,7 @@ class LLMConnectionPool:
                     base_url=endpoint.base_url,
                     api_key=endpoint.api_key,
                     max_connections=size,
+                    max_requests=settings.performance_optimization.max_requests_per_connection,
                     profiler=profiler,
                 )
                 stack.push_async_callback(connections.close)
@@ -150,6 +151,16 @@ class LLMConnectionPool:
     def waiting(self) -> int:
         """Callers in the pool's line."""
         return sum(not future.done() for line in self._waiting.values() for _, _, future in line)
+
+    def tune(self, settings: Settings) -> None:
+        """Keep to other sizes and limits from now on; calls that are under way go on, also beyond a smaller size."""
+        size = settings.performance_optimization.llm_connection_pool_size
+        self._max_size = size
+        for connections in self._connections:
+            connections.resize(size)
+        for route in self.routes:
+            route.tune(settings)
+        self._hand_over()
 
     def statistics(self) -> dict[str, Any]:
         """What the pool is doing, and what it has done since the process started. Waits are in milliseconds."""

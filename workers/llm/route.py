@@ -13,7 +13,7 @@ from workers.llm.circuit import Circuit
 from workers.llm.client import ChatClient
 from workers.llm.concurrency import AdaptiveConcurrency
 from workers.llm.connections import Connections
-from workers.llm.endpoints import Endpoint
+from workers.llm.endpoints import Endpoint, limits_of
 from workers.llm.rate_limit import RateLimiter, Slot
 from workers.observe.counters import Counters, field
 from workers.observe.profiler import PerformanceProfiler
@@ -94,6 +94,13 @@ class Route:
             circuit=Circuit(base_seconds=performance.retry_base_delay, most_seconds=performance.retry_max_delay),
         )
 
+    def tune(self, settings: Settings) -> None:
+        """Keep to other limits from now on."""
+        most = settings.performance_optimization.llm_connection_pool_size
+        llm = settings.llm
+        self.concurrency.change(least=llm.adaptive_concurrency_min, most=most, enabled=llm.adaptive_concurrency)
+        self.limiter.tune(limits_of(llm, self.name), max_ahead=most)
+
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[Slot]:
         """The right to send one request of about so many tokens under the endpoint's rate limits."""
@@ -131,7 +138,13 @@ class Route:
             "circuit": self.circuit.state.value,
             "in_use": self.in_use,
             "limit": self.concurrency.limit,
+            "cuts": self.concurrency.cuts,
             "failures": self.circuit.failures,
+            "error": type(self.circuit.error).__name__ if self.circuit.error else None,
+            "cooling_seconds": round(self.limiter.cool_down.left_seconds, 1),
+            "cool_downs": self.limiter.cool_down.count,
+            "queued": self.queued,
+            "limit_digest": self.limiter.digest,
             "latency_ms": None if self.latency_seconds is None else round(self.latency_seconds * 1000, 1),
         }
 

@@ -26,6 +26,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
+from workers.endings import end_tasks
 from workers.llm import flight_scripts
 
 log = logging.getLogger("themes.llm")
@@ -116,6 +117,7 @@ class SharedFlights:
         self._ender: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._paused_until = 0.0
+        self._is_away = False
         self._looked_at = 0.0
         #: Set while the channel is listened to.
         self.listening = asyncio.Event()
@@ -140,10 +142,7 @@ class SharedFlights:
     async def close(self) -> None:
         """Store what is on its way, and listen no more. What waits is cancelled by who waits."""
         await self.flush()
-        for task in [*self._tasks, self._claimer]:
-            if task:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(*(task for task in [*self._tasks, self._claimer] if task))
 
     async def flush(self) -> None:
         """Wait until every answer so far is stored, or Redis found away."""
@@ -217,6 +216,7 @@ class SharedFlights:
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 answers = await self._claim(keys=script_keys, args=arguments)
+            self._answered()
         except (RedisError, OSError, TimeoutError) as exc:
             self._pause(exc)
             answers = [(b"alone", b"")] * len(self._waiting)
@@ -264,6 +264,7 @@ class SharedFlights:
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                     await self._end(keys=script_keys, args=arguments)
+                self._answered()
             except (RedisError, OSError, TimeoutError) as exc:
                 # The answers are in the memory of this process; the leases run out by themselves.
                 self._pause(exc)
@@ -306,8 +307,14 @@ class SharedFlights:
             claim.due = 0.0
             self._changed.set()
 
+    def _answered(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            log.info("action=flights_restored Redis answers, equal prompts of all processes are joined again")
+
     def _pause(self, exc: Exception) -> None:
-        if not self.is_paused:
+        if not self._is_away:
+            self._is_away = True
             log.warning(
                 "action=flights_degraded Redis does not answer, equal prompts are joined in this process alone: %s",
                 str(exc) or type(exc).__name__,

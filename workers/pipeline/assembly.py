@@ -24,6 +24,7 @@ from tasks.messages import (
     Usage,
     normalise,
 )
+from workers.pipeline.evidence import Evidence
 from workers.pipeline.prompts import Stage
 
 #: Names at least this alike (0-1) are reported as similar.
@@ -41,6 +42,7 @@ _THEME_FIELDS: Final = frozenset(Theme.__struct_fields__) - {
     "name",
     "description",
     "citations",
+    "citations_supported",
 }
 _PROFILE_FIELDS: Final = frozenset({"overlapping_groups", "quality", "overall", "recommendations"})
 
@@ -90,8 +92,8 @@ class StageOutcome:
         )
 
 
-def numbered(outcomes: Sequence[StageOutcome]) -> list[Theme]:
-    """The new themes of all stages that found some, numbered through from t1."""
+def numbered(outcomes: Sequence[StageOutcome], evidence: Evidence | None = None) -> list[Theme]:
+    """The new themes of all stages that found some, numbered through from t1, their citations checked."""
     themes: list[Theme] = []
     for outcome in outcomes:
         for found in outcome.values or ():
@@ -102,6 +104,7 @@ def numbered(outcomes: Sequence[StageOutcome]) -> list[Theme]:
                     name=found["name"].strip() or found["name"],
                     description=found["description"].strip() or found["description"],
                     citations=list(found["citations"]),
+                    citations_supported=evidence.supports(found["citations"]) if evidence else None,
                 )
             )
     return themes
@@ -114,6 +117,7 @@ def assemble(
     *,
     pipeline_version: str,
     elapsed_ms: float,
+    evidence: Evidence | None = None,
 ) -> Profile:
     """The profile of a destination from the outcomes of all its stages."""
     per_theme = [outcome for outcome in outcomes.values() if outcome.stage.asks == "each theme"]
@@ -145,6 +149,7 @@ def assemble(
         created_at=time.time(),
         extra=destination.extra,
         more={name: value for name, value in whole.items() if name not in _PROFILE_FIELDS},
+        evidence=evidence.records() if evidence else [],
     )
 
 

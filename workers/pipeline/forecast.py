@@ -28,7 +28,7 @@ from workers.llm.prompt import Prompt, sampling_of
 from workers.pipeline.assembly import StageOutcome, numbered
 from workers.pipeline.pace import Fleet, Pace, pace_of
 from workers.pipeline.processor import batches_of
-from workers.pipeline.prompts import Input, Stage, load_stages
+from workers.pipeline.prompts import Input, Stage, stages_of
 
 #: Destinations in a sample, at most.
 SAMPLE: Final = 200
@@ -146,7 +146,7 @@ class Forecaster:
         self._settings = settings
         self._redis = redis
         self._sampling = sampling_of(settings.llm)
-        self._stages = load_stages(settings.pipeline.prompts_dir)
+        self._stages = stages_of(settings)
         self._finding = [stage for stage in self._stages if stage.asks == "new themes"]
         self._about = [stage for stage in self._stages if stage.asks != "new themes"]
         self._use_cache = use_cache

@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 from config.settings import PerformanceSettings, Settings
+from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
 from workers.llm.budget import JobBudget
@@ -16,7 +17,9 @@ from workers.llm.generator import Account, Completion, FocusedLLMGenerator
 from workers.llm.halt import Halt, Ticket
 from workers.llm.outcomes import TruncatedError
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import current
 from workers.pipeline.assembly import StageOutcome, assemble, numbered
+from workers.pipeline.evidence import Evidence, EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
@@ -47,7 +50,9 @@ class FocusedPromptProcessor:
         *,
         settings: Settings,
         profiler: PerformanceProfiler,
+        evidence: EvidenceReader | None = None,
     ) -> None:
+        self._evidence = evidence
         self._graph = graph
         self._generator = generator
         self._version = pipeline_version(graph.stages.values())
@@ -83,14 +88,26 @@ class FocusedPromptProcessor:
             budget=budget,
             halt=halt or Halt("no job"),
         )
+        if self._evidence is not None:
+            with self._profiler.span("web.evidence"):
+                run.evidence = await self._evidence.read(destination)
         await run.stages()
         return run.outcome(attempt=attempt, elapsed_ms=(time.perf_counter() - began) * 1000)
 
     async def ask(self, stage: Stage, run: "_Run") -> StageOutcome:
         """The outcome of one stage of a run."""
+        with tracing.span("stage", stage=stage.name) as span:
+            outcome = await self._outcome(stage, run)
+            tracing.note(
+                span, source=outcome.source, calls=outcome.usage.llm_calls, cache_hits=outcome.usage.cache_hits
+            )
+            return outcome
+
+    async def _outcome(self, stage: Stage, run: "_Run") -> StageOutcome:
         began = time.perf_counter()
         outcome = StageOutcome(stage)
-        account = Account(Spend(budget=run.budget), ticket=Ticket(run.halt))
+        recording = current()
+        account = Account(Spend(budget=run.budget, recording=recording), ticket=Ticket(run.halt))
         try:
             with run.halt.heeded(account.ticket):
                 await self._asked(stage, run, account, outcome)
@@ -105,6 +122,8 @@ class FocusedPromptProcessor:
         except (PermanentError, RetryableError) as exc:
             outcome.error, outcome.reason = exc, _reason(exc)
         outcome.usage = account.usage()
+        if recording:
+            recording.cached(outcome.usage)
         outcome.elapsed_ms = (time.perf_counter() - began) * 1000
         if run.on_stage and not run.stopped:
             run.on_stage(run.destination, outcome.record(), len(outcome.values or ()), outcome.excerpt())
@@ -205,6 +224,8 @@ class _Run:
         #: Set when a stage was stopped or could not be paid for: no other one starts.
         self.stopped: JobStoppedError | None = None
         self.themes: list[Theme] = []
+        #: What the web says of the destination; None where it is not asked.
+        self.evidence: Evidence | None = None
         self._processor = processor
         self._graph = processor._graph  # noqa: SLF001  # the two are one machine in two pieces
         self._outcomes: dict[str, StageOutcome] = {}
@@ -214,7 +235,9 @@ class _Run:
         """The data of a prompt about these themes, written once for all stages that ask about them."""
         key = (themes[0].id, themes[-1].id, len(themes)) if themes else ()
         if key not in self._inputs:
-            self._inputs[key] = Input.of(self.destination, themes)
+            # Only those who look for themes read it: eleven prompts would repeat it for nothing.
+            quoted = () if themes or self.evidence is None else self.evidence.quoted()
+            self._inputs[key] = Input.of(self.destination, themes, quoted)
         return self._inputs[key]
 
     async def stages(self) -> None:
@@ -249,7 +272,8 @@ class _Run:
     def _has_themes(self) -> bool:
         """Number the themes when every stage that finds some has ended."""
         if not self.themes:
-            self.themes = numbered([outcome for outcome in self._in_order() if outcome.stage.asks == "new themes"])
+            found = [outcome for outcome in self._in_order() if outcome.stage.asks == "new themes"]
+            self.themes = numbered(found, self.evidence)
         return bool(self.themes)
 
     def _in_order(self) -> list[StageOutcome]:
@@ -271,6 +295,7 @@ class _Run:
                 {outcome.stage.name: outcome for outcome in in_order},
                 pipeline_version=self._processor._version,  # noqa: SLF001  # as above
                 elapsed_ms=elapsed_ms,
+                evidence=self.evidence,
             )
             return Outcome(profile, None, usage, elapsed_ms, is_retryable=retryable)
         broken = next((outcome for outcome in in_order if outcome.error), None)

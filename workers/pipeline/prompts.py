@@ -17,7 +17,7 @@ stage is asked again; the others come from the cache.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 import yaml
 
+from config.settings import Settings
 from tasks.errors import ConfigError
 from tasks.messages import Destination, Theme, normalise
 from workers.llm.answers import AnswerSchema
@@ -34,6 +35,8 @@ from workers.pipeline import schemas
 BUILT_IN: Final = Path(__file__).with_name("prompts")
 #: The file that every prompt begins with.
 SYSTEM: Final = "system.md"
+#: What is added to prompts that find themes where the web is read first.
+EVIDENCE: Final = "evidence.md"
 #: Hex digits of a version: 48 bits, for telling apart, not for safety.
 VERSION_DIGITS: Final = 12
 
@@ -115,8 +118,10 @@ class Input:
     count: int
 
     @classmethod
-    def of(cls, destination: Destination, themes: Sequence[Theme] = ()) -> "Input":
-        """Write the block of data."""
+    def of(
+        cls, destination: Destination, themes: Sequence[Theme] = (), evidence: Sequence[dict[str, str]] = ()
+    ) -> "Input":
+        """Write the block of data; `evidence` are quotations, as `workers.pipeline.evidence` makes them."""
         listed = [
             {"id": number, "category": theme.category, "name": theme.name}
             for number, theme in zip(schemas.theme_ids(len(themes)), themes, strict=True)
@@ -126,18 +131,22 @@ class Input:
         if destination.lat is not None and destination.lon is not None:
             known |= {"lat": destination.lat, "lon": destination.lon}  # type: ignore[dict-item]
         canonical = {key: normalise(value) if isinstance(value, str) else value for key, value in known.items()}
-        return cls(_input_block(known, listed), _input_block(canonical, listed), len(themes))
+        quoted = list(evidence)
+        return cls(_input_block(known, listed, quoted), _input_block(canonical, listed, quoted), len(themes))
 
 
-def _input_block(destination: dict[str, Any], themes: list[dict[str, str]]) -> str:
+def _input_block(destination: dict[str, Any], themes: list[dict[str, str]], evidence: list[dict[str, str]]) -> str:
     """The data of a prompt as one line of JSON between markers; `<` is escaped so that no name can close them."""
-    data: dict[str, Any] = {"destination": destination} | ({"themes": themes} if themes else {})
+    data: dict[str, Any] = {"destination": destination}
+    data |= {name: part for name, part in (("themes", themes), ("evidence", evidence)) if part}
     text = msgspec.json.encode(data).decode().replace("<", "\\u003c")
     return f"<input>\n{text}\n</input>"
 
 
-def load_stages(folder: Path | None = None) -> list[Stage]:
+def load_stages(folder: Path | None = None, *, with_evidence: bool = False) -> list[Stage]:
     """Read every prompt file of a folder, by default the built-in ones, in the order of their names.
+
+    With evidence, stages that find themes are told how to cite it: those are other prompts, with other versions.
 
     Raises:
         ConfigError: a file is missing or wrong; the message names the file and the mend.
@@ -145,13 +154,31 @@ def load_stages(folder: Path | None = None) -> list[Stage]:
     folder = folder or BUILT_IN
     try:
         system = (folder / SYSTEM).read_text("utf-8").strip()
-        files = sorted(path for path in folder.glob("*.md") if path.name != SYSTEM)
+        files = sorted(path for path in folder.glob("*.md") if path.name not in {SYSTEM, EVIDENCE})
         stages = [_read(path, system) for path in files]
+        if with_evidence:
+            told = folder / EVIDENCE if (folder / EVIDENCE).exists() else BUILT_IN / EVIDENCE
+            stages = [_citing(stage, told.read_text("utf-8").strip()) for stage in stages]
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"pipeline.prompts_dir: {folder}: {exc}; it needs {SYSTEM} and one file a stage") from exc
     if not any(stage.asks == "new themes" for stage in stages):
         raise ConfigError(f"pipeline.prompts_dir: {folder}: no stage has `asks: new themes`, so there would be none")
     return stages
+
+
+def stages_of(settings: Settings) -> list[Stage]:
+    """The stages that these settings ask for.
+
+    Raises:
+        ConfigError: as `load_stages`.
+    """
+    return load_stages(settings.pipeline.prompts_dir, with_evidence=settings.web_discovery.enabled)
+
+
+def _citing(stage: Stage, told: str) -> Stage:
+    if stage.asks != "new themes":
+        return stage
+    return replace(stage, instructions=f"{stage.instructions}\n\n{told}")
 
 
 def pipeline_version(stages: Iterable[Stage]) -> str:

@@ -51,8 +51,8 @@ class Backend(Protocol):
         """Close every connection."""
 
 
-def backend_of(url: str, *, pool_size: int, timeout_seconds: float) -> Backend:
-    """The database that a URL names; nothing is opened yet.
+def backend_of(url: str, *, pool_size: int, timeout_seconds: float, is_acknowledged: bool = True) -> Backend:
+    """The database that a URL names; nothing is opened yet. `is_acknowledged`: see `SQLiteFile`.
 
     Raises:
         DatabaseError: no URL, or of a database that is not known here.
@@ -63,7 +63,7 @@ def backend_of(url: str, *, pool_size: int, timeout_seconds: float) -> Backend:
         raise DatabaseError(f"database.url: not a URL; {_EXAMPLE}") from bad
     name = parsed.get_backend_name()
     if name == "sqlite":
-        return SQLiteFile(parsed, pool_size=pool_size, timeout_seconds=timeout_seconds)
+        return SQLiteFile(parsed, pool_size=pool_size, timeout_seconds=timeout_seconds, is_acknowledged=is_acknowledged)
     if name == "postgresql":
         return PostgreSQLServer(parsed, pool_size=pool_size, timeout_seconds=timeout_seconds)
     raise DatabaseError(f"database.url: {name} is not supported; {_EXAMPLE}")

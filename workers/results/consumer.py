@@ -18,10 +18,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ExecAbortError, OutOfMemoryError, RedisError, ResponseError
 
 from config.settings import Settings
-from tasks import keys
+from tasks import keys, tracing
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError
-from tasks.messages import StreamEntry
+from tasks.messages import Result, StreamEntry
 from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.observe.records import Records
 from workers.results.announce import Announcer
@@ -170,11 +170,13 @@ class ResultsConsumer:
             return await self._settle_for(jobs, batch, decoded)
 
     async def _settle_for(self, jobs: dict[str, Records], batch: list[RawEntry], decoded: Decoded) -> bool:
-        began = time.perf_counter()
+        began, began_ns = time.perf_counter(), time.time_ns()
         applied = await self._write(decoded.entries, decoded.dead)
         if applied is None:
             return False
         self._profile.written(jobs, decoded, applied, seconds=time.perf_counter() - began)
+        traces = [entry.trace for entry in decoded.entries if isinstance(entry, Result) and entry.trace]
+        tracing.done("commit", traces, began_ns, time.time_ns(), batch=len(batch))
         await self._announce(applied)
         for dead in decoded.dead:
             _say_dead(dead)
@@ -207,13 +209,13 @@ class ResultsConsumer:
                 self._untold = [*self._untold, applied][-UNTOLD:]
 
     async def _tell_again(self) -> None:
-        """Tell how the jobs stand that Redis takes for unfinished: a consumer may have died without telling."""
+        """Tell how the jobs stand that Redis takes for unfinished, and the totals: a consumer may not have."""
         self._untold.clear()
         jobs = {}
         for member in await self._redis.smembers(keys.ACTIVE):
             if row := await self._store.job(text_of(member)):
                 jobs[row.job_id] = row
-        await self._announce(Applied(jobs, [], []))
+        await self._announce(Applied(jobs, [], [], await self._store.totals()))
 
     async def _write(self, entries: list[StreamEntry], dead: list[DeadEntry]) -> Applied | None:
         """Write the batch, however long the database is busy; None when told to stop meanwhile."""

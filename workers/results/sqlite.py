@@ -92,13 +92,13 @@ def path_of(parsed: URL) -> Path:
     return Path(parsed.database).absolute()
 
 
-def writer_engine(path: Path, *, timeout_seconds: float) -> AsyncEngine:
-    """The engine of the one writing connection."""
+def writer_engine(path: Path, *, timeout_seconds: float, is_acknowledged: bool = True) -> AsyncEngine:
+    """The engine of the one writing connection; see `SQLiteFile` for `is_acknowledged`."""
     pragmas: dict[str, str | int] = {
         # Readers never wait for the writer, nor it for them. Kept in the file.
         "journal_mode": "WAL",
         # One fsync a commit: whoever acks after the commit must find it after a power cut (NORMAL may roll it back).
-        "synchronous": "FULL",
+        "synchronous": "FULL" if is_acknowledged else "NORMAL",
         # Rows hang on their destination, whoever writes them.
         "foreign_keys": "ON",
         "journal_size_limit": WAL_KEEP_BYTES,
@@ -249,11 +249,13 @@ class SQLiteFile:
         url: SQLAlchemy's URL of the file.
         pool_size: connections in all; one of them writes, at least one reads.
         timeout_seconds: how long to wait for a lock or a free connection.
+        is_acknowledged: after a commit somebody else forgets what was written. False where whoever writes can make it
+            again: a commit then survives a kill, but maybe no power cut, and waits for no disk.
     """
 
-    def __init__(self, url: URL, *, pool_size: int, timeout_seconds: float) -> None:
+    def __init__(self, url: URL, *, pool_size: int, timeout_seconds: float, is_acknowledged: bool = True) -> None:
         self.path = path_of(url)
-        self.writer = writer_engine(self.path, timeout_seconds=timeout_seconds)
+        self.writer = writer_engine(self.path, timeout_seconds=timeout_seconds, is_acknowledged=is_acknowledged)
         self.readers = reader_engine(self.path, size=max(1, pool_size - 1), timeout_seconds=timeout_seconds)
         self._identity: tuple[int, int] | None = None
         self._tidying: asyncio.Task[None] | None = None

@@ -19,9 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from config.settings import Settings
 from tasks.errors import DatabaseError
-from tasks.messages import StreamEntry
+from tasks.messages import Destination, StreamEntry
 from workers.observe.picture import JobPart
-from workers.results import tables
+from workers.results import tables, totals
 from workers.results.backend import Backend, backend_of
 from workers.results.batch import Changes, UnusableEntryError
 from workers.results.rows import (
@@ -68,23 +68,29 @@ class AsyncDatabaseManager:
         url: SQLAlchemy's URL of it.
         pool_size: connections in all; one of them writes, at least one reads.
         timeout_seconds: how long to wait for a lock or a free connection.
+        is_acknowledged: see `workers.results.sqlite.SQLiteFile`.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 20, timeout_seconds: float = 30.0) -> None:
-        self._backend: Backend = backend_of(url, pool_size=pool_size, timeout_seconds=timeout_seconds)
+    def __init__(
+        self, url: str, *, pool_size: int = 20, timeout_seconds: float = 30.0, is_acknowledged: bool = True
+    ) -> None:
+        self._backend: Backend = backend_of(
+            url, pool_size=pool_size, timeout_seconds=timeout_seconds, is_acknowledged=is_acknowledged
+        )
         self._timeout_seconds = timeout_seconds
         self._stats = StoreStats()
         self.times = StatementStatistics()
         self._writer = Writer(self._backend.writer.dialect, self.times)
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: Settings, *, is_acknowledged: bool = True) -> Self:
         """The database that the settings name."""
         performance = settings.performance_optimization
         return cls(
             settings.database_url,
             pool_size=performance.database_connection_pool_size,
             timeout_seconds=performance.database_timeout_seconds,
+            is_acknowledged=is_acknowledged,
         )
 
     def __repr__(self) -> str:
@@ -238,13 +244,14 @@ class AsyncDatabaseManager:
             rows += await self._writer.bury(connection, dead, time.time())
             began = time.perf_counter()
         self.times.add("commit", time.perf_counter() - began, rows)
-        return Applied(changes.jobs, changes.outcomes(), []), rows
+        return Applied(changes.jobs, changes.outcomes(), [], changes.totals), rows
 
     async def _apply_one_by_one(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
         """Each entry in a savepoint of its own, all in one transaction: only the bad ones are left out."""
         jobs: dict[str, JobRow] = {}
         shown: dict[tuple[str, str], Outcome] = {}
         rejected: list[Rejected] = []
+        standing: dict[str, int] = {}
         async with self.writing() as connection:
             rows = await self._writer.bury(connection, dead, time.time())
             for index, entry in enumerate(entries):
@@ -257,8 +264,9 @@ class AsyncDatabaseManager:
                 else:
                     rows += written
                     jobs |= changes.jobs
+                    standing |= changes.totals
                     _merge(shown, changes)
-        return Applied(jobs, list(shown.values()), rejected), rows
+        return Applied(jobs, list(shown.values()), rejected, standing), rows
 
     def _count(self, applied: Applied, rows: int, entries: int, seconds: float) -> None:
         s = self._stats
@@ -281,6 +289,11 @@ class AsyncDatabaseManager:
         """Every job, the newest first; `total` as in `job`."""
         return [row async for row in self._jobs()]
 
+    async def totals(self) -> dict[str, int]:
+        """The counters over all jobs (`tasks.totals`), and `since`: when they began, in microseconds since 1970."""
+        async with self.reading() as connection:
+            return await totals.read(connection)
+
     def destinations(self, job_id: str, state: DestinationState | None = None) -> AsyncIterator[DestinationRow]:
         """A job's destinations in the order they came, all or those in one state."""
         table = tables.destinations
@@ -290,6 +303,18 @@ class AsyncDatabaseManager:
     def missing(self, job_id: str) -> AsyncIterator[DestinationRow]:
         """A job's destinations that have neither a profile nor a failure, in the order they came."""
         return self.destinations(job_id, "queued")
+
+    async def missing_after(self, job_id: str, place: int, count: int) -> tuple[list[Destination], int]:
+        """As `missing`, at most `count` of those that come after a place, and the place of the last; -1 is the start.
+
+        Those that are listed later come later.
+        """
+        table = tables.destinations
+        at = literal_column("destinations.rowid", Integer).label("place")
+        query = select(table, at).where(table.c.job_id == job_id, table.c.state == "queued", at > place)
+        async with self.reading() as connection:
+            rows = (await connection.execute(query.order_by(column("place")).limit(count))).mappings().all()
+        return [DestinationRow.of(row).destination for row in rows], rows[-1]["place"] if rows else place
 
     def failed(self, job_id: str, error_class: str | None = None) -> AsyncIterator[DestinationRow]:
         """A job's destinations that failed, all or those with one class of error, in the order they came."""

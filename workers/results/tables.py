@@ -141,7 +141,7 @@ attempts = Table(
     Column("attempt", _Whole, primary_key=True),
     Column("worker", Text, primary_key=True),
     Column("at", Float, primary_key=True),
-    #: ok, partial, failed, or stopped: it cost something and came to no end.
+    #: ok, partial, failed; or what cost something and came to no end: stopped, or lost when its process died.
     Column("outcome", Text, nullable=False),
     Column("elapsed_ms", Float, nullable=False),
     *_usage(),
@@ -310,4 +310,12 @@ job_profiles = Table(
     Column("process", Text, primary_key=True),
     #: A `workers.observe.picture.JobPart` as JSON.
     Column("payload", Text, nullable=False),
+)
+
+#: Sums over all jobs that only rise (`tasks.totals`), and since when they are counted.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
 )

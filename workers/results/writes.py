@@ -41,6 +41,7 @@ from workers.results.batch import Changes, Fold, Key, Standing
 from workers.results.rows import JobRow
 from workers.results.statements import Statement, StatementStatistics, insert
 from workers.results.stream import DeadEntry
+from workers.results.totals import Totals, ended
 
 #: Ids in one IN list: well below SQLite's bound of 32,766 parameters.
 IDS_PER_QUERY: Final = 1_000
@@ -119,6 +120,7 @@ class Writer:
         self._run = statement(
             "insert attempts", insert(dialect, tables.attempts).on_conflict_do_nothing(), tables.attempts
         )
+        self._totals = Totals(dialect)
         self._profile = upsert(tables.profiles, ("job_id", "destination_id"))
         self._failure = upsert(tables.failures, ("job_id", "destination_id"))
         self._children = {
@@ -212,6 +214,8 @@ class Writer:
         stands = [_standing_row(key, s, now) for key, s in changes.destinations.items()]
         count = await self._standing.run(connection, stands, self.times)
         count += await self._run.run(connection, [_run_row(r) for r in changes.runs.values()], self.times)
+        if changes.runs:
+            changes.totals = await self._totals.add(connection, changes.runs.values(), self.times)
         count += await self._write_outcomes(connection, changes, now)
         jobs = [_job_row(job) for job in changes.jobs.values()]
         if jobs:
@@ -327,11 +331,8 @@ def _job_row(job: JobRow) -> dict[str, Any]:
 
 
 def _run_row(result: Result | Spent) -> Values:
-    outcome = "stopped"
-    if isinstance(result, Result):
-        outcome = result.profile.status if result.profile else "failed"
     r = result
-    head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, outcome, r.elapsed_ms)
+    head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, ended(r), r.elapsed_ms)
     return (*head, *_usage_values(r.usage))
 
 

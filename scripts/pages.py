@@ -1,0 +1,86 @@
+"""Destinations in pages, read by a thread of its own.
+
+A pipe may keep silent for hours, and a thread that waits for it cannot be interrupted: so it is not the loop's, and at
+the end of the process nobody waits for it.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final, Self
+
+from tasks.messages import Destination
+
+#: Destinations in one page, and in the first: work starts while the rest is still being read.
+PAGE: Final = 500
+FIRST_PAGE: Final = 50
+#: Pages that may be read ahead.
+AHEAD: Final = 2
+
+
+class Pages:
+    """An asynchronous iterator over the pages of an iterable. Start it on the loop that uses it.
+
+    What the iterable raises is raised to who iterates.
+    """
+
+    def __init__(self, rows: Iterable[Destination]) -> None:
+        self._rows = rows
+        self._room = threading.Semaphore(AHEAD)
+        self._queue: asyncio.Queue[list[Destination] | BaseException | None] = asyncio.Queue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._first: list[Destination] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pages {'reading' if self.is_reading else 'read'} waiting={self._queue.qsize()}>"
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the thread is still at it."""
+        return self._thread is not None and self._thread.is_alive()
+
+    async def start(self) -> bool:
+        """Begin to read; False where there is nothing at all. Raises what the reading raises."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._read, name="input", daemon=True)
+        self._thread.start()
+        try:
+            self._first = await anext(self)
+        except StopAsyncIteration:
+            return False
+        return True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Destination]:
+        if self._first is not None:
+            page, self._first = self._first, None
+            return page
+        item = await self._queue.get()
+        self._room.release()
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _read(self) -> None:
+        size = FIRST_PAGE
+        try:
+            rows = iter(self._rows)
+            while page := list(islice(rows, size)):
+                self._hand_over(page)
+                size = PAGE
+            self._hand_over(None)
+        except BaseException as exc:  # noqa: BLE001  # raised to whoever iterates
+            self._hand_over(exc)
+
+    def _hand_over(self, item: list[Destination] | BaseException | None) -> None:
+        self._room.acquire()
+        assert self._loop  # noqa: S101  # set before the thread starts
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody wants it any more
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)

@@ -1,0 +1,87 @@
+"""What `themes run` shows on standard error while it works: what `themes watch` shows of a job elsewhere."""
+
+import asyncio
+import sys
+import time
+from typing import Final
+
+from rich.console import Console
+from rich.live import Live
+
+from config.settings import Settings
+from scripts.stored_status import stored_status
+from scripts.watch import LINE_SECONDS, View, summary
+from tasks.budget import NANO
+from tasks.jobs import JobStatus
+from workers.in_process import InProcessJob
+from workers.results.progress import RateWindow, counters, destination_event
+from workers.results.rows import Applied, JobRow
+
+#: Seconds between two looks on a terminal.
+LOOK_SECONDS: Final = 0.2
+
+
+class Progress:
+    """A job's progress, as it becomes durable. With `enable_streaming_results` off only its end is told."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._is_wanted = settings.performance_optimization.enable_streaming_results
+        self._view = View()
+        self._rates = RateWindow()
+        self._row: JobRow | None = None
+        self._rate = 0.0
+
+    def written(self, applied: Applied) -> None:
+        """Take in a committed batch."""
+        for outcome in applied.outcomes:
+            self._view.see(destination_event(outcome))
+        for row in applied.jobs.values():
+            self._row = row
+            self._rate = self._rates.rate(row, time.time())
+
+    async def show(self, job: InProcessJob) -> None:
+        """Show it until cancelled."""
+        if not self._is_wanted:
+            return
+        console = Console(stderr=True)
+        if console.is_terminal:
+            await self._show_live(console, job)
+        else:
+            await self._show_lines(console, job)
+
+    async def _show_live(self, console: Console, job: InProcessJob) -> None:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                if self._row:
+                    live.update(self._view.render(self.status_of(self._row, job)), refresh=True)
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _show_lines(self, console: Console, job: InProcessJob) -> None:
+        shown = ""
+        while True:
+            await asyncio.sleep(LINE_SECONDS)
+            line = summary(self.status_of(self._row, job)) if self._row else ""
+            if line != shown:
+                shown = line
+                console.print(line, highlight=False, soft_wrap=True)
+
+    def status_of(self, row: JobRow, job: InProcessJob) -> JobStatus:
+        """The job's status: what the database has, and what this process knows beyond that."""
+        figures = counters(row, self._rate)
+        more: dict[str, object] = {"waiting_for": job.waiting_for or None}
+        if job.book is not None:
+            more |= {"budget_usd": job.book.limit_nano / NANO, "spent_usd": job.book.spent_nano / NANO}
+        if job.paused is not None:
+            more["paused"] = job.paused.reason
+        elif not job.is_stopped and row.state in {"queued", "running"}:
+            more |= {"state": row.state, "rate_per_second": self._rate, "eta_seconds": figures["eta_seconds"]}
+        elif row.state in {"queued", "running"}:
+            more["state"] = "stalled"
+        return stored_status(row, **more)
+
+    def say_failures(self, job_id: str) -> None:
+        """Say why destinations failed, the commonest reason and how many others there are."""
+        if self._view.reasons:
+            (reason, count), *others = self._view.reasons.most_common()
+            more = f" (and {len(others)} other reasons)" if others else ""
+            print(f"themes: {count} failed: {reason}{more}: see `themes failures {job_id}`", file=sys.stderr)

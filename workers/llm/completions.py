@@ -1,0 +1,64 @@
+"""Where completions outlive a process: in Redis, for all workers; or in a file, where there is no Redis.
+
+Both say `StoreAwayError` while they cannot be used: the cache then goes on with its memory.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from redis import RedisError
+from redis.asyncio import Redis
+
+from tasks import keys
+from tasks.errors import RetryableError
+
+#: Seconds that Redis may take before the process goes on by itself.
+REDIS_TIMEOUT_SECONDS: Final = 5.0
+
+
+class StoreAwayError(RetryableError):
+    """It cannot be read or written now; nothing is lost but time."""
+
+
+class CompletionStore(Protocol):
+    """Packed completions by key, each for a time."""
+
+    async def read(self, wanted: Sequence[str]) -> list[bytes | None]:
+        """What is stored under some keys, None where there is nothing. Raises `StoreAwayError`."""
+
+    async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
+        """Store all of these for so long. Raises `StoreAwayError`."""
+
+
+class RedisCompletions:
+    """Completions in Redis, where every worker finds them."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def __repr__(self) -> str:
+        return "<RedisCompletions>"
+
+    async def read(self, wanted: Sequence[str]) -> list[bytes | None]:
+        """See `CompletionStore`: one MGET."""
+        try:
+            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+                values: Any = await self._redis.mget([keys.cache(key) for key in wanted])
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise StoreAwayError(f"Redis does not answer ({_words(exc)})") from exc
+        return list(values)
+
+    async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
+        """See `CompletionStore`: one round trip."""
+        try:
+            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS), self._redis.pipeline(transaction=False) as pipeline:
+                for key, packed in stored.items():
+                    pipeline.set(keys.cache(key), packed, px=ttl_ms)
+                await pipeline.execute()
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise StoreAwayError(f"Redis does not answer ({_words(exc)})") from exc
+
+
+def _words(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__

@@ -1,0 +1,84 @@
+"""Which addresses of the network may be asked: public ones, whatever they hide behind.
+
+`ipaddress.is_private` lets through shared addresses (100.64/10), multicast, and IPv6 addresses that carry an IPv4 one
+(mapped, 6to4, Teredo, NAT64); each of those leads into the own network as well. The check is of the address that is
+connected to, not of the name, whose answer may change from one look to the next (DNS rebinding).
+"""
+
+import ipaddress
+import socket
+from collections.abc import Collection
+from typing import Final
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+#: IPv6 that carries IPv4 for a translator: RFC 6052, and the local prefix of RFC 8215.
+_NAT64: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+_COMPATIBLE: Final = ipaddress.ip_network("::/96")
+
+
+class PrivateAddressError(OSError):
+    """A host is, or claims to be, within the own network."""
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address is one of the public internet's, and so is each that it carries."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return all(one.is_global and not one.is_multicast and not one.is_reserved for one in (address, *_carried(address)))
+
+
+def _carried(address: Address) -> list[Address]:
+    if isinstance(address, ipaddress.IPv4Address):
+        return []
+    carried: list[Address] = [one for one in (address.ipv4_mapped, address.sixtofour) if one is not None]
+    if address.teredo is not None:
+        carried += address.teredo
+    if any(address in network for network in (*_NAT64, _COMPATIBLE)):
+        carried.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return carried
+
+
+class GuardedResolver(AbstractResolver):
+    """Resolves names to public addresses only; what it returns is what is connected to.
+
+    Args:
+        private_hosts: names that may be within the own network: mirrors that the user named.
+    """
+
+    def __init__(self, private_hosts: Collection[str]) -> None:
+        self._private_hosts = private_hosts
+        self._resolver = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The addresses of a name.
+
+        Raises:
+            PrivateAddressError: one of them is not public. Then none is to be trusted.
+        """
+        found = await self._resolver.resolve(host, port, family)
+        if host.lower() not in self._private_hosts:
+            for one in found:
+                check_address(one["host"], host)
+        return found
+
+    async def close(self) -> None:
+        """Nothing is open."""
+        await self._resolver.close()
+
+
+def check_address(address: str, host: str) -> None:
+    """Refuse an address that is not public.
+
+    Raises:
+        PrivateAddressError: it is not.
+    """
+    if not is_public(address):
+        raise PrivateAddressError(f"{host} is at {address}, which is no public address")
