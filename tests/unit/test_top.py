@@ -71,10 +71,11 @@ def test_rates_are_between_two_looks_and_begin_anew_with_redis(redis: Redis) -> 
 
 
 def test_a_first_look_has_the_rates_of_the_last_seconds(redis: Redis) -> None:
-    redis.hset(
-        keys.series(time.time() - 10), mapping={"calls": 200, "errors": 30, "rate_limited": 20, "redis_hits": 50}
-    )
-    redis.hset(keys.series(time.time() - 20), mapping={"calls": 200, "memory_hits": 50})
+    counted = {"calls": 200, "errors": 30, "rate_limited": 20, "redis_hits": 50}, {"calls": 200, "memory_hits": 50}
+    for seconds, amounts in zip((10, 20), counted, strict=True):
+        key = keys.series(time.time() - seconds)
+        redis.hset(key, mapping=amounts)
+        redis.expire(key, 60)
     system = Watcher(redis).look()
     assert system.calls_per_second == 20.0
     assert (system.errors_per_second, system.refusals_per_second, system.hit_rate) == (0.5, 1.0, 0.2)

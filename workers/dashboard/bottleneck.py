@@ -177,7 +177,10 @@ def _of(m: Measured, bound: Bound, known: Sequence[Bound]) -> Finding:
     if gain < WORTH_IT:
         words = f"more would bring nothing by itself: {NAMES[following.resource]} ({following.words}) would bound it"
         return msgspec.structs.replace(finding, advice=words)
-    forecast = f"would give {times(gain)} until {NAMES[following.resource]} ({following.words})"
+    limit = f"{NAMES[following.resource]} ({following.words})"
+    if following.resource == "work":
+        limit = f"all {following.words} are in work at once"
+    forecast = f"would give {times(gain)} until {limit}"
     finding = msgspec.structs.replace(finding, gain=round(gain, 3), until=following.resource)
     if change.setting is None or change.old is None or change.new is None:
         return msgspec.structs.replace(finding, advice=f"{change.words} {forecast}")
@@ -264,8 +267,8 @@ def _cpu(m: Measured, following: float) -> tuple[str, Change]:
 def _work(m: Measured, following: float) -> tuple[str, Change]:
     del following
     evidence = (
-        f"{m.total} destinations for {amount(m.lanes)} lanes: on average {m.lanes_busy:.1f} are busy, and no "
-        f"connection or lane is waited for; one destination takes {time(m.destination_seconds)}"
+        f"{m.total} destinations for {amount(m.lanes)} lanes, of which {m.lanes_busy:.1f} are busy on average; one "
+        f"destination takes {time(m.destination_seconds)}"
     )
     return evidence, Change("nothing to tune: a larger job would use what is idle; this one waits for the LLM")
 
