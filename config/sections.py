@@ -49,6 +49,10 @@ class PerformanceSettings:
     database_timeout_seconds: float = setting(30.0, low=0.1, high=3600)
     progressive_feedback_interval: float = setting(2.0, low=0.05, high=3600)
     profile_interval_seconds: float = setting(1.0, low=0.1, high=3600)
+    max_requests_per_connection: int = setting(1_000, low=1, high=1_000_000_000)
+    health_check_interval_seconds: float = setting(60.0, low=0, high=86_400)
+    max_streaming_chunk_size: int = setting(1024 * 1024, low=1024, high=64 * 1024 * 1024)
+    work_steal_threshold: int = setting(2, low=1, high=1_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
 """Typed, frozen settings, and where each value came from.
 
-Sources, later ones win: the defaults in this module, a YAML file, the environment, what the command line says.
-`config.yaml` beside this module is read where `THEMES_CONFIG` names no other file; it documents every key, and a test
-holds it against the defaults here. One parser reads the text of a value, whatever its source.
-`config.yaml_file` says with what care YAML is read.
+Sources, later ones win: the defaults, a YAML file, the overlay that `THEMES_ENV` names, the environment, what the
+command line says. `config.yaml` beside this module is read where `THEMES_CONFIG` names no other file; it documents
+every key, and a test holds it against the defaults. One parser reads the text of a value, whatever its source.
+`config.yaml_file` says with what care YAML is read, `config.legacy` which old names are understood.
 """
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -18,8 +18,12 @@ from typing import Any, Final, get_args, get_type_hints
 
 import yaml
 
+from config import legacy
+from config.container import CONTAINER, ContainerLimits, bounded_defaults, here
+from config.contradictions import contradictions
 from config.endpoints import Body, Endpoints, EndpointSettings, Roles, parse_body, parse_endpoints, parse_roles
 from config.errors import ConfigError
+from config.overlays import overlay
 from config.sections import (
     CacheSettings,
     CelerySettings,
@@ -37,9 +41,10 @@ from config.sections import (
     setting,
 )
 from config.values import Price, Prices, Secret, convert, is_null, parse_prices, shown
-from config.yaml_file import Report, compose, pairs
+from config.yaml_file import Report, compose, pairs, read_text
 
 __all__ = [
+    "COMMAND_LINE",
     "DEFAULT",
     "DEFAULT_FILE",
     "CacheSettings",
@@ -67,6 +72,7 @@ __all__ = [
 
 DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
 DEFAULT: Final = "default"
+COMMAND_LINE: Final = "command line"
 
 #: Names that users of the OpenAI, Celery and SQLAlchemy worlds already have in their environment.
 KNOWN_VARIABLES: Final = {
@@ -88,8 +94,10 @@ _STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]],
 #: What a supervisor tells the worker process that it starts: how often it had to start one again, how often because it
 #: consumed nothing, and a name that no other process has had.
 SUPERVISED: Final = ("THEMES_RESTARTS", "THEMES_WEDGED", "THEMES_INCARNATION")
+#: What was to be said of the settings was said, by the process that started this one.
+NOTED: Final = "THEMES_NOTED"
 #: Variables of the same prefix that are no settings.
-OTHER_VARIABLES: Final = {"THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG", *SUPERVISED}
+OTHER_VARIABLES: Final = {NOTED, "THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON", "THEMES_DEBUG", *SUPERVISED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,8 @@ class Settings:
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    #: What is to be said of the files: old names, and what to write instead.
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def redis_url(self) -> str:
@@ -133,7 +143,7 @@ class Settings:
 
     def is_set(self, key: str) -> bool:
         """Whether the user set `section.key` to something, in a file, the environment or on the command line."""
-        return self.origin(key) != DEFAULT
+        return self.origin(key) not in {DEFAULT, CONTAINER}
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Every `section.key` with its value, in the order of `config.yaml`."""
@@ -144,7 +154,9 @@ class Settings:
 
 def _sections() -> dict[str, type]:
     hints = get_type_hints(Settings)
-    return {item.name: hints[item.name] for item in fields(Settings) if item.name not in {"origins", "state_dir"}}
+    return {
+        item.name: hints[item.name] for item in fields(Settings) if item.name not in {"origins", "remarks", "state_dir"}
+    }
 
 
 @cache
@@ -165,6 +177,7 @@ def load(
     path: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, str] | None = None,
+    machine: ContainerLimits | None = None,
 ) -> Settings:
     """Read the settings.
 
@@ -172,20 +185,30 @@ def load(
         path: the YAML file; by default the one that `THEMES_CONFIG` names, else the one beside this module.
         env: the environment; by default the process's.
         overrides: `section.key` -> text, from the command line.
+        machine: what the container may use, which bounds defaults. By default this process's, and nobody's with an
+            environment that is not this process's.
 
     Raises:
         ConfigError: the first thing that is wrong, with its place and the mend.
     """
-    return _load(path, os.environ if env is None else env, overrides or {}, _raise)
+    machine = machine or (here() if env is None else ContainerLimits())
+    return _load(path, os.environ if env is None else env, overrides or {}, _raise, machine)
 
 
-def notices(settings: Settings, env: Mapping[str, str] | None = None) -> list[str]:
-    """What was set and has no effect yet, in words: never in silence."""
-    del settings
-    found = []
-    if (os.environ if env is None else env).get("THEMES_ENV"):
-        found.append("environment THEMES_ENV: there are no overlays yet; name a whole file with THEMES_CONFIG")
-    return found
+def with_value(settings: Settings, key: str, value: Any, *, origin: str | None) -> Settings:
+    """The settings with another value of one key, and where that came from; None is nowhere but the defaults."""
+    section, _, name = key.rpartition(".")
+    origins = {known: place for known, place in settings.origins.items() if known != key}
+    if origin is not None:
+        origins[key] = origin
+    part = replace(getattr(settings, section), **{name: value})
+    changes: dict[str, Any] = {section: part}
+    return replace(settings, **changes, origins=origins)
+
+
+def notices(settings: Settings) -> list[str]:
+    """What is to be said of the settings, in words: old names that are still read."""
+    return list(settings.remarks)
 
 
 def problems(path: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None) -> list[ConfigError]:
@@ -200,17 +223,23 @@ def _raise(error: ConfigError) -> None:
 
 
 def _load(
-    path: str | os.PathLike[str] | None, env: Mapping[str, str], overrides: Mapping[str, str], report: Report
+    path: str | os.PathLike[str] | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, str],
+    report: Report,
+    machine: ContainerLimits = ContainerLimits(),  # noqa: B008  # a value without state
 ) -> Settings:
     chosen = path or env.get("THEMES_CONFIG")
     file = Path(chosen) if chosen else DEFAULT_FILE
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     wrong: set[str] = set()
+    remarks: list[str] = []
     layers: list[tuple[str, yaml.Node | str, str]] = [
-        *_from_file(file, report),
+        *_from_file(file, file.name, report, remarks),
+        *_from_overlay(env, file.parent, report, remarks),
         *_from_environment(env, report),
-        *((key, text, "command line") for key, text in overrides.items()),
+        *((key, text, COMMAND_LINE) for key, text in overrides.items()),
     ]
     for key, node_or_text, place in layers:
         try:
@@ -223,13 +252,22 @@ def _load(
         # The file we ship repeats the defaults: what it leaves alone nobody has set.
         shipped = file == DEFAULT_FILE and place.startswith(f"{file.name}:") and value == _default(key)
         origins[key] = DEFAULT if shipped else place
-    settings = _build(values, origins)
+    _bound(values, origins, machine)
+    settings = _build(values, origins, remarks)
     for error in _contradictions(settings, wrong):
         report(error)
     return settings
 
 
-def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+def _bound(values: dict[str, Any], origins: dict[str, str], machine: ContainerLimits) -> None:
+    """Make what nobody has set smaller where the container has less than it."""
+    for key, most in bounded_defaults(machine).items():
+        if origins.get(key, DEFAULT) == DEFAULT and most < _default(key):
+            values[key] = max(most, least_of(key))
+            origins[key] = CONTAINER
+
+
+def _build(values: Mapping[str, Any], origins: Mapping[str, str], remarks: Sequence[str]) -> Settings:
     sections = {
         name: class_(**{k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{name}.")})
         for name, class_ in _sections().items()
@@ -239,27 +277,13 @@ def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
         state_dir=state_dir,
         **sections,
         origins={k: place for k, place in origins.items() if place != DEFAULT},
+        remarks=tuple(remarks),
     )
 
 
 def _contradictions(settings: Settings, wrong: AbstractSet[str]) -> Iterator[ConfigError]:
-    """Pairs of settings that cannot both hold, but those that are wrong by themselves."""
-    pool = settings.performance_optimization
-    pairs = (
-        ("performance_optimization.llm_connection_pool_min_size", pool.llm_connection_pool_min_size,
-         "performance_optimization.llm_connection_pool_size", pool.llm_connection_pool_size),
-        ("performance_optimization.retry_base_delay", pool.retry_base_delay,
-         "performance_optimization.retry_max_delay", pool.retry_max_delay),
-        ("work.heartbeat_seconds", settings.work.heartbeat_seconds * 2,
-         "work.lease_seconds", settings.work.lease_seconds),
-    )  # fmt: skip
-    for low_key, low, high_key, high in pairs:
-        if low > high and not wrong & {low_key, high_key}:
-            twice = "twice " if low_key == "work.heartbeat_seconds" else ""
-            yield ConfigError(
-                f"{low_key} ({settings.origin(low_key)}): {twice}its value must not exceed {high_key}, "
-                f"but {low:g} > {high:g} ({settings.origin(high_key)})"
-            )
+    """Settings that cannot hold together, but those that are wrong by themselves."""
+    return contradictions(dict(settings.items()), settings.origin, wrong)
 
 
 def _from_environment(env: Mapping[str, str], report: Report) -> Iterator[tuple[str, str, str]]:
@@ -277,28 +301,61 @@ def _from_environment(env: Mapping[str, str], report: Report) -> Iterator[tuple[
             report(ConfigError(f"environment {variable}: no such setting{_nearest(key, variable=True)}"))
 
 
-def _from_file(path: Path, report: Report) -> Iterator[tuple[str, yaml.Node, str]]:
+def _from_overlay(
+    env: Mapping[str, str], beside: Path, report: Report, remarks: list[str]
+) -> Iterator[tuple[str, yaml.Node | str, str]]:
+    if not env.get("THEMES_ENV"):
+        return
     try:
-        root = compose(path)
+        path = overlay(env["THEMES_ENV"], (beside / "environments", DEFAULT_FILE.parent / "environments"))
+    except ConfigError as exc:
+        report(exc)
+    else:
+        yield from _from_file(path, f"{path.parent.name}/{path.name}", report, remarks)
+
+
+def _from_file(path: Path, name: str, report: Report, remarks: list[str]) -> Iterator[tuple[str, yaml.Node | str, str]]:
+    """The settings of a file, `name` in messages: what its old names mean first, and then today's."""
+    try:
+        root = compose(read_text(path), name)
     except ConfigError as exc:
         report(exc)
         return
-    for section, node, place in pairs(root, path, report):
-        if section == "state_dir":
-            yield section, node, place
-        elif section not in _sections():
-            report(ConfigError(f"{place}: unknown section {section!r}{_nearest(section)}"))
-        elif not is_null(node):
-            yield from _from_section(section, node, path, report)
+    found, old = read_file(root, name, report)
+    if old:
+        remarks.append(legacy.notice(old, name))
+    for line in old.lines:
+        yield line.key, line.source, line.place
+    yield from found
 
 
-def _from_section(section: str, node: yaml.Node, path: Path, report: Report) -> Iterator[tuple[str, yaml.Node, str]]:
-    for name, value, place in pairs(node, path, report):
-        key = f"{section}.{name}"
-        if key in known_keys():
-            yield key, value, place
-        else:
-            report(ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}"))
+def read_file(
+    root: yaml.Node, name: str, report: Report
+) -> tuple[list[tuple[str, yaml.Node, str]], legacy.Translation]:
+    """A file's settings under today's names, and what its old names mean beside them."""
+    found: list[tuple[str, yaml.Node, str]] = []
+    olds: list[legacy.Old] = []
+    for section in pairs(root, name, report):
+        if section.key == "state_dir":
+            found.append((section.key, section.value, section.place))
+        elif section.key not in _sections() and section.key != legacy.SECTION:
+            report(ConfigError(f"{section.place}: unknown section {shown(section.key)}{_nearest(section.key)}"))
+        elif not is_null(section.value):
+            for entry in pairs(section.value, name, report):
+                key = f"{section.key}.{entry.key}"
+                if key in known_keys():
+                    found.append((key, entry.value, entry.place))
+                elif (old := legacy.find(section.key, entry, name, report)) is not None:
+                    olds += old
+                else:
+                    report(ConfigError(f"{entry.place}: unknown setting {shown(key)}{_nearest(key)}"))
+    return found, legacy.translate(olds, {key: place for key, _, place in found}, report)
+
+
+def least_of(key: str) -> int:
+    """The least whole number that a setting may have; 0 where none is said."""
+    item, _ = known_keys()[key]
+    return int(item.metadata.get("low") or 0)
 
 
 def _default(key: str) -> Any:
@@ -342,6 +399,8 @@ def _nearest(key: str, *, variable: bool = False) -> str:
         tail = key.rpartition(".")[2]
         tails = {name.rpartition(".")[2]: name for name in names}
         found = [tails[near] for near in difflib.get_close_matches(tail, list(tails), n=1, cutoff=0.6)]
+    if old := legacy.nearest(key):
+        found = [old]
     if not found:
         return "; `themes config show` lists all of them"
     name = f"THEMES_{found[0].upper().replace('.', '__')}" if variable else found[0]

@@ -5,7 +5,8 @@ is 750, `NO` is false even for a name) have no say, because only the text of a n
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -14,9 +15,12 @@ import yaml
 
 from config.errors import ConfigError
 
+#: Lists and mappings within each other, at most.
+MAX_DEPTH: Final = 64
 #: Characters of a wrong value that an error repeats.
 SHOWN_CHARACTERS: Final = 60
 _PRICE_SHAPE: Final = "`model: {input_usd: 0.15, output_usd: 0.60}` per million tokens"
+_SECRET_ARGUMENT: Final = re.compile(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*=)[^&]*")
 _BOOLEANS: Final = {
     "true": True, "yes": True, "on": True, "1": True,
     "false": False, "no": False, "off": False, "0": False,
@@ -55,8 +59,22 @@ def is_null(source: yaml.Node | str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A wrong value, for a sentence."""
+    """A wrong value, for a sentence, without the password of a URL."""
+    text = without_password(text)
     return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")
+
+
+def without_password(text: str) -> str:
+    """A URL without its password; other text as it is.
+
+    Cut by hand: a password that was not escaped may have any character.
+    """
+    scheme, found, rest = text.partition("://")
+    if not found:
+        return text
+    who, at, where = rest.rpartition("@")
+    user = who.partition(":")[0] if ":" in who else ""
+    return _SECRET_ARGUMENT.sub(r"\1***", f"{scheme}://{user}:***@{where}" if at else text)
 
 
 def convert(key: str, type_: type, text: str, place: str) -> Any:
@@ -86,11 +104,26 @@ def node_of(key: str, source: yaml.Node | str, place: str) -> yaml.Node:
     if not isinstance(source, str):
         return source
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(source, Loader=yaml.SafeLoader)):
-            raise ConfigError(f"{key}: YAML aliases are not allowed; write the value out ({place})")
+        refuse_unsafe(source, lambda what, _: ConfigError(f"{key}: {what} ({place})"))
         return yaml.compose(source, Loader=yaml.SafeLoader) or yaml.MappingNode("", [])
     except (yaml.YAMLError, RecursionError) as exc:
         raise ConfigError(f"{key}: not valid YAML ({place})") from exc
+
+
+def refuse_unsafe(text: str, error: Callable[[str, int], ConfigError]) -> None:
+    """Look at the events of a YAML text before its tree is made: aliases multiply, and nesting costs its square.
+
+    Raises:
+        ConfigError: what `error` makes of a finding and its line.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise error("YAML aliases are not allowed; write the value out", line)
+        if depth > MAX_DEPTH:
+            raise error("nested too deeply", line)
 
 
 def members(key: str, node: yaml.Node, place: str, shape: str) -> dict[str, yaml.Node]:

@@ -6,11 +6,12 @@ reported rather than raised, so that one look finds all of it; the caller decide
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import yaml
 
 from config.errors import ConfigError
+from config.values import refuse_unsafe, shown
 
 #: A settings file larger than this is something else.
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -18,28 +19,43 @@ MAX_FILE_BYTES: Final = 1024 * 1024
 Report = Callable[[ConfigError], None]
 
 
-def compose(path: Path) -> yaml.Node:
-    """The root node of a file; an empty mapping when the file has nothing but comments.
+class Entry(NamedTuple):
+    """One line of a mapping: its key, its value, `file:line`, and the key's node."""
+
+    key: str
+    value: yaml.Node
+    place: str
+    key_node: yaml.ScalarNode
+
+
+def read_text(path: Path) -> str:
+    """The text of a settings file, without its byte order mark.
+
+    Raises:
+        ConfigError: it cannot be read, is too large, or is no UTF-8.
+    """
+    try:
+        return _read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
+
+
+def compose(text: str, name: str) -> yaml.Node:
+    """The root node of a text; an empty mapping when it has nothing but comments. `name` stands for it in messages.
 
     Raises:
         ConfigError: it cannot be read as YAML at all.
     """
     try:
-        text = _read(path).decode("utf-8-sig")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise ConfigError(f"{path.name}:{line}: YAML aliases are not allowed; write the value out")
+        refuse_unsafe(text, lambda what, line: ConfigError(f"{name}:{line}: {what}"))
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
-        raise ConfigError(f"{path.name}:{line}: not valid YAML: {exc.problem}") from exc
+        raise ConfigError(f"{name}:{line}: not valid YAML: {exc.problem}") from exc
     except RecursionError as exc:
-        raise ConfigError(f"{path.name}: not valid settings: nested too deeply") from exc
+        raise ConfigError(f"{name}: not valid settings: nested too deeply") from exc
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(exc).split())}") from exc
+        raise ConfigError(f"{name}: not valid YAML: {' '.join(str(exc).split())}") from exc
     return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [])
 
 
@@ -55,20 +71,20 @@ def _read(path: Path) -> bytes:
     return raw
 
 
-def pairs(node: yaml.Node, path: Path, report: Report) -> Iterator[tuple[str, yaml.Node, str]]:
-    """The key, value and place (`file:line`) of each line of a mapping, the first where a key stands twice."""
+def pairs(node: yaml.Node, name: str, report: Report) -> Iterator[Entry]:
+    """Each line of a mapping, the first where a key stands twice. `name` is the file's, for places."""
     line = node.start_mark.line + 1 if node.start_mark else 1
     if not isinstance(node, yaml.MappingNode):
-        report(ConfigError(f"{path.name}:{line}: expected `key: value` lines"))
+        report(ConfigError(f"{name}:{line}: expected `key: value` lines"))
         return
     seen: dict[str, int] = {}
     for key, value in node.value:
         here = key.start_mark.line + 1
-        place = f"{path.name}:{here}"
+        place = f"{name}:{here}"
         if not isinstance(key, yaml.ScalarNode):
             report(ConfigError(f"{place}: a key must be a plain word"))
         elif key.value in seen:
-            report(ConfigError(f"{place}: {key.value!r} stands already in line {seen[key.value]}; keep one"))
+            report(ConfigError(f"{place}: {shown(key.value)} stands already in line {seen[key.value]}; keep one"))
         else:
             seen[key.value] = here
-            yield key.value, value, place
+            yield Entry(key.value, value, place, key)

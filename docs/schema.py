@@ -13,9 +13,9 @@ from workers.results.tables import USAGE_COLUMNS, USAGE_TABLES, metadata
 
 #: Column and row of each table in the picture; what hangs on something stands to the right of it.
 PLACES = (
-    ("jobs", "dead_letters"),
+    ("jobs", "dead_letters", "counters"),
     ("destinations", "failures", "attempts"),
-    ("profiles", "stages", "missing"),
+    ("profiles", "stages", "missing", "job_profiles"),
     ("themes", "theme_months", "theme_travelers", "theme_subthemes"),
 )
 WIDTH, GAP, LINE, TOP = 236, 56, 17, 20

@@ -1,10 +1,15 @@
 """`themes config`: what is set, where it came from, and what is wrong with it."""
 
+import codecs
 import json
+import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -13,15 +18,21 @@ from rich.table import Table
 from rich.text import Text
 
 from config.endpoints import public_endpoint
+from config.errors import ConfigError
+from config.migrate import migrated
 from config.settings import EndpointSettings, Price, Secret, load, notices, problems
+from config.values import without_password
+from config.yaml_file import read_text
 from scripts.main import settings_from
 
-_SECRET_ARGUMENT: Final = re.compile(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*=)[^&]*")
+_SECRET_NAME: Final = re.compile(r"(?i)password|secret|token|api_?key|authorization")
+#: They say where a key is, and have none.
+_NAMES_OF_KEYS: Final = frozenset({"api_key_env", "api_key_file"})
 
 
 @click.group()
 def command() -> None:
-    """Show the settings, or check them."""
+    """Show the settings, check them, or rewrite old names in a file."""
 
 
 @command.command()
@@ -53,10 +64,63 @@ def check(file: str | None) -> int:
     return 2 if found else 0
 
 
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "out", metavar="OUT", type=click.Path(path_type=Path), help="Write to this file.")
+@click.option("--in-place", is_flag=True, help="Write to FILE itself.")
+def migrate(file: Path, out: Path | None, *, in_place: bool) -> None:
+    """Rewrite FILE with today's names of settings, to standard output unless told otherwise.
+
+    Comments, order and formatting stay. What cannot be rewritten is refused with its place, and nothing is written.
+    """
+    if out is not None and in_place:
+        raise click.UsageError("-o and --in-place: choose one")
+    text = migrated(file)
+    target = file if in_place else out
+    if target is None:
+        sys.stdout.write(text)
+    elif target.exists() and target.samefile(file) and text == read_text(file):
+        print(f"{target}: nothing to rewrite", file=sys.stderr)
+    else:
+        _write(target.resolve(), _with_mark(file, text), like=file)
+        print(f"{target}: written", file=sys.stderr)
+
+
+def _with_mark(file: Path, text: str) -> bytes:
+    """The bytes of a text that came from a file, with the byte order mark that it had."""
+    with file.open("rb") as source:
+        mark = codecs.BOM_UTF8 if source.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else b""
+    return mark + text.encode()
+
+
+def _write(target: Path, data: bytes, *, like: Path) -> None:
+    """The whole file or nothing, with the permissions of another."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            shutil.copymode(like, temporary)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as exc:
+        raise ConfigError(f"{target}: cannot be written ({exc.strerror}); name another file with -o") from exc
+
+
 def public(value: Any) -> Any:
     """A setting's value as JSON knows it, without its password or key."""
     if isinstance(value, Mapping):
-        return {name: public(one) for name, one in value.items()}
+        return {
+            name: "***"
+            if isinstance(one, str) and _SECRET_NAME.search(name) and name not in _NAMES_OF_KEYS
+            else public(one)
+            for name, one in value.items()
+        }
     if isinstance(value, list):
         return [public(one) for one in value]
     if isinstance(value, Price):
@@ -65,16 +129,8 @@ def public(value: Any) -> Any:
         return public(public_endpoint(value))
     if isinstance(value, str):
         hidden = isinstance(value, Secret) and "://" not in value
-        return "***" if hidden else _masked(value) if "://" in value else value
+        return "***" if hidden else without_password(value)
     return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _masked(url: str) -> str:
-    """A URL without its password. Cut by hand: a password that was not escaped may have any character."""
-    scheme, _, rest = url.partition("://")
-    who, at, where = rest.rpartition("@")
-    user = who.partition(":")[0] if ":" in who else ""
-    return _SECRET_ARGUMENT.sub(r"\1***", f"{scheme}://{user}:***@{where}" if at else url)
 
 
 def _text(value: Any) -> str:

@@ -13,6 +13,7 @@ from scripts.main import settings_from
 from tasks import tracing
 from tasks.app import configure
 from tasks.connection import check_server, connect, connect_async, locate
+from workers.limits import consumer_descriptors, ensure_descriptors
 
 log = logging.getLogger("themes.consumer")
 
@@ -23,6 +24,7 @@ def command() -> None:
     settings = settings_from()
     url = locate(settings)
     check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
+    ensure_descriptors("consumer", consumer_descriptors(settings))
     tracing.start(settings, "consumer")
     try:
         asyncio.run(consume(settings, url))
@@ -34,7 +36,9 @@ async def consume(settings: Settings, url: str) -> None:
     """Consume and sweep until SIGTERM or SIGINT, or until the database cannot be used."""
     # Late: the other verbs do without SQLAlchemy.
     from workers.observe.collector import calm_collector
+    from workers.observe.profiler import PerformanceProfiler
     from workers.results.consumer import ResultsConsumer
+    from workers.results.orphans import keep_booking
     from workers.results.store import AsyncDatabaseManager
     from workers.results.sweeper import Sweeper
 
@@ -44,19 +48,35 @@ async def consume(settings: Settings, url: str) -> None:
     broker = connect_async(broker_url, socket_timeout_seconds=timeout)
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with AsyncDatabaseManager.from_settings(settings) as store:
-        consumer = ResultsConsumer(redis, store, settings, name)
+        profiler = PerformanceProfiler(
+            enabled=settings.performance_optimization.enable_performance_profiling,
+            role="consumer",
+            name=name,
+            slowest_kept=0,
+        )
+        profiler.fact("database_batch_size", lambda: settings.performance_optimization.database_batch_size)
+        profiler.fact("flush_interval_seconds", lambda: settings.database.flush_interval_seconds)
+        profiler.fact("database", lambda: store.dialect)
+        profiler.fact("cpu_count", os.cpu_count)
+        consumer = ResultsConsumer(redis, store, settings, name, profiler=profiler)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, consumer.stop)
         sweeping = asyncio.create_task(
             Sweeper(configure(settings, broker_url), redis, broker, settings, url=url).run(), name="sweeper"
         )
+
+        def knows(job_id: str) -> bool:
+            return asyncio.run_coroutine_threadsafe(store.job(job_id), loop).result(timeout) is not None
+
+        booking = asyncio.create_task(keep_booking(settings, url, knows=knows), name="orphans")
         calm_collector()
         log.info("action=start consumer=%s %r", name, store)
         try:
             await consumer.run()
         finally:
             sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            booking.cancel()
+            await asyncio.gather(sweeping, booking, return_exceptions=True)
             await redis.aclose()
             await broker.aclose()

@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import json
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 from redis import Redis
@@ -21,11 +20,13 @@ from scripts.processes import Interrupted, interruptible
 from scripts.results import reading, table_of
 from scripts.up import WATCH_SECONDS, Stack, database_place, stack
 from scripts.watch import duration, watch_to_end
-from tasks import jobs, keys
+from tasks import jobs
 from tasks.connection import connect
 from tasks.destinations import Reader
 from tasks.producer import enqueue
 from workers.observe.metrics import Histogram
+from workers.observe.parts import read_job_picture
+from workers.observe.picture import JobPicture
 
 #: The demo's destinations.
 DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
@@ -97,7 +98,7 @@ def _run_job(made: Stack, file: str | None) -> int:
     status = jobs.status(redis, job.job_id)
     asyncio.run(show(settings, job.job_id))
     say_what_came_of_it(status, settings)
-    say_where_the_time_went(json.loads(redis.hget(key, "profile") or b"{}") for key in _fresh_reports(redis))
+    say_where_the_time_went(_whole_picture(redis, status).spans)
     return code
 
 
@@ -120,12 +121,8 @@ def say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
     say(f"database   {database_place(settings)}")
 
 
-def say_where_the_time_went(measured: Iterable[dict[str, Any]]) -> None:
-    """Say, of what a user can change, how long the calls and the waits for a connection took; processes are merged."""
-    spans: dict[str, Histogram] = {}
-    for profile in measured:
-        for name, data in profile.get("spans", {}).items():
-            spans.setdefault(name, Histogram()).merge(Histogram.from_dict(data))
+def say_where_the_time_went(spans: Mapping[str, Histogram]) -> None:
+    """Say, of what a user can change, how long the calls and the waits for a connection took."""
     for name, what in (("llm.call", "LLM calls"), ("llm.pool_wait", "waits for a connection")):
         if span := spans.get(name):
             say(
@@ -134,13 +131,13 @@ def say_where_the_time_went(measured: Iterable[dict[str, Any]]) -> None:
             )
 
 
-def _fresh_reports(redis: Redis) -> list[bytes]:
-    """The workers' reports once all of them were written after now, so that no call is missing in them."""
-    now, deadline = time.time(), time.monotonic() + REPORT_SECONDS
+def _whole_picture(redis: Redis, status: jobs.JobStatus) -> JobPicture:
+    """The job's profile once every call is in it: the workers tell of their last ones a moment after its end."""
+    deadline = time.monotonic() + REPORT_SECONDS
     while True:
-        found = list(redis.scan_iter(keys.worker("*")))
-        if all(float(redis.hget(key, "at") or 0) >= now for key in found) or time.monotonic() > deadline:
-            return found
+        picture = read_job_picture(redis, status.job_id)
+        if picture.sums.get("llm.requests", 0) >= status.llm_calls or time.monotonic() > deadline:
+            return picture
         time.sleep(WATCH_SECONDS)
 
 

@@ -32,7 +32,7 @@ def demo(settings: Settings, file: str, latency: str | None) -> int:
     if ran.job is not None:
         asyncio.run(show(settings, ran.job.job_id))
         say_what_came_of_it(ran.job, settings)
-        say_where_the_time_went([ran.measured])
+        say_where_the_time_went(ran.measured)
     return ran.code
 
 

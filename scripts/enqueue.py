@@ -1,10 +1,12 @@
 """`themes enqueue`: a file of destinations becomes a job."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from redis import RedisError
 
 from config.settings import Settings
 from scripts.bad_rows import BadRows
@@ -61,13 +63,17 @@ def command(
             return forecast(rows, reader.report, settings, use_cache=not no_cache, as_json=as_json)
     if as_json:
         raise click.UsageError("--json goes with --dry-run; `themes status JOB --json` tells of a job")
+    # Late: psutil is of no use to the forecast.
+    from workers.observe.production import Production
+
     # Looked at before the file: a million rows are not read to find that Redis is away.
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
+    production = Production(settings)
     with reader:
         try:
             job = enqueue(
-                rows,
+                production.reading(rows),
                 name=name or ("standard input" if file == "-" else Path(file).name),
                 priority=priority,
                 use_cache=not no_cache,
@@ -82,6 +88,8 @@ def command(
             return 0
     report = reader.report
     print(job.job_id, flush=True)
+    with contextlib.suppress(RedisError):  # the job stands; what it took to enqueue it is not worth a failure
+        production.tell(redis, job.job_id)
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     print(
         f"enqueued {job.total} destinations"

@@ -3,17 +3,23 @@
 A verb is imported only when it is called, so that `themes enqueue` never pays for aiohttp or SQLAlchemy.
 """
 
+import sys
+
+from scripts.interrupts import leave_at_once, raise_from_now_on
+
+if __name__ == "__main__" or sys.argv[0].endswith("/themes"):
+    leave_at_once()
+
 import importlib
 import logging
 import os
-import sys
 import traceback
 from typing import Final
 
 import click
 
 from config.errors import ThemesError
-from config.settings import Settings, load
+from config.settings import NOTED, Settings, load, notices
 from tasks import logs
 
 #: Verb -> module. Each module has a click command called `command`.
@@ -24,14 +30,18 @@ VERBS: Final = {
     "run": "scripts.run",
     "watch": "scripts.watch",
     "status": "scripts.status",
+    "top": "scripts.top",
     "results": "scripts.results",
+    "report": "scripts.report",
     "failures": "scripts.failures",
     "retry": "scripts.retry",
     "cancel": "scripts.cancel",
     "pause": "scripts.pause",
     "resume": "scripts.resume",
+    "tune": "scripts.tune",
     "cache": "scripts.cache",
     "worker": "scripts.worker",
+    "worker-memory": "scripts.worker_memory",
     "consumer": "scripts.consumer",
     "dashboard": "scripts.dashboard",
     "sandbox-llm": "scripts.sandbox_llm",
@@ -56,6 +66,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         command: click.Command = importlib.import_module(VERBS[cmd_name]).command
+        raise_from_now_on()
         return command
 
     def invoke(self, ctx: click.Context) -> object:
@@ -88,7 +99,16 @@ def settings_from(**overrides: object) -> Settings:
     given = {key.replace("__", "."): str(value) for key, value in overrides.items() if value is not None}
     settings = load(overrides=given)
     logs.configure(log_level(settings), settings.logging.format)
+    _tell_once(settings)
     return settings
+
+
+def _tell_once(settings: Settings) -> None:
+    """Say what is to be said of the settings, once for this command and the processes that it starts."""
+    if not os.environ.get(NOTED):
+        for notice in notices(settings):
+            print(f"themes: note: {notice}", file=sys.stderr)
+        os.environ[NOTED] = "1"
 
 
 def log_level(settings: Settings) -> str:

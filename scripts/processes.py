@@ -20,6 +20,8 @@ from typing import IO, Any, Final
 
 import psutil
 
+from scripts.interrupts import raise_again_when_lost
+
 #: Seconds that the kernel may take to end a killed process.
 KILL_SECONDS: Final = 5.0
 #: Seconds between two looks whether stopping processes have ended.
@@ -120,8 +122,10 @@ def interruptible() -> Iterator[None]:
 
     caught = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     before = {number: signal.signal(number, interrupt) for number in caught}
+    forget = raise_again_when_lost(Interrupted)
     try:
         yield
     finally:
+        forget()
         for number, handler in before.items():
             signal.signal(number, handler)

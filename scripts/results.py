@@ -74,12 +74,12 @@ def command(
         min_quality=min_quality, categories=categories, min_confidence=min_confidence,
         months=tuple(month(text) for text in months), travelers=travelers, prices=prices,
     )  # fmt: skip
-    with _destination(output, binary=kind == "parquet") as out:
+    with destination_of(output, binary=kind == "parquet") as out:
         asyncio.run(_write(settings, job, kind, out, pairs=pairs, chosen=chosen, limit=limit))
 
 
 @contextlib.contextmanager
-def _destination(output: str | None, *, binary: bool) -> Iterator[IO[Any]]:
+def destination_of(output: str | None, *, binary: bool = False) -> Iterator[IO[Any]]:
     """Where to write. A file is there whole or not at all: it gets its name when everything is in it.
 
     Raises:

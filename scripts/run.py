@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
@@ -30,6 +30,7 @@ from tasks.jobs import JobStatus, new_job_id
 from tasks.messages import Destination, JobOptions
 from workers.in_process import InProcessJob
 from workers.llm.state_file import StateFile
+from workers.observe.metrics import Histogram
 from workers.results.store import AsyncDatabaseManager
 
 #: Seconds that the second signal leaves to what is under way.
@@ -61,8 +62,8 @@ class Ran:
     job: JobStatus | None
     #: Whether a thread still waits for input, which nothing can interrupt.
     is_reading: bool = False
-    #: What its steps took: see `PerformanceProfiler.snapshot`.
-    measured: dict[str, Any] = field(default_factory=dict)
+    #: What its steps took, by span.
+    measured: dict[str, Histogram] = field(default_factory=dict)
 
 
 @click.command()
@@ -331,7 +332,7 @@ class _Run:
                 again += " --budget USD"
             print(f"to go on: {again}", file=sys.stderr)
         code = INTERRUPTED if self._signals and not status.is_final else 0 if status.succeeded else 1
-        return Ran(code, status, is_reading=self._is_reading, measured=job.profiler.snapshot())
+        return Ran(code, status, is_reading=self._is_reading, measured=job.profiler.totals())
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,8 @@ from typing import Final
 
 import click
 
-from config.settings import Settings
+from config.container import CONTAINER, cpus_allowed, here
+from config.settings import Settings, least_of
 from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible, spawn, stop, themes
@@ -26,6 +27,8 @@ GRACE_SECONDS: Final = 1.5
 WORKERS_STOP_SECONDS: Final = 1.3
 #: Seconds that the other roles may take; the consumer needs 1.5 where the database is held by somebody else.
 STOP_SECONDS: Final = 1.8
+#: Worker processes that nobody has asked for, at most.
+MOST_WORKERS: Final = 2
 #: Seconds that the stack may take to stand.
 START_SECONDS: Final = 30.0
 #: Seconds between two looks at the processes.
@@ -51,6 +54,7 @@ class Stack:
 
     def start_workers(self, count: int) -> None:
         """Start worker processes, each under its supervisor."""
+        self.env |= shares_of_memory(self.settings, count)
         for number in range(1, count + 1):
             name = f"worker{number}"
             self.start(name, "worker", "--name", name, worker=True)
@@ -89,6 +93,18 @@ class Stack:
         """Workers first, so that their last results are written; then the rest."""
         stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
         stop(list(self.others.values()), seconds=STOP_SECONDS)
+
+
+def shares_of_memory(settings: Settings, count: int) -> dict[str, str]:
+    """What worker processes that share a container's memory get into their environment: a part of it each.
+
+    What the user has chosen holds for each of them.
+    """
+    return {
+        f"THEMES_{key.upper().replace('.', '__')}": str(max(least_of(key), int(value) // count))
+        for key, value in settings.items()
+        if settings.origin(key) == CONTAINER
+    }
 
 
 @contextlib.contextmanager
@@ -145,12 +161,15 @@ def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
 
 
 @click.command()
-@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help=f"Worker processes; by default one a CPU, at most {MOST_WORKERS}."
+)
 @click.option("--sandbox", is_flag=True, help="Answer from the sandbox LLM instead of a real one.")
 @click.option("--dashboard/--no-dashboard", default=True, show_default=True, help="Run Flower too.")
-def command(workers: int, *, sandbox: bool, dashboard: bool) -> int:
+def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
     """Run Redis (if none is set), workers, consumer and dashboard here until Ctrl-C."""
     settings = settings_from()
+    workers = workers or min(MOST_WORKERS, cpus_allowed(here()))
     if not sandbox:
         endpoints(settings.llm)
     with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox) as made:

@@ -19,15 +19,18 @@ from typing import Final
 import click
 from redis import Redis, RedisError
 
-from config.settings import SUPERVISED, Settings, notices
+from config.settings import SUPERVISED, Settings
 from scripts.main import log_level, settings_from
 from scripts.processes import spawn
 from tasks import keys
 from tasks.connection import check_server, connect, locate
 from tasks.leases import release
+from workers.hangup import on_hangup
+from workers.limits import ensure_descriptors, worker_descriptors
 from workers.llm.endpoints import endpoints
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
+from workers.results.orphans import book_orphans
 from workers.wedge import EX_WEDGED, WedgeDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
@@ -79,6 +82,7 @@ class Supervisor:
         """Supervise until SIGTERM or SIGINT; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        on_hangup(self._reload)
         stillbirths = 0
         while not self.stopping():
             began = time.monotonic()
@@ -143,7 +147,11 @@ class Supervisor:
         return code
 
     def _release(self, pid: int) -> None:
-        """Let others have at once what the process held: it is dead, nobody need wait for its leases to run out."""
+        """Book what the process had in hand, and let others have at once what it held: it is dead.
+
+        In this order: what it has cost is on the stream before anybody can end its job.
+        """
+        book_orphans(self.settings, self.redis)
         try:
             freed = release(self.redis, self.name, pid, self._incarnation)
         except (RedisError, OSError) as exc:
@@ -162,6 +170,11 @@ class Supervisor:
             self._wedge.since = None
             return False
         return self._wedge.is_wedged(now=now, busy=None if busy is None else int(busy), waiting=waiting)
+
+    def _reload(self) -> None:
+        """Have the Celery process read its settings again."""
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(signal.SIGHUP)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """First signal: a warm shutdown. Second: at once."""
@@ -202,8 +215,8 @@ def command(name: str | None, concurrency: int | None) -> int:
     if settings.celery.broker_url:
         broker = connect(settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         check_server(broker)
-    for notice in notices(settings):
-        log.warning("action=notice %s", notice)
+    # What is raised here the child inherits.
+    ensure_descriptors("worker", worker_descriptors(settings))
     # What cannot work is said here, in one line, and not five times by a dying child.
     endpoints(settings.llm)
     Graph(stages_of(settings))

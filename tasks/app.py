@@ -8,6 +8,7 @@ shared with every other Celery application on the same Redis database.
 from typing import Any, Final
 
 from celery import Celery
+from kombu import pools
 from kombu.entity import Exchange, Queue
 
 from config.settings import Settings
@@ -37,9 +38,14 @@ def configure(settings: Settings, broker_url: str) -> Celery:
 
 def _forget_connections() -> None:
     """Drop the pools that Celery made for the broker so far: it looks at its URL only once."""
-    if app._pool is not None:  # noqa: SLF001  # as Celery's own `_after_fork` does
-        app._pool.force_close_all()  # noqa: SLF001
+    closed = app._pool  # noqa: SLF001  # as Celery's own `_after_fork` does
+    if closed is not None:
+        closed.force_close_all()
         app._pool = None  # noqa: SLF001
+        # kombu keeps pools by address, and would hand out the closed one when that is asked for again.
+        for group in (pools.connections, pools.producers):
+            for address in [one for one, pool in group.items() if closed in (pool, getattr(pool, "connections", None))]:
+                group.pop(address)
     app.amqp._producer_pool = None  # noqa: SLF001
 
 

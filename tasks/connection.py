@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import redis.asyncio
@@ -133,10 +133,26 @@ def connect(url: str, *, socket_timeout_seconds: float) -> Redis:
     return client
 
 
+class CountedRetry(AsyncRetry):
+    """Counts the commands of this process that met a Redis which was away or too slow, each try."""
+
+    #: For all clients of the process: redis-py copies the object for each connection.
+    failures: ClassVar[int] = 0
+
+    def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
+        """As redis-py's."""
+
+        def counted(*failure: Any) -> Any:
+            CountedRetry.failures += 1
+            return fail(*failure)
+
+        return super().call_with_retry(do, counted, *args, **options)
+
+
 def connect_async(url: str, *, socket_timeout_seconds: float) -> redis.asyncio.Redis:
     """The same as `connect`, for the loop that it is called on."""
     connect(url, socket_timeout_seconds=socket_timeout_seconds).close()
-    retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
+    retry = CountedRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
     return redis.asyncio.Redis.from_url(url, retry=retry, **_options(socket_timeout_seconds))
 
 

@@ -15,7 +15,9 @@
 | themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:job:ID:profile | hash | process -> its part of the job's profile | as the registry entry |
+| themes:profiles | zset | job by the time its profile changed last: not yet in the database | KEEP_SECONDS |
 | themes:totals | hash | what all jobs have cost and made, as the database counts it | - |
+| themes:totals:since | string | when the database that counts those began to | - |
 | themes:metrics | hash | counters and histogram buckets of all processes, each report once | - |
 | themes:metrics:PROCESS | string | number of a process's last report of that | an hour |
 | themes:series:BUCKET | hash | the same counters, of ten seconds | SERIES_SECONDS |
@@ -39,6 +41,7 @@
 | themes:limit:DIGEST:learnt | hash | what refusals have taught of an endpoint's rate | 10 minutes of rest |
 | themes:cooldown:DIGEST | string | an endpoint that asked to be left alone | what it asked for |
 | themes:cooldowns | channel | "DIGEST milliseconds" of each new cool-down | - |
+| themes:tuned | hash | settings changed on running workers: worker or *, key -> text | until `themes tune --reset` |
 | themes:control | channel | id of each job that was cancelled or paused | - |
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
 """
@@ -85,6 +88,10 @@ USER_SECONDS: Final = 60
 CACHE_STATISTICS: Final = "themes:stats:cache"
 #: What all jobs have cost and made, as the database counts it.
 TOTALS: Final = "themes:totals"
+#: Jobs whose profile the consumer has yet to copy to the database.
+PROFILES_DUE: Final = "themes:profiles"
+#: Tells that database from another.
+TOTALS_SINCE: Final = "themes:totals:since"
 #: Counters and histogram buckets of all processes.
 METRICS: Final = "themes:metrics"
 #: Seconds of one point of the series of counters, and how long it is kept: the last hour and a bit.
@@ -92,6 +99,8 @@ SERIES_STEP_SECONDS: Final = 10
 SERIES_SECONDS: Final = 4_000
 #: The channel on which new cool-downs are told.
 COOLDOWNS: Final = "themes:cooldowns"
+#: Settings that were changed on running workers. No TTL: a shared limit must hold for workers to come.
+TUNED: Final = "themes:tuned"
 #: The channel on which jobs that were cancelled or paused are told.
 CONTROL: Final = "themes:control"
 #: The channel on which the ends of prompts that somebody waits for are told.

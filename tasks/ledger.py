@@ -296,7 +296,7 @@ class Ledger:
         chunk = taken.chunk
         left = [item for item in chunk.destinations if item.id not in taken.finished]
         singles = [
-            Chunk(chunk.job_id, f"{chunk.chunk_id}.{number}", (item,), attempt=chunk.attempt)
+            Chunk(chunk.job_id, f"{chunk.chunk_id}.{number}", (item,), attempt=chunk.attempt, queued_at=time.time())
             for number, item in enumerate(left)
         ]
         described = [

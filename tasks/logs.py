@@ -191,6 +191,12 @@ def configure(level: int | str, style: str, stream: TextIO | None = None) -> Non
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
+    set_level(level)
+
+
+def set_level(level: int | str) -> None:
+    """Say so much from now on, `DEBUG` to `CRITICAL`; libraries say less."""
+    root = logging.getLogger()
     root.setLevel(level)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -75,6 +75,8 @@ class Chunk(msgspec.Struct, frozen=True):
     chunk_id: str
     destinations: tuple[Destination, ...]
     attempt: int = 0
+    #: When it was queued first, in seconds since 1970; 0 in messages of older versions.
+    queued_at: float = 0.0
 
 
 class JobOptions(msgspec.Struct, frozen=True):
@@ -294,7 +296,8 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
 class Spent(msgspec.Struct, frozen=True, tag="spent"):
     """What a destination has cost without coming to an end: its job was stopped, or another worker was faster.
 
-    Its run is the one of a `Result` with the same attempt, worker and time: both together count once.
+    Its run is the one of a `Result` with the same attempt, worker and time: both together count once. `lost` says that
+    its process died, and that others have booked what it left behind.
     """
 
     job_id: str
@@ -305,6 +308,7 @@ class Spent(msgspec.Struct, frozen=True, tag="spent"):
     #: Seconds since 1970, UTC.
     at: float
     elapsed_ms: float
+    lost: bool = False
 
 
 class JobClosed(msgspec.Struct, frozen=True, tag="closed"):

@@ -18,6 +18,7 @@ sweeper; one that comes twice finds the chunk taken or gone.
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -195,7 +196,7 @@ class _Enqueuing:
         batch: list[tuple[Chunk, str]] = []
         waiting = 0
         for number, piece in enumerate(pieces):
-            batch.append((Chunk(job_id, f"{number:08d}", piece), label(piece)))
+            batch.append((Chunk(job_id, f"{number:08d}", piece, queued_at=time.time()), label(piece)))
             waiting += len(piece)
             # The first flush is small: work starts while the rest is still being read.
             if waiting >= min(FLUSH_DESTINATIONS, 50 + total):

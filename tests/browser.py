@@ -34,8 +34,15 @@ class Page:
     async def _read(self) -> None:
         async for message in self._socket:
             said = message.json()
+            if said.get("id") == 0:
+                continue
             if "id" in said:
                 self._answers.pop(said["id"]).set_result(said)
+            elif said["method"] == "Page.javascriptDialogOpening":
+                # Nothing goes on until it is closed: nobody waits for the answer here, where answers are read.
+                self.errors.append(said["params"]["message"])
+                close = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                await self._socket.send_json({"id": 0, **close})
             elif said["method"] == "Runtime.exceptionThrown":
                 self.errors.append(str(said["params"]["exceptionDetails"]))
             elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":

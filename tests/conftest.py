@@ -8,12 +8,17 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis import Redis
 
 from config.settings import Settings, load
 from scripts.local_redis import LocalRedis
 from tests import postgresql
 from workers.sandbox.server import SandboxServer
+
+# A slow machine makes an example slow, not wrong.
+settings.register_profile("patient", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 #: Databases of the private server that tests take in turn; 0 is left alone.
 _DATABASES = cycle(range(1, 16))

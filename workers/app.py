@@ -4,18 +4,24 @@ A bootstep builds the runtime after the process has started and closes it on shu
 drains by itself, because Celery's thread pool can only wait for its tasks.
 """
 
+import importlib
+import logging
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
-from config.settings import Settings, load
+from config.settings import COMMAND_LINE, NOTED, Settings, load, notices, with_value
 from tasks import logs, tracing
 from tasks.app import configure
 from tasks.connection import check_enabled, check_server, connect, locate
 from tasks.process import attach
+
+log = logging.getLogger("themes.worker")
 
 #: Exit code of a worker whose configuration is wrong.
 EX_CONFIG: Final = 2
@@ -40,21 +46,36 @@ class RuntimeStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Build the runtime, or end the process with one clear line."""
         # Late: a worker's parts are of no use to `celery -A workers.app flower`.
+        import workers.memory_control  # noqa: F401  # registers its command
+        from workers.hangup import on_hangup
+        from workers.limits import ensure_descriptors, worker_descriptors
         from workers.runtime import Runtime
+        from workers.tuning import ATTRIBUTE, Tuner, report, resize_threads, start_settings
         from workers.wedge import WedgeWatch, end_process
 
-        settings = SETTINGS
+        base = _with_command_line(SETTINGS, max(1, int(parent.concurrency)))
+        if not os.environ.get(NOTED):
+            for notice in notices(base):
+                log.warning("action=notice %s", notice)
         try:
-            tracing.start(settings, "worker")
-            url = locate(settings)
-            check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
-            self._runtime = Runtime(
-                parent.app, settings, url, name=parent.hostname, lanes=max(1, int(parent.concurrency))
-            )
+            tracing.start(base, "worker")
+            url = locate(base)
+            redis = connect(url, socket_timeout_seconds=base.redis.socket_timeout_seconds)
+            check_server(redis)
+            settings, changes = start_settings(base, redis, parent.hostname)
+            logs.set_level(settings.logging.level)
+            ensure_descriptors("worker", worker_descriptors(settings))
+            size = settings.performance_optimization.worker_pool_size
+            resize_threads(parent, size)
+            self._runtime = Runtime(parent.app, settings, url, name=parent.hostname, lanes=size)
             self._runtime.start()
+            self._runtime.tune(settings, report(settings))
         except ThemesError as exc:
             _exit(exc)
         attach(parent.app, self._runtime)
+        tuner = Tuner(parent, self._runtime, base, changes, redis)
+        setattr(parent.app, ATTRIBUTE, tuner)
+        on_hangup(lambda: threading.Thread(target=tuner.reload, name="reload").start())
         self._watch = WedgeWatch(
             connect(settings.celery.broker_url or url, socket_timeout_seconds=settings.redis.socket_timeout_seconds),
             lambda: self._runtime.busy,
@@ -87,6 +108,19 @@ def _set_up_logging(loglevel: int | str | None = None, logfile: str | None = Non
     logs.configure(SETTINGS.logging.level if loglevel is None else loglevel, SETTINGS.logging.format, stream)
 
 
+def _with_command_line(settings: Settings, lanes: int) -> Settings:
+    """The settings with what Celery's own command line says (`--concurrency`, `--loglevel`)."""
+    said = {
+        "performance_optimization.worker_pool_size": lanes,
+        "logging.level": logging.getLevelName(logging.getLogger().level),
+    }
+    known = dict(settings.items())
+    for key, value in said.items():
+        if known[key] != value:
+            settings = with_value(settings, key, value, origin=COMMAND_LINE)
+    return settings
+
+
 def _exit(exc: ThemesError) -> NoReturn:
     print(f"themes: {exc}", file=sys.stderr)  # noqa: T201  # the user's terminal
     raise SystemExit(EX_CONFIG) from exc
@@ -102,10 +136,18 @@ def _settings() -> Settings:
 def _app(settings: Settings) -> Celery:
     try:
         check_enabled(settings)
-        app = configure(settings, settings.celery.broker_url or locate(settings))
+        url = locate(settings)
+        app = configure(settings, settings.celery.broker_url or url)
     except ThemesError as exc:
         _exit(exc)
     app.steps["worker"].add(RuntimeStep)
+    # Registers our commands with Celery's remote control.
+    importlib.import_module("workers.remote")
+    if "flower.command" in sys.modules:
+        # Celery's command line has it at hand: `celery -A workers.app flower` serves our pages, as safely.
+        from workers.dashboard.flower import offer
+
+        offer(settings, url)
     return app
 
 

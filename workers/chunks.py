@@ -11,6 +11,7 @@ What a destination has cost is booked whatever becomes of it.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from workers.destination import DestinationRunner, Process
 from workers.lanes import Lanes
 from workers.llm.halt import Halt
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import CallRecorder
+from workers.observe.records import Records
 from workers.patience import Patience
 
 log = logging.getLogger("themes.chunks")
@@ -97,13 +100,19 @@ class ChunkRunner:
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
+        recorder: CallRecorder | None = None,
+        may_take: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._ledger = ledger
         self._lanes = lanes
+        #: Whether one more chunk may be taken while so many are in hand.
+        self._may_take = may_take
+        self._open: set[tuple[str, str]] = set()
         self._wake = wake
         self._options = options
         self._work = settings.work
         self._patience = Patience()
+        self._profiler = profiler
         self._destinations = DestinationRunner(
             ledger=ledger,
             process=process,
@@ -111,6 +120,7 @@ class ChunkRunner:
             settings=settings,
             profiler=profiler,
             worker=worker,
+            recorder=recorder or CallRecorder(),
         )
         self._running: set[asyncio.Task[ChunkEnd]] = set()
         #: Chunks that a thread of ours is busy with, from before their lease on: a second message finds them here.
@@ -223,6 +233,7 @@ class ChunkRunner:
             return await self._run(job_id, chunk_id)
         finally:
             self._claimed.discard((job_id, chunk_id))
+            self._open.discard((job_id, chunk_id))
             self._running.discard(task)
 
     async def _run(self, job_id: str, chunk_id: str) -> ChunkEnd:
@@ -241,7 +252,8 @@ class ChunkRunner:
             self._suspect = (job_id, chunk_id)
         self._held[job_id, chunk_id] = held = _Held(taken, options)
         try:
-            return await self._work_on(held, self._halt(job_id))
+            with self._profiler.job(job_id) as records:
+                return await self._work_on(held, self._halt(job_id), records)
         finally:
             if self._suspect == (job_id, chunk_id):
                 self._suspect = None
@@ -275,6 +287,10 @@ class ChunkRunner:
 
     async def _take(self, job_id: str, chunk_id: str) -> Taken | ChunkEnd:
         while not self._patience.is_over:
+            if not self._may_take(len(self._open)):
+                await self._patience.pause()
+                continue
+            self._open.add((job_id, chunk_id))
             taken = await self._patience.wait_for(
                 lambda: self._ledger.take(job_id, chunk_id, max_unwritten=self._work.max_unwritten_results)
             )
@@ -282,12 +298,15 @@ class ChunkRunner:
                 return taken
             if taken is not Taking.FULL:
                 return ChunkEnd(taken.value)
+            self._open.discard((job_id, chunk_id))
             await self._patience.pause()
         # Not taken: the chunk waits in the ledger, and the sweeper wakes somebody for it.
         return ChunkEnd.GIVEN_BACK
 
-    async def _work_on(self, held: _Held, halt: Halt) -> ChunkEnd:
+    async def _work_on(self, held: _Held, halt: Halt, records: Records | None) -> ChunkEnd:
         chunk, options = held.taken.chunk, held.options
+        placed = time.perf_counter()
+        waited = {"queue.wait": queued_seconds(held.taken, time.time())}
         todo = [item for item in chunk.destinations if item.id not in held.taken.finished]
         left: list[Destination] = []
         pauses: set[bool] = set()
@@ -299,7 +318,11 @@ class ChunkRunner:
                 return
             if not pauses and not halt.reason:
                 try:
-                    with tracing.span("destination", parent=parent, job_id=chunk.job_id, destination_id=destination.id):
+                    waited_here = waited | {"lane.wait": time.perf_counter() - placed}
+                    with (
+                        self._profiler.destination(records, destination.id, destination.label, waited=waited_here),
+                        tracing.span("destination", parent=parent, job_id=chunk.job_id, destination_id=destination.id),
+                    ):
                         await self._destinations.run(held.taken, destination, options, halt)
                 except BudgetExceededError as exc:
                     pauses.add(await self._out_of_budget(destination, exc))
@@ -360,7 +383,8 @@ class ChunkRunner:
         held.given += 1
         chunk, deliveries = held.taken.chunk, held.taken.deliveries
         name = f"{chunk.chunk_id}-{deliveries}.{held.given}"
-        return Chunk(chunk.job_id, name, tuple(share), attempt=chunk.attempt + deliveries - 1)
+        attempt = chunk.attempt + deliveries - 1
+        return Chunk(chunk.job_id, name, tuple(share), attempt=attempt, queued_at=time.time())
 
     async def _out_of_budget(self, destination: Destination, exc: BudgetExceededError) -> bool:
         """Pause the job; False when its budget has been raised meanwhile. The destination stays as it is."""
@@ -393,3 +417,12 @@ class ChunkRunner:
             chunk.job_id, chunk.chunk_id, taken.deliveries - 1, len(singles),
         )  # fmt: skip
         return ChunkEnd.SPLIT
+
+
+def queued_seconds(taken: Taken, now: float) -> float | None:
+    """How long a chunk waited in the queue; None where that is not known: somebody had it before.
+
+    Two machines' clocks may differ: never less than nothing.
+    """
+    queued_at = taken.chunk.queued_at
+    return max(0.0, now - queued_at) if queued_at and taken.deliveries == 1 else None

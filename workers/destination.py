@@ -6,8 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-import msgspec
-
 from config.settings import Settings
 from tasks import tracing
 from tasks.errors import JobStoppedError
@@ -15,7 +13,9 @@ from tasks.ledger import Taken
 from tasks.logs import about
 from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Spent, Usage
 from workers.llm.halt import Halt
+from workers.observe.counters import field
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import CallRecorder, Recording, recording
 from workers.patience import Patience
 
 log = logging.getLogger("themes.chunks")
@@ -31,6 +31,16 @@ _SAID: Final = (
 )
 _FAILED: Final = "action=destination_failed " + _SAID + " stage=%s error=%s %s"
 _DONE: Final = "action=destination_done " + _SAID + " status=%s themes=%d quality=%s"
+
+#: What of a destination's usage is counted in its job's profile.
+COUNTED: Final = (
+    "bytes_raw", "bytes_stored", "cache_hits", "memory_hits", "cache_misses", "coalesced", "prompt_tokens",
+    "completion_tokens",
+)  # fmt: skip
+#: The counter of each outcome.
+OUTCOMES: Final = {status: field("destinations_total", outcome=status) for status in ("ok", "partial", "failed")}
+#: What a `Result` and the `Spent` of the same run have in common.
+_SHARED: Final = tuple(name for name in Spent.__struct_fields__ if name in Result.__struct_fields__)
 
 #: A destination's profile or failure, what it cost, and whether another try may give more.
 Processed = tuple[Profile | None, Failure | None, Usage, bool]
@@ -60,8 +70,10 @@ class DestinationRunner:
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
+        recorder: CallRecorder,
     ) -> None:
         self._ledger = ledger
+        self._recorder = recorder
         self._process = process
         self._patience = patience
         self._tries = settings.work.destination_attempts
@@ -77,10 +89,15 @@ class DestinationRunner:
         Raises:
             JobStoppedError: its job goes no further here; only what it has cost was published.
         """
-        with about(job_id=taken.chunk.job_id, destination_id=destination.id):
-            await self._run(taken, destination, options, halt)
+        run = self._recorder.begin(taken.chunk.job_id, destination.id, _attempt(taken))
+        with about(job_id=taken.chunk.job_id, destination_id=destination.id), recording(run):
+            await self._run(taken, destination, options, halt, run)
+        # Not reached where something was cut off before it was booked: then the recorder's file still holds it.
+        run.forget()
 
-    async def _run(self, taken: Taken, destination: Destination, options: JobOptions, halt: Halt) -> None:
+    async def _run(
+        self, taken: Taken, destination: Destination, options: JobOptions, halt: Halt, run: Recording
+    ) -> None:
         chunk, began, tried = taken.chunk, time.perf_counter(), Usage()
         number = 0
         while True:
@@ -90,44 +107,63 @@ class DestinationRunner:
                     destination, halt, options, chunk.attempt + number
                 )
             except JobStoppedError as exc:
-                await self._book(self._spent(taken, destination, tried + exc.usage, began))
+                await self._book(self._spent(taken, destination, tried + exc.usage, began, run))
+                run.forget()
                 raise
             tried += usage
             if not retryable or number >= self._tries or self._patience.is_over:
                 break
-            await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
-        run = self._spent(taken, destination, tried, began)
-        result = Result(**msgspec.structs.asdict(run), profile=profile, failure=failure, trace=tracing.traceparent())
+            with self._profiler.span("llm.backoff"):
+                await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
+        spent = self._spent(taken, destination, tried, began, run)
+        result = Result(
+            **{name: getattr(spent, name) for name in _SHARED},
+            profile=profile,
+            failure=failure,
+            trace=tracing.traceparent(),
+        )
         with self._profiler.span("publish"), tracing.span("publish", "producer"):
             is_first = await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
-        if not is_first:
+        if is_first:
+            self._profiler.counters.add(OUTCOMES[profile.status if profile else "failed"])
+        else:
             # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
-            await self._book(run)
+            await self._book(spent)
         _say(destination, result)
 
     async def give_up(self, taken: Taken) -> None:
         """Record that a chunk's only destination takes its workers down with it."""
         chunk, lost = taken.chunk, taken.deliveries - 1
         (destination,) = chunk.destinations
-        run = self._spent(taken, destination, Usage(), time.perf_counter())
+        spent = self._spent(taken, destination, Usage(), time.perf_counter())
         failure = Failure(
             stage="worker",
             error_class="WorkerLostError",
             message=f"{lost} workers died while they held this destination",
             attempts=chunk.attempt + lost,
         )
-        result = Result(**msgspec.structs.asdict(run), failure=failure)
+        result = Result(**{name: getattr(spent, name) for name in _SHARED}, failure=failure)
         await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
         _say(destination, result)
 
-    def _spent(self, taken: Taken, destination: Destination, usage: Usage, began: float) -> Spent:
+    def _spent(
+        self, taken: Taken, destination: Destination, usage: Usage, began: float, run: Recording | None = None
+    ) -> Spent:
+        """What a run has cost. What was written down is nearer to the truth: it also has what was cut off."""
+        at = time.time()
+        if run is not None:
+            if run.is_used:
+                usage = run.usage()
+            run.books_at(at)
+        for name in COUNTED:
+            self._profiler.count(name, getattr(usage, name))
         return Spent(
             job_id=taken.chunk.job_id,
             destination_id=destination.id,
-            attempt=taken.chunk.attempt + taken.deliveries,
+            attempt=_attempt(taken),
             usage=usage,
             worker=self._worker,
-            at=time.time(),
+            at=at,
             elapsed_ms=round((time.perf_counter() - began) * 1000, 1),
         )
 
@@ -147,6 +183,11 @@ class DestinationRunner:
                 stage="pipeline", error_class=type(exc).__name__, message=str(exc)[:MAX_MESSAGE], attempts=number
             )
             return None, failure, Usage(), False
+
+
+def _attempt(taken: Taken) -> int:
+    """Which attempt at its destinations a chunk in hand is."""
+    return taken.chunk.attempt + taken.deliveries
 
 
 def retry_seconds(number: int, draw: float) -> float:

@@ -42,6 +42,7 @@ async def open_engine(
     profiler: PerformanceProfiler,
     redis: Redis | None,
     completions: CompletionStore | None = None,
+    pressure_mb: int | None = None,
 ) -> AsyncIterator[Engine]:
     """Build the engine that the settings ask for; closed at the end.
 
@@ -51,6 +52,7 @@ async def open_engine(
         profiler: measures all of it.
         redis: shares limits, cool-downs, completions and single flight with other processes; None: this process is
             alone.
+        pressure_mb: where the memory cache gives way by itself; 0: somebody else sees to it; None: as the settings say.
         completions: keeps completions beyond the process where there is no Redis.
 
     Raises:
@@ -62,7 +64,7 @@ async def open_engine(
         cache = PersistentLLMCache(
             kept if limits.enable_persistent_cache else None,
             max_memory_mb=limits.max_memory_cache_mb,
-            pressure_mb=limits.memory_pressure_threshold_mb,
+            pressure_mb=limits.memory_pressure_threshold_mb if pressure_mb is None else pressure_mb,
             ttl_days=limits.cache_ttl_days,
             compress=limits.enable_result_compression,
             codec=settings.cache.codec,

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ class Heartbeat:
         profiler: PerformanceProfiler,
         publisher: EventPublisher,
         sharing: WorkSharing,
+        state: Callable[[], dict[str, Any]],
         seconds: float,
     ) -> None:
         self._redis = redis
@@ -53,6 +55,8 @@ class Heartbeat:
         self._profiler = profiler
         self._publisher = publisher
         self._sharing = sharing
+        #: Memory, and the settings that can be changed.
+        self._state = state
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._began = time.time()
         self._waited_for = ""
@@ -66,7 +70,9 @@ class Heartbeat:
             self._profiler.sample()
             self._say_outage()
             try:
-                await fleet.tell(self._redis, self._name, self._report())
+                report, began = self._report(), time.perf_counter()
+                await fleet.tell(self._redis, self._name, report)
+                self._profiler.whole("redis", time.perf_counter() - began)
                 await self._counts.report()
                 self._cache.answered()
             except (RedisError, OSError) as exc:
@@ -108,6 +114,7 @@ class Heartbeat:
             "lane_statistics": msgspec.json.encode(statistics),
             "pool": msgspec.json.encode(self._pool.statistics()),
             "profile": msgspec.json.encode(self._profiler.snapshot()),
+            **self._state(),
         }
 
     def _say_outage(self) -> None:

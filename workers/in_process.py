@@ -17,7 +17,9 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from config.settings import Settings
 from tasks.budget import nano_usd
@@ -36,18 +38,22 @@ from tasks.messages import (
     Spent,
 )
 from workers.destination import DestinationRunner, Process, Processed
+from workers.endings import end_tasks
 from workers.engine import Engine, open_engine
 from workers.lanes import Lanes
 from workers.llm.budget import JobBudget
 from workers.llm.halt import Halt
+from workers.llm.health import look_after
 from workers.llm.state_file import FileBook, StateFile
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import CallRecorder
 from workers.patience import Patience
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
 from workers.results.direct import DirectWriter
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
+from workers.watch import Watched, look_at
 
 log = logging.getLogger("themes.run")
 
@@ -113,10 +119,14 @@ class InProcessJob:
         self._written = written
         self._limit_usd = limit_usd
         limits = settings.performance_optimization
-        self.profiler = PerformanceProfiler(enabled=limits.enable_performance_profiling)
+        self.profiler = PerformanceProfiler(
+            enabled=limits.enable_performance_profiling, slowest_kept=settings.profiling.slowest_kept
+        )
         self._halt = Halt(job_id)
         self._patience = Patience()
-        self.lanes: Lanes[Destination] = Lanes(limits.worker_pool_size, steal=limits.enable_work_stealing)
+        self.lanes: Lanes[Destination] = Lanes(
+            limits.worker_pool_size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
+        )
         self._engine: Engine | None = None
         #: The job's budget, and why it let no more calls through.
         self.book: FileBook | None = None
@@ -189,19 +199,49 @@ class InProcessJob:
                 opened()
             if failed is not None:
                 await self._reopen(failed, writer)
+            limits = self._settings.performance_optimization
             warming = asyncio.create_task(
-                engine.pool.warm(self._settings.performance_optimization.llm_connection_pool_min_size), name="warm"
+                look_after(
+                    engine.pool,
+                    minimum=limits.llm_connection_pool_min_size,
+                    seconds=limits.health_check_interval_seconds,
+                ),
+                name="warm",
             )
-            stack.push_async_callback(_end, warming)
+            stack.push_async_callback(end_tasks, warming)
             if pages is not None:
                 self._is_listed = False
                 self._listing = asyncio.create_task(self._list(pages, writer), name="listing")
-                stack.push_async_callback(_end, self._listing)
+                stack.push_async_callback(end_tasks, self._listing)
+            look_at(self.profiler, self._settings, Watched(lanes=self.lanes, pool=engine.pool, cache=engine.cache))
+            watching = asyncio.create_task(self._watch(), name="profiler")
+            stack.push_async_callback(self._keep_profile)
+            stack.push_async_callback(end_tasks, watching)
             await self._work(engine, writer, budget)
             if self._listing is not None:
                 await asyncio.wait({self._listing})
                 if not self._listing.cancelled():
                     self._listing.result()
+
+    async def _watch(self) -> None:
+        """Measure the process beside its work, until cancelled."""
+
+        async def sample() -> None:
+            while True:
+                self.profiler.sample()
+                await asyncio.sleep(self._settings.performance_optimization.profile_interval_seconds)
+
+        if self.profiler.enabled:
+            await asyncio.gather(self.profiler.watch_loop(), sample())
+
+    async def _keep_profile(self) -> None:
+        """Store what was measured of the job, for `themes report`."""
+        for records, part in self.profiler.parts():
+            payload = msgspec.json.encode(part).decode()
+            try:
+                await self._store.keep_profile(records.job_id, {part.process: payload})
+            except DatabaseError as exc:
+                log.warning("action=profile_refused job_id=%s its profile is not kept: %s", records.job_id, exc)
 
     async def close_cancelled(self) -> None:
         """Say that the job is over although not all of it is done: half of an input is no job."""
@@ -248,10 +288,15 @@ class InProcessJob:
             settings=self._settings,
             profiler=self.profiler,
             worker=f"run-{os.getpid()}@{socket.gethostname()}",
+            recorder=CallRecorder(),
         )
 
         async def work(destination: Destination) -> None:
-            await self._one(runner, destination)
+            with (
+                self.profiler.job(self.job_id) as records,
+                self.profiler.destination(records, destination.id, destination.label, waited={}),
+            ):
+                await self._one(runner, destination)
 
         count = max(self.lanes.size * PAGE_PER_LANE, self._settings.work.max_chunk_size)
         place, running = -1, set[asyncio.Task[list[Destination]]]()
@@ -323,8 +368,3 @@ async def _first_of(running: set[asyncio.Task[list[Destination]]]) -> set[asynci
     for task in done:
         task.result()
     return left
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

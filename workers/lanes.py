@@ -61,9 +61,11 @@ _Queue = deque[tuple[_Batch[T], T]]
 class Lanes(Generic[T]):
     """`size` lanes that work on batches of items until stopped. Use as an async context manager."""
 
-    def __init__(self, size: int, *, steal: bool) -> None:
+    def __init__(self, size: int, *, steal: bool, steal_threshold: int = 1) -> None:
         self.size = size
         self.steal = steal
+        #: Items, the one in hand included, that a lane must have before another takes one away from it.
+        self._steal_threshold = steal_threshold
         self._statistics = [LaneStatistics() for _ in range(size)]
         #: Since when each lane is in the state that it is in now, and which lanes have an item in hand.
         self._since = [0.0] * size
@@ -74,6 +76,7 @@ class Lanes(Generic[T]):
         self._priorities: Counter[int] = Counter()
         self._available = asyncio.Event()
         self._stopping = False
+        #: Each lane's task, the retired ones' too, which may have an item in hand.
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -81,7 +84,7 @@ class Lanes(Generic[T]):
 
     async def __aenter__(self) -> Self:
         self._since = [time.perf_counter()] * self.size
-        self._tasks = [asyncio.create_task(self._serve(lane), name=f"lane {lane}") for lane in range(self.size)]
+        self._tasks = [self._task(lane) for lane in range(self.size)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -102,15 +105,51 @@ class Lanes(Generic[T]):
 
     @property
     def statistics(self) -> list[LaneStatistics]:
-        """What each lane has done until now."""
-        for lane in range(self.size):
-            self._count_time(lane)
+        """What each lane has done until now; those that were retired come last."""
+        for lane in range(len(self._statistics)):
+            if lane < self.size or lane in self._busy:
+                self._count_time(lane)
         return self._statistics
 
     @property
     def busy_share(self) -> float:
         """Part of their lives that all lanes together were busy, 0-1."""
-        return sum(lane.busy_share for lane in self.statistics) / self.size
+        return sum(lane.busy_share for lane in self.statistics[: self.size]) / self.size
+
+    def resize(self, size: int) -> None:
+        """Have so many lanes from now on, at least one.
+
+        What waits in a lane that is retired goes to the others; what it has in hand it ends.
+        """
+        if self._stopping or size == self.size:
+            return
+        left = [entry for queue in self._queues[size:] for entry in queue]
+        for queue in self._queues[size:]:
+            queue.clear()
+        before, self.size = self.size, size
+        now = time.perf_counter()
+        for lane in range(before, size):
+            self._open(lane, now)
+        for number, (batch, item) in enumerate(left):
+            self._insert(self._queues[number % size], batch, item)
+        # Idle lanes look: those that are retired end.
+        self._available.set()
+
+    def _open(self, lane: int, now: float) -> None:
+        """Add a lane, or call back one that was retired."""
+        if lane == len(self._statistics):
+            self._statistics.append(LaneStatistics())
+            self._since.append(now)
+            self._queues.append(deque())
+            self._tasks.append(self._task(lane))
+            return
+        if lane not in self._busy:
+            self._since[lane] = now
+        if self._tasks[lane].done():
+            self._tasks[lane] = self._task(lane)
+
+    def _task(self, lane: int) -> asyncio.Task[None]:
+        return asyncio.create_task(self._serve(lane), name=f"lane {lane}")
 
     async def run(
         self, items: Sequence[T], work: Callable[[T], Awaitable[None]], *, priority: int = 0, key: Hashable = None
@@ -206,15 +245,28 @@ class Lanes(Generic[T]):
             return None, False
         if len(self._priorities) == 1:
             # The usual case: everything is as urgent.
-            return (own.popleft(), False) if own else (max(self._queues, key=len).pop(), True)
-        most = max(self._priorities)
+            if own:
+                return own.popleft(), False
+            fullest = max(self._in_reach(lane), key=len, default=None)
+            return (fullest.pop(), True) if fullest else (None, False)
+        in_reach = [own, *self._in_reach(lane)] if own else self._in_reach(lane)
+        most = max((queue[0][0].priority for queue in in_reach), default=0)
         if own and own[0][0].priority == most:
             return own.popleft(), False
-        urgent = (queue for queue in self._queues if queue and queue[0][0].priority == most)
-        return max(urgent, key=len).popleft(), True
+        urgent = (queue for queue in in_reach if queue[0][0].priority == most)
+        chosen = max(urgent, key=len, default=None)
+        return (chosen.popleft(), True) if chosen else (None, False)
+
+    def _in_reach(self, lane: int) -> list[_Queue[T]]:
+        """The queues of other lanes that have enough to be stolen from."""
+        return [
+            queue
+            for other, queue in enumerate(self._queues)
+            if queue and other != lane and len(queue) + (other in self._busy) >= self._steal_threshold
+        ]
 
     async def _serve(self, lane: int) -> None:
-        while True:
+        while lane < self.size:
             taken, stolen = self._next(lane)
             if taken is None:
                 self._available.clear()

@@ -17,16 +17,17 @@ import threading
 import time
 import uuid
 from concurrent.futures import CancelledError, Future
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from celery import Celery
 from redis import RedisError
 from redis.asyncio import Redis
 
+from config.errors import ThemesError
 from config.settings import Settings
 from tasks import fleet, keys
-from tasks.connection import connect_async
+from tasks.connection import connect, connect_async
 from tasks.leases import token_prefix
 from tasks.ledger import Ledger
 from tasks.messages import Destination, Event, JobOptions, StageRecord
@@ -34,24 +35,37 @@ from tasks.producer import publish
 from workers.chunks import ChunkRunner
 from workers.control import JobControl
 from workers.destination import Processed
+from workers.endings import end_tasks
 from workers.engine import open_engine
 from workers.heartbeat import Heartbeat
 from workers.lanes import Lanes
 from workers.llm.budget import Budget
+from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.halt import Halt
+from workers.llm.health import look_after
+from workers.llm.memory import MIB
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import FOLDER, CallRecorder
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
+from workers.pressure import Bounds, MemoryGuard
+from workers.results.orphans import book_orphans
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
+from workers.watch import Watched, profiled
+
+if TYPE_CHECKING:
+    from workers.llm.pool import LLMConnectionPool
 
 log = logging.getLogger("themes.runtime")
 
 #: Seconds that the loop may take to start or to close.
 LOOP_SECONDS: Final = 30.0
+#: Seconds that the loop may take to come to a change of its settings.
+TUNE_SECONDS: Final = 5.0
 #: Jobs whose options are remembered.
 REMEMBERED_JOBS: Final = 1_000
 
@@ -74,6 +88,10 @@ class Runtime:
         self._options: dict[str, JobOptions] = {}
         self._began = time.time()
         self._draining = False
+        self._pool: LLMConnectionPool | None = None
+        self._guard: MemoryGuard | None = None
+        #: What can be changed while we run, as the heartbeat tells it.
+        self._tuned: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         state = "draining" if self._draining else "running" if self._started.done() else "starting"
@@ -113,6 +131,22 @@ class Runtime:
         if self._loop and self._chunks and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._chunks.stop)
 
+    def tune(self, settings: Settings, report: dict[str, Any]) -> None:
+        """Keep to other sizes and limits from now on; `report` is what the heartbeat says of them.
+
+        Raises:
+            ThemesError: this worker is stopping.
+            TimeoutError: the loop has not come to it; nothing was changed.
+        """
+        if self._loop is None or self._draining or self._loop.is_closed():
+            raise ThemesError("this worker is stopping: what is changed holds for the one that is started next")
+        future = asyncio.run_coroutine_threadsafe(self._tune(settings, report), self._loop)
+        try:
+            future.result(TUNE_SECONDS)
+        except TimeoutError:
+            future.cancel()
+            raise
+
     def close(self) -> None:
         """Let what is in hand end within the grace time, give the rest back, and close everything."""
         if self._thread is None or not self._thread.is_alive():
@@ -122,6 +156,13 @@ class Runtime:
         self._thread.join(self._settings.work.shutdown_grace_seconds + LOOP_SECONDS)
 
     # On the loop.
+
+    async def _tune(self, settings: Settings, report: dict[str, Any]) -> None:
+        """Plain assignments, none of which can fail: all of it is done, or nothing."""
+        if self._pool is not None and self._guard is not None:
+            self._pool.tune(settings)
+            self._guard.change(_bounds(settings, settings.performance_optimization.worker_pool_size))
+        self._tuned = report
 
     def _run_loop(self) -> None:
         try:
@@ -137,27 +178,45 @@ class Runtime:
         self._close = asyncio.Event()
         settings = self._settings
         limits = settings.performance_optimization
-        profiler = PerformanceProfiler(enabled=limits.enable_performance_profiling)
+        profiler = PerformanceProfiler(
+            enabled=limits.enable_performance_profiling,
+            role="worker",
+            name=self._name,
+            slowest_kept=settings.profiling.slowest_kept,
+        )
         async with contextlib.AsyncExitStack() as stack:
             redis = connect_async(self._redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
             stack.push_async_callback(redis.aclose)
             budget = Budget(redis, settings)
             stack.push_async_callback(budget.close)
-            engine = await stack.enter_async_context(open_engine(settings, self._graph, profiler=profiler, redis=redis))
-            pool = engine.pool
+            # The guard looks at memory, for lanes and cache together.
+            engine = await stack.enter_async_context(
+                open_engine(settings, self._graph, profiler=profiler, redis=redis, pressure_mb=0)
+            )
+            self._pool = pool = engine.pool
             counts = CacheReporter(engine.cache, redis)
             stack.push_async_callback(self._tell_last, counts)
             publisher = await stack.enter_async_context(
-                EventPublisher(redis, settings.streaming, enabled=limits.enable_streaming_results)
+                EventPublisher(
+                    redis,
+                    settings.streaming,
+                    enabled=limits.enable_streaming_results,
+                    max_bytes=limits.max_streaming_chunk_size,
+                )
             )
-            lanes: Lanes[Destination] = Lanes(self._size, steal=limits.enable_work_stealing)
+            lanes: Lanes[Destination] = Lanes(
+                self._size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
+            )
             await stack.enter_async_context(lanes)
+            guard = await self._watch_memory(stack, lanes, engine.cache)
             ledger = Ledger(
                 redis,
                 token=f"{token_prefix(self._name, os.getpid())}{uuid.uuid4().hex[:8]}",
                 lease_seconds=settings.work.lease_seconds,
                 compress=limits.enable_result_compression,
             )
+            recorder = await asyncio.to_thread(self._recorder)
+            stack.callback(recorder.close)
             self._chunks = ChunkRunner(
                 ledger=ledger,
                 lanes=lanes,
@@ -167,8 +226,15 @@ class Runtime:
                 settings=settings,
                 profiler=profiler,
                 worker=self._name,
+                recorder=recorder,
+                may_take=guard.may_take,
             )
-            warming = asyncio.create_task(pool.warm(limits.llm_connection_pool_min_size), name="warm")
+            warming = asyncio.create_task(
+                look_after(
+                    pool, minimum=limits.llm_connection_pool_min_size, seconds=limits.health_check_interval_seconds
+                ),
+                name="warm",
+            )
             broker = redis
             if settings.celery.broker_url:
                 broker = connect_async(
@@ -195,10 +261,19 @@ class Runtime:
                 profiler=profiler,
                 publisher=publisher,
                 sharing=sharing,
+                state=lambda: guard.report() | {"settings": msgspec.json.encode(self._tuned)},
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(self._end, heart, report, warming, control, share)
+            stack.push_async_callback(end_tasks, heart, report, warming, control, share)
+            await stack.enter_async_context(
+                profiled(
+                    profiler,
+                    redis,
+                    settings,
+                    Watched(lanes=lanes, pool=pool, cache=engine.cache, publisher=publisher, sharing=sharing),
+                )
+            )
             calm_collector()
             log.info("action=start %r %r", self, pool)
             self._started.set_result(None)
@@ -207,6 +282,15 @@ class Runtime:
             await self._chunks.settle(self._settings.work.shutdown_grace_seconds)
             with contextlib.suppress(RedisError, OSError):
                 await heartbeat.leave()
+
+    async def _watch_memory(
+        self, stack: contextlib.AsyncExitStack, lanes: Lanes[Destination], cache: PersistentLLMCache
+    ) -> MemoryGuard:
+        """Keep lanes and cache to what memory allows, for as long as the stack stands."""
+        self._guard = MemoryGuard(_bounds(self._settings, self._size), lanes=lanes, cache=cache.memory)
+        watching = asyncio.create_task(self._guard.run(), name="memory")
+        stack.push_async_callback(end_tasks, watching)
+        return self._guard
 
     def _processing(
         self,
@@ -242,6 +326,12 @@ class Runtime:
 
         return process
 
+    def _recorder(self) -> CallRecorder:
+        """Where this process writes down what is in work; first it books what dead ones have left."""
+        with connect(self._redis_url, socket_timeout_seconds=self._settings.redis.socket_timeout_seconds) as redis:
+            book_orphans(self._settings, redis)
+        return CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=self._size)
+
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
         await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)
 
@@ -269,8 +359,7 @@ class Runtime:
         with contextlib.suppress(RedisError, OSError):  # Redis is away: they are lost, as after a kill
             await counts.report()
 
-    @staticmethod
-    async def _end(*tasks: asyncio.Task[Any]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+def _bounds(settings: Settings, lanes: int) -> Bounds:
+    limits = settings.performance_optimization
+    return Bounds(limits.memory_pressure_threshold_mb * MIB, limits.max_memory_cache_mb * MIB, lanes)

@@ -41,6 +41,7 @@ def test_a_destination_that_kills_its_worker_every_time(own_stack: Stack, seed: 
     own_stack.proxy.arm("llm", mode=Mode.KILLED_BEFORE, containing=f'{name}\\"', again=True)
     job.enqueue()
     job.over()
-    books = job.judge(failures=[name], seconds=240)
+    # Each death takes a call with it that the proxy has got and the LLM has not.
+    books = job.judge(failures=[name], unheard=3 * own_stack.calls_each, seconds=240)
     assert books.failures == {name: "WorkerLostError"}
     assert own_stack.deaths() == 3, "as often as work.max_deliveries says, and no more"

@@ -347,7 +347,8 @@ async def test_a_report_whose_reply_was_lost_is_counted_once(client: AsyncRedis,
     cache = _cache(client)
     reporter = CacheReporter(cache, client)
     await cache.get("a")
-    script, lost = reporter._script, 0
+    reports = reporter._reports
+    script, lost = reports._script, 0
 
     async def lossy(**options: object) -> object:
         nonlocal lost
@@ -357,7 +358,7 @@ async def test_a_report_whose_reply_was_lost_is_counted_once(client: AsyncRedis,
             raise RedisConnectionError("the reply is lost")
         return answer
 
-    reporter._script = lossy  # type: ignore[assignment]
+    reports._script = lossy  # type: ignore[assignment]
     with pytest.raises(RedisConnectionError):
         await reporter.report()
     await cache.get("b")

@@ -85,6 +85,46 @@ async def test_two_clients_never_exceed_the_limit_over_any_window_and_lose_nothi
     assert second._users == 2
 
 
+async def test_who_waits_far_off_is_served_at_once_when_the_limit_is_raised_and_no_window_has_too_much(
+    clients: tuple[AsyncRedis, AsyncRedis], settings_for: Callable[..., Settings]
+) -> None:
+    slow, fast = Limits.per_minute(1, None, 1), Limits.per_minute(6_000, None, 5)
+    limiters = [_limiter(client, slow) for client in clients]
+    sending = [asyncio.create_task(_send(limiter)) for _ in range(30) for limiter in limiters]
+    async with asyncio.timeout(20):
+        while not any(task.done() for task in sending) or any(limiter._ahead < 8 for limiter in limiters):
+            await asyncio.sleep(0.01)
+        assert sum(task.done() for task in sending) <= 2, "a minute each"
+        llm = settings_for(THEMES_LLM__REQUESTS_PER_MINUTE="6000", THEMES_LLM__REQUEST_BURST="5").llm
+        for limiter in limiters:
+            limiter.tune(llm, max_ahead=8)
+        slots = await asyncio.gather(*sending)
+    times = sorted(slot.at_us for slot in slots)[2:]
+    _within(times, fast)
+
+
+async def test_a_limit_that_is_set_holds_for_who_had_none_and_one_that_is_lifted_holds_nobody(
+    clients: tuple[AsyncRedis, AsyncRedis], settings_for: Callable[..., Settings]
+) -> None:
+    free = Limits.per_minute(None, None)
+    limiters = [_limiter(client, free) for client in clients]
+    limited = settings_for(THEMES_LLM__REQUESTS_PER_MINUTE="6000", THEMES_LLM__REQUEST_BURST="5").llm
+    for limiter in limiters:
+        assert not limiter.is_limited
+        limiter.tune(limited, max_ahead=8)
+    slots = await asyncio.gather(*(_send(limiter) for _ in range(30) for limiter in limiters))
+    _within([slot.at_us for slot in slots], Limits.per_minute(6_000, None, 5))
+    for limiter in limiters:
+        limiter.tune(settings_for(THEMES_LLM__REQUESTS_PER_MINUTE="1").llm, max_ahead=8)
+    waiting = [asyncio.create_task(_send(limiter)) for _ in range(10) for limiter in limiters]
+    await asyncio.wait(waiting, timeout=0.3)
+    for limiter in limiters:
+        limiter.tune(settings_for().llm, max_ahead=8)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*waiting)
+    assert not any(limiter.is_limited for limiter in limiters)
+
+
 _OTHER_PROCESS = """
 import asyncio, json, sys
 from tasks.connection import connect_async

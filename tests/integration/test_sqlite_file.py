@@ -4,21 +4,31 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from alembic.script import ScriptDirectory
 
+from config.settings import Settings
 from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.messages import Destination
 from tests.stored import KYOTO, announced, done
+from workers.results import sqlite
 from workers.results.schema import MIGRATIONS, revision
-from workers.results.sqlite import SQLiteFile
+from workers.results.sqlite import (
+    LOCK_SLICE_SECONDS,
+    READER_MMAP_BYTES,
+    WAL_KEEP_BYTES,
+    WAL_STALL_PAGES,
+    WRITER_CACHE_KIB,
+    SQLiteFile,
+)
 from workers.results.store import AsyncDatabaseManager
 from workers.results.tables import SCHEMA_VERSION
 
@@ -54,11 +64,62 @@ async def test_the_writer_syncs_every_commit_and_readers_cannot_write(store: Asy
         "synchronous": 2,
         "foreign_keys": 1,
         "temp_store": 2,
-        "user_version": 4,
+        "user_version": SCHEMA_VERSION,
     }
     with pytest.raises(DatabaseError, match="readonly"):
         async with store.reading() as connection:
             await connection.exec_driver_sql("DELETE FROM jobs")
+
+
+async def test_readers_see_the_beginning_of_the_file_in_place_and_wait_for_a_lock(store: AsyncDatabaseManager) -> None:
+    async with store.reading() as connection:
+        read = [
+            (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
+            for name in ("mmap_size", "busy_timeout", "temp_store", "query_only")
+        ]
+    assert read == [READER_MMAP_BYTES, 5_000, 2, 1]
+    async with store.writing() as connection:
+        waits = (await connection.exec_driver_sql("PRAGMA busy_timeout")).scalar_one()
+    assert waits == LOCK_SLICE_SECONDS * 1_000, "in slices, so that a consumer that is told to stop can"
+
+
+async def test_of_the_connections_one_writes_and_the_others_read_and_no_more_are_opened(tmp_path: Path) -> None:
+    async with manager_of(tmp_path, timeout_seconds=0.3) as store, contextlib.AsyncExitStack() as held:
+        await held.enter_async_context(store.writing())
+        for _ in range(2):
+            await held.enter_async_context(store.reading())
+        with pytest.raises(DatabaseBusyError, match="every connection is in use"):
+            await held.enter_async_context(store.reading())
+
+
+async def test_the_pool_is_as_large_as_the_setting_says(settings_for: Callable[..., Settings]) -> None:
+    settings = settings_for(
+        THEMES_PERFORMANCE_OPTIMIZATION__DATABASE_CONNECTION_POOL_SIZE="4",
+        THEMES_PERFORMANCE_OPTIMIZATION__DATABASE_TIMEOUT_SECONDS="0.3",
+    )
+    async with AsyncDatabaseManager.from_settings(settings) as store, contextlib.AsyncExitStack() as held:
+        for _ in range(3):
+            await held.enter_async_context(store.reading())
+        with pytest.raises(DatabaseBusyError, match="every connection is in use"):
+            await held.enter_async_context(store.reading())
+
+
+def test_every_pragma_is_documented_with_its_value() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
+    source = Path(sqlite.__file__).read_text("utf-8")
+    pragmas = set(re.findall(r'^ +"([a-z_]+)": ', source, re.MULTILINE)) | {"query_only", "mmap_size"}
+    assert {"journal_mode", "synchronous", "foreign_keys", "busy_timeout", "temp_store"} <= pragmas
+    missing = [name for name in pragmas if f"| `{name}` |" not in page]
+    assert not missing
+    shown = {
+        "mmap_size": f"{READER_MMAP_BYTES // 2**20} MiB",
+        "cache_size": f"{WRITER_CACHE_KIB // 1024} MiB",
+        "journal_size_limit": f"{WAL_KEEP_BYTES // 2**20} MiB",
+        "wal_autocheckpoint": f"{WAL_STALL_PAGES:,} pages",
+        "busy_timeout": f"{LOCK_SLICE_SECONDS:g} s",
+    }
+    wrong = {name: value for name, value in shown.items() if not re.search(rf"\| `{name}` \|[^\n]*{value}", page)}
+    assert not wrong
 
 
 async def test_a_corrupt_file_is_named_with_its_mend_and_left_alone(tmp_path: Path) -> None:
@@ -76,7 +137,7 @@ async def test_a_newer_versions_file_is_refused_for_writing_and_reading(tmp_path
     async with manager_of(tmp_path):
         pass
     with sqlite3.connect(tmp_path / "themes.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0005'")
+        connection.execute("UPDATE alembic_version SET version_num = '0006'")
     connection.close()
     for use in ("create", "open"):
         store = manager_of(tmp_path)

@@ -29,6 +29,7 @@ from tasks.messages import (
 from tests.stored import KYOTO, SPENT, announced, done, failed, places, theme
 from workers.results.rows import JobRow
 from workers.results.store import AsyncDatabaseManager
+from workers.results.totals import MOST, MOST_ADDED, ended
 
 DATABASES = ["sqlite", "postgresql"]
 
@@ -469,6 +470,13 @@ async def _compare(store: AsyncDatabaseManager, entries: list[StreamEntry]) -> N
     assert job.usage == total
     rows = [r async for r in store.destinations("j")]
     assert sum((r.usage for r in rows), Usage()) == total
+    totals = await store.totals()
+    assert (totals["runs"], totals["llm_calls"]) == (len(runs), total.llm_calls)
+    assert totals["cost_nano_usd"] == sum(round((run.cost_usd or 0) * 1e9) for run in runs)
+    assert totals["unpriced_calls"] == sum(run.llm_calls for run in runs if run.cost_usd is None)
+    ends = {(e.destination_id, e.attempt, e.worker): ended(e) for e in entries if isinstance(e, Result)}
+    names = ("destinations_ok", "destinations_partial", "destinations_failed")
+    assert [totals[name] for name in names] == [list(ends.values()).count(end) for end in ("ok", "partial", "failed")]
     assert {r.destination.id: r.attempt for r in rows if r.state != "queued"} == {
         key: attempt for key, (_, attempt) in states.items()
     }
@@ -478,6 +486,61 @@ async def _compare(store: AsyncDatabaseManager, entries: list[StreamEntry]) -> N
     assert {r.destination_id async for r in store.failures("j")} == {
         key for key, (state, _) in states.items() if state == "failed"
     }
+
+
+async def test_totals_count_over_all_jobs_and_only_rise(store: AsyncDatabaseManager) -> None:
+    first = await store.apply([*announced(KYOTO), done()])
+    assert first.totals["llm_calls"] == SPENT.llm_calls
+    assert first.totals["saved_nano_usd"] == 0
+    again = await store.apply([done()])
+    assert again.totals == {}
+    lost = Spent("k", KYOTO.id, 1, Usage(llm_calls=3, cost_usd=None), "w", 5.0, 1.0, lost=True)
+    second = await store.apply([lost, done(KYOTO, job="k", attempt=2)])
+    assert second.totals == await store.totals()
+    changed = {name: value - first.totals[name] for name, value in second.totals.items() if value != first.totals[name]}
+    assert changed == {
+        "llm_calls": 5, "unpriced_calls": 3, "cache_hits": 1, "coalesced": 1, "prompt_tokens": 100,
+        "completion_tokens": 50, "cost_nano_usd": 250_000_000, "runs": 2, "lost_runs": 1, "destinations_ok": 1,
+    }  # fmt: skip
+    assert await select(store, "SELECT outcome FROM attempts WHERE job_id = 'k' ORDER BY attempt") == [
+        ("lost",), ("ok",),
+    ]  # fmt: skip
+
+
+async def test_what_garbage_claims_to_have_cost_cannot_overflow_a_total(store: AsyncDatabaseManager) -> None:
+    odd = Usage(llm_calls=-5, prompt_tokens=2**62, cost_usd=float("inf"))
+    for number in range(3):
+        await store.apply([Spent(f"j{number}", "d", 0, odd, "w", 1.0, 1.0)])
+    totals = await store.totals()
+    assert (totals["llm_calls"], totals["prompt_tokens"]) == (0, 3 * MOST_ADDED)
+    assert totals["cost_nano_usd"] == 0
+    async with store.writing() as connection:
+        full = f"UPDATE counters SET value = {MOST + 1} WHERE name = 'prompt_tokens'"  # noqa: S608 - a number
+        await connection.exec_driver_sql(full)
+    await store.apply([Spent("k", "d", 0, odd, "w", 1.0, 1.0)])
+    assert (await store.totals())["prompt_tokens"] == MOST + 1
+
+
+async def test_a_database_of_the_version_before_counts_what_it_holds(database_url: str) -> None:
+    async with AsyncDatabaseManager(database_url, pool_size=3) as store:
+        lost = Spent("j", KYOTO.id, 1, Usage(llm_calls=3, cost_usd=None), "w", 5.0, 1.0, lost=True)
+        stopped = Spent("j", KYOTO.id, 2, Usage(llm_calls=1, cost_usd=0.1, saved_usd=0.3), "w", 5.0, 1.0)
+        towns = places(3)
+        await store.apply([*announced(KYOTO, *towns), done(), lost, stopped, failed(towns[0])])
+        await store.apply([done(towns[1], partial=True), done(towns[2]), done(towns[2], attempt=1)])
+        counted = await store.totals()
+        async with store.writing() as connection:
+            await connection.exec_driver_sql("DROP TABLE counters")
+            await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
+            if store.dialect == "sqlite":
+                await connection.exec_driver_sql("PRAGMA user_version=4")
+    async with AsyncDatabaseManager(database_url, pool_size=3) as store:
+        found = await store.totals()
+        assert {**found, "since": 0} == {**counted, "since": 0}
+        assert found["since"] > counted["since"]
+        assert found["runs"] == 7
+        applied = await store.apply([done(towns[0], attempt=3)])
+        assert applied.totals["runs"] == 8
 
 
 # --- bad rows -----------------------------------------------------------------------------------------------------

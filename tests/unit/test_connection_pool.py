@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from config.settings import load
 from tasks.errors import ConfigError, EndpointDownError
 from workers.llm.circuit import FAILURES, Circuit
 from workers.llm.concurrency import AdaptiveConcurrency
@@ -264,3 +265,31 @@ async def test_statistics_tell_how_long_the_line_was() -> None:
     assert (found["in_use"], found["waiting"], found["max"], found["failures"]) == (0, 0, 1, 0)
     assert 0 < found["wait_p50_ms"] <= found["wait_p95_ms"] <= found["wait_p99_ms"]
     assert found["routes"]["a/m"]["latency_ms"] is not None
+
+
+async def test_a_pool_that_grows_serves_who_waits_and_one_that_shrinks_drops_nobody() -> None:
+    pool = _pool(2)
+    size = "THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE"
+    gate = asyncio.Event()
+    most = 0
+
+    async def borrow(number: int) -> None:
+        nonlocal most
+        async with pool.connection("m", rank=number):
+            most = max(most, pool.in_use)
+            await gate.wait()
+
+    async def settled(in_use: int) -> None:
+        async with asyncio.timeout(10):
+            while pool.in_use != in_use:
+                await asyncio.sleep(0)
+
+    borrowing = [asyncio.create_task(borrow(number)) for number in range(30)]
+    await settled(2)
+    pool.tune(load(env={size: "7"}))
+    await settled(7)
+    pool.tune(load(env={size: "5"}))
+    assert (pool.in_use, pool.max_size, pool.routes[0].concurrency.limit) == (7, 5, 5), "nobody is dropped"
+    gate.set()
+    await asyncio.gather(*borrowing)
+    assert (most, pool.in_use) == (7, 0)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config.settings import PerformanceSettings
 from workers.lanes import Lanes
 
 
@@ -223,3 +224,29 @@ async def test_the_representation_shows_the_state() -> None:
     async with Lanes[int](3, steal=False) as lanes:
         assert repr(lanes) == "<Lanes size=3 busy=0 waiting=0 steal=False>"
         assert await lanes.run([], _nothing) == []
+
+
+@pytest.mark.parametrize(("threshold", "stolen"), [(1, 3), (2, 3), (3, 2), (5, 0)])
+async def test_a_lane_with_fewer_than_work_steal_threshold_is_left_alone(threshold: int, stolen: int) -> None:
+    gate = asyncio.Event()
+    order: list[int] = []
+
+    async def work(item: int) -> None:
+        order.append(item)
+        if item == 0:
+            await gate.wait()
+
+    limits = PerformanceSettings(work_steal_threshold=threshold)
+    async with Lanes[int](2, steal=True, steal_threshold=limits.work_steal_threshold) as lanes:
+        # The first lane has four, one of them in hand until the other one has taken what it may.
+        running = asyncio.create_task(lanes.run([0, 1, 2, 3], work))
+        async with asyncio.timeout(20):
+            while len(order) < 1 + stolen:
+                await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert sum(lane.stolen for lane in lanes.statistics) == stolen
+        gate.set()
+        await running
+        assert sorted(order) == [0, 1, 2, 3]
+        assert sum(lane.stolen for lane in lanes.statistics) == stolen

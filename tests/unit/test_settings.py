@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as each
 from hypothesis import strategies as st
 
+from config.contradictions import _PAIRS
 from config.errors import ConfigError
 from config.settings import (
     DEFAULT_FILE,
@@ -239,6 +241,64 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, text: s
     assert message.endswith((second, f"{second})"))
 
 
+#: Every pair of config/contradictions.py, with values that cannot hold together.
+CONTRADICTIONS = {
+    "performance_optimization.llm_connection_pool_min_size": (
+        "9",
+        "performance_optimization.llm_connection_pool_size",
+        "8",
+    ),
+    "performance_optimization.retry_base_delay": ("9", "performance_optimization.retry_max_delay", "8"),
+    "work.heartbeat_seconds": ("5", "work.lease_seconds", "8"),
+    "performance_optimization.database_batch_size": ("200", "work.max_unwritten_results", "100"),
+    "llm.adaptive_concurrency_min": ("9", "performance_optimization.llm_connection_pool_size", "8"),
+    "llm.request_burst": ("61", "llm.requests_per_minute", "60"),
+    "database.flush_interval_seconds": ("2", "performance_optimization.progressive_feedback_interval", "1"),
+    "streaming.flush_interval_seconds": ("2", "performance_optimization.progressive_feedback_interval", "1"),
+    "work.lease_seconds": ("90", "celery.visibility_timeout_seconds", "60"),
+    "streaming.chunk_size": ("200", "streaming.max_events_per_job", "100"),
+    "llm.connect_timeout_seconds": ("20", "llm.request_timeout_seconds", "10"),
+}
+
+
+def test_every_contradiction_has_its_example() -> None:
+    assert [pair.low for pair in _PAIRS] == list(CONTRADICTIONS)
+    assert [pair.high for pair in _PAIRS] == [high for _, high, _ in CONTRADICTIONS.values()]
+
+
+@pytest.mark.parametrize("low", CONTRADICTIONS)
+def test_a_contradiction_is_refused_with_both_places_and_its_equal_is_not(tmp_path: Path, low: str) -> None:
+    value, high, bound = CONTRADICTIONS[low]
+    section, _, name = low.partition(".")
+    variable = f"THEMES_{high.upper().replace('.', '__')}"
+    message = refusal(tmp_path, f"{section}:\n  {name}: {value}\n", **{variable: bound})
+    assert message.startswith(f"{low} (my.yaml:2): ")
+    assert f"must not exceed {high}, but " in message
+    assert message.endswith(f"(environment {variable})")
+    equal = str(float(bound) / 2) if low == "work.heartbeat_seconds" else bound
+    assert from_text(tmp_path, f"{section}:\n  {name}: {equal}\n", **{variable: bound})
+
+
+def test_an_endpoint_with_a_burst_above_its_rate_is_refused(tmp_path: Path) -> None:
+    text = "llm:\n  endpoints:\n    east: {base_url: http://x/v1, requests_per_minute: 60, request_burst: 61}\n"
+    assert refusal(tmp_path, text) == (
+        "llm.endpoints.east.request_burst: its value must not exceed llm.endpoints.east.requests_per_minute, "
+        "but 61 > 60 (my.yaml:2)"
+    )
+
+
+def test_a_password_in_a_wrong_place_is_not_repeated(tmp_path: Path) -> None:
+    for text in (
+        "redis:\n  server: redis://:hunter2@host/1\n",
+        "work:\n  lease_seconds: redis://me:hunter2@host\n",
+        "redis://:hunter2@host: 1\n",
+        "llm:\n  'https://x/v1?api_key=hunter2': 1\n",
+    ):
+        message = refusal(tmp_path, text)
+        assert "hunter2" not in message
+        assert "***" in message
+
+
 def test_an_unknown_variable_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as caught:
         load(env={"THEMES_WORK__LEASE_SECOND": "3"})
@@ -256,6 +316,7 @@ def test_files_that_cannot_be_settings_are_refused(tmp_path: Path) -> None:
     assert "not UTF-8 text" in refusal(tmp_path, "llm:\n".encode("utf-16"))
     assert f"larger than {MAX_FILE_BYTES} bytes" in refusal(tmp_path, b"#" * (2 * 1024 * 1024))
     assert "nested too deeply" in refusal(tmp_path, "work: " + "[" * 5_000 + "]" * 5_000)
+    assert "not valid YAML" in refusal(tmp_path, bytes(range(32)) * 20)
     for path in (tmp_path, tmp_path / "none.yaml", Path("a\0b")):
         with pytest.raises(ConfigError, match="cannot be read"):
             load(path=path, env={})
@@ -343,6 +404,7 @@ def test_no_secret_is_in_the_repr_of_the_settings() -> None:
 # --- properties ---
 
 
+@each(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(known_keys())), st.text(max_size=20), max_size=4))
 def test_whatever_the_text_of_a_value_only_a_config_error_is_raised(overrides: dict[str, str]) -> None:
     try:
@@ -361,6 +423,7 @@ _scraps = st.lists(
 ).map("".join)
 
 
+@each(deadline=None)
 @given(data=st.binary(max_size=100) | _scraps.map(str.encode))
 def test_whatever_the_bytes_of_a_file_only_config_errors_are_found(
     tmp_path_factory: pytest.TempPathFactory, data: Any

@@ -1,88 +1,151 @@
 """Flower as the dashboard: its own pages, with readable tasks, kept over restarts, safe by default.
 
 Flower 2.2 listens on all interfaces, without a password, unless told otherwise: anybody near could read task arguments
-and shut workers down. Here it listens on loopback, and anywhere else only with a password.
+and shut workers down. Here it listens on loopback, and anywhere else only with a password or an auth provider, however
+it was started (`themes dashboard`, `celery -A workers.app flower`) and told (options, `FLOWER_*`, `flowerconfig.py`).
 """
 
 import errno
-import ipaddress
 import logging
 import os
 import re
 import socket
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery
 
+from config.errors import ThemesError
 from config.settings import Settings
 from tasks.errors import ConfigError
-from workers.dashboard.server import install
+from workers.dashboard.guard import has_login, is_loopback
 
 #: Tasks kept in memory, at 4.3 KB each; Flower's own default is ten times that.
 MAX_TASKS: Final = 10_000
-#: Milliseconds between two saves of Flower's state; survives kill -9.
-SAVE_INTERVAL_MS: Final = 30_000
+#: Milliseconds between two saves of Flower's state; survives kill -9. A save of all the tasks takes a second or so.
+SAVE_INTERVAL_MS: Final = 60_000
+#: Seconds after which the metrics of a worker that has gone are forgotten, as we forget its name.
+PURGE_SECONDS: Final = 3_600
 #: Columns of the task list; `args` shows the destinations.
 TASK_COLUMNS: Final = "name,args,state,received,runtime,worker"
 #: Flower cuts a list of users at commas, so that `me:a,b` would let `me:a` in, and compares ASCII only.
 _USER_AND_PASSWORD: Final = re.compile(r"[!-+\--9;-~]+:[!-+\--~]+")
+#: Exit code where the configuration is wrong.
+EX_CONFIG: Final = 2
 
 
-def arguments(settings: Settings) -> list[str]:
-    """Flower's command line for these settings.
-
-    Raises:
-        ConfigError: it would be open to others, or its port is taken.
-    """
+def defaults(settings: Settings) -> dict[str, Any]:
+    """Flower's options as our settings have them; what the user tells Flower itself wins."""
     dashboard = settings.dashboard
-    if not _is_loopback(dashboard.host) and not dashboard.basic_auth:
-        raise ConfigError(
-            f"dashboard.host: {dashboard.host} is reachable by others, and nothing asks for a password: set "
-            "THEMES_DASHBOARD__BASIC_AUTH=user:password, or listen on 127.0.0.1"
-        )
-    if dashboard.basic_auth and not _USER_AND_PASSWORD.fullmatch(dashboard.basic_auth):
-        raise ConfigError(
-            "dashboard.basic_auth: expected user:password, neither of them empty, in ASCII without blanks and commas "
-            "(THEMES_DASHBOARD__BASIC_AUTH)"
-        )
-    _refuse_taken(dashboard.host, dashboard.port)
-    folder = settings.state_dir / "flower"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"state_dir: {folder} cannot be written ({exc.strerror})") from exc
-    chosen = [
-        f"--address={dashboard.host}",
-        f"--port={dashboard.port}",
-        f"--max_tasks={MAX_TASKS}",
-        "--persistent=True",
-        f"--db={(folder / 'state.db').absolute()}",
-        f"--state_save_interval={SAVE_INTERVAL_MS}",
-        f"--tasks_columns={TASK_COLUMNS}",
-    ]
+    chosen: dict[str, Any] = {
+        "address": dashboard.host,
+        "port": dashboard.port,
+        "max_tasks": MAX_TASKS,
+        "persistent": True,
+        "db": str((settings.state_dir / "flower" / "state.db").absolute()),
+        "state_save_interval": SAVE_INTERVAL_MS,
+        "tasks_columns": TASK_COLUMNS,
+        "purge_offline_workers": PURGE_SECONDS,
+    }
     if dashboard.basic_auth:
         # Handed over inside this process: nobody reads it from the list of processes.
-        chosen.append(f"--basic_auth={str.__str__(dashboard.basic_auth)}")
+        chosen["basic_auth"] = [str.__str__(dashboard.basic_auth)]
     return chosen
 
 
+def check(options: Any, settings: Settings) -> None:
+    """Make sure that what Flower has been told, from wherever, is safe; an address that nobody chose becomes ours.
+
+    Raises:
+        ConfigError: it would be open to others, nobody could log in, or its port is taken.
+    """
+    if not options.address and not options.unix_socket:
+        options.address = settings.dashboard.host
+    _refuse_odd_users(options.basic_auth or ())
+    if options.auth and not options.auth_provider:
+        raise ConfigError(
+            "auth: is set without auth_provider, so that nobody could log in: add "
+            "--auth_provider=flower.views.auth.GithubLoginHandler (or Google…, GitLab…, Okta…), or take --basic_auth"
+        )
+    if not options.unix_socket:
+        _refuse_without_login(options.address, has_login=has_login(options))
+        _refuse_taken(options.address, options.port)
+    if options.persistent:
+        folder = Path(options.db).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"state_dir: {folder} cannot be written ({exc.strerror})") from exc
+
+
+def refuse_open(settings: Settings) -> None:
+    """Refuse settings of a dashboard that others could use, or with a password that Flower cannot ask for.
+
+    Raises:
+        ConfigError: with the mend.
+    """
+    dashboard = settings.dashboard
+    users = [str.__str__(dashboard.basic_auth)] if dashboard.basic_auth else []
+    _refuse_odd_users(users)
+    _refuse_without_login(dashboard.host, has_login=bool(users))
+
+
+def _refuse_odd_users(users: Iterable[str]) -> None:
+    if not all(_USER_AND_PASSWORD.fullmatch(user) for user in users):
+        raise ConfigError(
+            "dashboard.basic_auth: expected user:password, neither of them empty, in ASCII without blanks and commas "
+            "(THEMES_DASHBOARD__BASIC_AUTH, FLOWER_BASIC_AUTH, --basic_auth)"
+        )
+
+
+def _refuse_without_login(address: str, *, has_login: bool) -> None:
+    if not is_loopback(address) and not has_login:
+        raise ConfigError(
+            f"dashboard.host: {address} is reachable by others, and nothing asks for a password: set "
+            "THEMES_DASHBOARD__BASIC_AUTH=user:password or Flower's auth and auth_provider, or listen on 127.0.0.1"
+        )
+
+
+def offer(settings: Settings, redis_url: str) -> None:
+    """Make Flower's command, wherever it is started in this process, build our dashboard.
+
+    Cheap: Celery has loaded that command already, as it loads all of them whichever is run.
+    """
+    import flower.command
+    from tornado.options import options
+
+    for name, value in defaults(settings).items():
+        setattr(options, name, value)
+
+    def build(**told: Any) -> Any:
+        # Late: of no use to any other command.
+        from workers.dashboard.server import Dashboard, install
+
+        try:
+            check(told["options"], settings)
+        except ThemesError as exc:
+            print(f"themes: {exc}", file=sys.stderr)  # noqa: T201  # the user's terminal
+            raise SystemExit(EX_CONFIG) from exc
+        if not os.environ.get("THEMES_DEBUG"):
+            # A worker that has not answered yet is reported as "Inspect method … failed", taken for an error by users.
+            logging.getLogger("flower.inspector").setLevel(logging.ERROR)
+        install(settings, redis_url)
+        return Dashboard(**told)
+
+    flower.command.Flower = build
+
+
 def run(app: Celery, settings: Settings, redis_url: str) -> None:
-    """Serve the dashboard until SIGTERM or SIGINT; `redis_url` is where the jobs are."""
-    chosen = arguments(settings)
-    install(settings, redis_url)
-    if not os.environ.get("THEMES_DEBUG"):
-        # A worker that has not answered yet is reported as "Inspect method … failed", which users take for an error.
-        logging.getLogger("flower.inspector").setLevel(logging.ERROR)
-    app.start(["flower", *chosen])
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """Serve the dashboard until SIGTERM or SIGINT; `redis_url` is where the jobs are. Ends with 2 where it must not."""
+    offer(settings, redis_url)
+    chosen = defaults(settings)
+    # As options, so that they win over what `FLOWER_*` and a flowerconfig.py say of the same.
+    told = [f"--{name}={chosen[name]}" for name in ("address", "port")]
+    if "basic_auth" in chosen:
+        told.append(f"--basic_auth={chosen['basic_auth'][0]}")
+    app.start(["flower", *told])
 
 
 def _refuse_taken(host: str, port: int) -> None:

@@ -29,7 +29,10 @@ from workers.results.store import AsyncDatabaseManager
 #: Where templates, style and scripts are.
 PAGES: Final = Path(__file__).parent / "pages"
 #: Served files and what they are.
-ASSETS: Final = {"themes.css": "text/css", "jobs.js": "text/javascript", "job.js": "text/javascript"}
+ASSETS: Final = {
+    "themes.css": "text/css",
+    **dict.fromkeys(("jobs.js", "job.js", "llm.js"), "text/javascript"),
+}
 #: Seconds for which a list of all jobs is good enough, for however many lookers.
 LIST_SECONDS: Final = 1.0
 #: Destinations of one page.

@@ -1,26 +1,31 @@
-"""The dashboard's server: Flower's application with our pages in front of its own.
+"""The dashboard's server: Flower's application with our pages in front of its own, and the guard before all.
 
-Flower has no place for plug-ins. Its command builds `flower.command.Flower`, so that name is given a subclass here; its
-handlers go on as they are, and ours are asked first.
+Flower has no place for plug-ins. Its command builds `flower.command.Flower`, so that name is given this subclass (see
+`workers.dashboard.flower`); its handlers go on as they are, and ours are asked first.
 """
 
 import logging
-import resource
+import os
+import signal
 from typing import Any, ClassVar
 
-import flower.command
 from flower.app import Flower
+from flower.views.auth import LoginHandler
+from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler
 
 from config.settings import Settings
-from tasks.connection import connect_async
-from workers.dashboard import jobs_pages, sse
+from tasks.connection import connect, connect_async
+from workers.dashboard import jobs_pages, llm_page, sse
 from workers.dashboard.feed import Feeds
-from workers.dashboard.handler import GuardedHealthcheck, GuardedMetrics
+from workers.dashboard.guard import guarded
 from workers.dashboard.jobs_pages import Site
+from workers.dashboard.prometheus import AllMetrics, Scrape
 from workers.dashboard.recent import RecentJobs
+from workers.dashboard.system import SystemReader
 from workers.dashboard.templates import Templates
-
-log = logging.getLogger("themes.dashboard")
+from workers.dashboard.watch import DashboardWatch
+from workers.limits import dashboard_descriptors, ensure_descriptors
 
 
 class Dashboard(Flower):
@@ -32,36 +37,58 @@ class Dashboard(Flower):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, template_loader=Templates(kwargs["template_path"], jobs_pages.PAGES), **kwargs)
         settings, redis_url = type(self).settings_of_themes, type(self).redis_url
-        redis = connect_async(redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+        timeout = settings.redis.socket_timeout_seconds
+        redis = connect_async(redis_url, socket_timeout_seconds=timeout)
+        broker_url = settings.celery.broker_url or redis_url
+        system = SystemReader(
+            connect(redis_url, socket_timeout_seconds=timeout),
+            broker=connect(broker_url, socket_timeout_seconds=timeout),
+        )
         feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
+        self._watch = DashboardWatch(settings, redis)
+        self.io_loop.add_callback(self._watch.start)
         prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
+        site = Site(settings, redis_url, RecentJobs(redis))
         ours: list[tuple[Any, ...]] = [
-            (r"/metrics", GuardedMetrics),
-            (r"/healthcheck", GuardedHealthcheck),
+            (r"/metrics", AllMetrics, {"scrape": Scrape(system)}),
             *sse.handlers(feeds),
-            *jobs_pages.handlers(Site(settings, redis_url, RecentJobs(redis))),
+            *llm_page.handlers(site, system),
+            *jobs_pages.handlers(site),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
 
+    def start(self) -> None:
+        """Serve until SIGTERM or SIGINT, then end the process.
+
+        Flower lets a signal raise an exception wherever the process happens to be, and then waits for the threads that
+        ask workers about themselves; such a thread waits for Redis as long as Redis is silent. Here the loop just ends,
+        what Flower knows is saved, and nobody waits for threads that have nothing to save.
+        """
+        loop = self.io_loop.asyncio_loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, loop.stop)
+        super().start()
+        self.stop()
+        logging.shutdown()
+        os._exit(0)
+
+    def get_handler_delegate(
+        self, request: HTTPServerRequest, target_class: type[RequestHandler], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Every request goes through here: whichever handler it is for, the guard is asked first."""
+        provider = self.options.auth_provider if issubclass(target_class, LoginHandler) else None
+        return super().get_handler_delegate(request, guarded(target_class, provider), *args, **kwargs)
+
+    def log_request(self, handler: Any) -> None:
+        """Measure what was served, beside Tornado's log."""
+        if handler.request.path.rpartition("/")[2] != "events":
+            self._watch.served(handler.request.request_time())
+        super().log_request(handler)
+
 
 def install(settings: Settings, redis_url: str) -> None:
-    """Make Flower's command serve our pages too."""
+    """What the next `Dashboard` shows."""
     Dashboard.settings_of_themes = settings
     Dashboard.redis_url = redis_url
-    flower.command.Flower = Dashboard
-    _allow_files(settings.dashboard.max_watchers)
-
-
-def _allow_files(watchers: int) -> None:
-    """Raise the limit of open files to what so many watchers need, as far as this user may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = watchers + 500
-    if soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < wanted:
-            log.warning(
-                "action=few_files %d open files are allowed: fewer than dashboard.max_watchers (%d) can watch; "
-                "ulimit -n %d",
-                most, watchers, wanted,
-            )  # fmt: skip
+    # Fewer watchers than allowed are no reason not to start.
+    ensure_descriptors("dashboard", dashboard_descriptors(settings), must=False)

@@ -10,7 +10,13 @@ _NAVIGATION: Final = '<ul class="app-nav navbar-nav">'
 _OURS: Final = (
     '{% set prefix = (handler.application.options.url_prefix or "").strip("/") %}'
     """<li class="nav-item"><a class="nav-link" href="{{ '/' + prefix if prefix else '' }}/jobs">Jobs</a></li>"""
+    """<li class="nav-item"><a class="nav-link" href="{{ '/' + prefix if prefix else '' }}/llm">LLM</a></li>"""
 )
+#: What our content security policy does not let through, and what stands there instead.
+_STRICT: Final = {
+    '<script type="text/javascript">': '<script nonce="{{ handler.nonce }}">',
+    '<th style="width: 125px;">': "<th>",
+}
 #: What stands before the name of a template of ours.
 PREFIX: Final = "themes/"
 
@@ -33,6 +39,8 @@ class Templates(Loader):
             text = (self._ours / name.removeprefix(PREFIX)).read_text("utf-8")
             return Template(text, name=name, loader=self)
         text = Path(self.root, name).read_text("utf-8")
+        for loose, strict in _STRICT.items():
+            text = text.replace(loose, strict)
         if name == "navbar.html":
             # Where a newer Flower has another navigation, it goes without the link.
             text = text.replace(_NAVIGATION, _NAVIGATION + _OURS, 1)

@@ -31,6 +31,7 @@ from config.settings import Prices, Settings
 from tasks import keys
 from tasks.budget import LIMIT, NANO, RESERVED, SPENT, dollars
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
+from workers.endings import end_tasks
 from workers.llm.client import Spend, Turn
 from workers.llm.prompt import Prompt
 
@@ -225,7 +226,7 @@ class JobBudget:
                 reason="price",
             )
         await self._granted(worst_nano, rank)
-        own = Spend()
+        own = Spend(recording=spend.recording)
         error: BaseException | None = None
         try:
             return await call(own)
@@ -234,15 +235,13 @@ class JobBudget:
             raise
         finally:
             self._settle(worst_nano, settled_nano(own, error, reserved=worst_nano))
-            spend.calls += own.calls
-            spend.add_tokens(own.prompt_tokens, own.completion_tokens, own.cost_usd, estimated=own.estimated)
+            spend.take(own)
 
     async def close(self) -> None:
         """Tell the book what is not told yet; what it does not hear counts as spent."""
         if self._pump is None:
             return
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        await end_tasks(self._pump)
         if self._told != (self._spent, self._reserved):
             with contextlib.suppress(BookAwayError, TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):

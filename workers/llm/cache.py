@@ -115,6 +115,16 @@ class PersistentLLMCache:
         return self._tally
 
     @property
+    def memory_bytes(self) -> int:
+        """Bytes that the memory tier holds."""
+        return self._memory.size_bytes
+
+    @property
+    def memory(self) -> MemoryTier:
+        """What this process has at hand."""
+        return self._memory
+
+    @property
     def is_shared(self) -> bool:
         """Whether other processes see what is stored here."""
         return self._store is not None and not self._is_paused()

@@ -1,14 +1,11 @@
-"""The cache's counts of all processes together, in one hash of Redis.
+"""The cache's counts of all processes together, in one hash of Redis (workers/observe/numbered.py).
 
-Every process adds what it has counted since its last report. A report is numbered: one whose reply was lost is sent
-again and counted once. A process that is killed takes the counts of its last second with it; those of a job travel with
-its results instead (`tasks.messages.Usage`), and are exact.
+A process that is killed takes the counts of its last second with it; those of a job travel with its results instead
+(`tasks.messages.Usage`), and are exact.
 """
 
-import time
-import uuid
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
@@ -17,18 +14,7 @@ from tasks import keys
 from tasks.connection import text_of
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.tally import CacheTally
-
-#: Seconds that the number of a process's last report is remembered.
-REMEMBERED_SECONDS: Final = 3_600
-
-#: KEYS statistics, mark of the process; ARGV report number, seconds to remember it, now, then name and amount pairs.
-_ADD: Final = """
-if redis.call('GET', KEYS[2]) == ARGV[1] then return 0 end
-redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
-redis.call('HSETNX', KEYS[1], 'since', ARGV[3])
-for i = 4, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[1], ARGV[i], ARGV[i + 1]) end
-return 1
-"""
+from workers.observe.numbered import NumberedReports
 
 
 class CacheReporter:
@@ -36,26 +22,16 @@ class CacheReporter:
 
     def __init__(self, cache: PersistentLLMCache, redis: Redis) -> None:
         self._cache = cache
-        self._script = redis.register_script(_ADD)
-        self._mark = keys.cache_reports(uuid.uuid4().hex[:12])
-        self._number = 0
-        self._told = CacheTally()
-        self._pending: CacheTally | None = None
+        self._reports = NumberedReports(redis, total=keys.CACHE_STATISTICS, mark_of=keys.cache_reports)
+        self._taken = CacheTally()
 
     async def report(self) -> None:
         """Tell what is new. Errors of Redis pass through: the same is told again next time."""
-        now = self._pending or replace(self._cache.tally)
-        added = {name: amount for name, amount in now.since(self._told).items() if amount}
-        if not added:
-            return
-        if self._pending is None:
-            self._number += 1
-        self._pending = now
-        pairs = [part for name, amount in added.items() for part in (name, amount)]
-        await self._script(
-            keys=[keys.CACHE_STATISTICS, self._mark], args=[self._number, REMEMBERED_SECONDS, time.time(), *pairs]
-        )
-        self._told, self._pending = now, None
+        await self._reports.add(self._news)
+
+    def _news(self) -> dict[str, float]:
+        before, self._taken = self._taken, replace(self._cache.tally)
+        return self._taken.since(before)
 
 
 def read(redis: SyncRedis) -> dict[str, Any]:

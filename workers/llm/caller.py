@@ -21,7 +21,7 @@ from tasks.errors import (
     ThemesError,
 )
 from workers.llm.budget import worst_case_nano
-from workers.llm.client import AnsweredRefusalError, RawAnswer, Spend, Turn
+from workers.llm.client import AnsweredRefusalError, CallUnderWay, RawAnswer, Spend, Turn
 from workers.llm.cost import cost_usd
 from workers.llm.estimate import TokenEstimate, prompt_tokens
 from workers.llm.halt import Ticket
@@ -30,6 +30,7 @@ from workers.llm.pool import CircuitOpenError, Lent, LLMConnectionPool
 from workers.llm.prompt import Prompt
 from workers.llm.route import Route
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import Expected
 
 log = logging.getLogger("themes.llm")
 
@@ -131,7 +132,8 @@ class Caller:
                 # An open circuit is a pause by itself.
                 delay = 0.0 if isinstance(exc, CircuitOpenError) else self._backoff(attempt)
                 self._say(request, attempt, delay, exc)
-                await asyncio.sleep(delay)
+                with self._profiler.span("llm.backoff"):
+                    await asyncio.sleep(delay)
 
     def _fails_over(self, request: Request, exc: ThemesError) -> bool:
         """Whether another endpoint may answer now what this one could not; else all of them are asked anew."""
@@ -175,8 +177,8 @@ class Caller:
         request.route = second.route if second.is_answered else first.route
         for loser in (first, second):
             if loser.sent.is_set() and not loser.is_answered and (first.is_answered or second.is_answered):
-                likely = self._estimate.completion(loser.prompt, loser.max_tokens)
-                self._charge(loser, loser.model, prompt_tokens(loser.prompt), likely, estimated=True)
+                likely = self._expected(loser)
+                loser.spend.add_tokens(likely.prompt_tokens, likely.completion_tokens, likely.cost_usd, estimated=1)
 
     async def _paid(self, request: Request) -> RawAnswer:
         """One call, reserved from the job's budget first where it has one."""
@@ -216,6 +218,13 @@ class Caller:
         return raw
 
     async def _call(self, request: Request, lent: Lent) -> RawAnswer:
+        call = request.spend.call(self._expected(request))
+        try:
+            return await self._answered(request, lent, call)
+        finally:
+            call.ended()
+
+    async def _answered(self, request: Request, lent: Lent, call: CallUnderWay) -> RawAnswer:
         began = time.perf_counter()
         try:
             with tracing.span(
@@ -224,14 +233,14 @@ class Caller:
                 gen_ai__request__max_tokens=request.max_tokens,
             ) as span:  # fmt: skip
                 raw = await lent.route.client.complete(
-                    request.prompt, max_tokens=request.max_tokens, spend=request.spend, history=request.history
+                    request.prompt, max_tokens=request.max_tokens, spend=call, history=request.history
                 )
                 tracing.note(
                     span, gen_ai__response__model=raw.model, gen_ai__usage__input_tokens=raw.prompt_tokens,
                     gen_ai__usage__output_tokens=raw.completion_tokens,
                 )  # fmt: skip
         except AnsweredRefusalError as exc:
-            self._settle(request, exc.answer, lent)
+            self._settle(request, exc.answer, lent, call)
             raise
         except RateLimitedError:
             lent.slot.settle(0)
@@ -243,32 +252,37 @@ class Caller:
             if not for_good or self._pool.others(request.model, {lent.route}):
                 self._pool.failed(lent, exc, for_good=for_good)
             raise
-        seconds = time.perf_counter() - began
-        self._profiler.record("llm.call", seconds)
         if self._settings.llm.hedge:
-            self._lateness.learn(request.prompt.stage, seconds)
-        self._settle(request, raw, lent)
+            self._lateness.learn(request.prompt.stage, time.perf_counter() - began)
+        self._settle(request, raw, lent, call)
         return raw
 
-    def _settle(self, request: Request, raw: RawAnswer, lent: Lent) -> None:
+    def _settle(self, request: Request, raw: RawAnswer, lent: Lent, call: CallUnderWay) -> None:
         """An answer came: what was reserved for it becomes what it was, and it is paid for."""
         self._answers += 1
         self._pool.answered(lent)
         self._estimate.learn(request.prompt.stage, raw.completion_tokens)
         lent.slot.settle(raw.prompt_tokens + raw.completion_tokens)
-        self._charge(request, raw.model, raw.prompt_tokens, raw.completion_tokens, estimated=raw.estimated)
+        cost = self._cost(request, raw.model, raw.prompt_tokens, raw.completion_tokens)
+        call.answered(raw.prompt_tokens, raw.completion_tokens, cost, estimated=raw.estimated)
+        lent.route.count_tokens(self._profiler.counters, raw.prompt_tokens, raw.completion_tokens)
 
-    def _charge(
-        self, request: Request, answered: str, prompt_tokens: int, completion_tokens: int, *, estimated: bool
-    ) -> None:
-        cost = cost_usd(
+    def _expected(self, request: Request) -> Expected:
+        """What a call is likely to cost, by the length of its prompt and of its stage's other answers."""
+        asks, answers = (
+            prompt_tokens(request.prompt),
+            self._estimate.completion(request.prompt, request.max_tokens),
+        )
+        return Expected(asks, answers, self._cost(request, request.model, asks, answers))
+
+    def _cost(self, request: Request, answered: str, asks: int, answers: int) -> float | None:
+        return cost_usd(
             self._settings.llm.prices,
             asked=request.model,
             answered=answered,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
+            prompt_tokens=asks,
+            completion_tokens=answers,
         )
-        request.spend.add_tokens(prompt_tokens, completion_tokens, cost, estimated=estimated)
 
     def _delay(self, exc: RateLimitedError, attempt: int) -> float:
         asked = exc.retry_after_seconds

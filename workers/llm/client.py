@@ -34,6 +34,10 @@ from workers.llm.bodies import ERROR_CHARACTERS, bounded_body, content_of, error
 from workers.llm.connections import Connections
 from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
+from workers.llm.sending import CallCounter, CountedBody
+from workers.observe.counters import field as counter
+from workers.observe.profiler import SILENT, PerformanceProfiler
+from workers.observe.recorder import Expected, Recording
 
 if TYPE_CHECKING:
     from workers.llm.budget import JobBudget
@@ -55,6 +59,8 @@ _HINTS: Final = {
     404: "check OPENAI_BASE_URL, which mostly ends in /v1, and THEMES_MODEL",
     429: "the account's quota is used up",
 }
+#: How a request is counted that nobody got.
+UNREACHABLE: Final = "unreachable"
 _FORMAT_WORDS: Final = ("response_format", "json_schema", "json_object", "schema", "grammar")
 #: Statuses of a gateway that has nobody behind it, and of a server that takes nobody in.
 _AWAY: Final = frozenset({502, 503, 504})
@@ -73,7 +79,8 @@ class AnswerFormat(IntEnum):
 class Spend:
     """What a piece of work has cost so far; filled while it runs, so that a failure is paid for in the books too.
 
-    `budget` is what its calls are paid from first, where its job has one.
+    `budget` is what its calls are paid from first, where its job has one; `recording` is where they are written down so
+    that a kill cannot take them.
     """
 
     calls: int = 0
@@ -83,13 +90,92 @@ class Spend:
     #: Answers whose tokens the server did not count: they were estimated.
     estimated: int = 0
     budget: "JobBudget | None" = None
+    recording: Recording | None = None
+
+    def sending(self) -> None:
+        """See `CallCounter`."""
+
+    def unsent(self) -> None:
+        """See `CallCounter`."""
+
+    def sent(self) -> None:
+        """Count a call of which nothing more is known."""
+        self.calls += 1
+
+    def call(self, expected: Expected) -> "CallUnderWay":
+        """A call that is about to be made, and what it is likely to cost."""
+        return CallUnderWay(self, expected)
+
+    def take(self, other: "Spend") -> None:
+        """Count what another has counted, and written down if that was to be done."""
+        self.calls += other.calls
+        self._add(other.prompt_tokens, other.completion_tokens, other.cost_usd, other.estimated)
 
     def add_tokens(self, prompt: int, completion: int, cost: float | None, *, estimated: int = 0) -> None:
         """Count the tokens of one answer, or of several of which so many are estimates."""
+        if self.recording:
+            self.recording.ended(
+                0, prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost, estimated=estimated
+            )
+        self._add(prompt, completion, cost, estimated)
+
+    def _add(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:
         self.estimated += estimated
         self.prompt_tokens += prompt
         self.completion_tokens += completion
         self.cost_usd = None if self.cost_usd is None or cost is None else self.cost_usd + cost
+
+
+class CallUnderWay:
+    """One call on its way, or several while the client learns how to ask; each counts in its spend once it is sent."""
+
+    __slots__ = ("_expected", "_recording", "_sent", "_spend")
+
+    def __init__(self, spend: Spend, expected: Expected) -> None:
+        self._spend = spend
+        self._recording = spend.recording
+        self._expected = expected
+        self._sent = 0
+
+    def __repr__(self) -> str:
+        return f"<CallUnderWay sent={self._sent}>"
+
+    def sending(self) -> None:
+        """The next thing that happens is that it is handed to the operating system."""
+        if self._recording:
+            self._recording.sending()
+
+    def unsent(self) -> None:
+        """It was not: nobody will hear of it."""
+        if self._recording:
+            self._recording.unsent()
+
+    def sent(self) -> None:
+        """It was."""
+        self._spend.calls += 1
+        self._sent += 1
+        if self._recording:
+            self._recording.sent(self._expected)
+
+    def answered(self, prompt: int, completion: int, cost: float | None, *, estimated: bool) -> None:
+        """Count the answer in place of what was expected."""
+        self._spend._add(prompt, completion, cost, int(estimated))  # noqa: SLF001  # the two are one machine
+        sent, self._sent = self._sent, 0
+        if self._recording:
+            self._recording.ended(
+                sent,
+                self._expected,
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                cost_usd=cost,
+                estimated=int(estimated),
+            )
+
+    def ended(self) -> None:
+        """It is over. Without an answer it has cost a call, and no tokens that anybody knows of."""
+        if self._sent and self._recording:
+            self._recording.ended(self._sent, self._expected)
+        self._sent = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +226,22 @@ class Dialect:
 
 
 class ChatClient:
-    """Asks for one model at one server. The connections are whoever's it shares them with."""
+    """Asks for one model at one server. The connections are whoever's it shares them with.
 
-    def __init__(self, settings: LlmSettings, *, base_url: str, model: str, connections: Connections) -> None:
+    `style` is the response format to begin with.
+    """
+
+    def __init__(
+        self,
+        settings: LlmSettings,
+        *,
+        base_url: str,
+        model: str,
+        connections: Connections,
+        profiler: PerformanceProfiler = SILENT,
+        labels: Mapping[str, str] | None = None,
+        style: AnswerFormat = AnswerFormat.JSON_SCHEMA,
+    ) -> None:
         self.model = model
         self._base_url = base_url
         #: As errors and logs show it.
@@ -150,7 +249,12 @@ class ChatClient:
         self._secret = connections.secret
         self._settings = settings
         self._session = connections.session
-        self._dialect = Dialect()
+        self._connections = connections
+        self._profiler = profiler
+        #: Of the counter of requests, and its fields by outcome.
+        self._labels = dict(labels or {})
+        self._counters: dict[str, str] = {}
+        self._dialect = Dialect(format=style)
 
     def __repr__(self) -> str:
         return f"<ChatClient {self._place} model={self.model} format={self._dialect.format.name.lower()}>"
@@ -173,9 +277,9 @@ class ChatClient:
             await bounded_body(response, self._settings.max_response_bytes)
 
     async def complete(
-        self, prompt: Prompt, *, max_tokens: int, spend: Spend, history: Sequence[Turn] = ()
+        self, prompt: Prompt, *, max_tokens: int, spend: CallCounter, history: Sequence[Turn] = ()
     ) -> RawAnswer:
-        """Make one call, and more only while learning what the server understands.
+        """Make one call, and more only while learning what the server understands; each is counted when it is sent.
 
         Raises:
             RetryableError: it may succeed later.
@@ -246,19 +350,55 @@ class ChatClient:
             body["response_format"] = {"type": "json_object"}
         return msgspec.json.encode(body)
 
-    async def _post(self, body: bytes, style: AnswerFormat, spend: Spend) -> RawAnswer:
+    async def _post(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
+        """One HTTP request, counted by how it ends."""
+        outcome = "cancelled"
+        with self._profiler.span("llm.call"):
+            try:
+                answer = await self._exchange(body, style, spend)
+                outcome = "ok"
+            except Exception as exc:
+                outcome = outcome_of(exc)
+                raise
+            finally:
+                self._count(outcome)
+        return answer
+
+    def _count(self, outcome: str) -> None:
+        if not self._profiler.enabled:
+            return
+        if outcome == UNREACHABLE:
+            self._profiler.counters.add(counter("llm_unreachable_total", **self._labels))
+            return
+        if (name := self._counters.get(outcome)) is None:
+            name = self._counters[outcome] = counter("llm_requests_total", outcome=outcome, **self._labels)
+        self._profiler.counters.add(name)
+        self._profiler.count("llm.requests")
+        if outcome != "ok":
+            self._profiler.count(f"llm.errors.{outcome}")
+
+    async def _send(self, url: str, body: CountedBody) -> tuple[bytes, int, Mapping[str, str]]:
+        """Body, status and headers of the answer; measured: to the first byte without connecting, and the rest."""
+        began, first = time.perf_counter(), 0.0
+        try:
+            async with self._session.post(url, data=body, allow_redirects=False) as response:
+                first = time.perf_counter()
+                raw = await bounded_body(response, self._settings.max_response_bytes)
+                return raw, response.status, response.headers
+        finally:
+            now, connecting = time.perf_counter(), self._connections.connecting_seconds()
+            self._profiler.record("llm.first_byte", max(0.0, (first or now) - began - connecting))
+            if first:
+                self._profiler.record("llm.body", now - first)
+            self._profiler.count("connections_opened" if connecting else "connections_reused")
+
+    async def _exchange(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
         url = f"{self._base_url}/chat/completions"
-        counted = False
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
-                # Counted before the answer: a call that hangs or breaks was still made.
-                spend.calls += 1
-                counted = True
-                async with self._session.post(url, data=body, allow_redirects=False) as response:
-                    raw = await bounded_body(response, self._settings.max_response_bytes)
-                    status, headers = response.status, response.headers
+                # Counted as it is sent: a call that hangs or breaks was made, one that could not connect was not.
+                raw, status, headers = await self._send(url, CountedBody(body, spend))
         except aiohttp.ClientConnectorError as exc:
-            spend.calls -= counted  # the server never heard of it
             message = f"{self._place}: cannot connect ({exc.strerror or exc})"
             raise EndpointAwayError(message, is_unreachable=True) from exc
         except TimeoutError as exc:
@@ -354,6 +494,15 @@ class ChatClient:
         if choice.get("finish_reason") == "content_filter":
             raise AnsweredRefusalError("the provider's content filter cut the answer", answer)
         return answer
+
+
+def outcome_of(exc: Exception) -> str:
+    """How a request that failed is counted: a refusal for the rate, nobody there, or the error's class."""
+    if isinstance(exc, RateLimitedError):
+        return "rate_limited"
+    if isinstance(exc, EndpointAwayError) and exc.is_unreachable:
+        return UNREACHABLE
+    return type(exc).__name__.strip("_")
 
 
 class AnsweredRefusalError(RefusedError):

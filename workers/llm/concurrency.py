@@ -34,6 +34,13 @@ class AdaptiveConcurrency:
         """Requests that may be in flight."""
         return int(self._limit)
 
+    def change(self, *, least: int, most: int, enabled: bool) -> None:
+        """Keep to other bounds from now on; a limit that was cut stays cut, unless it is no longer adapted."""
+        was_whole = self._limit >= self._most
+        self._least, self._most, self._enabled = min(least, most), most, enabled
+        whole = was_whole or not enabled
+        self._limit = float(most) if whole else min(float(most), max(float(self._least), self._limit))
+
     def answered(self, *, saturated: bool) -> None:
         """An answer came; `saturated` says that all allowed connections were in use."""
         if self._enabled and saturated:

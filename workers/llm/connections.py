@@ -5,6 +5,7 @@ also after others were added: so each connection is given up after an age, sprea
 once.
 """
 
+import asyncio
 import random
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,8 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 
-from config.settings import LlmSettings
+from config.settings import LlmSettings, PerformanceSettings
+from workers.observe.profiler import SILENT, PerformanceProfiler
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -24,14 +26,22 @@ SPREAD: Final = 0.1
 
 
 class RecyclingConnector(aiohttp.TCPConnector):
-    """Opens connections, lends idle ones again, and closes those that have reached their age.
+    """Opens connections, lends idle ones again, and closes those that have reached their age or served enough.
 
-    It relies on two methods of aiohttp's connector that are not public; tests/integration/test_connections.py holds
-    them against a real server.
+    It relies on methods and the limit of aiohttp's connector that are not public; tests/integration/test_endpoints.py
+    and tests/e2e/test_tune.py hold them against a real server.
     """
 
-    def __init__(self, *, max_age_seconds: float, **options: Any) -> None:
+    def __init__(
+        self, *, max_age_seconds: float, max_requests: int, profiler: PerformanceProfiler, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self._profiler = profiler
+        #: Seconds that the requests of these tasks have spent in connecting, until they ask.
+        self._connecting: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
+        self._max_requests = max_requests
+        #: Requests that each connection has served.
+        self._served: WeakKeyDictionary[ResponseHandler, int] = WeakKeyDictionary()
         self._max_age_seconds = max_age_seconds
         self._ends_at: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
         self.opened = 0
@@ -46,22 +56,51 @@ class RecyclingConnector(aiohttp.TCPConnector):
         """Open connections that nobody uses."""
         return sum(len(idle) for idle in self._conns.values())
 
+    def resize(self, limit: int) -> None:
+        """Allow so many connections; those in use beyond that are closed by nobody, and go by themselves."""
+        self._limit = limit
+        self._release_waiter()
+
     async def _create_connection(self, *args: Any, **options: Any) -> "ResponseHandler":
-        protocol = await super()._create_connection(*args, **options)
+        began = time.perf_counter()
+        try:
+            protocol = await super()._create_connection(*args, **options)
+        finally:
+            self._connected(time.perf_counter() - began)
         self.opened += 1
         age = self._max_age_seconds * (1 - SPREAD * random.random())  # noqa: S311  # spread, no secret
         self._ends_at[protocol] = time.monotonic() + age
         return protocol
 
+    def _connected(self, seconds: float) -> None:
+        self._profiler.record("llm.connect", seconds)
+        if task := asyncio.current_task():
+            self._connecting[task] = self._connecting.get(task, 0.0) + seconds
+
+    def connecting_seconds(self) -> float:
+        """Seconds that the request of this task has spent in connecting; 0 when it found an open connection."""
+        task = asyncio.current_task()
+        return self._connecting.pop(task, 0.0) if task and self._connecting else 0.0
+
     def _release(self, key: Any, protocol: "ResponseHandler", *, should_close: bool = False) -> None:
         is_old = time.monotonic() >= self._ends_at.get(protocol, 0.0)
-        super()._release(key, protocol, should_close=should_close or is_old)
+        served = self._served[protocol] = self._served.get(protocol, 0) + 1
+        super()._release(key, protocol, should_close=should_close or is_old or served >= self._max_requests)
 
 
 class Connections:
     """One server's session. Create and close it on the loop that uses it."""
 
-    def __init__(self, settings: LlmSettings, *, base_url: str, api_key: str | None, max_connections: int) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        *,
+        base_url: str,
+        api_key: str | None,
+        max_connections: int,
+        profiler: PerformanceProfiler = SILENT,
+        max_requests: int = PerformanceSettings().max_requests_per_connection,
+    ) -> None:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key:
             headers["Authorization"] = f"Bearer {str.__str__(api_key)}"
@@ -71,6 +110,8 @@ class Connections:
             limit=max_connections,
             keepalive_timeout=settings.idle_connection_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
+            profiler=profiler,
+            max_requests=max_requests,
         )
         self.session = aiohttp.ClientSession(
             headers=headers,
@@ -99,6 +140,19 @@ class Connections:
     def recycled(self) -> int:
         """Connections that were open once and no longer are: old, idle for too long, or broken."""
         return self._connector.opened - self._connector.open
+
+    def connecting_seconds(self) -> float:
+        """As the connector says it."""
+        return self._connector.connecting_seconds()
+
+    def resize(self, max_connections: int) -> None:
+        """Allow so many connections from now on; requests that are under way go on."""
+        self._connector.resize(max_connections)
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be open at once."""
+        return self._connector.limit
 
     async def close(self) -> None:
         """Close every connection."""

@@ -19,6 +19,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
+from workers.endings import end_tasks
 
 log = logging.getLogger("themes.llm")
 
@@ -128,8 +129,7 @@ class CoolDown:
     async def close(self) -> None:
         """Listen no more."""
         if self._listener:
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+            await end_tasks(self._listener)
 
     async def begin(self, seconds: float) -> None:
         """Leave the endpoint alone for at least so long, in every process."""

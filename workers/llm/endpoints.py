@@ -79,15 +79,23 @@ def _named(name: str, one: EndpointSettings, settings: LlmSettings, env: Mapping
     return Endpoint(
         name,
         (one.base_url or "").rstrip("/"),
-        replace(
-            settings,
-            requests_per_minute=one.requests_per_minute or settings.requests_per_minute,
-            request_burst=one.request_burst or settings.request_burst,
-            tokens_per_minute=one.tokens_per_minute or settings.tokens_per_minute,
-        ),
+        limits_of(settings, name),
         api_key=key,
         weight=one.weight,
         models=one.models,
+    )
+
+
+def limits_of(settings: LlmSettings, name: str) -> LlmSettings:
+    """The settings with the rate limits that hold for one endpoint: its own, else those for all."""
+    one = settings.endpoints.get(name)
+    if one is None:
+        return settings
+    return replace(
+        settings,
+        requests_per_minute=one.requests_per_minute or settings.requests_per_minute,
+        request_burst=one.request_burst or settings.request_burst,
+        tokens_per_minute=one.tokens_per_minute or settings.tokens_per_minute,
     )
 
 

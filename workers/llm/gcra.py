@@ -152,3 +152,31 @@ def reservation_arguments(
     newest_first = sorted(returned, key=int, reverse=True)
     bounds = (limits.request_us, limits.request_burst, limits.token_us, limits.token_burst)
     return [user, *bounds, correction, sent, refused, len(newest_first), *newest_first, *tokens]
+
+
+#: KEYS limit users; ARGV change request_us request_burst token_us token_burst ahead. Slots that were reserved at other
+#: limits are worth nothing: from now on the new ones hold, with nothing saved up. The first process that tells of a
+#: change makes it. Those that come later may have reserved at the old pace in between: what is further off than all
+#: lines together reach at the new one is taken back.
+CHANGE: Final = f"""
+local t = redis.call('TIME')
+local now = t[1] * {MICROSECONDS} + t[2]
+local request_us, request_burst = tonumber(ARGV[2]), tonumber(ARGV[3])
+local full = tonumber(ARGV[5]) * tonumber(ARGV[4])
+local state = redis.call('HMGET', KEYS[1], 'c', 'r', 't')
+local r, k = now + (request_burst - 1) * request_us, now + full
+if state[1] == ARGV[1] then
+  local lines = redis.call('ZCARD', KEYS[2]) * tonumber(ARGV[6])
+  r = math.min(tonumber(state[2] or '0'), r + lines * request_us)
+  k = math.min(tonumber(state[3] or '0'), k + full)
+end
+redis.call('HSET', KEYS[1], 'c', ARGV[1], 'r', string.format('%.17g', r), 't', string.format('%.17g', k))
+redis.call('PEXPIRE', KEYS[1], math.ceil((math.max(r, k, now) - now) / 1000) + {keys.LIMIT_SECONDS * 1000})
+return 1
+"""
+
+
+def change_arguments(before: Limits, after: Limits, *, max_ahead: int) -> list[str | float]:
+    """What `CHANGE` takes. Processes that make the same change call it by the same name."""
+    bounds = (after.request_us, after.request_burst, after.token_us, after.token_burst)
+    return [f"{before} {after}", *bounds, max_ahead]

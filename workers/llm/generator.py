@@ -6,6 +6,7 @@ The generator decides what a failed or unusable answer means: wait and ask again
 again with more tokens, or give up with an error that says why.
 """
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -164,8 +165,9 @@ class FocusedLLMGenerator:
         """The answer to all equal questions of this process, and whether somebody else's asking gave it."""
         budget, ticket = question.account.spend.budget, question.account.ticket
         while True:
+            began = time.perf_counter()
             try:
-                return await self._flights.run(question.flight, lambda: self._ask_once(question))
+                completion, joined = await self._flights.run(question.flight, lambda: self._ask_once(question))
             except BudgetExceededError as exc:
                 # Another job's budget: whoever only waited for its answer asks for itself.
                 if budget is not None and budget.job_id == exc.job_id:
@@ -173,6 +175,10 @@ class FocusedLLMGenerator:
             except JobStoppedError as exc:
                 if ticket.halt is not None and ticket.halt.job_id == exc.job_id:
                     raise
+            else:
+                if joined:
+                    self._profiler.record("flight.wait", time.perf_counter() - began)
+                return completion, joined
 
     async def _look(self, question: _Question) -> CachedCompletion | None:
         """What the cache holds. Where little was found lately, who asks looks into Redis in the step that claims it."""
@@ -202,7 +208,9 @@ class FocusedLLMGenerator:
         """Ask, unless another process does: then its answer, or its error, is ours."""
         if self._shared is None:
             return await self._ask(question, Flight())
+        began = time.perf_counter()
         async with self._shared.flight(question.flight, question.key, fresh=question.is_fresh) as (claimed, ours):
+            self._profiler.record("flight.wait" if claimed.waited else "flight.claim", time.perf_counter() - began)
             if claimed.end == "own":
                 self._found(is_hit=False)
                 try:

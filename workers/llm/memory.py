@@ -17,7 +17,10 @@ MIB: Final = 1024 * 1024
 
 
 class MemoryTier:
-    """Packed completions, the least recently used leaving first when `max_bytes` are exceeded."""
+    """Packed completions, the least recently used leaving first when `max_bytes` are exceeded.
+
+    With `pressure_bytes` it looks at the process's size by itself; 0 leaves that to somebody else.
+    """
 
     def __init__(self, max_bytes: int, *, pressure_bytes: int) -> None:
         self._entries: OrderedDict[str, bytes] = OrderedDict()
@@ -35,6 +38,16 @@ class MemoryTier:
     def size_bytes(self) -> int:
         """Bytes held, overhead included."""
         return self._bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes that may be held."""
+        return self._max_bytes
+
+    def resize(self, max_bytes: int) -> None:
+        """Hold no more than this from now on."""
+        self._max_bytes = max_bytes
+        self._shrink_to(max_bytes)
 
     def get(self, key: str) -> bytes | None:
         """The packed value, which thereby becomes the most recently used."""
@@ -65,7 +78,7 @@ class MemoryTier:
 
     def _relieve_pressure(self) -> None:
         now = time.monotonic()
-        if now - self._checked_at < MEMORY_CHECK_SECONDS:
+        if not self._pressure_bytes or now - self._checked_at < MEMORY_CHECK_SECONDS:
             return
         self._checked_at = now
         rss = self._process.memory_info().rss

@@ -73,6 +73,10 @@ class LLMConnectionPool:
         #: Who waits, by the routes that would do: most urgent first.
         self._waiting: dict[tuple[Route, ...], list[_Waiter]] = {}
         self._waits = Histogram()
+        self._in_line = 0
+        #: Connections in use, and callers in line, x time, and until when (monotonic seconds).
+        self._busy_seconds = self._waiting_seconds = 0.0
+        self._counted_at = self._began_at = time.perf_counter()
 
     @classmethod
     @asynccontextmanager
@@ -91,12 +95,17 @@ class LLMConnectionPool:
             known = endpoints(settings.llm)
             for endpoint in known:
                 connections = Connections(
-                    settings.llm, base_url=endpoint.base_url, api_key=endpoint.api_key, max_connections=size
+                    settings.llm,
+                    base_url=endpoint.base_url,
+                    api_key=endpoint.api_key,
+                    max_connections=size,
+                    max_requests=settings.performance_optimization.max_requests_per_connection,
+                    profiler=profiler,
                 )
                 stack.push_async_callback(connections.close)
                 opened.append(connections)
                 routes += [
-                    Route.of(endpoint, model, connections, settings, redis)
+                    Route.of(endpoint, model, connections, settings, redis, profiler=profiler)
                     for model in sorted(models)
                     if endpoint.serves(model)
                 ]
@@ -143,6 +152,16 @@ class LLMConnectionPool:
         """Callers in the pool's line."""
         return sum(not future.done() for line in self._waiting.values() for _, _, future in line)
 
+    def tune(self, settings: Settings) -> None:
+        """Keep to other sizes and limits from now on; calls that are under way go on, also beyond a smaller size."""
+        size = settings.performance_optimization.llm_connection_pool_size
+        self._max_size = size
+        for connections in self._connections:
+            connections.resize(size)
+        for route in self.routes:
+            route.tune(settings)
+        self._hand_over()
+
     def statistics(self) -> dict[str, Any]:
         """What the pool is doing, and what it has done since the process started. Waits are in milliseconds."""
         waits = {f"wait_p{share}_ms": round(self._waits.quantile(share / 100) * 1000, 3) for share in (50, 95, 99)}
@@ -156,6 +175,15 @@ class LLMConnectionPool:
             "recycled": sum(one.recycled for one in self._connections),
             "failures": sum(route.circuit.failures for route in self.routes),
             "routes": {f"{route.name}/{route.model}": route.statistics() for route in self.routes},
+        }
+
+    def amounts(self) -> dict[str, float]:
+        """Exact integrals over time since the pool was made, for the profile of a job."""
+        self._count_time()
+        return {
+            "pool_seconds": (self._counted_at - self._began_at) * self._max_size,
+            "pool_busy_seconds": self._busy_seconds,
+            "pool_waiting_seconds": self._waiting_seconds,
         }
 
     async def warm(self, count: int) -> int:
@@ -262,6 +290,8 @@ class LLMConnectionPool:
             return self._take(better_of_two(seats))
         future: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting.setdefault(routes, []), (rank, next(self._order), future))
+        self._count_time()
+        self._in_line += 1
         try:
             return await future
         except asyncio.CancelledError:
@@ -269,13 +299,18 @@ class LLMConnectionPool:
                 # The connection was handed over in the moment of the cancellation: pass it on.
                 self._release(future.result())
             raise
+        finally:
+            self._count_time()
+            self._in_line -= 1
 
     def _take(self, route: Route) -> Route:
+        self._count_time()
         self._in_use += 1
         route.in_use += 1
         return route
 
     def _release(self, route: Route) -> None:
+        self._count_time()
         self._in_use -= 1
         route.in_use -= 1
         self._hand_over()
@@ -292,6 +327,14 @@ class LLMConnectionPool:
                 del self._waiting[routes]
             if not future.done():
                 future.set_result(self._take(better_of_two(_with_seats(routes))))
+
+    def _count_time(self) -> None:
+        """Book the time since the last change on the state that ends now."""
+        now = time.perf_counter()
+        passed = now - self._counted_at
+        self._counted_at = now
+        self._busy_seconds += self._in_use * passed
+        self._waiting_seconds += self._in_line * passed
 
     def _waited(self, seconds: float) -> None:
         self._waits.add(seconds)

@@ -28,7 +28,7 @@ from redis.asyncio import Redis
 from config.settings import LlmSettings
 from tasks import keys
 from workers.llm.cooldown import CoolDown
-from workers.llm.gcra import MICROSECONDS, RESERVE, Gcra, Limits, reservation_arguments
+from workers.llm.gcra import CHANGE, MICROSECONDS, RESERVE, Gcra, Limits, change_arguments, reservation_arguments
 
 log = logging.getLogger("themes.llm")
 
@@ -82,11 +82,16 @@ class RateLimiter:
     def __init__(
         self, redis: Redis | None, *, endpoint: str, limits: Limits, max_ahead: int, learn: bool = False
     ) -> None:
+        #: Under which the endpoint's limits are known in Redis.
+        self.digest = endpoint
         self._redis = redis
         self._limits = limits
         self._max_ahead = self._most_ahead = max_ahead
         self._keys = [keys.limit(endpoint), keys.limit_users(endpoint), keys.cooldown(endpoint), keys.learnt(endpoint)]
         self._script = redis.register_script(RESERVE) if redis is not None else None
+        self._change = redis.register_script(CHANGE) if redis is not None else None
+        #: What Redis has still to be told of a change of the limits.
+        self._untold: list[str | float] = []
         self._user = uuid.uuid4().hex[:12]
         self._users = 1
         self._waiting: deque[_Waiter] = deque()
@@ -127,10 +132,43 @@ class RateLimiter:
         limit = "unlimited" if self._limits.is_unlimited else f"{where} users={self._users}"
         return f"<RateLimiter {limit} waiting={len(self._waiting)} ahead={self._ahead} {self.cool_down!r}>"
 
+    def tune(self, settings: LlmSettings, *, max_ahead: int) -> None:
+        """Keep to other limits from now on: who waits for a slot gets another one by these."""
+        limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
+        self._max_ahead = max_ahead
+        self._most_ahead = min(self._most_ahead, max_ahead) if self._learning else max_ahead
+        learns = settings.learn_rate_limit and self._redis is not None and not limits.request_us
+        if (limits, learns) == (self._limits, self._learns):
+            self._wake()
+            return
+        if limits != self._limits:
+            self._untold = change_arguments(self._limits, limits, max_ahead=max_ahead)
+        self._limits, self._learns = limits, learns
+        self._learning = self._learning and learns
+        self.cool_down.heard = self._tell if learns else None
+        if self._alone is not None:
+            self._go_by_ourselves()
+        self._returned.clear()
+        self._correction = 0.0
+        self._new_wave()
+
+    def _new_wave(self) -> None:
+        """Whatever was reserved until now is worth nothing: who waits looks again."""
+        self._wave += 1
+        self._told, told = asyncio.get_running_loop().create_future(), self._told
+        if told is not None and not told.done():
+            told.set_result(None)
+        self._wake()
+
     @property
     def is_limited(self) -> bool:
         """Whether a slot is a reservation: false where requests may go as they come."""
         return self._learning or not self._limits.is_unlimited
+
+    @property
+    def learnt_key(self) -> str | None:
+        """Where what refusals have taught of this endpoint's rate stands in Redis; None where nothing is learnt."""
+        return self._keys[3] if self._learns else None
 
     @property
     def is_cooling(self) -> bool:
@@ -190,17 +228,10 @@ class RateLimiter:
         """Learn, or go on learning, and tell at once what was sent and refused: a wave is being counted."""
         self._learning = self._reports = True
         self._most_ahead = 1
-        self._wave += 1
-        self._told, told = asyncio.get_running_loop().create_future(), self._told
-        if told is not None and not told.done():
-            told.set_result(None)
-        self._wake()
+        self._new_wave()
 
     async def _rest(self, seconds: float) -> None:
-        """Sleep, but not longer than until the next wave of refusals."""
-        if not self._learns:
-            await asyncio.sleep(seconds)
-            return
+        """Sleep, but not longer than until the next wave of refusals, or other limits."""
         if self._told is None:
             self._told = asyncio.get_running_loop().create_future()
         await asyncio.wait({self._told}, timeout=seconds)
@@ -323,6 +354,7 @@ class RateLimiter:
             wave = self._wave
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+                    await self._tell_change()
                     answer = await self._script(keys=self._keys, args=arguments)
             except (RedisError, OSError, TimeoutError) as exc:
                 self._go_alone(exc)
@@ -330,6 +362,14 @@ class RateLimiter:
                 self._go_together()
                 return self._shared_slots(answer, tokens, wave)
         return self._own_slots(correction, tokens)
+
+    async def _tell_change(self) -> None:
+        """Let what was reserved at other limits be forgotten, once for all processes."""
+        if self._untold and self._change is not None:
+            told = self._untold
+            await self._change(keys=self._keys[:2], args=told)
+            if self._untold is told:
+                self._untold = []
 
     def _shared_slots(self, answer: list[Any], tokens: list[float], wave: int) -> list[Slot]:
         now, now_us = time.monotonic(), float(answer[1])
@@ -371,14 +411,17 @@ class RateLimiter:
                 "action=rate_limit_degraded Redis does not answer, each of %d processes keeps to its share: %s",
                 self._users, str(exc) or type(exc).__name__,
             )  # fmt: skip
-            share = self._limits.share(self._users)
-            now_us = time.monotonic() * MICROSECONDS
-            # What was shared may just have been used up: no new burst.
-            self._alone = Gcra(
-                share,
-                request_tat_us=now_us + (share.request_burst - 1) * share.request_us,
-                token_tat_us=now_us + share.token_burst * share.token_us,
-            )
+            self._go_by_ourselves()
+
+    def _go_by_ourselves(self) -> None:
+        share = self._limits.share(self._users)
+        now_us = time.monotonic() * MICROSECONDS
+        # What was shared may just have been used up: no new burst.
+        self._alone = Gcra(
+            share,
+            request_tat_us=now_us + (share.request_burst - 1) * share.request_us,
+            token_tat_us=now_us + share.token_burst * share.token_us,
+        )
 
     def _go_together(self) -> None:
         if self._alone is not None:

@@ -13,8 +13,10 @@ from workers.llm.circuit import Circuit
 from workers.llm.client import ChatClient
 from workers.llm.concurrency import AdaptiveConcurrency
 from workers.llm.connections import Connections
-from workers.llm.endpoints import Endpoint
+from workers.llm.endpoints import Endpoint, limits_of
 from workers.llm.rate_limit import RateLimiter, Slot
+from workers.observe.counters import Counters, field
+from workers.observe.profiler import PerformanceProfiler
 
 #: Weight of the newest answer in the mean latency: the last ten or so decide.
 NEWEST: Final = 0.1
@@ -41,6 +43,9 @@ class Route:
         self.limiter = limiter
         self.concurrency = concurrency
         self.circuit = circuit
+        self._prompt_tokens, self._completion_tokens = (
+            field("llm_tokens_total", endpoint=name, model=model, kind=kind) for kind in ("prompt", "completion")
+        )
         #: Requests that are on their way now, and callers that wait for this route alone.
         self.in_use = 0
         self.queued = 0
@@ -55,7 +60,14 @@ class Route:
 
     @classmethod
     def of(
-        cls, endpoint: Endpoint, model: str, connections: Connections, settings: Settings, redis: Redis | None
+        cls,
+        endpoint: Endpoint,
+        model: str,
+        connections: Connections,
+        settings: Settings,
+        redis: Redis | None,
+        *,
+        profiler: PerformanceProfiler,
     ) -> "Route":
         """The route that the settings ask for."""
         performance = settings.performance_optimization
@@ -65,7 +77,14 @@ class Route:
             name=endpoint.name,
             model=model,
             weight=endpoint.weight,
-            client=ChatClient(settings.llm, base_url=endpoint.base_url, model=name_there, connections=connections),
+            client=ChatClient(
+                settings.llm,
+                base_url=endpoint.base_url,
+                model=name_there,
+                connections=connections,
+                profiler=profiler,
+                labels={"endpoint": endpoint.name, "model": model},
+            ),
             limiter=RateLimiter.of(
                 endpoint.limits, redis, base_url=endpoint.base_url, model=name_there, max_ahead=most
             ),
@@ -74,6 +93,13 @@ class Route:
             ),
             circuit=Circuit(base_seconds=performance.retry_base_delay, most_seconds=performance.retry_max_delay),
         )
+
+    def tune(self, settings: Settings) -> None:
+        """Keep to other limits from now on."""
+        most = settings.performance_optimization.llm_connection_pool_size
+        llm = settings.llm
+        self.concurrency.change(least=llm.adaptive_concurrency_min, most=most, enabled=llm.adaptive_concurrency)
+        self.limiter.tune(limits_of(llm, self.name), max_ahead=most)
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[Slot]:
@@ -95,6 +121,11 @@ class Route:
         self.latency_seconds = seconds if known is None else known + NEWEST * (seconds - known)
         self.circuit.succeeded()
 
+    def count_tokens(self, counters: Counters, prompt: int, completion: int) -> None:
+        """Count what an answer of this route has used."""
+        counters.add(self._prompt_tokens, prompt)
+        counters.add(self._completion_tokens, completion)
+
     def score(self, typical_seconds: float) -> float:
         """Seconds until it would have served one more, for its weight; lower is better."""
         latency = typical_seconds if self.latency_seconds is None else self.latency_seconds
@@ -109,6 +140,11 @@ class Route:
             "limit": self.concurrency.limit,
             "cuts": self.concurrency.cuts,
             "failures": self.circuit.failures,
+            "error": type(self.circuit.error).__name__ if self.circuit.error else None,
+            "cooling_seconds": round(self.limiter.cool_down.left_seconds, 1),
+            "cool_downs": self.limiter.cool_down.count,
+            "queued": self.queued,
+            "limit_digest": self.limiter.digest,
             "latency_ms": None if self.latency_seconds is None else round(self.latency_seconds * 1000, 1),
         }
 

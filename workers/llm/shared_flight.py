@@ -26,6 +26,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
+from workers.endings import end_tasks
 from workers.llm import flight_scripts
 
 log = logging.getLogger("themes.llm")
@@ -141,10 +142,7 @@ class SharedFlights:
     async def close(self) -> None:
         """Store what is on its way, and listen no more. What waits is cancelled by who waits."""
         await self.flush()
-        for task in [*self._tasks, self._claimer]:
-            if task:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(*(task for task in [*self._tasks, self._claimer] if task))
 
     async def flush(self) -> None:
         """Wait until every answer so far is stored, or Redis found away."""

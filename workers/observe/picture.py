@@ -18,6 +18,7 @@ HOPS: Final[Mapping[str, str]] = {
     "queue.wait": "waiting in the queue",
     "lane.wait": "waiting for a lane",
     "cache.get": "looking into the cache",
+    "flight.claim": "claiming the prompt, for all processes",
     "flight.wait": "waiting for an equal prompt",
     "llm.rate_wait": "waiting for the rate limit",
     "llm.pool_wait": "waiting for a connection",
@@ -59,9 +60,17 @@ class JobPart(msgspec.Struct, frozen=True):
     `spans` are `Histogram.as_dict`s in seconds. `sums` are integrals and counts over the time in which the process had
     work of this job: `held_seconds` that time itself, `lane_seconds` lanes x time, `lane_busy_seconds` destinations in
     lanes x time, `pool_seconds` connections allowed x time, `pool_busy_seconds` connections in use x time,
-    `pool_waiting_seconds` callers in line x time, `cpu_seconds` of the whole process, `executed`, `stolen`, `shared`,
-    `llm.requests`, `llm.errors.CLASS`, `connections_opened`, `connections_reused`, `bytes_raw`, `bytes_stored`,
-    `batches`, `rows`. `peaks` are maxima: `rss_bytes`, `threads`, `descriptors`. `facts` are settings in force, by key.
+    `pool_waiting_seconds` callers in line x time, `cpu_seconds`, `stolen`, `shared`, `yielded` (destinations),
+    `disk_read_bytes`, `disk_written_bytes`, `switches_voluntary`, `switches_involuntary` (of threads). These are the
+    whole process's: where two jobs are at work here, each of them has it all.
+
+    The job's own are `executed` (destinations that a lane has ended with, whatever came of it), `llm.requests` (as the
+    books count calls), `llm.errors.CLASS` (of these, those without an answer; `rate_limited` is a class),
+    `connections_opened`, `connections_reused`, and of the ended destinations `bytes_raw`, `bytes_stored`,
+    `cache_hits`, `memory_hits`, `cache_misses`, `coalesced`, `prompt_tokens`, `completion_tokens`. A consumer has
+    `batches`, `entries` of the stream, `results` of destinations, `rows` of the database. `peaks` are maxima:
+    `rss_bytes`, `uss_bytes`, `threads`, `descriptors`, and `rss_growth_bytes_per_hour` where the memory grows for sure
+    (workers/observe/trend.py): a leak. `facts` are settings in force and what was learnt, by key.
     """
 
     process: str
@@ -72,6 +81,8 @@ class JobPart(msgspec.Struct, frozen=True):
     since: float
     until: float
     spans: dict[str, dict[str, Any]] = {}
+    #: Seconds of spans that lay in another one: parent -> span -> seconds. Parallel ones add up to more than it.
+    inside: dict[str, dict[str, float]] = {}
     sums: dict[str, float] = {}
     peaks: dict[str, float] = {}
     facts: dict[str, str | float | bool | None] = {}

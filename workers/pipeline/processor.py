@@ -17,6 +17,7 @@ from workers.llm.generator import Account, Completion, FocusedLLMGenerator
 from workers.llm.halt import Halt, Ticket
 from workers.llm.outcomes import TruncatedError
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import current
 from workers.pipeline.assembly import StageOutcome, assemble, numbered
 from workers.pipeline.evidence import Evidence, EvidenceReader
 from workers.pipeline.graph import Graph
@@ -87,11 +88,10 @@ class FocusedPromptProcessor:
             budget=budget,
             halt=halt or Halt("no job"),
         )
-        with self._profiler.span("destination"):
-            if self._evidence is not None:
-                with self._profiler.span("web.evidence"):
-                    run.evidence = await self._evidence.read(destination)
-            await run.stages()
+        if self._evidence is not None:
+            with self._profiler.span("web.evidence"):
+                run.evidence = await self._evidence.read(destination)
+        await run.stages()
         return run.outcome(attempt=attempt, elapsed_ms=(time.perf_counter() - began) * 1000)
 
     async def ask(self, stage: Stage, run: "_Run") -> StageOutcome:
@@ -106,7 +106,8 @@ class FocusedPromptProcessor:
     async def _outcome(self, stage: Stage, run: "_Run") -> StageOutcome:
         began = time.perf_counter()
         outcome = StageOutcome(stage)
-        account = Account(Spend(budget=run.budget), ticket=Ticket(run.halt))
+        recording = current()
+        account = Account(Spend(budget=run.budget, recording=recording), ticket=Ticket(run.halt))
         try:
             with run.halt.heeded(account.ticket):
                 await self._asked(stage, run, account, outcome)
@@ -121,6 +122,8 @@ class FocusedPromptProcessor:
         except (PermanentError, RetryableError) as exc:
             outcome.error, outcome.reason = exc, _reason(exc)
         outcome.usage = account.usage()
+        if recording:
+            recording.cached(outcome.usage)
         outcome.elapsed_ms = (time.perf_counter() - began) * 1000
         if run.on_stage and not run.stopped:
             run.on_stage(run.destination, outcome.record(), len(outcome.values or ()), outcome.excerpt())

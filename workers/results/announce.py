@@ -14,6 +14,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.events import encode
 from tasks.messages import Event
+from workers.results import totals
 from workers.results.progress import RateWindow, counters, destination_event, hash_fields, job_event
 from workers.results.rows import FINAL_STATES, Applied, JobRow
 
@@ -104,7 +105,7 @@ class Announcer:
 
     async def announce(self, applied: Applied) -> None:
         """Tell everything about one committed batch, in one round trip."""
-        if not applied.jobs:
+        if not applied.jobs and not applied.totals:
             return
         rates = {job_id: self._rates.rate(job, time.time()) for job_id, job in applied.jobs.items()}
         async with self._redis.pipeline(transaction=True) as pipe:
@@ -117,6 +118,8 @@ class Announcer:
                     self._end(pipe, job, rates[job_id])
                 else:
                     self._progress(pipe, job, rates[job_id])
+            if applied.totals:
+                totals.tell(pipe, applied.totals)
             await pipe.execute()
         for job in applied.jobs.values():
             if job.state in FINAL_STATES:

@@ -65,6 +65,8 @@ class Changes:
     shown: dict[Key, Result] = field(default_factory=dict)
     #: Of these, the destinations that may have had an outcome before.
     replaced: set[Key] = field(default_factory=set)
+    #: The counters over all jobs as they stand once this is written; empty where no run is new.
+    totals: dict[str, int] = field(default_factory=dict)
 
     def outcomes(self) -> list[Outcome]:
         """What the database shows after these changes."""

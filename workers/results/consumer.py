@@ -22,12 +22,15 @@ from tasks import keys, tracing
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError
 from tasks.messages import Result, StreamEntry
+from workers.observe.profiler import SILENT, PerformanceProfiler
+from workers.observe.records import Records
 from workers.results.announce import Announcer
 from workers.results.batch_size import BatchSize
+from workers.results.profiling import ConsumerProfile
 from workers.results.report import ConsumerReport
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
-from workers.results.stream import DeadEntry, RawEntry, ResultsStream, decode, is_group_lost
+from workers.results.stream import DeadEntry, Decoded, RawEntry, ResultsStream, decode, is_group_lost
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +63,18 @@ class ResultsConsumer:
         store: opened for writing; not closed here.
         settings: batch size, flush interval, lease, events.
         name: unique among all consumers that ever run at the same time.
+        profiler: measures what each job has cost here.
     """
 
-    def __init__(self, redis: Redis, store: AsyncDatabaseManager, settings: Settings, name: str) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        store: AsyncDatabaseManager,
+        settings: Settings,
+        name: str,
+        *,
+        profiler: PerformanceProfiler = SILENT,
+    ) -> None:
         self._store = store
         self._name = name
         self._stream = ResultsStream(redis, consumer=name)
@@ -73,6 +85,9 @@ class ResultsConsumer:
         self._stopping = asyncio.Event()
         #: What this consumer has done, as it tells it.
         self.report = ConsumerReport(redis, store, name)
+        self._profile = ConsumerProfile(
+            profiler, store, seconds=settings.performance_optimization.profile_interval_seconds
+        )
         self._claim_at = 0.0
         self._trim_at = 0.0
         self._redis_tries = 0
@@ -95,15 +110,17 @@ class ResultsConsumer:
         """
         work = asyncio.create_task(self._consume(), name=f"{self._name}: consume")
         stopping = asyncio.create_task(self._stopping.wait(), name=f"{self._name}: stopping")
-        telling = asyncio.create_task(self.report.run(), name=f"{self._name}: report")
+        telling = [
+            asyncio.create_task(self.report.run(), name=f"{self._name}: report"),
+            *self._profile.tasks(self._redis),
+        ]
         try:
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({work}, timeout=STOP_SECONDS)
         finally:
-            stopping.cancel()
-            telling.cancel()
-            work.cancel()
-            await asyncio.gather(work, stopping, telling, return_exceptions=True)
+            for task in (work, stopping, *telling):
+                task.cancel()
+            await asyncio.gather(work, stopping, *telling, return_exceptions=True)
         if not work.cancelled():
             work.result()
 
@@ -149,12 +166,17 @@ class ResultsConsumer:
     async def _settle(self, batch: list[RawEntry]) -> bool:
         """Write, tell, acknowledge. False when told to stop before the batch could be written."""
         decoded = decode(batch)
-        began = time.time_ns()
+        with self._profile.batch(decoded) as jobs:
+            return await self._settle_for(jobs, batch, decoded)
+
+    async def _settle_for(self, jobs: dict[str, Records], batch: list[RawEntry], decoded: Decoded) -> bool:
+        began, began_ns = time.perf_counter(), time.time_ns()
         applied = await self._write(decoded.entries, decoded.dead)
         if applied is None:
             return False
+        self._profile.written(jobs, decoded, applied, seconds=time.perf_counter() - began)
         traces = [entry.trace for entry in decoded.entries if isinstance(entry, Result) and entry.trace]
-        tracing.done("commit", traces, began, time.time_ns(), batch=len(batch))
+        tracing.done("commit", traces, began_ns, time.time_ns(), batch=len(batch))
         await self._announce(applied)
         for dead in decoded.dead:
             _say_dead(dead)
@@ -187,13 +209,13 @@ class ResultsConsumer:
                 self._untold = [*self._untold, applied][-UNTOLD:]
 
     async def _tell_again(self) -> None:
-        """Tell how the jobs stand that Redis takes for unfinished: a consumer may have died without telling."""
+        """Tell how the jobs stand that Redis takes for unfinished, and the totals: a consumer may not have."""
         self._untold.clear()
         jobs = {}
         for member in await self._redis.smembers(keys.ACTIVE):
             if row := await self._store.job(text_of(member)):
                 jobs[row.job_id] = row
-        await self._announce(Applied(jobs, [], []))
+        await self._announce(Applied(jobs, [], [], await self._store.totals()))
 
     async def _write(self, entries: list[StreamEntry], dead: list[DeadEntry]) -> Applied | None:
         """Write the batch, however long the database is busy; None when told to stop meanwhile."""

@@ -8,12 +8,12 @@ consumer tells otherwise, so that watchers see a job begin before they see it wo
 import asyncio
 import contextlib
 import logging
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from redis import RedisError
 from redis.asyncio import Redis
 
-from config.settings import StreamingSettings
+from config.settings import PerformanceSettings, StreamingSettings
 from tasks import keys
 from tasks.connection import text_of
 from tasks.events import encode
@@ -41,12 +41,20 @@ return 1
 class EventPublisher:
     """Sends events in the background. Use as an async context manager; `enabled` off makes it silent."""
 
-    def __init__(self, redis: Redis, streaming: StreamingSettings, *, enabled: bool) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        streaming: StreamingSettings,
+        *,
+        enabled: bool,
+        max_bytes: int = PerformanceSettings().max_streaming_chunk_size,
+    ) -> None:
         self._redis = redis
         self._enabled = enabled
         self._max_events = streaming.max_events_per_job
         self._chunk_size = streaming.chunk_size
         self._flush_seconds = streaming.flush_interval_seconds
+        self._max_bytes = max_bytes
         self._buffer: list[Event] = []
         self._task: asyncio.Task[None] | None = None
         self._announced: set[str] = set()
@@ -87,23 +95,26 @@ class EventPublisher:
                 pass
 
     async def _flush(self) -> bool:
-        """Send one chunk; True when it was a whole one, and more may wait."""
-        page, self._buffer = self._buffer[: self._chunk_size], self._buffer[self._chunk_size :]
+        """Send one chunk; True when it arrived and more had waited with it."""
+        page = self._page()
         if not page:
             return False
+        del self._buffer[: len(page)]
+        is_more = bool(self._buffer)
         try:
-            for job_id in {event.job_id for event in page} - self._announced:
+            jobs = {event.job_id for event, _ in page}
+            for job_id in jobs - self._announced:
                 await self._announce(job_id)
             async with self._redis.pipeline(transaction=False) as pipeline:
-                for event in page:
+                for event, encoded in page:
                     pipeline.xadd(
                         keys.events(event.job_id),
-                        encode(event),
+                        encoded,
                         maxlen=self._max_events,
                         approximate=True,
                         nomkstream=True,
                     )
-                for job_id in {event.job_id for event in page}:
+                for job_id in jobs:
                     pipeline.expire(keys.events(job_id), keys.KEEP_SECONDS)
                 await pipeline.execute()
             self.sent += len(page)
@@ -111,7 +122,19 @@ class EventPublisher:
             self.dropped += len(page)
             log.debug("action=events_dropped count=%d %s", len(page), exc)
             return False
-        return len(page) == self._chunk_size
+        return is_more
+
+    def _page(self) -> list[tuple[Event, dict[Any, Any]]]:
+        """The events of one round trip: bounded in number and in bytes, but at least one."""
+        page: list[tuple[Event, dict[Any, Any]]] = []
+        size = 0
+        for event in self._buffer[: self._chunk_size]:
+            encoded = encode(event)
+            size += len(encoded["e"])
+            if page and size > self._max_bytes:
+                break
+            page.append((event, encoded))
+        return page
 
     async def _announce(self, job_id: str) -> None:
         """Say that a job has started, unless that was said."""

@@ -1,6 +1,6 @@
 """What the results database gives back: frozen values, times in seconds since 1970, UTC."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import msgspec
@@ -175,3 +175,5 @@ class Applied:
     #: One per destination, in the order of the batch, also when the same result came again.
     outcomes: list[Outcome]
     rejected: list[Rejected]
+    #: The counters over all jobs as they stand now; empty where nothing was added.
+    totals: dict[str, int] = field(default_factory=dict)

@@ -4,6 +4,7 @@ Two that start at once wait for each other: whoever is second finds the work don
 and the number of today's version; an older one gets what happened since, one migration after the other, or nothing.
 """
 
+import time
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,8 @@ def _finish(_: MetaData, connection: Connection, **__: object) -> None:
         connection.exec_driver_sql("ALTER TABLE destinations ADD COLUMN rowid BIGINT GENERATED ALWAYS AS IDENTITY")
         connection.exec_driver_sql("DROP INDEX destinations_by_job")
         connection.exec_driver_sql("CREATE INDEX destinations_by_job ON destinations (job_id, rowid)")
+    since = int(time.time() * 1_000_000)
+    connection.exec_driver_sql(f"INSERT INTO counters (name, value) VALUES ('since', {since})")  # noqa: S608 - a number
     for name, query in VIEWS.items():
         connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
 

@@ -108,10 +108,15 @@ class Statement:
     """
 
     def __init__(
-        self, dialect: Dialect, name: str, clause: ClauseElement, columns: Sequence[str] | None = None
+        self,
+        dialect: Dialect,
+        name: str,
+        clause: ClauseElement,
+        columns: Sequence[str] | None = None,
     ) -> None:
         compiled = clause.compile(dialect=dialect, column_keys=None if columns is None else list(columns))
         self.name = name
+        self._is_sqlite = dialect.name == "sqlite"
         self.sql = str(compiled)
         self.columns = tuple(cast("list[str]", getattr(compiled, "positiontup", None) or ()))
         if columns is not None and self.columns != tuple(columns):
@@ -131,3 +136,17 @@ class Statement:
             await driver.executemany(self.sql, rows)
             times.add(self.name, time.perf_counter() - began, len(rows))
         return len(rows)
+
+    async def fetch(
+        self, connection: AsyncConnection, values: Sequence[Any], times: StatementStatistics
+    ) -> Sequence[Any]:
+        """Run it once, and return the rows that it gives back. One visit to the driver, as `run`."""
+        began = time.perf_counter()
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        rows: Sequence[Any] = (
+            await driver.execute_fetchall(self.sql, values)
+            if self._is_sqlite
+            else await driver.fetch(self.sql, *values)
+        )
+        times.add(self.name, time.perf_counter() - began, len(rows))
+        return rows

@@ -7,11 +7,12 @@ opens it for reading. It knows nothing of Redis.
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+import msgspec
 from sqlalchemy import ColumnElement, Integer, RowMapping, Select, column, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from config.settings import Settings
 from tasks.errors import DatabaseError
 from tasks.messages import Destination, StreamEntry
-from workers.results import tables
+from workers.observe.picture import JobPart
+from workers.results import tables, totals
 from workers.results.backend import Backend, backend_of
 from workers.results.batch import Changes, UnusableEntryError
 from workers.results.rows import (
@@ -231,19 +233,25 @@ class AsyncDatabaseManager:
         async with self.writing() as connection:
             await self._writer.bury(connection, dead, time.time())
 
+    async def keep_profile(self, job_id: str, parts: Mapping[str, str]) -> None:
+        """Keep parts of a job's profile, JSON by process; newer ones replace older ones. Raises as `apply`."""
+        async with self.writing() as connection:
+            await self._writer.keep_profile(connection, job_id, parts)
+
     async def _apply_at_once(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
         async with self.writing() as connection:
             changes, rows = await self._writer.write(connection, entries, time.time())
             rows += await self._writer.bury(connection, dead, time.time())
             began = time.perf_counter()
         self.times.add("commit", time.perf_counter() - began, rows)
-        return Applied(changes.jobs, changes.outcomes(), []), rows
+        return Applied(changes.jobs, changes.outcomes(), [], changes.totals), rows
 
     async def _apply_one_by_one(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
         """Each entry in a savepoint of its own, all in one transaction: only the bad ones are left out."""
         jobs: dict[str, JobRow] = {}
         shown: dict[tuple[str, str], Outcome] = {}
         rejected: list[Rejected] = []
+        standing: dict[str, int] = {}
         async with self.writing() as connection:
             rows = await self._writer.bury(connection, dead, time.time())
             for index, entry in enumerate(entries):
@@ -256,8 +264,9 @@ class AsyncDatabaseManager:
                 else:
                     rows += written
                     jobs |= changes.jobs
+                    standing |= changes.totals
                     _merge(shown, changes)
-        return Applied(jobs, list(shown.values()), rejected), rows
+        return Applied(jobs, list(shown.values()), rejected, standing), rows
 
     def _count(self, applied: Applied, rows: int, entries: int, seconds: float) -> None:
         s = self._stats
@@ -279,6 +288,11 @@ class AsyncDatabaseManager:
     async def jobs(self) -> list[JobRow]:
         """Every job, the newest first; `total` as in `job`."""
         return [row async for row in self._jobs()]
+
+    async def totals(self) -> dict[str, int]:
+        """The counters over all jobs (`tasks.totals`), and `since`: when they began, in microseconds since 1970."""
+        async with self.reading() as connection:
+            return await totals.read(connection)
 
     def destinations(self, job_id: str, state: DestinationState | None = None) -> AsyncIterator[DestinationRow]:
         """A job's destinations in the order they came, all or those in one state."""
@@ -344,6 +358,13 @@ class AsyncDatabaseManager:
         table = tables.destinations
         query = select(tables.failures, table.c.name, table.c.country).join_from(table, tables.failures)
         return self._pages(query.where(table.c.job_id == job_id), FailureRow.of)
+
+    async def job_parts(self, job_id: str) -> list[JobPart]:
+        """What each process has measured of a job, as far as it was copied here; [] for an unknown one."""
+        table = tables.job_profiles
+        async with self.reading() as connection:
+            found = await connection.execute(select(table.c.payload).where(table.c.job_id == job_id))
+        return [msgspec.json.decode(payload, type=JobPart) for payload in found.scalars()]
 
     async def _jobs(self, *conditions: Any) -> AsyncIterator[JobRow]:
         known = (

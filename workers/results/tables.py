@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 #: Version of the tables that this code reads and writes; the newest of `migrations/versions`.
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 6
 
 #: 64 bits everywhere; SQLite wants the plain word for a key that is the row's own number.
 _Whole: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -141,7 +141,7 @@ attempts = Table(
     Column("attempt", _Whole, primary_key=True),
     Column("worker", Text, primary_key=True),
     Column("at", Float, primary_key=True),
-    #: ok, partial, failed, or stopped: it cost something and came to no end.
+    #: ok, partial, failed; or what cost something and came to no end: stopped, or lost when its process died.
     Column("outcome", Text, nullable=False),
     Column("elapsed_ms", Float, nullable=False),
     *_usage(),
@@ -300,4 +300,22 @@ dead_letters = Table(
     #: The entry's fields as they came, as msgpack.
     Column("entry", LargeBinary, nullable=False),
     Column("at", Float, nullable=False),
+)
+
+job_profiles = Table(
+    "job_profiles",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    #: Of one process, from when it took the job up until it laid it down.
+    Column("process", Text, primary_key=True),
+    #: A `workers.observe.picture.JobPart` as JSON.
+    Column("payload", Text, nullable=False),
+)
+
+#: Sums over all jobs that only rise (`tasks.totals`), and since when they are counted.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
 )

@@ -41,6 +41,7 @@ from workers.results.batch import Changes, Fold, Key, Standing
 from workers.results.rows import JobRow
 from workers.results.statements import Statement, StatementStatistics, insert
 from workers.results.stream import DeadEntry
+from workers.results.totals import Totals, ended
 
 #: Ids in one IN list: well below SQLite's bound of 32,766 parameters.
 IDS_PER_QUERY: Final = 1_000
@@ -119,6 +120,7 @@ class Writer:
         self._run = statement(
             "insert attempts", insert(dialect, tables.attempts).on_conflict_do_nothing(), tables.attempts
         )
+        self._totals = Totals(dialect)
         self._profile = upsert(tables.profiles, ("job_id", "destination_id"))
         self._failure = upsert(tables.failures, ("job_id", "destination_id"))
         self._children = {
@@ -137,6 +139,7 @@ class Writer:
         self._dead = statement(
             "insert dead_letters", insert(dialect, tables.dead_letters).on_conflict_do_nothing(), tables.dead_letters
         )
+        self._part = upsert(tables.job_profiles, ("job_id", "process"))
         self._job = (
             update(tables.jobs)
             .where(tables.jobs.c.job_id == bindparam("of_job"))
@@ -157,6 +160,11 @@ class Writer:
     async def bury(self, connection: AsyncConnection, dead: Sequence[DeadEntry], now: float) -> int:
         """Write entries that cannot be stored, each with its reason; one that is there already stays."""
         return await self._dead.run(connection, [_dead_row(entry, now) for entry in dead], self.times)
+
+    async def keep_profile(self, connection: AsyncConnection, job_id: str, parts: Mapping[str, str]) -> int:
+        """Write the parts of a job's profile, by process, over those that are there."""
+        rows = [(job_id, process, payload) for process, payload in parts.items()]
+        return await self._part.run(connection, rows, self.times)
 
     async def _write_inputs(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> int:
         """Rows for announced jobs and destinations, and for jobs whose first entries are not there."""
@@ -206,6 +214,8 @@ class Writer:
         stands = [_standing_row(key, s, now) for key, s in changes.destinations.items()]
         count = await self._standing.run(connection, stands, self.times)
         count += await self._run.run(connection, [_run_row(r) for r in changes.runs.values()], self.times)
+        if changes.runs:
+            changes.totals = await self._totals.add(connection, changes.runs.values(), self.times)
         count += await self._write_outcomes(connection, changes, now)
         jobs = [_job_row(job) for job in changes.jobs.values()]
         if jobs:
@@ -321,11 +331,8 @@ def _job_row(job: JobRow) -> dict[str, Any]:
 
 
 def _run_row(result: Result | Spent) -> Values:
-    outcome = "stopped"
-    if isinstance(result, Result):
-        outcome = result.profile.status if result.profile else "failed"
     r = result
-    head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, outcome, r.elapsed_ms)
+    head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, ended(r), r.elapsed_ms)
     return (*head, *_usage_values(r.usage))
 
 

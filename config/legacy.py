@@ -1,0 +1,325 @@
+"""Names that settings had before, and what they mean today.
+
+Three forms are read: the section `performance`, sections within `performance_optimization`, and single names there that
+are now elsewhere. A key of today wins over an old one, whatever its value. What has no meaning today is named with the
+reason, once, together with the lines to write instead. `config.migrate` writes them.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Final
+from urllib.parse import quote
+
+import yaml
+
+from config.errors import ConfigError
+from config.sections import PerformanceSettings
+from config.values import convert, is_null, shown, without_password
+from config.yaml_file import Entry, Report, pairs
+
+SECTION: Final = "performance"
+TODAY: Final = "performance_optimization"
+#: Sections within `performance_optimization` that there were once.
+NESTED: Final = (
+    "llm_connection_pool", "persistent_cache", "database_pool", "work_stealing", "streaming", "memory_management",
+    "monitoring",
+)  # fmt: skip
+#: Old name -> today's, with the same values.
+RENAMED: Final[Mapping[str, str]] = {
+    f"{SECTION}.max_parallel_llm_requests": f"{TODAY}.llm_connection_pool_size",
+    f"{SECTION}.theme_batch_size": f"{TODAY}.theme_batch_size",
+    f"{SECTION}.enable_intelligent_batching": f"{TODAY}.enable_intelligent_batching",
+    f"{SECTION}.enable_llm_response_caching": f"{TODAY}.enable_persistent_cache",
+    f"{SECTION}.max_llm_retries": f"{TODAY}.max_llm_retries",
+    f"{SECTION}.retry_base_delay": f"{TODAY}.retry_base_delay",
+    f"{SECTION}.retry_max_delay": f"{TODAY}.retry_max_delay",
+    f"{SECTION}.parallel_processing": f"{TODAY}.enable_work_stealing",
+    f"{SECTION}.max_worker_threads": f"{TODAY}.worker_pool_size",
+    f"{SECTION}.chunk_size": "work.max_chunk_size",
+    f"{SECTION}.progress_update_interval": f"{TODAY}.progressive_feedback_interval",
+    f"{TODAY}.connection_timeout_seconds": "llm.connect_timeout_seconds",
+    f"{TODAY}.enable_streaming": f"{TODAY}.enable_streaming_results",
+    f"{TODAY}.enable_performance_monitoring": f"{TODAY}.enable_performance_profiling",
+    f"{TODAY}.llm_connection_pool.max_connections": f"{TODAY}.llm_connection_pool_size",
+    f"{TODAY}.llm_connection_pool.min_connections": f"{TODAY}.llm_connection_pool_min_size",
+    f"{TODAY}.llm_connection_pool.connection_timeout": "llm.connect_timeout_seconds",
+    f"{TODAY}.llm_connection_pool.max_idle_time": "llm.idle_connection_seconds",
+    f"{TODAY}.llm_connection_pool.health_check_interval": f"{TODAY}.health_check_interval_seconds",
+    f"{TODAY}.llm_connection_pool.retry_attempts": f"{TODAY}.max_llm_retries",
+    f"{TODAY}.llm_connection_pool.retry_delay": f"{TODAY}.retry_base_delay",
+    f"{TODAY}.persistent_cache.enable_compression": f"{TODAY}.enable_result_compression",
+    f"{TODAY}.database_pool.max_connections": f"{TODAY}.database_connection_pool_size",
+    f"{TODAY}.database_pool.connection_timeout": f"{TODAY}.database_timeout_seconds",
+    f"{TODAY}.database_pool.batch_size": f"{TODAY}.database_batch_size",
+    f"{TODAY}.work_stealing.num_workers": f"{TODAY}.worker_pool_size",
+    f"{TODAY}.streaming.chunk_size": "streaming.chunk_size",
+    f"{TODAY}.streaming.update_interval": f"{TODAY}.progressive_feedback_interval",
+}
+#: Old name -> why there is nothing to set today.
+MEANINGLESS: Final[Mapping[str, str]] = {
+    f"{SECTION}.clear_cache_on_completion": "answers leave the cache by cache_ttl_days, or with `themes cache clear`",
+    f"{SECTION}.enable_progress_bars": "`themes watch` shows progress, and who does not want it does not call it",
+    f"{SECTION}.show_detailed_progress": "`themes watch` and the page of a job show every stage",
+    f"{TODAY}.enable_memory_tracking": "memory is read with every report of a worker; it costs nothing",
+    f"{TODAY}.max_steal_attempts": "a lane takes from the fullest other one, which cannot fail",
+    f"{TODAY}.enabled": "each optimisation has a switch of its own; THEMES_ENV=conservative turns all off",
+    f"{TODAY}.enable_connection_pooling": "connections are always kept; llm_connection_pool_size: 1 keeps one",
+    f"{TODAY}.enable_async_database": "there is one way to write the database",
+    f"{TODAY}.persistent_cache.fallback_to_memory": "there is always a cache in memory too",
+    f"{TODAY}.database_pool.min_connections": "database connections are opened when they are needed",
+    f"{TODAY}.database_pool.max_idle_time": "database connections stay open",
+    f"{TODAY}.streaming.buffer_size": "the buffer is bounded by itself",
+    f"{TODAY}.streaming.enable_progress_callbacks": "progress is events, for whoever follows them",
+}
+#: Old names whose values are read in another way, in words.
+OTHERWISE: Final[Mapping[str, str]] = {
+    f"{SECTION}.limit_memory_usage": f"off: `{TODAY}.memory_pressure_threshold_mb` at its upper bound",
+    f"{SECTION}.max_memory_mb": f"`{TODAY}.memory_pressure_threshold_mb`",
+    f"{TODAY}.memory_management.enable_memory_monitoring": "as limit_memory_usage",
+    f"{TODAY}.memory_management.memory_threshold_mb": f"`{TODAY}.memory_pressure_threshold_mb`",
+    f"{TODAY}.enable_detailed_profiling": "off: `profiling.slowest_kept: 0`",
+    f"{TODAY}.monitoring.enable_detailed_profiling": "off: `profiling.slowest_kept: 0`",
+    f"{TODAY}.persistent_cache.default_ttl": f"`{TODAY}.cache_ttl_days`, seconds / 86400",
+    **{
+        f"{TODAY}.persistent_cache.redis_{part}": f"a part of `{TODAY}.redis_url`"
+        for part in ("host", "port", "db", "password")
+    },
+}
+_PRESSURE: Final = f"{TODAY}.memory_pressure_threshold_mb"
+#: What switched a limit of memory on -> the limit.
+_LIMITS: Final[Mapping[str, str]] = {
+    f"{SECTION}.limit_memory_usage": f"{SECTION}.max_memory_mb",
+    f"{TODAY}.memory_management.enable_memory_monitoring": f"{TODAY}.memory_management.memory_threshold_mb",
+}
+#: A limit that no process reaches, in MiB: the upper bound of the setting.
+_NO_LIMIT: Final = "1048576"
+_DETAIL: Final = (f"{TODAY}.enable_detailed_profiling", f"{TODAY}.monitoring.enable_detailed_profiling")
+_TTL: Final = f"{TODAY}.persistent_cache.default_ttl"
+_SECONDS_PER_DAY: Final = 86_400
+_REDIS: Final = tuple(f"{TODAY}.persistent_cache.redis_{part}" for part in ("host", "port", "db", "password"))
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_MAX_PORT: Final = 65_535
+_POOL, _POOL_MIN = f"{TODAY}.llm_connection_pool_size", f"{TODAY}.llm_connection_pool_min_size"
+_FLAT: Final = frozenset(item.name for item in fields(PerformanceSettings))
+KNOWN: Final = frozenset({*RENAMED, *MEANINGLESS, *_LIMITS, *_LIMITS.values(), *_DETAIL, _TTL, *_REDIS})
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """An old key where it stands."""
+
+    name: str
+    entry: Entry
+
+    @property
+    def place(self) -> str:
+        """`file:line`, and the name that it has there."""
+        return f"{self.entry.place} as {self.name}"
+
+    @property
+    def text(self) -> str:
+        """The text of its value."""
+        return str(self.entry.value.value).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A setting of today that old keys stand for; without any it follows from the line before it."""
+
+    key: str
+    source: yaml.Node | str
+    olds: tuple[Old, ...]
+    place: str
+
+    @property
+    def text(self) -> str:
+        """Its value as YAML has it."""
+        if isinstance(self.source, str):
+            return self.source
+        value = str(self.source.value)
+        is_quoted = isinstance(self.source, yaml.ScalarNode) and self.source.style is not None
+        return json.dumps(value, ensure_ascii=False) if is_quoted else value
+
+
+@dataclass(slots=True)
+class Translation:
+    """What a file's old keys mean.
+
+    Lines of today; old keys that another wins over, with its name and place; old keys without a meaning, and why.
+    """
+
+    lines: list[Line] = field(default_factory=list)
+    beaten: list[tuple[Old, str, str]] = field(default_factory=list)
+    dropped: list[tuple[Old, str]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.lines or self.beaten or self.dropped)
+
+
+def find(section: str, entry: Entry, name: str, report: Report) -> list[Old] | None:
+    """The old keys that an unknown line of a section is or has; None when it is none."""
+    key = f"{section}.{entry.key}"
+    if section == TODAY and entry.key in NESTED:
+        inner = [] if is_null(entry.value) else pairs(entry.value, name, report)
+        return [Old(f"{key}.{leaf.key}", leaf) for leaf in inner]
+    return [Old(key, entry)] if key in KNOWN else None
+
+
+def nearest(key: str) -> str | None:
+    """The name of today for an old name or one that is almost one."""
+    if key in RENAMED or not key.startswith(f"{SECTION}."):
+        return RENAMED.get(key)
+    found = difflib.get_close_matches(key, [old for old in KNOWN if old.startswith(f"{SECTION}.")], n=1, cutoff=0.8)
+    return found[0] if found else None
+
+
+def translate(olds: Iterable[Old], today: Mapping[str, str], report: Report) -> Translation:
+    """What old keys mean beside those of today, `key -> place`.
+
+    Of several old names of one thing the flat one counts, then the nested, then the section `performance`.
+    """
+    result = Translation()
+    taken = dict(today)
+    usable = {old.name: old for old in sorted(olds, key=_rank) if _is_usable(old, result, report)}
+    for line in _lines(usable, result, report):
+        if line.key in taken:
+            result.beaten += [(old, line.key, taken[line.key]) for old in line.olds]
+            continue
+        taken[line.key] = line.place
+        result.lines.append(line)
+        if line.key == _POOL:
+            result.lines += _smaller_minimum(line, today, usable)
+    return result
+
+
+def notice(found: Translation, name: str) -> str:
+    """One warning with everything that is to be said of a file's old keys."""
+    said = [f"{name}: old names of settings are still read."]
+    if found.lines:
+        said.append(f"Write instead, or let `themes config migrate {name}` do it:")
+        section = ""
+        for line in sorted(found.lines, key=lambda one: one.key.partition(".")[0]):
+            if line.key.partition(".")[0] != section:
+                section = line.key.partition(".")[0]
+                said.append(f"{section}:")
+            was = ", ".join(old.name for old in line.olds) or "no more than llm_connection_pool_size"
+            said.append(
+                f"  {line.key.partition('.')[2]}: {without_password(line.text)}  # {was} ({_line_of(line.place)})"
+            )
+    said += [
+        f"Passed over: {old.name} ({_line_of(old.entry.place)}): {key} ({_line_of(place)}) wins"
+        for old, key, place in found.beaten
+    ]
+    said += [f"Without meaning today: {old.name} ({_line_of(old.entry.place)}): {why}" for old, why in found.dropped]
+    return "\n".join(said)
+
+
+def _line_of(place: str) -> str:
+    return f"line {place.partition(' as ')[0].rpartition(':')[2]}"
+
+
+def _rank(old: Old) -> int:
+    return 2 if old.name.startswith(f"{SECTION}.") else old.name.count(".") - 1
+
+
+def _is_usable(old: Old, result: Translation, report: Report) -> bool:
+    value = old.entry.value
+    if is_null(value):
+        result.dropped.append((old, "is empty"))
+        return False
+    if not isinstance(value, yaml.ScalarNode):
+        report(ConfigError(f"{old.name}: expected a single value, got a list or section ({old.entry.place})"))
+        return False
+    return True
+
+
+def _lines(olds: Mapping[str, Old], result: Translation, report: Report) -> Iterator[Line]:
+    for old in olds.values():
+        try:
+            yield from _meaning(old, olds, result)
+        except ConfigError as exc:
+            report(exc)
+
+
+def _meaning(old: Old, olds: Mapping[str, Old], result: Translation) -> Iterator[Line]:
+    name = old.name
+    if key := _renamed(name):
+        yield Line(key, old.entry.value, (old,), old.place)
+    elif name in _LIMITS or name in _LIMITS.values():
+        yield from _limit(old, olds, result)
+    elif name in _DETAIL:
+        if _truth(old):
+            result.dropped.append((old, "the slowest destinations are always kept in detail (profiling.slowest_kept)"))
+        else:
+            yield Line("profiling.slowest_kept", "0", (old,), old.place)
+    elif name == _TTL:
+        days = convert(name, float, old.text, old.entry.place) / _SECONDS_PER_DAY
+        yield Line(f"{TODAY}.cache_ttl_days", f"{days:.12g}", (old,), old.place)
+    elif name in _REDIS:
+        parts = [olds[part] for part in _REDIS if part in olds]
+        if old is parts[0]:
+            yield Line(f"{TODAY}.redis_url", _redis_url(olds), tuple(parts), old.place)
+    else:
+        flat = f"{TODAY}.{name.rpartition('.')[2]}"
+        result.dropped.append((old, MEANINGLESS.get(name) or MEANINGLESS.get(flat) or "nothing reads it"))
+
+
+def _renamed(name: str) -> str | None:
+    """Today's key with the same values; within a nested section also the flat name of today."""
+    leaf = name.rpartition(".")[2]
+    if name in RENAMED or name in KNOWN or leaf not in _FLAT:
+        return RENAMED.get(name)
+    return f"{TODAY}.{leaf}"
+
+
+def _limit(old: Old, olds: Mapping[str, Old], result: Translation) -> Iterator[Line]:
+    """A switch and a number: one number, which is out of reach when the switch is off."""
+    for switch, number in _LIMITS.items():
+        is_off = switch in olds and not _truth(olds[switch])
+        if old.name == switch and is_off:
+            yield Line(_PRESSURE, _NO_LIMIT, (old,), old.place)
+        elif old.name == switch:
+            result.dropped.append((old, "memory is always watched (memory_pressure_threshold_mb)"))
+        elif old.name == number and is_off:
+            result.dropped.append((old, f"{switch} is off"))
+        elif old.name == number:
+            yield Line(_PRESSURE, old.entry.value, (old,), old.place)
+
+
+def _truth(old: Old) -> bool:
+    return bool(convert(old.name, bool, old.text, old.entry.place))
+
+
+def _redis_url(olds: Mapping[str, Old]) -> str:
+    """The URL that host, port, database and password make."""
+    host, port, number, password = (olds.get(part) for part in _REDIS)
+    name = host.text if host else "localhost"
+    if host and not _HOST.fullmatch(name):
+        raise ConfigError(
+            f"{host.name}: expected the name or address of a machine, got {shown(name)} ({host.entry.place})"
+        )
+    secret = f":{quote(str(password.entry.value.value), safe='')}@" if password else ""
+    where = f"[{name}]" if ":" in name else name
+    return f"redis://{secret}{where}:{_number(port, 6379, _MAX_PORT)}/{_number(number, 1, 1_000_000)}"
+
+
+def _number(old: Old | None, default: int, high: int) -> int:
+    if old is None:
+        return default
+    number = int(convert(old.name, int, old.text, old.entry.place))
+    if not 0 <= number <= high:
+        raise ConfigError(f"{old.name}: expected a number from 0 to {high}, got {shown(old.text)} ({old.entry.place})")
+    return number
+
+
+def _smaller_minimum(pool: Line, today: Mapping[str, str], olds: Mapping[str, Old]) -> list[Line]:
+    """A pool smaller than the default minimum of today, which the old names did not have, brings the minimum down."""
+    minimum = PerformanceSettings().llm_connection_pool_min_size
+    is_given = _POOL_MIN in today or any(RENAMED.get(name) == _POOL_MIN for name in olds)
+    text = pool.text.replace("_", "")
+    if is_given or not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) < minimum:
+        return []
+    return [Line(_POOL_MIN, text, (), pool.place)]

@@ -1,0 +1,62 @@
+"""Ctrl-C ends a command at every moment, its first ones included.
+
+While modules are imported there is nothing to put in order: the process just ends. Afterwards a signal becomes an
+exception, and one that Python drops, because the signal came inside a finalizer or a callback of the import system, is
+raised again. Imports almost nothing, because whatever comes before `leave_at_once` is a moment in which Ctrl-C shows a
+traceback.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+#: Seconds until a lost exception is raised again: the callback that has lost it is over by then.
+AGAIN_SECONDS: Final = 0.02
+
+
+def leave_at_once() -> None:
+    """From here on Ctrl-C ends the process without a word, with the code that shells expect."""
+    signal.signal(signal.SIGINT, _leave)
+
+
+def raise_from_now_on() -> None:
+    """Undo `leave_at_once`: a verb has begun, and may have something to put in order."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise_again_when_lost(KeyboardInterrupt)
+
+
+def raise_again_when_lost(*kinds: type[BaseException]) -> Callable[[], None]:
+    """Raise exceptions of these kinds again when Python had to ignore them; returns what ends that.
+
+    An exception in a finalizer or a weak reference's callback goes nowhere. The import system has such a callback for
+    every module, so that one Ctrl-C in some hundreds would be lost.
+    """
+    before = sys.unraisablehook
+
+    def lost(what: Any) -> None:
+        if not issubclass(what.exc_type, kinds):
+            before(what)
+            return
+
+        def again(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            raise what.exc_type
+
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+
+    def forget() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = before
+
+    sys.unraisablehook = lost
+    return forget
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    os._exit(128 + number)

@@ -1,0 +1,184 @@
+"""`themes report`: where a job's time and money went, and what to change."""
+
+import asyncio
+import io
+import sys
+from typing import Final
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from scripts.main import settings_from
+from scripts.results import destination_of
+from workers.dashboard.gather import gather
+from workers.dashboard.report import JobReport
+from workers.dashboard.report_page import NAMED_SHARE, cost, figures, headline, of, page, share
+from workers.dashboard.words import size, times
+from workers.dashboard.words import time as span_of
+from workers.observe.picture import HOPS
+from workers.pipeline.graph import Graph
+from workers.pipeline.prompts import load_stages
+
+#: Columns of the text where nobody says how wide the terminal is.
+PLAIN_WIDTH: Final = 120
+#: Columns of a bar.
+BAR: Final = 24
+#: Eighths of a column, for curves.
+STEPS: Final = " ▁▂▃▄▅▆▇█"
+
+
+@click.command()
+@click.argument("job", metavar="JOB")
+@click.option("-o", "--output", metavar="FILE", help="Write one HTML file there (or text, for a name in .txt).")
+@click.option("--json", "as_json", is_flag=True, help="One object, on standard output.")
+def command(job: str, output: str | None, *, as_json: bool) -> None:
+    """Tell where the time and the money of JOB went, what bounds it, and what to change; also while it runs."""
+    settings = settings_from()
+    rounds = [len(names) for names in Graph(load_stages(settings.pipeline.prompts_dir)).rounds()]
+    report = asyncio.run(gather(settings, job, rounds=rounds))
+    if output:
+        with destination_of(output) as out:
+            out.write(text_of(report) if output.endswith(".txt") else page(report))
+        print(f"the report is in {output}", file=sys.stderr)
+    if as_json:
+        print(report.json())
+    elif not output:
+        show(report, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False))
+
+
+def text_of(report: JobReport) -> str:
+    """The report as plain text."""
+    console = Console(width=PLAIN_WIDTH, record=True, file=io.StringIO(), highlight=False)
+    show(report, console)
+    return console.export_text()
+
+
+def show(report: JobReport, console: Console) -> None:
+    """Print it, part by part; what there is nothing to say of is left out."""
+    for part in (_head, _findings, _curves, _waterfall, _savings, _optimisations, _failures, _slowest, _workers):
+        shown = part(report)
+        if shown is not None:
+            console.print(shown)
+            console.print()
+
+
+def _head(report: JobReport) -> RenderableType:
+    job = report.job
+    grid = Table.grid(padding=(0, 2))
+    cells = [
+        f"[dim]{words}[/] [bold]{escape(number)}[/]" + (f" [dim]{escape(more)}[/]" if more else "")
+        for _, words, number, more in figures(report)
+    ]
+    for start in range(0, len(cells), 3):
+        grid.add_row(*cells[start : start + 3])
+    state = "paused" if job["paused"] else job["state"]
+    title = Text.assemble((str(job["name"]), "bold"), f"  {job['job_id']}  {state}")
+    return Group(title, *(Text(note, style="yellow") for note in report.notes), grid)
+
+
+def _findings(report: JobReport) -> RenderableType:
+    lines: list[RenderableType] = [Text(headline(report), style="bold")]
+    for number, each in enumerate(report.findings, 1):
+        forecast = f", forecast {times(each.gain)}" if each.gain else ""
+        part = f"  {each.share:.0%}" if each.share else ""
+        lines.append(Text.assemble(f"{number}. ", (each.name, "bold"), f"{part}{forecast}"))
+        lines.append(Padding(Text(each.evidence), (0, 0, 0, 3)))
+        lines.append(Padding(Text(each.advice, style="green"), (0, 0, 0, 3)))
+    return Group(*lines)
+
+
+def _curves(report: JobReport) -> RenderableType | None:
+    points = report.account.timeline
+    if not report.account.runs or not points:
+        return None
+    grid = Table.grid(padding=(0, 2))
+    for words, series in (
+        ("destinations/s", [point.ended / point.seconds for point in points]),
+        ("LLM calls/s", [point.calls / point.seconds for point in points]),
+        ("in work", [point.in_work for point in points]),
+    ):
+        grid.add_row(Text(words, style="dim"), Text(curve(series), style="cyan"), Text(f"at most {max(series):.3g}"))
+    grid.add_row("", Text(f"0 to {span_of(points[-1].at + points[-1].seconds)}", style="dim"), "")
+    return Group(Text("Over time", style="bold"), grid)
+
+
+def curve(values: list[float]) -> str:
+    """Values over time as one line of blocks."""
+    most = max(values, default=0.0) or 1.0
+    return "".join(STEPS[0 if value <= 0 else max(1, round(value / most * (len(STEPS) - 1)))] for value in values)
+
+
+def _waterfall(report: JobReport) -> RenderableType | None:
+    if not report.hops:
+        return None
+    table = Table("where the time went", "", "share", "times", "median", "p95", "p99", "in all", box=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    begin = 0.0
+    for hop in report.hops:
+        part = hop.share or 0.0
+        before, wide = round(begin * BAR), max(1, round(part * BAR)) if part else 0
+        bar = " " * min(before, BAR - min(wide, BAR)) + "█" * min(wide, BAR)
+        begin += part
+        table.add_row(
+            hop.words, Text(bar, style="cyan"), "" if hop.share is None else share(hop.share), f"{hop.count:,}",
+            *(span_of(ms / 1000) for ms in (hop.p50_ms, hop.p95_ms, hop.p99_ms)), span_of(hop.total_seconds),
+        )  # fmt: skip
+    return table
+
+
+def _savings(report: JobReport) -> RenderableType:
+    table = Table("what was not asked", "calls", "tokens", "money", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for each in report.savings:
+        tokens = "" if each.tokens is None else f"{each.tokens:,}"
+        table.add_row(each.words, f"{each.calls:,}", tokens, "" if each.by == "memory" else cost(each.usd))
+    return table
+
+
+def _optimisations(report: JobReport) -> RenderableType:
+    table = Table("optimisation", "", "what it brought", box=None)
+    for each in report.optimisations:
+        switch = "?" if each.is_on is None else "on" if each.is_on else "off"
+        table.add_row(each.name, switch, Text(each.brought))
+    return table
+
+
+def _failures(report: JobReport) -> RenderableType | None:
+    if not report.account.failures:
+        return None
+    table = Table("failures", "stage", "destinations", "one of the messages", box=None)
+    for each in report.account.failures:
+        table.add_row(Text(each.error_class), Text(each.stage), f"{each.destinations:,}", Text(each.message))
+    return table
+
+
+def _slowest(report: JobReport) -> RenderableType | None:
+    if not report.slowest:
+        return None
+    table = Table("slowest", "time", "calls", "outcome", "where it went", box=None)
+    for each in report.slowest:
+        parts = sorted(each.shares.items(), key=lambda item: -item[1])[:3]
+        went = ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts if part >= NAMED_SHARE)
+        table.add_row(Text(each.name), span_of(each.seconds), str(each.calls), each.outcome, went or "not kept")
+    return table
+
+
+def _workers(report: JobReport) -> RenderableType | None:
+    if not report.processes:
+        return None
+    table = Table("worker", "runs", "calls", "lanes busy", "connections", "cores", "memory at most", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for each in report.processes:
+        table.add_row(
+            Text(each.name), f"{each.runs:,}", f"{each.calls:,}", of(each.lanes_busy, each.lanes),
+            of(each.pool_busy, each.pool), "" if each.cpu_cores is None else f"{each.cpu_cores:.2f}",
+            "" if each.rss_bytes is None else size(each.rss_bytes),
+        )  # fmt: skip
+    return table

@@ -1,0 +1,50 @@
+"""What all jobs together have cost and made, as the database counts it: exact, and never less than before.
+
+The consumer writes these into Redis after each commit (`keys.TOTALS`); whoever shows them reads them here. A number
+goes back to 0 only with a new database.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from tasks import keys
+from tasks.connection import text_of
+
+#: Sums over the runs of all destinations (the table `attempts`). US dollars are whole nano-dollars, of the runs whose
+#: price is known; `unpriced_calls` are the calls of the others.
+SUMS: Final = (
+    "llm_calls", "cache_hits", "coalesced", "prompt_tokens", "completion_tokens", "estimated_calls", "memory_hits",
+    "cache_misses", "cache_stores", "cache_corrupt", "bytes_raw", "bytes_stored", "saved_prompt_tokens",
+    "saved_completion_tokens",
+)  # fmt: skip
+DOLLARS: Final = ("cost_nano_usd", "saved_nano_usd", "unpriced_calls")
+#: Runs in all, and by how they ended. `stopped_runs` came to no end, `lost_runs` are those whose process died.
+RUNS: Final = (
+    "runs",
+    "destinations_ok",
+    "destinations_partial",
+    "destinations_failed",
+    "stopped_runs",
+    "lost_runs",
+)
+#: Every name that `read_totals` gives.
+NAMES: Final = (*SUMS, *DOLLARS, *RUNS)
+
+
+def totals_of(raw: Mapping[Any, Any]) -> dict[str, int]:
+    """The totals in a hash's fields; 0 for what nobody has counted yet."""
+    found = {text_of(name): int(value) for name, value in raw.items()}
+    return {name: found.get(name, 0) for name in NAMES}
+
+
+def read_totals(redis: Redis) -> dict[str, int]:
+    """The totals as the consumer has last told them, by name."""
+    return totals_of(redis.hgetall(keys.TOTALS))
+
+
+async def read_totals_async(redis: AsyncRedis) -> dict[str, int]:
+    """The same, for an event loop."""
+    return totals_of(await redis.hgetall(keys.TOTALS))

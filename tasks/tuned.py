@@ -1,0 +1,57 @@
+"""Changes of settings that outlive the worker process that they were made on.
+
+They stay until they are taken back: a worker that is started again, or is new, must keep to the same shared limits as
+the others, whatever its file says.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from redis import Redis
+
+from tasks import keys
+from tasks.connection import text_of
+
+#: In a field's name: the change is for all workers.
+ALL: Final = "*"
+_SEPARATOR: Final = "|"
+
+
+def read(redis: Redis, worker: str) -> dict[str, str]:
+    """What is kept for one worker: key -> text; what was said to it alone wins."""
+    found = kept(redis)
+    for_all = {key: text for who, key, text in found if who == ALL}
+    return for_all | {key: text for who, key, text in found if who == worker}
+
+
+def kept(redis: Redis) -> list[tuple[str, str, str]]:
+    """All that is kept, in order: worker (or `*`), key, text."""
+    found = []
+    for field, value in redis.hgetall(keys.TUNED).items():
+        who, _, key = text_of(field).rpartition(_SEPARATOR)
+        found.append((who, key, text_of(value)))
+    return sorted(found)
+
+
+def keep(redis: Redis, changes: Mapping[str, str], *, worker: str = ALL) -> None:
+    """Keep changes for one worker, or for all, whatever one of them was told before."""
+    stale = [
+        field
+        for field in redis.hkeys(keys.TUNED)
+        if worker == ALL and text_of(field).rpartition(_SEPARATOR)[2] in changes
+    ]
+    with redis.pipeline(transaction=True) as pipeline:
+        if stale:
+            pipeline.hdel(keys.TUNED, *stale)
+        pipeline.hset(keys.TUNED, mapping={f"{worker}{_SEPARATOR}{key}": text for key, text in changes.items()})
+        pipeline.execute()
+
+
+def forget(redis: Redis, *, worker: str = ALL) -> None:
+    """Keep nothing any more: for one worker, or at all."""
+    if worker == ALL:
+        redis.delete(keys.TUNED)
+        return
+    stale = [field for field in redis.hkeys(keys.TUNED) if text_of(field).rpartition(_SEPARATOR)[0] == worker]
+    if stale:
+        redis.hdel(keys.TUNED, *stale)

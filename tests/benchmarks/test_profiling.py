@@ -1,0 +1,154 @@
+"""What the profiler costs: a record, a completion, and in throughput; on and off in turns, in one process."""
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from config.settings import Settings
+from tasks.connection import connect_async
+from tasks.messages import Destination
+from workers.lanes import Lanes
+from workers.llm.cache import PersistentLLMCache
+from workers.llm.generator import FocusedLLMGenerator
+from workers.llm.pool import LLMConnectionPool
+from workers.llm.shared_flight import SharedFlights
+from workers.observe.collector import calm_collector
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.graph import Graph
+from workers.pipeline.processor import FocusedPromptProcessor
+from workers.pipeline.prompts import load_stages
+from workers.results.publisher import EventPublisher
+from workers.watch import Watched, profiled
+
+pytestmark = pytest.mark.benchmark
+MakeSettings = Callable[..., Settings]
+#: Turns of each kind, destinations in each, lanes, and calls a destination.
+TURNS, DESTINATIONS, LANES, CALLS = 20, 60, 12, 16
+#: Records measured, and in one batch: short ones, of which the fastest was disturbed by nobody.
+RECORDS, BATCH = 200_000, 500
+
+
+class NoSharing:
+    """Work sharing of a process that is alone."""
+
+    shared = yielded = 0
+
+
+@pytest.fixture(scope="module")
+def far_sandbox() -> Iterator[str]:
+    """A sandbox in a process of its own, so that its CPU is not counted as ours."""
+    command = [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", "--latency", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        yield process.stdout.readline().decode().strip()
+        process.terminate()
+
+
+@asynccontextmanager
+async def _engine(
+    settings: Settings, redis_url: str, *, on: bool
+) -> AsyncIterator[tuple[PerformanceProfiler, FocusedPromptProcessor]]:
+    """A worker's way from a destination to its profile, with everything that tells of it."""
+    profiler = PerformanceProfiler(enabled=on)
+    async with AsyncExitStack() as stack:
+        redis = connect_async(redis_url, socket_timeout_seconds=10)
+        stack.push_async_callback(redis.aclose)
+        cache = PersistentLLMCache(redis, max_memory_mb=64, pressure_mb=8192, ttl_days=1, compress=True)
+        stack.push_async_callback(cache.close)
+        pool = await stack.enter_async_context(LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis))
+        shared = SharedFlights(redis, lease_seconds=10, ttl_ms=cache.ttl_ms)
+        stack.push_async_callback(shared.close)
+        shared.start()
+        lanes: Lanes[Destination] = await stack.enter_async_context(Lanes(LANES, steal=True))
+        publisher = await stack.enter_async_context(EventPublisher(redis, settings.streaming, enabled=False))
+        watched = Watched(lanes=lanes, pool=pool, cache=cache, publisher=publisher, sharing=NoSharing())  # type: ignore[arg-type]
+        await stack.enter_async_context(profiled(profiler, redis, settings, watched))
+        generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
+        yield profiler, FocusedPromptProcessor(Graph(load_stages()), generator, settings=settings, profiler=profiler)
+
+
+async def _turn(settings: Settings, redis_url: str, *, on: bool, number: int) -> tuple[float, float]:
+    """CPU and wall seconds of a completion."""
+    async with _engine(settings, redis_url, on=on) as (profiler, processor):
+        todo = iter([Destination.of(f"City {number}-{i}") for i in range(DESTINATIONS)])
+        await processor.process(Destination.of(f"Warm {number}"))
+
+        async def lane() -> None:
+            for destination in todo:
+                with (
+                    profiler.job("job") as records,
+                    profiler.destination(records, destination.id, destination.label, waited={"lane.wait": 0.0}),
+                ):
+                    await processor.process(destination)
+
+        cpu, wall = time.process_time(), time.perf_counter()
+        await asyncio.gather(*(lane() for _ in range(LANES)))
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        if on:
+            assert profiler.totals()["llm.call"].count >= DESTINATIONS * CALLS
+    return cpu / (DESTINATIONS * CALLS), wall / (DESTINATIONS * CALLS)
+
+
+async def test_a_completion_with_and_without(far_sandbox: str, redis_url: str, settings_for: MakeSettings) -> None:
+    settings = settings_for(OPENAI_BASE_URL=far_sandbox, THEMES_MODEL="sandbox")
+    calm_collector()
+    cpu: dict[bool, list[float]] = {True: [], False: []}
+    wall: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(2 * TURNS + 2):
+        # Off, on, on, off: what drifts meets both alike.
+        on = number % 4 in {1, 2}
+        of_cpu, of_wall = await _turn(settings, redis_url, on=on, number=number)
+        if number > 1:
+            cpu[on].append(of_cpu)
+            wall[on].append(of_wall)
+    for name, unit in (("CPU", cpu), ("time", wall)):
+        for on in (False, True):
+            values = [seconds * 1e6 for seconds in unit[on]]
+            print(f"\n{name} a completion, profiler {'on' if on else 'off'}: {_spread(values, 'us')}", end="")
+        print(f"\n{name} on / off: {statistics.median(unit[True]) / statistics.median(unit[False]):.4f}", end="")
+        print(f", of the fastest tenths {_fastest(unit[True]) / _fastest(unit[False]):.4f}")
+    assert _fastest(cpu[True]) / _fastest(cpu[False]) < 1.05
+
+
+def test_what_a_record_costs() -> None:
+    for on in (False, True):
+        profiler = PerformanceProfiler(enabled=on)
+        with profiler.job("job") as records, profiler.destination(records, "id", "name", waited={}):
+            costs = {
+                "record": _nanoseconds(lambda profiler=profiler: profiler.record("llm.pool_wait", 0.0123)),
+                "count": _nanoseconds(lambda profiler=profiler: profiler.count("llm.requests")),
+                "span": _nanoseconds(lambda profiler=profiler: _span(profiler)),
+            }
+        floor = _nanoseconds(lambda: None)
+        print(f"\nprofiler {'on' if on else 'off'}:", {name: f"{cost - floor:.0f} ns" for name, cost in costs.items()})
+
+
+def _span(profiler: PerformanceProfiler) -> None:
+    with profiler.span("cache.get"):
+        pass
+
+
+def _nanoseconds(call: Callable[[], None]) -> float:
+    took = []
+    for _ in range(RECORDS // BATCH):
+        began = time.perf_counter()
+        for _ in range(BATCH):
+            call()
+        took.append((time.perf_counter() - began) / BATCH * 1e9)
+    return min(took)
+
+
+def _spread(values: list[float], unit: str) -> str:
+    return f"{statistics.median(values):.4g} {unit} (from {min(values):.4g} to {max(values):.4g})"
+
+
+def _fastest(values: list[float]) -> float:
+    """The mean of the fastest tenth: what others on the machine disturb least."""
+    count = max(2, len(values) // 10)
+    return statistics.mean(sorted(values)[:count])

@@ -1,0 +1,131 @@
+"""Calls in the status = calls in the database = calls in the totals = calls that the LLM counted, after kills too."""
+
+import random
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+
+from tasks.totals import read_totals
+from tests.e2e.conftest import Engine, until
+
+WORKERS = ("w0", "w1", "w2")
+DESTINATIONS = 40
+#: Every kind of answer that makes a call be made again, and one that loses its connection.
+FAULTS = ["500=0.04,times=1", "429=0.04,times=1,retry_after=0", "truncated=0.03,times=1", "reset=0.03,times=1"]
+QUICK = {
+    "THEMES_WORK__LEASE_SECONDS": "2",
+    "THEMES_WORK__HEARTBEAT_SECONDS": "0.5",
+    "THEMES_WORK__SWEEP_INTERVAL_SECONDS": "0.3",
+    "THEMES_LLM__FLIGHT_LEASE_SECONDS": "1",
+    "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY": "0.05",
+    "THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}",
+}
+
+
+@pytest.fixture
+def shop(stack: Engine) -> Engine:
+    """Three supervised workers, a consumer, and an LLM that fails now and then."""
+    stack.env |= QUICK
+    stack.end("consumer")
+    stack.end("sandbox")
+    stack.sandbox("--latency", "60ms", *(part for fault in FAULTS for part in ("--fault", fault)))
+    stack.themes("consumer-2", "consumer")
+    for name in WORKERS:
+        stack.themes(name, "worker", "--name", name)
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        until("the workers", lambda: len(list(redis.scan_iter("themes:worker:*"))) == len(WORKERS))
+    return stack
+
+
+def _query(engine: Engine, sql: str) -> list[Any]:
+    with sqlite3.connect(engine.folder / "var" / "themes.db") as database:
+        return database.execute(sql).fetchall()
+
+
+def _enqueue(engine: Engine, label: str) -> str:
+    path = Path(engine.folder, f"{label}.csv")
+    path.write_text("name\n" + "".join(f"{label} {number}\n" for number in range(DESTINATIONS)))
+    said = engine.run("enqueue", str(path))
+    assert said.returncode == 0, said.stderr
+    return said.stdout.strip()
+
+
+def _numbers(engine: Engine) -> dict[str, int]:
+    """What each of those who count says of the calls of all jobs."""
+    ids = [row[0] for row in _query(engine, "SELECT job_id FROM jobs")]
+    with Redis.from_url(engine.env["REDIS_URL"]) as redis:
+        totals = read_totals(redis)
+    return {
+        "status": sum(engine.status(job_id)["llm_calls"] for job_id in ids),
+        "attempts": _query(engine, "SELECT sum(llm_calls) FROM attempts")[0][0],
+        "totals": totals["llm_calls"],
+        "counters": _query(engine, "SELECT value FROM counters WHERE name = 'llm_calls'")[0][0],
+        "llm": engine.ask_sandbox("/stats")["requests"],
+    }
+
+
+def _agree(engine: Engine) -> dict[str, int]:
+    """The numbers once they agree, and none is left to be booked; fails with them when they never do."""
+    until("the LLM to be idle", lambda: engine.ask_sandbox("/stats")["in_flight"] == 0)
+    deadline = time.monotonic() + 20
+    while len(set((numbers := _numbers(engine)).values())) > 1:
+        assert time.monotonic() < deadline, numbers
+        time.sleep(0.2)
+    return numbers
+
+
+def _under_way(engine: Engine, job_id: str, chance: random.Random) -> None:
+    """Wait for a random moment in the middle of the job."""
+    part = chance.uniform(0.1, 0.6) * DESTINATIONS
+    until("the middle of the job", lambda: engine.status(job_id)["done"] >= part)
+    time.sleep(chance.uniform(0, 0.2))
+
+
+def _celery(worker: psutil.Process) -> psutil.Process:
+    found: list[psutil.Process] = until("a Celery process", worker.children)
+    return found[0]
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 6))])
+def test_every_call_is_in_every_book_although_processes_die_and_calls_fail(shop: Engine, seed: int) -> None:
+    chance = random.Random(seed)
+    killed = psutil.Process(shop.processes[chance.choice(WORKERS)].pid)
+    # The Celery process under its supervisor, and once more: it was started again.
+    job_id = _enqueue(shop, "Town")
+    _under_way(shop, job_id, chance)
+    _celery(killed).kill()
+    assert shop.run("watch", job_id).returncode == 0
+    first = _agree(shop)
+    # Process and supervisor together: nobody is left to book for them but those who come by.
+    job_id = _enqueue(shop, "City")
+    _under_way(shop, job_id, chance)
+    name = chance.choice(WORKERS)
+    worker = psutil.Process(shop.processes[name].pid)
+    both = [worker, _celery(worker)]
+    for process in both:
+        process.suspend()
+    for process in both:
+        process.kill()
+    shop.processes.pop(name).wait()
+    assert shop.run("watch", job_id).returncode == 0
+    second = _agree(shop)
+    statuses = shop.ask_sandbox("/stats")["by_status"]
+    assert {"429", "500", "reset", "200"} <= statuses.keys()
+    # What was killed had calls under way, and they are among those that agree.
+    assert _query(shop, "SELECT count(*) > 0, sum(llm_calls) > 0 FROM attempts WHERE outcome = 'lost'") == [(1, 1)]
+    assert second["llm"] > first["llm"] > DESTINATIONS * 16
+    with Redis.from_url(shop.env["REDIS_URL"]) as redis:
+        totals = read_totals(redis)
+    ends = dict(_query(shop, "SELECT outcome, count(*) FROM attempts GROUP BY outcome"))
+    assert totals["lost_runs"] == ends["lost"]
+    assert totals["destinations_ok"] == ends.get("ok", 0)
+    assert totals["destinations_partial"] == ends.get("partial", 0)
+    assert totals["runs"] == sum(ends.values())
+    cost = _query(shop, "SELECT sum(CAST(round(cost_usd * 1000000000) AS INTEGER)) FROM attempts")[0][0]
+    assert totals["cost_nano_usd"] == cost > 0
+    assert not list(Path(shop.folder, "var", "calls").glob("*.bad"))

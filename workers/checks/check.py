@@ -1,0 +1,93 @@
+"""One check, and how many of them are made at once: none hides another, however it fails or hangs."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final
+
+from redis import Redis
+
+from config.errors import ThemesError
+from config.settings import Settings
+from tasks.connection import check_server, connect, locate, masked
+
+#: Seconds that a check may take.
+CHECK_SECONDS: Final = 20.0
+#: Characters of an unforeseen error that are shown.
+SHOWN_CHARACTERS: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at: whether it is fine, what was found, and what to do.
+
+    A `fix` where it is fine is advice.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    fix: str | None = None
+
+
+#: Looks at one subject; what it yields before it fails counts.
+Look = Callable[[Settings], Iterator[Check]]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A name for what goes wrong in a look as a whole, and the look."""
+
+    name: str
+    look: Look
+
+
+def examine(subjects: Sequence[Subject], settings: Settings, *, seconds: float = CHECK_SECONDS) -> list[Check]:
+    """Every check of every subject, in their order; all subjects are looked at at once."""
+    found: list[list[Check]] = [[] for _ in subjects]
+    threads = []
+    for subject, checks in zip(subjects, found, strict=True):
+        # A look that hangs must not keep the process.
+        thread = threading.Thread(target=_look, args=(subject, settings, checks), name=subject.name, daemon=True)
+        thread.start()
+        threads.append(thread)
+    deadline = monotonic() + seconds
+    for subject, thread, checks in zip(subjects, threads, found, strict=True):
+        thread.join(max(0.0, deadline - monotonic()))
+        if thread.is_alive():
+            checks.append(Check(subject.name, ok=False, found=f"no answer within {seconds:g} s", fix=_HANGS))
+    return [check for checks in found for check in list(checks)]
+
+
+_HANGS: Final = "what it asks hangs: look at that server's own log, then run `themes doctor` again"
+
+
+def _look(subject: Subject, settings: Settings, checks: list[Check]) -> None:
+    """One subject; an error of ours is its finding, its last part the fix."""
+    try:
+        for check in subject.look(settings):
+            checks.append(check)  # noqa: PERF402  # what came before an error counts
+    except ThemesError as exc:
+        said = str(exc)
+        found, _, fix = said.rpartition(": ")
+        checks.append(Check(subject.name, ok=False, found=found or said, fix=fix if found else "mend that"))
+    except Exception as exc:  # noqa: BLE001  # the other checks go on, and this one says what it met
+        said = masked(" ".join(f"{type(exc).__name__}: {exc}".split()))[:SHOWN_CHARACTERS]
+        fix = "mend what the error names; `themes --debug doctor` shows more of it"
+        checks.append(Check(subject.name, ok=False, found=said, fix=fix))
+
+
+@contextmanager
+def reached(settings: Settings, *, seconds: float = 5.0) -> Iterator[Redis]:
+    """A client of the Redis in use, which answers.
+
+    Raises:
+        RedisUnavailableError: it does not, or it will not do.
+    """
+    with connect(
+        locate(settings), socket_timeout_seconds=min(seconds, settings.redis.socket_timeout_seconds)
+    ) as client:
+        check_server(client)
+        yield client

@@ -1,0 +1,137 @@
+"""LLM endpoints: each is asked a real question, the smallest there is, in every response format."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Final
+
+from config.settings import LlmSettings, Settings
+from tasks.connection import masked
+from tasks.errors import EndpointAwayError, ThemesError
+from workers.checks.check import Check
+from workers.llm.answers import AnswerSchema
+from workers.llm.client import AnswerFormat, ChatClient, RawAnswer, Spend
+from workers.llm.connections import Connections
+from workers.llm.endpoints import Endpoint, endpoints
+from workers.llm.prompt import Prompt
+
+#: Seconds that a question may take here, whatever the settings allow.
+QUESTION_SECONDS: Final = 6.0
+#: Tokens that its answer may have.
+ANSWER_TOKENS: Final = 200
+#: Models of one endpoint that are asked.
+MOST_MODELS: Final = 4
+_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"ready": {"type": "boolean"}},
+    "required": ["ready"],
+    "additionalProperties": False,
+}
+
+
+def look(settings: Settings) -> Iterator[Check]:
+    """Every endpoint, at once."""
+    yield from asyncio.run(_look(settings))
+
+
+async def _look(settings: Settings) -> list[Check]:
+    # Quicker than in work: a person waits.
+    llm = replace(
+        settings.llm,
+        request_timeout_seconds=min(QUESTION_SECONDS, settings.llm.request_timeout_seconds),
+        connect_timeout_seconds=min(QUESTION_SECONDS, settings.llm.connect_timeout_seconds),
+    )
+    known = endpoints(llm)
+    found = await asyncio.gather(*(_endpoint(llm, endpoint, alone=len(known) == 1) for endpoint in known))
+    return [check for checks in found for check in checks]
+
+
+async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Check]:
+    name = "llm" if alone else f"llm {endpoint.name}"
+    connections = Connections(llm, base_url=endpoint.base_url, api_key=endpoint.api_key, max_connections=3)
+    checks = []
+    try:
+        for model in _models(llm, endpoint):
+            try:
+                async for check in _model(name, llm, endpoint, connections, model):
+                    checks.append(check)  # noqa: PERF401  # what came before an error counts
+            except ThemesError as exc:
+                checks.append(Check(name, ok=False, found=str(exc), fix=_fix(exc, endpoint, alone=alone)))
+                break
+    finally:
+        await connections.close()
+    return checks
+
+
+def _models(llm: LlmSettings, endpoint: Endpoint) -> list[str]:
+    """The models that are asked for here, by our names, each once."""
+    wanted = [llm.model, *llm.roles.values(), *endpoint.models]
+    return list(dict.fromkeys(model for model in wanted if model and endpoint.serves(model)))[:MOST_MODELS]
+
+
+async def _model(
+    name: str, llm: LlmSettings, endpoint: Endpoint, connections: Connections, model: str
+) -> AsyncIterator[Check]:
+    there = endpoint.name_of(model)
+
+    def client(style: AnswerFormat) -> ChatClient:
+        return ChatClient(llm, base_url=endpoint.base_url, model=there, connections=connections, style=style)
+
+    began = time.perf_counter()
+    answer = await client(AnswerFormat.JSON_SCHEMA).complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=Spend())
+    took = (time.perf_counter() - began) * 1000
+    place = masked(endpoint.base_url)
+    yield Check(name, ok=True, found=f"{place} answered as {answer.model!r} in {took:.0f} ms, asked for {there!r}")
+    others = [style for style in AnswerFormat if style is not answer.style]
+    asked = await asyncio.gather(*(_supports(client(style), style) for style in others))
+    supported = {answer.style: _is_valid(answer)} | dict(zip(others, asked, strict=True))
+    said = ", ".join(f"{style.name.lower()} {'yes' if supported[style] else 'no'}" for style in AnswerFormat)
+    if supported[answer.style]:
+        weaker = "answers are asked for again more often without json_schema; a server with it is cheaper"
+        fix = None if supported[AnswerFormat.JSON_SCHEMA] else weaker
+        yield Check(f"{name} formats", ok=True, found=said, fix=fix)
+    else:
+        fix = f"{there} does not keep to the smallest schema: set THEMES_MODEL to a more able one"
+        yield Check(f"{name} formats", ok=any(supported.values()), found=said, fix=fix)
+
+
+async def _supports(client: ChatClient, style: AnswerFormat) -> bool:
+    """Whether a valid answer comes in this format."""
+    try:
+        answer = await client.complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=Spend())
+    except ThemesError:
+        return False  # it is what was asked: shown as a no
+    return answer.style is style and _is_valid(answer)
+
+
+def _is_valid(answer: RawAnswer) -> bool:
+    try:
+        _PROMPT.schema.read(answer.text)
+    except (ThemesError, ValueError):
+        return False  # it is what was asked: shown as a no
+    return True
+
+
+def _fix(exc: ThemesError, endpoint: Endpoint, *, alone: bool) -> str:
+    said = str(exc)
+    key, url = ("OPENAI_API_KEY", "OPENAI_BASE_URL") if alone else (f"llm.endpoints.{endpoint.name}'s key", "base_url")
+    if " 401 " in said or " 403 " in said:
+        return f"export {key}=… with a key of {masked(endpoint.base_url)}" if alone else f"set {key} to one of its own"
+    if " 404 " in said:
+        return f"set {url} to an address that ends in /v1 (mostly), and THEMES_MODEL to a model that it has"
+    if isinstance(exc, EndpointAwayError):
+        return f"start that server, or set {url} to one that runs (`themes sandbox-llm` stands in)"
+    return f"read what it says; {url} and THEMES_MODEL name the server and the model"
+
+
+_PROMPT: Final = Prompt(
+    stage="doctor",
+    version="1",
+    system="You answer with JSON.",
+    instructions="Say that you are ready.",
+    data="",
+    identity="",
+    schema=AnswerSchema("doctor", _SCHEMA),
+    max_tokens=ANSWER_TOKENS,
+)

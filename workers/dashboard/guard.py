@@ -1,0 +1,173 @@
+"""What stands in front of every page and answer of the dashboard, Flower's own included.
+
+Flower's handlers each do a part of it, and some nothing: its metrics, health check and static files ask for no
+password, and nothing tells a browser what a page may do. So every handler is asked through here, whichever it is:
+
+* without a login only names of this machine are answered, so that no web page can come in by a name of its own that it
+  points at 127.0.0.1 (DNS rebinding);
+* what changes something must come from our own pages, and needs a login;
+* all else needs the login too, where there is one;
+* every response says what a browser may do with it.
+"""
+
+import functools
+import ipaddress
+import secrets
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from celery.utils.imports import symbol_by_name
+from flower.views import BaseHandler
+from flower.views.auth import LoginHandler, LogoutHandler
+from flower.views.error import NotFoundErrorHandler
+from flower.views.tasks import TasksDataTable
+from tornado.web import HTTPError, RequestHandler
+
+#: Methods that change nothing.
+READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+#: Headers of every response beside the content security policy.
+HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+#: Flower opens itself to other sites where `FLOWER_UNAUTHENTICATED_API` is set; we do not.
+CROSS_ORIGIN: Final = (
+    "Access-Control-Allow-Origin", "Access-Control-Allow-Headers", "Access-Control-Allow-Methods",
+)  # fmt: skip
+#: Styles set by scripts through the DOM are no inline styles; the one script inside a page of Flower's has the nonce.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address: `localhost`, 127.0.0.0/8 or ::1."""
+    if host.rstrip(".").lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_ours(host: str, address: str) -> bool:
+    """Whether a `Host` header names this machine: loopback, or the address that we were told to listen on."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return is_loopback(name) or (bool(address) and name == address.strip("[]").lower())
+
+
+def is_cross_site(*, host: str, origin: str | None, fetch_site: str | None) -> bool:
+    """Whether a browser says that a request comes from another site's page. Who says nothing is no browser."""
+    if fetch_site:
+        return fetch_site not in {"same-origin", "none"}
+    return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+
+
+def has_login(options: Any) -> bool:
+    """Whether the dashboard asks who is there: by a password or by an auth provider."""
+    return bool(options.basic_auth or options.auth)
+
+
+class Guarded(RequestHandler):
+    """Stands in front of a handler; see `guarded`."""
+
+    #: Flower's, which has `options`.
+    application: Any
+    #: Whether it must answer without the login, because it is the login.
+    is_login: bool = False
+    #: Whether it changes nothing although it is asked by POST.
+    only_reads: bool = False
+
+    def set_default_headers(self) -> None:
+        """Ours win over the handler's."""
+        super().set_default_headers()
+        for name in CROSS_ORIGIN:
+            self.clear_header(name)
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+        self.set_header("Content-Security-Policy", POLICY.format(nonce=self.nonce))
+
+    @functools.cached_property
+    def nonce(self) -> str:
+        """What a script inside this one page must carry."""
+        return secrets.token_urlsafe(16)
+
+    async def prepare(self) -> None:
+        """Refuse, ask for the login, or let the handler go on."""
+        reason = self._refusal()
+        if reason:
+            self._refuse(403, reason)
+            return
+        if not self.is_login and has_login(self.application.options) and not self._is_known():
+            self._ask_login()
+            return
+        going_on = super().prepare()
+        if going_on is not None:
+            await going_on
+
+    def _refusal(self) -> str:
+        options, request = self.application.options, self.request
+        is_open = not has_login(options)
+        if is_open and not is_ours(request.host, options.address):
+            return (
+                f"the dashboard has no password, so it answers to names of this machine only, not to "
+                f"{request.host[:100]!r}: use http://127.0.0.1, or set THEMES_DASHBOARD__BASIC_AUTH=user:password"
+            )
+        if request.method in READING:
+            return ""
+        headers = request.headers
+        if is_cross_site(host=request.host, origin=headers.get("Origin"), fetch_site=headers.get("Sec-Fetch-Site")):
+            return "this came from another site's page"
+        if is_open and not self.only_reads:
+            return (
+                "nothing can be changed without a login, whatever FLOWER_UNAUTHENTICATED_API says: "
+                "set THEMES_DASHBOARD__BASIC_AUTH=user:password"
+            )
+        return ""
+
+    def _is_known(self) -> bool:
+        """Whether the request carries the login. Flower's own check, for handlers that have none too."""
+        try:
+            return bool(BaseHandler.get_current_user(self))
+        except (HTTPError, TypeError):
+            # A wrong password; or one that is not ASCII, which cannot be compared.
+            return False
+
+    def _ask_login(self) -> None:
+        options = self.application.options
+        if options.basic_auth:
+            self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+            self._refuse(401, "a password is needed")
+        elif self.request.method == "GET" and "text/html" in self.request.headers.get("Accept", ""):
+            self.redirect(f"{self.settings['login_url']}?next={quote(self.request.uri or '/', safe='')}")
+        else:
+            self._refuse(401, "a login is needed")
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(f"{status} {reason}\n")
+
+
+def guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
+    """The same handler with the guard in front; `provider` is the class that Flower's log-in makes of itself."""
+    return _guarded(handler, provider)  # type: ignore[arg-type]  # a class can be hashed
+
+
+@functools.cache
+def _guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
+    # Flower's table of tasks sends what it asks for in the body.
+    kind = {
+        "is_login": issubclass(handler, (LoginHandler, LogoutHandler)),
+        "only_reads": issubclass(handler, TasksDataTable),
+    }
+    if issubclass(handler, LoginHandler):
+        handler = symbol_by_name(provider) if provider else NotFoundErrorHandler
+    return type(f"Guarded{handler.__name__}", (Guarded, handler), kind)

@@ -1,0 +1,124 @@
+"""`/metrics`: one scrape for all processes and machines, beside Flower's own metrics of this process.
+
+What we export is read from Redis, where all processes report, and from sums that the database keeps: so no worker needs
+a port, none is missed because it lived between two scrapes, and counters go on where they were when a worker, or this
+dashboard, starts again.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import prometheus_client
+from flower.views.monitor import Metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from redis import RedisError
+
+from workers.dashboard.metrics_table import HISTOGRAMS, METRICS, Durations
+from workers.dashboard.system import System, SystemReader
+from workers.observe.metrics import GROWTH, SMALLEST, Histogram
+
+#: Buckets of our histograms that are edges of Prometheus's: about 1 ms to 5 min, each twice as wide as the one before.
+#: Edges of our own, so that every count is exact.
+EDGES: Final = tuple(range(math.ceil(math.log(1e-3 / SMALLEST) / math.log(GROWTH)), 208, 7))
+#: Seconds for which an answer is good enough, for however many scrapers.
+FRESH_SECONDS: Final = 2.0
+
+
+class SystemCollector(Collector):
+    """Turns what was read of the system into families of metrics; a registry asks it."""
+
+    def __init__(self, reader: SystemReader) -> None:
+        self._reader = reader
+
+    def describe(self) -> list[Any]:
+        """Nothing: a registry need not read Redis to know our names."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """All families. While Redis is away there is only `themes_up`, which says so."""
+        up = GaugeMetricFamily("themes_up", UP_HELP)
+        try:
+            system = self._reader.read()
+        except (RedisError, OSError):
+            up.add_metric((), 0)
+            yield up
+            return
+        up.add_metric((), 1)
+        yield up
+        yield from families(system)
+
+
+UP_HELP: Final = "1 where Redis answers; 0: nothing else is known."
+
+
+def families(system: System) -> Iterator[Any]:
+    """Everything that we export of a system."""
+    for metric in METRICS:
+        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        family = kind(metric.name, metric.help, labels=metric.labels)
+        for labels, value in metric.read(system):
+            family.add_metric(labels, value)
+        yield family
+    for durations in HISTOGRAMS:
+        yield _family(durations, system)
+
+
+def _family(durations: Durations, system: System) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(durations.name, durations.help, labels=durations.labels)
+    for labels, histogram in durations.read(system):
+        family.add_metric(labels, buckets=list(_buckets(histogram, EDGES)), sum_value=histogram.total)
+    return family
+
+
+def _buckets(histogram: Histogram, edges: Iterable[int]) -> Iterator[tuple[str, float]]:
+    """Counts of all values up to each edge, in seconds."""
+    indexes = sorted(histogram.buckets)
+    at, count = 0, 0
+    for edge in edges:
+        while at < len(indexes) and indexes[at] <= edge:
+            count += histogram.buckets[indexes[at]]
+            at += 1
+        yield f"{SMALLEST * GROWTH**edge:.4g}", count
+    yield "+Inf", histogram.count
+
+
+class Scrape:
+    """The whole text, made in a thread: a slow Redis keeps nobody else waiting."""
+
+    def __init__(self, reader: SystemReader) -> None:
+        self._registry = prometheus_client.CollectorRegistry()
+        self._registry.register(SystemCollector(reader))
+        self._lock = asyncio.Lock()
+        self._made: tuple[float, bytes] = (float("-inf"), b"")
+
+    def __repr__(self) -> str:
+        return f"<Scrape {len(self._made[1])} bytes>"
+
+    async def text(self) -> bytes:
+        """Flower's metrics and ours, as they were at most `FRESH_SECONDS` ago."""
+        async with self._lock:
+            if time.monotonic() - self._made[0] > FRESH_SECONDS:
+                made = await asyncio.to_thread(self._make)
+                self._made = (time.monotonic(), made)
+        return self._made[1]
+
+    def _make(self) -> bytes:
+        return prometheus_client.generate_latest() + prometheus_client.generate_latest(self._registry)
+
+
+class AllMetrics(Metrics):
+    """`/metrics`."""
+
+    def initialize(self, scrape: Scrape) -> None:
+        """Called by Tornado with the handler's arguments."""
+        self._scrape = scrape
+
+    async def get(self) -> None:
+        """Everything in Prometheus's text format."""
+        self.application.purge_offline_worker_metrics()
+        self.set_header("Content-Type", prometheus_client.exposition.CONTENT_TYPE_PLAIN_0_0_4)
+        self.finish(await self._scrape.text())

@@ -1,0 +1,339 @@
+"""What the whole system is doing, read from Redis: the source of the LLM page and of the metrics for Prometheus.
+
+Nothing here is counted by the dashboard itself, so nothing is lost when it restarts, and two dashboards agree.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgspec
+from redis import Redis, ResponseError
+
+from tasks import budget, fleet, keys
+from tasks.connection import text_of
+from tasks.jobs import FINAL, JobStatus, known_status
+from workers.llm.cache_statistics import read as read_cache
+from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
+
+#: Seconds for which what was read is good enough, for however many lookers.
+FRESH_SECONDS: Final = 2.0
+#: Jobs whose state is counted, the newest first.
+MOST_JOBS: Final = 1_000
+#: Jobs that have not ended whose whole status is looked at.
+MOST_ACTIVE: Final = 200
+#: Ways to an LLM that are told apart; those in addition are added up as `OTHER`.
+MOST_ROUTES: Final = 30
+OTHER: Final = "other"
+#: States of a job, `paused` apart from `stalled`.
+JOB_STATES: Final = ("queued", "running", "paused", "stalled", "done", "cancelled")
+#: How bad a circuit's state is: of several workers' the worst is shown.
+CIRCUITS: Final = ("closed", "half-open", "open")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One model at one endpoint, over all workers."""
+
+    endpoint: str
+    model: str
+    circuit: str = "closed"
+    in_use: int = 0
+    queued: int = 0
+    limit: int = 0
+    failures: int = 0
+    cool_downs: int = 0
+    cooling_seconds: float = 0.0
+    #: Mean of the workers' own recent means; None before the first answer.
+    latency_ms: float | None = None
+    #: What refusals have taught; None where nothing was refused lately, or the rate is configured.
+    learnt_per_minute: float | None = None
+    #: Classes of the errors for which circuits are open.
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker process's last sign of life."""
+
+    name: str
+    lanes: int
+    lanes_busy: int
+    lanes_waiting: int
+    connections: int
+    connections_in_use: int
+    connections_idle: int
+    connections_waiting: int
+    pool_wait_p95_ms: float | None
+    executed: int
+    stolen: int
+    restarts: int
+    cpu_percent: float | None
+    rss_bytes: float | None
+    waiting_for: str
+    profiles: bool
+    routes: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """One results consumer's last report."""
+
+    name: str
+    entries_per_second: float
+    ms_per_batch: float
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Everything at one moment (`at`, seconds since 1970)."""
+
+    at: float
+    workers: tuple[Worker, ...]
+    #: Workers that have stopped giving signs of life without taking leave, within the last hour.
+    lost: tuple[str, ...]
+    consumers: tuple[Consumer, ...]
+    routes: tuple[Route, ...]
+    #: Messages in the Celery queue, all priorities together; and those that are no messages of ours.
+    queue: int
+    queue_dead: int
+    #: Entries of the results stream: all that are there, and those of them that nobody has read yet.
+    results: int
+    results_unread: int
+    #: Jobs by state; the newest `MOST_JOBS`.
+    jobs: Mapping[str, int]
+    #: Destinations of jobs that have not ended that have no outcome yet.
+    destinations_open: int
+    #: The largest part of its budget that a job which has not ended has spent; None where none has a budget.
+    budget_used: float | None
+    #: What the caches of all processes have counted.
+    cache: Mapping[str, Any]
+    #: Exact sums over all jobs, as the database has them; empty before the first result.
+    totals: Mapping[str, int]
+    #: Counters and durations of all processes; empty where nothing has been profiled yet.
+    metrics: Metrics
+    redis_bytes: int
+    redis_limit_bytes: int
+
+    @property
+    def is_profiled(self) -> bool:
+        """Whether any worker measures how long things take."""
+        return any(worker.profiles for worker in self.workers)
+
+
+class SystemReader:
+    """Reads the system, at most once in `FRESH_SECONDS`. Blocks: call it in a thread; safe from several."""
+
+    def __init__(self, redis: Redis, *, broker: Redis) -> None:
+        self._redis = redis
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._known: tuple[float, System] | None = None
+        self._points: tuple[float, list[SeriesPoint]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<SystemReader known={self._known is not None}>"
+
+    def read(self) -> System:
+        """Everything as it stood at most `FRESH_SECONDS` ago. Errors of Redis pass through."""
+        with self._lock:
+            if self._known is None or time.monotonic() - self._known[0] > FRESH_SECONDS:
+                self._known = (time.monotonic(), read_system(self._redis, self._broker))
+            return self._known[1]
+
+    def points(self) -> list[SeriesPoint]:
+        """The last hour, ten seconds each."""
+        with self._lock:
+            if self._points is None or time.monotonic() - self._points[0] > FRESH_SECONDS:
+                self._points = (time.monotonic(), read_series(self._redis))
+            return self._points[1]
+
+
+def read_system(redis: Redis, broker: Redis) -> System:
+    """Read everything now, in a handful of round trips."""
+    reports = fleet.workers(redis)
+    workers = tuple(_worker(name, report) for name, report in sorted(reports.items()))
+    names = [text_of(name) for name in redis.zrange(keys.WORKERS, 0, -1)]
+    results, unread = _results(redis)
+    with broker.pipeline(transaction=False) as pipeline:
+        for key in keys.queue_keys():
+            pipeline.llen(key)
+        pipeline.llen(keys.QUEUE_DEAD)
+        *waiting, dead = pipeline.execute()
+    statuses, states = _jobs(redis, workers=reports)
+    shares = [one.spent_usd / one.budget_usd for one in statuses if one.budget_usd and one.spent_usd is not None]
+    memory: Any = redis.info("memory")
+    return System(
+        at=time.time(),
+        workers=workers,
+        lost=tuple(name for name in names if name not in reports),
+        consumers=tuple(_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items())),
+        routes=_routes(redis, workers),
+        queue=sum(waiting),
+        queue_dead=dead,
+        results=results,
+        results_unread=unread,
+        jobs=states,
+        destinations_open=sum(max(0, one.total - one.done - one.failed) for one in statuses),
+        budget_used=max(shares, default=None),
+        cache=read_cache(redis),
+        totals=_totals(redis.hgetall(keys.TOTALS)),
+        metrics=read_metrics(redis),
+        redis_bytes=int(memory["used_memory"]),
+        redis_limit_bytes=int(memory["maxmemory"]),
+    )
+
+
+def _totals(raw: Mapping[Any, Any]) -> dict[str, int]:
+    """What the consumer has told; the numbers of another version that are no numbers are left out."""
+    found = {text_of(name): text_of(value) for name, value in raw.items()}
+    return {name: int(value) for name, value in found.items() if value.isdecimal()}
+
+
+def _worker(name: str, report: Mapping[str, str]) -> Worker:
+    pool, profile = _json(report.get("pool")), _json(report.get("profile"))
+    usage = profile.get("process") or {}
+
+    def whole(field: str) -> int:
+        return int(float(report.get(field) or 0))
+
+    return Worker(
+        name=name,
+        lanes=whole("lanes"),
+        lanes_busy=whole("lanes_busy"),
+        lanes_waiting=whole("lanes_waiting"),
+        connections=whole("connections"),
+        connections_in_use=whole("connections_in_use"),
+        connections_idle=int(pool.get("idle") or 0),
+        connections_waiting=whole("connections_waiting"),
+        pool_wait_p95_ms=pool.get("wait_p95_ms"),
+        executed=whole("executed"),
+        stolen=whole("stolen"),
+        restarts=whole("restarts"),
+        cpu_percent=usage.get("cpu_percent"),
+        rss_bytes=usage.get("rss_bytes"),
+        waiting_for=report.get("waiting_for") or "",
+        profiles=bool(profile),
+        routes=pool.get("routes") or {},
+    )
+
+
+def _consumer(name: str, report: Mapping[str, str]) -> Consumer:
+    return Consumer(
+        name=name,
+        entries_per_second=float(report.get("entries_per_second") or 0),
+        ms_per_batch=float(report.get("ms_per_batch") or 0),
+        rejected=int(report.get("rejected") or 0),
+    )
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(text) if text else {}
+    except msgspec.DecodeError:
+        return {}  # a worker of another version: what it says of itself is not known
+    return found if isinstance(found, dict) else {}
+
+
+def _results(redis: Redis) -> tuple[int, int]:
+    """Entries of the results stream, and those of them that no consumer has read."""
+    length = int(redis.xlen(keys.RESULTS))
+    try:
+        groups: Any = redis.xinfo_groups(keys.RESULTS) if length else []
+    except ResponseError:
+        return length, length  # it has just gone
+    pending = sum(int(group["pending"]) for group in groups if text_of(group["name"]) == keys.GROUP)
+    return length, max(0, length - pending)
+
+
+def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[list[JobStatus], dict[str, int]]:
+    """The jobs that have not ended, and how many are in each state."""
+    newest = [text_of(job_id) for job_id in redis.zrevrange(keys.JOBS, 0, MOST_JOBS - 1)]
+    with redis.pipeline(transaction=False) as pipeline:
+        for job_id in newest:
+            pipeline.hget(keys.job(job_id), "state")
+        said = [text_of(state) if state else "" for state in pipeline.execute()]
+    states = dict.fromkeys(JOB_STATES, 0)
+    for state in said:
+        if state in FINAL:
+            states[state] += 1
+    open_ones = [job_id for job_id, state in zip(newest, said, strict=True) if state and state not in FINAL]
+    statuses = _statuses(redis, open_ones[:MOST_ACTIVE])
+    is_busy = any(int(report.get("chunks_held") or 0) for report in workers.values())
+    for status in statuses:
+        stalled = status.state == "stalled" and not status.paused
+        states["paused" if status.paused else "running" if stalled and is_busy else status.state] += 1
+    return statuses, states
+
+
+def _statuses(redis: Redis, job_ids: list[str]) -> list[JobStatus]:
+    with redis.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hgetall(keys.job(job_id))
+            pipeline.hgetall(keys.budget(job_id))
+        said = pipeline.execute()
+    now = time.time()
+    return [
+        known_status(job_id, raw, now=now, money=money)
+        for job_id, raw, money in zip(job_ids, said[::2], said[1::2], strict=True)
+        if b"job_id" in raw and _is_sane(money)
+    ]
+
+
+def _is_sane(money: Mapping[bytes, bytes]) -> bool:
+    return not money or budget.LIMIT.encode() in money
+
+
+def _routes(redis: Redis, workers: Iterable[Worker]) -> tuple[Route, ...]:
+    """Every way to an LLM, what the workers say of it put together; at most `MOST_ROUTES` and one for the rest."""
+    found: dict[str, Route] = {}
+    latencies: dict[str, list[float]] = {}
+    digests: dict[str, str] = {}
+    for worker in workers:
+        for name, said in worker.routes.items():
+            if name not in found and len(found) >= MOST_ROUTES:
+                key, endpoint, model = OTHER, OTHER, OTHER
+            else:
+                key, endpoint, model = name, name.removesuffix(f"/{said.get('model')}"), str(said.get("model"))
+            found[key] = _with(found.get(key) or Route(endpoint, model), said)
+            if said.get("latency_ms") is not None:
+                latencies.setdefault(key, []).append(float(said["latency_ms"]))
+            if said.get("limit_digest") and key != OTHER:
+                digests[key] = str(said["limit_digest"])
+    learnt = _learnt(redis, digests)
+    return tuple(
+        replace(
+            route,
+            latency_ms=sum(latencies[key]) / len(latencies[key]) if key in latencies else None,
+            learnt_per_minute=learnt.get(key),
+        )
+        for key, route in sorted(found.items())
+    )
+
+
+def _with(route: Route, said: Mapping[str, Any]) -> Route:
+    circuit = str(said.get("circuit") or "closed")
+    error = said.get("error")
+    return replace(
+        route,
+        circuit=max(route.circuit, circuit, key=lambda state: CIRCUITS.index(state) if state in CIRCUITS else 0),
+        in_use=route.in_use + int(said.get("in_use") or 0),
+        queued=route.queued + int(said.get("queued") or 0),
+        limit=route.limit + int(said.get("limit") or 0),
+        failures=route.failures + int(said.get("failures") or 0),
+        cool_downs=max(route.cool_downs, int(said.get("cool_downs") or 0)),
+        cooling_seconds=max(route.cooling_seconds, float(said.get("cooling_seconds") or 0)),
+        errors=tuple(sorted({*route.errors, str(error)})) if error else route.errors,
+    )
+
+
+def _learnt(redis: Redis, digests: Mapping[str, str]) -> dict[str, float]:
+    """Requests a minute that refusals have taught, by the route's key."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for digest in digests.values():
+            pipeline.hget(keys.learnt(digest), "us")
+        said = pipeline.execute()
+    return {key: 60e6 / float(us) for key, us in zip(digests, said, strict=True) if us and float(us) > 0}

@@ -1,0 +1,21 @@
+"""Ending background tasks for sure."""
+
+import asyncio
+from typing import Any, Final
+
+#: Seconds that a cancelled task may take to end before it is cancelled again.
+CANCEL_AGAIN_SECONDS: Final = 0.5
+
+
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until all of them have ended; their errors are nobody's any more.
+
+    Once is not enough: redis-py can lose a cancellation that comes in the moment in which it opens a connection, and a
+    task that goes round and round would then keep its worker from stopping.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
+    await asyncio.gather(*tasks, return_exceptions=True)

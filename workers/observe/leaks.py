@@ -1,0 +1,162 @@
+"""Which lines of code keep more and more memory: tracemalloc, on demand, in a process that runs.
+
+Off, it costs nothing. On, every allocation is traced: the process is several times slower until `stop`. What each line
+holds is looked at again and again from a thread of its own, and kept for the lines that hold most; `compare` tells what
+has grown since `start`, and which lines grew all the time. Those are the suspects: what work in hand holds comes and
+goes, and what a start brings comes once.
+"""
+
+import threading
+import time
+import tracemalloc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from workers.observe import trend
+
+#: Seconds between two looks, unless told otherwise.
+EVERY_SECONDS: Final = 5.0
+#: Lines of which the course is kept, and lines told.
+LINES_KEPT: Final = 200
+LINES_TOLD: Final = 15
+#: Bytes that a line must have gained to be called a suspect.
+LEAST_BYTES: Final = 64 * 1024
+#: Looks that are kept: when there are more, every second one goes.
+LOOKS_KEPT: Final = 60
+#: What the tracing itself holds, and code without a file.
+_IGNORED: Final = (
+    tracemalloc.Filter(inclusive=False, filename_pattern=tracemalloc.__file__),
+    tracemalloc.Filter(inclusive=False, filename_pattern=__file__),
+    tracemalloc.Filter(inclusive=False, filename_pattern="<*>"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LineGrowth:
+    """What a line has allocated and still holds, now and more than at the first look."""
+
+    file: str
+    line: int
+    bytes_held: int
+    bytes_grown: int
+    #: Bytes an hour when it has grown all the time, else 0.
+    bytes_per_hour: float
+    #: Why it may grow, where that is known.
+    reason: str = ""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether this looks like a leak."""
+        return self.bytes_per_hour > 0 and self.bytes_grown >= LEAST_BYTES and not self.reason
+
+
+class LeakWatch:
+    """Traces the allocations of this process between `start` and `stop`. May be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._looks: list[tuple[float, dict[tuple[str, int], int]]] = []
+        #: File, as it is shown -> why its lines may grow.
+        self._reasons: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<LeakWatch {'on' if self.is_on else 'off'} looks={len(self._looks)}>"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether allocations are traced."""
+        return self._thread is not None
+
+    def expect(self, file: str, reason: str) -> None:
+        """The lines of a file may grow, within a bound of their own: they are told with the reason, and not suspected.
+
+        What goes beyond that bound the trend of the whole memory finds (workers/observe/samples.py).
+        """
+        self._reasons[file] = reason
+
+    def start(self, every_seconds: float = EVERY_SECONDS) -> dict[str, Any]:
+        """Begin to trace; says so. Once begun, another start changes nothing."""
+        with self._lock:
+            if self._thread is None:
+                tracemalloc.start(1)
+                # What was there before is not traced: at first nothing is held.
+                self._looks = [(time.monotonic(), {})]
+                self._stopping.clear()
+                self._thread = threading.Thread(
+                    target=self._watch, args=(every_seconds,), name="themes-leaks", daemon=True
+                )
+                self._thread.start()
+        return {"tracing": True}
+
+    def compare(self) -> dict[str, Any]:
+        """What has grown since the start: the lines by growth, the suspects first."""
+        if self._thread is None:
+            return {"tracing": False, "error": "start first: `themes worker-memory start`"}
+        self._look()
+        with self._lock:
+            looks = list(self._looks)
+        lines = sorted(grown(looks, self._reasons), key=lambda line: (not line.is_suspect, -line.bytes_grown))[
+            :LINES_TOLD
+        ]
+        return {
+            "tracing": True,
+            "seconds": round(looks[-1][0] - looks[0][0], 1),
+            "looks": len(looks),
+            "suspects": [asdict(line) for line in lines if line.is_suspect],
+            "lines": [asdict(line) for line in lines],
+        }
+
+    def stop(self) -> dict[str, Any]:
+        """End the tracing and forget what was seen."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stopping.set()
+            thread.join()
+            tracemalloc.stop()
+            self._looks.clear()
+        return {"tracing": False}
+
+    def _watch(self, every_seconds: float) -> None:
+        while not self._stopping.wait(every_seconds):
+            self._look()
+
+    def _look(self) -> None:
+        snapshot = tracemalloc.take_snapshot().filter_traces(_IGNORED)
+        held = {
+            (one.traceback[0].filename, one.traceback[0].lineno): one.size
+            for one in snapshot.statistics("lineno")[:LINES_KEPT]
+        }
+        with self._lock:
+            self._looks.append((time.monotonic(), held))
+            if len(self._looks) > LOOKS_KEPT:
+                del self._looks[1::2]
+
+
+def grown(looks: Sequence[tuple[float, Mapping[tuple[str, int], int]]], reasons: Mapping[str, str]) -> list[LineGrowth]:
+    """How each line that holds something now has grown over the looks; nothing is said of a line that shrank."""
+    first, last = looks[0][1], looks[-1][1]
+    lines: list[LineGrowth] = []
+    for place, size in last.items():
+        more = size - first.get(place, 0)
+        if more > 0:
+            course = [(at, float(held.get(place, 0))) for at, held in looks]
+            hourly = round(trend.growth(course) * 3600, 1)
+            file = _shown(place[0])
+            lines.append(LineGrowth(file, place[1], size, more, hourly, reasons.get(file, "")))
+    return lines
+
+
+def _shown(filename: str) -> str:
+    """A file's name as people know it: from the folder of packages on, or its last three parts."""
+    path = Path(filename)
+    parts = path.parts
+    return "/".join(parts[-3:]) if len(parts) > 3 else filename  # noqa: PLR2004  # package, module
+
+
+#: The one of this process: tracemalloc is one too.
+WATCH: Final = LeakWatch()

@@ -1,0 +1,225 @@
+"""Counters and histograms of all processes, in Redis: what Prometheus scrapes, and the series of the last hour.
+
+Each process adds what is new once a second (workers/observe/numbered.py). Names are Prometheus's, without a prefix:
+
+| counter | labels | what |
+|---|---|---|
+| llm_requests_total | endpoint, model, outcome | HTTP requests: ok, rate_limited, an error's class, cancelled |
+| llm_unreachable_total | endpoint, model | connections that could not be made: nothing was sent |
+| llm_tokens_total | endpoint, model, kind | of answers: prompt, completion |
+| cache_gets_total | tier, result | prompts looked up: hit in memory or redis, miss in both, corrupt |
+| cache_coalesced_total | | prompts answered together with an equal one |
+| cache_stores_total, cache_evictions_total | | |
+| cache_bytes_total | form | of what was stored: raw, stored |
+| destinations_total | outcome | results published by workers: ok, partial, failed |
+| events_total | result | events for watchers: sent, dropped |
+| consumer_batches_total, consumer_entries_total, consumer_rows_total, consumer_rejected_total | | |
+| redis_errors_total | role | commands that met a Redis which was away or too slow, each try |
+| process_cpu_seconds_total | role | |
+
+and one histogram, `span_seconds` by `span`: every hop and whole of workers/observe/picture.py, in the buckets of
+`Histogram`: `span_seconds|b=57|span=llm.call` counts bucket 57; `span_seconds_sum|span=…` has the sum.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+from redis import Redis as SyncRedis
+from redis import RedisError
+from redis.asyncio import Redis
+
+from tasks import keys
+from tasks.connection import CountedRetry, text_of
+from workers.observe import counters
+from workers.observe.metrics import Histogram
+from workers.observe.numbered import NumberedReports
+from workers.observe.parts import LAST_SECONDS
+from workers.observe.profiler import PerformanceProfiler
+
+log = logging.getLogger("themes.metrics")
+
+#: Seconds between two reports.
+INTERVAL_SECONDS: Final = 1.0
+#: The histogram of spans.
+SPANS: Final = "span_seconds"
+
+#: Cumulative counts of the process, by field.
+Source = Callable[[], Mapping[str, float]]
+
+
+class SeriesPoint(msgspec.Struct, frozen=True):
+    """What all processes together have done in ten seconds. `at` is their beginning, in seconds since 1970."""
+
+    at: float
+    calls: float = 0.0
+    #: Calls that gave no answer; of these, the refusals for a rate limit.
+    errors: float = 0.0
+    rate_limited: float = 0.0
+    memory_hits: float = 0.0
+    redis_hits: float = 0.0
+    misses: float = 0.0
+    coalesced: float = 0.0
+    destinations: float = 0.0
+    failures: float = 0.0
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    rows: float = 0.0
+
+    @property
+    def hits(self) -> float:
+        """Prompts that the cache answered."""
+        return self.memory_hits + self.redis_hits
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """All processes' counters. `since` is when the first was counted, in seconds since 1970; None before that."""
+
+    since: float | None = None
+    #: Field (name and labels, see `counters.parsed`) -> amount.
+    counters: dict[str, float] = field(default_factory=dict)
+    #: Span -> durations.
+    spans: dict[str, Histogram] = field(default_factory=dict)
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of a counter over all labels that are not given."""
+        amount = 0.0
+        for text, value in self.counters.items():
+            known, having = counters.parsed(text)
+            if known == name and all(having.get(key) == wanted for key, wanted in labels.items()):
+                amount += value
+        return amount
+
+
+class MetricsReporter:
+    """Tells what one process counts. `sources` are counts that others keep: cumulative, by field."""
+
+    def __init__(self, redis: Redis, profiler: PerformanceProfiler, *sources: Source) -> None:
+        self._profiler = profiler
+        self._sources = (*sources, self._of_process)
+        self._seen: dict[str, float] = {}
+        self._reports = NumberedReports(redis, total=keys.METRICS, mark_of=keys.metrics_reports)
+
+    def __repr__(self) -> str:
+        return f"<MetricsReporter {self._reports!r}>"
+
+    async def run(self) -> None:
+        """Tell until cancelled, and a last time then; while Redis is away it is kept."""
+        try:
+            while self._profiler.enabled:
+                await self._try()
+                await asyncio.sleep(INTERVAL_SECONDS)
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_SECONDS):
+                    await self._try()
+
+    async def report(self) -> None:
+        """Tell what is new. Errors of Redis pass through: the same is told again next time."""
+        if self._profiler.enabled:
+            await self._reports.add(
+                self._news,
+                point=keys.series(time.time()),
+                point_of=of_point,
+                point_seconds=keys.SERIES_SECONDS,
+            )
+
+    async def _try(self) -> None:
+        try:
+            await self.report()
+        except (RedisError, OSError) as exc:
+            log.debug("action=report_missed Redis does not answer: %s", exc)
+
+    def _news(self) -> dict[str, float]:
+        news = dict(self._profiler.counters.taken())
+        for source in self._sources:
+            for name, amount in source().items():
+                if more := amount - self._seen.get(name, 0.0):
+                    news[name] = news.get(name, 0.0) + more
+                self._seen[name] = amount
+        for span, histogram in self._profiler.take_news().items():
+            for index, count in histogram.buckets.items():
+                news[f"{SPANS}|b={index}|span={span}"] = count
+            news[f"{SPANS}_sum|span={span}"] = round(histogram.total, 6)
+        return news
+
+    def _of_process(self) -> dict[str, float]:
+        role = self._profiler.role
+        return {
+            counters.field("process_cpu_seconds_total", role=role): round(time.process_time(), 3),
+            counters.field("redis_errors_total", role=role): CountedRetry.failures,
+        }
+
+
+def of_point(news: Mapping[str, float]) -> dict[str, float]:
+    """What of a report goes into the series."""
+    point: dict[str, float] = {}
+    for text, amount in news.items():
+        name, labels = counters.parsed(text)
+        for known in _series_of(name, labels):
+            point[known] = point.get(known, 0.0) + amount
+    return point
+
+
+def _series_of(name: str, labels: Mapping[str, str]) -> tuple[str, ...]:  # noqa: PLR0911  # one line a counter
+    match name:
+        case "llm_requests_total":
+            outcome = labels.get("outcome")
+            return {"ok": ("calls",), "rate_limited": ("calls", "errors", "rate_limited")}.get(
+                outcome or "", ("calls", "errors")
+            )
+        case "cache_gets_total":
+            tier = labels.get("tier", "")
+            return {"hit": (f"{tier}_hits",), "miss": ("misses",)}.get(labels.get("result", ""), ())
+        case "cache_coalesced_total":
+            return ("coalesced",)
+        case "destinations_total":
+            return ("destinations", "failures") if labels.get("outcome") == "failed" else ("destinations",)
+        case "llm_tokens_total":
+            return (f"{labels.get('kind')}_tokens",)
+        case "consumer_rows_total":
+            return ("rows",)
+    return ()
+
+
+def read_metrics(redis: SyncRedis) -> Metrics:
+    """The counters of all processes, as last told."""
+    raw = {text_of(name): float(value) for name, value in redis.hgetall(keys.METRICS).items()}
+    metrics = Metrics(since=raw.pop("since", None))
+    for text, amount in raw.items():
+        name, labels = counters.parsed(text)
+        if name == SPANS:
+            histogram = metrics.spans.setdefault(labels["span"], Histogram())
+            histogram.buckets[int(labels["b"])] = round(amount)
+            histogram.count += round(amount)
+        elif name == f"{SPANS}_sum":
+            metrics.spans.setdefault(labels["span"], Histogram()).total = amount
+        else:
+            metrics.counters[text] = amount
+    for histogram in metrics.spans.values():
+        histogram.bound()
+    return metrics
+
+
+def read_series(redis: SyncRedis, seconds: float = 3600, *, now: float | None = None) -> list[SeriesPoint]:
+    """The points of the last `seconds`, the oldest first, with one for every ten seconds; the last is still growing."""
+    now = time.time() if now is None else now
+    step = keys.SERIES_STEP_SECONDS
+    first, last = int((now - seconds) // step) + 1, int(now // step)
+    starts = [float(number * step) for number in range(first, last + 1)]
+    with redis.pipeline(transaction=False) as pipeline:
+        for at in starts:
+            pipeline.hgetall(keys.series(at))
+        found = pipeline.execute()
+    known = set(SeriesPoint.__struct_fields__) - {"at"}
+    points: list[SeriesPoint] = []
+    for at, raw in zip(starts, found, strict=True):
+        amounts = {text_of(name): float(value) for name, value in raw.items()}
+        points.append(SeriesPoint(at, **{name: value for name, value in amounts.items() if name in known}))
+    return points

@@ -1,0 +1,193 @@
+"""Books what dead worker processes of this machine had in hand, out of the files that they have left.
+
+Three look: the supervisor when its process has ended, every worker when it starts, the consumer now and then. The lock
+tells them apart from the living and from each other. What a file holds goes on the results stream as `Spent`, then the
+file goes. Whoever dies in between leaves it for the next, who writes the same entries again; an entry's run (attempt,
+worker, time) is what the file says, so the database takes it once, and not at all where the run's own result has
+arrived.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from redis import Redis, RedisError
+
+from config.errors import ThemesError
+from config.settings import Settings
+from tasks import keys
+from tasks.connection import connect
+from tasks.messages import Spent, Usage, entry_fields
+from workers.observe.recorder import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SUFFIX, Orphan, Remains, UnreadableError, read
+
+log = logging.getLogger("themes.orphans")
+
+#: A file of ours is never larger: the most slots, and the head.
+MAX_BYTES: Final = 4 * 1024 * 1024
+#: Unreadable files that are kept for a look.
+BAD_FILES: Final = 10
+#: Seconds after which a file that was never finished is what a process has left that died while it made it.
+UNFINISHED_SECONDS: Final = 60.0
+
+
+class Orphanage:
+    """Looks through the files in a state directory.
+
+    Args:
+        settings: where the files are, and whether entries are compressed.
+        redis: has the results stream; not closed here.
+        knows: whether a job that has left Redis is known all the same. What belongs to none may be another stack's.
+    """
+
+    def __init__(self, settings: Settings, redis: Redis, *, knows: Callable[[str], bool] = lambda _: False) -> None:
+        self._folder = settings.state_dir / FOLDER
+        self._compress = settings.performance_optimization.enable_result_compression
+        self._redis = redis
+        self._knows = knows
+        #: Files that were spoken of already.
+        self._said: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Orphanage {self._folder}>"
+
+    def book(self) -> int:
+        """Book what dead processes have left; returns how many calls that were.
+
+        Raises:
+            RedisError: Redis does not answer; the files stay.
+        """
+        calls = 0
+        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+            try:
+                with _owned(path) as data:
+                    if data is not None:
+                        calls += self._book(path, data)
+            except UnreadableError as exc:
+                self._set_aside(path, str(exc))
+            except OSError as exc:
+                self._say(path, f"cannot be read ({exc.strerror or exc}): whoever may read it books it")
+        self._tidy()
+        return calls
+
+    def _book(self, path: Path, data: bytes) -> int:
+        remains = read(data)
+        orphans = [one for one in remains.orphans if one.usage != Usage()]
+        unknown = {one.job_id for one in orphans if not self._is_known(one.job_id)}
+        if unknown:
+            if time.time() - path.stat().st_mtime < keys.KEEP_SECONDS:
+                self._say(
+                    path, f"belongs to jobs that nobody here knows ({', '.join(sorted(unknown))}): it is left alone"
+                )
+                return 0
+            self._say(
+                path, f"is a week old, and of jobs that nobody knows ({', '.join(sorted(unknown))}): it is removed"
+            )
+        known = [one for one in orphans if one.job_id not in unknown]
+        if known:
+            with self._redis.pipeline(transaction=True) as pipeline:
+                for one in known:
+                    pipeline.xadd(keys.RESULTS, entry_fields(_spent(remains, one), compress=self._compress))
+                pipeline.execute()
+        path.unlink()
+        calls = sum(one.usage.llm_calls for one in known)
+        if known:
+            log.warning(
+                "action=orphans_booked worker=%s pid=%d destinations=%d calls=%d uncertain=%d what a process had in "
+                "hand when it died is in the books",
+                remains.worker, remains.pid, len(known), calls, sum(one.uncertain for one in known),
+            )  # fmt: skip
+        return calls
+
+    def _is_known(self, job_id: str) -> bool:
+        return bool(self._redis.exists(keys.job(job_id))) or self._knows(job_id)
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        log.error(
+            "action=recording_bad %s is set aside as *%s, what it held is not booked: %s", path, BAD_SUFFIX, reason
+        )
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(path.with_suffix(BAD_SUFFIX))
+
+    def _say(self, path: Path, what: str) -> None:
+        """Once a file: the next look is soon."""
+        if path.name not in self._said:
+            self._said.add(path.name)
+            log.warning("action=recording_left %s %s", path, what)
+
+    def _tidy(self) -> None:
+        """Keep few of what nobody can read, and nothing of what was never finished."""
+        with contextlib.suppress(OSError):
+            bad = sorted(self._folder.glob(f"*{BAD_SUFFIX}"), key=lambda path: path.stat().st_mtime)
+            for path in bad[:-BAD_FILES]:
+                path.unlink()
+            for path in self._folder.glob(f"*{NEW_SUFFIX}"):
+                if time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def _owned(path: Path) -> Iterator[bytes | None]:
+    """Within the body, a dead process's file is ours alone; None where its owner lives, or another was faster.
+
+    Raises:
+        UnreadableError: it is larger than any of ours.
+    """
+    try:
+        # For writing: some file systems lock nothing else.
+        lock = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_it = os.fstat(lock).st_ino == path.stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            is_it = False
+        if is_it and os.fstat(lock).st_size > MAX_BYTES:
+            raise UnreadableError(f"{os.fstat(lock).st_size} bytes")
+        yield os.read(lock, MAX_BYTES) if is_it else None
+    finally:
+        os.close(lock)
+
+
+def _spent(remains: Remains, orphan: Orphan) -> Spent:
+    return Spent(
+        job_id=orphan.job_id,
+        destination_id=orphan.destination_id,
+        attempt=orphan.attempt,
+        usage=orphan.usage,
+        worker=remains.worker,
+        at=orphan.at,
+        elapsed_ms=orphan.elapsed_ms,
+        lost=True,
+    )
+
+
+def book_orphans(settings: Settings, redis: Redis) -> None:
+    """Book what can be booked now; where Redis does not answer, others do it later."""
+    try:
+        Orphanage(settings, redis).book()
+    except RedisError as exc:
+        log.warning("action=orphans_left what dead processes had in hand is booked later, Redis: %s", exc)
+
+
+async def keep_booking(settings: Settings, url: str, *, knows: Callable[[str], bool]) -> None:
+    """Look every `work.sweep_interval_seconds` until cancelled; Redis away is waited for. `knows` runs in a thread."""
+    redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    orphanage = Orphanage(settings, redis, knows=knows)
+    try:
+        while True:
+            try:
+                await asyncio.to_thread(orphanage.book)
+            except (RedisError, ThemesError) as exc:
+                log.info("action=orphans_left Redis or the database does not answer: %s", exc)
+            await asyncio.sleep(settings.work.sweep_interval_seconds)
+    finally:
+        redis.close()
