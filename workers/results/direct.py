@@ -72,6 +72,9 @@ class DirectWriter:
         Raises:
             DatabaseError: the database cannot be used until a person mends it.
         """
+        if self._task is not None and self._task.done():
+            # There may be room, but nobody who would write it.
+            self._task.result()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._while_it_writes(self._queue.put((entry, done)))
         return done
