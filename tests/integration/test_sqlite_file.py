@@ -137,7 +137,7 @@ async def test_a_newer_versions_file_is_refused_for_writing_and_reading(tmp_path
     async with manager_of(tmp_path):
         pass
     with sqlite3.connect(tmp_path / "themes.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0006'")
+        connection.execute("UPDATE alembic_version SET version_num = ?", (f"{SCHEMA_VERSION + 1:04}",))
     connection.close()
     for use in ("create", "open"):
         store = manager_of(tmp_path)
