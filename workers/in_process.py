@@ -119,8 +119,11 @@ class InProcessJob:
         self._written = written
         self._limit_usd = limit_usd
         limits = settings.performance_optimization
+        self._name = f"run-{os.getpid()}@{socket.gethostname()}"
         self.profiler = PerformanceProfiler(
-            enabled=limits.enable_performance_profiling, slowest_kept=settings.profiling.slowest_kept
+            enabled=limits.enable_performance_profiling,
+            name=self._name,
+            slowest_kept=settings.profiling.slowest_kept,
         )
         self._halt = Halt(job_id)
         self._patience = Patience()
@@ -183,7 +186,7 @@ class InProcessJob:
         """
         graph = Graph(stages_of(self._settings))
         async with (
-            DirectWriter(self._store, self._settings, self._written) as writer,
+            DirectWriter(self._store, self._settings, self._written, self.profiler) as writer,
             contextlib.AsyncExitStack() as stack,
         ):
             engine = await stack.enter_async_context(
@@ -287,7 +290,7 @@ class InProcessJob:
             patience=self._patience,
             settings=self._settings,
             profiler=self.profiler,
-            worker=f"run-{os.getpid()}@{socket.gethostname()}",
+            worker=self._name,
             recorder=CallRecorder(),
         )
 

@@ -105,6 +105,21 @@ def test_a_run_needs_no_redis_opens_no_connection_to_one_and_imports_no_celery(e
     assert "5/5" in said.stderr
 
 
+def test_the_report_of_a_run_has_what_was_measured_in_its_one_process(engine: Engine) -> None:
+    engine.sandbox("--latency", "20ms")
+    engine.env["THEMES_REDIS__ENABLED"] = "false"
+    job_id = engine.run("run", _file(engine.folder, 6)).stdout.strip()
+    said = engine.run("report", job_id, "--json")
+    assert (said.returncode, said.stderr) == (0, "")
+    report = json.loads(said.stdout)
+    assert report["is_profiled"]
+    assert report["usage"]["llm_calls"] == 6 * PROMPTS
+    (process,) = report["processes"]
+    assert process["name"] == _query(engine, "SELECT DISTINCT worker FROM attempts")[0][0]
+    (writes,) = (one for one in report["optimisations"] if one["name"] == "Batched writes")
+    assert "results in" in str(writes), writes
+
+
 def test_the_second_run_of_a_file_asks_nothing_and_a_resumed_job_that_is_done_neither(engine: Engine) -> None:
     engine.sandbox("--latency", "0")
     count = 3

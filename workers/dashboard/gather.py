@@ -104,7 +104,9 @@ async def _stored(
 
 
 def look(settings: Settings, job_id: str) -> Live:
-    """What Redis says of a job, its workers and the consumers."""
+    """What Redis says of a job, its workers and the consumers; nothing where there is to be none."""
+    if not settings.redis.enabled:
+        return Live()
     try:
         url = locate(settings)
         timeout = min(REDIS_SECONDS, settings.redis.socket_timeout_seconds)

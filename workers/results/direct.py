@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final, Self
@@ -16,6 +17,7 @@ from typing import Final, Self
 from config.settings import Settings
 from tasks.errors import DatabaseBusyError
 from tasks.messages import StreamEntry, entry_fields
+from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.results.consumer import wait_seconds
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
@@ -36,10 +38,18 @@ class DirectWriter:
         store: opened for writing; not closed here.
         settings: batch size and flush interval.
         written: told of every committed batch.
+        profiler: measures the batches, for their job.
     """
 
-    def __init__(self, store: AsyncDatabaseManager, settings: Settings, written: Callable[[Applied], None]) -> None:
+    def __init__(
+        self,
+        store: AsyncDatabaseManager,
+        settings: Settings,
+        written: Callable[[Applied], None],
+        profiler: PerformanceProfiler = SILENT,
+    ) -> None:
         self._store = store
+        self._profiler = profiler
         self._batch_size = settings.performance_optimization.database_batch_size
         self._flush_seconds = settings.database.flush_interval_seconds
         self._written = written
@@ -120,7 +130,17 @@ class DirectWriter:
 
     async def _settle(self, batch: list[_Waiting]) -> None:
         entries = [entry for entry, _ in batch]
+        began, rows = time.perf_counter(), self._store.stats().rows
         applied = await self._apply(entries)
+        with self._profiler.job(entries[0].job_id):
+            self._profiler.record("db.commit", time.perf_counter() - began)
+            for name, amount in (
+                ("batches", 1),
+                ("entries", len(entries)),
+                ("rows", self._store.stats().rows - rows),
+                ("results", len(applied.outcomes)),
+            ):
+                self._profiler.count(name, amount)
         if applied.rejected:
             dead = [self._dead(one.entry, one.reason) for one in applied.rejected]
             await self._store.bury(dead)
