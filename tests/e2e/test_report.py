@@ -45,7 +45,7 @@ def _job(light: Engine, count: int, name: str, **env: str) -> dict[str, Any]:
     """Run a job on one new worker with these settings, to its end; returns its report."""
     worker = f"w-{name}"
     light.themes(worker, "worker", "--name", worker, **env)
-    until("the worker", lambda: "action=start" in light.log(worker))
+    until("the worker", lambda: light.logged(worker, "start"))
     said = light.run("enqueue", "-", "--wait", stdin="".join(f"{name} {n}, Utopia\n" for n in range(count)), **env)
     assert said.returncode == 0, said.stderr
     report = _report(light, said.stdout.strip())

@@ -205,7 +205,7 @@ def test_the_live_view_is_drawn_survives_a_redis_restart_and_ends_with_q(engine:
         engine.sandbox("--latency", "150ms")
         engine.themes("consumer", "consumer")
         engine.themes("w", "worker", "--name", "w")
-        until("the worker", lambda: "action=start" in engine.log("w"))
+        until("the worker", lambda: engine.logged("w", "start"))
         engine.run("enqueue", "-", "--name", "for top", stdin="".join(f"Town {n}\n" for n in range(150)))
         once = engine.run("top", "--once", "--json")
         seen = json.loads(once.stdout)
