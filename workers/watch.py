@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from redis import RedisError
 from redis.asyncio import Redis
@@ -23,8 +23,11 @@ from workers.observe.leaks import WATCH
 from workers.observe.parts import LAST_SECONDS, PartReporter
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter
-from workers.results.publisher import EventPublisher
-from workers.sharing import WorkSharing
+
+if TYPE_CHECKING:
+    # Not there in a run without Redis, which is to import no Celery.
+    from workers.results.publisher import EventPublisher
+    from workers.sharing import WorkSharing
 
 #: Seconds between two looks at the rates that were learnt.
 RATES_SECONDS: Final = 2.0
@@ -39,8 +42,8 @@ class Watched:
     pool: LLMConnectionPool
     cache: PersistentLLMCache
     #: None where there is no Redis, so no watchers and nobody to share work with.
-    publisher: EventPublisher | None = None
-    sharing: WorkSharing | None = None
+    publisher: "EventPublisher | None" = None
+    sharing: "WorkSharing | None" = None
 
     def amounts(self) -> dict[str, float]:
         """Cumulative, of the whole process: integrals over time, exact at the moment of asking, and counts."""

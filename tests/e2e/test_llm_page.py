@@ -145,7 +145,10 @@ def test_a_state_that_is_in_redis_survives_a_restart(stack: Engine) -> None:
     assert settings
     stack.themes("w", "worker", "--name", "w")
     assert stack.run("enqueue", "-", "--wait", stdin="Kyoto, Japan\n").returncode == 0
-    first = until("the totals", lambda: (found := _json(f"{url}/llm.json"))["totals"] and found)
+    # Totals come from the database, the cache's counts from the worker, once a second.
+    first = until(
+        "totals and counts", lambda: (found := _json(f"{url}/llm.json"))["totals"] and found["cache"] and found
+    )
     stack.end("dashboard", kill=True)
     again = _json(f"{_dashboard(stack)}/llm.json")
     assert again["totals"] == first["totals"]

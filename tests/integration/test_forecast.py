@@ -171,7 +171,7 @@ def test_the_time_comes_from_what_the_workers_have_measured_or_from_the_limits(
     spans.add(1.0)
     spans.add(3.0)
     for name, count in (("a", 10), ("b", 6)):
-        profile = json.dumps({"spans": {"llm.call": spans.as_dict()}} if name == "a" else {})
+        profile = json.dumps({"spans": {"llm.call": spans.summary()}} if name == "a" else {})
         redis.hset(keys.worker(name), mapping={"connections": count, "profile": profile})
         redis.expire(keys.worker(name), 60)
         redis.zadd(keys.WORKERS, {name: 0})

@@ -530,7 +530,8 @@ async def test_a_database_of_the_version_before_counts_what_it_holds(database_ur
         await store.apply([done(towns[1], partial=True), done(towns[2]), done(towns[2], attempt=1)])
         counted = await store.totals()
         async with store.writing() as connection:
-            await connection.exec_driver_sql("DROP TABLE counters")
+            for table in ("counters", "job_profiles"):
+                await connection.exec_driver_sql(f"DROP TABLE {table}")
             await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
             if store.dialect == "sqlite":
                 await connection.exec_driver_sql("PRAGMA user_version=4")

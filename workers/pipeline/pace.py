@@ -8,7 +8,6 @@ from redis import Redis
 
 from config.settings import LlmSettings
 from tasks import fleet
-from workers.observe.metrics import Histogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +25,9 @@ class Fleet:
         for report in fleet.workers(redis).values():
             workers += 1
             connections += int(report.get("connections") or 0)
-            spans = json.loads(report.get("profile") or "{}").get("spans", {})
-            if "llm.call" in spans:
-                calls = Histogram.from_dict(spans["llm.call"])
-                count, total = count + calls.count, total + calls.total
+            calls = json.loads(report.get("profile") or "{}").get("spans", {}).get("llm.call")
+            if calls:
+                count, total = count + calls["count"], total + calls["total_seconds"]
         return cls(workers, connections, total / count if count else None)
 
 
