@@ -53,6 +53,8 @@ def test_cancel_stops_within_one_call_and_books_what_it_has_cost(slow: Engine) -
     # So large that it cannot be half done before a slow machine has started `themes cancel`.
     job_id = slow.run("enqueue", _file(slow.folder, 600)).stdout.strip()
     until("every connection to be busy", lambda: slow.ask_sandbox("/stats")["in_flight"] >= 15)
+    # Its heartbeat comes once a second: what it says next is of a busy worker.
+    until("the worker to say so", lambda: not _is_idle(slow))
     assert slow.run("cancel", job_id).returncode == 0
     until("the worker to be idle", lambda: _is_idle(slow))
     asked = _requests(slow)
@@ -71,6 +73,8 @@ def test_a_paused_job_rests_until_it_is_resumed_and_pays_for_nothing_twice(slow:
     _answer_within(slow, "3s")
     job_id = slow.run("enqueue", _file(slow.folder, 16)).stdout.strip()
     until("every connection to be busy", lambda: slow.ask_sandbox("/stats")["in_flight"] >= 15)
+    # Its heartbeat comes once a second: what it says next is of a busy worker.
+    until("the worker to say so", lambda: not _is_idle(slow))
     said = slow.run("pause", job_id)
     assert said.returncode == 0, said.stderr
     assert f"go on with: themes resume {job_id}" in said.stderr
