@@ -1,6 +1,8 @@
-"""Calls in the status = calls in the database = calls in the totals = calls that the LLM counted, after kills too."""
+"""Calls in status, report, database, totals and Prometheus = calls that the LLM counted, after kills too."""
 
+import json
 import random
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from redis import Redis
 
 from tasks.totals import read_totals
 from tests.e2e.conftest import Engine, until
+from tests.e2e.test_dashboard import _free_port, _get
 
 WORKERS = ("w0", "w1", "w2")
 DESTINATIONS = 24
@@ -27,6 +30,12 @@ QUICK = {
 }
 
 
+def _watched(stack: Engine) -> None:
+    """Start a dashboard, which Prometheus would ask."""
+    stack.env["THEMES_DASHBOARD__PORT"] = str(_free_port())
+    stack.themes("dashboard", "dashboard")
+
+
 @pytest.fixture
 def shop(stack: Engine) -> Engine:
     """Three supervised workers, a consumer, and an LLM that fails now and then."""
@@ -35,6 +44,7 @@ def shop(stack: Engine) -> Engine:
     stack.end("sandbox")
     stack.sandbox("--latency", "60ms", *(part for fault in FAULTS for part in ("--fault", fault)))
     stack.themes("consumer-2", "consumer")
+    _watched(stack)
     for name in WORKERS:
         stack.themes(name, "worker", "--name", name)
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
@@ -60,7 +70,10 @@ def _numbers(engine: Engine) -> dict[str, int]:
     ids = [row[0] for row in _query(engine, "SELECT job_id FROM jobs")]
     with Redis.from_url(engine.env["REDIS_URL"]) as redis:
         totals = read_totals(redis)
+    reports = [json.loads(engine.run("report", job_id, "--json").stdout) for job_id in ids]
     return {
+        "report": sum(report["usage"]["llm_calls"] for report in reports),
+        "prometheus": _scraped(engine),
         "status": sum(engine.status(job_id)["llm_calls"] for job_id in ids),
         "attempts": _query(engine, "SELECT sum(llm_calls) FROM attempts")[0][0],
         "totals": totals["llm_calls"],
@@ -69,10 +82,17 @@ def _numbers(engine: Engine) -> dict[str, int]:
     }
 
 
+def _scraped(engine: Engine) -> int:
+    """The calls that Prometheus would be told of."""
+    text = _get(f"http://127.0.0.1:{engine.env['THEMES_DASHBOARD__PORT']}/metrics")[1]
+    found = re.search(r"^themes_llm_calls_total (\S+)$", text, re.MULTILINE)
+    return round(float(found.group(1))) if found else 0
+
+
 def _agree(engine: Engine) -> dict[str, int]:
     """The numbers once they agree, and none is left to be booked; fails with them when they never do."""
     until("the LLM to be idle", lambda: engine.ask_sandbox("/stats")["in_flight"] == 0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(set((numbers := _numbers(engine)).values())) > 1:
         assert time.monotonic() < deadline, numbers
         time.sleep(0.2)
@@ -136,6 +156,7 @@ def test_every_call_is_in_every_book_although_processes_die_and_calls_fail(shop:
 def test_calls_that_a_stopping_worker_cuts_off_are_in_every_book(stack: Engine) -> None:
     stack.end("sandbox")
     stack.sandbox("--latency", "2s")
+    _watched(stack)
     stack.themes("w0", "worker", "--name", "w0", THEMES_WORK__SHUTDOWN_GRACE_SECONDS="0.2")
     job_id = _enqueue(stack, "Town")
     until("every connection to be busy", lambda: stack.ask_sandbox("/stats")["in_flight"] >= 15)
