@@ -12,6 +12,7 @@ import psutil
 import pytest
 from redis import Redis
 
+from tasks import keys
 from tasks.totals import read_totals
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _free_port, _get
@@ -107,6 +108,13 @@ def _under_way(engine: Engine, job_id: str, chance: random.Random) -> None:
     time.sleep(chance.uniform(0, 0.2))
 
 
+def _is_asking(engine: Engine, name: str) -> bool:
+    """Whether a worker has destinations in its lanes and calls under way, by its heartbeat of the last second."""
+    with Redis.from_url(engine.env["REDIS_URL"]) as redis:
+        (key,) = redis.scan_iter(keys.worker(f"{name}@*"))
+        return int(redis.hget(key, "lanes_busy") or 0) > 2 and int(redis.hget(key, "connections_in_use") or 0) > 0
+
+
 def _celery(worker: psutil.Process) -> psutil.Process:
     found: list[psutil.Process] = until("a Celery process", worker.children)
     return found[0]
@@ -116,10 +124,12 @@ def _celery(worker: psutil.Process) -> psutil.Process:
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 6))])
 def test_every_call_is_in_every_book_although_processes_die_and_calls_fail(shop: Engine, seed: int) -> None:
     chance = random.Random(seed)
-    killed = psutil.Process(shop.processes[chance.choice(WORKERS)].pid)
+    name = chance.choice(WORKERS)
+    killed = psutil.Process(shop.processes[name].pid)
     # The Celery process under its supervisor, and once more: it was started again.
     job_id = _enqueue(shop, "Town")
     _under_way(shop, job_id, chance)
+    until("the worker to ask", lambda: _is_asking(shop, name))
     _celery(killed).kill()
     assert shop.run("watch", job_id).returncode == 0
     first = _agree(shop)

@@ -53,7 +53,9 @@ def test_a_job_of_two_workers_gives_a_picture_of_every_hop(stack: Engine) -> Non
     passed = time.time() - before
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         picture = _whole(redis, job_id, calls=640, results=40)
-        metrics = until("the counters", lambda: (m := read_metrics(redis)).total("consumer_rows_total") and m)
+        until("the workers' counters", lambda: read_metrics(redis).total("llm_requests_total") == 640)
+        until("the consumer's", lambda: read_metrics(redis).total("consumer_rows_total"))
+        metrics = read_metrics(redis)
         series = read_series(redis, 600)
         assert 0 < redis.ttl(keys.job_profile(job_id)) <= keys.KEEP_SECONDS
     assert {*HOPS, *WHOLES} - RARE <= set(picture.spans)

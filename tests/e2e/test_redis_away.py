@@ -1,6 +1,5 @@
 """Redis killed while workers work: prompts go on from memory, it is said, and the job ends when Redis is back."""
 
-import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ def test_prompts_go_on_from_memory_while_redis_is_dead_and_the_job_ends_when_it_
     until("some destinations to be done", lambda: engine.status(job_id)["done"] >= 15)
     server.kill()
     asked = engine.ask_sandbox("/stats")["requests"]
-    until("the cache to say that it goes on alone", lambda: "action=cache_degraded" in engine.log("w"))
+    until("the cache to say that it goes on alone", lambda: engine.logged("w", "cache_degraded"))
     until("prompts to be answered without Redis", lambda: engine.ask_sandbox("/stats")["requests"] > asked + 20)
     # Long enough for several tries: they are not said again.
     time.sleep(3)
@@ -47,11 +46,10 @@ def test_prompts_go_on_from_memory_while_redis_is_dead_and_the_job_ends_when_it_
     with sqlite3.connect(engine.folder / "var" / "themes.db") as database:
         rows = database.execute("SELECT status, COUNT(*) FROM profiles GROUP BY status").fetchall()
     assert rows == [("ok", COUNT)], "no prompt failed for it"
-    log = engine.log("w")
-    processes = 1 + log.count("action=restart")
+    processes = 1 + len(engine.logged("w", "restart"))
     for part in ("cache", "flights"):
-        gone = len(re.findall(rf"action={part}_degraded", log))
+        gone = len(engine.logged("w", f"{part}_degraded"))
         assert 1 <= gone <= processes, f"{part}: said once by each process that met it"
     if processes == 1:
-        until("it to be said that it is back", lambda: "action=cache_restored" in engine.log("w"))
+        until("it to be said that it is back", lambda: engine.logged("w", "cache_restored"))
         assert "Redis was away 1 times" in engine.run("doctor").stdout

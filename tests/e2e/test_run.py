@@ -1,16 +1,17 @@
 """`themes run`: a job in one process, without Redis and without Celery."""
 
+import contextlib
 import json
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.e2e.conftest import DEADLINE, Engine, until
@@ -372,21 +373,14 @@ def test_redis_lost_at_the_start_is_answered_with_what_to_do(engine: Engine) -> 
 
 def test_the_demo_without_redis_is_one_process(engine: Engine) -> None:
     processes: set[int] = set()
-    over = threading.Event()
-
-    def look() -> None:
-        import psutil
-
-        while not over.wait(0.05):
-            processes.update(child.pid for child in psutil.Process().children(recursive=True))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    said = engine.run("demo", "--latency", "0", THEMES_REDIS__ENABLED="false")
-    over.set()
-    thread.join()
-    assert said.returncode == 0, said.stderr
-    assert "Kyoto, Japan" in said.stdout
-    assert "25 profiles, 0 failed" in said.stderr
-    assert len(processes) == 1
+    demo = engine.themes("demo", "demo", "--latency", "0", THEMES_REDIS__ENABLED="false")
+    while demo.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            processes.update(child.pid for child in psutil.Process(demo.pid).children(recursive=True))
+        time.sleep(0.05)
+    said = engine.log("demo")
+    assert demo.returncode == 0, said
+    assert "Kyoto, Japan" in said
+    assert "25 profiles, 0 failed" in said
+    assert not processes
     assert _books_are_right(engine, 25) == {"llm_calls": 25 * PROMPTS}

@@ -181,6 +181,9 @@ async def test_enable_streaming_results_decides_whether_a_job_has_a_stream(worke
     for wanted in ("true", "false"):
         async with worker(**{performance("enable_streaming_results"): wanted}) as one:
             job = await one.work("Kyoto, Japan")
+            async with asyncio.timeout(60):
+                while wanted == "true" and not one.redis.exists(keys.events(job.job_id)):
+                    await asyncio.sleep(0.02)
         assert one.redis.exists(keys.events(job.job_id)) == (wanted == "true")
 
 

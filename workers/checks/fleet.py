@@ -47,6 +47,9 @@ def _worker(name: str, report: dict[str, str]) -> str:
     for key, one in json.loads(report.get("settings") or "{}").items():
         if one["origin"] == TUNED:
             text += f", {key.rpartition('.')[2]}={one['value']} (tuned)"
+    if outages := int(report.get("cache_outages") or 0):
+        text += f", Redis was away {outages} times ({float(report.get('cache_away_seconds') or 0):.0f} s in all)"
+        text += ", and the cache goes on alone" if report.get("cache") == "away" else ""
     if report.get("waiting_for"):
         text += f", waiting for the LLM: {report['waiting_for']}"
     return text + ")"
