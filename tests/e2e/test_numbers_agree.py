@@ -112,7 +112,7 @@ def _is_asking(engine: Engine, name: str) -> bool:
     """Whether a worker has destinations in its lanes and calls under way, by its heartbeat of the last second."""
     with Redis.from_url(engine.env["REDIS_URL"]) as redis:
         (key,) = redis.scan_iter(keys.worker(f"{name}@*"))
-        return int(redis.hget(key, "lanes_busy") or 0) > 2 and int(redis.hget(key, "connections_in_use") or 0) > 0
+        return int(redis.hget(key, "lanes_busy") or 0) > 0 and int(redis.hget(key, "connections_in_use") or 0) > 0
 
 
 def _celery(worker: psutil.Process) -> psutil.Process:
