@@ -6,35 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from config.settings import Settings
-from tasks.jobs import FINAL, JobStatus
+from tasks.jobs import JobStatus
 from workers.results.rows import JobRow
+from workers.results.status import status_of
 from workers.results.store import AsyncDatabaseManager
 
 
 def stored_status(row: JobRow, **more: Any) -> JobStatus:
     """A job's status from its row; unfinished, nobody works on it. `more` are fields that are known better."""
-    usage = row.usage
-    status = JobStatus(
-        job_id=row.job_id,
-        name=row.name,
-        state=row.state if row.state in FINAL else "stalled",
-        total=row.total or 0,
-        done=row.done,
-        failed=row.failed,
-        partial=row.partial,
-        llm_calls=usage.llm_calls,
-        cache_hits=usage.cache_hits,
-        coalesced=usage.coalesced,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cost_usd=usage.cost_usd,
-        rate_per_second=0.0,
-        eta_seconds=None,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )
-    return replace(status, **more)
+    return replace(status_of(row), **more)
 
 
 async def stored_statuses(settings: Settings) -> list[JobStatus]:

@@ -20,7 +20,8 @@ from workers.dashboard.report import JobReport, report_of
 from workers.observe.parts import read_job_parts
 from workers.observe.picture import JobPart, JobPicture
 from workers.results.account import Account, account_of, empty_account
-from workers.results.rows import FINAL_STATES, JobRow
+from workers.results.rows import JobRow
+from workers.results.status import status_of
 from workers.results.store import AsyncDatabaseManager
 
 log = logging.getLogger("themes.report")
@@ -145,31 +146,6 @@ def said(settings: Settings) -> dict[str, Any]:
         "requests_per_minute": settings.llm.requests_per_minute,
         "tokens_per_minute": settings.llm.tokens_per_minute,
     }
-
-
-def status_of(row: JobRow) -> JobStatus:
-    """How a job stands by the database alone: an unfinished one that Redis has forgotten is worked on by nobody."""
-    usage = row.usage
-    return JobStatus(
-        job_id=row.job_id,
-        name=row.name,
-        state=row.state if row.state in FINAL_STATES else "stalled",
-        total=row.total or 0,
-        done=row.done,
-        failed=row.failed,
-        partial=row.partial,
-        llm_calls=usage.llm_calls,
-        cache_hits=usage.cache_hits,
-        coalesced=usage.coalesced,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cost_usd=usage.cost_usd,
-        rate_per_second=0.0,
-        eta_seconds=None,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )
 
 
 def row_of(status: JobStatus) -> JobRow:

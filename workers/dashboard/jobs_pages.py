@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlencode
@@ -18,12 +19,13 @@ from config.settings import Settings
 from tasks import jobs
 from tasks.connection import connect
 from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError
-from tasks.jobs import FINAL, JobStatus
+from tasks.jobs import JobStatus
 from workers.dashboard.handler import Handler
 from workers.dashboard.present import embedded, job_counts, job_words, label, profile_words
 from workers.dashboard.recent import Recent, RecentJobs
 from workers.results.lookups import first_failures, lines, profile_of
 from workers.results.rows import DestinationState, JobRow
+from workers.results.status import status_of
 from workers.results.store import AsyncDatabaseManager
 
 #: Where templates, style and scripts are.
@@ -100,15 +102,8 @@ class Site:
 
 
 def _status_of(row: JobRow) -> JobStatus:
-    usage = row.usage
     took = max(0.001, (row.finished_at or 0) - (row.started_at or 0))
-    return JobStatus(
-        job_id=row.job_id, name=row.name, state=row.state if row.state in FINAL else "stalled", total=row.total or 0,
-        done=row.done, failed=row.failed, partial=row.partial, llm_calls=usage.llm_calls, cache_hits=usage.cache_hits,
-        coalesced=usage.coalesced, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens,
-        cost_usd=usage.cost_usd, rate_per_second=row.finished / took if row.finished_at else 0.0, eta_seconds=None,
-        created_at=row.created_at, started_at=row.started_at, finished_at=row.finished_at,
-    )  # fmt: skip
+    return replace(status_of(row), rate_per_second=row.finished / took if row.finished_at else 0.0)
 
 
 class Page(Handler):
