@@ -16,10 +16,11 @@ import click
 import msgspec
 
 from config.settings import Settings
-from scripts.bad_rows import BadRows
 from scripts.main import INTERRUPTED, settings_from
 from scripts.only_missing import OnlyMissing
 from scripts.pages import Pages
+from scripts.reading import BadRows, reading_options, show
+from scripts.reading import summary as summary_of_reading
 from scripts.run_progress import Progress
 from scripts.stored_status import stored_status
 from scripts.watch import summary
@@ -52,6 +53,8 @@ class Wish:
     use_cache: bool = True
     only_missing: bool = False
     strict: bool = False
+    id_column: str | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +73,20 @@ class Ran:
 @click.argument("file", metavar="FILE|-", required=False)
 @click.option("--resume", metavar="JOB", help="Go on with JOB: ask for what has no profile, and for nothing else.")
 @click.option("--name", metavar="NAME", help="The job's name in lists; by default the file's.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations.")
+@reading_options
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; --resume goes on.")
-@click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it.")
 @click.option("--json", "as_json", is_flag=True, help="At the end print the job as one JSON object, instead of its id.")
 def command(
+    *,
     file: str | None,
     resume: str | None,
     name: str | None,
     limit: int | None,
+    id_column: str | None,
+    columns: tuple[str, ...],
     budget: float | None,
-    *,
     only_missing: bool,
     no_cache: bool,
     strict: bool,
@@ -96,13 +100,15 @@ def command(
     settings = settings_from()
     if file is None and resume is None:
         raise click.UsageError("name a FILE (- is standard input), or a job with --resume JOB")
-    if resume and (name or no_cache or only_missing):
-        raise click.UsageError("--resume goes on with a job as it is: leave out --name, --no-cache and --only-missing")
+    if resume and (name or no_cache or only_missing or columns):
+        raise click.UsageError(
+            "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing and --column"
+        )
     if budget is not None:
         check(budget, settings)
     wish = Wish(
         file=file, resume=resume, name=name, limit=limit, budget_usd=budget, use_cache=not no_cache,
-        only_missing=only_missing, strict=strict,
+        only_missing=only_missing, strict=strict, id_column=id_column, columns=columns,
     )  # fmt: skip
     ran = run(settings, wish, on_job=None if as_json else _print_id)
     if as_json and ran.job:
@@ -213,9 +219,12 @@ class _Run:
         """A new job."""
         wish = self._wish
         assert wish.file  # noqa: S101  # the verb has seen to it
-        options = JobOptions(use_cache=wish.use_cache, budget_usd=wish.budget_usd, is_in_process=True)
+        options = JobOptions(
+            use_cache=wish.use_cache, budget_usd=wish.budget_usd, is_in_process=True, columns=wish.columns,
+            id_column=wish.id_column,
+        )  # fmt: skip
         with self._reader(wish.file) as reader:
-            missing = OnlyMissing(reader, self._settings) if wish.only_missing else None
+            missing = OnlyMissing(reader, self._settings, columns=wish.columns) if wish.only_missing else None
             pages = await self._reading(reader if missing is None else missing)
             if pages is None:
                 print(f"nothing to do: all {missing.skipped if missing else 0} have a current profile", file=sys.stderr)
@@ -230,12 +239,10 @@ class _Run:
                 raise
             finally:
                 report = reader.report
-                if report.duplicates or report.rejected or (missing and missing.skipped):
-                    left_out = f", {missing.skipped} with a current profile" if missing else ""
-                    print(
-                        f"{report.rows} rows: {report.duplicates} duplicates, {report.rejected} rejected{left_out}",
-                        file=sys.stderr,
-                    )
+                show(report)
+                left_out = f", {missing.skipped} with a current profile" if missing else ""
+                if report.duplicates or report.rejected or report.likely_duplicates or left_out:
+                    print(f"read {summary_of_reading(report)}{left_out}", file=sys.stderr)
             return await self._ended(store, job, progress)
 
     async def _resume(self, store: AsyncDatabaseManager, file: StateFile, job_id: str) -> Ran:
@@ -272,7 +279,11 @@ class _Run:
         return await self._ended(store, job, progress)
 
     def _reader(self, file: str) -> Reader:
-        return Reader(file, strict=self._wish.strict, limit=self._wish.limit, on_bad_row=BadRows())
+        wish = self._wish
+        return Reader(
+            file, strict=wish.strict, limit=wish.limit, id_column=wish.id_column, columns=wish.columns,
+            on_bad_row=BadRows(),
+        )  # fmt: skip
 
     async def _reading(self, rows: Iterable[Destination]) -> Pages | None:
         """The input's pages, the first one read; None where it has none."""

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tasks.rows import DECODER, MAX_ROW, BadRowError, Row, Source
+from tasks.columns import BadRowError
+from tasks.rows import DECODER, MAX_ROW, Row, Source
 
 #: Bytes read at once.
 READ_BYTES: Final = 64 * 1024

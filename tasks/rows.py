@@ -11,11 +11,13 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from tasks.columns import COLUMNS, MAX_COLUMNS, BadRowError
 from tasks.errors import InputError
+from tasks.identity import title_key
 
 #: Characters of one row, at most; bytes of one line.
 MAX_ROW: Final = 1024 * 1024
@@ -23,15 +25,6 @@ MAX_ROW: Final = 1024 * 1024
 SNIFF_BYTES: Final = 64 * 1024
 #: Lines looked at to tell the delimiter.
 SNIFF_LINES: Final = 20
-
-#: What a column may be called -> what it is.
-COLUMNS: Final = {
-    "name": "name", "destination": "name", "city": "name", "place": "name", "title": "name", "location": "name",
-    "country": "country", "country_name": "country", "nation": "country",
-    "region": "region", "state": "region", "province": "region",
-    "lat": "lat", "latitude": "lat",
-    "lon": "lon", "lng": "lon", "long": "lon", "longitude": "lon",
-}  # fmt: skip
 
 Format = Literal["csv", "jsonl", "json", "text"]
 Row = tuple[int, Any]
@@ -45,10 +38,6 @@ _DELIMITERS: Final = "\t|;,"
 _QUOTED: Final = re.compile(r'"(?:[^"]|"")*"')
 _QUOTED_CELL: Final = re.compile(r'(?:^|[,;\t|])"')
 _WRAPPER: Final = re.compile(r'"destinations"\s*:\s*\[')
-
-
-class BadRowError(Exception):
-    """This row cannot be taken; the text says why. It never leaves the reader."""
 
 
 class Source:
@@ -226,12 +215,7 @@ def delimiter_of(head: str) -> str:
 
 def is_header(cells: list[str]) -> bool:
     """Whether one of these cells is the title of the column of names."""
-    return any(COLUMNS.get(column_key(cell)) == "name" for cell in cells)
-
-
-def column_key(cell: str) -> str:
-    """A column's title for comparison."""
-    return cell.strip().strip('"').casefold().replace(" ", "_").replace("-", "_")
+    return any(COLUMNS.get(title_key(cell)) == "name" for cell in cells)
 
 
 def text_rows(lines: Lines) -> Iterator[Row]:
@@ -286,15 +270,25 @@ def _constant(word: str) -> None:
 DECODER: Final = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
 
 
-def csv_rows(lines: Lines, source: Source) -> Iterator[Row]:
-    """One mapping of columns a record, with or without a header."""
+def csv_rows(lines: Lines, source: Source, *, named: Collection[str] = ()) -> Iterator[Row]:
+    """One mapping of columns a record, with or without a header.
+
+    Raises:
+        InputError: the header lacks a column that its user has `named`, or has too many.
+    """
     delimiter = "\t" if Path(source.name).suffix.lower() == ".tsv" else delimiter_of(source.head)
     columns: list[str] | None = None
     for number, (line, cells) in enumerate(_records(lines, delimiter)):
         if isinstance(cells, BadRowError):
             yield line, cells
+        elif number == 0 and len(cells) > MAX_COLUMNS:
+            raise InputError(
+                f"{source.name}: line {line}: {len(cells)} columns, at most {MAX_COLUMNS} are read; "
+                f"is {delimiter!r} the delimiter?"
+            )
         elif number == 0 and is_header(cells):
             columns = _titles(cells)
+            _check_named(named, columns, source)
         else:
             yield line, _row(columns, cells)
 
@@ -345,16 +339,27 @@ class _Feed:
         self._room = MAX_ROW
 
 
+def _check_named(named: Collection[str], titles: list[str], source: Source) -> None:
+    keys = {title_key(title) for title in titles}
+    for name in named:
+        if title_key(name) not in keys:
+            raise InputError(f"{source.name}: no column {name!r}; the header has: {', '.join(titles)[:500]}")
+
+
 def _titles(cells: list[str]) -> list[str]:
     """A key for each column of a header: unique, and the title as it was written."""
-    titles: list[str] = []
+    titles: dict[str, None] = {}
     for number, cell in enumerate(cells, start=1):
-        title = cell.strip() or f"column_{number}"
-        titles.append(title if title not in titles else f"{title}_{number}")
-    return titles
+        unique = cell.strip() or f"column_{number}"
+        while unique in titles:
+            unique = f"{unique}_{number}"
+        titles[unique] = None
+    return list(titles)
 
 
 def _row(columns: list[str] | None, cells: list[str]) -> dict[str, str] | BadRowError:
+    if len(cells) > MAX_COLUMNS:
+        return BadRowError(f"{len(cells)} columns, at most {MAX_COLUMNS} are read")
     if columns is None:
         columns = _headerless(len(cells))
     if len(cells) > len(columns) and any(not_blank(cells[len(columns) :])):

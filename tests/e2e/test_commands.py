@@ -219,12 +219,12 @@ def test_bad_rows_are_told_by_line_and_skipped_or_stop_a_strict_run(stack: Engin
     assert said.returncode == 0
     assert "line 3: no name" in said.stderr
     assert "line 4: lat" in said.stderr
-    assert "enqueued 2 destinations (5 rows, 1 duplicates, 2 rejected)" in said.stderr
+    assert "enqueued 2 destinations (5 rows, 1 duplicate, 2 rejected)" in said.stderr
     strict = stack.run("enqueue", "-", "--strict", stdin=rows)
     assert strict.returncode == 2
     assert "standard input: line 3: no name" in strict.stderr
     limited = stack.run("enqueue", "-", "--limit", "1", stdin=rows)
-    assert "enqueued 1 destinations" in limited.stderr
+    assert "enqueued 1 destination (" in limited.stderr
 
 
 def test_a_refused_key_fails_the_job_and_says_why(stack: Engine) -> None:

@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from tasks.destinations import IDS_IN_MEMORY, MAX_EXTRA, MAX_NAME, BadRow, Reader, ReadReport, SeenIds, from_iterable
+from tasks.columns import MAX_EXTRA, MAX_NAME, identified
+from tasks.destinations import KEPT_ROWS, BadRow, Reader, ReadReport, from_iterable
+from tasks.duplicates import KEYS_IN_MEMORY, SeenRows
 from tasks.errors import InputError
-from tasks.messages import Destination, normalise
+from tasks.identity import normalise
+from tasks.messages import Destination
 
 Read = tuple[list[Destination], ReadReport]
 
@@ -215,8 +218,8 @@ def test_strict_stops_at_the_first_bad_row_with_file_and_line() -> None:
 
 def test_every_bad_row_is_told_but_only_the_first_are_kept() -> None:
     told: list[BadRow] = []
-    _, report = read("name,country\nKyoto,Japan\n" + ",x\n" * 250, "a.csv", on_bad_row=told.append)
-    assert (len(told), len(report.bad), report.rejected) == (250, 100, 250)
+    _, report = read("name,country\nKyoto,Japan\n" + ",x\n" * 1_250, "a.csv", on_bad_row=told.append)
+    assert (len(told), len(report.bad), report.rejected) == (1_250, KEPT_ROWS, 1_250)
 
 
 def test_a_line_without_end_is_bounded_and_the_lines_after_it_keep_their_numbers() -> None:
@@ -334,11 +337,12 @@ def test_limit_takes_the_first_and_reads_no_further() -> None:
     assert report.rows == 2
 
 
-def test_ids_are_told_apart_before_and_after_they_move_to_disk() -> None:
-    seen = SeenIds()
-    ids = [f"{number:020x}" for number in range(IDS_IN_MEMORY + 500)]
-    assert all(seen.add(id_) for id_ in ids)
-    assert not any(seen.add(id_) for id_ in ids[:: len(ids) // 300])
+def test_rows_are_told_apart_before_and_after_they_move_to_disk() -> None:
+    seen = SeenRows()
+    rows = [identified(f"City {number}") for number in range(KEYS_IN_MEMORY + 500)]
+    assert not any(seen.duplicate(row, line) for line, row in enumerate(rows, start=1))
+    found = [seen.duplicate(row, 10**6) for row in rows[:: len(rows) // 300]]
+    assert [one and one.first_line for one in found] == list(range(1, len(rows) + 1, len(rows) // 300))
     assert seen._many is not None
     seen.close()
 
