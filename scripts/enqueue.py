@@ -10,7 +10,7 @@ from redis import RedisError
 
 from config.settings import Settings
 from scripts.main import settings_from
-from scripts.reading import BadRows, count, reading_options, show, summary
+from scripts.reading import BadRows, count, reading_options, show, show_start, summary
 from scripts.watch import watch_to_end
 from tasks.budget import check
 from tasks.connection import check_server, connect, locate
@@ -38,6 +38,7 @@ def command(
     file: str,
     name: str | None,
     limit: int | None,
+    mapped: tuple[str, ...],
     id_column: str | None,
     columns: tuple[str, ...],
     priority: int,
@@ -53,7 +54,10 @@ def command(
     settings = settings_from()
     if budget is not None:
         check(budget, settings)
-    reader = Reader(file, strict=strict, limit=limit, id_column=id_column, columns=columns, on_bad_row=BadRows())
+    reader = Reader(
+        file, strict=strict, limit=limit, columns=columns, id_column=id_column, mapped=mapped,
+        on_bad_row=BadRows(), on_start=show_start,
+    )  # fmt: skip
     missing = _missing(reader, settings, columns) if only_missing else None
     rows = reader if missing is None else missing
     if dry_run:
@@ -80,7 +84,7 @@ def command(
                 use_cache=not no_cache,
                 budget_usd=budget,
                 columns=columns,
-                id_column=id_column,
+                id_column=reader.id_column,
                 settings=settings,
                 redis=redis,
             )

@@ -19,7 +19,7 @@ from config.settings import Settings
 from scripts.main import INTERRUPTED, settings_from
 from scripts.only_missing import OnlyMissing
 from scripts.pages import Pages
-from scripts.reading import BadRows, reading_options, show
+from scripts.reading import BadRows, reading_options, show, show_start
 from scripts.reading import summary as summary_of_reading
 from scripts.run_progress import Progress
 from scripts.stored_status import stored_status
@@ -53,6 +53,7 @@ class Wish:
     use_cache: bool = True
     only_missing: bool = False
     strict: bool = False
+    mapped: tuple[str, ...] = ()
     id_column: str | None = None
     columns: tuple[str, ...] = ()
 
@@ -84,6 +85,7 @@ def command(
     resume: str | None,
     name: str | None,
     limit: int | None,
+    mapped: tuple[str, ...],
     id_column: str | None,
     columns: tuple[str, ...],
     budget: float | None,
@@ -108,7 +110,8 @@ def command(
         check(budget, settings)
     wish = Wish(
         file=file, resume=resume, name=name, limit=limit, budget_usd=budget, use_cache=not no_cache,
-        only_missing=only_missing, strict=strict, id_column=id_column, columns=columns,
+        only_missing=only_missing, strict=strict, mapped=mapped, id_column=id_column,
+        columns=columns,
     )  # fmt: skip
     ran = run(settings, wish, on_job=None if as_json else _print_id)
     if as_json and ran.job:
@@ -219,11 +222,11 @@ class _Run:
         """A new job."""
         wish = self._wish
         assert wish.file  # noqa: S101  # the verb has seen to it
-        options = JobOptions(
-            use_cache=wish.use_cache, budget_usd=wish.budget_usd, is_in_process=True, columns=wish.columns,
-            id_column=wish.id_column,
-        )  # fmt: skip
         with self._reader(wish.file) as reader:
+            options = JobOptions(
+                use_cache=wish.use_cache, budget_usd=wish.budget_usd, is_in_process=True, columns=wish.columns,
+                id_column=reader.id_column,
+            )  # fmt: skip
             missing = OnlyMissing(reader, self._settings, columns=wish.columns) if wish.only_missing else None
             pages = await self._reading(reader if missing is None else missing)
             if pages is None:
@@ -281,8 +284,8 @@ class _Run:
     def _reader(self, file: str) -> Reader:
         wish = self._wish
         return Reader(
-            file, strict=wish.strict, limit=wish.limit, id_column=wish.id_column, columns=wish.columns,
-            on_bad_row=BadRows(),
+            file, strict=wish.strict, limit=wish.limit, columns=wish.columns, id_column=wish.id_column,
+            mapped=wish.mapped, on_bad_row=BadRows(), on_start=show_start,
         )  # fmt: skip
 
     async def _reading(self, rows: Iterable[Destination]) -> Pages | None:

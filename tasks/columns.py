@@ -8,15 +8,8 @@ from typing import Any, Final, NamedTuple
 
 from tasks.identity import OwnId, identify, normalise, own_id, title_key
 from tasks.messages import Destination
+from tasks.titles import Columns, Plan
 
-#: What a column may be called -> what it is.
-COLUMNS: Final = {
-    "name": "name", "destination": "name", "city": "name", "place": "name", "title": "name", "location": "name",
-    "country": "country", "country_name": "country", "nation": "country",
-    "region": "region", "state": "region", "province": "region",
-    "lat": "lat", "latitude": "lat",
-    "lon": "lon", "lng": "lon", "long": "lon", "longitude": "lon",
-}  # fmt: skip
 #: Columns of one row, and of a file's header.
 MAX_COLUMNS: Final = 1_000
 #: Characters of a name, country or region.
@@ -28,6 +21,13 @@ MAX_EXTRA: Final = 2_000
 #: Control characters, line and paragraph separators.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_BROKEN: Final = re.compile("[\ud800-\udfff\ufffd]")
+_ADDRESS: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.)\S+$", re.IGNORECASE)
+#: Well-known text, as Wikidata writes coordinates: longitude first.
+_POINT: Final = re.compile(r"POINT ?\(([-+\d.eE]+) ([-+\d.eE]+)\)$", re.IGNORECASE)
+_DEGREES: Final = re.compile(
+    r"([-+]?(?:\d{1,3}(?:[.,]\d*)?|[.,]\d+)(?:e[-+]?\d{1,3})?)\s*°?\s*([NSEW]?)", re.IGNORECASE
+)
 
 
 class BadRowError(Exception):
@@ -40,22 +40,26 @@ class Identified(NamedTuple):
     destination: Destination
     key: str
     own: OwnId | None
+    #: What of the row was left out, and why; empty where nothing was.
+    note: str = ""
 
 
-def identified(row: Any, *, id_column: str | None = None) -> Identified:
-    """A row (a text or a mapping of columns) as a destination.
+def identified(row: Any, columns: Columns | None = None) -> Identified:
+    """A row as a destination.
 
     Args:
-        row: a text, a mapping of columns, or a `BadRowError`, which is raised.
-        id_column: the column whose value makes rows one destination; every row must have it.
+        row: a text, a mapping of columns by their titles, or a `BadRowError`, which is raised.
+        columns: what the columns mean, beside what their titles say.
 
     Raises:
         BadRowError: the row is none.
     """
     if isinstance(row, BadRowError):
         raise row
+    columns = columns or Columns()
     known: dict[str, Any]
     extra: dict[str, str] = {}
+    item = None
     if isinstance(row, str):
         known = _of_text(row)
     elif not isinstance(row, Mapping):
@@ -63,53 +67,72 @@ def identified(row: Any, *, id_column: str | None = None) -> Identified:
     elif len(row) > MAX_COLUMNS:
         raise BadRowError(f"{len(row)} columns, at most {MAX_COLUMNS} are read")
     else:
-        known, extra = _sorted(row)
+        plan = columns.plan(tuple(row))
+        known, extra = _sorted(row, plan)
+        item = plan.item
     if len(extra) > MAX_EXTRA_COLUMNS:
         raise BadRowError(f"{len(extra)} extra columns, at most {MAX_EXTRA_COLUMNS} are kept")
-    own = own_id(extra, id_column=id_column) if extra else None
-    if id_column and (own is None or title_key(own.column) != title_key(id_column)):
-        raise BadRowError(f"no {id_column} (--id-column)")
-    name, country = _text("name", known.get("name")), _optional("country", known.get("country"))
+    own = own_id(extra, id_column=columns.id_column, item=item) if extra else None
+    if columns.id_column and (own is None or title_key(own.column) != title_key(columns.id_column)):
+        raise BadRowError(f"no {columns.id_column} (--id-column)")
+    name, country = _name(known.get("name"), item, own), _optional("country", known.get("country"))
     region = _optional("region", known.get("region"))
-    lat, lon = _degrees("lat", known.get("lat"), 90), _degrees("lon", known.get("lon"), 180)
+    note, lat, lon = _place(known)
     id_, key = identify(name, country, region, lat, lon, own=own)
-    return Identified(Destination(id_, name, country, region, lat, lon, extra), key, own)
+    return Identified(Destination(id_, name, country, region, lat, lon, extra), key, own, note)
 
 
-def _sorted(row: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The columns that we know by what they are, and the others by their titles.
-
-    Where two could be the same, the one with our own title wins (`id, title, name`), then the first.
-    """
+def _sorted(row: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of the columns with a role, the best that the row has of each, and the others by their titles."""
     known: dict[str, Any] = {}
-    extra: dict[str, str] = {}
-    titles: dict[str, str] = {}
-    for key, value in row.items():
-        title = key if isinstance(key, str) else str(key)
-        if value is None or value == "":
+    used: set[str] = set()
+    for title, role in plan.roles:
+        value = row[title]
+        if value is None or value == "" or role in known:
             continue
-        what = _what(title)
-        if what is None:
-            extra[title] = _extra(title, value)
-        elif what not in known:
-            known[what], titles[what] = value, title
-        elif title_key(title) == what != title_key(titles[what]):
-            extra[titles[what]] = _extra(titles[what], known[what])
-            known[what], titles[what] = value, title
+        if isinstance(value, str) and (_POINT.match(value) or (role != "name" and _ADDRESS.match(value))):
+            # Coordinates in a column called location; the address of a country, which is not its name.
+            continue
+        known[role] = value
+        used.add(title)
+    extra: dict[str, str] = {}
+    for title, value in row.items():
+        if title in used or value is None or value == "":
+            continue
+        if isinstance(value, str) and "lat" not in known and (point := _POINT.match(value)):
+            known["lon"], known["lat"] = point.groups()
         else:
             extra[title] = _extra(title, value)
     return known, extra
 
 
-def _what(title: str) -> str | None:
-    """What a column is by its title. Most titles are written as we write them, and need no folding."""
-    return COLUMNS.get(title) or COLUMNS.get(title_key(title))
+def _name(value: Any, item: str | None, own: OwnId | None) -> str:
+    name = _text("name", value)
+    if _ADDRESS.match(name):
+        raise BadRowError(f"name: an address ({name[:60]}), not a name; which column holds names? --map name=COLUMN")
+    if item is not None and own is not None and name == own.value:
+        raise BadRowError(f"name: {name} has no label in this language")
+    return name
+
+
+def _place(known: Mapping[str, Any]) -> tuple[str, float | None, float | None]:
+    """Why coordinates were left out, where they could not be read; else latitude and longitude."""
+    try:
+        lat, lon = _degrees("lat", known.get("lat"), 90), _degrees("lon", known.get("lon"), 180)
+    except BadRowError as exc:
+        return f"{exc}; its coordinates are left out", None, None
+    return "", lat, lon
 
 
 def _of_text(text: str) -> dict[str, Any]:
     """`Kyoto, Japan`: the last part is the country, everything before it the name; one part is a name alone."""
     name, comma, country = text.rpartition(",")
     return {"name": name, "country": country} if comma else {"name": text}
+
+
+def is_point(value: Any) -> bool:
+    """Whether a value is a point in well-known text."""
+    return isinstance(value, str) and _POINT.match(value) is not None
 
 
 def _text(what: str, value: Any) -> str:
@@ -126,11 +149,19 @@ def _text(what: str, value: Any) -> str:
         return text
     if _CONTROL.search(text):
         raise BadRowError(f"{what}: has control characters{_open_quote(text)}")
-    if _LONE_SURROGATE.search(text):
-        raise BadRowError(f"{what}: has broken Unicode (a lone surrogate)")
+    if broken := _BROKEN.search(text):
+        raise BadRowError(f"{what}: {broken_character(broken.group())}")
     if not normalise(text):
         raise BadRowError(f"no {what}: only invisible characters")
     return text
+
+
+def broken_character(char: str) -> str:
+    """What is wrong with U+FFFD or a lone surrogate, which may stand for a byte that could not be decoded."""
+    if char == "\ufffd":
+        return "has a character that could not be read (U+FFFD)"
+    code = ord(char) - 0xDC00
+    return f"not UTF-8 (byte 0x{code:02X})" if code in range(0x80, 0x100) else "has broken Unicode (a lone surrogate)"
 
 
 def _open_quote(text: str) -> str:
@@ -151,18 +182,21 @@ def _extra(key: str, value: Any) -> str:
         raise BadRowError(f"column {key[:40]!r}…: a title of {len(key)} characters, at most {MAX_NAME} are kept")
     if len(text) > MAX_EXTRA:
         raise BadRowError(f"column {key[:40]!r}: {len(text)} characters, at most {MAX_EXTRA} are kept")
-    if _LONE_SURROGATE.search(text) or _LONE_SURROGATE.search(key):
-        raise BadRowError(f"column {key[:40]!r}: has broken Unicode (a lone surrogate)")
+    if broken := _LONE_SURROGATE.search(text) or _LONE_SURROGATE.search(key):
+        raise BadRowError(f"column {key[:40]!r}: {broken_character(broken.group())}")
     return text
 
 
 def _degrees(what: str, value: Any, most: float) -> float | None:
+    """Degrees as a number, also with a decimal comma or a hemisphere: 35.02, 35,02, 35.02° N."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise BadRowError(f"{what}: expected degrees, got {_shown(value)}") from exc
+    number = math.nan
+    if isinstance(value, str):
+        if match := _DEGREES.fullmatch(value.strip()):
+            number = float(match[1].replace(",", ".")) * (-1 if match[2] in {"S", "s", "W", "w"} else 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most:
+        number = float(value)
     if not -most <= number <= most:
         raise BadRowError(f"{what}: expected -{most:g} to {most:g} degrees, got {_shown(value)}")
     return number

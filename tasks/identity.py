@@ -42,7 +42,7 @@ OWN_ID_COLUMNS: Final = {
     "geonamesid": "geonames",
 }  # fmt: skip
 #: Where a row has several ids: its user's own, then these.
-_PRECEDENCE: Final = tuple(OWN_ID_COLUMNS)
+_PRECEDENCE: Final = {key: place for place, key in enumerate(OWN_ID_COLUMNS)}
 #: How an id of a public catalogue is written, alone or at the end of an address.
 _PUBLIC_ID: Final = {
     "wikidata": re.compile(r"(?:^|/)(Q[1-9]\d*)/?$", re.IGNORECASE),
@@ -124,16 +124,16 @@ def nearby_ids(name: str, country: str | None, region: str | None, lat: float, l
     return [_placed(text, (x % GRID_CELLS, y)) for x, y in around]
 
 
-def own_id(values: Mapping[str, str], *, id_column: str | None = None) -> OwnId | None:
+def own_id(values: Mapping[str, str], *, id_column: str | None = None, item: str | None = None) -> OwnId | None:
     """The id that a row brings with it, among its further columns; None where it has none.
 
-    `id_column` goes before the columns that are known to hold ids.
+    `id_column` goes before the columns that are known to hold ids; `item` is a column of Wikidata items.
     """
     found: list[tuple[int, OwnId]] = []
     wanted = title_key(id_column) if id_column else None
     for title, text in values.items():
         key = title_key(title)
-        catalogue = OWN_ID_COLUMNS.get(key) or (key if key == wanted else None)
+        catalogue = OWN_ID_COLUMNS.get(key) or (key if key == wanted else "wikidata" if title == item else None)
         if catalogue is None:
             continue
         value = text.strip()
@@ -141,7 +141,7 @@ def own_id(values: Mapping[str, str], *, id_column: str | None = None) -> OwnId 
             match = _PUBLIC_ID[catalogue].search(value)
             value = match.group(1).upper() if match else ""
         if value:
-            place = -1 if key == wanted else _PRECEDENCE.index(key)
+            place = -1 if key == wanted else _PRECEDENCE.get(key, len(_PRECEDENCE))
             found.append((place, OwnId(title, catalogue, value)))
     return min(found)[1] if found else None
 

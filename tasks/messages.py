@@ -65,8 +65,8 @@ class Chunk(msgspec.Struct, frozen=True):
 class JobOptions(msgspec.Struct, frozen=True):
     """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs.
 
-    `columns`: further columns of the input that prompts show to the model; `id_column`: the one that its user named.
-    `is_in_process`: made by `themes run`, so that no worker knows it.
+    `columns` of the input are shown to the model; `id_column` is the one that its user named. `is_in_process`: made by
+    `themes run`, so that no worker knows it.
     """
 
     priority: int = 5
