@@ -52,9 +52,11 @@ class JobStatus:
     #: What the job may cost in US dollars, and what its calls have cost; None without a budget.
     budget_usd: float | None = None
     spent_usd: float | None = None
-    #: Why the job is paused: its budget is used up, a worker's model has no price, or its user wants it.
-    paused: Literal["budget", "price", "user"] | None = None
+    #: Why the job is paused: its budget is used up, a worker's model has no price, the LLM refuses the account, or its
+    #: user wants it; when it was paused, and what was said.
+    paused: Literal["budget", "price", "account", "user"] | None = None
     paused_at: float | None = None
+    paused_message: str | None = None
     #: What the workers that have work are waiting for, where all of them do: an LLM endpoint that is away.
     waiting_for: str | None = None
 
@@ -202,6 +204,7 @@ def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState |
         spent_usd=_spent(money, is_paused=bool(paused)) if money else None,
         paused=paused,  # type: ignore[arg-type]  # as the state
         paused_at=moment("paused_at") if paused else None,
+        paused_message=fields.get("paused_message") if paused else None,
     )
 
 
@@ -287,6 +290,11 @@ def paused_words(known: JobStatus) -> str:
     if known.paused == "price":
         return (
             f"stopped, because the model of a worker has no price (llm.prices): {done}; "
+            f"mend that, then: themes resume {known.job_id}"
+        )
+    if known.paused == "account":
+        return (
+            f"stopped, because the LLM refuses the account: {known.paused_message}; {done}; "
             f"mend that, then: themes resume {known.job_id}"
         )
     limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0

@@ -24,7 +24,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
 from tasks.connection import text_of
-from tasks.errors import BudgetExceededError
+from tasks.errors import JobPausedError
 from tasks.events import encode
 from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, entry_fields, pack, unpack
 
@@ -121,16 +121,17 @@ redis.call('DEL', KEYS[6])
 return 1
 """
 
-#: KEYS job budget events; ARGV reason limit time event; returns whether the job is paused.
-#: A limit that is no longer the one that was too small has been raised meanwhile: then there is nothing to pause. A job
-#: that has left Redis needs no worker either.
+#: KEYS job budget events; ARGV reason limit time event message channel job id; returns whether the job is paused.
+#: Every worker that has some of it is told. A limit that is no longer the one that was too small has been raised
+#: meanwhile: then there is nothing to pause. A job that has left Redis needs no worker either.
 PAUSE: Final = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 1 end
 if state == 'done' or state == 'cancelled' then return 0 end
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[2], 'limit') ~= ARGV[2] then return 0 end
 if redis.call('HSETNX', KEYS[1], 'paused', ARGV[1]) == 1 then
-  redis.call('HSET', KEYS[1], 'paused_at', ARGV[3])
+  redis.call('HSET', KEYS[1], 'paused_at', ARGV[3], 'paused_message', ARGV[5])
+  redis.call('PUBLISH', ARGV[6], ARGV[7])
   if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('XADD', KEYS[3], '*', 'e', ARGV[4]) end
 end
 return 1
@@ -159,6 +160,13 @@ class Taking(StrEnum):
     HELD = "held"
     FULL = "full"
     PAUSED = "paused"
+
+
+def pause_arguments(job_id: str, reason: str, message: str, limit: str = "") -> list[str | float | bytes]:
+    """The arguments of `PAUSE`. A `limit` is the budget's that was too small, in nano-dollars."""
+    at = time.time()
+    event = Event(type="job.paused", job_id=job_id, at=at, data={"reason": reason, "message": message})
+    return [reason, limit, at, encode(event)["e"], message, keys.CONTROL, job_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,22 +262,15 @@ class Ledger:
         )
         return bool(given)
 
-    async def pause(self, exceeded: BudgetExceededError) -> bool:
-        """Pause a job whose budget is used up.
+    async def pause(self, error: JobPausedError) -> bool:
+        """Pause a job that cannot go on.
 
         False when there is nothing to pause: the budget has been raised meanwhile, or the job has ended.
         """
-        job_id = exceeded.job_id
-        at = time.time()
-        data = {"reason": exceeded.reason, "message": str(exceeded)}
+        job_id, limit = error.job_id, error.limit_nano
         paused = await self._pause(
             keys=[keys.job(job_id), keys.budget(job_id), keys.events(job_id)],
-            args=[
-                exceeded.reason,
-                "" if exceeded.limit_nano is None else exceeded.limit_nano,
-                at,
-                encode(Event(type="job.paused", job_id=job_id, at=at, data=data))["e"],
-            ],
+            args=pause_arguments(job_id, error.reason, str(error), "" if limit is None else str(limit)),
         )
         return bool(paused)
 

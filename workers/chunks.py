@@ -22,7 +22,7 @@ from redis import RedisError
 
 from config.settings import Settings
 from tasks import tracing
-from tasks.errors import BudgetExceededError, JobStoppedError
+from tasks.errors import JobPausedError, JobStoppedError
 from tasks.ledger import Ledger, Taken, Taking
 from tasks.messages import Chunk, Destination, JobOptions
 from tasks.producer import label
@@ -324,8 +324,8 @@ class ChunkRunner:
                         tracing.span("destination", parent=parent, job_id=chunk.job_id, destination_id=destination.id),
                     ):
                         await self._destinations.run(held.taken, destination, options, halt)
-                except BudgetExceededError as exc:
-                    pauses.add(await self._out_of_budget(destination, exc))
+                except JobPausedError as exc:
+                    pauses.add(await self._pause(destination, exc))
                 except JobStoppedError:
                     pass  # nothing was published, what it cost is booked: it is left over
                 else:
@@ -386,7 +386,7 @@ class ChunkRunner:
         attempt = chunk.attempt + deliveries - 1
         return Chunk(chunk.job_id, name, tuple(share), attempt=attempt, queued_at=time.time())
 
-    async def _out_of_budget(self, destination: Destination, exc: BudgetExceededError) -> bool:
+    async def _pause(self, destination: Destination, exc: JobPausedError) -> bool:
         """Pause the job; False when its budget has been raised meanwhile. The destination stays as it is."""
         is_paused = await self._patience.wait_for(lambda: self._ledger.pause(exc))
         log.warning("action=job_paused job_id=%s name=%r %s", exc.job_id, destination.label, exc)

@@ -23,7 +23,7 @@ import msgspec
 
 from config.settings import Settings
 from tasks.budget import nano_usd
-from tasks.errors import BudgetExceededError, DatabaseError, JobStoppedError
+from tasks.errors import DatabaseError, JobPausedError, JobStoppedError
 from tasks.ledger import Taken
 from tasks.messages import (
     Chunk,
@@ -133,7 +133,7 @@ class InProcessJob:
         self._engine: Engine | None = None
         #: The job's budget, and why it let no more calls through.
         self.book: FileBook | None = None
-        self.paused: BudgetExceededError | None = None
+        self.paused: JobPausedError | None = None
         #: Set when more of the input is in the database, or all of it.
         self._news = asyncio.Event()
         self._is_listed = True
@@ -337,7 +337,7 @@ class InProcessJob:
         chunk = Chunk(self.job_id, destination.id, (destination,), attempt=self._attempt - 1)
         try:
             await runner.run(Taken(chunk, 1, frozenset()), destination, self._options, self._halt)
-        except BudgetExceededError as exc:
+        except JobPausedError as exc:
             if self.paused is None:
                 self.paused = exc
             # The input is still read to its end, so that the job is whole when it goes on.
