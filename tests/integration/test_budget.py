@@ -20,9 +20,10 @@ from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError
 from tasks.messages import Destination
 from workers.llm.budget import JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import Spend, Turn
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
+from workers.llm.request import Turn
+from workers.llm.spend import Spend
 from workers.llm.state_file import StateFile
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages

@@ -25,13 +25,14 @@ from tasks.errors import (
 from tasks.messages import Destination
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.caller import backoff_seconds
-from workers.llm.client import ChatClient, Spend
+from workers.llm.client import ChatClient
 from workers.llm.connections import Connections
 from workers.llm.cooldown import retry_after_seconds
 from workers.llm.endpoints import endpoints
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
+from workers.llm.spend import Spend
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
@@ -85,15 +86,16 @@ async def test_what_may_pass_is_asked_again_and_every_call_is_counted(
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("400=1", "400"), ("401=1", "OPENAI_API_KEY"), ("404=1", "OPENAI_BASE_URL")]
+    ("kind", "says", "calls"),
+    [("400=1", "400", 1), ("401=1", "OPENAI_API_KEY", 3), ("404=1", "OPENAI_BASE_URL", 3)],
 )
-async def test_what_cannot_pass_is_asked_once(
-    kind: str, says: str, settings_for: MakeSettings, sandbox: SandboxServer
+async def test_what_cannot_pass_is_asked_once_and_a_refused_account_is_made_sure_of(
+    kind: str, says: str, calls: int, settings_for: MakeSettings, sandbox: SandboxServer
 ) -> None:
     sandbox.set_faults([kind])
     with pytest.raises(BadRequestError, match=says):
         await _ask(_settings(settings_for, sandbox))
-    assert sandbox.stats()["requests"] == 1
+    assert sandbox.stats()["requests"] == calls
 
 
 @pytest.mark.parametrize(("kind", "error"), [("429=1", RateLimitedError), ("503=1", EndpointDownError)])

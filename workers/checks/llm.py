@@ -11,15 +11,17 @@ from tasks.connection import masked
 from tasks.errors import EndpointAwayError, ThemesError
 from workers.checks.check import Check
 from workers.llm.answers import AnswerSchema
-from workers.llm.client import AnswerFormat, ChatClient, RawAnswer, Spend
+from workers.llm.client import ChatClient
 from workers.llm.connections import Connections
 from workers.llm.endpoints import Endpoint, endpoints
 from workers.llm.prompt import Prompt
+from workers.llm.reply import AnswerFormat, RawAnswer
+from workers.llm.spend import Spend
 
 #: Seconds that a question may take here, whatever the settings allow.
 QUESTION_SECONDS: Final = 6.0
-#: Tokens that its answer may have.
-ANSWER_TOKENS: Final = 200
+#: Tokens that its answer may have: a model that thinks needs most of them for that.
+ANSWER_TOKENS: Final = 2_000
 #: Models of one endpoint that are asked.
 MOST_MODELS: Final = 4
 _SCHEMA: Final = {
@@ -107,7 +109,7 @@ async def _supports(client: ChatClient, style: AnswerFormat) -> bool:
 
 def _is_valid(answer: RawAnswer) -> bool:
     try:
-        _PROMPT.schema.read(answer.text)
+        _PROMPT.schema.read(*answer.texts, thoughts=answer.thoughts)
     except (ThemesError, ValueError):
         return False  # it is what was asked: shown as a no
     return True

@@ -32,8 +32,9 @@ from tasks import keys
 from tasks.budget import LIMIT, NANO, RESERVED, SPENT, dollars
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
 from workers.endings import end_tasks
-from workers.llm.client import Spend, Turn
 from workers.llm.prompt import Prompt
+from workers.llm.request import Turn
+from workers.llm.spend import Spend
 
 log = logging.getLogger("themes.budget")
 
