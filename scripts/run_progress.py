@@ -21,6 +21,10 @@ from workers.results.rows import Applied, JobRow
 LOOK_SECONDS: Final = 0.2
 
 
+#: Lets a job that was run without Redis go on.
+RESUME: Final = "themes run --resume"
+
+
 class Progress:
     """A job's progress, as it becomes durable. With `enable_streaming_results` off only its end is told."""
 
@@ -60,7 +64,7 @@ class Progress:
         shown = ""
         while True:
             await asyncio.sleep(LINE_SECONDS)
-            line = summary(self.status_of(self._row, job)) if self._row else ""
+            line = summary(self.status_of(self._row, job), resume=RESUME) if self._row else ""
             if line != shown:
                 shown = line
                 console.print(line, highlight=False, soft_wrap=True)
@@ -72,7 +76,7 @@ class Progress:
         if job.book is not None:
             more |= {"budget_usd": job.book.limit_nano / NANO, "spent_usd": job.book.spent_nano / NANO}
         if job.paused is not None:
-            more["paused"] = job.paused.reason
+            more |= {"paused": job.paused.reason, "paused_message": str(job.paused)}
         elif not job.is_stopped and row.state in {"queued", "running"}:
             more |= {"state": row.state, "rate_per_second": self._rate, "eta_seconds": figures["eta_seconds"]}
         elif row.state in {"queued", "running"}:

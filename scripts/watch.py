@@ -141,8 +141,8 @@ def _label(data: dict[str, Any]) -> str:
     return ", ".join(str(part) for part in (data.get("name"), data.get("country")) if part)
 
 
-def summary(status: jobs.JobStatus, *, short: bool = False) -> str:
-    """A job's figures in one line."""
+def summary(status: jobs.JobStatus, *, short: bool = False, resume: str = "themes resume") -> str:
+    """A job's figures in one line; `resume` lets a paused one go on."""
     figures = [f"{status.done + status.failed}/{status.total}"]
     if not short:
         figures.insert(0, f"{status.name}: {status.state}")
@@ -162,7 +162,7 @@ def summary(status: jobs.JobStatus, *, short: bool = False) -> str:
     if status.waiting_for:
         figures.append(f"waiting for the LLM: {status.waiting_for}")
     if status.paused:
-        figures.append(jobs.paused_words(status))
+        figures.append(jobs.paused_words(status, resume=resume))
     elif status.state == "stalled":
         figures.append("stalled: is a worker running?")
     return "  ".join(figures)

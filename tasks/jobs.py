@@ -282,23 +282,19 @@ def last_event(known: JobStatus) -> Event:
     return Event(type=kind, job_id=known.job_id, at=at or time.time(), data=data)
 
 
-def paused_words(known: JobStatus) -> str:
-    """Why a job is paused, how far it is, and what lets it go on."""
+def paused_words(known: JobStatus, *, resume: str = "themes resume") -> str:
+    """Why a job is paused, how far it is, and the command that lets it go on."""
     done = f"{known.done + known.failed} of {known.total} destinations done"
     if known.paused == "user":
-        return f"paused: {done}; go on with: themes resume {known.job_id}"
+        return f"paused: {done}; go on with: {resume} {known.job_id}"
     if known.paused == "price":
-        return (
-            f"stopped, because the model of a worker has no price (llm.prices): {done}; "
-            f"mend that, then: themes resume {known.job_id}"
-        )
+        why = "the model of a worker has no price (llm.prices)"
+        return f"stopped, because {why}: {done}; mend that, then: {resume} {known.job_id}"
     if known.paused == "account":
-        return (
-            f"stopped, because the LLM refuses the account: {known.paused_message}; {done}; "
-            f"mend that, then: themes resume {known.job_id}"
-        )
+        why = f"the LLM refuses the account: {known.paused_message}"
+        return f"stopped, because {why}; {done}; mend that, then: {resume} {known.job_id}"
     limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
     return (
         f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "
-        f"go on with: themes resume {known.job_id} --budget {2 * max(limit, spent):.4g}"
+        f"go on with: {resume} {known.job_id} --budget {2 * max(limit, spent):.4g}"
     )
