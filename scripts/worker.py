@@ -23,7 +23,7 @@ from config.settings import SUPERVISED, Settings
 from scripts.main import log_level, settings_from
 from scripts.processes import spawn
 from tasks import keys
-from tasks.connection import check_server, connect, locate
+from tasks.connection import check_rights, check_server, connect, locate
 from tasks.leases import release
 from workers.hangup import on_hangup
 from workers.limits import ensure_descriptors, worker_descriptors
@@ -221,10 +221,12 @@ def command(name: str | None, concurrency: int | None) -> int:
     url = locate(settings)
     redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
+    check_rights(redis)
     broker = redis
     if settings.celery.broker_url:
         broker = connect(settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         check_server(broker)
+        check_rights(broker)
     # What is raised here the child inherits.
     ensure_descriptors("worker", worker_descriptors(settings))
     # What cannot work is said here, in one line, and not five times by a dying child.

@@ -13,7 +13,7 @@ import msgspec
 from redis import Redis, ResponseError
 
 from tasks import budget, fleet, keys
-from tasks.connection import text_of
+from tasks.connection import server_info, text_of
 from tasks.jobs import FINAL, JobStatus, known_status
 from workers.llm.cache_statistics import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
@@ -165,7 +165,7 @@ def read_system(redis: Redis, broker: Redis) -> System:
         *waiting, dead = pipeline.execute()
     statuses, states = _jobs(redis, workers=reports)
     shares = [one.spent_usd / one.budget_usd for one in statuses if one.budget_usd and one.spent_usd is not None]
-    memory: Any = redis.info("memory")
+    memory = server_info(redis)
     return System(
         at=time.time(),
         workers=workers,
@@ -182,8 +182,8 @@ def read_system(redis: Redis, broker: Redis) -> System:
         cache=read_cache(redis),
         totals=_totals(redis.hgetall(keys.TOTALS)),
         metrics=read_metrics(redis),
-        redis_bytes=int(memory["used_memory"]),
-        redis_limit_bytes=int(memory["maxmemory"]),
+        redis_bytes=int(memory.get("used_memory", 0)),
+        redis_limit_bytes=int(memory.get("maxmemory", 0)),
     )
 
 
