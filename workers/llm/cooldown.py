@@ -39,61 +39,6 @@ redis.call('PUBLISH', ARGV[2], ARGV[3] .. ' ' .. ARGV[1])
 return tonumber(ARGV[1])
 """
 
-_DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
-_UNITS: Final = (86_400.0, 3600.0, 60.0, 1.0, 0.001)
-
-
-def duration_seconds(text: str) -> float | None:
-    """Read `1s`, `6m0s`, `120ms`, `2m59.56s`, `20` (seconds); None where it is none of these."""
-    text = text.strip()
-    match = _DURATION.fullmatch(text)
-    if text and match:
-        return sum(float(number) * unit for number, unit in zip(match.groups(), _UNITS, strict=True) if number)
-    try:
-        seconds = float(text)
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-def retry_after_seconds(headers: Mapping[str, str], *, now: float) -> float | None:
-    """When a 429 says to come back: `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3).
-
-    Returns None where it says nothing readable. `now` is in seconds since 1970.
-    """
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass  # then it may be a date
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError):
-        return None
-
-
-def exhausted_seconds(headers: Mapping[str, str]) -> float | None:
-    """When `x-ratelimit-*` headers say that nothing remains, the seconds until something does; else None.
-
-    `reset` is the time until everything is free again. Where the limit is known, one request is free after its part of
-    that (OpenAI and Groq refill evenly), and a hundredth of the tokens, so that a full reset is not waited for.
-    """
-    waits = [_exhausted(headers, "requests"), _exhausted(headers, "tokens")]
-    return max((wait for wait in waits if wait is not None), default=None)
-
-
-def _exhausted(headers: Mapping[str, str], what: str) -> float | None:
-    if headers.get(f"x-ratelimit-remaining-{what}", "").strip() != "0":
-        return None
-    reset = duration_seconds(headers.get(f"x-ratelimit-reset-{what}", ""))
-    limit = duration_seconds(headers.get(f"x-ratelimit-limit-{what}", ""))
-    if reset is None or not limit:
-        return reset
-    return reset / (100 if what == "tokens" else max(1.0, limit))
-
-
 class CoolDown:
     """One endpoint's cool-down, as this process knows it. `redis` None: known to this process alone."""
 
