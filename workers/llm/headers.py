@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Self
 
 from multidict import MultiMapping
 
@@ -47,7 +47,8 @@ class HeaderSeconds(float):
 
     source: str
 
-    def __new__(cls, seconds: float, source: str) -> "HeaderSeconds":
+    def __new__(cls, seconds: float, source: str) -> Self:
+        """Keep the header beside the number; arithmetic gives a plain number again."""
         made = super().__new__(cls, seconds)
         made.source = source
         return made
