@@ -11,11 +11,15 @@ from typing import Final, Literal
 
 import msgspec
 
+from tasks.texts import one_line
+
 #: `server_limit`: the server said "later". `own_limit`: the configured or learnt rate. `away`: the server cannot be
 #: reached. `errors`: it answers with errors. `other`: as `said` says.
 WaitKind = Literal["server_limit", "own_limit", "away", "errors", "other"]
 #: Characters of what a server said that are kept.
 SAID_CHARACTERS: Final = 200
+#: The longest time that is shown: a worker of another version may say anything.
+MAX_SHOWN_SECONDS: Final = 360_000.0
 #: What differs from try to try in a server's message: numbers, ids, times.
 _VARYING: Final = re.compile(r"[0-9a-zA-Z-]*[0-9][0-9a-zA-Z.:-]*")
 
@@ -46,9 +50,9 @@ class Wait:
         """One clause for people, with the time that is left."""
         now = time.time() if now is None else now
         tries = [at for at in (self.next_try, self.until) if at is not None]
-        when = f", next try in {duration(max(0.0, min(tries) - now))}" if tries else ", a try is under way"
+        when = f", next try in {_left(min(tries), now)}" if tries else ", a try is under way"
         if self.until is not None and self.next_try is not None and self.next_try < self.until:
-            when += f", the wait ends in {duration(max(0.0, self.until - now))}"
+            when += f", the wait ends in {_left(self.until, now)}"
         header = f" (it said {self.header})" if self.header else ""
         return {
             "server_limit": f"rate limited by the server {self.endpoint} ({self.said}){when}{header}",
@@ -71,12 +75,11 @@ class Wait:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             said = text if isinstance(text, str) else text.decode("utf-8", "replace")
-            return cls("other", "", 0.0, None, printable(said))
+            return cls("other", "", 0.0, None, one_line(said, SAID_CHARACTERS))
 
 
-def printable(text: str) -> str:
-    """What a server said, as one short line: whatever would steer a terminal becomes a space."""
-    return " ".join("".join(each if each.isprintable() else " " for each in text).split())[:SAID_CHARACTERS]
+def _left(at: float, now: float) -> str:
+    return duration(min(MAX_SHOWN_SECONDS, max(0.0, at - now)))
 
 
 def duration(seconds: float) -> str:

@@ -13,16 +13,19 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from redis import Redis as SyncRedis
 from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import LlmSettings
 from tasks import keys
-from tasks.waits import Wait, printable
+from tasks.texts import one_line
+from tasks.waits import SAID_CHARACTERS, Wait
 from workers.endings import end_tasks
 from workers.llm.headers import MAX_WAIT_SECONDS, HeaderSeconds
 
@@ -37,6 +40,9 @@ LISTEN_AGAIN_SECONDS: Final = 1.0
 LISTEN_SECONDS: Final = 0.5
 #: Times that the pause between two probes doubles.
 DOUBLINGS: Final = 3
+
+#: The status and the message in an error's text, behind the server's address.
+_STATUS: Final = re.compile(r": ([0-9]{3}) (.*)")
 
 #: KEYS cooldown; ARGV milliseconds wait probe-ms is-last-word channel digest. Begins or extends a cool-down; with
 #: `is-last-word` it may also become shorter. Returns the milliseconds that are left.
@@ -223,9 +229,10 @@ class CoolDown:
         """What is told of a new cool-down."""
         now = time.time()
         since = self._wait.since if self._wait and self.left_seconds else now
-        _, status, message = said.partition(": 429 ")
-        text = printable(message or said)
-        text = f"429: {text!r}" if status else text or "nothing remains of its limit"
+        text = one_line(said, SAID_CHARACTERS)
+        if match := _STATUS.search(text):
+            text = f"{match[1]}: {match[2]!r}"
+        text = text or "nothing remains of its limit"
         header = asked.source if isinstance(asked, HeaderSeconds) else ""
         return Wait("server_limit", self._name, since, now + seconds, text, header)
 
@@ -301,3 +308,19 @@ class CoolDown:
         self._set(seconds, Wait.decode(wait))
         if self.heard is not None:
             self.heard()
+
+
+def read_wait(redis: SyncRedis, endpoint_digest: str) -> Wait | None:
+    """The cool-down that Redis holds for an endpoint, as it is told; None while there is none."""
+    key = keys.cooldown(endpoint_digest)
+    with redis.pipeline(transaction=True) as pipeline:
+        pipeline.pttl(key)
+        pipeline.hget(key, "wait")
+        pipeline.hget(key, "probe_at")
+        left_ms, said, probe_at_ms = pipeline.execute()
+    wait = Wait.decode(said) if left_ms > 0 else None
+    if wait is None:
+        return None
+    until = time.time() + left_ms / 1000
+    next_try = int(probe_at_ms or 0) / 1000
+    return replace(wait, until=until, next_try=next_try if next_try < until else None)

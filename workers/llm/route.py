@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from config.settings import LlmSettings, Settings
 from tasks.errors import EndpointAwayError
-from tasks.waits import Wait, WaitKind, printable
+from tasks.texts import one_line
+from tasks.waits import SAID_CHARACTERS, Wait, WaitKind
 from workers.llm.circuit import Circuit, CircuitState
 from workers.llm.client import ChatClient
 from workers.llm.concurrency import AdaptiveConcurrency
@@ -179,7 +180,7 @@ class Route:
             left = self.circuit.left_seconds
             kind: WaitKind = "away" if isinstance(error, EndpointAwayError) else "errors"
             until = None if left is None else now + left
-            return Wait(kind, self.name, now - down_seconds, until, printable(str(error)))
+            return Wait(kind, self.name, now - down_seconds, until, one_line(str(error), SAID_CHARACTERS))
         wait = self.limiter.wait
         is_asked = self.in_use or self.queued
         if self._refused_since is not None and is_asked and (said := wait or self.limiter.cool_down.last):
@@ -198,6 +199,11 @@ class Route:
         latency = typical_seconds if self.latency_seconds is None else self.latency_seconds
         return (self.in_use + self.queued + 1) * latency / self.weight
 
+    def _cooling_for(self) -> str:
+        """Who has asked for the cool-down, and how; empty while there is none."""
+        wait = self.limiter.cool_down.wait
+        return ", ".join(filter(None, (wait.said, wait.header))) if wait else ""
+
     def statistics(self) -> dict[str, Any]:
         """What it is doing and how it fares."""
         return {
@@ -209,6 +215,7 @@ class Route:
             "failures": self.circuit.failures,
             "error": type(self.circuit.error).__name__ if self.circuit.error else None,
             "cooling_seconds": round(self.limiter.cool_down.left_seconds, 1),
+            "cooling_for": self._cooling_for(),
             "cool_downs": self.limiter.cool_down.count,
             "queued": self.queued,
             "limit_digest": self.limiter.digest,
