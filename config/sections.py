@@ -82,6 +82,7 @@ class LlmSettings:
     request_burst: int | None = setting(None, low=1, high=10_000_000)
     tokens_per_minute: float | None = setting(None, low=1, high=100_000_000_000)
     learn_rate_limit: bool = setting(default=True)
+    probe_seconds: float = setting(60.0, low=0.05, high=3600)
     adaptive_concurrency: bool = setting(default=True)
     adaptive_concurrency_min: int = setting(1, low=1, high=10_000)
     prices: Prices = field(default_factory=lambda: MappingProxyType({"sandbox": Price(0.0, 0.0)}))

@@ -20,7 +20,7 @@ from scripts.bad_rows import BadRows
 from scripts.main import INTERRUPTED, settings_from
 from scripts.only_missing import OnlyMissing
 from scripts.pages import Pages
-from scripts.run_progress import RESUME, Progress
+from scripts.run_progress import RESUME, STOPPED, Progress
 from scripts.stored_status import stored_status
 from scripts.watch import summary
 from tasks.budget import check
@@ -322,7 +322,7 @@ class _Run:
         row = await store.job(job.job_id)
         assert row is not None  # noqa: S101  # it was written first
         status = progress.status_of(row, job)
-        print(summary(status, resume=RESUME), file=sys.stderr)
+        print(summary(status, resume=RESUME, stalled=STOPPED), file=sys.stderr)
         progress.say_failures(job.job_id)
         if not status.is_final:
             again = f"themes run --resume {job.job_id}"

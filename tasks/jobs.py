@@ -17,6 +17,7 @@ from tasks import budget, fleet, keys
 from tasks.connection import text_of
 from tasks.errors import JobNotFoundError
 from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions, entry_fields
+from tasks.waits import Wait
 
 JobState = Literal["queued", "running", "done", "cancelled", "stalled"]
 #: States that do not change any more.
@@ -57,8 +58,9 @@ class JobStatus:
     paused: Literal["budget", "price", "account", "user"] | None = None
     paused_at: float | None = None
     paused_message: str | None = None
-    #: What the workers that have work are waiting for, where all of them do: an LLM endpoint that is away.
+    #: What the workers that have work are waiting for, where all of them do: in words, and as a value.
     waiting_for: str | None = None
+    wait: Wait | None = None
 
     @property
     def is_final(self) -> bool:
@@ -139,9 +141,13 @@ def status(redis: Redis, job_id: str) -> JobStatus:
     if known.state == "stalled" and busy:
         # Slow is not stalled: a model may take minutes for one destination.
         known = replace(known, state="running")
-    if busy and all(one.get("waiting_for") for one in busy):
-        known = replace(known, waiting_for=busy[0]["waiting_for"])
-    return known
+    waits = [Wait.decode(one.get("waiting_for")) for one in busy]
+    return waiting(known, waits[0] if all(waits) and waits else None)
+
+
+def waiting(known: JobStatus, wait: Wait | None) -> JobStatus:
+    """The status of a job whose work all waits for one thing."""
+    return replace(known, waiting_for=wait.words() if wait else None, wait=wait)
 
 
 def known_status(

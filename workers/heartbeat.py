@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from redis import RedisError
@@ -22,6 +22,9 @@ from workers.llm.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
+
+if TYPE_CHECKING:
+    from tasks.waits import Wait
 
 log = logging.getLogger("themes.worker")
 
@@ -59,7 +62,7 @@ class Heartbeat:
         self._state = state
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._began = time.time()
-        self._waited_for = ""
+        self._wait: Wait | None = None
 
     def __repr__(self) -> str:
         return f"<Heartbeat {self._name} every {self._seconds:g} s>"
@@ -68,7 +71,7 @@ class Heartbeat:
         """Report until cancelled; while Redis is away nobody hears it."""
         while True:
             self._profiler.sample()
-            self._say_outage()
+            self._tell_wait()
             try:
                 report, began = self._report(), time.perf_counter()
                 await fleet.tell(self._redis, self._name, report)
@@ -98,7 +101,7 @@ class Heartbeat:
             "chunks_claimed": self._chunks.claimed,
             "restarts": os.environ.get("THEMES_RESTARTS", "0"),
             "wedged": os.environ.get("THEMES_WEDGED", "0"),
-            "waiting_for": self._waited_for,
+            "waiting_for": self._wait.encode() if self._wait else "",
             "connections": self._pool.max_size,
             "connections_in_use": self._pool.in_use,
             "connections_waiting": self._pool.waiting,
@@ -117,12 +120,15 @@ class Heartbeat:
             **self._state(),
         }
 
-    def _say_outage(self) -> None:
-        """Say that the LLM is away, or back, to whoever watches a job of ours."""
-        before, self._waited_for = self._waited_for, self._pool.outage()
-        if before and not self._waited_for:
+    def _tell_wait(self) -> None:
+        """Tell the watchers of our jobs what all calls wait for, where that has changed; no message: they go on."""
+        before, self._wait = self._wait, self._pool.wait()
+        if (before and before.reason) == (self._wait and self._wait.reason):
+            return
+        words = self._wait.words() if self._wait else ""
+        if words:
+            log.warning("action=endpoint_away the work waits: %s", words)
+        else:
             log.info("action=endpoint_back the work goes on")
-        if self._waited_for and not before:
-            log.warning("action=endpoint_away the work waits: %s", self._waited_for)
-            for job_id in self._chunks.jobs:
-                self._publisher.publish(Event("job.waiting", job_id, data={"message": self._waited_for}))
+        for job_id in self._chunks.jobs:
+            self._publisher.publish(Event("job.waiting", job_id, data={"message": words}))

@@ -37,6 +37,7 @@ from tasks.messages import (
     Result,
     Spent,
 )
+from tasks.waits import Wait
 from workers.destination import DestinationRunner, Process, Processed
 from workers.endings import end_tasks
 from workers.engine import Engine, open_engine
@@ -148,9 +149,9 @@ class InProcessJob:
         return bool(self._halt.reason)
 
     @property
-    def waiting_for(self) -> str:
-        """Why the LLM cannot answer now, as far as that is waited for; else empty."""
-        return self._engine.pool.outage() if self._engine else ""
+    def wait(self) -> Wait | None:
+        """What all calls wait for now; None while they go on."""
+        return self._engine.pool.wait() if self._engine else None
 
     def stop(self, reason: str, *, at_once: bool = False) -> None:
         """Start nothing more, and read no more; calls under way are awaited, unless it is to be `at_once`."""

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -27,7 +26,6 @@ from workers.llm.cache import PersistentLLMCache
 from workers.llm.caller import backoff_seconds
 from workers.llm.client import ChatClient
 from workers.llm.connections import Connections
-from workers.llm.cooldown import retry_after_seconds
 from workers.llm.endpoints import endpoints
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
@@ -265,14 +263,6 @@ async def test_the_price_of_an_unknown_model_is_unknown_not_zero(
 def test_a_missing_endpoint_says_what_to_set(env: dict[str, str], says: str, settings_for: MakeSettings) -> None:
     with pytest.raises(ConfigError, match=says):
         endpoints(settings_for(**env).llm)
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("soon", None), ("", None), (formatdate(1_000_060, usegmt=True), 60.0)],
-)
-def test_retry_after_is_read_in_seconds_and_as_a_date(value: str, seconds: float | None) -> None:
-    assert retry_after_seconds({"Retry-After": value}, now=1_000_000) == seconds
 
 
 def test_backoff_grows_within_its_bounds() -> None:

@@ -144,6 +144,10 @@ EFFECTS = {
     "llm.requests_per_minute": _LIMIT,
     "llm.request_burst": _LIMIT,
     "llm.tokens_per_minute": _TIME,
+    "llm.probe_seconds": (
+        "tests/integration/test_probes.py::"
+        "test_one_call_of_all_processes_tries_a_long_wait_at_growing_intervals_and_its_answer_ends_it"
+    ),
     "llm.learn_rate_limit": (
         "tests/integration/test_learnt_rate.py::"
         "test_two_processes_that_learn_are_refused_less_often_than_two_that_do_not"

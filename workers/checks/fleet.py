@@ -8,6 +8,7 @@ from config.settings import Settings
 from config.tuning import TUNED
 from tasks import fleet, jobs, keys, tuned
 from tasks.connection import connect
+from tasks.waits import Wait
 from workers.checks.check import Check, reached
 from workers.wedge import waiting_messages
 
@@ -50,8 +51,8 @@ def _worker(name: str, report: dict[str, str]) -> str:
     if outages := int(report.get("cache_outages") or 0):
         text += f", Redis was away {outages} times ({float(report.get('cache_away_seconds') or 0):.0f} s in all)"
         text += ", and the cache goes on alone" if report.get("cache") == "away" else ""
-    if report.get("waiting_for"):
-        text += f", waiting for the LLM: {report['waiting_for']}"
+    if wait := Wait.decode(report.get("waiting_for")):
+        text += f", waiting: {wait.words()}"
     return text + ")"
 
 

@@ -8,13 +8,15 @@ from typing import Final
 
 from config.settings import LlmSettings, Settings
 from tasks.connection import masked
-from tasks.errors import EndpointAwayError, ThemesError
-from workers.checks.check import Check
+from tasks.errors import ConfigError, EndpointAwayError, ThemesError
+from workers.checks.check import Check, reached
 from workers.llm.answers import AnswerSchema
 from workers.llm.client import ChatClient
 from workers.llm.connections import Connections
+from workers.llm.cooldown import read_wait
 from workers.llm.endpoints import Endpoint, endpoints
 from workers.llm.prompt import Prompt
+from workers.llm.rate_limit import endpoint_digest
 from workers.llm.reply import AnswerFormat, RawAnswer
 from workers.llm.spend import Spend
 
@@ -35,6 +37,21 @@ _SCHEMA: Final = {
 def look(settings: Settings) -> Iterator[Check]:
     """Every endpoint, at once."""
     yield from asyncio.run(_look(settings))
+
+
+def limits(settings: Settings) -> Iterator[Check]:
+    """The endpoints that have asked to be left alone, as all workers know it, also when none of them lives."""
+    try:
+        known = endpoints(settings.llm)
+    except ConfigError:
+        return  # `look` says what is missing
+    with reached(settings) as client:
+        for endpoint in known:
+            for model in _models(settings.llm, endpoint):
+                wait = read_wait(client, endpoint_digest(endpoint.base_url, endpoint.name_of(model)))
+                if wait is not None:
+                    fix = "nothing: one call of the workers tries it then, and all go on when it is answered"
+                    yield Check("llm limits", ok=True, found=wait.words(), fix=fix)
 
 
 async def _look(settings: Settings) -> list[Check]:

@@ -61,8 +61,9 @@ def _standing(status: JobStatus, alive: int | None) -> Finding | None:
         )  # fmt: skip
     if status.waiting_for:
         return Finding(
-            resource="endpoint", share=1.0, evidence=f"everything waits for the LLM: {status.waiting_for}",
-            advice="bring the endpoint back, or add another one (llm.endpoints); the work goes on by itself",
+            resource="endpoint", share=1.0, evidence=f"everything waits: {status.waiting_for}",
+            advice="bring the endpoint back, ask for a higher limit, or add another endpoint (llm.endpoints); the work "
+            "goes on by itself",
         )  # fmt: skip
     if alive == 0:
         return Finding(

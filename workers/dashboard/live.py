@@ -11,6 +11,7 @@ from typing import Any, Final
 from redis import Redis
 
 from tasks import fleet, jobs, keys
+from tasks.waits import Wait
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 log = logging.getLogger("themes.top")
@@ -91,6 +92,8 @@ class System:
     refusals_per_second: float | None = None
     #: Of the prompts of the last seconds, those that needed no call.
     hit_rate: float | None = None
+    #: What everything waits for, each reason once.
+    waits: list[str] = field(default_factory=list)
     #: Why what is shown is old; empty when it is not.
     trouble: str = ""
 
@@ -130,13 +133,16 @@ class Watcher:
     def look(self) -> System:
         """The system now. Errors of Redis pass through."""
         redis, now = self._redis, time.monotonic()
-        workers = [_worker(name, report) for name, report in sorted(fleet.workers(redis).items())]
+        reports = fleet.workers(redis)
+        workers = [_worker(name, report) for name, report in sorted(reports.items())]
+        waits = [wait for report in reports.values() if (wait := Wait.decode(report.get("waiting_for")))]
         self._count(Counted.of(read_metrics(redis), now))
         self._last = System(
             at=time.time(),
             jobs=_jobs(redis),
             workers=workers,
             consumers=[_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items())],
+            waits=[wait.words() for wait in {wait.reason: wait for wait in waits}.values()],
             queued=_queued(self._broker),
             results_lag=int(redis.xlen(keys.RESULTS)),
             lanes=sum(worker.lanes for worker in workers),
@@ -221,7 +227,8 @@ def _worker(name: str, report: Mapping[str, str]) -> WorkerLine:
         return int(float(report.get(key) or 0))
 
     age = time.time() - float(report.get("at") or 0)
-    says = report.get("waiting_for") or ""
+    wait = Wait.decode(report.get("waiting_for"))
+    says = wait.words() if wait else ""
     if not says and age > keys.WORKER_SECONDS / 2:
         says = f"silent for {age:.0f} s"
     if not says and not number("lanes"):

@@ -15,6 +15,7 @@ from redis import Redis, ResponseError
 from tasks import budget, fleet, keys
 from tasks.connection import server_info, text_of
 from tasks.jobs import FINAL, JobStatus, known_status
+from tasks.waits import Wait
 from workers.llm.cache_statistics import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
@@ -46,6 +47,8 @@ class Route:
     failures: int = 0
     cool_downs: int = 0
     cooling_seconds: float = 0.0
+    #: Who has asked for that, and how.
+    cooling_for: str = ""
     #: Mean of the workers' own recent means; None before the first answer.
     latency_ms: float | None = None
     #: What refusals have taught; None where nothing was refused lately, or the rate is configured.
@@ -72,7 +75,7 @@ class Worker:
     restarts: int
     cpu_percent: float | None
     rss_bytes: float | None
-    waiting_for: str
+    wait: Wait | None
     profiles: bool
     routes: Mapping[str, Mapping[str, Any]]
 
@@ -215,7 +218,7 @@ def _worker(name: str, report: Mapping[str, str]) -> Worker:
         restarts=whole("restarts"),
         cpu_percent=usage.get("cpu_percent"),
         rss_bytes=usage.get("rss_bytes"),
-        waiting_for=report.get("waiting_for") or "",
+        wait=Wait.decode(report.get("waiting_for")),
         profiles=bool(profile),
         routes=pool.get("routes") or {},
     )
@@ -326,6 +329,7 @@ def _with(route: Route, said: Mapping[str, Any]) -> Route:
         failures=route.failures + int(said.get("failures") or 0),
         cool_downs=max(route.cool_downs, int(said.get("cool_downs") or 0)),
         cooling_seconds=max(route.cooling_seconds, float(said.get("cooling_seconds") or 0)),
+        cooling_for=str(said.get("cooling_for") or "") or route.cooling_for,
         errors=tuple(sorted({*route.errors, str(error)})) if error else route.errors,
     )
 

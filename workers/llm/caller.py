@@ -127,7 +127,8 @@ class Caller:
                     delay = max(delay, self._backoff(attempt))
                 self._say(request, attempt, delay, exc)
                 if request.route is not None:
-                    await request.route.limiter.cool_down.begin(delay)
+                    asked = exc.retry_after_seconds
+                    await request.route.limiter.cool_down.begin(delay, said=str(exc), asked=asked)
             except (EndpointDownError, EndpointRefusedError) as exc:
                 if self._goes_on(request, exc):
                     continue
@@ -242,7 +243,7 @@ class Caller:
                 raw = await self._call(request, lent)
         request.is_answered = True
         if raw.cool_down_seconds:
-            await lent.route.limiter.cool_down.begin(raw.cool_down_seconds)
+            await lent.route.limiter.cool_down.begin(raw.cool_down_seconds, asked=raw.cool_down_seconds)
         return raw
 
     async def _call(self, request: Request, lent: Lent) -> RawAnswer:

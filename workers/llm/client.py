@@ -32,9 +32,9 @@ from tasks.errors import (
 )
 from workers.llm.bodies import bounded_body
 from workers.llm.connections import Connections
-from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
 from workers.llm.error_body import ErrorBody, error_body, error_value
 from workers.llm.faults import PLACE, Fault, Parameters, fault_of
+from workers.llm.headers import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
 from workers.llm.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
 from workers.llm.request import Turn, request_of
@@ -271,7 +271,7 @@ class ChatClient:
         if not 200 <= status < 300:  # noqa: PLR2004
             raise self._error(status, headers, error_body(raw), style)
         answer = self._answer(raw, body, style)
-        cool_down = exhausted_seconds(headers)
+        cool_down = exhausted_seconds(headers, endpoint=self._place)
         return answer if cool_down is None else replace(answer, cool_down_seconds=cool_down)
 
     def _tls_error(self, exc: aiohttp.ClientConnectorSSLError) -> ThemesError:
@@ -314,8 +314,8 @@ class ChatClient:
             case Fault.ENDPOINT:
                 return self._unexplained(place, status, style)
             case Fault.RATE:
-                asked = retry_after_seconds(headers, now=time.time())
-                asked = exhausted_seconds(headers) if asked is None else asked
+                asked = retry_after_seconds(headers, now=time.time(), endpoint=self._place)
+                asked = exhausted_seconds(headers, endpoint=self._place) if asked is None else asked
                 return RateLimitedError(place, retry_after_seconds=asked)
         return _ERRORS[rule.fault](place)
 

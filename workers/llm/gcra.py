@@ -54,6 +54,12 @@ class Limits:
         """Whether there is nothing to reserve."""
         return not self.request_us and not self.token_us
 
+    @property
+    def words(self) -> str:
+        """As the settings name them, for people."""
+        rates = ((self.request_us, "requests"), (self.token_us, "tokens"))
+        return ", ".join(f"{60 * MICROSECONDS / each_us:,.10g} {what} a minute" for each_us, what in rates if each_us)
+
     def share(self, users: int) -> "Limits":
         """One process's part where `users` processes cannot ask each other; never less than one at a time."""
         users = max(1, users)

@@ -27,6 +27,7 @@ from redis.asyncio import Redis
 
 from config.settings import LlmSettings
 from tasks import keys
+from tasks.waits import Wait
 from workers.llm.cooldown import CoolDown
 from workers.llm.gcra import CHANGE, MICROSECONDS, RESERVE, Gcra, Limits, change_arguments, reservation_arguments
 
@@ -55,6 +56,8 @@ class Slot:
     sent_us: float = 0.0
     #: The wave of refusals after which it was reserved: with the next one it is worth nothing.
     wave: int = 0
+    #: The one call that tries, within a cool-down, whether it still holds.
+    is_probe: bool = False
     used_tokens: float | None = None
 
     def settle(self, tokens: float) -> None:
@@ -80,7 +83,15 @@ class RateLimiter:
     """
 
     def __init__(
-        self, redis: Redis | None, *, endpoint: str, limits: Limits, max_ahead: int, learn: bool = False
+        self,
+        redis: Redis | None,
+        *,
+        endpoint: str,
+        limits: Limits,
+        max_ahead: int,
+        learn: bool = False,
+        name: str = "llm",
+        probe_seconds: float = LlmSettings().probe_seconds,
     ) -> None:
         #: Under which the endpoint's limits are known in Redis.
         self.digest = endpoint
@@ -101,7 +112,11 @@ class RateLimiter:
         self._pump: asyncio.Task[None] | None = None
         self._alone: Gcra | None = None if redis is not None else Gcra(limits)
         self._paused_until = 0.0
-        self.cool_down = CoolDown(redis, endpoint)
+        self.cool_down = CoolDown(redis, endpoint, name=name, probe_seconds=probe_seconds)
+        self.cool_down.ended = self._new_wave
+        self._name = name
+        #: Slots that callers wait for, and since when (both monotonic seconds).
+        self._due: dict[Slot, float] = {}
         #: Whether refusals teach a rate that nobody has configured, and whether one is being learnt now.
         self._learns = learn and redis is not None and not limits.request_us
         self._learning = False
@@ -115,9 +130,16 @@ class RateLimiter:
 
     @classmethod
     def of(
-        cls, settings: LlmSettings, redis: Redis | None, *, base_url: str, model: str, max_ahead: int
+        cls,
+        settings: LlmSettings,
+        redis: Redis | None,
+        *,
+        base_url: str,
+        model: str,
+        max_ahead: int,
+        name: str = "llm",
     ) -> "RateLimiter":
-        """The limiter that the settings ask for."""
+        """The limiter that the settings ask for, of an endpoint with this `name`."""
         limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
         return cls(
             redis,
@@ -125,6 +147,8 @@ class RateLimiter:
             limits=limits,
             max_ahead=max_ahead,
             learn=settings.learn_rate_limit,
+            name=name,
+            probe_seconds=settings.probe_seconds,
         )
 
     def __repr__(self) -> str:
@@ -185,18 +209,28 @@ class RateLimiter:
         """Send what is known of real token counts, and stop listening."""
         await self.cool_down.close()
         if self._pump:
-            if self._learning and self.is_cooling:
+            if self.is_cooling:
                 # It waits for the end of the cool-down, which may be an hour away.
                 self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
 
+    @property
+    def wait(self) -> Wait | None:
+        """What callers wait for: the endpoint's cool-down, else the next slot of its rate; None for neither."""
+        if (cooling := self.cool_down.wait) or not self._due:
+            return cooling
+        slot, since = min(self._due.items(), key=lambda item: item[0].at)
+        now, clock = time.time(), time.monotonic()
+        said = "learnt from its refusals" if self._learning else f"as configured: {self._limits.words}"
+        return Wait("own_limit", self._name, now - (clock - since), now + max(0.0, slot.at - clock), said)
+
     @asynccontextmanager
-    async def slot(self, tokens: float) -> AsyncIterator[Slot]:
-        """Wait in line for the right to send one request of about so many tokens.
+    async def slot(self, tokens: float, *, is_probe: bool = False) -> AsyncIterator[Slot]:
+        """Wait in line for the right to send one request of about so many tokens; a probe waits for nothing.
 
         Say `sent` when it is sent, and `settle` it when the tokens are known. Left unsent, it is given back.
         """
-        slot = await self._until_due(tokens)
+        slot = Slot(tokens, is_probe=True) if is_probe else await self._until_due(tokens)
         try:
             yield slot
         finally:
@@ -206,8 +240,8 @@ class RateLimiter:
                 self._correct(slot.used_tokens - slot.tokens)
 
     def admits(self, slot: Slot) -> bool:
-        """Whether a slot may be used now: not in a cool-down, nor one from before there was a limit."""
-        return not self.is_cooling and (not self.is_limited or slot.at_us > 0)
+        """Whether a slot may be used now: in a cool-down a probe's alone, nor one from before there was a limit."""
+        return slot.is_probe or (not self.is_cooling and (not self.is_limited or slot.at_us > 0))
 
     def sent(self, slot: Slot) -> None:
         """The request leaves now."""
@@ -215,10 +249,13 @@ class RateLimiter:
         if self._learning:
             self._sent += 1
             slot.sent_us = slot.at_us + max(0.0, time.monotonic() - slot.at) * MICROSECONDS if slot.at_us else 0.0
-        self._leave_line()
+        if slot.at_us:
+            self._leave_line()
 
     def refused(self, slot: Slot) -> None:
         """The endpoint answered 429 to a request: where no rate was configured, this is how it is learnt."""
+        if slot.is_probe:
+            self.cool_down.refused_probe()
         if not self._learns or (self._learning and slot.sent_us <= self._wave_us):
             return
         self._refused += 1
@@ -238,18 +275,21 @@ class RateLimiter:
 
     async def _until_due(self, tokens: float) -> Slot:
         if not self.is_limited:
-            await self.cool_down.over()
-            return Slot(tokens)
+            return Slot(tokens, is_probe=await self.cool_down.over())
         slot = await self._reserved(tokens)
         try:
-            while (wait := slot.at - time.monotonic()) > 0 or self.is_cooling or slot.wave != self._wave:
+            while not slot.is_probe and (
+                (wait := slot.at - time.monotonic()) > 0 or self.is_cooling or slot.wave != self._wave
+            ):
                 if slot.wave != self._wave:
                     # What the endpoint allows is being counted anew: a slot by that, after the cool-down.
                     self._leave_line()
                     slot.is_sent = True
                     slot = await self._reserved(tokens)
                 elif wait > 0:
+                    self._due[slot] = time.monotonic()
                     await self._rest(wait)
+                    del self._due[slot]
                 elif (left := self.cool_down.left_seconds) <= TOLERANCE_SECONDS:
                     await asyncio.sleep(left)
                 else:
@@ -261,6 +301,8 @@ class RateLimiter:
             if not slot.is_sent:
                 self._give_back(slot)
             raise
+        finally:
+            self._due.pop(slot, None)
         return slot
 
     async def _reserved(self, tokens: float) -> Slot:
@@ -286,12 +328,10 @@ class RateLimiter:
         """
         if not slot.at_us:
             return
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.future.done():
-                self._correct(waiter.tokens - slot.tokens)
-                waiter.future.set_result(replace(slot, tokens=waiter.tokens, is_sent=False))
-                return
+        if waiter := self._first():
+            self._correct(waiter.tokens - slot.tokens)
+            waiter.future.set_result(replace(slot, tokens=waiter.tokens, is_sent=False))
+            return
         if slot.tat and self._alone is None:
             self._returned.append(slot.tat)
         self._correct(-slot.tokens)
@@ -315,9 +355,10 @@ class RateLimiter:
     async def _serve(self) -> None:
         """Reserve slots for the line's head, as many as may be ahead, in one call a round."""
         while self._has_work():
-            is_held_up = self._learning and self.is_cooling
-            if is_held_up and not self._reports:
-                await self._rest(self.cool_down.left_seconds)
+            is_held_up = self.is_cooling
+            if is_held_up and not (self._reports or self._correction or self._returned):
+                await self._rest(self.cool_down.next_try_seconds)
+                await self._lend_probe()
                 continue
             batch = [] if is_held_up else self._next_in_line()
             self._ahead += len(batch)
@@ -330,11 +371,22 @@ class RateLimiter:
 
     def _next_in_line(self) -> list[_Waiter]:
         batch: list[_Waiter] = []
-        while self._waiting and self._ahead + len(batch) < self._most_ahead:
+        while self._ahead + len(batch) < self._most_ahead and (waiter := self._first()):
+            batch.append(waiter)
+        return batch
+
+    def _first(self) -> _Waiter | None:
+        """Take the line's head out of it; callers that have gone are passed over."""
+        while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.future.done():
-                batch.append(waiter)
-        return batch
+                return waiter
+        return None
+
+    async def _lend_probe(self) -> None:
+        """Let the line's head try whether the cool-down still holds, where that is due and no other process does."""
+        if self._waiting and await self.cool_down.takes_probe() and (waiter := self._first()):
+            waiter.future.set_result(Slot(waiter.tokens, is_probe=True))
 
     async def _slots(self, tokens: list[float]) -> list[Slot]:
         correction, self._correction = self._correction, 0.0
