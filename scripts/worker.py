@@ -203,7 +203,7 @@ def celery_command(settings: Settings, name: str) -> list[str]:
     Without gossip and mingle: workers have nothing to say to each other, and mingling costs a second at the start.
     """
     return [
-        *(sys.executable, "-m", "celery", "-A", "workers.app", "worker"),
+        *(sys.executable, "-P", "-m", "scripts.celery_worker", "worker"),
         *("--pool", "threads", "--concurrency", str(settings.performance_optimization.worker_pool_size)),
         *("--hostname", name, "--loglevel", log_level(settings)),
         *("--without-gossip", "--without-mingle", "--events"),

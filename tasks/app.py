@@ -64,8 +64,6 @@ def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
             "socket_keepalive": True,
             "retry_on_timeout": True,
         },
-        # Wake-up calls are rare and quick: a process needs few connections to send them over.
-        "broker_pool_limit": 3,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "task_default_queue": keys.QUEUE,

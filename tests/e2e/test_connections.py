@@ -7,7 +7,7 @@ import psutil
 from tests.e2e.conftest import Engine, until
 
 ROWS = "name\n" + "".join(f"City {number}\n" for number in range(200))
-MOST = {"worker": 20, "consumer": 10, "dashboard": 15}
+MOST = {"worker": 25, "consumer": 10, "dashboard": 25}
 
 
 def _connections(pid: int, port: int) -> int:
