@@ -174,6 +174,27 @@ async def test_a_process_alone_tries_a_long_wait_too(
         assert pool.wait() is None
 
 
+async def test_a_long_wait_for_a_configured_rate_is_told_and_a_short_one_is_not(
+    sandbox: SandboxServer, settings_for: Callable[..., Settings]
+) -> None:
+    env = {"OPENAI_BASE_URL": sandbox.base_url, "THEMES_MODEL": "sandbox", "THEMES_LLM__REQUEST_BURST": "1"}
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        for per_minute, words in (
+            ("60", None),
+            ("1", "rate limit of llm (as configured: 1 request a minute), next try"),
+        ):
+            settings = settings_for(**env, THEMES_LLM__REQUESTS_PER_MINUTE=per_minute)
+            pool, generator = await stack.enter_async_context(_generator(settings, None))
+            await _ask(generator, "First")
+            asking = asyncio.create_task(_ask(generator, "Second"))
+            (route,) = pool.routes
+            await _until(lambda route=route: route.limiter.wait)  # type: ignore[misc]
+            wait = pool.wait()
+            assert wait is None if words is None else wait is not None and wait.words().startswith(words)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+
 async def test_a_refused_probe_s_word_counts_also_where_it_is_shorter(
     gate: Gate, settings_for: Callable[..., Settings]
 ) -> None:
