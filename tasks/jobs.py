@@ -137,11 +137,13 @@ def status(redis: Redis, job_id: str) -> JobStatus:
     known = known_status(job_id, raw, now=time.time(), money=money)
     if known.is_final or known.paused:
         return known
-    busy = [one for one in fleet.workers(redis).values() if int(one.get("chunks_held") or 0)]
+    reports = fleet.workers(redis).values()
+    busy = [one for one in reports if int(one.get("chunks_held") or 0)]
     if known.state == "stalled" and busy:
         # Slow is not stalled: a model may take minutes for one destination.
         known = replace(known, state="running")
-    waits = [Wait.decode(one.get("waiting_for")) for one in busy]
+    claiming = [one for one in reports if int(one.get("chunks_claimed") or one.get("chunks_held") or 0)]
+    waits = [Wait.decode(one.get("waiting_for")) for one in claiming]
     return waiting(known, waits[0] if all(waits) and waits else None)
 
 

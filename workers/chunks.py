@@ -108,6 +108,8 @@ class ChunkRunner:
         #: Whether one more chunk may be taken while so many are in hand.
         self._may_take = may_take
         self._open: set[tuple[str, str]] = set()
+        #: Whether nothing more is taken until the consumer has written results.
+        self.is_full = False
         self._wake = wake
         self._options = options
         self._work = settings.work
@@ -294,6 +296,7 @@ class ChunkRunner:
             taken = await self._patience.wait_for(
                 lambda: self._ledger.take(job_id, chunk_id, max_unwritten=self._work.max_unwritten_results)
             )
+            self.is_full = taken is Taking.FULL
             if isinstance(taken, Taken):
                 return taken
             if taken is not Taking.FULL:

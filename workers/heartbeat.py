@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 import msgspec
 from redis import RedisError
@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from tasks import fleet, keys
 from tasks.messages import Destination, Event
+from tasks.waits import Wait
 from workers.chunks import ChunkRunner
 from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
@@ -23,10 +24,10 @@ from workers.observe.profiler import PerformanceProfiler
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
 
-if TYPE_CHECKING:
-    from tasks.waits import Wait
-
 log = logging.getLogger("themes.worker")
+
+#: What is told when `work.max_unwritten_results` holds the worker back.
+UNWRITTEN: Final = "the results consumer is too far behind for more (is one running? themes consumer)"
 
 
 class Heartbeat:
@@ -123,6 +124,8 @@ class Heartbeat:
     def _tell_wait(self) -> None:
         """Tell the watchers of our jobs what all calls wait for, where that has changed; no message: they go on."""
         before, self._wait = self._wait, self._pool.wait()
+        if self._wait is None and self._chunks.is_full and self._chunks.claimed and not self._chunks.held:
+            self._wait = Wait("other", "", time.time(), None, UNWRITTEN)
         if (before and before.reason) == (self._wait and self._wait.reason):
             return
         words = self._wait.words() if self._wait else ""

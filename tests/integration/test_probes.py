@@ -29,6 +29,8 @@ from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
 
 STAGE = next(stage for stage in load_stages() if stage.name == "analyse.price")
+#: Connections of one process: so many calls are under way at once.
+CONNECTIONS = 15
 #: Seconds before the first probe.
 PROBE = 0.25
 
@@ -134,15 +136,15 @@ async def test_one_call_of_all_processes_tries_a_long_wait_at_growing_intervals_
         return int(redis.hget(key, "probes") or 0)
 
     await _until(lambda: probes() >= 1)
-    # What was sent before the first word arrived was refused too; a process that starts now asks nothing beside.
-    await _until(lambda: len(gate.refused) >= 2)
-    wave = len(gate.refused) - probes()
+    # The second one has begun within the cool-down, and so does this one: they ask nothing but probes.
     processes.append(await asyncio.to_thread(_start, env, 2, 20))
     await _until(lambda: probes() >= 3)
     count = probes()
     passed = time.monotonic() - gate.refused[0]
-    assert passed >= PROBE * (2**count - 1) - 0.1, "each pause is twice as long as the one before"
-    await _until(lambda: len(gate.refused) - probes() == wave)
+    assert passed >= PROBE * sum(min(2**number, 8) for number in range(count)) - 0.1, (
+        "each pause is twice as long as the one before"
+    )
+    assert len(gate.refused) - probes() <= CONNECTIONS, "only what the first process had sent before the first word"
     told = Wait.decode(redis.hget(key, "wait"))
     assert told is not None
     assert (told.kind, told.endpoint, told.said) == ("server_limit", "llm", "429: 'slow down'")
@@ -162,7 +164,7 @@ async def test_a_process_alone_tries_a_long_wait_too(
 ) -> None:
     async with asyncio.timeout(60), _generator(settings_for(**_env(gate, **limits)), None) as (pool, generator):
         asking = asyncio.create_task(_ask(generator, *[f"City {number}" for number in range(30)]))
-        await _until(lambda: len(gate.refused) >= 2)
+        await _until(pool.wait)
         (route,) = pool.routes
         assert route.limiter.cool_down.left_seconds > 2000
         wait = pool.wait()
@@ -172,6 +174,27 @@ async def test_a_process_alone_tries_a_long_wait_too(
         gate.retry_after = None
         assert await asking == 30 + len(gate.refused)
         assert pool.wait() is None
+
+
+async def test_a_long_wait_for_a_configured_rate_is_told_and_a_short_one_is_not(
+    sandbox: SandboxServer, settings_for: Callable[..., Settings]
+) -> None:
+    env = {"OPENAI_BASE_URL": sandbox.base_url, "THEMES_MODEL": "sandbox", "THEMES_LLM__REQUEST_BURST": "1"}
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        for per_minute, words in (
+            ("60", None),
+            ("1", "rate limit of llm (as configured: 1 request a minute), next try"),
+        ):
+            settings = settings_for(**env, THEMES_LLM__REQUESTS_PER_MINUTE=per_minute)
+            pool, generator = await stack.enter_async_context(_generator(settings, None))
+            await _ask(generator, "First")
+            asking = asyncio.create_task(_ask(generator, "Second"))
+            (route,) = pool.routes
+            await _until(lambda route=route: route.limiter.wait)  # type: ignore[misc]
+            wait = pool.wait()
+            assert wait is None if words is None else wait is not None and wait.words().startswith(words)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
 
 async def test_a_refused_probe_s_word_counts_also_where_it_is_shorter(

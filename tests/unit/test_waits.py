@@ -36,8 +36,8 @@ LIMITED = Wait("server_limit", "llm", 1000.0, 1432.0, "429: 'slow down'", "Retry
         ),
         (Wait("server_limit", "llm", 1.0, 1008.0, "429: 'x'"), LIMITED_BY + " (429: 'x'), next try in 8s"),
         (
-            Wait("own_limit", "east", 1.0, 1055.0, "as configured: 1 requests a minute"),
-            "rate limit of east (as configured: 1 requests a minute), next try in 55s",
+            Wait("own_limit", "east", 1.0, 1055.0, "as configured: 1 request a minute"),
+            "rate limit of east (as configured: 1 request a minute), next try in 55s",
         ),
         (Wait("away", "east", 1.0, None, "refused"), "the server east is away (refused), a try is under way"),
         (Wait("errors", "llm", 1.0, 1002.0, "500"), "the server llm answers with errors (500), next try in 2s"),

@@ -59,6 +59,11 @@ def _standing(status: JobStatus, alive: int | None) -> Finding | None:
         return Finding(
             resource="work", share=1.0, evidence=paused_words(status), advice=f"themes resume {status.job_id}"
         )  # fmt: skip
+    if status.wait and status.wait.kind == "other":
+        return Finding(
+            resource="database", share=1.0, evidence=f"everything waits: {status.waiting_for}",
+            advice="start a consumer (themes consumer), or see why it is slow: themes doctor",
+        )  # fmt: skip
     if status.waiting_for:
         return Finding(
             resource="endpoint", share=1.0, evidence=f"everything waits: {status.waiting_for}",

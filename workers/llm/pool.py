@@ -24,7 +24,7 @@ from tasks.waits import Wait
 from workers.llm.circuit import until_one_allows
 from workers.llm.connections import Connections
 from workers.llm.endpoints import Endpoint, endpoints
-from workers.llm.rate_limit import Slot
+from workers.llm.reservations import Slot
 from workers.llm.route import Route, better_of_two
 from workers.observe.metrics import Histogram
 from workers.observe.profiler import PerformanceProfiler

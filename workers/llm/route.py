@@ -20,7 +20,8 @@ from workers.llm.client import ChatClient
 from workers.llm.concurrency import AdaptiveConcurrency
 from workers.llm.connections import Connections
 from workers.llm.endpoints import Endpoint, limits_of
-from workers.llm.rate_limit import RateLimiter, Slot
+from workers.llm.rate_limit import RateLimiter
+from workers.llm.reservations import Slot
 from workers.observe.counters import Counters, field
 from workers.observe.profiler import PerformanceProfiler
 
