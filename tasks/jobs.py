@@ -16,13 +16,16 @@ from redis import Redis
 from tasks import budget, fleet, keys
 from tasks.connection import text_of
 from tasks.errors import JobNotFoundError
-from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions, entry_fields
+from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
+from tasks.storable import clean_line, entry_fields
 
 JobState = Literal["queued", "running", "done", "cancelled", "stalled"]
 #: States that do not change any more.
 FINAL: Final = frozenset({"done", "cancelled"})
 #: A running job without progress for this many seconds, on which no live worker is busy, is called stalled.
 STALLED_AFTER_SECONDS: Final = 60.0
+#: Characters of a job's name that are kept.
+MAX_NAME: Final = 200
 #: A rate older than this many seconds says nothing about now.
 RATE_VALID_SECONDS: Final = 15.0
 
@@ -91,10 +94,16 @@ def new_job_id(now: float | None = None) -> str:
     return f"{stamp}-{secrets.token_hex(3)}"
 
 
+def job_name(text: str) -> str:
+    """A job's name as it is kept: one line without control characters, of at most `MAX_NAME` characters."""
+    name = clean_line(text)
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
 def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> str:
     """Enter a new job; returns its id."""
     now = time.time()
-    job_id = new_job_id(now)
+    job_id, name = new_job_id(now), job_name(name)
     entry = JobOpened(job_id=job_id, name=name, created_at=now, options=options)
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.hset(

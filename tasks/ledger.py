@@ -14,19 +14,24 @@ Leases are a sorted set a job, by the time they end, instead of a key each: the 
 one range query, and counts the waiting ones without touching 20,000 keys.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+import msgspec
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import BudgetExceededError
 from tasks.events import encode
-from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, entry_fields, pack, unpack
+from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, WireError, pack, unpack
+from tasks.storable import clean_destination, entry_fields
+
+log = logging.getLogger("themes.ledger")
 
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
@@ -173,7 +178,8 @@ class Taken:
 def write_chunks(pipeline: Any, job_id: str, labelled: Iterable[tuple[Chunk, str]], *, compress: bool) -> None:
     """Queue the commands that enter chunks and their destinations: the ledger first, messages after."""
     inputs: list[Destination] = []
-    for chunk, label in labelled:
+    for raw, label in labelled:
+        chunk = msgspec.structs.replace(raw, destinations=tuple(map(clean_destination, raw.destinations)))
         pipeline.hset(keys.chunks(job_id), chunk.chunk_id, pack(chunk, compress=compress))
         pipeline.hset(keys.labels(job_id), chunk.chunk_id, label)
         inputs.extend(chunk.destinations)
@@ -223,8 +229,23 @@ class Ledger:
         outcome = Taking(reply[0].decode())
         if outcome is not Taking.TAKEN:
             return outcome
+        try:
+            chunk = unpack(reply[1], Chunk)
+        except WireError as exc:
+            log.error("action=chunk_unreadable job_id=%s chunk_id=%s is dropped: %s", job_id, chunk_id, exc)  # noqa: TRY400
+            await self._drop(job_id, chunk_id)
+            return Taking.GONE
         finished = frozenset(member.decode() for member in reply[3])
-        return Taken(chunk=unpack(reply[1], Chunk), deliveries=int(reply[2]), finished=finished)
+        return Taken(chunk=chunk, deliveries=int(reply[2]), finished=finished)
+
+    async def _drop(self, job_id: str, chunk_id: str) -> None:
+        """Take a chunk off the books; the sweeper ends its destinations (`workers.results.lost`)."""
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            for books in (keys.chunks, keys.owners, keys.deliveries, keys.labels):
+                pipeline.hdel(books(job_id), chunk_id)
+            pipeline.zrem(keys.leases(job_id), chunk_id)
+            pipeline.delete(keys.finished(job_id, chunk_id))
+            await pipeline.execute()
 
     async def renew(self, job_id: str, chunk_ids: Sequence[str]) -> list[str]:
         """Prolong our leases by one lease; returns the chunks that are no longer ours."""
@@ -241,7 +262,7 @@ class Ledger:
                 chunk.chunk_id,
                 result.destination_id,
                 len(chunk.destinations),
-                pack(result, compress=self._compress),
+                entry_fields(result, compress=self._compress)["b"],
             ],
         )
         return bool(done)

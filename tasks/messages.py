@@ -366,11 +366,6 @@ def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress:
     return _RAW + raw
 
 
-def entry_fields(entry: "StreamEntry", *, compress: bool = True) -> dict[Any, Any]:
-    """The fields of one entry on the results stream."""
-    return {"b": pack(entry, compress=compress)}
-
-
 def unpack(data: bytes, type_: Any) -> Any:
     """Decode what `pack` made; the output's size is bounded before it is believed.
 

@@ -19,8 +19,9 @@ from tasks.app import configure
 from tasks.connection import check_server, connect, locate, translated
 from tasks.errors import ConfigError
 from tasks.ledger import write_chunks
-from tasks.messages import Chunk, Destination, JobOptions, JobReopened, JobSealed, entry_fields, unpack
+from tasks.messages import Chunk, Destination, JobOptions, JobReopened, JobSealed, unpack
 from tasks.producer import ASSUMED_WORKERS, cut, label, publish
+from tasks.storable import entry_fields
 
 #: Destinations that one entry of the stream and one round trip carry.
 PAGE: Final = 500

@@ -240,6 +240,18 @@ class ChunkRunner:
         taken = await self._take(job_id, chunk_id)
         if not isinstance(taken, Taken):
             return taken
+        try:
+            return await self._handle(taken)
+        except (RedisError, OSError):
+            raise  # this worker is stopping, and Redis is away: the lease runs out
+        except Exception as exc:  # a fault of ours: no worker has died, and a second try would meet it again
+            log.exception("action=chunk_crashed job_id=%s chunk_id=%s", job_id, chunk_id)
+            await self._destinations.fail_rest(taken, exc)
+            return ChunkEnd.DONE
+
+    async def _handle(self, taken: Taken) -> ChunkEnd:
+        """Split a chunk that has lost its worker, give up or postpone a suspect, work on any other."""
+        job_id, chunk_id = taken.chunk.job_id, taken.chunk.chunk_id
         options = await self._patience.wait_for(lambda: self._options(job_id))
         if taken.deliveries > 1 and len(taken.chunk.destinations) > 1:
             return await self._split(taken, options)

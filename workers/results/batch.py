@@ -15,6 +15,8 @@ Rules, each idempotent, because every entry may come twice:
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from tasks.messages import (
     JobClosed,
     JobReopened,
@@ -24,6 +26,7 @@ from tasks.messages import (
     StreamEntry,
     Usage,
 )
+from tasks.storable import MAX_WHOLE, clean_line
 from workers.results.rows import FINAL_STATES, DestinationState, JobRow, Outcome
 
 #: Job id and destination id.
@@ -113,7 +116,7 @@ class Fold:
         """The rows to write for these entries. `JobOpened` and `JobInputs` are rows already.
 
         Raises:
-            UnusableEntryError: a result that is neither a profile nor a failure, or both.
+            UnusableEntryError: a result that is neither a profile nor a failure, or both; an amount out of range.
         """
         changes = Changes(self.jobs)
         for entry in entries:
@@ -159,12 +162,13 @@ class Fold:
         """The destination's row, or the one it gets because only its result was ever seen."""
         if key not in self.destinations:
             profile = result.profile if isinstance(result, Result) else None
-            name = profile.name if profile else result.destination_id
-            country = profile.country if profile else None
+            name = clean_line(profile.name) if profile else result.destination_id
+            country = clean_line(profile.country) if profile and profile.country else None
             self.destinations[key] = Standing(name, country)
         return self.destinations[key]
 
     def _add_usage(self, result: Result | Spent, standing: Standing, changes: Changes) -> None:
+        _check_amounts(result)
         run = (result.job_id, result.destination_id, result.attempt, result.worker, result.at)
         sums = self._sums.setdefault(result.job_id, _Sums())
         if sums.started_at is None:
@@ -205,6 +209,18 @@ class Fold:
         job = self.jobs[entry.job_id]
         if job.state not in FINAL_STATES:
             self.jobs[entry.job_id] = replace(job, state=entry.state, finished_at=entry.at)
+
+
+def _check_amounts(run: Result | Spent) -> None:
+    """Refuse what would spoil the sums for good: an amount below 0 or beyond 64 bits, a price that is no number.
+
+    SQLite keeps NaN as NULL and PostgreSQL as NaN; no sum with one ever ends.
+    """
+    amounts = {**msgspec.structs.asdict(run.usage), "at": run.at, "elapsed_ms": run.elapsed_ms}
+    for name, amount in amounts.items():
+        if amount is not None and not 0 <= amount <= MAX_WHOLE:
+            place = name if name in {"at", "elapsed_ms"} else f"usage.{name}"
+            raise UnusableEntryError(f"{place} is {amount!r:.40}, expected a number from 0 to {MAX_WHOLE}")
 
 
 def settled(job: JobRow, now: float) -> JobRow:
