@@ -71,6 +71,8 @@ def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
 
 
 def _state(status: jobs.JobStatus) -> str:
+    if status.unreadable:
+        return f"unreadable: {status.unreadable}"
     return f"{status.state} ({status.paused})" if status.paused else status.state
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "RetryableError",
     "ThemesError",
     "TruncatedAnswerError",
+    "UnreadableError",
     "WorkerLostError",
 ]
 
@@ -116,6 +117,10 @@ class BudgetExceededError(JobStoppedError):
         super().__init__(message, job_id=job_id)
         self.reason = reason
         self.limit_nano = limit_nano
+
+
+class UnreadableError(ThemesError):
+    """What Redis holds under a key is not what this project writes there."""
 
 
 class JobNotFoundError(ThemesError):

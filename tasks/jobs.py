@@ -6,20 +6,22 @@ Counts in it are written by the results consumer after each commit, so they say 
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
+from redis import Redis, ResponseError
 
-from tasks import budget, fleet, keys
+from tasks import budget, fleet, keys, readings
 from tasks.connection import text_of
-from tasks.errors import JobNotFoundError
+from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
 from tasks.storable import clean_line, entry_fields
 
-JobState = Literal["queued", "running", "done", "cancelled", "stalled"]
+JobState = Literal["queued", "running", "done", "cancelled", "stalled", "unreadable"]
+#: States that a job's entry may name.
+KNOWN_STATES: Final = frozenset({"queued", "running", "done", "cancelled"})
 #: States that do not change any more.
 FINAL: Final = frozenset({"done", "cancelled"})
 #: A running job without progress for this many seconds, on which no live worker is busy, is called stalled.
@@ -60,6 +62,8 @@ class JobStatus:
     paused_at: float | None = None
     #: What the workers that have work are waiting for, where all of them do: an LLM endpoint that is away.
     waiting_for: str | None = None
+    #: Why the job's entry in Redis cannot be read; then nothing else of it is known.
+    unreadable: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -134,11 +138,9 @@ def status(redis: Redis, job_id: str) -> JobStatus:
 
     Raises:
         JobNotFoundError: Redis knows no such job.
+        UnreadableError: what Redis holds of it cannot be read.
     """
-    with redis.pipeline(transaction=False) as pipeline:
-        pipeline.hgetall(keys.job(job_id))
-        pipeline.hgetall(keys.budget(job_id))
-        raw, money = pipeline.execute()
+    ((raw, money),) = entries(redis, [job_id])
     known = known_status(job_id, raw, now=time.time(), money=money)
     if known.is_final or known.paused:
         return known
@@ -151,36 +153,87 @@ def status(redis: Redis, job_id: str) -> JobStatus:
     return known
 
 
-def known_status(
-    job_id: str, raw: Mapping[bytes, bytes], *, now: float, money: Mapping[bytes, bytes] | None = None
-) -> JobStatus:
-    """A job's status from its entry and its budget as Redis has them.
+def entries(redis: Redis, job_ids: Sequence[str]) -> list[tuple[Any, Any]]:
+    """The entry and the budget of each job, as Redis replies: a key of another type is an error in its place."""
+    hashes = [key for job_id in job_ids for key in (keys.job(job_id), keys.budget(job_id))]
+    replies = readings.replies_of(redis, hashes)
+    return list(zip(replies[::2], replies[1::2], strict=True))
+
+
+def known_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> JobStatus:
+    """A job's status from its entry and its budget as Redis replies.
 
     Raises:
         JobNotFoundError: there is none.
+        UnreadableError: it cannot be read.
     """
-    if not raw:
+    if not raw and not isinstance(raw, ResponseError):
         raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
-    return status_of(_texts(raw), now=now, money=budget.state_of(_texts(money)) if money else None)
+    try:
+        fields = readings.texts(raw)
+        amounts = budget.state_of(readings.texts(money)) if money else None
+        return status_of(job_id, fields, now=now, money=amounts)
+    except UnreadableError as exc:
+        raise UnreadableError(
+            f"job {job_id} cannot be read ({exc}): put {keys.job(job_id)} or {keys.budget(job_id)} in Redis right, or "
+            "delete it: the results are in the database"
+        ) from exc
 
 
-def _texts(raw: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in raw.items()}
+def listed_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> JobStatus:
+    """As `known_status`; of a job that cannot be read, a status that says why. Raises JobNotFoundError."""
+    try:
+        return known_status(job_id, raw, now=now, money=money)
+    except UnreadableError as exc:
+        return unreadable_status(job_id, raw, str(exc.__cause__ or exc))
 
 
-def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState | None = None) -> JobStatus:
-    """A job's status from the fields of its registry entry and its budget. `now` is in seconds since 1970."""
+def options_of(raw: bytes | str | None) -> JobOptions:
+    """A job's options as its entry has them.
+
+    Raises:
+        UnreadableError: they are none of ours.
+    """
+    try:
+        return msgspec.json.decode(raw, type=JobOptions) if raw else JobOptions()
+    except (msgspec.MsgspecError, UnicodeError) as exc:
+        raise UnreadableError(f"options: {exc}") from exc
+
+
+def unreadable_status(job_id: str, raw: Any, reason: str) -> JobStatus:
+    """The status of a job whose entry cannot be read."""
+    name = readings.texts(raw).get("name", "") if isinstance(raw, Mapping) else ""
+    return JobStatus(
+        job_id=job_id, name=clean_line(name), state="unreadable", total=0, done=0, failed=0, partial=0, llm_calls=0,
+        cache_hits=0, coalesced=0, prompt_tokens=0, completion_tokens=0, cost_usd=None, rate_per_second=0.0,
+        eta_seconds=None, created_at=0.0, started_at=None, finished_at=None, unreadable=reason,
+    )  # fmt: skip
+
+
+def status_of(
+    job_id: str, fields: Mapping[str, str], *, now: float, money: budget.BudgetState | None = None
+) -> JobStatus:
+    """A job's status from the fields of its registry entry and its budget. `now` is in seconds since 1970.
+
+    Raises:
+        UnreadableError: a field that must be there is missing, or is not what it should be.
+    """
 
     def number(name: str) -> int:
-        return int(fields.get(name) or 0)
+        return readings.whole(fields, name)
 
     def moment(name: str) -> float | None:
-        return float(fields[name]) if fields.get(name) else None
+        return readings.number(fields, name)
 
-    state = fields.get("state") or "queued"
+    state = fields.get("state", "")
+    if state not in KNOWN_STATES:
+        raise UnreadableError(f"state is {readings.shown(state)}, expected one of {', '.join(sorted(KNOWN_STATES))}")
+    options_of(fields.get("options"))
     started, finished = moment("started_at"), moment("finished_at")
     total, ended = number("total"), number("done") + number("failed")
-    rate = _rate(fields, now=now, started=started, finished=finished, ended=ended)
+    rate = _rate(moment("rate_per_second"), moment("rate_at"), now=now)
+    if finished and started:
+        rate = ended / max(finished - started, 0.001)
     progress_at = moment("rate_at") or started
     if state == "running" and progress_at is not None and now - progress_at > STALLED_AFTER_SECONDS:
         state = "stalled"
@@ -189,8 +242,8 @@ def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState |
         state = "stalled"
     running = state == "running" and rate > 0
     return JobStatus(
-        job_id=fields["job_id"],
-        name=fields.get("name", ""),
+        job_id=job_id,
+        name=clean_line(fields.get("name", "")),
         state=state,  # type: ignore[arg-type]  # written by us, from the same list
         total=total,
         done=number("done"),
@@ -201,7 +254,7 @@ def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState |
         coalesced=number("coalesced"),
         prompt_tokens=number("prompt_tokens"),
         completion_tokens=number("completion_tokens"),
-        cost_usd=float(fields.get("cost_usd", "0")) if fields.get("cost_usd", "0") else None,
+        cost_usd=moment("cost_usd") if "cost_usd" in fields else 0.0,
         rate_per_second=round(rate, 3),
         eta_seconds=round((total - ended) / rate, 1) if running else None,
         created_at=moment("created_at") or 0.0,
@@ -219,22 +272,24 @@ def _spent(money: budget.BudgetState, *, is_paused: bool) -> float:
     return round(money.spent_usd + (money.reserved_usd if is_paused else 0), 9)
 
 
-def _rate(fields: dict[str, str], *, now: float, started: float | None, finished: float | None, ended: int) -> float:
-    """Destinations a second: of the whole job when it has ended, else of the last seconds."""
-    if finished and started:
-        return ended / max(finished - started, 0.001)
-    rate_at = float(fields.get("rate_at") or 0)
-    return float(fields.get("rate_per_second") or 0) if now - rate_at <= RATE_VALID_SECONDS else 0.0
+def _rate(per_second: float | None, at: float | None, *, now: float) -> float:
+    """Destinations a second of the last seconds; 0 where that is no longer known."""
+    return per_second or 0.0 if now - (at or 0.0) <= RATE_VALID_SECONDS else 0.0
 
 
 def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:
-    """The newest jobs first."""
-    for job_id in redis.zrevrange(keys.JOBS, 0, limit - 1):
+    """The newest jobs first; one that cannot be read says so, and the others are as they are."""
+    members: list[Any] = redis.zrevrange(keys.JOBS, 0, limit - 1)
+    for member in members:
+        job_id = text_of(member)
         try:
-            yield status(redis, text_of(job_id))
+            yield status(redis, job_id)
+        except UnreadableError as exc:
+            ((raw, _),) = entries(redis, [job_id])
+            yield unreadable_status(job_id, raw, str(exc.__cause__ or exc))
         except JobNotFoundError:
             # Its entry has reached the end of its life: the list follows.
-            redis.zrem(keys.JOBS, text_of(job_id))
+            redis.zrem(keys.JOBS, member)
 
 
 def latest(redis: Redis) -> str | None:

@@ -22,11 +22,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
+from redis import ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
 from tasks.connection import text_of
-from tasks.errors import BudgetExceededError
+from tasks.errors import BudgetExceededError, UnreadableError
 from tasks.events import encode
 from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, WireError, pack, unpack
 from tasks.storable import clean_destination, entry_fields
@@ -212,9 +213,31 @@ class Ledger:
         """Claim a chunk; anything but `Taken` says why not.
 
         FULL means that the consumer is more than `max_unwritten` results behind: ask again later. A lease of our own
-        is taken again: the reply to an earlier call was lost (who runs a chunk already does not ask).
+        is taken again: the reply to an earlier call was lost (who runs a chunk already does not ask). A chunk that
+        cannot be read is taken off the books, and is GONE.
+
+        Raises:
+            UnreadableError: a key of the job holds something else.
         """
-        reply = await self._take(
+        try:
+            reply = await self._asked(job_id, chunk_id, max_unwritten)
+        except ResponseError as exc:
+            if "WRONGTYPE" not in str(exc):
+                raise
+            raise UnreadableError(f"job {job_id}: one of its keys in Redis holds something else") from exc
+        outcome = Taking(reply[0].decode())
+        if outcome is not Taking.TAKEN:
+            return outcome
+        finished = frozenset(member.decode() for member in reply[3])
+        try:
+            return Taken(chunk=unpack(reply[1], Chunk), deliveries=int(reply[2]), finished=finished)
+        except WireError as exc:
+            log.error("action=chunk_unreadable job_id=%s chunk_id=%s is dropped: %s", job_id, chunk_id, exc)  # noqa: TRY400
+            await self._drop(job_id, chunk_id)
+            return Taking.GONE
+
+    async def _asked(self, job_id: str, chunk_id: str, max_unwritten: int) -> Any:
+        return await self._take(
             keys=[
                 keys.chunks(job_id),
                 keys.leases(job_id),
@@ -226,17 +249,6 @@ class Ledger:
             ],
             args=[chunk_id, self._token, self._lease_ms, max_unwritten],
         )
-        outcome = Taking(reply[0].decode())
-        if outcome is not Taking.TAKEN:
-            return outcome
-        try:
-            chunk = unpack(reply[1], Chunk)
-        except WireError as exc:
-            log.error("action=chunk_unreadable job_id=%s chunk_id=%s is dropped: %s", job_id, chunk_id, exc)  # noqa: TRY400
-            await self._drop(job_id, chunk_id)
-            return Taking.GONE
-        finished = frozenset(member.decode() for member in reply[3])
-        return Taken(chunk=chunk, deliveries=int(reply[2]), finished=finished)
 
     async def _drop(self, job_id: str, chunk_id: str) -> None:
         """Take a chunk off the books; the sweeper ends its destinations (`workers.results.lost`)."""
@@ -303,9 +315,12 @@ class Ledger:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hmget(keys.job(job_id), "state", "paused")
-            found = await pipeline.execute()
+            found = await pipeline.execute(raise_on_error=False)
         reasons: dict[str, str] = {}
-        for job_id, (state, paused) in zip(job_ids, found, strict=True):
+        for job_id, reply in zip(job_ids, found, strict=True):
+            if isinstance(reply, Exception):
+                continue  # its entry cannot be read: nothing says that it is to go no further
+            state, paused = reply
             if state == b"cancelled":
                 reasons[job_id] = "the job was cancelled"
             elif paused:

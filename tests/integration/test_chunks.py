@@ -12,6 +12,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
+from tasks.jobs import options_of
 from tasks.ledger import Ledger, write_chunks
 from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
 from tests.stored import holding, theme
@@ -50,6 +51,7 @@ class Rig:
         recorder: CallRecorder | None = None,
     ) -> None:
         self.woken: list[str] = []
+        self.is_readable = True
         self.runner = ChunkRunner(
             ledger=Ledger(client, token=f"worker {id(self)}", lease_seconds=10),
             lanes=lanes,
@@ -68,7 +70,7 @@ class Rig:
 
     async def _options(self, job_id: str) -> JobOptions:
         assert job_id == JOB
-        return JobOptions()
+        return options_of(b"{}" if self.is_readable else b"garbage")
 
 
 def _results(redis: Redis) -> list[Result]:
@@ -198,6 +200,49 @@ async def test_a_chunk_that_cannot_be_read_is_dropped_and_wakes_no_worker_after_
         rig = Rig(client, settings_for(), lanes, _fails)
         assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.GONE
     assert redis.keys("themes:job:*") == []
+
+
+async def test_a_job_that_cannot_be_read_keeps_no_worker_and_counts_no_death(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, _fails)
+        redis.set(keys.job(JOB), "a string")
+        for _ in range(2):
+            assert await asyncio.wait_for(rig.runner.run(JOB, CHUNK.chunk_id), 60) is ChunkEnd.GONE
+        redis.delete(keys.job(JOB))
+        rig.is_readable = False
+        for _ in range(5):
+            assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.GIVEN_BACK
+        rig.is_readable = True
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    assert {result.failure.error_class for result in _results(redis) if result.failure} == {"EndpointDownError"}
+    assert len([record for record in caplog.records if "job_unreadable" in record.getMessage()]) == 1
+
+
+async def test_leases_are_renewed_although_another_jobs_keys_hold_something_else(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def process(_: Destination, *__: object) -> Processed:
+        started.set()
+        await go_on.wait()
+        return None, FAILED, Usage(llm_calls=1), False
+
+    async with Lanes[Destination](4, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process)
+        running = asyncio.create_task(rig.runner.run(JOB, CHUNK.chunk_id))
+        await asyncio.wait_for(started.wait(), 60)
+        redis.set(keys.job(JOB), "a string")
+        before = redis.zscore(keys.leases(JOB), CHUNK.chunk_id)
+        assert before is not None
+        async with asyncio.timeout(60):
+            while (redis.zscore(keys.leases(JOB), CHUNK.chunk_id) or 0) <= before:
+                await rig.runner.renew()
+        redis.delete(keys.job(JOB))
+        go_on.set()
+        assert await running is ChunkEnd.DONE
 
 
 async def test_an_error_that_may_pass_is_tried_again_and_paid_for_in_full(

@@ -71,6 +71,8 @@ def notices(system: System) -> list[dict[str, str]]:
         say("No results consumer is running: nothing becomes durable until one does (themes consumer).", "bad")
     if system.lost:
         say(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
+    for text in system.unreadable:
+        say(f"Cannot be read: {text}", "bad")
     for text in sorted({worker.waiting_for for worker in system.workers if worker.waiting_for}):
         say(f"Waiting for the LLM: {text}", "bad")
     return found
