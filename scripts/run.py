@@ -26,7 +26,7 @@ from scripts.watch import summary
 from tasks.budget import check
 from tasks.destinations import Reader
 from tasks.errors import ConfigError, InputError, JobNotFoundError, ThemesError
-from tasks.jobs import JobStatus, new_job_id
+from tasks.jobs import JobStatus, job_name, new_job_id
 from tasks.messages import Destination, JobOptions
 from workers.in_process import InProcessJob
 from workers.llm.state_file import StateFile
@@ -220,7 +220,7 @@ class _Run:
             if pages is None:
                 print(f"nothing to do: all {missing.skipped if missing else 0} have a current profile", file=sys.stderr)
                 return Ran(0, None)
-            name = wish.name or ("standard input" if wish.file == "-" else Path(wish.file).name)
+            name = job_name(wish.name or ("standard input" if wish.file == "-" else Path(wish.file).name))
             progress = Progress(self._settings)
             job = self._made(store, file, progress, job_id=new_job_id(), options=options, attempt=1)
             try:

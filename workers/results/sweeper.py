@@ -26,6 +26,7 @@ from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.events import standing
 from tasks.ledger import Ledger
 from tasks.producer import publish
+from workers.results.lost import LostFinder, Missing
 
 log = logging.getLogger("themes.sweeper")
 
@@ -36,12 +37,26 @@ UNSEEN_SECONDS: Final = 10.0
 
 
 class Sweeper:
-    """Looks through all jobs that are not finished, every `work.sweep_interval_seconds`."""
+    """Looks through all jobs that are not finished, every `work.sweep_interval_seconds`.
 
-    def __init__(self, app: Celery, redis: Redis, broker: Redis, settings: Settings, *, url: str) -> None:
+    `missing` reads which destinations of a job have no outcome; without it none is looked for.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        redis: Redis,
+        broker: Redis,
+        settings: Settings,
+        *,
+        url: str,
+        missing: Missing | None = None,
+    ) -> None:
+        compress = settings.performance_optimization.enable_result_compression
+        self._lost = None if missing is None else LostFinder(redis, missing, compress=compress)
         self._app = app
         self._registry = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-        self._compress = settings.performance_optimization.enable_result_compression
+        self._compress = compress
         self._redis = redis
         self._broker = broker
         self._interval = settings.work.sweep_interval_seconds
@@ -73,7 +88,9 @@ class Sweeper:
             job_id = text_of(member)
             try:
                 with contextlib.suppress(JobNotFoundError):
-                    await standing(self._redis, job_id)
+                    known = await standing(self._redis, job_id)
+                    if self._lost is not None:
+                        await self._lost.look(known)
                 sent += await self._sweep(job_id, waiting)
             except (ResponseError, UnreadableError) as exc:
                 waiting.pop(job_id, None)
