@@ -75,9 +75,16 @@ class JobStatus:
         """Whether every destination has a profile."""
         return self.state == "done" and self.failed == 0
 
+    def fields(self) -> dict[str, Any]:
+        """By name, in a stable order; `unreadable` only where it says something."""
+        fields = asdict(self)
+        if self.unreadable is None:
+            del fields["unreadable"]
+        return fields
+
     def json(self) -> str:
-        """One line of JSON, the keys in a stable order."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """One line of JSON."""
+        return json.dumps(self.fields(), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +344,7 @@ def drop_work(redis: Redis, job_id: str) -> None:
 
 def last_event(known: JobStatus) -> Event:
     """The `job.done` or `job.paused` of a job whose events are not, or no longer, on a stream."""
-    data = {key: value for key, value in asdict(known).items() if key not in {"job_id", "name"}}
+    data = {key: value for key, value in known.fields().items() if key not in {"job_id", "name"}}
     kind: EventType = "job.done" if known.is_final else "job.paused"
     at = known.finished_at if known.is_final else known.paused_at
     return Event(type=kind, job_id=known.job_id, at=at or time.time(), data=data)
