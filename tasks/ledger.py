@@ -134,7 +134,9 @@ PAUSE: Final = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 1 end
 if state == 'done' or state == 'cancelled' then return 0 end
-if ARGV[2] ~= '' and redis.call('HGET', KEYS[2], 'limit') ~= ARGV[2] then return 0 end
+local limit = redis.call('HGET', KEYS[2], 'limit')
+local is_amount = not limit or tonumber(limit) and tonumber(limit) >= 0 and tonumber(limit) < 9007199254740992
+if ARGV[2] ~= '' and is_amount and limit ~= ARGV[2] then return 0 end
 if redis.call('HSETNX', KEYS[1], 'paused', ARGV[1]) == 1 then
   redis.call('HSET', KEYS[1], 'paused_at', ARGV[3])
   if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('XADD', KEYS[3], '*', 'e', ARGV[4]) end
