@@ -321,7 +321,7 @@ class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
 
 
 class JobReopened(msgspec.Struct, frozen=True, tag="reopened"):
-    """These destinations are asked again, as `attempt`: failed ones wait anew, done ones are left alone.
+    """These destinations are asked again, as `attempt`: failed and partial ones wait anew, whole ones are left alone.
 
     Written before the chunks of the retry are published, so that the job runs again until they have ended.
     """

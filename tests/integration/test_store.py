@@ -699,3 +699,95 @@ async def test_a_database_that_takes_nothing_is_an_error_and_no_failure_of_desti
     with pytest.raises(DatabaseError):
         await store.apply([done(town)])
     assert [r.destination async for r in store.missing("j")] == [town]
+
+
+# --- partial profiles that are asked again ------------------------------------------------------------------------
+
+
+def lacking(*stages: str, attempt: int = 1, themes: int = 2, **more: Any) -> Result:
+    """A result for TOWN whose profile lacks something of these stages; a whole one where there are none."""
+    missing = [Missing(stage, field, "BadRequestError: 400") for stage in stages for field in ("a", "b")]
+    status = "partial" if stages else "ok"
+    result = holding(TOWN, missing=missing, status=status, themes=[theme(n) for n in range(themes)], **more)
+    return msgspec.structs.replace(result, attempt=attempt, worker=f"w{attempt}", at=1000.0 + attempt)
+
+
+def attempted(attempt: int) -> Result:
+    return failed(TOWN, attempt=attempt, worker=f"w{attempt}", at=1000.0 + attempt)
+
+
+#: What a partial profile that lacks two stages of 3 themes is asked again for, and the attempt whose profile stays.
+RETRIED: dict[str, tuple[Result, int, str]] = {
+    "a failure": (attempted(2), 1, "partial"),
+    "a whole one": (lacking(attempt=2), 2, "ok"),
+    "a better one": (lacking("x", attempt=2), 2, "partial"),
+    "one as good": (lacking("x", "z", attempt=2, themes=3), 2, "partial"),
+    "one with fewer themes": (lacking("x", "y", attempt=2), 1, "partial"),
+    "a worse one": (lacking("x", "y", "z", attempt=2, themes=9), 1, "partial"),
+    "one that cannot be stored": (lacking(attempt=2, model="\ud800"), 1, "partial"),
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "in one batch"])
+@pytest.mark.parametrize("name", RETRIED)
+async def test_a_partial_profile_stays_until_a_better_one_comes(
+    store: AsyncDatabaseManager, name: str, together: bool
+) -> None:
+    result, attempt, status = RETRIED[name]
+    towns = places(3)
+    first: list[StreamEntry] = [*announced(*towns), done(towns[0]), lacking("x", "y", themes=3), failed(towns[2])]
+    again = JobReopened("j", (towns[0].id, TOWN.id), 2)
+    if together:
+        await store.apply([*first, again, result])
+    else:
+        await store.apply(first)
+        await store.apply([again])
+        job = await job_of(store)
+        assert (job.state, job.done, job.failed, job.partial) == ("running", 1, 1, 0)
+        assert [row.destination async for row in store.missing("j")] == [TOWN]
+        assert [row.attempt async for row in store.profiles("j")] == [0, 1], "it is shown meanwhile"
+        await store.apply([again])
+        await store.apply([result])
+    for entries in ([], [result], [again, result], [lacking("x", "y", themes=3)], [again, attempted(2)]):
+        await store.apply(entries)
+        job = await job_of(store)
+        assert (job.state, job.done, job.failed, job.partial) == ("done", 2, 1, int(status == "partial")), entries
+        (row,) = [row async for row in store.profiles("j") if row.destination_id == TOWN.id]
+        assert (row.attempt, row.status) == (attempt, status), entries
+        assert [f.destination_id async for f in store.failures("j")] == [towns[2].id]
+        states = await rows(store, "SELECT state, partial, attempt FROM destinations ORDER BY name")
+        assert states[1] == ("done", int(status == "partial"), 2)
+        assert await rows(store, "SELECT count(*) FROM themes") == [(2 + len(row.profile().themes),)]
+    runs = await rows(store, "SELECT count(*) FROM attempts WHERE worker LIKE 'w_'")
+    assert runs[0][0] >= 2, "what the second attempt has cost is in the books"
+
+
+async def test_a_partial_profile_that_fails_again_and_again_is_whole_in_the_end(store: AsyncDatabaseManager) -> None:
+    await store.apply([*announced(TOWN), lacking("x")])
+    for attempt in (2, 4, 6):
+        await store.apply([JobReopened("j", (TOWN.id,), attempt)])
+        await store.apply([attempted(attempt)])
+        await store.apply([JobReopened("j", (TOWN.id,), attempt + 1), attempted(attempt + 1)])
+    assert [row.status async for row in store.profiles("j")] == ["partial"]
+    await store.apply([JobReopened("j", (TOWN.id,), 8), lacking(attempt=8)])
+    assert [(row.status, row.attempt) async for row in store.profiles("j")] == [("ok", 8)]
+    job = await job_of(store)
+    assert (job.state, job.done, job.partial, job.usage.llm_calls) == ("done", 1, 0, 8 * SPENT.llm_calls)
+
+
+async def test_partial_profiles_are_found_by_what_they_lack(store: AsyncDatabaseManager) -> None:
+    towns = places(3)
+    lacks = ("x", "y"), (), ("y",)
+    by_town = [
+        msgspec.structs.replace(lacking(*stages), destination_id=town.id)
+        for town, stages in zip(towns, lacks, strict=True)
+    ]
+    await store.apply([*announced(*towns), *by_town])
+
+    async def found(*stages: str) -> list[str]:
+        return [row.destination.name async for row in store.partial("j", stages)]
+
+    assert await found() == ["Town 0", "Town 2"]
+    assert await found("x") == ["Town 0"]
+    assert await found("x", "y") == ["Town 0", "Town 2"]
+    assert await found("z") == []

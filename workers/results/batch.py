@@ -4,6 +4,7 @@ Rules, each idempotent, because every entry may come twice:
 
 * The highest `attempt` gives a destination its state; of equal ones the later entry; but a profile is never
   replaced by a failure of the same attempt.
+* A partial profile that is asked again stays until one comes that is not worse; a failure does not take its place.
 * A destination's usage is the sum over its *runs*. A run is (attempt, worker, time of its end): the same entry
   delivered twice is one run; an attempt that two workers made, because the first one's lease was lost, is two, and
   both were paid for.
@@ -14,6 +15,7 @@ Rules, each idempotent, because every entry may come twice:
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,6 +23,7 @@ from tasks.messages import (
     JobClosed,
     JobReopened,
     JobSealed,
+    Profile,
     Result,
     Spent,
     StreamEntry,
@@ -39,6 +42,20 @@ class UnusableEntryError(ValueError):
     """This entry cannot be stored as it stands."""
 
 
+class Kept(NamedTuple):
+    """How good a profile is: the better one is the greater one."""
+
+    is_whole: bool
+    #: Stages that lack something, counted downwards from 0.
+    lacking: int
+    themes: int
+
+    @classmethod
+    def of(cls, profile: Profile) -> "Kept":
+        """Of a profile that has just come."""
+        return cls(profile.status == "ok", -len({one.stage for one in profile.missing}), len(profile.themes))
+
+
 @dataclass(slots=True)
 class Standing:
     """How a destination stands while a batch is folded in."""
@@ -49,9 +66,11 @@ class Standing:
     partial: bool = False
     attempt: int = -1
     usage: Usage = field(default_factory=Usage)
+    #: The profile in the database, where an attempt after it was asked for or made.
+    kept: "Kept | None" = None
 
     def loses_to(self, result: Result) -> bool:
-        """Whether this result takes the place of what is there."""
+        """Whether this result decides how the destination stands."""
         if result.attempt == self.attempt:
             return not (self.state == "done" and result.profile is None)
         return result.attempt > self.attempt
@@ -149,14 +168,20 @@ class Fold:
         standing = self._standing(key, result)
         changes.destinations[key] = standing
         self._add_usage(result, standing, changes)
-        if standing.loses_to(result):
-            if standing.attempt >= 0:
-                changes.replaced.add(key)
-            partial = result.profile is not None and result.profile.status == "partial"
-            self._move(result.job_id, standing, "done" if result.profile else "failed", partial=partial)
-            standing.attempt = result.attempt
-            changes.shown.pop(key, None)
-            changes.shown[key] = result
+        if not standing.loses_to(result):
+            return
+        is_retried = standing.attempt >= 0
+        standing.attempt = result.attempt
+        if standing.kept is not None and (result.profile is None or Kept.of(result.profile) < standing.kept):
+            self._move(result.job_id, standing, "done", partial=not standing.kept.is_whole)
+            return
+        if is_retried:
+            changes.replaced.add(key)
+        partial = result.profile is not None and result.profile.status == "partial"
+        self._move(result.job_id, standing, "done" if result.profile else "failed", partial=partial)
+        standing.kept = None
+        changes.shown.pop(key, None)
+        changes.shown[key] = result
 
     def _standing(self, key: Key, result: Result | Spent) -> Standing:
         """The destination's row, or the one it gets because only its result was ever seen."""
@@ -189,18 +214,26 @@ class Fold:
         standing.state, standing.partial = state, partial
 
     def _reopen(self, entry: JobReopened, changes: Changes) -> None:
-        """Let failed destinations wait anew. A second delivery finds their attempt raised and changes nothing."""
+        """Let failed and partial destinations wait anew; a partial profile stays until a better one comes.
+
+        A second delivery finds their attempt raised and changes nothing.
+        """
         waits = self.jobs[entry.job_id].state == "cancelled"
         for destination_id in entry.destination_ids:
             key = (entry.job_id, destination_id)
             standing = self.destinations.get(key)
-            if standing is None or standing.state == "done" or standing.attempt >= entry.attempt:
+            is_whole = standing is not None and standing.state == "done" and not standing.partial
+            if standing is None or is_whole or standing.attempt >= entry.attempt:
                 continue
             waits = True
             self._move(entry.job_id, standing, "queued", partial=False)
             standing.attempt = entry.attempt
             changes.destinations[key] = standing
-            changes.shown.pop(key, None)
+            shown = changes.shown.get(key)
+            if shown is not None and shown.profile is not None:
+                standing.kept = Kept.of(shown.profile)
+            else:
+                changes.shown.pop(key, None)
         if waits:
             job = self.jobs[entry.job_id]
             self.jobs[entry.job_id] = replace(job, state="running", finished_at=None)

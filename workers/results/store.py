@@ -290,6 +290,15 @@ class AsyncDatabaseManager:
             query = query.where(failures.c.error_class == error_class)
         return self._pages(query, DestinationRow.of)
 
+    def partial(self, job_id: str, stages: Sequence[str] = ()) -> AsyncIterator[DestinationRow]:
+        """A job's destinations whose profile lacks something, all or those that lack it of one of some stages."""
+        table, profiles, missing = tables.destinations, tables.profiles, tables.missing
+        query = select(table).where(table.c.job_id == job_id, table.c.state == "done", table.c.partial == 1)
+        if stages:
+            numbers = select(missing.c.profile_no).where(missing.c.stage.in_(stages))
+            query = query.join_from(table, profiles).where(profiles.c.profile_no.in_(numbers))
+        return self._pages(query, DestinationRow.of)
+
     async def last_attempt(self, job_id: str) -> int:
         """The highest attempt that any destination of a job has had; 0 before the first."""
         query = select(func.coalesce(func.max(tables.destinations.c.attempt), 0))

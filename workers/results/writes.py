@@ -35,7 +35,7 @@ from tasks.messages import (
 )
 from tasks.storable import clean_line
 from workers.results import tables
-from workers.results.batch import Changes, Fold, Key, Standing
+from workers.results.batch import Changes, Fold, Kept, Key, Standing
 from workers.results.rows import JobRow
 from workers.results.statements import Statement, StatementStatistics, insert
 from workers.results.stream import DeadEntry
@@ -194,6 +194,11 @@ class Writer:
                 known = await self._rows(connection, "select destinations", _STANDING, job_id, ids)
                 standing = {(job_id, r[0]): Standing(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
                 fold.destinations |= standing
+                if again := [r[0] for r in known if r[5] >= 0 and (r[3] == "queued" or r[4])]:
+                    kept = await self._rows(connection, "select kept profiles", _KEPT_PROFILES, job_id, again)
+                    for row in kept:
+                        if row[1] < standing[job_id, row[0]].attempt:
+                            standing[job_id, row[0]].kept = Kept(row[2] == "ok", -row[3], row[4])
                 # Most destinations of a batch are new: they have no runs, and have cost nothing.
                 if tried := [r[0] for r in known if r[6]]:
                     runs = await self._rows(connection, "select attempts", _RUNS, job_id, tried)
@@ -294,6 +299,17 @@ _P: Final = tables.profiles
 _NUMBERS: Final = select(_P.c.destination_id, _P.c.profile_no).where(
     _P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True))
 )
+_M, _T = tables.missing, tables.themes
+#: Profiles of destinations that are asked again: their attempt, and how good they are.
+_KEPT_PROFILES: Final = select(
+    _P.c.destination_id,
+    _P.c.attempt,
+    _P.c.status,
+    select(func.count(_M.c.stage.distinct())).where(_M.c.profile_no == _P.c.profile_no).scalar_subquery(),
+    select(func.count())
+    .where(_T.c.job_id == _P.c.job_id, _T.c.destination_id == _P.c.destination_id)
+    .scalar_subquery(),
+).where(_P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True)))
 _NEXT: Final = select(
     select(func.coalesce(func.max(_P.c.profile_no), 0) + 1).scalar_subquery(),
     select(func.coalesce(func.max(tables.themes.c.theme_no), 0) + 1).scalar_subquery(),
