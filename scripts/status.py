@@ -11,6 +11,7 @@ from rich.table import Table
 
 from config.settings import Settings
 from scripts.main import settings_from
+from scripts.partial import partial_lines
 from scripts.watch import duration, summary
 from tasks import jobs
 from tasks.connection import check_server, connect, locate
@@ -34,6 +35,8 @@ def command(job: str | None, *, as_json: bool) -> None:
             print(status.json())
     elif job:
         print(summary(known[0]))
+        for text in partial_lines(settings, known[0]) if known[0].is_final else ():
+            print(text)
     else:
         Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(known))
 

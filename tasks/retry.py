@@ -1,4 +1,4 @@
-"""Ask again for destinations of a job that have no profile: those that failed, and those that Redis has lost.
+"""Ask again for destinations of a job that have no whole profile: those that failed, that are partial, or were lost.
 
 The database says which these are; here they become chunks again, under the same job. Nothing is asked twice: what is
 still in the ledger is left to the workers that will come for it, and answers that were paid for are in the cache.
@@ -43,6 +43,8 @@ class KnownJob:
     done: int
     failed: int
     cost_usd: float | None
+    #: Of the done ones, those whose profile lacks something.
+    partial: int = 0
 
 
 def check(redis: Redis, job: KnownJob) -> None:
@@ -105,7 +107,7 @@ def retry(
 
     Args:
         job: what the database knows.
-        destinations: those without a profile. What the ledger still has of them is left alone.
+        destinations: those without a whole profile. What the ledger still has of them is left alone.
         attempt: higher than any that these have had.
         settings: where Redis and the broker are.
         redis: a client to use instead of making one.

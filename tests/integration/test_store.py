@@ -785,9 +785,11 @@ async def test_partial_profiles_are_found_by_what_they_lack(store: AsyncDatabase
     await store.apply([*announced(*towns), *by_town])
 
     async def found(*stages: str) -> list[str]:
-        return [row.destination.name async for row in store.partial("j", stages)]
+        return [row.destination.name async for row in store.partial("j", stages=stages)]
 
     assert await found() == ["Town 0", "Town 2"]
     assert await found("x") == ["Town 0"]
     assert await found("x", "y") == ["Town 0", "Town 2"]
     assert await found("z") == []
+    assert [row.destination.name async for row in store.partial("j", "BadRequestError")] == ["Town 0", "Town 2"]
+    assert [row.destination.name async for row in store.partial("j", "BadRequest")] == []

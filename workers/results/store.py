@@ -282,22 +282,31 @@ class AsyncDatabaseManager:
             rows = (await connection.execute(query.order_by(column("place")).limit(count))).mappings().all()
         return [DestinationRow.of(row).destination for row in rows], rows[-1]["place"] if rows else place
 
-    def failed(self, job_id: str, error_class: str | None = None) -> AsyncIterator[DestinationRow]:
-        """A job's destinations that failed, all or those with one class of error, in the order they came."""
+    def failed(
+        self, job_id: str, error_class: str | None = None, stages: Sequence[str] = ()
+    ) -> AsyncIterator[DestinationRow]:
+        """A job's destinations that failed, all or those with one class of error, or at one of some stages."""
         table, failures = tables.destinations, tables.failures
         query = select(table).join_from(table, failures).where(table.c.job_id == job_id, table.c.state == "failed")
         if error_class is not None:
             query = query.where(failures.c.error_class == error_class)
+        if stages:
+            query = query.where(failures.c.stage.in_(stages))
         return self._pages(query, DestinationRow.of)
 
-    def partial(self, job_id: str, stages: Sequence[str] = ()) -> AsyncIterator[DestinationRow]:
-        """A job's destinations whose profile lacks something, all or those that lack it of one of some stages."""
+    def partial(
+        self, job_id: str, error_class: str | None = None, stages: Sequence[str] = ()
+    ) -> AsyncIterator[DestinationRow]:
+        """A job's destinations whose profile lacks something: all, by the class of the reason, or of some stages."""
         table, profiles, missing = tables.destinations, tables.profiles, tables.missing
-        query = select(table).where(table.c.job_id == job_id, table.c.state == "done", table.c.partial == 1)
+        query = select(table).join_from(table, profiles)
+        query = query.where(table.c.job_id == job_id, table.c.state == "done", table.c.partial == 1)
+        lacks = select(missing.c.profile_no).where(missing.c.profile_no == profiles.c.profile_no)
+        if error_class is not None:
+            lacks = lacks.where(missing.c.reason.startswith(f"{error_class}:", autoescape=True))
         if stages:
-            numbers = select(missing.c.profile_no).where(missing.c.stage.in_(stages))
-            query = query.join_from(table, profiles).where(profiles.c.profile_no.in_(numbers))
-        return self._pages(query, DestinationRow.of)
+            lacks = lacks.where(missing.c.stage.in_(stages))
+        return self._pages(query.where(lacks.exists()), DestinationRow.of)
 
     async def last_attempt(self, job_id: str) -> int:
         """The highest attempt that any destination of a job has had; 0 before the first."""
