@@ -20,6 +20,7 @@ from tasks import jobs, keys
 from tasks.connection import connect, connect_async, locate
 from tasks.errors import JobNotFoundError
 from tasks.messages import Event
+from tasks.storable import storable
 
 log = logging.getLogger("themes.events")
 
@@ -39,7 +40,10 @@ def encode(event: Event) -> dict[Any, Any]:
     """One event as the fields of a stream entry; its id is the stream's business."""
     fields = msgspec.structs.asdict(event)
     del fields["id"]
-    return {"e": msgspec.json.encode(fields)}
+    try:
+        return {"e": msgspec.json.encode(fields)}
+    except UnicodeError:  # half a surrogate pair, out of an answer or an error's text
+        return {"e": msgspec.json.encode(storable(fields))}
 
 
 def flat(event: Event) -> dict[str, Any]:

@@ -360,7 +360,11 @@ class Event(msgspec.Struct, frozen=True):
 
 def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress: bool = True) -> bytes:
     """Encode as msgpack behind one codec byte, compressed with zstd when that is asked for and pays."""
-    raw = msgspec.msgpack.encode(value)
+    return packed(msgspec.msgpack.encode(value), compress=compress)
+
+
+def packed(raw: bytes, *, compress: bool = True) -> bytes:
+    """What is encoded already, behind its codec byte."""
     if compress and len(raw) >= COMPRESS_FROM_BYTES:
         return _ZSTD + zstandard.compress(raw, 3)
     return _RAW + raw

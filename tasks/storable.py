@@ -12,7 +12,19 @@ from typing import Any, Final, TypeVar, cast, get_args
 
 import msgspec
 
-from tasks.messages import Destination, Failure, Result, Spent, StreamEntry, Usage, WireError, pack, unpack
+from tasks.messages import (
+    MAX_UNPACKED_BYTES,
+    Destination,
+    Failure,
+    Result,
+    Spent,
+    StreamEntry,
+    Usage,
+    WireError,
+    pack,
+    packed,
+    unpack,
+)
 
 T = TypeVar("T")
 
@@ -157,7 +169,10 @@ def lesser(entry: StreamEntry, why: str, most: int | None = None) -> StreamEntry
 def entry_fields(entry: StreamEntry, *, compress: bool = True) -> dict[Any, Any]:
     """The fields of one entry on the results stream; in its lesser form where it cannot be encoded."""
     try:
-        return {"b": pack(entry, compress=compress)}
+        raw = msgspec.msgpack.encode(entry)
+        if len(raw) > MAX_UNPACKED_BYTES:
+            raise WireError(f"it takes {len(raw):,} bytes, at most {MAX_UNPACKED_BYTES:,} are allowed")
+        return {"b": packed(raw, compress=compress)}
     except (UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as exc:
         return {"b": pack(lesser(entry, flaw(entry) or f"{type(exc).__name__}: {exc}"), compress=compress)}
 

@@ -12,9 +12,10 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
+from tasks.events import decode, encode
 from tasks.jobs import options_of
 from tasks.ledger import Ledger, write_chunks
-from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
+from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
 from tests.stored import holding, theme
 from workers.chunks import ChunkEnd, ChunkRunner
 from workers.destination import Process, Processed
@@ -150,6 +151,30 @@ async def test_a_result_that_cannot_be_sent_ends_its_destination_and_counts_no_d
     assert why in failure.message
     assert found[NAMES[0].id].usage.llm_calls == 1
     assert redis.keys("themes:job:*") == []
+
+
+async def test_a_result_that_is_too_large_to_be_read_ends_its_destination(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The consumer refuses to unpack it: it was ticked off here and arrived nowhere."""
+    monkeypatch.setattr("tasks.storable.MAX_UNPACKED_BYTES", 10_000)
+
+    async def process(destination: Destination, *_: object) -> Processed:
+        large = holding(destination, more={"a": "x" * 20_000}).profile
+        return (large, None, Usage(1), False) if destination.name == "City 0" else (None, FAILED, Usage(1), False)
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        assert await Rig(client, settings_for(), lanes, process).runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    failures = {result.destination_id: result.failure for result in _results(redis) if result.failure}
+    assert len(failures) == 4
+    assert "bytes, at most 10,000 are allowed" in failures[NAMES[0].id].message
+
+
+def test_an_event_with_half_a_surrogate_pair_is_told(redis: Redis) -> None:
+    event = Event("stage.done", JOB, data={"found": ["\ud83d", {"a\udfff": 1}], "name": "\udc9d"})
+    assert decode(b"1-1", {key.encode(): value for key, value in encode(event).items()}).data == {
+        "found": ["\ufffd", {"a\ufffd": 1}], "name": "\ufffd",
+    }  # fmt: skip
 
 
 async def test_an_error_while_a_result_is_made_is_its_destinations_and_the_others_go_on(
