@@ -66,7 +66,8 @@ async def consume(settings: Settings, url: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, consumer.stop)
         sweeping = asyncio.create_task(
-            Sweeper(configure(settings, broker_url), redis, broker, settings, url=url).run(), name="sweeper"
+            Sweeper(configure(settings, broker_url), redis, broker, settings, url=url, missing=store.missing).run(),
+            name="sweeper",
         )
 
         def knows(job_id: str) -> bool:

@@ -11,7 +11,7 @@ from redis import RedisError
 from config.settings import Settings
 from scripts.bad_rows import BadRows
 from scripts.main import settings_from
-from scripts.watch import watch_to_end
+from scripts.watch import fail_on_partial, watch_to_end
 from tasks.budget import check
 from tasks.connection import check_server, connect, locate
 from tasks.destinations import Reader
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the forecast as one JSON object.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it.")
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
+@fail_on_partial
 def command(
     file: str,
     name: str | None,
@@ -47,6 +48,7 @@ def command(
     as_json: bool,
     strict: bool,
     wait: bool,
+    is_partial_failure: bool,
 ) -> int:
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
     settings = settings_from()
@@ -96,7 +98,7 @@ def command(
         f" ({report.rows} rows, {report.duplicates} duplicates, {report.rejected} rejected{left_out})",
         file=sys.stderr,
     )
-    return watch_to_end(redis, job.job_id, settings) if wait else 0
+    return watch_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure) if wait else 0
 
 
 def _missing(reader: Reader, settings: Settings) -> "OnlyMissing":

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from config.settings import Settings
 from scripts.main import settings_from
+from scripts.partial import partial_lines
 from scripts.watch import STALLED, summary
 from tasks import jobs
 from tasks.connection import check_server, connect, locate
@@ -37,6 +38,8 @@ def command(job: str | None, *, as_json: bool) -> None:
     elif job:
         stopped = f"stopped: `themes run --resume {job}` goes on with it"
         print(summary(known[0], stalled=STALLED if settings.redis.enabled else stopped))
+        for text in partial_lines(settings, known[0]) if known[0].is_final else ():
+            print(text)
     else:
         console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         console.print(_table(known))
@@ -77,6 +80,8 @@ def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
 
 
 def _state(status: jobs.JobStatus) -> str:
+    if status.unreadable:
+        return f"unreadable: {status.unreadable}"
     return f"{status.state} ({status.paused})" if status.paused else "waiting" if status.wait else status.state
 
 

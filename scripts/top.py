@@ -201,6 +201,8 @@ def _jobs(system: System) -> RenderableType:
 
 
 def _state(job: JobLine) -> str:
+    if job.unreadable:
+        return f"unreadable: {job.unreadable}"
     return "waiting" if job.waiting_for else f"paused ({job.paused})" if job.paused else job.state
 
 

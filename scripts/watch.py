@@ -21,6 +21,7 @@ from rich.text import Text
 
 from config.settings import Settings
 from scripts.main import settings_from
+from scripts.partial import partial_lines
 from tasks import jobs
 from tasks.connection import check_server, connect, locate
 from tasks.errors import JobNotFoundError
@@ -40,11 +41,17 @@ QUIET_SECONDS: Final = 25.0
 STALLED: Final = "stalled: is a worker running?"
 
 
+fail_on_partial = click.option(
+    "--fail-on-partial", "is_partial_failure", is_flag=True, help="Exit 1 also when any profile is partial."
+)
+
+
 @click.command()
 @click.argument("job", metavar="JOB", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print every event as one line of JSON.")
 @click.option("--from", "after", metavar="ID", default="0-0", help="Only events after this id.")
-def command(job: str | None, after: str, *, as_json: bool) -> int:
+@fail_on_partial
+def command(job: str | None, after: str, *, as_json: bool, is_partial_failure: bool) -> int:
     """Watch JOB (by default the newest) until it ends or stops at its budget; exit 1 when any destination failed."""
     settings = settings_from()
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
@@ -53,16 +60,16 @@ def command(job: str | None, after: str, *, as_json: bool) -> int:
     if job_id is None:
         raise JobNotFoundError("there is no job yet: `themes enqueue FILE` makes one")
     if as_json:
-        return _print_events(redis, job_id, settings, after)
-    return watch_to_end(redis, job_id, settings, after=after)
+        _print_events(redis, job_id, settings, after)
+        return exit_code(jobs.status(redis, job_id), is_partial_failure=is_partial_failure)
+    return watch_to_end(redis, job_id, settings, after=after, is_partial_failure=is_partial_failure)
 
 
-def _print_events(redis: Redis, job_id: str, settings: Settings, after: str) -> int:
+def _print_events(redis: Redis, job_id: str, settings: Settings, after: str) -> None:
     for event in reliable_events(redis, job_id, settings, after):
         if event is not None:
             sys.stdout.write(msgspec.json.encode(flat(event)).decode() + "\n")
             sys.stdout.flush()
-    return _exit_code(redis, job_id)
 
 
 def reliable_events(
@@ -85,7 +92,9 @@ def reliable_events(
             time.sleep(RECONNECT_SECONDS)
 
 
-def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = "0-0") -> int:
+def watch_to_end(
+    redis: Redis, job_id: str, settings: Settings, *, after: str = "0-0", is_partial_failure: bool = False
+) -> int:
     """Show a job on standard error until it ends or stays paused; returns the exit code."""
     console = Console(stderr=True)
     view = View()
@@ -109,11 +118,15 @@ def watch_to_end(redis: Redis, job_id: str, settings: Settings, *, after: str = 
         (reason, count), *others = view.reasons.most_common()
         more = f" (and {len(others)} other reasons)" if others else ""
         print(f"themes: {count} failed: {reason}{more}: see `themes failures {job_id}`", file=sys.stderr)
-    return _exit_code(redis, job_id)
+    last = jobs.status(redis, job_id)
+    for text in partial_lines(settings, last) if last.is_final else ():
+        print(f"themes: {text}", file=sys.stderr)
+    return exit_code(last, is_partial_failure=is_partial_failure)
 
 
-def _exit_code(redis: Redis, job_id: str) -> int:
-    return 0 if jobs.status(redis, job_id).succeeded else 1
+def exit_code(status: jobs.JobStatus, *, is_partial_failure: bool) -> int:
+    """0 where every destination has a profile, else 1; also 1 for a partial profile where that `is_partial_failure`."""
+    return 0 if status.succeeded and not (is_partial_failure and status.partial) else 1
 
 
 class Lines:

@@ -205,7 +205,7 @@ def _path_of(url: str) -> str | None:
 
 def text_of(value: object) -> str:
     """A key or member that redis-py's types call bytes or str: ours come as bytes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def place_of(client: Redis) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "RetryableError",
     "ThemesError",
     "TruncatedAnswerError",
+    "UnreadableError",
     "WorkerLostError",
 ]
 
@@ -139,6 +140,10 @@ class AccountRefusedError(JobPausedError):
 
     def __init__(self, message: str, *, job_id: str) -> None:
         super().__init__(message, job_id=job_id, reason="account")
+
+
+class UnreadableError(ThemesError):
+    """What Redis holds under a key is not what this project writes there."""
 
 
 class JobNotFoundError(ThemesError):

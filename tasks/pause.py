@@ -107,5 +107,5 @@ def _check(known: jobs.JobStatus, budget_usd: float | None, settings: Settings) 
 
 def _options(redis: Redis, job_id: str, budget_usd: float | None) -> JobOptions:
     raw: Any = redis.hget(keys.job(job_id), "options")
-    options = msgspec.json.decode(raw, type=JobOptions) if raw else JobOptions()
+    options = jobs.options_of(raw)
     return options if budget_usd is None else msgspec.structs.replace(options, budget_usd=budget_usd)

@@ -15,7 +15,14 @@ def is_fit(text: str) -> bool:
 
 def cleaned(text: str) -> str:
     """A text without control characters, which are left out; a lone surrogate becomes U+FFFD."""
-    return _UNFIT.sub("", _SURROGATES.sub("\ufffd", text)) if _UNFIT.search(text) else text
+    if text.isprintable() or is_fit(text):
+        return text
+    return _UNFIT.sub("", _SURROGATES.sub("\ufffd", text))
+
+
+def clean_line(text: str) -> str:
+    """A clean text as one line: a name."""
+    return text if text.isprintable() else " ".join(cleaned(text).split())
 
 
 def cleaned_value(value: Any) -> Any:

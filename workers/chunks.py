@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from redis import RedisError
+from redis import RedisError, ResponseError
 
 from config.settings import Settings
 from tasks import tracing
-from tasks.errors import JobPausedError, JobStoppedError
+from tasks.errors import JobPausedError, JobStoppedError, UnreadableError
 from tasks.ledger import Ledger, Taken, Taking
 from tasks.messages import Chunk, Destination, JobOptions
 from tasks.producer import label
@@ -132,6 +132,8 @@ class ChunkRunner:
         #: that have to wait for its end.
         self._suspect: tuple[str, str] | None = None
         self._postponed: deque[tuple[str, str, str, int]] = deque(maxlen=POSTPONED)
+        #: Jobs whose entry cannot be read, of which that was said.
+        self._unreadable: set[str] = set()
         #: The stop sign of every job that has chunks here.
         self._halts: dict[str, Halt] = {}
 
@@ -218,7 +220,12 @@ class ChunkRunner:
         for job_id, chunk_id in self._held:
             jobs.setdefault(job_id, []).append(chunk_id)
         for job_id, chunk_ids in jobs.items():
-            for lost in await self._ledger.renew(job_id, chunk_ids):
+            try:
+                losses = await self._ledger.renew(job_id, chunk_ids)
+            except ResponseError as exc:
+                log.warning("action=heartbeat_missed job_id=%s Redis refuses: %s", job_id, exc)
+                continue
+            for lost in losses:
                 if held := self._held.get((job_id, lost)):
                     held.is_ours = False
                     log.info("action=lease_lost job_id=%s chunk_id=%s", job_id, lost)
@@ -239,9 +246,35 @@ class ChunkRunner:
             self._running.discard(task)
 
     async def _run(self, job_id: str, chunk_id: str) -> ChunkEnd:
-        taken = await self._take(job_id, chunk_id)
+        try:
+            taken = await self._take(job_id, chunk_id)
+        except UnreadableError as exc:
+            self._say_unreadable(job_id, exc)
+            return ChunkEnd.GONE
         if not isinstance(taken, Taken):
             return taken
+        try:
+            return await self._handle(taken)
+        except UnreadableError as exc:
+            self._say_unreadable(job_id, exc)
+            await self._patience.wait_for(lambda: self._ledger.give_back(job_id, chunk_id))
+            return ChunkEnd.GIVEN_BACK
+        except (RedisError, OSError):
+            raise  # this worker is stopping, and Redis is away: the lease runs out
+        except Exception as exc:  # a fault of ours: no worker has died, and a second try would meet it again
+            log.exception("action=chunk_crashed job_id=%s chunk_id=%s", job_id, chunk_id)
+            await self._destinations.fail_rest(taken, exc)
+            return ChunkEnd.DONE
+
+    def _say_unreadable(self, job_id: str, error: UnreadableError) -> None:
+        """Say once that nothing of a job can be done here; the other jobs go on."""
+        if job_id not in self._unreadable:
+            self._unreadable.add(job_id)
+            log.error("action=job_unreadable job_id=%s nothing of it is done: %s", job_id, error)
+
+    async def _handle(self, taken: Taken) -> ChunkEnd:
+        """Split a chunk that has lost its worker, give up or postpone a suspect, work on any other."""
+        job_id, chunk_id = taken.chunk.job_id, taken.chunk.chunk_id
         options = await self._patience.wait_for(lambda: self._options(job_id))
         if taken.deliveries > 1 and len(taken.chunk.destinations) > 1:
             return await self._split(taken, options)

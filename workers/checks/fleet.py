@@ -96,7 +96,11 @@ def queue(settings: Settings) -> Iterator[Check]:
 def leftover_jobs(settings: Settings) -> Iterator[Check]:
     """Jobs that are not finished and go no further."""
     with reached(settings) as client:
-        stalled = [status for status in jobs.list_jobs(client, limit=MOST_JOBS) if status.state == "stalled"]
+        found = list(jobs.list_jobs(client, limit=MOST_JOBS))
+    for one in [status for status in found if status.unreadable][:SHOWN_JOBS]:
+        fix = f"put {keys.job(one.job_id)} in Redis right, or delete it: the results are in the database"
+        yield Check("jobs", ok=False, found=f"{one.job_id} cannot be read: {one.unreadable}", fix=fix)
+    stalled = [status for status in found if status.state == "stalled"]
     if not stalled:
         yield Check("jobs", ok=True, found="none is left over")
         return

@@ -1,7 +1,6 @@
 """The system as it is now, out of Redis: jobs, workers, queue, consumers, and the rates between two looks."""
 
 import json
-import logging
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -13,8 +12,6 @@ from redis import Redis
 from tasks import fleet, jobs, keys
 from tasks.waits import Wait
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
-
-log = logging.getLogger("themes.top")
 
 #: Jobs shown: those that run, and the newest of the others.
 JOBS: Final = 12
@@ -41,6 +38,8 @@ class JobLine:
     cache_hits: int
     paused: str | None
     waiting_for: str | None
+    #: Why its entry in Redis cannot be read.
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +215,7 @@ def _job(status: jobs.JobStatus) -> JobLine:
     return JobLine(
         status.job_id, status.name, status.state, status.is_final, status.total, status.done + status.failed,
         status.failed, status.rate_per_second, status.eta_seconds, status.llm_calls, status.cache_hits, status.paused,
-        status.waiting_for,
+        status.waiting_for, status.unreadable,
     )  # fmt: skip
 
 
@@ -224,11 +223,11 @@ def _worker(name: str, report: Mapping[str, str]) -> WorkerLine:
     usage = _process(report)
 
     def number(key: str) -> int:
-        return int(float(report.get(key) or 0))
+        return int(report.get(key) or 0)
 
     age = time.time() - float(report.get("at") or 0)
     wait = Wait.decode(report.get("waiting_for"))
-    says = wait.words() if wait else ""
+    says = wait.words() if wait else str(report.get(fleet.UNREADABLE, ""))
     if not says and age > keys.WORKER_SECONDS / 2:
         says = f"silent for {age:.0f} s"
     if not says and not number("lanes"):
@@ -242,11 +241,7 @@ def _worker(name: str, report: Mapping[str, str]) -> WorkerLine:
 
 def _process(report: Mapping[str, str]) -> dict[str, float]:
     """What a worker's process uses; empty with profiling off."""
-    try:
-        found: dict[str, float] = json.loads(report.get("profile") or "{}").get("process", {})
-    except ValueError as bad:
-        log.warning("action=report_unreadable a worker's profile is left out: %s", bad)
-        return {}
+    found: dict[str, float] = json.loads(report.get("profile") or "{}").get("process") or {}
     return found
 
 

@@ -71,6 +71,8 @@ def notices(system: System) -> list[dict[str, str]]:
         say("No results consumer is running: nothing becomes durable until one does (themes consumer).", "bad")
     if system.lost:
         say(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
+    for text in system.unreadable:
+        say(f"Cannot be read: {text}", "bad")
     for wait in {worker.wait.reason: worker.wait for worker in system.workers if worker.wait}.values():
         say(f"Waiting: {wait.words()}", "bad")
     return found

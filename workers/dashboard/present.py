@@ -40,7 +40,9 @@ def duration(seconds: float | None) -> str:
 def job_words(status: JobStatus) -> dict[str, Any]:
     """A job's figures as words, and what a person can do about its state."""
     words = ""
-    if status.paused:
+    if status.unreadable:
+        words = f"Its entry in Redis cannot be read: {status.unreadable}"
+    elif status.paused:
         words = paused_words(status)
     elif status.waiting_for:
         words = f"Waiting: {status.waiting_for}"
