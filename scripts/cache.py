@@ -12,8 +12,10 @@ from redis import Redis
 
 from scripts.main import settings_from
 from tasks import keys
-from tasks.connection import check_server, connect, locate, text_of
+from tasks.connection import check_server, connect, locate
 from tasks.jobs import status
+from tasks.readings import number as decimal
+from tasks.readings import replies_of, texts, whole
 
 #: Keys looked at in one round trip.
 PAGE: Final = 1_000
@@ -102,12 +104,12 @@ def _overall(redis: Redis) -> dict[str, Any]:
 def _of_job(redis: Redis, job_id: str) -> dict[str, Any]:
     """The counts of one job: those of its destinations that are in the database."""
     known = status(redis, job_id)
-    raw = {text_of(name): text_of(value) for name, value in redis.hgetall(keys.job(job_id)).items()}
+    (reply,) = replies_of(redis, [keys.job(job_id)])
+    raw = texts(reply)
 
     def number(name: str) -> int:
-        return int(raw.get(name) or 0)
+        return whole(raw, name)
 
-    saved = raw.get("saved_usd", "0")
     return {
         "job_id": job_id,
         "memory_hits": number("memory_hits"),
@@ -120,7 +122,7 @@ def _of_job(redis: Redis, job_id: str) -> dict[str, Any]:
         "bytes_stored": number("bytes_stored"),
         "saved_prompt_tokens": number("saved_prompt_tokens"),
         "saved_completion_tokens": number("saved_completion_tokens"),
-        "saved_usd": float(saved) if saved else None,
+        "saved_usd": decimal(raw, "saved_usd") if "saved_usd" in raw else 0.0,
     }
 
 

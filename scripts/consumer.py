@@ -12,7 +12,7 @@ from config.settings import Settings
 from scripts.main import settings_from
 from tasks import tracing
 from tasks.app import configure
-from tasks.connection import check_server, connect, connect_async, locate
+from tasks.connection import check_rights, check_server, connect, connect_async, locate
 from workers.limits import consumer_descriptors, ensure_descriptors
 
 log = logging.getLogger("themes.consumer")
@@ -23,7 +23,9 @@ def command() -> None:
     """Write results to the database until stopped."""
     settings = settings_from()
     url = locate(settings)
-    check_server(connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
+    with connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as redis:
+        check_server(redis)
+        check_rights(redis)
     ensure_descriptors("consumer", consumer_descriptors(settings))
     tracing.start(settings, "consumer")
     try:
@@ -64,7 +66,8 @@ async def consume(settings: Settings, url: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, consumer.stop)
         sweeping = asyncio.create_task(
-            Sweeper(configure(settings, broker_url), redis, broker, settings, url=url).run(), name="sweeper"
+            Sweeper(configure(settings, broker_url), redis, broker, settings, url=url, missing=store.missing).run(),
+            name="sweeper",
         )
 
         def knows(job_id: str) -> bool:

@@ -3,7 +3,7 @@
 import click
 
 from scripts.main import settings_from
-from tasks.connection import check_server, connect, locate
+from tasks.connection import check_rights, check_server, connect, locate
 
 
 @click.command()
@@ -15,7 +15,9 @@ def command(host: str | None, port: int | None) -> None:
     url = locate(settings)
     broker_url = settings.celery.broker_url or url
     for each in {url, broker_url}:
-        check_server(connect(each, socket_timeout_seconds=settings.redis.socket_timeout_seconds))
+        with connect(each, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as redis:
+            check_server(redis)
+            check_rights(redis)
     # Late: Flower and Tornado are of no use to the other verbs.
     from tasks.app import configure
     from workers.dashboard.flower import run

@@ -19,11 +19,12 @@ from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible
 from scripts.results import reading, table_of
 from scripts.up import WATCH_SECONDS, Stack, database_place, stack
-from scripts.watch import duration, watch_to_end
+from scripts.watch import watch_to_end
 from tasks import jobs
 from tasks.connection import connect
 from tasks.destinations import Reader
 from tasks.producer import enqueue
+from tasks.waits import duration
 from workers.observe.metrics import Histogram
 from workers.observe.parts import read_job_picture
 from workers.observe.picture import JobPicture

@@ -15,7 +15,7 @@ from tasks.errors import ThemesError
 from workers.checks.check import Check, Subject, examine
 
 #: Checks that ask Redis, or are of no interest without.
-NEED_REDIS: Final = frozenset({"redis", "workers", "consumer", "queue", "jobs", "dashboard"})
+NEED_REDIS: Final = frozenset({"redis", "llm limits", "workers", "consumer", "queue", "jobs", "dashboard"})
 
 
 @click.command()
@@ -56,6 +56,7 @@ def _subjects() -> list[Subject]:
         Subject("memory", machine.memory),
         Subject("redis", broker.look),
         Subject("llm", llm.look),
+        Subject("llm limits", llm.limits),
         Subject("database", database.look),
         Subject("workers", fleet.workers),
         Subject("consumer", fleet.consumer),

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from config.settings import Settings
 from scripts import reading
-from scripts.watch import duration
 from tasks.budget import dollars
 from tasks.connection import check_server, connect, locate
 from tasks.destinations import ReadReport
 from tasks.errors import RedisUnavailableError
 from tasks.identity import RULE
 from tasks.messages import Destination
+from tasks.waits import duration
 from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample
 
 

@@ -11,7 +11,7 @@ from redis import RedisError
 from config.settings import Settings
 from scripts.main import settings_from
 from scripts.reading import BadRows, count, reading_options, show, show_start, summary
-from scripts.watch import watch_to_end
+from scripts.watch import fail_on_partial, watch_to_end
 from tasks.budget import check
 from tasks.connection import check_server, connect, locate
 from tasks.destinations import Reader
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Enqueue nothing; forecast calls, tokens, cost and time.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the forecast as one JSON object.")
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
+@fail_on_partial
 def command(
     *,
     file: str,
@@ -49,6 +50,7 @@ def command(
     as_json: bool,
     strict: bool,
     wait: bool,
+    is_partial_failure: bool,
 ) -> int:
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
     settings = settings_from()
@@ -100,7 +102,7 @@ def command(
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     show(report)
     print(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})", file=sys.stderr)
-    return watch_to_end(redis, job.job_id, settings) if wait else 0
+    return watch_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure) if wait else 0
 
 
 def _missing(reader: Reader, settings: Settings, columns: tuple[str, ...]) -> "OnlyMissing":

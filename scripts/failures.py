@@ -1,40 +1,73 @@
-"""`themes failures`: which destinations of a job have no profile, and why."""
+"""`themes failures`: why destinations of a job have no profile, or a partial one."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
-from config.settings import Settings
 from scripts.main import settings_from
 from scripts.results import reading
-from workers.results.rows import FailureRow
+from tasks.texts import clean_line
+from workers.results.reasons import Reason, failure_reasons, partial_reasons, split
+from workers.results.store import AsyncDatabaseManager
 
 
 @click.command()
 @click.argument("job", metavar="JOB")
-@click.option("--json", "as_json", is_flag=True, help="One failure a line, as JSON.")
-def command(job: str, *, as_json: bool) -> int:
-    """List the destinations of JOB that failed; exit 1 when there are any."""
-    failures = asyncio.run(_read(settings_from(), job))
-    if as_json:
-        for failure in failures:
-            print(msgspec.json.encode(failure).decode())
-    elif failures:
-        Console().print(_table(failures))
-    return 1 if failures else 0
+@click.option("--partial", is_flag=True, help="Also what partial profiles lack.")
+@click.option("--all", "is_each", is_flag=True, help="Each destination, instead of each kind of reason.")
+@click.option("--json", "as_json", is_flag=True, help="Each destination as one line of JSON.")
+def command(job: str, *, partial: bool, is_each: bool, as_json: bool) -> int:
+    """Show why destinations of JOB failed, the most frequent first; exit 1 when any did (with --partial: or lacks).
+
+    Messages that differ in numbers alone are one.
+    """
+    return asyncio.run(_show(job, partial=partial, is_each=is_each or as_json, as_json=as_json))
 
 
-async def _read(settings: Settings, job_id: str) -> list[FailureRow]:
-    async with reading(settings, job_id) as store:
-        return [failure async for failure in store.failures(job_id)]
+async def _show(job_id: str, *, partial: bool, is_each: bool, as_json: bool) -> int:
+    """Print it, line by line: a job may have a million."""
+    count = 0
+    async with reading(settings_from(), job_id) as store:
+        if is_each:
+            async for fields in _each(store, job_id, partial=partial):
+                print(msgspec.json.encode(fields).decode() if as_json else _line(fields))
+                count += 1
+            return 1 if count else 0
+        for reason in await failure_reasons(store, job_id):
+            print(_kind(reason, "failed"))
+            count += 1
+        for reason in await partial_reasons(store, job_id, by_stage=True) if partial else ():
+            print(_kind(reason, "partial"))
+            count += 1
+    return 1 if count else 0
 
 
-def _table(failures: list[FailureRow]) -> Table:
-    table = Table("destination", "stage", "error", "tries", "message", box=None)
-    for failure in failures:
-        name = ", ".join(filter(None, (failure.name, failure.country)))
-        table.add_row(name, failure.stage, failure.error_class, str(failure.attempts), failure.message)
-    return table
+def _kind(reason: Reason, outcome: str) -> str:
+    said = f"{reason.error_class}: {reason.message}" if reason.error_class else reason.message
+    example = f"for instance {reason.example}" if reason.destinations > 1 else reason.example
+    return clean_line(f"{reason.destinations}  {outcome}  {', '.join(reason.stages)}  {said}  ({example})")
+
+
+def _line(fields: dict[str, Any]) -> str:
+    name = ", ".join(filter(None, (fields["name"], fields["country"])))
+    return clean_line(f"{name}  {fields['stage']}  {fields['error_class']}: {fields['message']}")
+
+
+async def _each(store: AsyncDatabaseManager, job_id: str, *, partial: bool) -> AsyncIterator[dict[str, Any]]:
+    """Each failure, then what each partial profile lacks, one for each stage and reason."""
+    async for failure in store.failures(job_id):
+        yield msgspec.to_builtins(failure)
+    if not partial:
+        return
+    async for row in store.profiles(job_id):
+        if row.status != "partial":
+            continue
+        for stage, reason in dict.fromkeys((one.stage, one.reason) for one in row.profile().missing):
+            error_class, message = split(reason)
+            yield {
+                "job_id": job_id, "destination_id": row.destination_id, "name": row.name, "country": row.country,
+                "stage": stage, "error_class": error_class, "message": message, "is_partial": True,
+            }  # fmt: skip

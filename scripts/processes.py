@@ -42,8 +42,8 @@ def die_with_parent(parent: int) -> None:
 
 
 def themes(*arguments: str) -> list[str]:
-    """The command line of another `themes` of this installation."""
-    return [sys.executable, "-m", "scripts.main", *arguments]
+    """The command line of another `themes` of this installation; -P: nothing is imported from the current directory."""
+    return [sys.executable, "-P", "-m", "scripts.main", *arguments]
 
 
 def spawn(

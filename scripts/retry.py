@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from dataclasses import dataclass
 
 import click
 
@@ -9,7 +10,7 @@ from config.settings import Settings
 from scripts.main import settings_from
 from scripts.results import reading
 from scripts.stored_status import stored_status
-from scripts.watch import watch_to_end
+from scripts.watch import fail_on_partial, watch_to_end
 from tasks.connection import check_server, connect, locate
 from tasks.jobs import JobStatus
 from tasks.messages import Destination
@@ -20,36 +21,72 @@ from workers.results.store import AsyncDatabaseManager
 @click.command()
 @click.argument("job", metavar="JOB")
 @click.option("--only", metavar="CLASS", help="Only failures of this class of error, for instance EndpointDownError.")
+@click.option("--partial", is_flag=True, help="Also what has a partial profile; only the missing stages cost.")
+@click.option(
+    "--stage", "stages", metavar="NAME", multiple=True,
+    help="Only what failed at, or lacks, this stage (analyse.price); implies --partial. May be given again.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
-def command(job: str, only: str | None, *, wait: bool) -> int:
+@fail_on_partial
+def command(
+    job: str, only: str | None, stages: tuple[str, ...], *, partial: bool, wait: bool, is_partial_failure: bool
+) -> int:
     """Ask again for the destinations of JOB that failed, and for those that a lost Redis took along.
 
     Answers that were paid for come from the cache. Without --only, what a cancelled job had left is asked for too.
+    A partial profile stays until one comes that is not worse.
     """
     settings = settings_from()
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
-    known, failed, missing, last = asyncio.run(_read(settings, job, only))
+    wanted = Wanted(error_class=only, stages=stages, partial=partial or bool(stages))
+    known, chosen, missing, last = asyncio.run(_read(settings, job, wanted))
     check(redis, known)
-    if only or not is_lost(redis, known):
+    if only or stages or not is_lost(redis, known):
         missing = []
-    count = retry(known, [*failed, *missing], attempt=last + 1, settings=settings, redis=redis)
+    count = retry(known, [*chosen, *missing], attempt=last + 1, settings=settings, redis=redis)
     if not count:
-        which = f" with {only}" if only else ""
-        print(f"nothing to retry: {known.done} of {known.listed} done, {known.failed} failed{which}", file=sys.stderr)
+        print(f"nothing to retry: {wanted.nothing(known)}", file=sys.stderr)
         return 0
     print(f"asking again for {count} destinations of job {job}", file=sys.stderr)
-    return watch_to_end(redis, job, settings) if wait else 0
+    return watch_to_end(redis, job, settings, is_partial_failure=is_partial_failure) if wait else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which destinations of a job are asked again: those that failed, and partial ones where `partial` says so."""
+
+    error_class: str | None = None
+    stages: tuple[str, ...] = ()
+    partial: bool = False
+
+    async def of(self, store: AsyncDatabaseManager, job_id: str) -> list[Destination]:
+        """These destinations."""
+        chosen = [row.destination async for row in store.failed(job_id, self.error_class, self.stages)]
+        if self.partial:
+            chosen += [row.destination async for row in store.partial(job_id, self.error_class, self.stages)]
+        return chosen
+
+    def nothing(self, known: KnownJob) -> str:
+        """Why there is nothing to ask again."""
+        said = f"{known.done} of {known.listed} done, {known.failed} failed"
+        if self.error_class:
+            said += f" with {self.error_class}"
+        if self.stages:
+            said += f" at {', '.join(self.stages)}"
+        if known.partial and not self.partial:
+            said += f"; {known.partial} are partial: `themes retry {known.job_id} --partial` asks for what they lack"
+        return said
 
 
 async def _read(
-    settings: Settings, job_id: str, only: str | None
+    settings: Settings, job_id: str, wanted: Wanted
 ) -> tuple[KnownJob, list[Destination], list[Destination], int]:
-    """The job, what failed of it, what has no outcome, and the highest attempt so far."""
+    """The job, what is to be asked again, what has no outcome, and the highest attempt so far."""
     async with reading(settings, job_id) as store:
         return (
             await known_job(store, job_id),
-            [row.destination async for row in store.failed(job_id, only)],
+            await wanted.of(store, job_id),
             [row.destination async for row in store.missing(job_id)],
             await store.last_attempt(job_id),
         )
@@ -68,6 +105,7 @@ async def known_job(store: AsyncDatabaseManager, job_id: str) -> KnownJob:
         listed=row.total or 0,
         done=row.done,
         failed=row.failed,
+        partial=row.partial,
         cost_usd=row.usage.cost_usd,
     )
 

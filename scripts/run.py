@@ -19,15 +19,17 @@ from config.settings import Settings
 from scripts.main import INTERRUPTED, settings_from
 from scripts.only_missing import OnlyMissing
 from scripts.pages import Pages
+from scripts.partial import lines_of
 from scripts.reading import BadRows, reading_options, show, show_start
 from scripts.reading import summary as summary_of_reading
-from scripts.run_progress import Progress
+from scripts.retry import Wanted
+from scripts.run_progress import RESUME, STOPPED, Progress
 from scripts.stored_status import stored_status
-from scripts.watch import summary
+from scripts.watch import exit_code, fail_on_partial, summary
 from tasks.budget import check
 from tasks.destinations import Reader
 from tasks.errors import ConfigError, InputError, JobNotFoundError, ThemesError
-from tasks.jobs import JobStatus, new_job_id
+from tasks.jobs import JobStatus, job_name, new_job_id
 from tasks.messages import Destination, JobOptions
 from workers.in_process import InProcessJob
 from workers.llm.state_file import StateFile
@@ -56,6 +58,9 @@ class Wish:
     mapped: tuple[str, ...] = ()
     id_column: str | None = None
     columns: tuple[str, ...] = ()
+    #: With `resume`: what else is asked again, and whether a partial profile at the end is a failure.
+    again: Wanted = Wanted()
+    is_partial_failure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,9 @@ class Ran:
 @click.command()
 @click.argument("file", metavar="FILE|-", required=False)
 @click.option("--resume", metavar="JOB", help="Go on with JOB: ask for what has no profile, and for nothing else.")
+@click.option("--partial", is_flag=True, help="With --resume: also what has a partial profile.")
+@click.option("--stage", "stages", metavar="NAME", multiple=True, help="With --resume: only what lacks this stage.")
+@fail_on_partial
 @click.option("--name", metavar="NAME", help="The job's name in lists; by default the file's.")
 @reading_options
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
@@ -83,12 +91,15 @@ def command(
     *,
     file: str | None,
     resume: str | None,
+    stages: tuple[str, ...],
     name: str | None,
     limit: int | None,
     mapped: tuple[str, ...],
     id_column: str | None,
     columns: tuple[str, ...],
     budget: float | None,
+    partial: bool,
+    is_partial_failure: bool,
     only_missing: bool,
     no_cache: bool,
     strict: bool,
@@ -106,12 +117,14 @@ def command(
         raise click.UsageError(
             "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing and --column"
         )
+    if (partial or stages) and not resume:
+        raise click.UsageError("--partial and --stage go with --resume JOB")
     if budget is not None:
         check(budget, settings)
     wish = Wish(
         file=file, resume=resume, name=name, limit=limit, budget_usd=budget, use_cache=not no_cache,
-        only_missing=only_missing, strict=strict, mapped=mapped, id_column=id_column,
-        columns=columns,
+        only_missing=only_missing, strict=strict, mapped=mapped, id_column=id_column, columns=columns,
+        is_partial_failure=is_partial_failure, again=Wanted(stages=stages, partial=partial or bool(stages)),
     )  # fmt: skip
     ran = run(settings, wish, on_job=None if as_json else _print_id)
     if as_json and ran.job:
@@ -232,7 +245,7 @@ class _Run:
             if pages is None:
                 print(f"nothing to do: all {missing.skipped if missing else 0} have a current profile", file=sys.stderr)
                 return Ran(0, None)
-            name = wish.name or ("standard input" if wish.file == "-" else Path(wish.file).name)
+            name = job_name(wish.name or ("standard input" if wish.file == "-" else Path(wish.file).name))
             progress = Progress(self._settings)
             job = self._made(store, file, progress, job_id=new_job_id(), options=options, attempt=1)
             try:
@@ -264,11 +277,12 @@ class _Run:
                 f"job {job_id} was cut off while its input was still being read: name the file again: "
                 f"`themes run FILE --resume {job_id}`"
             )
-        failed = [one.destination.id async for one in store.failed(job_id)]
+        failed = [destination.id for destination in await self._wish.again.of(store, job_id)]
         waiting, _ = await store.missing_after(job_id, -1, 1)
         if not failed and not waiting and self._wish.file is None:
             status = stored_status(row)
             print(f"nothing is missing: {summary(status)}", file=sys.stderr)
+            await _say_partial(store, status)
             return Ran(0, status)
         progress = Progress(self._settings)
         job = self._made(
@@ -336,8 +350,10 @@ class _Run:
         row = await store.job(job.job_id)
         assert row is not None  # noqa: S101  # it was written first
         status = progress.status_of(row, job)
-        print(summary(status), file=sys.stderr)
+        print(summary(status, resume=RESUME, stalled=STOPPED), file=sys.stderr)
         progress.say_failures(job.job_id)
+        if status.is_final:
+            await _say_partial(store, status)
         if not status.is_final:
             again = f"themes run --resume {job.job_id}"
             if not row.sealed:
@@ -345,8 +361,15 @@ class _Run:
             if status.paused == "budget":
                 again += " --budget USD"
             print(f"to go on: {again}", file=sys.stderr)
-        code = INTERRUPTED if self._signals and not status.is_final else 0 if status.succeeded else 1
+        code = exit_code(status, is_partial_failure=self._wish.is_partial_failure)
+        if self._signals and not status.is_final:
+            code = INTERRUPTED
         return Ran(code, status, is_reading=self._is_reading, measured=job.profiler.totals())
+
+
+async def _say_partial(store: AsyncDatabaseManager, status: JobStatus) -> None:
+    for text in await lines_of(store, status, again=f"themes run --resume {status.job_id} --partial"):
+        print(f"themes: {text}", file=sys.stderr)
 
 
 @contextlib.asynccontextmanager

@@ -10,9 +10,9 @@ from rich.live import Live
 
 from config.settings import Settings
 from scripts.stored_status import stored_status
-from scripts.watch import LINE_SECONDS, View, summary
+from scripts.watch import LINE_SECONDS, Lines, View
 from tasks.budget import NANO
-from tasks.jobs import JobStatus
+from tasks.jobs import JobStatus, waiting
 from workers.in_process import InProcessJob
 from workers.results.progress import RateWindow, counters, destination_event
 from workers.results.rows import Applied, JobRow
@@ -21,12 +21,18 @@ from workers.results.rows import Applied, JobRow
 LOOK_SECONDS: Final = 0.2
 
 
+#: Lets a job that was run without Redis go on.
+RESUME: Final = "themes run --resume"
+#: What is said of one that has ended before its work was done: there are no workers that could go on with it.
+STOPPED: Final = "stopped"
+
+
 class Progress:
     """A job's progress, as it becomes durable. With `enable_streaming_results` off only its end is told."""
 
     def __init__(self, settings: Settings) -> None:
         self._is_wanted = settings.performance_optimization.enable_streaming_results
-        self._view = View()
+        self._view = View(resume=RESUME, stalled=STOPPED)
         self._rates = RateWindow()
         self._row: JobRow | None = None
         self._rate = 0.0
@@ -57,27 +63,26 @@ class Progress:
                 await asyncio.sleep(LOOK_SECONDS)
 
     async def _show_lines(self, console: Console, job: InProcessJob) -> None:
-        shown = ""
+        lines = Lines(resume=RESUME, stalled=STOPPED)
         while True:
             await asyncio.sleep(LINE_SECONDS)
-            line = summary(self.status_of(self._row, job)) if self._row else ""
-            if line != shown:
-                shown = line
+            if self._row and (line := lines.next(self.status_of(self._row, job))):
                 console.print(line, highlight=False, soft_wrap=True)
 
     def status_of(self, row: JobRow, job: InProcessJob) -> JobStatus:
         """The job's status: what the database has, and what this process knows beyond that."""
         figures = counters(row, self._rate)
-        more: dict[str, object] = {"waiting_for": job.waiting_for or None}
+        more: dict[str, object] = {}
         if job.book is not None:
             more |= {"budget_usd": job.book.limit_nano / NANO, "spent_usd": job.book.spent_nano / NANO}
         if job.paused is not None:
-            more["paused"] = job.paused.reason
+            more |= {"paused": job.paused.reason, "paused_message": str(job.paused)}
         elif not job.is_stopped and row.state in {"queued", "running"}:
             more |= {"state": row.state, "rate_per_second": self._rate, "eta_seconds": figures["eta_seconds"]}
         elif row.state in {"queued", "running"}:
             more["state"] = "stalled"
-        return stored_status(row, **more)
+        # A stopped run waits for nothing but the calls that are under way.
+        return waiting(stored_status(row, **more), None if job.is_stopped else job.wait)
 
     def say_failures(self, job_id: str) -> None:
         """Say why destinations failed, the commonest reason and how many others there are."""

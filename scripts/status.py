@@ -8,13 +8,16 @@ import click
 from redis import Redis
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from config.settings import Settings
 from scripts.main import settings_from
-from scripts.watch import duration, summary
+from scripts.partial import partial_lines
+from scripts.watch import STALLED, summary
 from tasks import jobs
 from tasks.connection import check_server, connect, locate
 from tasks.errors import JobNotFoundError, ThemesError
+from tasks.waits import duration
 
 #: Characters of a job's id.
 JOB_ID_WIDTH: Final = 22
@@ -33,9 +36,15 @@ def command(job: str | None, *, as_json: bool) -> None:
         for status in known:
             print(status.json())
     elif job:
-        print(summary(known[0]))
+        stopped = f"stopped: `themes run --resume {job}` goes on with it"
+        print(summary(known[0], stalled=STALLED if settings.redis.enabled else stopped))
+        for text in partial_lines(settings, known[0]) if known[0].is_final else ():
+            print(text)
     else:
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(known))
+        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        console.print(_table(known))
+        for wait in {one.wait.reason: one.wait for one in known if one.wait}.values():
+            console.print(Text(f"waiting: {wait.words()}"), soft_wrap=True)
 
 
 def _known(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
@@ -71,7 +80,9 @@ def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
 
 
 def _state(status: jobs.JobStatus) -> str:
-    return f"{status.state} ({status.paused})" if status.paused else status.state
+    if status.unreadable:
+        return f"unreadable: {status.unreadable}"
+    return f"{status.state} ({status.paused})" if status.paused else "waiting" if status.wait else status.state
 
 
 def _table(known: list[jobs.JobStatus]) -> Table:

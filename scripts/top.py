@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.main import settings_from
-from scripts.watch import duration
 from tasks.connection import check_server, connect, locate
 from tasks.errors import RedisUnavailableError
+from tasks.waits import duration
 from workers.dashboard.live import JobLine, System, Watcher
 from workers.dashboard.words import size
 
@@ -129,7 +129,8 @@ def line(system: System) -> str:
         f"hits {percent(system.hit_rate)}",
         f"429s {rate(system.refusals_per_second)}/s",
     ]
-    parts += [f"{job.name}: {job.state} {job.ended}/{job.total}" for job in system.jobs if not job.is_final]
+    parts += [f"{job.name}: {_state(job)} {job.ended}/{job.total}" for job in system.jobs if not job.is_final]
+    parts += [f"waiting: {words}" for words in system.waits]
     return "  ".join(parts)
 
 
@@ -148,7 +149,9 @@ def view(system: System) -> RenderableType:
     parts: list[RenderableType] = [_head(system)]
     if system.trouble:
         parts.append(Text(f"{system.trouble}; what follows is from before", style="bold red"))
-    parts += [Text(), _jobs(system), Text(), _workers(system)]
+    parts += [Text(), _jobs(system)]
+    parts += [Text(f"waiting: {words}", style="yellow") for words in system.waits]
+    parts += [Text(), _workers(system)]
     if system.consumers:
         parts += [Text(), _consumers(system)]
     parts += [Text(), Text("q or Ctrl-C ends this", style="dim")]
@@ -198,7 +201,9 @@ def _jobs(system: System) -> RenderableType:
 
 
 def _state(job: JobLine) -> str:
-    return "waits for the LLM" if job.waiting_for else f"paused ({job.paused})" if job.paused else job.state
+    if job.unreadable:
+        return f"unreadable: {job.unreadable}"
+    return "waiting" if job.waiting_for else f"paused ({job.paused})" if job.paused else job.state
 
 
 def _style(job: JobLine) -> str:

@@ -23,8 +23,9 @@ from config.settings import SUPERVISED, Settings
 from scripts.main import log_level, settings_from
 from scripts.processes import spawn
 from tasks import keys
-from tasks.connection import check_server, connect, locate
+from tasks.connection import check_rights, check_server, connect, locate
 from tasks.leases import release
+from tasks.readings import amounts, replies_of
 from workers.hangup import on_hangup
 from workers.limits import ensure_descriptors, worker_descriptors
 from workers.llm.endpoints import endpoints
@@ -169,17 +170,20 @@ class Supervisor:
         try:
             waiting = waiting_messages(self.broker)
             # Its own watch sees a consumer that has stopped; here we see a process that has.
-            pid, busy = self.redis.hmget(keys.worker(self.name), "pid", "chunks_claimed")
+            (reply,) = replies_of(self.redis, [keys.worker(self.name)])
         except (RedisError, OSError):
             # Redis is away: nobody can consume, and nobody is to blame.
             self._wedge.since = None
             return False
-        has_reported = pid is not None and self._process is not None and int(pid) == self._process.pid
+        report = amounts(reply, ("pid", "chunks_claimed"))
+        busy = report.get("chunks_claimed")
+        has_reported = self._process is not None and report.get("pid") == self._process.pid
         if not has_reported and now - self._began < START_SECONDS:
             # What stands there was said by the process before it, or nothing yet: this one is still starting.
             self._wedge.since = None
             return False
-        return self._wedge.is_wedged(now=now, busy=int(busy) if has_reported and busy else None, waiting=waiting)
+        claimed = int(busy) if has_reported and busy is not None else None
+        return self._wedge.is_wedged(now=now, busy=claimed, waiting=waiting)
 
     def _reload(self) -> None:
         """Have the Celery process read its settings again."""
@@ -203,7 +207,7 @@ def celery_command(settings: Settings, name: str) -> list[str]:
     Without gossip and mingle: workers have nothing to say to each other, and mingling costs a second at the start.
     """
     return [
-        *(sys.executable, "-m", "celery", "-A", "workers.app", "worker"),
+        *(sys.executable, "-P", "-m", "scripts.celery_worker", "worker"),
         *("--pool", "threads", "--concurrency", str(settings.performance_optimization.worker_pool_size)),
         *("--hostname", name, "--loglevel", log_level(settings)),
         *("--without-gossip", "--without-mingle", "--events"),
@@ -221,10 +225,12 @@ def command(name: str | None, concurrency: int | None) -> int:
     url = locate(settings)
     redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
+    check_rights(redis)
     broker = redis
     if settings.celery.broker_url:
         broker = connect(settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         check_server(broker)
+        check_rights(broker)
     # What is raised here the child inherits.
     ensure_descriptors("worker", worker_descriptors(settings))
     # What cannot work is said here, in one line, and not five times by a dying child.

@@ -12,6 +12,7 @@ from typing import Final
 
 from config.settings import Settings
 from tasks.errors import ConfigError
+from tasks.readings import whole
 
 #: Nano-dollars in a dollar.
 NANO: Final = 1_000_000_000
@@ -38,11 +39,15 @@ def nano_usd(usd: float) -> int:
 
 
 def state_of(fields: Mapping[str, str]) -> BudgetState | None:
-    """The budget in a hash's fields; None where there is none."""
+    """The budget in a hash's fields; None where there is none.
+
+    Raises:
+        UnreadableError: an amount is none.
+    """
     if LIMIT not in fields:
         return None
-    reserved = sum(int(value) for name, value in fields.items() if name.endswith(RESERVED))
-    return BudgetState(int(fields[LIMIT]) / NANO, int(fields.get(SPENT, "0")) / NANO, reserved / NANO)
+    reserved = sum(whole(fields, name) for name in fields if name.endswith(RESERVED))
+    return BudgetState(whole(fields, LIMIT) / NANO, whole(fields, SPENT) / NANO, reserved / NANO)
 
 
 def models_asked(settings: Settings) -> tuple[str | None, ...]:

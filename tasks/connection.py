@@ -5,6 +5,7 @@ Every refusal is one clear line that names the place, with the password masked, 
 
 import contextlib
 import re
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -52,13 +53,18 @@ _SECRETS: Final = (
     (re.compile(r"(://(?![^/]*@)[^:@/?#\[]*):(?!\d*(?:[/?#]|$))[^/]*"), r"\1:***"),
     (re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE), r"\1***"),
 )
+#: How Celery spells what redis-py calls none, optional and required.
+_CERT_REQS: Final = re.compile(r"([?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)(?=&|#|$)", re.IGNORECASE)
 _EXPECTED: Final = "redis://[:password@]host:port/db (or rediss://)"
+_MORE_CLIENTS: Final = (
+    "raise its maxclients (`redis-cli CONFIG SET maxclients 1000`): docs/reliability.md has what each role needs"
+)
 _START: Final = "start one with `themes up`, or set REDIS_URL; `themes run FILE` does a job without Redis"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a Redis says of itself."""
+    """What a Redis says of itself. Where it may not be asked with INFO, the policy is unknown and amounts are 0."""
 
     version: str
     policy: str
@@ -124,7 +130,7 @@ def connect(url: str, *, socket_timeout_seconds: float) -> Redis:
     _check_url(url)
     retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
     try:
-        client = Redis.from_url(url, retry=retry, **_options(socket_timeout_seconds))
+        client = Redis.from_url(_for_redis_py(url), retry=retry, **_options(socket_timeout_seconds))
         # An option that no connection knows comes to light when one is made, which redis-py does at the first command.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     except (TypeError, ValueError) as exc:
@@ -153,7 +159,12 @@ def connect_async(url: str, *, socket_timeout_seconds: float) -> redis.asyncio.R
     """The same as `connect`, for the loop that it is called on."""
     connect(url, socket_timeout_seconds=socket_timeout_seconds).close()
     retry = CountedRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
-    return redis.asyncio.Redis.from_url(url, retry=retry, **_options(socket_timeout_seconds))
+    return redis.asyncio.Redis.from_url(_for_redis_py(url), retry=retry, **_options(socket_timeout_seconds))
+
+
+def _for_redis_py(url: str) -> str:
+    """The URL with TLS options as redis-py spells them; Celery takes both spellings."""
+    return _CERT_REQS.sub(lambda match: match[1] + match[2].lower(), url)
 
 
 def _options(socket_timeout_seconds: float) -> dict[str, Any]:
@@ -194,7 +205,7 @@ def _path_of(url: str) -> str | None:
 
 def text_of(value: object) -> str:
     """A key or member that redis-py's types call bytes or str: ours come as bytes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def place_of(client: Redis) -> str:
@@ -219,18 +230,53 @@ def translated(client: Redis) -> Iterator[None]:
         raise RedisUnavailableError(f"Redis at {place} is still loading its data: try again in a moment") from exc
     except NoPermissionError as exc:
         raise RedisUnavailableError(
-            f"Redis at {place} does not let this user in ({_said(exc)}): give it the keys themes:* and all commands"
+            f"Redis at {place} does not let this user do what is needed ({_said(exc)}): {_acl_command(client)}"
         ) from exc
     except RedisTimeoutError as exc:
         raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_START}") from exc
     except InvalidResponse as exc:
-        raise RedisUnavailableError(f"what listens at {place} is no Redis ({_said(exc)}): set REDIS_URL") from exc
+        raise RedisUnavailableError(
+            f"what listens at {place} is not a Redis server ({_said(exc)}): set REDIS_URL"
+        ) from exc
     except RedisConnectionError as exc:
+        if "max number of clients" in str(exc):
+            raise RedisUnavailableError(f"Redis at {place} has no connection left: {_MORE_CLIENTS}") from exc
         raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
     except ResponseError as exc:
         raise RedisUnavailableError(f"Redis at {place} {_refused(exc)}") from exc
     except (UnicodeError, socket.gaierror) as exc:
         raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
+
+
+def _channels(client: Redis) -> tuple[str, ...]:
+    """Channel patterns that are subscribed to. A pattern has to be allowed as it is written here, not by another."""
+    database = client.connection_pool.connection_kwargs.get("db", 0)
+    return (f"themes:/{database}.celery.pidbox", f"themes:/{database}.celeryev/*")
+
+
+def _acl_command(client: Redis) -> str:
+    """The command that gives a user the least rights that are needed."""
+    user = client.connection_pool.connection_kwargs.get("username") or "default"
+    channels = " ".join(f"&{pattern}" for pattern in ("themes:*", *_channels(client)))
+    return f"`ACL SETUSER {user} ~themes:* {channels} +@all -@dangerous`"
+
+
+def check_rights(client: Redis) -> None:
+    """Do what work needs of a Redis: write a key of ours, run a script, publish and subscribe.
+
+    Raises:
+        RedisUnavailableError: the user may not; the message has the command that lets it.
+    """
+    with translated(client), client.pipeline(transaction=False) as pipeline, client.pubsub() as channel:  # type: ignore[no-untyped-call]
+        key = f"themes:probe:{secrets.token_hex(4)}"
+        pipeline.set(key, "1", ex=5)
+        pipeline.eval("return redis.call('DEL', KEYS[1])", 1, key)
+        pipeline.publish("themes:probe", "1")
+        pipeline.execute()
+        channel.psubscribe(*_channels(client))
+        # The answer to each subscription, or the error that there is instead.
+        for _ in _channels(client):
+            channel.get_message(timeout=CONNECT_SECONDS)
 
 
 def _refused(exc: ResponseError) -> str:
@@ -266,7 +312,7 @@ def check_server(client: Redis) -> ServerFacts:
         raise RedisUnavailableError(
             f"Redis at {place} is version {version}, 6.2 or newer is needed: upgrade it, or let `themes up` start one"
         )
-    policy = str(info.get("maxmemory_policy", "noeviction"))
+    policy = str(info.get("maxmemory_policy", "noeviction" if "used_memory" in info else "unknown"))
     if policy.startswith("allkeys"):
         raise RedisUnavailableError(
             f"Redis at {place} has maxmemory-policy {policy}, which deletes queued work in silence: run "
@@ -296,7 +342,7 @@ def _loaded_info(client: Redis) -> dict[str, Any]:
     """What a server says of itself once it has loaded its data."""
     deadline = time.monotonic() + LOADING_SECONDS
     while True:
-        info = _info(client)
+        info = server_info(client)
         if not info.get("loading"):
             return info
         if time.monotonic() > deadline:
@@ -304,16 +350,33 @@ def _loaded_info(client: Redis) -> dict[str, Any]:
         time.sleep(0.2)
 
 
-def _info(client: Redis) -> dict[str, Any]:
+def server_info(client: Redis) -> dict[str, Any]:
+    """INFO, or of a server that does not let this user ask for it, version, role and mode alone."""
     with translated(client):
         try:
             info: dict[str, Any] = client.info()
+        except NoPermissionError:
+            info = _hello(client)
         except (ValueError, AttributeError, TypeError) as exc:
             # redis-py takes what it got for INFO apart, whatever it was.
-            raise RedisUnavailableError(f"what listens at {place_of(client)} is no Redis: set REDIS_URL") from exc
+            raise RedisUnavailableError(
+                f"what listens at {place_of(client)} is not a Redis server: set REDIS_URL"
+            ) from exc
     if "redis_version" not in info:
-        raise RedisUnavailableError(f"what listens at {place_of(client)} is no Redis: set REDIS_URL")
+        raise RedisUnavailableError(f"what listens at {place_of(client)} is not a Redis server: set REDIS_URL")
     return info
+
+
+def _hello(client: Redis) -> dict[str, Any]:
+    """What a server says of itself to every user, in the words of INFO."""
+    said: Any = client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    facts = {text_of(name): value for name, value in dict(said).items()}
+    role, mode = text_of(facts.get("role", "master")), text_of(facts.get("mode", "standalone"))
+    return {
+        "redis_version": text_of(facts.get("version", "0")),
+        "role": "slave" if role == "replica" else role,
+        "cluster_enabled": mode == "cluster",
+    }
 
 
 def _numbers(version: str) -> tuple[int, ...]:

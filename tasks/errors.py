@@ -9,6 +9,7 @@ from config.errors import ConfigError, ThemesError
 from tasks.messages import Usage
 
 __all__ = [
+    "AccountRefusedError",
     "BadRequestError",
     "BudgetExceededError",
     "ConfigError",
@@ -20,14 +21,17 @@ __all__ = [
     "InputError",
     "InvalidAnswerError",
     "JobNotFoundError",
+    "JobPausedError",
     "JobStoppedError",
     "PermanentError",
     "RateLimitedError",
     "RedisUnavailableError",
     "RefusedError",
+    "RejectedAnswerError",
     "RetryableError",
     "ThemesError",
     "TruncatedAnswerError",
+    "UnreadableError",
     "WorkerLostError",
 ]
 
@@ -67,11 +71,11 @@ class EndpointAwayError(EndpointDownError):
 
 
 class BadRequestError(PermanentError):
-    """The endpoint refuses this request for good: 400, 401, 403, 404."""
+    """The endpoint refuses this request for good."""
 
 
 class EndpointRefusedError(BadRequestError):
-    """The endpoint refuses us, not this request: its key, its quota, its model. Another endpoint may answer."""
+    """The endpoint refuses the account, not this request: its key, quota, model. Another endpoint may answer."""
 
 
 class RefusedError(PermanentError):
@@ -80,6 +84,10 @@ class RefusedError(PermanentError):
 
 class InvalidAnswerError(PermanentError):
     """The answer is not what the schema asks for, after one re-ask."""
+
+
+class RejectedAnswerError(InvalidAnswerError):
+    """The endpoint itself threw the model's answer away, because it did not keep to the response format."""
 
 
 class TruncatedAnswerError(PermanentError):
@@ -103,19 +111,39 @@ class JobStoppedError(ThemesError):
         self.usage = Usage()
 
 
-class BudgetExceededError(JobStoppedError):
-    """A job's budget does not allow the next call: the job pauses until it is resumed.
+class JobPausedError(JobStoppedError):
+    """A job cannot go on until a person has done something, and pauses until it is resumed.
 
-    `reason` says whether the budget is used up or a model's price is missing; `limit_nano` is the limit that was too
-    small, in nano-dollars.
+    `reason`: its budget is used up, a model's price is missing, or the LLM refuses the account. `limit_nano` is the
+    budget's limit that was too small, in nano-dollars.
     """
 
     def __init__(
-        self, message: str, *, job_id: str, reason: Literal["budget", "price"], limit_nano: int | None = None
+        self,
+        message: str,
+        *,
+        job_id: str,
+        reason: Literal["budget", "price", "account"],
+        limit_nano: int | None = None,
     ) -> None:
         super().__init__(message, job_id=job_id)
         self.reason = reason
         self.limit_nano = limit_nano
+
+
+class BudgetExceededError(JobPausedError):
+    """A job's budget does not allow the next call."""
+
+
+class AccountRefusedError(JobPausedError):
+    """Every endpoint refuses the account: its key, its credit, its model. No other prompt would be answered either."""
+
+    def __init__(self, message: str, *, job_id: str) -> None:
+        super().__init__(message, job_id=job_id, reason="account")
+
+
+class UnreadableError(ThemesError):
+    """What Redis holds under a key is not what this project writes there."""
 
 
 class JobNotFoundError(ThemesError):

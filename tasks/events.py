@@ -6,12 +6,13 @@ consumer an event may come twice, with another id.
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import msgspec
-from redis import Redis
+from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings, load
@@ -19,6 +20,9 @@ from tasks import jobs, keys
 from tasks.connection import connect, connect_async, locate
 from tasks.errors import JobNotFoundError
 from tasks.messages import Event
+from tasks.storable import storable
+
+log = logging.getLogger("themes.events")
 
 #: Seconds that one read waits for news; below the socket timeout.
 BLOCK_SECONDS: Final = 1.0
@@ -36,7 +40,10 @@ def encode(event: Event) -> dict[Any, Any]:
     """One event as the fields of a stream entry; its id is the stream's business."""
     fields = msgspec.structs.asdict(event)
     del fields["id"]
-    return {"e": msgspec.json.encode(fields)}
+    try:
+        return {"e": msgspec.json.encode(fields)}
+    except UnicodeError:  # half a surrogate pair, out of an answer or an error's text
+        return {"e": msgspec.json.encode(storable(fields))}
 
 
 def flat(event: Event) -> dict[str, Any]:
@@ -52,11 +59,17 @@ class _Place:
         self.position = after
         self.paused_at = 0.0
 
-    def take(self, event: Event) -> None:
-        """This event is the last one seen."""
-        self.position = event.id
+    def read(self, entry_id: bytes, fields: dict[bytes, bytes]) -> Event | None:
+        """The event in an entry, the last one seen from now on; None where the entry holds none."""
+        self.position = entry_id.decode()
+        try:
+            event = decode(entry_id, fields)
+        except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            log.warning("action=event_unreadable entry_id=%s is passed over: %s", self.position, exc)
+            return None
         if event.type == "job.paused":
             self.paused_at = event.at
+        return event
 
     def last_words(self, ended: jobs.JobStatus) -> Event | None:
         """What a job that has ended, or rests, has not said on its stream."""
@@ -91,8 +104,9 @@ def follow(
     while True:
         page: Any = redis.xread({keys.events(job_id): place.position}, count=PAGE, block=int(BLOCK_SECONDS * 1000))
         for entry_id, fields in entries_of(page):
-            event = decode(entry_id, fields)
-            place.take(event)
+            event = place.read(entry_id, fields)
+            if event is None:
+                continue
             yield event
             if event.type == "job.done" and _ended(redis, job_id, place.position):
                 return
@@ -131,8 +145,9 @@ async def follow_async(
             waits = int(BLOCK_SECONDS * 1000)
             page: Any = await redis.xread({keys.events(job_id): place.position}, count=PAGE, block=waits)
             for entry_id, fields in entries_of(page):
-                event = decode(entry_id, fields)
-                place.take(event)
+                event = place.read(entry_id, fields)
+                if event is None:
+                    continue
                 yield event
                 if event.type == "job.done" and await ended_after(redis, job_id, place.position):
                     return
@@ -149,8 +164,13 @@ async def standing(redis: AsyncRedis, job_id: str) -> jobs.JobStatus:
 
     Raises:
         JobNotFoundError: no such job.
+        UnreadableError: its entry cannot be read.
     """
-    raw: Any = await redis.hgetall(keys.job(job_id))
+    raw: Any
+    try:
+        raw = await redis.hgetall(keys.job(job_id))
+    except ResponseError as exc:
+        raw = exc  # a key of another type: that job cannot be read
     return jobs.known_status(job_id, raw, now=time.time())
 
 

@@ -8,12 +8,76 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from tasks import keys
+from tasks import keys, readings
 from tasks.connection import text_of
+from tasks.errors import UnreadableError
 
+#: The field that says which of a report's fields cannot be read.
+UNREADABLE: Final = "unreadable"
+#: Fields of a report that are whole numbers, and those that are numbers.
+WHOLE: Final = frozenset({
+    "lanes", "lanes_busy", "lanes_waiting", "lanes_wanted", "chunks_held", "chunks_claimed", "restarts", "wedged",
+    "connections", "connections_in_use", "connections_waiting", "cache_outages", "executed", "stolen", "shared",
+    "yielded", "memory_mb", "memory_threshold_mb", "memory_cache_mb", "pid", "lag", "last_batch", "rejected",
+})  # fmt: skip
+NUMBERS: Final = WHOLE | {
+    "at", "started_at", "busy_share", "cache_away_seconds", "idle_seconds", "entries_per_second", "ms_per_batch",
+}  # fmt: skip
+
+
+class _Route(msgspec.Struct):
+    """What a pool says of one way to an LLM, as far as it is read."""
+
+    model: str | None = None
+    circuit: str | None = None
+    in_use: float = 0
+    queued: float = 0
+    limit: float = 0
+    failures: float = 0
+    cool_downs: float = 0
+    cooling_seconds: float = 0
+    latency_ms: float | None = None
+    limit_digest: str | None = None
+
+
+class _Pool(msgspec.Struct):
+    idle: float = 0
+    wait_p95_ms: float | None = None
+    routes: dict[str, _Route] = {}
+
+
+class _Calls(msgspec.Struct):
+    count: int
+    total_seconds: float
+
+
+class _Process(msgspec.Struct):
+    cpu_percent: float | None = None
+    rss_bytes: float | None = None
+
+
+class _Profile(msgspec.Struct):
+    process: _Process | None = None
+    spans: dict[str, _Calls] = {}
+
+
+class _Setting(msgspec.Struct):
+    origin: str
+    value: Any
+
+
+#: The fields of a report that are JSON, and the shape of what is read of them.
+JSON: Final[dict[str, Any]] = {
+    "pool": _Pool, "profile": _Profile, "settings": dict[str, _Setting],
+    "statements": dict[str, dict[str, float]],
+}  # fmt: skip
+
+#: What is read of a report to find idle lanes.
+LANES: Final = ("lanes", "lanes_busy", "lanes_waiting")
 #: Seconds after which the name of a worker without a heartbeat is forgotten: long enough for a short outage of Redis.
 FORGET_SECONDS: Final = 3_600.0
 
@@ -42,21 +106,41 @@ def consumers(redis: Redis) -> dict[str, dict[str, str]]:
 
 
 def workers(redis: Redis) -> dict[str, dict[str, str]]:
-    """What every live worker has said last, by its name."""
+    """What every live worker has said last, by its name; see `checked`."""
     return _reports(redis, keys.WORKERS, keys.worker)
 
 
 def _reports(redis: Redis, listed: str, key_of: Callable[[str], str]) -> dict[str, dict[str, str]]:
     names = [text_of(name) for name in redis.zrange(listed, 0, -1)]
-    with redis.pipeline(transaction=False) as pipeline:
-        for name in names:
-            pipeline.hgetall(key_of(name))
-        reports = pipeline.execute()
-    return {
-        name: {text_of(key): value.decode("utf-8", "replace") for key, value in report.items()}
-        for name, report in zip(names, reports, strict=True)
-        if report
-    }
+    replies = readings.replies_of(redis, map(key_of, names))
+    found = {name: checked(reply) for name, reply in zip(names, replies, strict=True)}
+    return {name: report for name, report in found.items() if report}
+
+
+def checked(reply: Any) -> dict[str, str]:
+    """A report as Redis replies: every number in it is one. What is none is left out, and `unreadable` names it."""
+    try:
+        report = readings.texts(reply)
+    except UnreadableError as exc:
+        return {UNREADABLE: str(exc)}
+    flaws = []
+    for name in [*NUMBERS & report.keys()]:
+        try:
+            value = readings.number(report, name)
+            if value is not None and name in WHOLE:
+                report[name] = str(int(value))
+        except UnreadableError as exc:
+            flaws.append(str(exc))
+            del report[name]
+    for name, shape in JSON.items():
+        try:
+            msgspec.json.decode(report.get(name) or "{}", type=shape)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
+            flaws.append(f"{name}: {exc}")
+            del report[name]
+    if flaws:
+        report[UNREADABLE] = "; ".join(sorted(flaws))
+    return report
 
 
 async def idle_lanes(redis: AsyncRedis, *, besides: str) -> int:
@@ -64,13 +148,14 @@ async def idle_lanes(redis: AsyncRedis, *, besides: str) -> int:
     names = [text_of(name) for name in await redis.zrange(keys.WORKERS, 0, -1)]
     async with redis.pipeline(transaction=False) as pipeline:
         for name in names:
-            pipeline.hmget(keys.worker(name), "lanes", "lanes_busy", "lanes_waiting")
-        found = await pipeline.execute()
-    idle = 0
-    for name, (lanes, busy, waiting) in zip(names, found, strict=True):
-        if name != besides and lanes is not None and not int(waiting or 0):
-            idle += max(0, int(lanes) - int(busy or 0))
-    return idle
+            pipeline.hgetall(keys.worker(name))
+        replies = await pipeline.execute(raise_on_error=False)
+    found = {name: readings.amounts(reply, LANES) for name, reply in zip(names, replies, strict=True)}
+    return sum(
+        max(0, int(report["lanes"] - report.get("lanes_busy", 0)))
+        for name, report in found.items()
+        if name != besides and "lanes" in report and not report.get("lanes_waiting")
+    )
 
 
 def live_lanes(redis: Redis) -> int:

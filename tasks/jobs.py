@@ -6,23 +6,30 @@ Counts in it are written by the results consumer after each commit, so they say 
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
+from redis import Redis, ResponseError
 
-from tasks import budget, fleet, keys
+from tasks import budget, fleet, keys, readings
 from tasks.connection import text_of
-from tasks.errors import JobNotFoundError
-from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions, entry_fields
+from tasks.errors import JobNotFoundError, UnreadableError
+from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
+from tasks.storable import entry_fields
+from tasks.texts import clean_line
+from tasks.waits import Wait
 
-JobState = Literal["queued", "running", "done", "cancelled", "stalled"]
+JobState = Literal["queued", "running", "done", "cancelled", "stalled", "unreadable"]
+#: States that a job's entry may name.
+KNOWN_STATES: Final = frozenset({"queued", "running", "done", "cancelled"})
 #: States that do not change any more.
 FINAL: Final = frozenset({"done", "cancelled"})
 #: A running job without progress for this many seconds, on which no live worker is busy, is called stalled.
 STALLED_AFTER_SECONDS: Final = 60.0
+#: Characters of a job's name that are kept.
+MAX_NAME: Final = 200
 #: A rate older than this many seconds says nothing about now.
 RATE_VALID_SECONDS: Final = 15.0
 
@@ -52,11 +59,16 @@ class JobStatus:
     #: What the job may cost in US dollars, and what its calls have cost; None without a budget.
     budget_usd: float | None = None
     spent_usd: float | None = None
-    #: Why the job is paused: its budget is used up, a worker's model has no price, or its user wants it.
-    paused: Literal["budget", "price", "user"] | None = None
+    #: Why the job is paused: its budget is used up, a worker's model has no price, the LLM refuses the account, or its
+    #: user wants it; when it was paused, and what was said.
+    paused: Literal["budget", "price", "account", "user"] | None = None
     paused_at: float | None = None
-    #: What the workers that have work are waiting for, where all of them do: an LLM endpoint that is away.
+    paused_message: str | None = None
+    #: What the workers that have work are waiting for, where all of them do: in words, and as a value.
     waiting_for: str | None = None
+    wait: Wait | None = None
+    #: Why the job's entry in Redis cannot be read; then nothing else of it is known.
+    unreadable: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -68,9 +80,16 @@ class JobStatus:
         """Whether every destination has a profile."""
         return self.state == "done" and self.failed == 0
 
+    def fields(self) -> dict[str, Any]:
+        """By name, in a stable order; `unreadable` only where it says something."""
+        fields = asdict(self)
+        if self.unreadable is None:
+            del fields["unreadable"]
+        return fields
+
     def json(self) -> str:
-        """One line of JSON, the keys in a stable order."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """One line of JSON."""
+        return json.dumps(self.fields(), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +110,16 @@ def new_job_id(now: float | None = None) -> str:
     return f"{stamp}-{secrets.token_hex(3)}"
 
 
+def job_name(text: str) -> str:
+    """A job's name as it is kept: one line without control characters, of at most `MAX_NAME` characters."""
+    name = clean_line(text)
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
 def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> str:
     """Enter a new job; returns its id."""
     now = time.time()
-    job_id = new_job_id(now)
+    job_id, name = new_job_id(now), job_name(name)
     entry = JobOpened(job_id=job_id, name=name, created_at=now, options=options)
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.hset(
@@ -125,53 +150,108 @@ def status(redis: Redis, job_id: str) -> JobStatus:
 
     Raises:
         JobNotFoundError: Redis knows no such job.
+        UnreadableError: what Redis holds of it cannot be read.
     """
-    with redis.pipeline(transaction=False) as pipeline:
-        pipeline.hgetall(keys.job(job_id))
-        pipeline.hgetall(keys.budget(job_id))
-        raw, money = pipeline.execute()
+    ((raw, money),) = entries(redis, [job_id])
     known = known_status(job_id, raw, now=time.time(), money=money)
     if known.is_final or known.paused:
         return known
-    busy = [one for one in fleet.workers(redis).values() if int(one.get("chunks_held") or 0)]
+    reports = fleet.workers(redis).values()
+    busy = [one for one in reports if int(one.get("chunks_held") or 0)]
     if known.state == "stalled" and busy:
         # Slow is not stalled: a model may take minutes for one destination.
         known = replace(known, state="running")
-    if busy and all(one.get("waiting_for") for one in busy):
-        known = replace(known, waiting_for=busy[0]["waiting_for"])
-    return known
+    claiming = [one for one in reports if int(one.get("chunks_claimed") or one.get("chunks_held") or 0)]
+    waits = [Wait.decode(one.get("waiting_for")) for one in claiming]
+    return waiting(known, waits[0] if all(waits) and waits else None)
 
 
-def known_status(
-    job_id: str, raw: Mapping[bytes, bytes], *, now: float, money: Mapping[bytes, bytes] | None = None
-) -> JobStatus:
-    """A job's status from its entry and its budget as Redis has them.
+def waiting(known: JobStatus, wait: Wait | None) -> JobStatus:
+    """The status of a job whose work all waits for one thing."""
+    return replace(known, waiting_for=wait.words() if wait else None, wait=wait)
+
+
+def entries(redis: Redis, job_ids: Sequence[str]) -> list[tuple[Any, Any]]:
+    """The entry and the budget of each job, as Redis replies: a key of another type is an error in its place."""
+    hashes = [key for job_id in job_ids for key in (keys.job(job_id), keys.budget(job_id))]
+    replies = readings.replies_of(redis, hashes)
+    return list(zip(replies[::2], replies[1::2], strict=True))
+
+
+def known_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> JobStatus:
+    """A job's status from its entry and its budget as Redis replies.
 
     Raises:
         JobNotFoundError: there is none.
+        UnreadableError: it cannot be read.
     """
-    if not raw:
+    if not raw and not isinstance(raw, ResponseError):
         raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
-    return status_of(_texts(raw), now=now, money=budget.state_of(_texts(money)) if money else None)
+    try:
+        fields = readings.texts(raw)
+        amounts = budget.state_of(readings.texts(money)) if money else None
+        return status_of(job_id, fields, now=now, money=amounts)
+    except UnreadableError as exc:
+        raise UnreadableError(
+            f"job {job_id} cannot be read ({exc}): put {keys.job(job_id)} or {keys.budget(job_id)} in Redis right, or "
+            "delete it: the results are in the database"
+        ) from exc
 
 
-def _texts(raw: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in raw.items()}
+def listed_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> JobStatus:
+    """As `known_status`; of a job that cannot be read, a status that says why. Raises JobNotFoundError."""
+    try:
+        return known_status(job_id, raw, now=now, money=money)
+    except UnreadableError as exc:
+        return unreadable_status(job_id, raw, str(exc.__cause__ or exc))
 
 
-def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState | None = None) -> JobStatus:
-    """A job's status from the fields of its registry entry and its budget. `now` is in seconds since 1970."""
+def options_of(raw: bytes | str | None) -> JobOptions:
+    """A job's options as its entry has them.
+
+    Raises:
+        UnreadableError: they are none of ours.
+    """
+    try:
+        return msgspec.json.decode(raw, type=JobOptions) if raw else JobOptions()
+    except (msgspec.MsgspecError, UnicodeError) as exc:
+        raise UnreadableError(f"options: {exc}") from exc
+
+
+def unreadable_status(job_id: str, raw: Any, reason: str) -> JobStatus:
+    """The status of a job whose entry cannot be read."""
+    name = readings.texts(raw).get("name", "") if isinstance(raw, Mapping) else ""
+    return JobStatus(
+        job_id=job_id, name=clean_line(name), state="unreadable", total=0, done=0, failed=0, partial=0, llm_calls=0,
+        cache_hits=0, coalesced=0, prompt_tokens=0, completion_tokens=0, cost_usd=None, rate_per_second=0.0,
+        eta_seconds=None, created_at=0.0, started_at=None, finished_at=None, unreadable=reason,
+    )  # fmt: skip
+
+
+def status_of(
+    job_id: str, fields: Mapping[str, str], *, now: float, money: budget.BudgetState | None = None
+) -> JobStatus:
+    """A job's status from the fields of its registry entry and its budget. `now` is in seconds since 1970.
+
+    Raises:
+        UnreadableError: a field that must be there is missing, or is not what it should be.
+    """
 
     def number(name: str) -> int:
-        return int(fields.get(name) or 0)
+        return readings.whole(fields, name)
 
     def moment(name: str) -> float | None:
-        return float(fields[name]) if fields.get(name) else None
+        return readings.number(fields, name)
 
-    state = fields.get("state") or "queued"
+    state = fields.get("state", "")
+    if state not in KNOWN_STATES:
+        raise UnreadableError(f"state is {readings.shown(state)}, expected one of {', '.join(sorted(KNOWN_STATES))}")
+    options_of(fields.get("options"))
     started, finished = moment("started_at"), moment("finished_at")
     total, ended = number("total"), number("done") + number("failed")
-    rate = _rate(fields, now=now, started=started, finished=finished, ended=ended)
+    rate = _rate(moment("rate_per_second"), moment("rate_at"), now=now)
+    if finished and started:
+        rate = ended / max(finished - started, 0.001)
     progress_at = moment("rate_at") or started
     if state == "running" and progress_at is not None and now - progress_at > STALLED_AFTER_SECONDS:
         state = "stalled"
@@ -180,8 +260,8 @@ def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState |
         state = "stalled"
     running = state == "running" and rate > 0
     return JobStatus(
-        job_id=fields["job_id"],
-        name=fields.get("name", ""),
+        job_id=job_id,
+        name=clean_line(fields.get("name", "")),
         state=state,  # type: ignore[arg-type]  # written by us, from the same list
         total=total,
         done=number("done"),
@@ -192,7 +272,7 @@ def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState |
         coalesced=number("coalesced"),
         prompt_tokens=number("prompt_tokens"),
         completion_tokens=number("completion_tokens"),
-        cost_usd=float(fields.get("cost_usd", "0")) if fields.get("cost_usd", "0") else None,
+        cost_usd=moment("cost_usd") if "cost_usd" in fields else 0.0,
         rate_per_second=round(rate, 3),
         eta_seconds=round((total - ended) / rate, 1) if running else None,
         created_at=moment("created_at") or 0.0,
@@ -202,6 +282,7 @@ def status_of(fields: dict[str, str], *, now: float, money: budget.BudgetState |
         spent_usd=_spent(money, is_paused=bool(paused)) if money else None,
         paused=paused,  # type: ignore[arg-type]  # as the state
         paused_at=moment("paused_at") if paused else None,
+        paused_message=fields.get("paused_message") if paused else None,
     )
 
 
@@ -210,22 +291,24 @@ def _spent(money: budget.BudgetState, *, is_paused: bool) -> float:
     return round(money.spent_usd + (money.reserved_usd if is_paused else 0), 9)
 
 
-def _rate(fields: dict[str, str], *, now: float, started: float | None, finished: float | None, ended: int) -> float:
-    """Destinations a second: of the whole job when it has ended, else of the last seconds."""
-    if finished and started:
-        return ended / max(finished - started, 0.001)
-    rate_at = float(fields.get("rate_at") or 0)
-    return float(fields.get("rate_per_second") or 0) if now - rate_at <= RATE_VALID_SECONDS else 0.0
+def _rate(per_second: float | None, at: float | None, *, now: float) -> float:
+    """Destinations a second of the last seconds; 0 where that is no longer known."""
+    return per_second or 0.0 if now - (at or 0.0) <= RATE_VALID_SECONDS else 0.0
 
 
 def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:
-    """The newest jobs first."""
-    for job_id in redis.zrevrange(keys.JOBS, 0, limit - 1):
+    """The newest jobs first; one that cannot be read says so, and the others are as they are."""
+    members: list[Any] = redis.zrevrange(keys.JOBS, 0, limit - 1)
+    for member in members:
+        job_id = text_of(member)
         try:
-            yield status(redis, text_of(job_id))
+            yield status(redis, job_id)
+        except UnreadableError as exc:
+            ((raw, _),) = entries(redis, [job_id])
+            yield unreadable_status(job_id, raw, str(exc.__cause__ or exc))
         except JobNotFoundError:
             # Its entry has reached the end of its life: the list follows.
-            redis.zrem(keys.JOBS, text_of(job_id))
+            redis.zrem(keys.JOBS, member)
 
 
 def latest(redis: Redis) -> str | None:
@@ -273,24 +356,25 @@ def drop_work(redis: Redis, job_id: str) -> None:
 
 def last_event(known: JobStatus) -> Event:
     """The `job.done` or `job.paused` of a job whose events are not, or no longer, on a stream."""
-    data = {key: value for key, value in asdict(known).items() if key not in {"job_id", "name"}}
+    data = {key: value for key, value in known.fields().items() if key not in {"job_id", "name"}}
     kind: EventType = "job.done" if known.is_final else "job.paused"
     at = known.finished_at if known.is_final else known.paused_at
     return Event(type=kind, job_id=known.job_id, at=at or time.time(), data=data)
 
 
-def paused_words(known: JobStatus) -> str:
-    """Why a job is paused, how far it is, and what lets it go on."""
+def paused_words(known: JobStatus, *, resume: str = "themes resume") -> str:
+    """Why a job is paused, how far it is, and the command that lets it go on."""
     done = f"{known.done + known.failed} of {known.total} destinations done"
     if known.paused == "user":
-        return f"paused: {done}; go on with: themes resume {known.job_id}"
+        return f"paused: {done}; go on with: {resume} {known.job_id}"
     if known.paused == "price":
-        return (
-            f"stopped, because the model of a worker has no price (llm.prices): {done}; "
-            f"mend that, then: themes resume {known.job_id}"
-        )
+        why = "the model of a worker has no price (llm.prices)"
+        return f"stopped, because {why}: {done}; mend that, then: {resume} {known.job_id}"
+    if known.paused == "account":
+        why = f"the LLM refuses the account: {known.paused_message}"
+        return f"stopped, because {why}; {done}; mend that, then: {resume} {known.job_id}"
     limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
     return (
         f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "
-        f"go on with: themes resume {known.job_id} --budget {2 * max(limit, spent):.4g}"
+        f"go on with: {resume} {known.job_id} --budget {2 * max(limit, spent):.4g}"
     )

@@ -39,8 +39,8 @@
 | themes:limit:DIGEST | hash | an endpoint's limits: when they are used up (r, t; us) | LIMIT_SECONDS beyond that |
 | themes:limit:DIGEST:users | zset | processes that share them, by their last reservation (us) | USER_SECONDS |
 | themes:limit:DIGEST:learnt | hash | what refusals have taught of an endpoint's rate | 10 minutes of rest |
-| themes:cooldown:DIGEST | string | an endpoint that asked to be left alone | what it asked for |
-| themes:cooldowns | channel | "DIGEST milliseconds" of each new cool-down | - |
+| themes:cooldown:DIGEST | hash | an endpoint to be left alone: who said what, next probe (ms) | what it asked for |
+| themes:cooldowns | channel | "DIGEST milliseconds wait" of each new cool-down; 0: it is over | - |
 | themes:tuned | hash | settings changed on running workers: worker or *, key -> text | until `themes tune --reset` |
 | themes:control | channel | id of each job that was cancelled or paused | - |
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |

@@ -14,19 +14,25 @@ Leases are a sorted set a job, by the time they end, instead of a key each: the 
 one range query, and counts the waiting ones without touching 20,000 keys.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+import msgspec
+from redis import ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
 from tasks.connection import text_of
-from tasks.errors import BudgetExceededError
+from tasks.errors import JobPausedError, UnreadableError
 from tasks.events import encode
-from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, entry_fields, pack, unpack
+from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, WireError, pack, unpack
+from tasks.storable import clean_destination, entry_fields
+
+log = logging.getLogger("themes.ledger")
 
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
@@ -121,16 +127,19 @@ redis.call('DEL', KEYS[6])
 return 1
 """
 
-#: KEYS job budget events; ARGV reason limit time event; returns whether the job is paused.
-#: A limit that is no longer the one that was too small has been raised meanwhile: then there is nothing to pause. A job
-#: that has left Redis needs no worker either.
+#: KEYS job budget events; ARGV reason limit time event message channel job id; returns whether the job is paused.
+#: Every worker that has some of it is told. A limit that is no longer the one that was too small has been raised
+#: meanwhile: then there is nothing to pause. A job that has left Redis needs no worker either.
 PAUSE: Final = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 1 end
 if state == 'done' or state == 'cancelled' then return 0 end
-if ARGV[2] ~= '' and redis.call('HGET', KEYS[2], 'limit') ~= ARGV[2] then return 0 end
+local limit = redis.call('HGET', KEYS[2], 'limit')
+local is_amount = not limit or tonumber(limit) and tonumber(limit) >= 0 and tonumber(limit) < 9007199254740992
+if ARGV[2] ~= '' and is_amount and limit ~= ARGV[2] then return 0 end
 if redis.call('HSETNX', KEYS[1], 'paused', ARGV[1]) == 1 then
-  redis.call('HSET', KEYS[1], 'paused_at', ARGV[3])
+  redis.call('HSET', KEYS[1], 'paused_at', ARGV[3], 'paused_message', ARGV[5])
+  redis.call('PUBLISH', ARGV[6], ARGV[7])
   if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('XADD', KEYS[3], '*', 'e', ARGV[4]) end
 end
 return 1
@@ -161,6 +170,13 @@ class Taking(StrEnum):
     PAUSED = "paused"
 
 
+def pause_arguments(job_id: str, reason: str, message: str, limit: str = "") -> list[str | float | bytes]:
+    """The arguments of `PAUSE`. A `limit` is the budget's that was too small, in nano-dollars."""
+    at = time.time()
+    event = Event(type="job.paused", job_id=job_id, at=at, data={"reason": reason, "message": message})
+    return [reason, limit, at, encode(event)["e"], message, keys.CONTROL, job_id]
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A chunk in our hands. `deliveries` counts this one; `finished` are destinations already on the stream."""
@@ -173,7 +189,8 @@ class Taken:
 def write_chunks(pipeline: Any, job_id: str, labelled: Iterable[tuple[Chunk, str]], *, compress: bool) -> None:
     """Queue the commands that enter chunks and their destinations: the ledger first, messages after."""
     inputs: list[Destination] = []
-    for chunk, label in labelled:
+    for raw, label in labelled:
+        chunk = msgspec.structs.replace(raw, destinations=tuple(map(clean_destination, raw.destinations)))
         pipeline.hset(keys.chunks(job_id), chunk.chunk_id, pack(chunk, compress=compress))
         pipeline.hset(keys.labels(job_id), chunk.chunk_id, label)
         inputs.extend(chunk.destinations)
@@ -206,9 +223,31 @@ class Ledger:
         """Claim a chunk; anything but `Taken` says why not.
 
         FULL means that the consumer is more than `max_unwritten` results behind: ask again later. A lease of our own
-        is taken again: the reply to an earlier call was lost (who runs a chunk already does not ask).
+        is taken again: the reply to an earlier call was lost (who runs a chunk already does not ask). A chunk that
+        cannot be read is taken off the books, and is GONE.
+
+        Raises:
+            UnreadableError: a key of the job holds something else.
         """
-        reply = await self._take(
+        try:
+            reply = await self._asked(job_id, chunk_id, max_unwritten)
+        except ResponseError as exc:
+            if "WRONGTYPE" not in str(exc):
+                raise
+            raise UnreadableError(f"job {job_id}: one of its keys in Redis holds something else") from exc
+        outcome = Taking(reply[0].decode())
+        if outcome is not Taking.TAKEN:
+            return outcome
+        finished = frozenset(member.decode() for member in reply[3])
+        try:
+            return Taken(chunk=unpack(reply[1], Chunk), deliveries=int(reply[2]), finished=finished)
+        except WireError as exc:
+            log.error("action=chunk_unreadable job_id=%s chunk_id=%s is dropped: %s", job_id, chunk_id, exc)  # noqa: TRY400
+            await self._drop(job_id, chunk_id)
+            return Taking.GONE
+
+    async def _asked(self, job_id: str, chunk_id: str, max_unwritten: int) -> Any:
+        return await self._take(
             keys=[
                 keys.chunks(job_id),
                 keys.leases(job_id),
@@ -220,11 +259,15 @@ class Ledger:
             ],
             args=[chunk_id, self._token, self._lease_ms, max_unwritten],
         )
-        outcome = Taking(reply[0].decode())
-        if outcome is not Taking.TAKEN:
-            return outcome
-        finished = frozenset(member.decode() for member in reply[3])
-        return Taken(chunk=unpack(reply[1], Chunk), deliveries=int(reply[2]), finished=finished)
+
+    async def _drop(self, job_id: str, chunk_id: str) -> None:
+        """Take a chunk off the books; the sweeper ends its destinations (`workers.results.lost`)."""
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            for books in (keys.chunks, keys.owners, keys.deliveries, keys.labels):
+                pipeline.hdel(books(job_id), chunk_id)
+            pipeline.zrem(keys.leases(job_id), chunk_id)
+            pipeline.delete(keys.finished(job_id, chunk_id))
+            await pipeline.execute()
 
     async def renew(self, job_id: str, chunk_ids: Sequence[str]) -> list[str]:
         """Prolong our leases by one lease; returns the chunks that are no longer ours."""
@@ -241,7 +284,7 @@ class Ledger:
                 chunk.chunk_id,
                 result.destination_id,
                 len(chunk.destinations),
-                pack(result, compress=self._compress),
+                entry_fields(result, compress=self._compress)["b"],
             ],
         )
         return bool(done)
@@ -254,22 +297,15 @@ class Ledger:
         )
         return bool(given)
 
-    async def pause(self, exceeded: BudgetExceededError) -> bool:
-        """Pause a job whose budget is used up.
+    async def pause(self, error: JobPausedError) -> bool:
+        """Pause a job that cannot go on.
 
         False when there is nothing to pause: the budget has been raised meanwhile, or the job has ended.
         """
-        job_id = exceeded.job_id
-        at = time.time()
-        data = {"reason": exceeded.reason, "message": str(exceeded)}
+        job_id, limit = error.job_id, error.limit_nano
         paused = await self._pause(
             keys=[keys.job(job_id), keys.budget(job_id), keys.events(job_id)],
-            args=[
-                exceeded.reason,
-                "" if exceeded.limit_nano is None else exceeded.limit_nano,
-                at,
-                encode(Event(type="job.paused", job_id=job_id, at=at, data=data))["e"],
-            ],
+            args=pause_arguments(job_id, error.reason, str(error), "" if limit is None else str(limit)),
         )
         return bool(paused)
 
@@ -282,9 +318,12 @@ class Ledger:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hmget(keys.job(job_id), "state", "paused")
-            found = await pipeline.execute()
+            found = await pipeline.execute(raise_on_error=False)
         reasons: dict[str, str] = {}
-        for job_id, (state, paused) in zip(job_ids, found, strict=True):
+        for job_id, reply in zip(job_ids, found, strict=True):
+            if isinstance(reply, Exception):
+                continue  # its entry cannot be read: nothing says that it is to go no further
+            state, paused = reply
             if state == b"cancelled":
                 reasons[job_id] = "the job was cancelled"
             elif paused:

@@ -307,7 +307,7 @@ class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
 
 
 class JobReopened(msgspec.Struct, frozen=True, tag="reopened"):
-    """These destinations are asked again, as `attempt`: failed ones wait anew, done ones are left alone.
+    """These destinations are asked again, as `attempt`: failed and partial ones wait anew, whole ones are left alone.
 
     Written before the chunks of the retry are published, so that the job runs again until they have ended.
     """
@@ -346,15 +346,14 @@ class Event(msgspec.Struct, frozen=True):
 
 def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress: bool = True) -> bytes:
     """Encode as msgpack behind one codec byte, compressed with zstd when that is asked for and pays."""
-    raw = msgspec.msgpack.encode(value)
+    return packed(msgspec.msgpack.encode(value), compress=compress)
+
+
+def packed(raw: bytes, *, compress: bool = True) -> bytes:
+    """What is encoded already, behind its codec byte."""
     if compress and len(raw) >= COMPRESS_FROM_BYTES:
         return _ZSTD + zstandard.compress(raw, 3)
     return _RAW + raw
-
-
-def entry_fields(entry: "StreamEntry", *, compress: bool = True) -> dict[Any, Any]:
-    """The fields of one entry on the results stream."""
-    return {"b": pack(entry, compress=compress)}
 
 
 def unpack(data: bytes, type_: Any) -> Any:

@@ -4,7 +4,6 @@ A paused job is handed out no more, and workers that hold some of it stop asking
 cached. To go on its limit is raised where one was used up, its pause cleared, and workers are woken for what waits.
 """
 
-import time
 from typing import Any
 
 import msgspec
@@ -15,9 +14,8 @@ from tasks import budget, jobs, keys
 from tasks.app import configure
 from tasks.connection import check_server, connect, locate, text_of, translated
 from tasks.errors import ConfigError
-from tasks.events import encode
-from tasks.ledger import PAUSE
-from tasks.messages import Event, JobOptions
+from tasks.ledger import PAUSE, pause_arguments
+from tasks.messages import JobOptions
 from tasks.producer import publish
 
 
@@ -36,20 +34,14 @@ def pause(job_id: str, *, settings: Settings | None = None, redis: Redis | None 
         known = jobs.status(redis, job_id)
         if known.is_final:
             raise ConfigError(f"job {job_id} is {known.state}: there is nothing to pause")
-        at = time.time()
-        event = Event(type="job.paused", job_id=job_id, at=at, data={"reason": "user", "message": "paused"})
         redis.eval(
             PAUSE,
             3,
             keys.job(job_id),
             keys.budget(job_id),
             keys.events(job_id),
-            "user",
-            "",
-            at,
-            encode(event)["e"],
+            *pause_arguments(job_id, "user", "paused"),
         )
-        redis.publish(keys.CONTROL, job_id)
         return jobs.status(redis, job_id)
 
 
@@ -77,7 +69,7 @@ def resume(
             if budget_usd is not None:
                 pipeline.hset(keys.budget(job_id), budget.LIMIT, budget.nano_usd(budget_usd))
                 pipeline.hset(keys.job(job_id), "options", msgspec.json.encode(options))
-            pipeline.hdel(keys.job(job_id), "paused", "paused_at")
+            pipeline.hdel(keys.job(job_id), "paused", "paused_at", "paused_message")
             pipeline.execute()
         # After the pause has gone: a worker that came before would have nothing to do.
         if known.paused:
@@ -115,5 +107,5 @@ def _check(known: jobs.JobStatus, budget_usd: float | None, settings: Settings) 
 
 def _options(redis: Redis, job_id: str, budget_usd: float | None) -> JobOptions:
     raw: Any = redis.hget(keys.job(job_id), "options")
-    options = msgspec.json.decode(raw, type=JobOptions) if raw else JobOptions()
+    options = jobs.options_of(raw)
     return options if budget_usd is None else msgspec.structs.replace(options, budget_usd=budget_usd)

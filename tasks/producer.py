@@ -36,8 +36,10 @@ from tasks.destinations import from_iterable
 from tasks.errors import InputError, JobStoppedError
 from tasks.fleet import live_lanes
 from tasks.ledger import write_chunks
-from tasks.messages import Chunk, Destination, JobOptions, JobSealed, entry_fields
+from tasks.messages import Chunk, Destination, JobOptions, JobSealed
 from tasks.process import process_chunk
+from tasks.storable import entry_fields
+from tasks.texts import clean_line
 
 log = logging.getLogger("themes.producer")
 
@@ -77,7 +79,7 @@ def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Ite
 
 def label(destinations: Sequence[Destination]) -> str:
     """A chunk's readable name: its destination, or its first one and how many more."""
-    text = destinations[0].label
+    text = clean_line(destinations[0].label)
     if len(destinations) > 1:
         text = f"{text} + {len(destinations) - 1} more"
     return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"

@@ -1,9 +1,10 @@
-"""Ask again for destinations of a job that have no profile: those that failed, and those that Redis has lost.
+"""Ask again for destinations of a job that have no whole profile: those that failed, that are partial, or were lost.
 
 The database says which these are; here they become chunks again, under the same job. Nothing is asked twice: what is
 still in the ledger is left to the workers that will come for it, and answers that were paid for are in the cache.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ import msgspec
 from redis import Redis
 
 from config.settings import Settings
-from tasks import budget, fleet, keys
+from tasks import budget, fleet, jobs, keys
 from tasks.app import configure
 from tasks.connection import check_server, connect, locate, translated
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, JobNotFoundError, UnreadableError
 from tasks.ledger import write_chunks
-from tasks.messages import Chunk, Destination, JobOptions, JobReopened, JobSealed, entry_fields, unpack
+from tasks.messages import Chunk, Destination, JobOptions, JobReopened, JobSealed, unpack
 from tasks.producer import ASSUMED_WORKERS, cut, label, publish
+from tasks.storable import entry_fields
+
+log = logging.getLogger("themes.retry")
 
 #: Destinations that one entry of the stream and one round trip carry.
 PAGE: Final = 500
@@ -39,6 +43,8 @@ class KnownJob:
     done: int
     failed: int
     cost_usd: float | None
+    #: Of the done ones, those whose profile lacks something.
+    partial: int = 0
 
 
 def check(redis: Redis, job: KnownJob) -> None:
@@ -47,12 +53,12 @@ def check(redis: Redis, job: KnownJob) -> None:
     Raises:
         ConfigError: the job is paused, or is still being enqueued, or not all of it is in the database yet.
     """
-    state, paused = redis.hmget(keys.job(job.job_id), "state", "paused")
+    state, paused = _known(redis, job.job_id)
     if paused:
         raise ConfigError(f"job {job.job_id} is paused: first `themes resume {job.job_id}`")
     if job.is_sealed:
         return
-    if state in {b"queued", b"running"}:
+    if state in {"queued", "running", "stalled"}:
         raise ConfigError(
             f"job {job.job_id} is still being enqueued (or what enqueued it has died: then it is cancelled within a "
             "minute): try again later"
@@ -67,8 +73,17 @@ def is_lost(redis: Redis, job: KnownJob) -> bool:
     So it is when the job has ended, when Redis no longer knows it, or when everything that was said is written: what
     has neither an outcome nor a chunk then fell out of the world.
     """
-    state = redis.hget(keys.job(job.job_id), "state")
-    return state in {None, b"done", b"cancelled"} or is_drained(redis)
+    state, _ = _known(redis, job.job_id)
+    return state in {None, "done", "cancelled"} or is_drained(redis)
+
+
+def _known(redis: Redis, job_id: str) -> tuple[str | None, str | None]:
+    """State and pause of a job as Redis has them; nothing where it does not know the job, or cannot read its entry."""
+    try:
+        known = jobs.status(redis, job_id)
+    except (JobNotFoundError, UnreadableError):
+        return None, None  # the database has it, and a retry enters it anew
+    return known.state, known.paused
 
 
 def is_drained(redis: Redis) -> bool:
@@ -92,7 +107,7 @@ def retry(
 
     Args:
         job: what the database knows.
-        destinations: those without a profile. What the ledger still has of them is left alone.
+        destinations: those without a whole profile. What the ledger still has of them is left alone.
         attempt: higher than any that these have had.
         settings: where Redis and the broker are.
         redis: a client to use instead of making one.
@@ -144,7 +159,14 @@ def _reopen(redis: Redis, job: KnownJob, options: JobOptions, ids: list[str], at
     job_id = job.job_id
     # Progress begins anew: the job is not stalled since the day on which it ended.
     fields: dict[Any, Any] = {"state": "running", "sealed": 1, "total": job.listed, "rate_at": time.time()}
-    if not redis.exists(keys.job(job_id)):
+    try:
+        jobs.status(redis, job_id)
+        is_known = True
+    except (JobNotFoundError, UnreadableError) as exc:
+        is_known = False
+        log.info("action=job_entered job_id=%s is entered anew: %s", job_id, exc)
+        redis.delete(keys.job(job_id), keys.budget(job_id))
+    if not is_known:
         fields |= {
             "job_id": job_id,
             "name": job.name,

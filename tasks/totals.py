@@ -11,7 +11,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
-from tasks.connection import text_of
+from tasks.readings import replies_of, whole_amounts
 
 #: Sums over the runs of all destinations (the table `attempts`). US dollars are whole nano-dollars, of the runs whose
 #: price is known; `unpriced_calls` are the calls of the others.
@@ -36,8 +36,14 @@ NAMES: Final = (*SUMS, *DOLLARS, *RUNS)
 
 def totals_of(raw: Mapping[Any, Any]) -> dict[str, int]:
     """The totals in a hash's fields; 0 for what nobody has counted yet."""
-    found = {text_of(name): int(value) for name, value in raw.items()}
+    found = whole_amounts(raw)
     return {name: found.get(name, 0) for name in NAMES}
+
+
+def told(redis: Redis) -> dict[str, int]:
+    """The totals that the consumer has told, without those that it has not; what is no number is left out."""
+    (reply,) = replies_of(redis, [keys.TOTALS])
+    return whole_amounts(reply)
 
 
 def read_totals(redis: Redis) -> dict[str, int]:

@@ -11,6 +11,8 @@ from redis import Redis
 
 from tasks import keys
 from tasks.connection import text_of
+from tasks.errors import UnreadableError
+from tasks.readings import replies_of, texts
 
 #: In a field's name: the change is for all workers.
 ALL: Final = "*"
@@ -25,11 +27,20 @@ def read(redis: Redis, worker: str) -> dict[str, str]:
 
 
 def kept(redis: Redis) -> list[tuple[str, str, str]]:
-    """All that is kept, in order: worker (or `*`), key, text."""
+    """All that is kept, in order: worker (or `*`), key, text.
+
+    Raises:
+        UnreadableError: its key holds no hash.
+    """
     found = []
-    for field, value in redis.hgetall(keys.TUNED).items():
-        who, _, key = text_of(field).rpartition(_SEPARATOR)
-        found.append((who, key, text_of(value)))
+    (reply,) = replies_of(redis, [keys.TUNED])
+    try:
+        fields = texts(reply)
+    except UnreadableError as exc:
+        raise UnreadableError(f"{keys.TUNED}: {exc}; `themes tune --reset` deletes it") from exc
+    for field, text in fields.items():
+        who, _, key = field.rpartition(_SEPARATOR)
+        found.append((who, key, text))
     return sorted(found)
 
 

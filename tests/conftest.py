@@ -16,9 +16,13 @@ from scripts.local_redis import LocalRedis
 from tests import postgresql
 from workers.sandbox.server import SandboxServer
 
-# A slow machine makes an example slow, not wrong.
-settings.register_profile("patient", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+# A slow machine makes an example slow, not wrong. Examples are the same each time: what is green stays green.
+# `scripts/soak --search` looks for new ones.
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", parent=settings.get_profile("repeatable"), derandomize=False, max_examples=2_000)
+settings.load_profile("search" if os.environ.get("TEST_SEARCH") else "repeatable")
 
 #: Databases of the private server that tests take in turn; 0 is left alone.
 _DATABASES = cycle(range(1, 16))

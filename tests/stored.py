@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from tasks.messages import (
     Destination,
     Failure,
@@ -28,7 +30,7 @@ KYOTO = Destination.of("Kyoto", "Japan", region="Kansai", lat=35.0, lon=135.75, 
 
 
 def theme(number: int, **more: Any) -> Theme:
-    return Theme(f"t{number}", "food", f"Theme {number}", "Told.", [], **more)
+    return Theme(f"t{number}", "food", more.pop("name", f"Theme {number}"), "Told.", [], **more)
 
 
 def done(
@@ -64,6 +66,13 @@ def done(
         **fields,
     )
     return Result(job, destination.id, attempt, usage, worker, at, 12.5, profile=profile)
+
+
+def holding(destination: Destination, **fields: Any) -> Result:
+    """A destination's result whose profile has these fields."""
+    result = done(destination)
+    assert result.profile
+    return msgspec.structs.replace(result, profile=msgspec.structs.replace(result.profile, **fields))
 
 
 def failed(

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from redis import RedisError
+from redis import RedisError, ResponseError
 
 from config.settings import Settings
 from tasks import tracing
-from tasks.errors import BudgetExceededError, JobStoppedError
+from tasks.errors import JobPausedError, JobStoppedError, UnreadableError
 from tasks.ledger import Ledger, Taken, Taking
 from tasks.messages import Chunk, Destination, JobOptions
 from tasks.producer import label
@@ -108,6 +108,8 @@ class ChunkRunner:
         #: Whether one more chunk may be taken while so many are in hand.
         self._may_take = may_take
         self._open: set[tuple[str, str]] = set()
+        #: Whether nothing more is taken until the consumer has written results.
+        self.is_full = False
         self._wake = wake
         self._options = options
         self._work = settings.work
@@ -130,6 +132,8 @@ class ChunkRunner:
         #: that have to wait for its end.
         self._suspect: tuple[str, str] | None = None
         self._postponed: deque[tuple[str, str, str, int]] = deque(maxlen=POSTPONED)
+        #: Jobs whose entry cannot be read, of which that was said.
+        self._unreadable: set[str] = set()
         #: The stop sign of every job that has chunks here.
         self._halts: dict[str, Halt] = {}
 
@@ -216,7 +220,12 @@ class ChunkRunner:
         for job_id, chunk_id in self._held:
             jobs.setdefault(job_id, []).append(chunk_id)
         for job_id, chunk_ids in jobs.items():
-            for lost in await self._ledger.renew(job_id, chunk_ids):
+            try:
+                losses = await self._ledger.renew(job_id, chunk_ids)
+            except ResponseError as exc:
+                log.warning("action=heartbeat_missed job_id=%s Redis refuses: %s", job_id, exc)
+                continue
+            for lost in losses:
                 if held := self._held.get((job_id, lost)):
                     held.is_ours = False
                     log.info("action=lease_lost job_id=%s chunk_id=%s", job_id, lost)
@@ -237,9 +246,35 @@ class ChunkRunner:
             self._running.discard(task)
 
     async def _run(self, job_id: str, chunk_id: str) -> ChunkEnd:
-        taken = await self._take(job_id, chunk_id)
+        try:
+            taken = await self._take(job_id, chunk_id)
+        except UnreadableError as exc:
+            self._say_unreadable(job_id, exc)
+            return ChunkEnd.GONE
         if not isinstance(taken, Taken):
             return taken
+        try:
+            return await self._handle(taken)
+        except UnreadableError as exc:
+            self._say_unreadable(job_id, exc)
+            await self._patience.wait_for(lambda: self._ledger.give_back(job_id, chunk_id))
+            return ChunkEnd.GIVEN_BACK
+        except (RedisError, OSError):
+            raise  # this worker is stopping, and Redis is away: the lease runs out
+        except Exception as exc:  # a fault of ours: no worker has died, and a second try would meet it again
+            log.exception("action=chunk_crashed job_id=%s chunk_id=%s", job_id, chunk_id)
+            await self._destinations.fail_rest(taken, exc)
+            return ChunkEnd.DONE
+
+    def _say_unreadable(self, job_id: str, error: UnreadableError) -> None:
+        """Say once that nothing of a job can be done here; the other jobs go on."""
+        if job_id not in self._unreadable:
+            self._unreadable.add(job_id)
+            log.error("action=job_unreadable job_id=%s nothing of it is done: %s", job_id, error)
+
+    async def _handle(self, taken: Taken) -> ChunkEnd:
+        """Split a chunk that has lost its worker, give up or postpone a suspect, work on any other."""
+        job_id, chunk_id = taken.chunk.job_id, taken.chunk.chunk_id
         options = await self._patience.wait_for(lambda: self._options(job_id))
         if taken.deliveries > 1 and len(taken.chunk.destinations) > 1:
             return await self._split(taken, options)
@@ -294,6 +329,7 @@ class ChunkRunner:
             taken = await self._patience.wait_for(
                 lambda: self._ledger.take(job_id, chunk_id, max_unwritten=self._work.max_unwritten_results)
             )
+            self.is_full = taken is Taking.FULL
             if isinstance(taken, Taken):
                 return taken
             if taken is not Taking.FULL:
@@ -324,8 +360,8 @@ class ChunkRunner:
                         tracing.span("destination", parent=parent, job_id=chunk.job_id, destination_id=destination.id),
                     ):
                         await self._destinations.run(held.taken, destination, options, halt)
-                except BudgetExceededError as exc:
-                    pauses.add(await self._out_of_budget(destination, exc))
+                except JobPausedError as exc:
+                    pauses.add(await self._pause(destination, exc))
                 except JobStoppedError:
                     pass  # nothing was published, what it cost is booked: it is left over
                 else:
@@ -386,7 +422,7 @@ class ChunkRunner:
         attempt = chunk.attempt + deliveries - 1
         return Chunk(chunk.job_id, name, tuple(share), attempt=attempt, queued_at=time.time())
 
-    async def _out_of_budget(self, destination: Destination, exc: BudgetExceededError) -> bool:
+    async def _pause(self, destination: Destination, exc: JobPausedError) -> bool:
         """Pause the job; False when its budget has been raised meanwhile. The destination stays as it is."""
         is_paused = await self._patience.wait_for(lambda: self._ledger.pause(exc))
         log.warning("action=job_paused job_id=%s name=%r %s", exc.job_id, destination.label, exc)

@@ -6,12 +6,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
+from redis import RedisError
+
 from config.settings import Settings
 from tasks import tracing
-from tasks.errors import JobStoppedError
+from tasks.errors import JobStoppedError, ThemesError, WorkerLostError
 from tasks.ledger import Taken
 from tasks.logs import about
 from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Spent, Usage
+from tasks.storable import storable_usage
+from tasks.texts import clean_line
 from workers.llm.halt import Halt
 from workers.observe.counters import field
 from workers.observe.profiler import PerformanceProfiler
@@ -91,7 +95,15 @@ class DestinationRunner:
         """
         run = self._recorder.begin(taken.chunk.job_id, destination.id, _attempt(taken))
         with about(job_id=taken.chunk.job_id, destination_id=destination.id), recording(run):
-            await self._run(taken, destination, options, halt, run)
+            try:
+                await self._run(taken, destination, options, halt, run)
+            except (ThemesError, RedisError, OSError):
+                raise
+            except Exception as exc:  # a fault of ours is of its destination, and no worker has died of it
+                log.exception(
+                    "action=destination_crashed job_id=%s name=%r", taken.chunk.job_id, clean_line(destination.label)
+                )
+                await self._fail(taken, destination, exc, run)
         # Not reached where something was cut off before it was booked: then the recorder's file still holds it.
         run.forget()
 
@@ -133,18 +145,36 @@ class DestinationRunner:
 
     async def give_up(self, taken: Taken) -> None:
         """Record that a chunk's only destination takes its workers down with it."""
-        chunk, lost = taken.chunk, taken.deliveries - 1
-        (destination,) = chunk.destinations
-        spent = self._spent(taken, destination, Usage(), time.perf_counter())
-        failure = Failure(
-            stage="worker",
-            error_class="WorkerLostError",
-            message=f"{lost} workers died while they held this destination",
-            attempts=chunk.attempt + lost,
-        )
+        lost = taken.deliveries - 1
+        (destination,) = taken.chunk.destinations
+        error = WorkerLostError(f"{lost} workers died while they held this destination")
+        await self._fail(taken, destination, error, attempts=taken.chunk.attempt + lost)
+
+    async def fail_rest(self, taken: Taken, error: Exception) -> None:
+        """Record for the destinations of a chunk without a result that our own code failed."""
+        for destination in taken.chunk.destinations:
+            if destination.id not in taken.finished:
+                await self._fail(taken, destination, error)
+
+    async def _fail(
+        self,
+        taken: Taken,
+        destination: Destination,
+        error: Exception,
+        run: Recording | None = None,
+        *,
+        attempts: int | None = None,
+    ) -> None:
+        """End a destination as a failure that names an error; what its run has cost is booked."""
+        spent = self._spent(taken, destination, Usage(), time.perf_counter(), run)
+        attempts = spent.attempt if attempts is None else attempts
+        failure = Failure("worker", type(error).__name__, str(error)[:MAX_MESSAGE], attempts)
         result = Result(**{name: getattr(spent, name) for name in _SHARED}, failure=failure)
-        await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
-        _say(destination, result)
+        if await self._patience.wait_for(lambda: self._ledger.finish(taken.chunk, result)):
+            self._profiler.counters.add(OUTCOMES["failed"])
+            _say(destination, result)
+        else:
+            await self._book(spent)
 
     def _spent(
         self, taken: Taken, destination: Destination, usage: Usage, began: float, run: Recording | None = None
@@ -155,6 +185,7 @@ class DestinationRunner:
             if run.is_used:
                 usage = run.usage()
             run.books_at(at)
+        usage = storable_usage(usage)
         for name in COUNTED:
             self._profiler.count(name, getattr(usage, name))
         return Spent(

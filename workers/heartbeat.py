@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from redis import RedisError
@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from tasks import fleet, keys
 from tasks.messages import Destination, Event
+from tasks.waits import Wait
 from workers.chunks import ChunkRunner
 from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
@@ -24,6 +25,9 @@ from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
 
 log = logging.getLogger("themes.worker")
+
+#: What is told when `work.max_unwritten_results` holds the worker back.
+UNWRITTEN: Final = "the results consumer is too far behind for more (is one running? themes consumer)"
 
 
 class Heartbeat:
@@ -59,7 +63,7 @@ class Heartbeat:
         self._state = state
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._began = time.time()
-        self._waited_for = ""
+        self._wait: Wait | None = None
 
     def __repr__(self) -> str:
         return f"<Heartbeat {self._name} every {self._seconds:g} s>"
@@ -68,7 +72,7 @@ class Heartbeat:
         """Report until cancelled; while Redis is away nobody hears it."""
         while True:
             self._profiler.sample()
-            self._say_outage()
+            self._tell_wait()
             try:
                 report, began = self._report(), time.perf_counter()
                 await fleet.tell(self._redis, self._name, report)
@@ -98,7 +102,7 @@ class Heartbeat:
             "chunks_claimed": self._chunks.claimed,
             "restarts": os.environ.get("THEMES_RESTARTS", "0"),
             "wedged": os.environ.get("THEMES_WEDGED", "0"),
-            "waiting_for": self._waited_for,
+            "waiting_for": self._wait.encode() if self._wait else "",
             "connections": self._pool.max_size,
             "connections_in_use": self._pool.in_use,
             "connections_waiting": self._pool.waiting,
@@ -117,12 +121,17 @@ class Heartbeat:
             **self._state(),
         }
 
-    def _say_outage(self) -> None:
-        """Say that the LLM is away, or back, to whoever watches a job of ours."""
-        before, self._waited_for = self._waited_for, self._pool.outage()
-        if before and not self._waited_for:
+    def _tell_wait(self) -> None:
+        """Tell the watchers of our jobs what all calls wait for, where that has changed; no message: they go on."""
+        before, self._wait = self._wait, self._pool.wait()
+        if self._wait is None and self._chunks.is_full and self._chunks.claimed and not self._chunks.held:
+            self._wait = Wait("other", "", time.time(), None, UNWRITTEN)
+        if (before and before.reason) == (self._wait and self._wait.reason):
+            return
+        words = self._wait.words() if self._wait else ""
+        if words:
+            log.warning("action=endpoint_away the work waits: %s", words)
+        else:
             log.info("action=endpoint_back the work goes on")
-        if self._waited_for and not before:
-            log.warning("action=endpoint_away the work waits: %s", self._waited_for)
-            for job_id in self._chunks.jobs:
-                self._publisher.publish(Event("job.waiting", job_id, data={"message": self._waited_for}))
+        for job_id in self._chunks.jobs:
+            self._publisher.publish(Event("job.waiting", job_id, data={"message": words}))

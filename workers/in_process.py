@@ -23,7 +23,7 @@ import msgspec
 
 from config.settings import Settings
 from tasks.budget import nano_usd
-from tasks.errors import BudgetExceededError, DatabaseError, JobStoppedError
+from tasks.errors import DatabaseError, JobPausedError, JobStoppedError
 from tasks.ledger import Taken
 from tasks.messages import (
     Chunk,
@@ -37,6 +37,7 @@ from tasks.messages import (
     Result,
     Spent,
 )
+from tasks.waits import Wait
 from workers.destination import DestinationRunner, Process, Processed
 from workers.endings import end_tasks
 from workers.engine import Engine, open_engine
@@ -133,7 +134,7 @@ class InProcessJob:
         self._engine: Engine | None = None
         #: The job's budget, and why it let no more calls through.
         self.book: FileBook | None = None
-        self.paused: BudgetExceededError | None = None
+        self.paused: JobPausedError | None = None
         #: Set when more of the input is in the database, or all of it.
         self._news = asyncio.Event()
         self._is_listed = True
@@ -148,9 +149,9 @@ class InProcessJob:
         return bool(self._halt.reason)
 
     @property
-    def waiting_for(self) -> str:
-        """Why the LLM cannot answer now, as far as that is waited for; else empty."""
-        return self._engine.pool.outage() if self._engine else ""
+    def wait(self) -> Wait | None:
+        """What all calls wait for now; None while they go on."""
+        return self._engine.pool.wait() if self._engine else None
 
     def stop(self, reason: str, *, at_once: bool = False) -> None:
         """Start nothing more, and read no more; calls under way are awaited, unless it is to be `at_once`."""
@@ -337,7 +338,7 @@ class InProcessJob:
         chunk = Chunk(self.job_id, destination.id, (destination,), attempt=self._attempt - 1)
         try:
             await runner.run(Taken(chunk, 1, frozenset()), destination, self._options, self._halt)
-        except BudgetExceededError as exc:
+        except JobPausedError as exc:
             if self.paused is None:
                 self.paused = exc
             # The input is still read to its end, so that the job is whole when it goes on.

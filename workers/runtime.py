@@ -28,6 +28,7 @@ from config.errors import ThemesError
 from config.settings import Settings
 from tasks import fleet, keys
 from tasks.connection import connect, connect_async
+from tasks.jobs import options_of
 from tasks.leases import token_prefix
 from tasks.ledger import Ledger
 from tasks.messages import Destination, Event, JobOptions, StageRecord
@@ -340,7 +341,7 @@ class Runtime:
         known = self._options.get(job_id)
         if known is None:
             raw = await redis.hget(keys.job(job_id), "options")
-            known = msgspec.json.decode(raw, type=JobOptions) if raw else JobOptions()
+            known = options_of(raw)
             if len(self._options) >= REMEMBERED_JOBS:
                 self._options.clear()
             self._options[job_id] = known

@@ -15,6 +15,7 @@ from typing import Any, Final
 import redis
 from kombu.connection import Connection as KombuConnection
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
 from kombu.transport.virtual import Empty
 
 from tasks import keys
@@ -93,9 +94,41 @@ def _check_body(body: Any) -> None:
         raise DeadMessageError("its ids have characters that no id has")
 
 
+class QoS(kombu_redis.QoS):
+    """Keeps account of messages in hand also while Redis refuses to write, because its memory is full.
+
+    kombu raises that inside of the worker's event loop, and the process ends with answers in hand. Its record of
+    messages in hand is of no weight here: what is left to do stands in the ledger.
+    """
+
+    def append(self, message: Any, delivery_tag: Any) -> None:
+        """As kombu's; unrecorded where Redis takes no record."""
+        try:
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+        except redis.ResponseError as exc:
+            log.warning("action=broker_refuses a message in hand is not recorded by Celery: %s", exc)
+            virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+
+    def ack(self, delivery_tag: Any) -> None:
+        """As kombu's; where Redis refuses, the sweeper removes the record."""
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+        except redis.ResponseError as exc:
+            log.warning("action=broker_refuses an acknowledgement is not recorded by Celery: %s", exc)
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """As kombu's, another time where Redis refuses."""
+        try:
+            super().restore_visible(*args, **options)  # type: ignore[no-untyped-call]  # kombu
+        except redis.ResponseError as exc:
+            log.warning("action=broker_refuses messages of lost workers are looked for later: %s", exc)
+
+
 class Channel(kombu_redis.Channel):
     """A channel that looks at what it takes out of the queue."""
 
+    QoS = QoS
     dead = 0
     _said_at = float("-inf")
 

@@ -18,6 +18,7 @@ from config.settings import Settings, load
 from config.tuning import TUNABLE, changes_of, reloaded, tuned
 from tasks import logs
 from tasks import tuned as kept
+from tasks.errors import UnreadableError
 from workers.limits import refuse_too_few_descriptors, worker_descriptors
 
 log = logging.getLogger("themes.tuning")
@@ -49,7 +50,7 @@ def start_settings(settings: Settings, redis: Redis, name: str) -> tuple[Setting
         return changed, changes
     except ConfigError as exc:
         log.warning("action=tune_refused kept changes do not fit the settings and are left out: %s", exc)
-    except (RedisError, OSError) as exc:
+    except (RedisError, OSError, UnreadableError) as exc:
         log.warning("action=tune_unknown Redis does not say what was changed: %s", exc)
     return settings, {}
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.messages import Destination
+from tasks.readings import amounts
 from workers.endings import end_tasks
 from workers.lanes import Lanes
 from workers.llm.cache import PersistentLLMCache
@@ -143,7 +144,7 @@ async def _watch_rates(profiler: PerformanceProfiler, redis: Redis, watched: Wat
         for place, key in learning:
             if key is not None:
                 with contextlib.suppress(RedisError, OSError):  # said by who needs Redis
-                    spacing_us = float(await redis.hget(key, "us") or 0)
+                    spacing_us = amounts(await redis.hgetall(key), ["us"]).get("us")
                     known[place] = round(MINUTE_US / spacing_us, 1) if spacing_us else None
                     profiler.fact(f"learnt_requests_per_minute:{place}", lambda place=place: known[place])  # type: ignore[misc]
         await asyncio.sleep(RATES_SECONDS)

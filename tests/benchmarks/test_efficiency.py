@@ -15,10 +15,10 @@ from config.settings import Settings
 from tasks.connection import connect_async
 from tasks.messages import Destination
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import AnswerFormat
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
+from workers.llm.reply import AnswerFormat
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler

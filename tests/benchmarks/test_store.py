@@ -33,8 +33,8 @@ from tasks.messages import (
     StageRecord,
     Theme,
     Usage,
-    entry_fields,
 )
+from tasks.storable import entry_fields
 from workers.observe.collector import calm_collector
 from workers.results import writes
 from workers.results.consumer import ResultsConsumer

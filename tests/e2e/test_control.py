@@ -109,7 +109,7 @@ def test_while_the_llm_is_away_the_job_waits_and_says_so_and_goes_on_by_itself(s
     status = until("the job to say what it waits for", lambda: (s := stack.status(job_id))["waiting_for"] and s)
     assert status["state"] == "running"
     assert stack.llm in status["waiting_for"]
-    assert "waiting for the LLM" in stack.run("status", job_id).stdout
+    assert "waiting: the server llm is away (" in stack.run("status", job_id).stdout
     stack.sandbox("--latency", "20ms", "--port", port)
     watched = stack.run("watch", job_id)
     assert watched.returncode == 0, watched.stderr
@@ -130,6 +130,7 @@ def test_while_nobody_writes_results_workers_stop_at_a_bound_and_go_on_by_themse
         (worker,) = redis.scan_iter(keys.worker("*"))
         assert int(redis.hget(worker, "chunks_claimed") or 0) > 0, "it waits with messages in hand"
         assert redis.hlen(keys.chunks(job_id)) > 0
+    until("it to say so", lambda: "the results consumer is too far behind" in stack.run("status", job_id).stdout)
     stack.themes("consumer", "consumer")
     watched = stack.run("watch", job_id)
     assert watched.returncode == 0, watched.stderr

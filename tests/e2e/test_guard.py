@@ -127,10 +127,10 @@ def test_celery_flower_does_not_open_itself_to_others(stack: Engine, tmp_path: P
         stack, tmp_path, FLOWER_AUTH_PROVIDER="flower.views.auth.GithubLoginHandler", FLOWER_ADDRESS=everyone
     ).startswith(words)
     assert "expected user:password" in _refused(stack, tmp_path, FLOWER_BASIC_AUTH="", FLOWER_ADDRESS=everyone)
-    (tmp_path / "flowerconfig.py").write_text(f"address = {everyone!r}\n")
-    assert _refused(stack, tmp_path).startswith(words)
-    (tmp_path / "flowerconfig.py").write_text("auth = 'me@example.org'\n")
-    assert "auth: is set without auth_provider" in _refused(stack, tmp_path)
+    (tmp_path / "named.py").write_text(f"address = {everyone!r}\n")
+    assert _refused(stack, tmp_path, "--conf=named.py").startswith(words)
+    (tmp_path / "named.py").write_text("auth = 'me@example.org'\n")
+    assert "auth: is set without auth_provider" in _refused(stack, tmp_path, "--conf=named.py")
 
 
 def test_an_auth_provider_guards_all_pages_and_sends_people_to_it(stack: Engine) -> None:

@@ -17,12 +17,14 @@ from tasks import budget as money
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError, RateLimitedError
+from tasks.ledger import Ledger
 from tasks.messages import Destination
 from workers.llm.budget import JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import Spend, Turn
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
+from workers.llm.request import Turn
+from workers.llm.spend import Spend
 from workers.llm.state_file import StateFile
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
@@ -148,6 +150,21 @@ async def test_what_does_not_fit_even_alone_ends_at_once_and_costs_nothing(
     assert await budget.pay(59, Spend(), _costs(1), rank=0) == 1, "the limit itself is allowed"
     await _quietly(budget)
     assert _books(redis) == (42, 0)
+
+
+@pytest.mark.parametrize("odd", ["nan", "1e999", "-1", "much", "", b"\xff"])
+async def test_a_limit_that_is_no_amount_lets_no_call_through_and_pauses_the_job(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None], odd: str | bytes
+) -> None:
+    """NaN let every call through: nothing is more than it."""
+    limit(100)
+    redis.hset(keys.budget(JOB), money.LIMIT, odd)
+    redis.hset(keys.job(JOB), "state", "running")
+    budget = _budget(client)
+    with pytest.raises(BudgetExceededError) as caught:
+        await budget.pay(1, Spend(), _costs(1), rank=0)
+    assert await Ledger(client, token="w", lease_seconds=10).pause(caught.value)
+    assert redis.hget(keys.job(JOB), "paused") == b"budget"
 
 
 async def test_the_destination_that_started_first_is_paid_first(client: AsyncRedis, limit: Callable[..., None]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -11,13 +12,17 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
+from tasks.events import decode, encode
+from tasks.jobs import options_of
 from tasks.ledger import Ledger, write_chunks
-from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
+from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
+from tests.stored import holding, theme
 from workers.chunks import ChunkEnd, ChunkRunner
 from workers.destination import Process, Processed
 from workers.lanes import Lanes
 from workers.llm.halt import Halt, Ticket
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import CallRecorder, current
 
 JOB = "job-1"
 NAMES = tuple(Destination.of(f"City {number}") for number in range(4))
@@ -38,8 +43,16 @@ async def client(redis_url: str, redis: Redis) -> AsyncIterator[AsyncRedis]:
 class Rig:
     """A runner, and what it has sent."""
 
-    def __init__(self, client: AsyncRedis, settings: Settings, lanes: Lanes[Destination], process: Process) -> None:
+    def __init__(
+        self,
+        client: AsyncRedis,
+        settings: Settings,
+        lanes: Lanes[Destination],
+        process: Process,
+        recorder: CallRecorder | None = None,
+    ) -> None:
         self.woken: list[str] = []
+        self.is_readable = True
         self.runner = ChunkRunner(
             ledger=Ledger(client, token=f"worker {id(self)}", lease_seconds=10),
             lanes=lanes,
@@ -49,6 +62,7 @@ class Rig:
             settings=settings,
             profiler=PerformanceProfiler(enabled=True),
             worker="w",
+            recorder=recorder,
         )
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
@@ -57,7 +71,7 @@ class Rig:
 
     async def _options(self, job_id: str) -> JobOptions:
         assert job_id == JOB
-        return JobOptions()
+        return options_of(b"{}" if self.is_readable else b"garbage")
 
 
 def _results(redis: Redis) -> list[Result]:
@@ -101,6 +115,159 @@ async def test_a_fault_of_our_own_fails_its_destination_by_name_and_the_others_g
     classes = {result.destination_id: result.failure.error_class for result in _results(redis) if result.failure}
     assert classes[NAMES[2].id] == "ZeroDivisionError"
     assert len(classes) == 4
+
+
+#: Results that no message can carry, by what is wrong with them.
+UNSENDABLE: dict[str, Processed] = {
+    "failure.message holds a lone surrogate": (None, Failure("a", "E", "\ud800", 1), Usage(llm_calls=1), False),
+    "profile.themes[0].more.year is a whole number": (
+        holding(NAMES[0], themes=[theme(0, more={"year": 10**30})]).profile, None, Usage(llm_calls=1), False,
+    ),
+    "profile.usage.prompt_tokens is a whole number": (
+        holding(NAMES[0], usage=Usage(prompt_tokens=2**64)).profile, None, Usage(1, prompt_tokens=2**64), False,
+    ),
+    "profile.themes[0].name holds a lone surrogate": (
+        holding(NAMES[0], themes=[theme(0, name="\udc9d")]).profile, None, Usage(llm_calls=1), False,
+    ),
+    "TypeError: Encoding objects of type object": (
+        holding(NAMES[0], more={"a": object()}).profile, None, Usage(llm_calls=1), False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", UNSENDABLE)
+async def test_a_result_that_cannot_be_sent_ends_its_destination_and_counts_no_dead_worker(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], why: str
+) -> None:
+    async def process(destination: Destination, *_: object) -> Processed:
+        return UNSENDABLE[why] if destination.name == "City 0" else (None, FAILED, Usage(llm_calls=1), False)
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        assert await Rig(client, settings_for(), lanes, process).runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    found = {result.destination_id: result for result in _results(redis)}
+    assert len(found) == 4
+    failure = found[NAMES[0].id].failure
+    assert failure
+    assert why in failure.message
+    assert found[NAMES[0].id].usage.llm_calls == 1
+    assert redis.keys("themes:job:*") == []
+
+
+async def test_a_result_that_is_too_large_to_be_read_ends_its_destination(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The consumer refuses to unpack it: it was ticked off here and arrived nowhere."""
+    monkeypatch.setattr("tasks.storable.MAX_UNPACKED_BYTES", 10_000)
+
+    async def process(destination: Destination, *_: object) -> Processed:
+        large = holding(destination, more={"a": "x" * 20_000}).profile
+        return (large, None, Usage(1), False) if destination.name == "City 0" else (None, FAILED, Usage(1), False)
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        assert await Rig(client, settings_for(), lanes, process).runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    failures = {result.destination_id: result.failure for result in _results(redis) if result.failure}
+    assert len(failures) == 4
+    assert "bytes, at most 10,000 are allowed" in failures[NAMES[0].id].message
+
+
+def test_an_event_with_half_a_surrogate_pair_is_told(redis: Redis) -> None:
+    event = Event("stage.done", JOB, data={"found": ["\ud83d", {"a\udfff": 1}], "name": "\udc9d"})
+    assert decode(b"1-1", {key.encode(): value for key, value in encode(event).items()}).data == {
+        "found": ["\ufffd", {"a\ufffd": 1}], "name": "\ufffd",
+    }  # fmt: skip
+
+
+async def test_an_error_while_a_result_is_made_is_its_destinations_and_the_others_go_on(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """A slot of the call recorder holds 64 bits: what a server says beyond that is no reason to try three workers."""
+    recorder = CallRecorder.in_folder(tmp_path, worker="w", lanes=2)
+
+    async def process(destination: Destination, *_: object) -> Processed:
+        run = current()
+        assert run
+        run.sent()
+        run.ended(1, prompt_tokens=2**70 if destination.name == "City 1" else 5)
+        return None, FAILED, Usage(llm_calls=1), False
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process, recorder)
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    recorder.close()
+    assert {r.destination_id: r.usage.prompt_tokens for r in _results(redis)} == {
+        name.id: 0 if name.name == "City 1" else 5 for name in NAMES
+    }
+    assert {r.usage.llm_calls for r in _results(redis)} == {1}
+
+
+async def test_a_fault_in_a_chunks_own_code_fails_what_is_left_by_its_name(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, _fails)
+
+        def broken(*_: object, **__: object) -> None:
+            raise ZeroDivisionError("planted")
+
+        monkeypatch.setattr("workers.chunks.queued_seconds", broken)
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    failures = [result.failure for result in _results(redis) if result.failure]
+    said = ("worker", "ZeroDivisionError", "planted")
+    assert [(f.stage, f.error_class, f.message) for f in failures] == [said] * 4
+    assert redis.keys("themes:job:*") == []
+
+
+async def test_a_chunk_that_cannot_be_read_is_dropped_and_wakes_no_worker_after_worker(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    redis.hset(keys.chunks(JOB), CHUNK.chunk_id, b"\x01garbage")
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, _fails)
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.GONE
+    assert redis.keys("themes:job:*") == []
+
+
+async def test_a_job_that_cannot_be_read_keeps_no_worker_and_counts_no_death(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, _fails)
+        redis.set(keys.job(JOB), "a string")
+        for _ in range(2):
+            assert await asyncio.wait_for(rig.runner.run(JOB, CHUNK.chunk_id), 60) is ChunkEnd.GONE
+        redis.delete(keys.job(JOB))
+        rig.is_readable = False
+        for _ in range(5):
+            assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.GIVEN_BACK
+        rig.is_readable = True
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    assert {result.failure.error_class for result in _results(redis) if result.failure} == {"EndpointDownError"}
+    assert len([record for record in caplog.records if "job_unreadable" in record.getMessage()]) == 1
+
+
+async def test_leases_are_renewed_although_another_jobs_keys_hold_something_else(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def process(_: Destination, *__: object) -> Processed:
+        started.set()
+        await go_on.wait()
+        return None, FAILED, Usage(llm_calls=1), False
+
+    async with Lanes[Destination](4, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process)
+        running = asyncio.create_task(rig.runner.run(JOB, CHUNK.chunk_id))
+        await asyncio.wait_for(started.wait(), 60)
+        redis.set(keys.job(JOB), "a string")
+        before = redis.zscore(keys.leases(JOB), CHUNK.chunk_id)
+        assert before is not None
+        async with asyncio.timeout(60):
+            while (redis.zscore(keys.leases(JOB), CHUNK.chunk_id) or 0) <= before:
+                await rig.runner.renew()
+        redis.delete(keys.job(JOB))
+        go_on.set()
+        assert await running is ChunkEnd.DONE
 
 
 async def test_an_error_that_may_pass_is_tried_again_and_paid_for_in_full(

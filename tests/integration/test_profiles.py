@@ -152,6 +152,22 @@ async def test_a_profile_outlives_redis_in_the_database(
     assert await ProfileKeeper(client, store).copy_due() == 0, "copied once"
 
 
+async def test_a_job_that_cannot_be_read_keeps_no_other_profile_from_being_copied(
+    client: AsyncRedis, redis: Redis, store: AsyncDatabaseManager
+) -> None:
+    for job_id in ("bad", "worse", "job"):
+        profiler = PerformanceProfiler(enabled=True)
+        _worked(profiler, job_id)
+        _has_entry(redis, job_id, "done")
+        await PartReporter(client, profiler, seconds=1).report()
+    for key in (keys.job("bad"), keys.job("worse"), keys.job_profile("worse")):
+        redis.delete(key)
+        redis.set(key, "a string", ex=60)
+    keeper = ProfileKeeper(client, store)
+    assert await keeper.copy_due() == 2
+    assert [len(await store.job_parts(job_id)) for job_id in ("bad", "worse", "job")] == [1, 0, 1]
+
+
 async def test_a_part_that_comes_after_the_end_is_kept_too(
     client: AsyncRedis, redis: Redis, store: AsyncDatabaseManager
 ) -> None:

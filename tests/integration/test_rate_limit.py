@@ -20,13 +20,14 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
 from workers.llm import cooldown as cooldown_module
-from workers.llm import rate_limit as rate_limit_module
+from workers.llm import reservations as reservations_module
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.cooldown import CoolDown
 from workers.llm.gcra import Limits
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
-from workers.llm.rate_limit import RateLimiter, Slot
+from workers.llm.rate_limit import RateLimiter
+from workers.llm.reservations import Slot
 from workers.llm.route import Route
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
@@ -81,8 +82,8 @@ async def test_two_clients_never_exceed_the_limit_over_any_window_and_lose_nothi
     times = [slot.at_us for slot in slots]
     _within(times, LIMITS)
     assert len(set(times)) >= 120 - 5, "each has a slot of its own"
-    assert first._users in {1, 2}
-    assert second._users == 2
+    assert first._reservations.users in {1, 2}
+    assert second._reservations.users == 2
 
 
 async def test_who_waits_far_off_is_served_at_once_when_the_limit_is_raised_and_no_window_has_too_much(
@@ -260,7 +261,7 @@ async def test_without_limits_a_call_asks_redis_nothing(clients: tuple[AsyncRedi
 async def test_redis_killed_in_the_middle_leaves_a_share_and_the_limits_are_shared_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limit_module, "REDIS_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(reservations_module, "REDIS_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(cooldown_module, "LISTEN_AGAIN_SECONDS", 0.05)
     caplog.set_level(logging.INFO)
     async with AsyncExitStack() as stack:
@@ -281,13 +282,13 @@ async def test_redis_killed_in_the_middle_leaves_a_share_and_the_limits_are_shar
         assert len([record for record in caplog.records if "rate_limit_degraded" in record.message]) == 2
         # It comes back: the limiter is told of another server, as a restart on the same port would be.
         with LocalRedis(tmp_path / "again", "auto") as server:
-            limiters[0]._script = connect_async(server.url, socket_timeout_seconds=1).register_script(
-                rate_limit_module.RESERVE
+            limiters[0]._reservations._script = connect_async(server.url, socket_timeout_seconds=1).register_script(
+                reservations_module.RESERVE
             )
             async with asyncio.timeout(20):
                 while "shared" not in repr(limiters[0]):
                     await _send(limiters[0])
-            await limiters[0]._script.registered_client.aclose()  # type: ignore[union-attr]
+            await limiters[0]._reservations._script.registered_client.aclose()  # type: ignore[union-attr]
     assert "rate_limit_restored" in caplog.text
 
 

@@ -23,10 +23,10 @@ from tasks import keys
 from tasks.messages import Destination, Spent, StreamEntry, Usage, unpack
 from tests.stored import KYOTO, announced, done
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import Spend
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.sending import CountedBody
+from workers.llm.spend import Spend
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.recorder import (
     BAD_SUFFIX,

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kombu import Connection as KombuConnection
 from redis import Redis
 
 from config.settings import Settings
@@ -314,3 +316,21 @@ def test_a_server_on_the_path_that_is_too_old_is_passed_over(monkeypatch: pytest
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert version_of(old) == (5, 0)
     assert find_binary("auto") != old
+
+
+@pytest.mark.parametrize("spelled", ["none", "CERT_NONE"])
+def test_tls_options_may_be_spelled_as_redis_py_or_as_celery_does(spelled: str) -> None:
+    url = f"rediss://:pw@127.0.0.1:6380/1?ssl_cert_reqs={spelled}&ssl_check_hostname=false"
+    with connect(url, socket_timeout_seconds=1) as client:
+        assert client.connection_pool.connection_kwargs["ssl_cert_reqs"] == "none"
+    assert connect_async(url, socket_timeout_seconds=1).connection_pool.connection_kwargs["ssl_cert_reqs"] == "none"
+    # And Celery reads it as it is.
+    assert KombuConnection(url).ssl["ssl_cert_reqs"] == ssl.CERT_NONE
+
+
+def test_a_server_without_a_connection_left_has_the_mend_for_that(tmp_path: Path) -> None:
+    with LocalRedis(tmp_path) as server, Redis.from_url(server.url) as one:
+        one.config_set("maxclients", 1)
+        said = _refusal(server.url)
+    assert "maxclients" in said
+    assert "themes up" not in said

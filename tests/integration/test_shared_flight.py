@@ -23,11 +23,11 @@ from tasks.leases import release
 from tasks.messages import Destination
 from workers.llm import shared_flight as module
 from workers.llm.cache import PersistentLLMCache
-from workers.llm.client import AnsweredRefusalError
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.outcomes import TruncatedError, heard, told_error, told_value
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
+from workers.llm.reply import AnsweredRefusalError
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks.errors import DatabaseError
 from tasks.messages import (
     Destination,
     JobClosed,
@@ -26,7 +27,7 @@ from tasks.messages import (
     StreamEntry,
     Usage,
 )
-from tests.stored import KYOTO, SPENT, announced, done, failed, places, theme
+from tests.stored import KYOTO, SPENT, announced, done, failed, holding, places, theme
 from workers.results.rows import JobRow
 from workers.results.store import AsyncDatabaseManager
 from workers.results.totals import MOST, MOST_ADDED, ended
@@ -547,33 +548,248 @@ async def test_a_database_of_the_version_before_counts_what_it_holds(database_ur
 # --- bad rows -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("bad", "why"),
-    [
-        (failed(places(3)[1], message="a lone \ud800"), "UnicodeEncodeError|surrogates"),
-        (done(places(3)[1], usage=Usage(prompt_tokens=2**70)), "OverflowError|int64"),
-        (done(places(3)[1], model="\udfff"), "UnicodeEncodeError|surrogates"),
-        (msgspec.structs.replace(done(places(3)[1]), profile=None), "neither|either a profile or a failure"),
-    ],
-)
-async def test_one_bad_row_is_refused_with_its_reason_and_the_rest_of_the_batch_is_written(
+TOWN = places(3)[1]
+WHOLE = done(TOWN)
+#: Results that a database refuses, and the field that the failure names.
+REFUSED: list[tuple[Result, str]] = [
+    (done(TOWN, usage=Usage(prompt_tokens=2**70)), "usage.prompt_tokens"),
+    (done(TOWN, usage=Usage(llm_calls=-1)), "usage.llm_calls is -1"),
+    (done(TOWN, usage=Usage(llm_calls=2, cost_usd=float("nan"))), "usage.cost_usd is nan"),
+    (done(TOWN, usage=Usage(saved_usd=float("inf"))), "usage.saved_usd is inf"),
+    (done(TOWN, at=float("nan")), "at is nan"),
+    (holding(TOWN, model="\udfff"), "profile.model holds a lone surrogate, U+DFFF"),
+    (holding(TOWN, themes=[theme(0), theme(1, rationale="\ud83d")]), "profile.themes[1].rationale"),
+    (holding(TOWN, themes=[theme(0), theme(1, confidence=float("nan"))]), "profile.themes[1].confidence is nan"),
+    (holding(TOWN, extra={"a\ud800": "b"}), "a key of profile.extra holds a lone surrogate"),
+    (holding(TOWN, stages=[StageRecord("a", "ok", "1", None, "called", Usage(llm_calls=2**63), 1.0)]),
+     "profile.stages[0].usage.llm_calls"),
+    (holding(TOWN, elapsed_ms=float("nan")), "profile.elapsed_ms is nan"),
+    (msgspec.structs.replace(WHOLE, profile=None), "a result is either a profile or a failure"),
+    (msgspec.structs.replace(WHOLE, failure=failed().failure), "a result is either a profile or a failure"),
+    (msgspec.structs.replace(WHOLE, worker="w\ud800"), "worker holds a lone surrogate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bad", "why"), REFUSED, ids=[f"{number} {why}" for number, (_, why) in enumerate(REFUSED)])
+async def test_a_result_that_the_database_refuses_ends_its_destination_as_a_failure_that_names_the_field(
     store: AsyncDatabaseManager, bad: Result, why: str
 ) -> None:
     towns = places(3)
     applied = await store.apply([*announced(*towns), done(towns[0]), bad, failed(towns[2])])
     assert [(r.index, r.entry) for r in applied.rejected] == [(4, bad)]
-    assert any(word in applied.rejected[0].reason for word in why.split("|")), applied.rejected[0].reason
-    assert await counts(store) == (1, 1, 0, 4)
-    assert [o.result.destination_id for o in applied.outcomes] == [towns[0].id, towns[2].id]
-    assert [r.destination async for r in store.missing("j")] == [towns[1]]
+    assert why in applied.rejected[0].reason
+    job = await job_of(store)
+    assert (job.state, job.done, job.failed) == ("done", 1, 2)
+    (failure,) = [f async for f in store.failures("j") if f.destination_id == towns[1].id]
+    assert (failure.stage, failure.error_class) == ("store", "UnusableEntryError")
+    assert failure.message.startswith("its result cannot be stored: ")
+    assert why in failure.message
+    assert [o.result.destination_id for o in applied.outcomes] == [town.id for town in towns]
+    runs = await rows(store, "SELECT count(*), sum(llm_calls) FROM attempts WHERE job_id = 'j'")
+    calls = max(0, bad.usage.llm_calls)
+    assert runs == [(3, 2 * SPENT.llm_calls + calls)], "its calls are booked"
     assert (store.stats().rejected, store.stats().batches) == (1, 1)
+    again = await store.apply([msgspec.structs.replace(done(towns[1]), attempt=1)])
+    assert (again.jobs["j"].done, again.jobs["j"].failed) == (2, 1), "a retry takes its place"
 
 
-async def test_a_sum_beyond_what_the_database_holds_refuses_the_entry_that_overflows_it(
+async def rows(store: AsyncDatabaseManager, sql: str) -> list[tuple[Any, ...]]:
+    async with store.reading() as connection:
+        return [tuple(row) for row in await connection.exec_driver_sql(sql)]
+
+
+async def test_a_failure_that_cannot_be_stored_as_it_is_keeps_its_reason(store: AsyncDatabaseManager) -> None:
+    town, other = places(2)
+    huge = failed(
+        town, usage=Usage(llm_calls=3, completion_tokens=2**64, cost_usd=float("nan")), message="\0 re\ud800fused"
+    )
+    await store.apply([*announced(town, other), huge, failed(other, message="half a \ud83d pair \x1b[2J")])
+    found = {f.destination_id: f async for f in store.failures("j")}
+    assert found[town.id].error_class == found[other.id].error_class == "RateLimitedError"
+    assert found[town.id].message.startswith("re\ufffdfused (usage.completion_tokens")
+    assert found[other.id].message == "half a \ufffd pair [2J"
+    assert (await job_of(store)).state == "done"
+    assert await rows(store, "SELECT llm_calls, completion_tokens, cost_usd FROM attempts ORDER BY llm_calls DESC") == [
+        (3, 0, None), (2, 50, 0.25),
+    ]  # fmt: skip
+
+
+async def test_what_was_spent_without_an_outcome_is_booked_with_amounts_that_can_be_stored(
+    store: AsyncDatabaseManager,
+) -> None:
+    town = places(1)[0]
+    odd = Spent("j", town.id, 1, Usage(llm_calls=3, prompt_tokens=2**63, cost_usd=float("inf")), "w", 1.0, 1.0)
+    applied = await store.apply([*announced(town), odd, done(town)])
+    assert [r.reason for r in applied.rejected] == ["usage.prompt_tokens is a whole number beyond 64 bits"]
+    assert (await job_of(store)).usage.llm_calls == 3 + SPENT.llm_calls
+    assert (await job_of(store)).state == "done"
+
+
+async def test_sums_beyond_64_bits_stay_at_the_largest_number_and_cost_no_destination(
     store: AsyncDatabaseManager,
 ) -> None:
     towns = places(2)
     most = Usage(prompt_tokens=2**63 - 1)
     applied = await store.apply([*announced(*towns), done(towns[0], usage=most), done(towns[1], usage=SPENT)])
-    assert [r.index for r in applied.rejected] == [4]
-    assert (await job_of(store)).usage.prompt_tokens == 2**63 - 1
+    assert applied.rejected == []
+    job = await job_of(store)
+    assert (job.state, job.done, job.usage.prompt_tokens) == ("done", 2, 2**63 - 1)
+
+
+async def test_destinations_that_cannot_be_listed_as_they_are_written_are_listed_cleaned(
+    store: AsyncDatabaseManager,
+) -> None:
+    bad = Destination(
+        "id1", "Ber\0lin\ud800\n", "Ger\x1b[2Jmany", lat=float("nan"), lon=2.0, extra={"ti\ter\0": "1\x9f2"}
+    )
+    large = Destination("id2", "x" * 70_000, "y\ud800" * 9_000)
+    town = places(1)[0]
+    applied = await store.apply([*announced(town, bad, large), done(town), done(bad), done(large)])
+    found = [row.destination async for row in store.destinations("j")]
+    assert [each.id for each in found] == [town.id, "id1", "id2"]
+    assert (found[1].name, found[1].country, found[1].lon) == ("Berlin\ufffd", "Ger[2Jmany", 2.0)
+    assert found[1].extra == {"ti er": "12"}
+    assert found[2].name.startswith("xxx")
+    assert applied.jobs["j"].state == "done", applied.rejected
+
+
+async def test_control_characters_reach_no_row(store: AsyncDatabaseManager) -> None:
+    """PostgreSQL refuses U+0000; SQLite kept it, and CSV and table got it raw."""
+    bad = "a\0b\x1b]0;c\x07d\x7fe\x9bf\r\x08"
+    town = Destination.of("Kyoto", "Japan")
+    profile = holding(town, themes=[theme(0, sub_themes=[bad], more={bad: bad}), theme(1)], model=bad, extra={"k": bad})
+    opened = JobOpened("j", f"a {bad}\nname", 900.0, JobOptions())
+    applied = await store.apply([opened, *announced(town)[1:], profile])
+    assert applied.rejected == []
+    (row,) = [each async for each in store.profiles("j")]
+    clean = "ab]0;cdef"
+    assert (row.model, row.profile().themes[0].sub_themes, row.profile().extra) == (clean, [clean], {"k": clean})
+    assert row.profile().themes[0].more == {clean: clean}
+    assert applied.outcomes[0].result.profile
+    assert applied.outcomes[0].result.profile.model == clean, "what is announced is what is stored"
+    assert await rows(store, "SELECT name FROM theme_subthemes") == [(clean,)]
+    assert (await job_of(store)).name == f"a {clean} name"
+    kept = holding(town, model="tab\tand\nnewline, caf\u00e9 \\u0000")
+    await store.apply([msgspec.structs.replace(kept, attempt=1)])
+    assert [each.model async for each in store.profiles("j")] == ["tab\tand\nnewline, caf\u00e9 \\u0000"]
+
+
+async def test_an_error_of_any_class_for_one_row_fails_that_row(
+    store: AsyncDatabaseManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towns = places(3)
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    odd = holding(towns[1], themes=[theme(0, more={"deep": deep})])
+    wrong = holding(towns[2], themes=[theme(0, confidence=object())])
+    applied = await store.apply([*announced(*towns), done(towns[0]), odd, wrong])
+    assert [r.index for r in applied.rejected] == [4, 5]
+    job = await job_of(store)
+    assert (job.state, job.done, job.failed) == ("done", 1, 2)
+
+
+async def test_a_database_that_takes_nothing_is_an_error_and_no_failure_of_destinations(
+    store: AsyncDatabaseManager,
+) -> None:
+    town = places(1)[0]
+    await store.apply(announced(town))
+    async with store.writing() as connection:
+        await connection.exec_driver_sql("DROP TABLE attempts")
+    with pytest.raises(DatabaseError):
+        await store.apply([done(town)])
+    assert [r.destination async for r in store.missing("j")] == [town]
+
+
+# --- partial profiles that are asked again ------------------------------------------------------------------------
+
+
+def lacking(*stages: str, attempt: int = 1, themes: int = 2, **more: Any) -> Result:
+    """A result for TOWN whose profile lacks something of these stages; a whole one where there are none."""
+    missing = [Missing(stage, field, "BadRequestError: 400") for stage in stages for field in ("a", "b")]
+    status = "partial" if stages else "ok"
+    result = holding(TOWN, missing=missing, status=status, themes=[theme(n) for n in range(themes)], **more)
+    return msgspec.structs.replace(result, attempt=attempt, worker=f"w{attempt}", at=1000.0 + attempt)
+
+
+def attempted(attempt: int) -> Result:
+    return failed(TOWN, attempt=attempt, worker=f"w{attempt}", at=1000.0 + attempt)
+
+
+#: What a partial profile that lacks two stages of 3 themes is asked again for, and the attempt whose profile stays.
+RETRIED: dict[str, tuple[Result, int, str]] = {
+    "a failure": (attempted(2), 1, "partial"),
+    "a whole one": (lacking(attempt=2), 2, "ok"),
+    "a better one": (lacking("x", attempt=2), 2, "partial"),
+    "one as good": (lacking("x", "z", attempt=2, themes=3), 2, "partial"),
+    "one with fewer themes": (lacking("x", "y", attempt=2), 1, "partial"),
+    "a worse one": (lacking("x", "y", "z", attempt=2, themes=9), 1, "partial"),
+    "one that cannot be stored": (lacking(attempt=2, model="\ud800"), 1, "partial"),
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "in one batch"])
+@pytest.mark.parametrize("name", RETRIED)
+async def test_a_partial_profile_stays_until_a_better_one_comes(
+    store: AsyncDatabaseManager, name: str, together: bool
+) -> None:
+    result, attempt, status = RETRIED[name]
+    towns = places(3)
+    first: list[StreamEntry] = [*announced(*towns), done(towns[0]), lacking("x", "y", themes=3), failed(towns[2])]
+    again = JobReopened("j", (towns[0].id, TOWN.id), 2)
+    if together:
+        await store.apply([*first, again, result])
+    else:
+        await store.apply(first)
+        await store.apply([again])
+        job = await job_of(store)
+        assert (job.state, job.done, job.failed, job.partial) == ("running", 1, 1, 0)
+        assert [row.destination async for row in store.missing("j")] == [TOWN]
+        assert [row.attempt async for row in store.profiles("j")] == [0, 1], "it is shown meanwhile"
+        await store.apply([again])
+        await store.apply([result])
+    for entries in ([], [result], [again, result], [lacking("x", "y", themes=3)], [again, attempted(2)]):
+        await store.apply(entries)
+        job = await job_of(store)
+        assert (job.state, job.done, job.failed, job.partial) == ("done", 2, 1, int(status == "partial")), entries
+        (row,) = [row async for row in store.profiles("j") if row.destination_id == TOWN.id]
+        assert (row.attempt, row.status) == (attempt, status), entries
+        assert [f.destination_id async for f in store.failures("j")] == [towns[2].id]
+        states = await rows(store, "SELECT state, partial, attempt FROM destinations ORDER BY name")
+        assert states[1] == ("done", int(status == "partial"), 2)
+        assert await rows(store, "SELECT count(*) FROM themes") == [(2 + len(row.profile().themes),)]
+    runs = await rows(store, "SELECT count(*) FROM attempts WHERE worker LIKE 'w_'")
+    assert runs[0][0] >= 2, "what the second attempt has cost is in the books"
+
+
+async def test_a_partial_profile_that_fails_again_and_again_is_whole_in_the_end(store: AsyncDatabaseManager) -> None:
+    await store.apply([*announced(TOWN), lacking("x")])
+    for attempt in (2, 4, 6):
+        await store.apply([JobReopened("j", (TOWN.id,), attempt)])
+        await store.apply([attempted(attempt)])
+        await store.apply([JobReopened("j", (TOWN.id,), attempt + 1), attempted(attempt + 1)])
+    assert [row.status async for row in store.profiles("j")] == ["partial"]
+    await store.apply([JobReopened("j", (TOWN.id,), 8), lacking(attempt=8)])
+    assert [(row.status, row.attempt) async for row in store.profiles("j")] == [("ok", 8)]
+    job = await job_of(store)
+    assert (job.state, job.done, job.partial, job.usage.llm_calls) == ("done", 1, 0, 8 * SPENT.llm_calls)
+
+
+async def test_partial_profiles_are_found_by_what_they_lack(store: AsyncDatabaseManager) -> None:
+    towns = places(3)
+    lacks = ("x", "y"), (), ("y",)
+    by_town = [
+        msgspec.structs.replace(lacking(*stages), destination_id=town.id)
+        for town, stages in zip(towns, lacks, strict=True)
+    ]
+    await store.apply([*announced(*towns), *by_town])
+
+    async def found(*stages: str) -> list[str]:
+        return [row.destination.name async for row in store.partial("j", stages=stages)]
+
+    assert await found() == ["Town 0", "Town 2"]
+    assert await found("x") == ["Town 0"]
+    assert await found("x", "y") == ["Town 0", "Town 2"]
+    assert await found("z") == []
+    assert [row.destination.name async for row in store.partial("j", "BadRequestError")] == ["Town 0", "Town 2"]
+    assert [row.destination.name async for row in store.partial("j", "BadRequest")] == []

@@ -6,6 +6,7 @@ import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -21,7 +22,9 @@ from tasks.ledger import Ledger, Taken
 from tasks.messages import Event, JobOptions
 from tasks.pause import resume
 from tasks.producer import enqueue
+from tasks.retry import is_drained
 from workers.results.consumer import ResultsConsumer
+from workers.results.lost import LOST_SECONDS, LostFinder
 from workers.results.publisher import EventPublisher
 from workers.results.store import AsyncDatabaseManager
 from workers.results.sweeper import Sweeper
@@ -275,3 +278,40 @@ def test_a_producer_shows_that_it_lives_until_it_has_sealed_its_job(
     job = enqueue(rows(), settings=settings_for(REDIS_URL=redis_url), redis=redis)
     assert renewed
     assert not redis.exists(keys.producer(job.job_id))
+
+
+async def test_what_redis_has_lost_ends_as_a_failure_and_the_job_ends(rig: Rig, tmp_path: Path) -> None:
+    """A chunk that was damaged or deleted left its destinations without a row and without a worker, for ever."""
+    job_id = rig.job.job_id
+    now = 100.0
+    async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}", pool_size=2) as store:
+        consumer = ResultsConsumer(rig.client, store, Settings(), "c1")
+        running = asyncio.create_task(consumer.run())
+        finder = LostFinder(rig.client, store.missing, compress=True)
+
+        async def lost_after(seconds: float) -> int:
+            nonlocal now
+            now += seconds
+            return await finder.look(jobs.status(rig.redis, job_id), now=now)
+
+        try:
+            async with asyncio.timeout(60):
+                while not ((row := await store.job(job_id)) and row.sealed and is_drained(rig.redis)):
+                    await asyncio.sleep(0.02)
+            assert [await lost_after(LOST_SECONDS) for _ in range(3)] == [0, 0, 0], "its chunks are there"
+            rig.redis.delete(keys.chunks(job_id))
+            assert [await lost_after(0), await lost_after(LOST_SECONDS / 2)] == [0, 0], (
+                "a retry may be about to make some"
+            )
+            rig.redis.hset(keys.job(job_id), "paused", "user")
+            assert await lost_after(LOST_SECONDS) == 0, "a paused job rests"
+            rig.redis.hdel(keys.job(job_id), "paused")
+            assert [await lost_after(0), await lost_after(LOST_SECONDS)] == [0, 4]
+            async with asyncio.timeout(60):
+                while jobs.status(rig.redis, job_id).state != "done":
+                    await asyncio.sleep(0.02)
+            assert jobs.status(rig.redis, job_id).failed == 4
+            assert {f.error_class async for f in store.failures(job_id)} == {"LostError"}
+        finally:
+            consumer.stop()
+            await running

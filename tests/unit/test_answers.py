@@ -1,4 +1,6 @@
+import contextlib
 import json
+import time
 from typing import Any
 
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import InvalidAnswerError
-from workers.llm.answers import AnswerSchema, candidates, salvaged
+from workers.llm.answers import AnswerSchema, UnclosedAnswerError, candidates, salvaged
 
 THEMES = AnswerSchema(
     "themes",
@@ -33,6 +35,7 @@ THEMES = AnswerSchema(
 )
 VALUE = {"themes": [{"name": "Wine, Cheese and Bread", "peak_month": "May"}]}
 PLAIN = json.dumps(VALUE)
+DRAFT = json.dumps({"themes": [{"name": "A draft", "peak_month": "January"}]})
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,28 @@ PLAIN = json.dumps(VALUE)
         json.dumps({"answer": VALUE}),
         json.dumps(VALUE["themes"]),
         json.dumps({"themes": [{**VALUE["themes"][0], "note": "more than was asked"}]}),
+        # Prose and thoughts with braces, before and after.
+        f"For {{destination}} the answer follows.\n{PLAIN}",
+        f"Braces {{a}} {{b}} [c] first, then {PLAIN} and {{d}} after it.",
+        f"thoughts with {{braces}} and no opening mark</think>{PLAIN}",
+        f"<reasoning>maybe {{a}}, or {DRAFT}</reasoning>{PLAIN}",
+        f"<analysis>{DRAFT}</analysis>\n{PLAIN}",
+        f"[THINK]{DRAFT}[/THINK]{PLAIN}",
+        f"◁think▷{DRAFT}◁/think▷{PLAIN}",
+        f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{PLAIN}",
+        f"<think>one</think>{{x}}<think>{DRAFT}</think>{PLAIN}",
+        # The last one that is an instance wins.
+        f"A first draft: {DRAFT}\nBetter: {PLAIN}",
+        f"{PLAIN}\nNote: {{'python': 1}} and {{\"other\": 2}}",
+        # Inside of something else, or JSON inside of JSON.
+        json.dumps({"thoughts": "well", "result": VALUE}),
+        json.dumps({"answer": {"final": VALUE}}),
+        json.dumps(PLAIN),
+        json.dumps([VALUE]),
+        json.dumps({"output": PLAIN}),
+        # Nowhere but in the thoughts.
+        f"<think>{PLAIN}</think>",
+        f"<think>{PLAIN}</think>That is all.",
     ],
 )
 def test_a_decorated_answer_is_read_for_what_it_says(text: str) -> None:
@@ -70,7 +95,6 @@ def test_a_decorated_answer_is_read_for_what_it_says(text: str) -> None:
         ('{"themes": [{"name": "A", "peak_month": "Smarch"}]}', "Smarch"),
         ('{"themes": [{"name": 7, "peak_month": "May"}]}', "name"),
         ('{"themes": NaN}', "not JSON"),
-        ('Here: {"themes": [{"name": "\\ud800", "peak_month": "May"}]}', "not JSON"),
         ("[" * 100_000, "not JSON"),
     ],
 )
@@ -81,7 +105,7 @@ def test_an_unusable_answer_says_what_is_wrong(text: str, says: str) -> None:
 
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_reader(text: str) -> None:
-    list(candidates(text))
+    assert isinstance(candidates(text).values, list)
     salvaged(text)
     with pytest.raises(InvalidAnswerError):
         THEMES.read(text)
@@ -135,3 +159,68 @@ def test_spelling_is_mended_behind_references_too() -> None:
         },
     )
     assert schema.read('{"T1": {"Price Point": "MID", "note": "x"}}') == {"t1": {"price_point": "mid"}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN[:40],
+        PLAIN[:-1],
+        PLAIN[: PLAIN.index("Bread")],
+        f"Here it is: {PLAIN[:-3]}",
+        f"Some {{braces}} first. {PLAIN[:30]}",
+        f"<think>short</think>{PLAIN[:50]}",
+        "<think>it goes on and on, with {braces}",
+        '{"themes": [{"name": "A", "peak_month": "May"}, {"name": "B", "peak_month": nul',
+    ],
+)
+def test_an_answer_that_breaks_off_is_told_from_a_wrong_one(text: str) -> None:
+    with pytest.raises(UnclosedAnswerError):
+        THEMES.read(text)
+
+
+def test_an_unfinished_draft_does_not_hide_the_answer_after_it() -> None:
+    assert THEMES.read(f"{DRAFT[:-4]}\n{PLAIN}") == VALUE
+
+
+def test_thoughts_are_read_only_where_no_text_has_an_instance() -> None:
+    assert THEMES.read("", thoughts=(f"so: {PLAIN}",)) == VALUE
+    assert THEMES.read(PLAIN, thoughts=(DRAFT,)) == VALUE
+    assert THEMES.read("see the tool", PLAIN) == VALUE
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("Wine\x00 and Bread", "Wine and Bread"),
+        ("\x1b[2JWine\x9b", "[2JWine"),
+        ("Wine \u202egnihtemos", "Wine gnihtemos"),
+        ("Wine \ud800!", "Wine \ufffd!"),
+        ("Wine\tand\nBread", "Wine\tand\nBread"),
+        ("Åre 日本 \U0001f377", "Åre 日本 \U0001f377"),
+    ],
+)
+@pytest.mark.parametrize("escaped", [True, False])
+def test_control_characters_and_lone_surrogates_never_enter_a_value(name: str, kept: str, *, escaped: bool) -> None:
+    text = json.dumps({"themes": [{"name": name, "peak_month": "May"}]}, ensure_ascii=escaped)
+    assert THEMES.read(text)["themes"][0]["name"] == kept
+    assert THEMES.read(f"Look: {text}")["themes"][0]["name"] == kept
+    saved = salvaged(text[: text.index("May")] + "May")
+    assert saved is None or saved["themes"][0]["name"] == kept
+
+
+@pytest.mark.parametrize("text", ["{" * 200_000, "[" * 200_000, '{"a' * 60_000, "</think>" * 60_000, "<think>" * 60_000,
+                                  '{"a": [' * 60_000, '{"a": 1, ' * 30_000, f"{{{PLAIN}" * 2_000])  # fmt: skip
+def test_a_text_made_to_be_slow_is_read_in_linear_time(text: str) -> None:
+    began = time.process_time()
+    with contextlib.suppress(InvalidAnswerError):
+        THEMES.read(text)
+    salvaged(text)
+    assert time.process_time() - began < 30
+
+
+def test_a_number_that_nothing_can_store_is_no_answer() -> None:
+    schema = AnswerSchema("count", {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
+    assert schema.read('{"n": 5}') == {"n": 5}
+    with pytest.raises(InvalidAnswerError, match="too large"):
+        schema.read('{"n": 1%s}' % ("0" * 30))

@@ -31,6 +31,7 @@ COMMON = {
 }
 
 _EFFECTS = "tests/integration/test_effects.py"
+_BORDERS = "tests/integration/test_borders.py"
 _ENDPOINTS = "tests/integration/test_endpoints.py"
 _TOGGLES = "tests/e2e/test_jobs.py::test_every_toggle_can_be_off_alone_and_the_profiles_are_the_same"
 _WHO = f"{_EFFECTS}::test_base_url_api_key_and_model_are_who_is_asked_and_what_with"
@@ -123,6 +124,11 @@ EFFECTS = {
     "llm.endpoints": f"{_ENDPOINTS}::test_endpoints_share_the_work_by_their_weight",
     "llm.extra_body": _KEY,
     "llm.temperature": _KEY,
+    "llm.reasoning_effort": f"{_BORDERS}::test_an_effort_that_is_set_is_sent_and_changes_the_key",
+    "llm.max_completion_tokens": f"{_BORDERS}::test_thoughts_stop_growing_at_the_set_bound",
+    "llm.ca_file": (
+        f"{_BORDERS}::test_a_certificate_of_its_own_is_refused_at_once_with_the_mend_and_trusted_when_named"
+    ),
     "llm.connect_timeout_seconds": (
         f"{_EFFECTS}::test_a_server_that_takes_no_connection_is_given_up_after_connect_timeout_seconds"
     ),
@@ -138,6 +144,10 @@ EFFECTS = {
     "llm.requests_per_minute": _LIMIT,
     "llm.request_burst": _LIMIT,
     "llm.tokens_per_minute": _TIME,
+    "llm.probe_seconds": (
+        "tests/integration/test_probes.py::"
+        "test_one_call_of_all_processes_tries_a_long_wait_at_growing_intervals_and_its_answer_ends_it"
+    ),
     "llm.learn_rate_limit": (
         "tests/integration/test_learnt_rate.py::"
         "test_two_processes_that_learn_are_refused_less_often_than_two_that_do_not"

@@ -1,8 +1,8 @@
 """What Flower is told, and what it is never told."""
 
+import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from flower import options as flower_options
 from flower.views.tasks import TASK_COLUMNS as KNOWN_COLUMNS
 
-from config.settings import Settings, load
+from config.settings import Settings
 from tasks.errors import ConfigError
 from workers.dashboard.flower import TASK_COLUMNS, check, defaults
 
@@ -50,16 +50,12 @@ def test_every_column_is_one_that_flower_has() -> None:
     assert {"name", "args", "state", "received", "runtime", "worker"} == set(columns)
 
 
-def test_it_listens_on_loopback_keeps_its_state_and_bounds_its_memory(
-    made: Callable[..., Settings], tmp_path: Path
-) -> None:
+def test_it_listens_on_loopback_runs_nobody_s_file_and_bounds_its_memory(made: Callable[..., Settings]) -> None:
     told = _checked(made())
     assert told.address == "127.0.0.1"
-    assert told.persistent
-    assert Path(told.db).is_absolute()
-    assert Path(told.db).parent.is_dir()
-    assert Path(told.db).is_relative_to(tmp_path)
-    assert (told.max_tasks, told.state_save_interval, told.purge_offline_workers) == (10_000, 60_000, 3_600)
+    assert not told.persistent, "its state is a pickle"
+    assert told.conf == os.devnull, "its configuration file is a program"
+    assert (told.max_tasks, told.purge_offline_workers) == (10_000, 3_600)
     assert not told.basic_auth
 
 
@@ -122,9 +118,3 @@ def test_a_host_that_is_no_address_of_this_machine_is_one_clear_line(made: Calla
     elsewhere = {"THEMES_DASHBOARD__HOST": "192.0.2.1", "THEMES_DASHBOARD__BASIC_AUTH": "me:secret"}
     with pytest.raises(ConfigError, match="^dashboard.port: cannot listen on 192.0.2.1:"):
         _checked(made(**elsewhere))
-
-
-def test_a_state_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="^state_dir: .* cannot be written"):
-        _checked(load(env={"THEMES_STATE_DIR": str(tmp_path / "file"), "THEMES_DASHBOARD__PORT": _free_port()}))

@@ -12,7 +12,7 @@ def _worker(*, profiles: bool = True, name: str = "w@here") -> Worker:
     return Worker(
         name=name, lanes=12, lanes_busy=3, lanes_waiting=0, connections=15, connections_in_use=4, connections_idle=2,
         connections_waiting=0, pool_wait_p95_ms=None, executed=0, stolen=0, restarts=0, cpu_percent=None,
-        rss_bytes=None, waiting_for="", profiles=profiles, routes={},
+        rss_bytes=None, wait=None, profiles=profiles, routes={},
     )  # fmt: skip
 
 

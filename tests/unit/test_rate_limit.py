@@ -1,5 +1,4 @@
 import asyncio
-import math
 
 import pytest
 from hypothesis import given
@@ -8,9 +7,10 @@ from hypothesis import strategies as st
 from config.errors import ConfigError
 from tasks.messages import Destination
 from workers.llm.concurrency import AdaptiveConcurrency
-from workers.llm.cooldown import LONGEST_SECONDS, CoolDown, duration_seconds, exhausted_seconds
+from workers.llm.cooldown import CoolDown
 from workers.llm.estimate import TokenEstimate
 from workers.llm.gcra import Gcra, Limits
+from workers.llm.headers import MAX_WAIT_SECONDS
 from workers.llm.rate_limit import RateLimiter
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.limit import parse_limit
@@ -85,53 +85,6 @@ def test_no_limit_is_unlimited() -> None:
     assert not Limits.per_minute(None, 1).is_unlimited
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("1s", 1), ("6m0s", 360), ("120ms", 0.12), ("20", 20), ("2m59.56s", 179.56), ("1h2m3s", 3723), ("1d", 86_400),
-     ("0", 0), ("0s", 0), ("", None), ("soon", None), ("-1", None), ("nan", None), ("inf", None), ("1s2h", None)],
-)  # fmt: skip
-def test_the_durations_of_providers_are_read(text: str, seconds: float | None) -> None:
-    read = duration_seconds(text)
-    assert read is None if seconds is None else read == pytest.approx(seconds)
-
-
-@given(st.text(max_size=20))
-def test_whatever_a_header_says_is_a_finite_time_or_nothing(text: str) -> None:
-    read = duration_seconds(text)
-    assert read is None or (read >= 0 and math.isfinite(read))
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1s"}, None),
-        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s"}, 1.0),
-        ({"x-ratelimit-remaining-requests": "0"}, None),
-        (
-            {
-                "x-ratelimit-remaining-requests": "0",
-                "x-ratelimit-reset-requests": "1m0s",
-                "x-ratelimit-limit-requests": "60",
-            },
-            1.0,
-        ),
-        (
-            {
-                "x-ratelimit-remaining-tokens": "0",
-                "x-ratelimit-reset-tokens": "50s",
-                "x-ratelimit-limit-tokens": "10000",
-                "x-ratelimit-remaining-requests": "0",
-                "x-ratelimit-reset-requests": "200ms",
-            },
-            0.5,
-        ),
-    ],
-)
-def test_headers_that_say_nothing_remains_are_a_cool_down(headers: dict[str, str], seconds: float | None) -> None:
-    assert exhausted_seconds(headers) == seconds
-
-
 def test_concurrency_is_cut_once_for_one_congestion_and_grows_only_when_saturated() -> None:
     adaptive = AdaptiveConcurrency(least=1, most=20)
     assert adaptive.limit == 20
@@ -181,7 +134,7 @@ async def test_a_shorter_cool_down_never_shortens_a_longer_one_and_none_lasts_fo
     await cool_down.begin(1)
     assert cool_down.left_seconds > 50
     await cool_down.begin(10**9)
-    assert cool_down.left_seconds <= LONGEST_SECONDS
+    assert cool_down.left_seconds <= MAX_WAIT_SECONDS
     await CoolDown(None, "e").begin(-1)
 
 

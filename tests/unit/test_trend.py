@@ -35,6 +35,12 @@ def test_a_process_that_has_warmed_up_is_not_accused(seed: int, steps: float) ->
     assert growth(warm) == 0.0
 
 
+def test_the_process_that_was_accused_by_chance_is_not() -> None:
+    draw = random.Random(107)
+    warm = [(20.0 * n, RSS + 80 * MIB * (1 - 2 ** (-n / 2.0)) + draw.gauss(0, MIB)) for n in range(120)]
+    assert growth(warm) == 0.0
+
+
 @given(SEEDS, st.integers(5, 15))
 def test_a_cache_that_fills_and_is_emptied_is_not_accused(seed: int, period: int) -> None:
     draw = random.Random(seed)

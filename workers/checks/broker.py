@@ -7,7 +7,7 @@ from typing import Any, Final
 from redis import Redis
 
 from config.settings import Settings
-from tasks.connection import check_server, connect, locate, masked, place_of
+from tasks.connection import check_rights, check_server, connect, locate, masked, place_of, server_info
 from tasks.errors import ThemesError
 from workers.checks.check import Check, reached
 
@@ -35,9 +35,19 @@ def look(settings: Settings) -> Iterator[Check]:
     if settings.celery.broker_url:
         yield _broker(settings)
     with reached(settings) as client:
-        info: dict[str, Any] = client.info()
-        yield _persistence(client, info)
-        yield _memory(info)
+        check_rights(client)
+        info = server_info(client)
+        if "used_memory" in info:
+            yield _persistence(client, info)
+            yield _memory(info)
+        else:
+            found = "this user may not ask with INFO: append-only file, memory and eviction policy are unknown"
+            yield Check(
+                "redis memory",
+                ok=True,
+                found=found,
+                fix="see to it that it keeps an append-only file and evicts nothing but volatile keys",
+            )
         yield _latency(client)
 
 

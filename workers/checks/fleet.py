@@ -8,6 +8,7 @@ from config.settings import Settings
 from config.tuning import TUNED
 from tasks import fleet, jobs, keys, tuned
 from tasks.connection import connect
+from tasks.waits import Wait
 from workers.checks.check import Check, reached
 from workers.wedge import waiting_messages
 
@@ -50,8 +51,8 @@ def _worker(name: str, report: dict[str, str]) -> str:
     if outages := int(report.get("cache_outages") or 0):
         text += f", Redis was away {outages} times ({float(report.get('cache_away_seconds') or 0):.0f} s in all)"
         text += ", and the cache goes on alone" if report.get("cache") == "away" else ""
-    if report.get("waiting_for"):
-        text += f", waiting for the LLM: {report['waiting_for']}"
+    if wait := Wait.decode(report.get("waiting_for")):
+        text += f", waiting: {wait.words()}"
     return text + ")"
 
 
@@ -95,7 +96,11 @@ def queue(settings: Settings) -> Iterator[Check]:
 def leftover_jobs(settings: Settings) -> Iterator[Check]:
     """Jobs that are not finished and go no further."""
     with reached(settings) as client:
-        stalled = [status for status in jobs.list_jobs(client, limit=MOST_JOBS) if status.state == "stalled"]
+        found = list(jobs.list_jobs(client, limit=MOST_JOBS))
+    for one in [status for status in found if status.unreadable][:SHOWN_JOBS]:
+        fix = f"put {keys.job(one.job_id)} in Redis right, or delete it: the results are in the database"
+        yield Check("jobs", ok=False, found=f"{one.job_id} cannot be read: {one.unreadable}", fix=fix)
+    stalled = [status for status in found if status.state == "stalled"]
     if not stalled:
         yield Check("jobs", ok=True, found="none is left over")
         return

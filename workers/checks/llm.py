@@ -8,18 +8,22 @@ from typing import Final
 
 from config.settings import LlmSettings, Settings
 from tasks.connection import masked
-from tasks.errors import EndpointAwayError, ThemesError
-from workers.checks.check import Check
+from tasks.errors import ConfigError, EndpointAwayError, ThemesError
+from workers.checks.check import Check, reached
 from workers.llm.answers import AnswerSchema
-from workers.llm.client import AnswerFormat, ChatClient, RawAnswer, Spend
+from workers.llm.client import ChatClient
 from workers.llm.connections import Connections
+from workers.llm.cooldown import read_wait
 from workers.llm.endpoints import Endpoint, endpoints
 from workers.llm.prompt import Prompt
+from workers.llm.rate_limit import endpoint_digest
+from workers.llm.reply import AnswerFormat, RawAnswer
+from workers.llm.spend import Spend
 
 #: Seconds that a question may take here, whatever the settings allow.
 QUESTION_SECONDS: Final = 6.0
-#: Tokens that its answer may have.
-ANSWER_TOKENS: Final = 200
+#: Tokens that its answer may have: a model that thinks needs most of them for that.
+ANSWER_TOKENS: Final = 2_000
 #: Models of one endpoint that are asked.
 MOST_MODELS: Final = 4
 _SCHEMA: Final = {
@@ -33,6 +37,21 @@ _SCHEMA: Final = {
 def look(settings: Settings) -> Iterator[Check]:
     """Every endpoint, at once."""
     yield from asyncio.run(_look(settings))
+
+
+def limits(settings: Settings) -> Iterator[Check]:
+    """The endpoints that have asked to be left alone, as all workers know it, also when none of them lives."""
+    try:
+        known = endpoints(settings.llm)
+    except ConfigError:
+        return  # `look` says what is missing
+    with reached(settings) as client:
+        for endpoint in known:
+            for model in _models(settings.llm, endpoint):
+                wait = read_wait(client, endpoint_digest(endpoint.base_url, endpoint.name_of(model)))
+                if wait is not None:
+                    fix = "nothing: one call of the workers tries it then, and all go on when it is answered"
+                    yield Check("llm limits", ok=True, found=wait.words(), fix=fix)
 
 
 async def _look(settings: Settings) -> list[Check]:
@@ -107,7 +126,7 @@ async def _supports(client: ChatClient, style: AnswerFormat) -> bool:
 
 def _is_valid(answer: RawAnswer) -> bool:
     try:
-        _PROMPT.schema.read(answer.text)
+        _PROMPT.schema.read(*answer.texts, thoughts=answer.thoughts)
     except (ThemesError, ValueError):
         return False  # it is what was asked: shown as a no
     return True

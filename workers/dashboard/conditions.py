@@ -59,10 +59,16 @@ def _standing(status: JobStatus, alive: int | None) -> Finding | None:
         return Finding(
             resource="work", share=1.0, evidence=paused_words(status), advice=f"themes resume {status.job_id}"
         )  # fmt: skip
+    if status.wait and status.wait.kind == "other":
+        return Finding(
+            resource="database", share=1.0, evidence=f"everything waits: {status.waiting_for}",
+            advice="start a consumer (themes consumer), or see why it is slow: themes doctor",
+        )  # fmt: skip
     if status.waiting_for:
         return Finding(
-            resource="endpoint", share=1.0, evidence=f"everything waits for the LLM: {status.waiting_for}",
-            advice="bring the endpoint back, or add another one (llm.endpoints); the work goes on by itself",
+            resource="endpoint", share=1.0, evidence=f"everything waits: {status.waiting_for}",
+            advice="bring the endpoint back, ask for a higher limit, or add another endpoint (llm.endpoints); the work "
+            "goes on by itself",
         )  # fmt: skip
     if alive == 0:
         return Finding(

@@ -18,7 +18,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import jobs, keys
-from tasks.errors import JobNotFoundError
+from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.events import decode, ended_after, entries_of, flat, standing
 
 log = logging.getLogger("themes.dashboard")
@@ -191,6 +191,9 @@ class JobFeed:
                 await self._read_on()
             except JobNotFoundError:
                 self._end()
+            except UnreadableError as bad:
+                self.trouble = str(bad)
+                await asyncio.sleep(AWAY_SECONDS)
             except (RedisError, OSError) as bad:
                 # Watchers stay: they are told, and nothing is lost meanwhile.
                 if not self.trouble:

@@ -1,4 +1,4 @@
-"""Flower as the dashboard: its own pages, with readable tasks, kept over restarts, safe by default.
+"""Flower as the dashboard: its own pages, with readable tasks, safe by default.
 
 Flower 2.2 listens on all interfaces, without a password, unless told otherwise: anybody near could read task arguments
 and shut workers down. Here it listens on loopback, and anywhere else only with a password or an auth provider, however
@@ -12,7 +12,6 @@ import re
 import socket
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery
@@ -24,8 +23,6 @@ from workers.dashboard.guard import has_login, is_loopback
 
 #: Tasks kept in memory, at 4.3 KB each; Flower's own default is ten times that.
 MAX_TASKS: Final = 10_000
-#: Milliseconds between two saves of Flower's state; survives kill -9. A save of all the tasks takes a second or so.
-SAVE_INTERVAL_MS: Final = 60_000
 #: Seconds after which the metrics of a worker that has gone are forgotten, as we forget its name.
 PURGE_SECONDS: Final = 3_600
 #: Columns of the task list; `args` shows the destinations.
@@ -43,9 +40,10 @@ def defaults(settings: Settings) -> dict[str, Any]:
         "address": dashboard.host,
         "port": dashboard.port,
         "max_tasks": MAX_TASKS,
-        "persistent": True,
-        "db": str((settings.state_dir / "flower" / "state.db").absolute()),
-        "state_save_interval": SAVE_INTERVAL_MS,
+        # Flower keeps its state as a pickle, which runs what somebody may have put there.
+        "persistent": False,
+        # A flowerconfig.py is a program: one that lies in the current directory is not run, one that is named is.
+        "conf": os.devnull,
         "tasks_columns": TASK_COLUMNS,
         "purge_offline_workers": PURGE_SECONDS,
     }
@@ -72,12 +70,6 @@ def check(options: Any, settings: Settings) -> None:
     if not options.unix_socket:
         _refuse_without_login(options.address, has_login=has_login(options))
         _refuse_taken(options.address, options.port)
-    if options.persistent:
-        folder = Path(options.db).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(f"state_dir: {folder} cannot be written ({exc.strerror})") from exc
 
 
 def refuse_open(settings: Settings) -> None:

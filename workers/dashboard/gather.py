@@ -131,11 +131,7 @@ def _look(redis: Redis, job_id: str) -> Live:
 
 
 def _statements(report: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    try:
-        found: dict[str, dict[str, float]] = json.loads(report.get("statements") or "{}")
-    except ValueError as bad:
-        log.warning("action=report_unreadable a consumer's statements are left out: %s", bad)
-        return {}
+    found: dict[str, dict[str, float]] = json.loads(report.get("statements") or "{}")
     return found
 
 
@@ -153,7 +149,7 @@ def row_of(status: JobStatus) -> JobRow:
     return JobRow(
         job_id=status.job_id,
         name=status.name,
-        state="running" if status.state == "stalled" else status.state,
+        state=status.state if status.state in {"queued", "done", "cancelled"} else "running",
         total=status.total,
         sealed=False,
         done=status.done,

@@ -18,7 +18,7 @@ from redis import Redis, RedisError
 from config.settings import Settings
 from tasks import jobs
 from tasks.connection import connect
-from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError
+from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError, UnreadableError
 from tasks.jobs import JobStatus
 from workers.dashboard.handler import Handler
 from workers.dashboard.present import embedded, job_counts, job_words, label, profile_words
@@ -129,6 +129,8 @@ class Page(Handler):
             await self.answer(*parts)
         except JobNotFoundError as unknown:
             self.say(404, "There is no such job", str(unknown))
+        except UnreadableError as bad:
+            self.say(503, "This cannot be read", str(bad))
         except DatabaseBusyError as bad:
             self.say(503, "The results database is busy", str(bad))
         except DatabaseError as bad:

@@ -1,7 +1,6 @@
 """The system as it is now, out of Redis: jobs, workers, queue, consumers, and the rates between two looks."""
 
 import json
-import logging
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -11,9 +10,8 @@ from typing import Any, Final
 from redis import Redis
 
 from tasks import fleet, jobs, keys
+from tasks.waits import Wait
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
-
-log = logging.getLogger("themes.top")
 
 #: Jobs shown: those that run, and the newest of the others.
 JOBS: Final = 12
@@ -40,6 +38,8 @@ class JobLine:
     cache_hits: int
     paused: str | None
     waiting_for: str | None
+    #: Why its entry in Redis cannot be read.
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,8 @@ class System:
     refusals_per_second: float | None = None
     #: Of the prompts of the last seconds, those that needed no call.
     hit_rate: float | None = None
+    #: What everything waits for, each reason once.
+    waits: list[str] = field(default_factory=list)
     #: Why what is shown is old; empty when it is not.
     trouble: str = ""
 
@@ -130,13 +132,16 @@ class Watcher:
     def look(self) -> System:
         """The system now. Errors of Redis pass through."""
         redis, now = self._redis, time.monotonic()
-        workers = [_worker(name, report) for name, report in sorted(fleet.workers(redis).items())]
+        reports = fleet.workers(redis)
+        workers = [_worker(name, report) for name, report in sorted(reports.items())]
+        waits = [wait for report in reports.values() if (wait := Wait.decode(report.get("waiting_for")))]
         self._count(Counted.of(read_metrics(redis), now))
         self._last = System(
             at=time.time(),
             jobs=_jobs(redis),
             workers=workers,
             consumers=[_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items())],
+            waits=[wait.words() for wait in {wait.reason: wait for wait in waits}.values()],
             queued=_queued(self._broker),
             results_lag=int(redis.xlen(keys.RESULTS)),
             lanes=sum(worker.lanes for worker in workers),
@@ -210,7 +215,7 @@ def _job(status: jobs.JobStatus) -> JobLine:
     return JobLine(
         status.job_id, status.name, status.state, status.is_final, status.total, status.done + status.failed,
         status.failed, status.rate_per_second, status.eta_seconds, status.llm_calls, status.cache_hits, status.paused,
-        status.waiting_for,
+        status.waiting_for, status.unreadable,
     )  # fmt: skip
 
 
@@ -218,10 +223,11 @@ def _worker(name: str, report: Mapping[str, str]) -> WorkerLine:
     usage = _process(report)
 
     def number(key: str) -> int:
-        return int(float(report.get(key) or 0))
+        return int(report.get(key) or 0)
 
     age = time.time() - float(report.get("at") or 0)
-    says = report.get("waiting_for") or ""
+    wait = Wait.decode(report.get("waiting_for"))
+    says = wait.words() if wait else str(report.get(fleet.UNREADABLE, ""))
     if not says and age > keys.WORKER_SECONDS / 2:
         says = f"silent for {age:.0f} s"
     if not says and not number("lanes"):
@@ -235,11 +241,7 @@ def _worker(name: str, report: Mapping[str, str]) -> WorkerLine:
 
 def _process(report: Mapping[str, str]) -> dict[str, float]:
     """What a worker's process uses; empty with profiling off."""
-    try:
-        found: dict[str, float] = json.loads(report.get("profile") or "{}").get("process", {})
-    except ValueError as bad:
-        log.warning("action=report_unreadable a worker's profile is left out: %s", bad)
-        return {}
+    found: dict[str, float] = json.loads(report.get("profile") or "{}").get("process") or {}
     return found
 
 

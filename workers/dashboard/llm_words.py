@@ -71,8 +71,10 @@ def notices(system: System) -> list[dict[str, str]]:
         say("No results consumer is running: nothing becomes durable until one does (themes consumer).", "bad")
     if system.lost:
         say(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
-    for text in sorted({worker.waiting_for for worker in system.workers if worker.waiting_for}):
-        say(f"Waiting for the LLM: {text}", "bad")
+    for text in system.unreadable:
+        say(f"Cannot be read: {text}", "bad")
+    for wait in {worker.wait.reason: worker.wait for worker in system.workers if worker.wait}.values():
+        say(f"Waiting: {wait.words()}", "bad")
     return found
 
 
@@ -253,7 +255,8 @@ def route_row(route: Route, system: System) -> dict[str, Any]:
         "circuit": route.circuit,
         "tag": "ok" if route.circuit == "closed" else "failed",
         "errors": ", ".join(route.errors),
-        "cooling": f"{route.cooling_seconds:.0f} s left" if route.cooling_seconds else NOTHING,
+        "cooling": f"{duration(route.cooling_seconds)} left" if route.cooling_seconds else NOTHING,
+        "cooling_for": route.cooling_for if route.cooling_seconds else "",
         "learnt": NOTHING if route.learnt_per_minute is None else f"{route.learnt_per_minute:,.0f}/min",
         "in_flight": f"{route.in_use} of {route.limit}",
         "queued": route.queued,

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tasks import waits
 from tasks.jobs import JobStatus, paused_words
 from tasks.messages import Profile, StageRecord, Theme
 
@@ -19,7 +20,7 @@ NOTHING: Final = "\u2013"
 
 def tag_of(status: JobStatus) -> str:
     """The state in one word."""
-    return "paused" if status.paused else status.state
+    return "paused" if status.paused else "waiting" if status.waiting_for else status.state
 
 
 def dollars(usd: float | None) -> str:
@@ -32,23 +33,19 @@ def dollars(usd: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """42s, 3m10s, 2h05m."""
-    if seconds is None:
-        return NOTHING
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+    """42s, 3m10s, 2h05m; a dash where it is not known."""
+    return NOTHING if seconds is None else waits.duration(seconds)
 
 
 def job_words(status: JobStatus) -> dict[str, Any]:
     """A job's figures as words, and what a person can do about its state."""
     words = ""
-    if status.paused:
+    if status.unreadable:
+        words = f"Its entry in Redis cannot be read: {status.unreadable}"
+    elif status.paused:
         words = paused_words(status)
     elif status.waiting_for:
-        words = f"Waiting for the LLM: {status.waiting_for}"
+        words = f"Waiting: {status.waiting_for}"
     elif status.state == "stalled":
         words = "Nothing has happened for a minute: is a worker running? (themes doctor)"
     took = (status.finished_at or 0) - (status.started_at or 0)

@@ -6,7 +6,6 @@ may lack the last second of a process that was killed. What is not known is None
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Final, Literal
 
 import msgspec
@@ -153,7 +152,7 @@ def report_of(
     seconds, usage = account.seconds, row.usage
     answers = usage.llm_calls + usage.cache_hits + usage.coalesced
     return JobReport(
-        job=asdict(status),
+        job=status.fields(),
         made_at=time.time() if now is None else now,
         seconds=round(seconds, 3),
         destinations_per_second=round(row.finished / seconds, 4) if seconds else 0.0,

@@ -12,7 +12,7 @@ from redis import RedisError
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
-from tasks.errors import JobNotFoundError
+from tasks.errors import JobNotFoundError, UnreadableError
 from workers.dashboard.feed import START, Feeds, Page, Place, place_of
 from workers.dashboard.handler import Handler
 
@@ -50,6 +50,8 @@ class JobEvents(Handler):
                 return
         except JobNotFoundError as unknown:
             raise HTTPError(404, reason="no such job") from unknown
+        except UnreadableError as bad:
+            raise HTTPError(503, reason="this job cannot be read") from bad
         except (RedisError, OSError) as bad:
             raise HTTPError(503, reason="Redis does not answer") from bad
         if self._feeds.is_full:

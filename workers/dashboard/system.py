@@ -3,6 +3,7 @@
 Nothing here is counted by the dashboard itself, so nothing is lost when it restarts, and two dashboards agree.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -12,9 +13,13 @@ from typing import Any, Final
 import msgspec
 from redis import Redis, ResponseError
 
-from tasks import budget, fleet, keys
-from tasks.connection import text_of
-from tasks.jobs import FINAL, JobStatus, known_status
+from tasks import fleet, keys, totals
+from tasks import jobs as registry
+from tasks.connection import server_info, text_of
+from tasks.errors import JobNotFoundError
+from tasks.jobs import FINAL, JobStatus
+from tasks.readings import amounts, replies_of
+from tasks.waits import Wait
 from workers.llm.cache_statistics import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
@@ -28,7 +33,7 @@ MOST_ACTIVE: Final = 200
 MOST_ROUTES: Final = 30
 OTHER: Final = "other"
 #: States of a job, `paused` apart from `stalled`.
-JOB_STATES: Final = ("queued", "running", "paused", "stalled", "done", "cancelled")
+JOB_STATES: Final = ("queued", "running", "paused", "stalled", "done", "cancelled", "unreadable")
 #: How bad a circuit's state is: of several workers' the worst is shown.
 CIRCUITS: Final = ("closed", "half-open", "open")
 
@@ -46,6 +51,8 @@ class Route:
     failures: int = 0
     cool_downs: int = 0
     cooling_seconds: float = 0.0
+    #: Who has asked for that, and how.
+    cooling_for: str = ""
     #: Mean of the workers' own recent means; None before the first answer.
     latency_ms: float | None = None
     #: What refusals have taught; None where nothing was refused lately, or the rate is configured.
@@ -72,7 +79,7 @@ class Worker:
     restarts: int
     cpu_percent: float | None
     rss_bytes: float | None
-    waiting_for: str
+    wait: Wait | None
     profiles: bool
     routes: Mapping[str, Mapping[str, Any]]
 
@@ -117,6 +124,8 @@ class System:
     metrics: Metrics
     redis_bytes: int
     redis_limit_bytes: int
+    #: What cannot be read, and why: a job's entry, a process's report.
+    unreadable: tuple[str, ...] = ()
 
     @property
     def is_profiled(self) -> bool:
@@ -165,7 +174,7 @@ def read_system(redis: Redis, broker: Redis) -> System:
         *waiting, dead = pipeline.execute()
     statuses, states = _jobs(redis, workers=reports)
     shares = [one.spent_usd / one.budget_usd for one in statuses if one.budget_usd and one.spent_usd is not None]
-    memory: Any = redis.info("memory")
+    memory = server_info(redis)
     return System(
         at=time.time(),
         workers=workers,
@@ -180,17 +189,15 @@ def read_system(redis: Redis, broker: Redis) -> System:
         destinations_open=sum(max(0, one.total - one.done - one.failed) for one in statuses),
         budget_used=max(shares, default=None),
         cache=read_cache(redis),
-        totals=_totals(redis.hgetall(keys.TOTALS)),
+        totals=totals.told(redis),
         metrics=read_metrics(redis),
-        redis_bytes=int(memory["used_memory"]),
-        redis_limit_bytes=int(memory["maxmemory"]),
+        redis_bytes=int(memory.get("used_memory", 0)),
+        redis_limit_bytes=int(memory.get("maxmemory", 0)),
+        unreadable=(
+            *(f"job {one.job_id}: {one.unreadable}" for one in statuses if one.unreadable),
+            *(f"{name}: {report[fleet.UNREADABLE]}" for name, report in reports.items() if fleet.UNREADABLE in report),
+        ),
     )
-
-
-def _totals(raw: Mapping[Any, Any]) -> dict[str, int]:
-    """What the consumer has told; the numbers of another version that are no numbers are left out."""
-    found = {text_of(name): text_of(value) for name, value in raw.items()}
-    return {name: int(value) for name, value in found.items() if value.isdecimal()}
 
 
 def _worker(name: str, report: Mapping[str, str]) -> Worker:
@@ -198,7 +205,7 @@ def _worker(name: str, report: Mapping[str, str]) -> Worker:
     usage = profile.get("process") or {}
 
     def whole(field: str) -> int:
-        return int(float(report.get(field) or 0))
+        return int(report.get(field) or 0)
 
     return Worker(
         name=name,
@@ -215,7 +222,7 @@ def _worker(name: str, report: Mapping[str, str]) -> Worker:
         restarts=whole("restarts"),
         cpu_percent=usage.get("cpu_percent"),
         rss_bytes=usage.get("rss_bytes"),
-        waiting_for=report.get("waiting_for") or "",
+        wait=Wait.decode(report.get("waiting_for")),
         profiles=bool(profile),
         routes=pool.get("routes") or {},
     )
@@ -231,11 +238,8 @@ def _consumer(name: str, report: Mapping[str, str]) -> Consumer:
 
 
 def _json(text: str | None) -> dict[str, Any]:
-    try:
-        found = msgspec.json.decode(text) if text else {}
-    except msgspec.DecodeError:
-        return {}  # a worker of another version: what it says of itself is not known
-    return found if isinstance(found, dict) else {}
+    found: dict[str, Any] = msgspec.json.decode(text) if text else {}
+    return found
 
 
 def _results(redis: Redis) -> tuple[int, int]:
@@ -255,12 +259,15 @@ def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[li
     with redis.pipeline(transaction=False) as pipeline:
         for job_id in newest:
             pipeline.hget(keys.job(job_id), "state")
-        said = [text_of(state) if state else "" for state in pipeline.execute()]
+        replies = pipeline.execute(raise_on_error=False)
+    said = ["unreadable" if isinstance(state, ResponseError) else text_of(state or b"") for state in replies]
     states = dict.fromkeys(JOB_STATES, 0)
     for state in said:
         if state in FINAL:
             states[state] += 1
-    open_ones = [job_id for job_id, state in zip(newest, said, strict=True) if state and state not in FINAL]
+    # Those without a state last: most of them have reached the end of their life.
+    others = [(not state, job_id) for job_id, state in zip(newest, said, strict=True) if state not in FINAL]
+    open_ones = [job_id for _, job_id in sorted(others, key=lambda one: one[0])]
     statuses = _statuses(redis, open_ones[:MOST_ACTIVE])
     is_busy = any(int(report.get("chunks_held") or 0) for report in workers.values())
     for status in statuses:
@@ -270,21 +277,11 @@ def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[li
 
 
 def _statuses(redis: Redis, job_ids: list[str]) -> list[JobStatus]:
-    with redis.pipeline(transaction=False) as pipeline:
-        for job_id in job_ids:
-            pipeline.hgetall(keys.job(job_id))
-            pipeline.hgetall(keys.budget(job_id))
-        said = pipeline.execute()
-    now = time.time()
-    return [
-        known_status(job_id, raw, now=now, money=money)
-        for job_id, raw, money in zip(job_ids, said[::2], said[1::2], strict=True)
-        if b"job_id" in raw and _is_sane(money)
-    ]
-
-
-def _is_sane(money: Mapping[bytes, bytes]) -> bool:
-    return not money or budget.LIMIT.encode() in money
+    now, found = time.time(), []
+    for job_id, (raw, money) in zip(job_ids, registry.entries(redis, job_ids), strict=True):
+        with contextlib.suppress(JobNotFoundError):  # its entry has just reached the end of its life
+            found.append(registry.listed_status(job_id, raw, now=now, money=money))
+    return found
 
 
 def _routes(redis: Redis, workers: Iterable[Worker]) -> tuple[Route, ...]:
@@ -326,14 +323,13 @@ def _with(route: Route, said: Mapping[str, Any]) -> Route:
         failures=route.failures + int(said.get("failures") or 0),
         cool_downs=max(route.cool_downs, int(said.get("cool_downs") or 0)),
         cooling_seconds=max(route.cooling_seconds, float(said.get("cooling_seconds") or 0)),
+        cooling_for=str(said.get("cooling_for") or "") or route.cooling_for,
         errors=tuple(sorted({*route.errors, str(error)})) if error else route.errors,
     )
 
 
 def _learnt(redis: Redis, digests: Mapping[str, str]) -> dict[str, float]:
     """Requests a minute that refusals have taught, by the route's key."""
-    with redis.pipeline(transaction=False) as pipeline:
-        for digest in digests.values():
-            pipeline.hget(keys.learnt(digest), "us")
-        said = pipeline.execute()
-    return {key: 60e6 / float(us) for key, us in zip(digests, said, strict=True) if us and float(us) > 0}
+    replies = replies_of(redis, map(keys.learnt, digests.values()))
+    us = {key: amounts(reply, ["us"]).get("us", 0) for key, reply in zip(digests, replies, strict=True)}
+    return {key: 60e6 / each for key, each in us.items() if each > 0}

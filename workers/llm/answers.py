@@ -1,28 +1,43 @@
-"""From the text of an answer to a validated value.
+"""From the texts of an answer to a validated value.
 
-Models wrap, decorate and misspell JSON: code fences, sentences around it, trailing commas, keys in another case, one
-wrapper too many or too few. All of that is mended here, without inventing anything; what cannot be mended is an
-`InvalidAnswerError` whose text is what the model is told when it is asked again.
+Models think aloud, wrap, decorate and misspell JSON. Any instance of the schema is the answer, wherever it lies: the
+last one outside of reasoning wins. Code fences, prose, trailing commas, keys in another case, one wrapper too many or
+too few are mended, without inventing anything. What cannot be mended is an `InvalidAnswerError` whose text is what the
+model is told when it is asked again.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import jsonschema_rs
 import msgspec
 
 from tasks.errors import InvalidAnswerError
+from tasks.texts import cleaned_value, is_fit
 
 #: Deeper answers are not ours.
 MAX_DEPTH: Final = 32
 #: Characters of a validation error that the model is shown.
 ERROR_CHARACTERS: Final = 300
+#: Values inside one candidate that are looked at, and levels below it.
+MAX_PARTS: Final = 200
+PART_DEPTH: Final = 4
+#: Places at which a text that was cut off is tried to be closed.
+MAX_CUTS: Final = 200
+#: Characters that may be read in vain for each character of a text: many braces in prose cost no more.
+WASTE: Final = 20
 
-_THOUGHTS: Final = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_FENCE: Final = re.compile(r"```[ \t]*[A-Za-z0-9_-]*\s*(.*?)(?:```|\Z)", re.DOTALL)
+_NAMES: Final = "think|thinking|thought|thoughts|reasoning|reason|analysis|reflection|scratchpad"
+#: Marks around a model's thoughts: tags, Mistral's brackets, Kimi's signs, the channels of gpt-oss.
+_MARK: Final = re.compile(
+    rf"(?P<open><(?:{_NAMES})>|\[THINK\]|◁think▷|<\|channel\|>(?:analysis|commentary)<\|message\|>)|"
+    rf"</(?:{_NAMES})>|\[/THINK\]|◁/think▷|<\|end\|>|<\|channel\|>final<\|message\|>",
+    re.IGNORECASE,
+)
 _TRAILING_COMMA: Final = re.compile(r",(\s*[\]}])")
+_START: Final = re.compile(r"[{\[]")
 
 
 def _refuse_constant(word: str) -> None:
@@ -30,6 +45,10 @@ def _refuse_constant(word: str) -> None:
 
 
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+class UnclosedAnswerError(InvalidAnswerError):
+    """The answer has no instance of the schema, and its last object never closes: it was cut off."""
 
 
 class AnswerSchema:
@@ -40,73 +59,178 @@ class AnswerSchema:
         self.document = document
         self.text = msgspec.json.encode(document, order="deterministic").decode()
         self._validator = jsonschema_rs.validator_for(self.text)
+        numbers = self.text.count('"integer"') + self.text.count('"number"')
+        #: Whether a number may be too large to be stored and still be valid.
+        self._has_open_numbers = numbers > self.text.count('"maximum"')
 
     def __repr__(self) -> str:
         return f"<AnswerSchema {self.name} {len(self.text)} bytes>"
 
     def is_valid(self, value: Any) -> bool:
         """Whether a value is an instance of the schema."""
-        return self._validator.is_valid(value)
+        return self._validator.is_valid(value) and not (self._has_open_numbers and _is_too_large(value))
 
     def problem(self, value: Any) -> str | None:
         """The first thing that is wrong with a value, as the model will be told; None when it is valid."""
         error = next(iter(self._validator.iter_errors(value)), None)
         if error is None:
-            return None
+            return "a number is too large" if self._has_open_numbers and _is_too_large(value) else None
         where = "/".join(str(step) for step in error.instance_path) or "the answer"
         return f"{where}: {error.message}"[:ERROR_CHARACTERS]
 
-    def read(self, text: str) -> Any:
-        """The valid value in an answer's text.
+    def read(self, *texts: str, thoughts: Sequence[str] = ()) -> Any:
+        """The valid value in an answer's texts, the likeliest text first; `thoughts` are read where none has one.
 
         Raises:
+            UnclosedAnswerError: there is none, because the answer breaks off.
             InvalidAnswerError: there is none; the message says what is wrong.
         """
         problem: str | None = None
-        for value in candidates(text):
-            for shaped in self._shapes(value):
-                found = self.problem(shaped)
-                if found is None:
-                    return shaped
-                # The likeliest reading's mistake is the one to tell.
-                problem = problem or found
+        is_open = False
+        for text in texts:
+            found = candidates(text)
+            for value in reversed(found.values):
+                if (usable := self._usable(value)) is not None:
+                    return usable
+            if found.values and problem is None:
+                # The largest is the likeliest to be meant: its mistake is the one to tell.
+                problem = self.problem(max(found.values, key=lambda value: len(str(value))))
+            is_open = is_open or found.open_at is not None
+        if is_open:
+            raise UnclosedAnswerError("the answer breaks off")
+        for text in (*(split_reasoning(text)[1] for text in texts), *thoughts):
+            for value in reversed(candidates(text).values):
+                if (usable := self._usable(value)) is not None:
+                    return usable
         raise InvalidAnswerError(problem or "the answer is not JSON")
 
-    def _shapes(self, value: Any) -> Iterator[Any]:
-        """The value as it is, then with the wrapper that it lacks or has too many."""
+    def _usable(self, value: Any) -> Any:
+        """The instance of the schema in a value: as it is, in the schema's spelling, or inside; else None."""
         if self.is_valid(value):
-            yield value
-            return
-        yield conformed(value, self.document)
+            return value
+        for part in _parts(value):
+            shaped = conformed(part, self.document)
+            if isinstance(part, dict) and self.is_valid(shaped):
+                return shaped
         properties = self.document.get("properties", {})
         if not isinstance(value, dict) and len(properties) == 1:
-            yield conformed({next(iter(properties)): value}, self.document)
-        if isinstance(value, dict) and len(value) == 1:
-            yield conformed(next(iter(value.values())), self.document)
+            wrapped = conformed({next(iter(properties)): value}, self.document)
+            return wrapped if self.is_valid(wrapped) else None
+        return None
 
 
-def candidates(text: str) -> Iterator[Any]:
-    """JSON values that an answer's text may mean, the likeliest first."""
+def _is_too_large(value: Any) -> bool:
+    """Whether a value holds a number of more than 64 bits, which neither the cache nor a database takes."""
     try:
-        yield msgspec.json.decode(text)
-        return
-    except (msgspec.DecodeError, RecursionError):
-        pass  # mended below: the text around or inside the JSON is looked at
-    # A reasoning model's thoughts are not its answer.
-    text = _THOUGHTS.sub("", text)
-    fenced = [match.strip() for match in _FENCE.findall(text)]
-    for piece in (*fenced, text):
-        start = next((i for i, char in enumerate(piece) if char in "{["), None)
-        if start is None:
-            continue
-        for repaired in (piece[start:], _TRAILING_COMMA.sub(r"\1", piece[start:])):
-            try:
-                value = _DECODER.raw_decode(repaired)[0]
-                msgspec.json.encode(value)  # a lone surrogate is no text, and nothing downstream can store it
-            except (ValueError, RecursionError):
-                continue  # the next repair may read it; when none does, the caller says so
-            yield value
-            break
+        msgspec.msgpack.encode(value)
+    except OverflowError:
+        return True
+    return False
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A value, then what is inside it, level by level; a text that is JSON counts as what it says."""
+    level = [value]
+    left = MAX_PARTS
+    for _ in range(PART_DEPTH):
+        inner: list[Any] = []
+        for part in level[:left]:
+            yield part
+            if isinstance(part, str) and "{" in part:
+                inner += candidates(part).values
+            elif isinstance(part, dict):
+                inner += part.values()
+            elif isinstance(part, list):
+                inner += part
+        left -= len(level)
+        level = inner
+
+
+class Candidates(NamedTuple):
+    """The JSON values of a text, in their order, and where in it a value begins that never ends."""
+
+    values: list[Any]
+    open_at: int | None = None
+
+
+def candidates(text: str) -> Candidates:
+    """The JSON values that an answer's text may mean, outside of its reasoning, cleaned."""
+    try:
+        found = Candidates([msgspec.json.decode(text)])
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        outside, inside = split_reasoning(text)
+        found = _scanned(outside)
+        if _TRAILING_COMMA.search(outside):
+            found.values.extend(_scanned(_TRAILING_COMMA.sub(r"\1", outside)).values)
+        if inside and not outside.strip() and not _ends_reasoning(text):
+            found = Candidates([], 0)
+    # An escape, or a character that cannot be printed, may be one that cannot be stored.
+    is_clean = "\\u" not in text and (text.isprintable() or is_fit(text))
+    return found if is_clean else Candidates([cleaned_value(value) for value in found.values], found.open_at)
+
+
+def _scanned(text: str) -> Candidates:
+    """Every JSON object or list in a text that is not part of another."""
+    values: list[Any] = []
+    at, waste = 0, WASTE * (len(text) + 1000)
+    open_at = None
+    end = len(text.rstrip())
+    while waste > 0 and (start := _START.search(text, at)):
+        at = start.end()
+        try:
+            value, at = _DECODER.raw_decode(text, start.start())
+        except json.JSONDecodeError as exc:
+            # The error itself counts the lines before it, which is quick, but not free.
+            waste -= exc.pos - start.start() + 1 + exc.pos // 64
+            if open_at is None and _is_cut(text, exc, end):
+                open_at = start.start()
+        except (ValueError, RecursionError):
+            waste -= 1000
+        else:
+            # A list inside of what never ends is a part of it.
+            if open_at is None or isinstance(value, dict):
+                values.append(value)
+    return Candidates(values, open_at)
+
+
+def _is_cut(text: str, exc: json.JSONDecodeError, end: int) -> bool:
+    """Whether a decoder misses nothing but the rest of a text that ends at `end`."""
+    rest = text[exc.pos : end]
+    return (
+        not rest
+        or exc.msg.startswith("Unterminated string")
+        or (len(rest) <= len("\\u123") and exc.msg.startswith("Invalid \\"))
+        or any(word.startswith(rest) for word in ("true", "false", "null", "-"))
+    )
+
+
+def split_reasoning(text: str) -> tuple[str, str]:
+    """A text's part outside of reasoning, and the part inside.
+
+    A closing mark without an opening one ends reasoning that began with the text; an opening one without an end begins
+    reasoning up to the end.
+    """
+    outside: list[str] = []
+    inside: list[str] = []
+    is_inside, at = False, 0
+    for mark in _MARK.finditer(text):
+        piece, at = text[at : mark.start()], mark.end()
+        if mark["open"]:
+            (inside if is_inside else outside).append(piece)
+            is_inside = True
+        elif is_inside:
+            inside.append(piece)
+            is_inside = False
+        else:
+            inside += [*outside, piece]
+            outside.clear()
+    (inside if is_inside else outside).append(text[at:])
+    return "\n".join(outside), "\n".join(inside)
+
+
+def _ends_reasoning(text: str) -> bool:
+    *_, last = (None, *_MARK.finditer(text))
+    return last is not None and not last["open"]
 
 
 def salvaged(text: str) -> Any:
@@ -114,12 +238,13 @@ def salvaged(text: str) -> Any:
 
     Returns None where nothing is.
     """
-    start = next((i for i, char in enumerate(text) if char in "{["), None)
+    outside, _ = split_reasoning(text)
+    start = _scanned(outside).open_at
     if start is None:
         return None
-    for end, closing in reversed(list(_cut_points(text[start:]))):
+    for end, closing in list(_cut_points(outside[start:]))[: -MAX_CUTS - 1 : -1]:
         try:
-            return _DECODER.raw_decode(text[start : start + end] + closing)[0]
+            return cleaned_value(_DECODER.raw_decode(outside[start : start + end] + closing)[0])
         except (ValueError, RecursionError):
             continue  # an earlier cut may be whole
     return None

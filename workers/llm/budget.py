@@ -32,8 +32,9 @@ from tasks import keys
 from tasks.budget import LIMIT, NANO, RESERVED, SPENT, dollars
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
 from workers.endings import end_tasks
-from workers.llm.client import Spend, Turn
 from workers.llm.prompt import Prompt
+from workers.llm.request import Turn
+from workers.llm.spend import Spend
 
 log = logging.getLogger("themes.budget")
 
@@ -54,10 +55,12 @@ WRAPPING_BYTES: Final = 512
 #: KEYS budget. ARGV process, its spending so far, what it has reserved, ms after which a silent process is dead,
 #: amounts... Returns {limit, spent, decision...}; a decision is 1 granted, 0 wait, -1 never. Nano-dollars throughout.
 #: What a dead process has reserved counts as spent for as long as it is silent. Who asks first is served first: after
-#: one that waits all wait.
+#: one that waits all wait. A limit that is no amount is none that a call fits into.
 _EXCHANGE: Final = f"""
 local limit = redis.call('HGET', KEYS[1], '{LIMIT}')
 if not limit then return {{}} end
+local most = tonumber(limit)
+if not most or not (most >= 0 and most < 9007199254740992) then limit = '0' end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local me, own = ARGV[1], tonumber(ARGV[3])

@@ -11,7 +11,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks.connection import text_of
+from tasks.readings import amounts, replies_of
 from workers.llm.cache import PersistentLLMCache
 from workers.llm.tally import CacheTally
 from workers.observe.numbered import NumberedReports
@@ -36,7 +36,8 @@ class CacheReporter:
 
 def read(redis: SyncRedis) -> dict[str, Any]:
     """The counts of all processes since `since` (seconds since 1970; None where nothing was counted yet)."""
-    raw = {text_of(name): float(value) for name, value in redis.hgetall(keys.CACHE_STATISTICS).items()}
+    (reply,) = replies_of(redis, [keys.CACHE_STATISTICS])
+    raw = amounts(reply)
     since = raw.pop("since", None)
     whole = CacheTally()
     return {

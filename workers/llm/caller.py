@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -14,21 +15,23 @@ from typing import Final
 from config.settings import Settings
 from tasks import tracing
 from tasks.errors import (
-    BadRequestError,
+    AccountRefusedError,
     EndpointDownError,
     EndpointRefusedError,
     RateLimitedError,
     ThemesError,
 )
 from workers.llm.budget import worst_case_nano
-from workers.llm.client import AnsweredRefusalError, CallUnderWay, RawAnswer, Spend, Turn
 from workers.llm.cost import cost_usd
 from workers.llm.estimate import TokenEstimate, prompt_tokens
 from workers.llm.halt import Ticket
 from workers.llm.hedge import Lateness, first_of
 from workers.llm.pool import CircuitOpenError, Lent, LLMConnectionPool
 from workers.llm.prompt import Prompt
+from workers.llm.reply import AnsweredRefusalError, RawAnswer
+from workers.llm.request import Turn
 from workers.llm.route import Route
+from workers.llm.spend import CallUnderWay, Spend
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.recorder import Expected
 
@@ -36,6 +39,8 @@ log = logging.getLogger("themes.llm")
 
 #: Refusals in a row that count as one failure while the endpoint answers others.
 PATIENCE: Final = 10
+#: Refusals of the account in a row, without an answer to anything in between, after which the job pauses.
+MAX_ACCOUNT_REFUSALS: Final = 3
 
 
 @dataclass(slots=True)
@@ -80,6 +85,8 @@ class Caller:
         self._lateness = Lateness()
         #: Answers that the endpoints have given to anyone here: they are alive, whatever they refuse.
         self._answers = 0
+        #: Refusals of the account since the last answer, by model.
+        self._refusals: Counter[str] = Counter()
         #: Second requests made because the first was late.
         self.hedged = 0
 
@@ -95,11 +102,12 @@ class Caller:
 
         Where another endpoint may answer, it is asked at once; only when all have failed is this one try. While all of
         them are away it is none: then everything waits until one is back, or `wait_for_endpoint_seconds` have passed.
+        Where they refuse the account, and answer nothing in between, the job pauses.
 
         Raises:
             PermanentError: the request is refused.
             RetryableError: no answer within `max_llm_retries` tries.
-            BudgetExceededError: the job may spend no more.
+            JobPausedError: the job's budget allows no more, or the account is refused.
             JobStoppedError: the job goes no further.
         """
         limits = self._settings.performance_optimization
@@ -119,15 +127,13 @@ class Caller:
                     delay = max(delay, self._backoff(attempt))
                 self._say(request, attempt, delay, exc)
                 if request.route is not None:
-                    await request.route.limiter.cool_down.begin(delay)
+                    asked = exc.retry_after_seconds
+                    await request.route.limiter.cool_down.begin(delay, said=str(exc), asked=asked)
             except (EndpointDownError, EndpointRefusedError) as exc:
-                if self._fails_over(request, exc):
-                    continue
-                if self._pool.outage(request.model):
-                    # Nobody can answer anybody: that is no failure of this request. It waits for a circuit.
+                if self._goes_on(request, exc):
                     continue
                 attempt += 1
-                if attempt > limits.max_llm_retries or isinstance(exc, BadRequestError):
+                if attempt > limits.max_llm_retries:
                     raise
                 # An open circuit is a pause by itself.
                 delay = 0.0 if isinstance(exc, CircuitOpenError) else self._backoff(attempt)
@@ -136,6 +142,34 @@ class Caller:
                 request.ticket.check()
                 with self._profiler.span("llm.backoff"):
                     await asyncio.sleep(delay)
+
+    def _goes_on(self, request: Request, exc: ThemesError) -> bool:
+        """Whether what one endpoint could not answer is no failed try: another may, or all of them are away.
+
+        In an outage nothing can be answered: the request then waits for a circuit.
+        """
+        if self._fails_over(request, exc) or self._pool.outage(request.model):
+            return True
+        if isinstance(exc, EndpointRefusedError):
+            self._account_refused(request, exc)
+        return False
+
+    def _account_refused(self, request: Request, exc: EndpointRefusedError) -> None:
+        """Pause the job when the account was refused a few times in a row: one odd refusal is no reason.
+
+        Raises:
+            AccountRefusedError: the job pauses.
+            EndpointRefusedError: there is no job that could.
+        """
+        self._refusals[request.model] += 1
+        halt = request.ticket.halt
+        if self._refusals[request.model] < MAX_ACCOUNT_REFUSALS:
+            return
+        if halt is None or not halt.job_id:
+            raise exc
+        error = AccountRefusedError(str(exc), job_id=halt.job_id)
+        halt.pause(error)
+        raise error from exc
 
     def _fails_over(self, request: Request, exc: ThemesError) -> bool:
         """Whether another endpoint may answer now what this one could not; else all of them are asked anew."""
@@ -209,7 +243,7 @@ class Caller:
                 raw = await self._call(request, lent)
         request.is_answered = True
         if raw.cool_down_seconds:
-            await lent.route.limiter.cool_down.begin(raw.cool_down_seconds)
+            await lent.route.limiter.cool_down.begin(raw.cool_down_seconds, asked=raw.cool_down_seconds)
         return raw
 
     async def _call(self, request: Request, lent: Lent) -> RawAnswer:
@@ -234,8 +268,8 @@ class Caller:
                     request.prompt, max_tokens=request.max_tokens, spend=call, history=request.history
                 )
                 tracing.note(
-                    span, gen_ai__response__model=raw.model, gen_ai__usage__input_tokens=raw.prompt_tokens,
-                    gen_ai__usage__output_tokens=raw.completion_tokens,
+                    span, gen_ai__response__model=raw.model, gen_ai__usage__input_tokens=raw.tokens.prompt,
+                    gen_ai__usage__output_tokens=raw.tokens.completion,
                 )  # fmt: skip
         except AnsweredRefusalError as exc:
             self._settle(request, exc.answer, lent, call)
@@ -258,12 +292,14 @@ class Caller:
     def _settle(self, request: Request, raw: RawAnswer, lent: Lent, call: CallUnderWay) -> None:
         """An answer came: what was reserved for it becomes what it was, and it is paid for."""
         self._answers += 1
+        self._refusals.pop(request.model, None)
         self._pool.answered(lent)
-        self._estimate.learn(request.prompt.stage, raw.completion_tokens)
-        lent.slot.settle(raw.prompt_tokens + raw.completion_tokens)
-        cost = self._cost(request, raw.model, raw.prompt_tokens, raw.completion_tokens)
-        call.answered(raw.prompt_tokens, raw.completion_tokens, cost, estimated=raw.estimated)
-        lent.route.count_tokens(self._profiler.counters, raw.prompt_tokens, raw.completion_tokens)
+        tokens = raw.tokens
+        self._estimate.learn(request.prompt.stage, tokens.completion)
+        lent.slot.settle(tokens.prompt + tokens.completion)
+        cost = self._cost(request, raw.model, tokens.prompt, tokens.completion)
+        call.answered(tokens.prompt, tokens.completion, cost, estimated=tokens.is_estimated)
+        lent.route.count_tokens(self._profiler.counters, tokens.prompt, tokens.completion)
 
     def _expected(self, request: Request) -> Expected:
         """What a call is likely to cost, by the length of its prompt and of its stage's other answers."""

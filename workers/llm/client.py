@@ -5,16 +5,16 @@ cannot be coordinated (docs/design.md). The client makes one HTTP request and sa
 validating and caching are the generator's.
 
 Servers differ, and the client learns: a refused `response_format` is replaced by the next weaker one
-(json_schema -> json_object -> the schema in the prompt), a refused `max_tokens` by `max_completion_tokens`, and what
-worked is remembered for the endpoint.
+(json_schema -> json_object -> the schema in the prompt), a refused parameter is renamed, lowered or left out
+(`workers.llm.faults`), and what worked is remembered for the endpoint.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -27,197 +27,50 @@ from tasks.errors import (
     EndpointDownError,
     EndpointRefusedError,
     RateLimitedError,
-    RefusedError,
+    RejectedAnswerError,
     ThemesError,
 )
-from workers.llm.bodies import ERROR_CHARACTERS, bounded_body, content_of, error_text
+from workers.llm.bodies import bounded_body
 from workers.llm.connections import Connections
-from workers.llm.cooldown import exhausted_seconds, retry_after_seconds
+from workers.llm.error_body import ErrorBody, error_body, error_value
+from workers.llm.faults import PLACE, Fault, Parameters, fault_of
+from workers.llm.headers import exhausted_seconds, retry_after_seconds
 from workers.llm.prompt import Prompt
+from workers.llm.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
+from workers.llm.request import Turn, request_of
 from workers.llm.sending import CallCounter, CountedBody
 from workers.observe.counters import field as counter
 from workers.observe.profiler import SILENT, PerformanceProfiler
-from workers.observe.recorder import Expected, Recording
 
-if TYPE_CHECKING:
-    from workers.llm.budget import JobBudget
+log = logging.getLogger("themes.llm")
 
-#: Characters a token has, where the server does not count them (English prose: about 4).
-CHARACTERS_PER_TOKEN: Final = 4
-
-#: Begins the line of a prompt that carries its schema.
-SCHEMA_LINE: Final = "JSON Schema: "
 #: Invalid answers after which a format that never gave a valid one is given up.
 UNUSABLE_ANSWERS: Final = 2
 #: 500s in a row after which a format that has never worked is given up.
 UNEXPLAINED_ERRORS: Final = 3
-
-_HINTS: Final = {
-    401: "the key is refused: check OPENAI_API_KEY",
-    402: "the account's quota is used up",
-    403: "the key is refused: check OPENAI_API_KEY",
-    404: "check OPENAI_BASE_URL, which mostly ends in /v1, and THEMES_MODEL",
-    429: "the account's quota is used up",
-}
-#: How a request is counted that nobody got.
+#: How a request is counted that reached no server.
 UNREACHABLE: Final = "unreachable"
-_FORMAT_WORDS: Final = ("response_format", "json_schema", "json_object", "schema", "grammar")
-#: Statuses of a gateway that has nobody behind it, and of a server that takes nobody in.
-_AWAY: Final = frozenset({502, 503, 504})
-_QUOTA_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 
-class AnswerFormat(IntEnum):
-    """How a server is asked for JSON, the strictest first."""
-
-    JSON_SCHEMA = 0
-    JSON_OBJECT = 1
-    TEXT = 2
-
-
-@dataclass(slots=True)
-class Spend:
-    """What a piece of work has cost so far; filled while it runs, so that a failure is paid for in the books too.
-
-    `budget` is what its calls are paid from first, where its job has one; `recording` is where they are written down so
-    that a kill cannot take them.
-    """
-
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float | None = 0.0
-    #: Answers whose tokens the server did not count: they were estimated.
-    estimated: int = 0
-    budget: "JobBudget | None" = None
-    recording: Recording | None = None
-
-    def sending(self) -> None:
-        """See `CallCounter`."""
-
-    def unsent(self) -> None:
-        """See `CallCounter`."""
-
-    def sent(self) -> None:
-        """Count a call of which nothing more is known."""
-        self.calls += 1
-
-    def call(self, expected: Expected) -> "CallUnderWay":
-        """A call that is about to be made, and what it is likely to cost."""
-        return CallUnderWay(self, expected)
-
-    def take(self, other: "Spend") -> None:
-        """Count what another has counted, and written down if that was to be done."""
-        self.calls += other.calls
-        self._add(other.prompt_tokens, other.completion_tokens, other.cost_usd, other.estimated)
-
-    def add_tokens(self, prompt: int, completion: int, cost: float | None, *, estimated: int = 0) -> None:
-        """Count the tokens of one answer, or of several of which so many are estimates."""
-        if self.recording:
-            self.recording.ended(
-                0, prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost, estimated=estimated
-            )
-        self._add(prompt, completion, cost, estimated)
-
-    def _add(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:
-        self.estimated += estimated
-        self.prompt_tokens += prompt
-        self.completion_tokens += completion
-        self.cost_usd = None if self.cost_usd is None or cost is None else self.cost_usd + cost
-
-
-class CallUnderWay:
-    """One call on its way, or several while the client learns how to ask; each counts in its spend once it is sent."""
-
-    __slots__ = ("_expected", "_recording", "_sent", "_spend")
-
-    def __init__(self, spend: Spend, expected: Expected) -> None:
-        self._spend = spend
-        self._recording = spend.recording
-        self._expected = expected
-        self._sent = 0
-
-    def __repr__(self) -> str:
-        return f"<CallUnderWay sent={self._sent}>"
-
-    def sending(self) -> None:
-        """The next thing that happens is that it is handed to the operating system."""
-        if self._recording:
-            self._recording.sending()
-
-    def unsent(self) -> None:
-        """It was not: nobody will hear of it."""
-        if self._recording:
-            self._recording.unsent()
-
-    def sent(self) -> None:
-        """It was."""
-        self._spend.calls += 1
-        self._sent += 1
-        if self._recording:
-            self._recording.sent(self._expected)
-
-    def answered(self, prompt: int, completion: int, cost: float | None, *, estimated: bool) -> None:
-        """Count the answer in place of what was expected."""
-        self._end(prompt, completion, cost, int(estimated))
-
-    def abandoned(self) -> None:
-        """Nobody waits for the answer any more. Where it was sent it is paid for, as far as can be known."""
-        if self._sent:
-            e, sent = self._expected, self._sent
-            cost = None if e.cost_usd is None else sent * e.cost_usd
-            self._end(sent * e.prompt_tokens, sent * e.completion_tokens, cost, sent)
-
-    def ended(self) -> None:
-        """It is over. Without an answer it has cost a call, and no tokens that anybody knows of."""
-        if self._sent:
-            self._end(0, 0, 0.0, 0)
-
-    def _end(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:
-        self._spend._add(prompt, completion, cost, estimated)  # noqa: SLF001  # the two are one machine
-        sent, self._sent = self._sent, 0
-        if self._recording:
-            self._recording.ended(
-                sent,
-                self._expected,
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-                cost_usd=cost,
-                estimated=estimated,
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class RawAnswer:
-    """An answer as it came. `estimated` says that the server did not count tokens and we did, by length.
-
-    `cool_down_seconds` is when the endpoint may be asked again, where its headers say that nothing remains.
-    """
-
-    text: str
-    is_truncated: bool
-    model: str
-    prompt_tokens: int
-    completion_tokens: int
-    estimated: bool
-    style: AnswerFormat
-    cool_down_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """An earlier answer and what was wrong with it, for the one re-ask."""
-
-    answer: str
-    problem: str
+#: What a fault is raised as, where nothing more than the fault decides.
+_ERRORS: Final[Mapping[Fault, type[ThemesError]]] = {
+    Fault.ACCOUNT: EndpointRefusedError,
+    Fault.PROMPT: BadRequestError,
+    Fault.ANSWER: RejectedAnswerError,
+    Fault.AWAY: EndpointAwayError,
+}
 
 
 class _FormatRefusedError(ThemesError):
     """The server does not know the response format; the next weaker one may do."""
 
 
-class _TokenParameterRefusedError(ThemesError):
-    """The server wants the token limit under its other name."""
+class _ParameterRefusedError(ThemesError):
+    """The server does not take a parameter as it was sent."""
+
+    def __init__(self, message: str, error: ErrorBody) -> None:
+        super().__init__(message)
+        self.error = error
 
 
 @dataclass(slots=True)
@@ -225,7 +78,7 @@ class Dialect:
     """What an endpoint has been found to understand."""
 
     format: AnswerFormat = AnswerFormat.JSON_SCHEMA
-    limit_parameter: str = "max_tokens"
+    parameters: Parameters = field(default_factory=Parameters)
     #: 500s in a row without a word about the format.
     unexplained: int = 0
     #: Invalid answers in a format that has never given a valid one.
@@ -264,6 +117,7 @@ class ChatClient:
         self._labels = dict(labels or {})
         self._counters: dict[str, str] = {}
         self._dialect = Dialect(format=style)
+        self._has_told_of_usage = False
 
     def __repr__(self) -> str:
         return f"<ChatClient {self._place} model={self.model} format={self._dialect.format.name.lower()}>"
@@ -295,23 +149,45 @@ class ChatClient:
             PermanentError: it will not.
         """
         while True:
-            dialect = self._dialect
-            style, parameter = dialect.format, dialect.limit_parameter
-            body = self._body(prompt, history, style=style, parameter=parameter, max_tokens=max_tokens)
+            style = self._dialect.format
+            parameters = self._parameters(prompt.stage, max_tokens)
+            request = request_of(self.model, prompt, history, style) | parameters
             try:
-                answer = await self._post(body, style, spend)
-            except _TokenParameterRefusedError as exc:
-                if parameter != "max_tokens":
-                    raise BadRequestError(str(exc)) from exc
-                dialect.limit_parameter = "max_completion_tokens"
+                answer = await self._post(msgspec.json.encode(request), style, spend)
+            except _ParameterRefusedError as exc:
+                # Another call may have changed them meanwhile.
+                if self._parameters(prompt.stage, max_tokens) == parameters:
+                    self._change_parameters(exc, parameters, prompt.stage)
             except _FormatRefusedError as exc:
-                if style is AnswerFormat.TEXT:
-                    raise BadRequestError(str(exc)) from exc
-                # Another call may have moved on already; never step back.
-                dialect.format = max(dialect.format, AnswerFormat(style + 1))
+                # Here too; never step back.
+                self._dialect.format = max(self._dialect.format, AnswerFormat(style + 1))
+                log.info("action=llm_format endpoint=%s %s instead of %s: %s",
+                         self._place, self._dialect.format.name, style.name, exc)  # fmt: skip
             else:
-                dialect.unexplained = 0
-                return answer
+                self._dialect.unexplained = 0
+                return replace(answer, limit_tokens=parameters[self._dialect.parameters.limit_name])
+
+    def _parameters(self, stage: str, max_tokens: int) -> dict[str, Any]:
+        """What a request has beside the question, as far as the endpoint takes it."""
+        learnt, settings = self._dialect.parameters, self._settings
+        found: dict[str, Any] = {learnt.limit_name: min(max_tokens, learnt.ceilings.get(stage, max_tokens))}
+        found |= settings.extra_body
+        if settings.temperature is not None:
+            found["temperature"] = settings.temperature
+        if settings.reasoning_effort is not None:
+            found["reasoning_effort"] = settings.reasoning_effort
+        return {name: value for name, value in found.items() if name not in learnt.dropped}
+
+    def _change_parameters(self, exc: _ParameterRefusedError, parameters: Mapping[str, Any], stage: str) -> None:
+        """Ask differently from now on.
+
+        Raises:
+            BadRequestError: there is nothing that could be asked differently.
+        """
+        changed = self._dialect.parameters.learn(exc.error, parameters, stage)
+        if changed is None:
+            raise BadRequestError(str(exc)) from exc
+        log.warning("action=llm_parameter endpoint=%s model=%s %s: %s", self._place, self.model, changed, exc)
 
     def judge(self, answer: RawAnswer, *, valid: bool) -> None:
         """Learn from the content of a first answer: a server may accept a response format and then ignore it.
@@ -328,36 +204,6 @@ class ChatClient:
             if dialect.unusable >= UNUSABLE_ANSWERS:
                 dialect.unusable = 0
                 dialect.format = AnswerFormat(style + 1)
-
-    def _body(
-        self, prompt: Prompt, history: Sequence[Turn], *, style: AnswerFormat, parameter: str, max_tokens: int
-    ) -> bytes:
-        instructions = prompt.instructions
-        if style is not AnswerFormat.JSON_SCHEMA:
-            instructions = f"{instructions}\n\nAnswer with one JSON object.\n{SCHEMA_LINE}{prompt.schema.text}"
-        messages = [
-            {"role": "system", "content": prompt.system},
-            {"role": "user", "content": f"{instructions}\n\n{prompt.data}"},
-        ]
-        for turn in history:
-            messages.append({"role": "assistant", "content": turn.answer})
-            messages.append(
-                {
-                    "role": "user",
-                    "content": f"That was not valid: {turn.problem}\nAnswer again, with one whole object.\n"
-                    f"{SCHEMA_LINE}{prompt.schema.text}",
-                }
-            )
-        body: dict[str, Any] = {"model": self.model, "messages": messages, parameter: max_tokens}
-        body |= self._settings.extra_body
-        if self._settings.temperature is not None:
-            body["temperature"] = self._settings.temperature
-        if style is AnswerFormat.JSON_SCHEMA:
-            described = {"name": prompt.schema.name, "strict": True, "schema": prompt.schema.document}
-            body["response_format"] = {"type": "json_schema", "json_schema": described}
-        elif style is AnswerFormat.JSON_OBJECT:
-            body["response_format"] = {"type": "json_object"}
-        return msgspec.json.encode(body)
 
     async def _post(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
         """One HTTP request, counted by how it ends."""
@@ -407,6 +253,13 @@ class ChatClient:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 # Counted as it is sent: a call that hangs or breaks was made, one that could not connect was not.
                 raw, status, headers = await self._send(url, CountedBody(body, spend))
+        except aiohttp.ClientConnectorCertificateError as exc:
+            raise EndpointRefusedError(
+                f"{self._place}: its certificate is not trusted ({_certificate_problem(exc)}): name the file of its "
+                "authority with llm.ca_file or SSL_CERT_FILE"
+            ) from exc
+        except aiohttp.ClientConnectorSSLError as exc:
+            raise self._tls_error(exc) from exc
         except aiohttp.ClientConnectorError as exc:
             message = f"{self._place}: cannot connect ({exc.strerror or exc})"
             raise EndpointAwayError(message, is_unreachable=True) from exc
@@ -415,108 +268,97 @@ class ChatClient:
             raise EndpointAwayError(f"{self._place}: no answer within {seconds:g} s") from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise EndpointAwayError(f"{self._place}: connection lost ({type(exc).__name__}: {exc})") from exc
-        if status != 200:  # noqa: PLR2004
-            raise self._error(status, headers, raw, style)
+        if not 200 <= status < 300:  # noqa: PLR2004
+            raise self._error(status, headers, error_body(raw), style)
         answer = self._answer(raw, body, style)
-        cool_down = exhausted_seconds(headers)
+        cool_down = exhausted_seconds(headers, endpoint=self._place)
         return answer if cool_down is None else replace(answer, cool_down_seconds=cool_down)
 
-    def _error(self, status: int, headers: Mapping[str, str], raw: bytes, style: AnswerFormat) -> ThemesError:
-        """What an HTTP error means."""
-        message, code = error_text(raw)
-        message = self._without_secret(message)
-        place = f"{self._place}: {status} {message}"
-        if self._blames_format(status, message, style):
+    def _tls_error(self, exc: aiohttp.ClientConnectorSSLError) -> ThemesError:
+        """A server that speaks no TLS has a wrong address; another fault of the handshake may pass."""
+        if "WRONG_VERSION_NUMBER" in str(exc) or "HTTP_REQUEST" in str(exc):
+            return EndpointRefusedError(f"{self._place}: does not speak TLS: {PLACE} (http:// instead of https://?)")
+        return EndpointAwayError(f"{self._place}: cannot connect ({exc})", is_unreachable=True)
+
+    def _answer(self, raw: bytes, body: bytes, style: AnswerFormat) -> RawAnswer:
+        try:
+            answer = read_reply(raw, model=self.model, style=style, prompt_characters=len(body))
+        except ErrorInAnswerError as exc:
+            error = error_value(exc.error)
+            # An error that no rule knows, and without a status, is no fault of the prompt.
+            known = error.number is not None or fault_of(400, error).has_words
+            if known:
+                raise self._error(error.number or 400, {}, error, style) from exc
+            raise EndpointDownError(f"{self._place}: {exc}: {self._without_secret(error.message)}") from exc
+        except EndpointDownError as exc:
+            raise EndpointDownError(f"{self._place}: {self._without_secret(str(exc))}") from exc
+        if answer.tokens.problem and not self._has_told_of_usage:
+            self._has_told_of_usage = True
+            log.warning(
+                "action=llm_usage endpoint=%s model=%s counts no tokens that can be true (%s): they are estimated",
+                self._place, self.model, answer.tokens.problem,
+            )  # fmt: skip
+        return answer
+
+    def _error(self, status: int, headers: Mapping[str, str], error: ErrorBody, style: AnswerFormat) -> ThemesError:
+        """What an error of the server means, by the table of `workers.llm.faults`."""
+        rule = fault_of(status, error)
+        place = f"{self._place}: {status} {self._without_secret(error.message)}"
+        if rule.hint:
+            place = f"{place} ({rule.hint})"
+        match rule.fault:
+            case Fault.PARAMETER:
+                return _ParameterRefusedError(place, error)
+            case Fault.FORMAT:
+                return self._format_error(place, status, style)
+            case Fault.ENDPOINT:
+                return self._unexplained(place, status, style)
+            case Fault.RATE:
+                asked = retry_after_seconds(headers, now=time.time(), endpoint=self._place)
+                asked = exhausted_seconds(headers, endpoint=self._place) if asked is None else asked
+                return RateLimitedError(place, retry_after_seconds=asked)
+        return _ERRORS[rule.fault](place)
+
+    def _format_error(self, place: str, status: int, style: AnswerFormat) -> ThemesError:
+        """A format that has worked is not at fault: the model's answer was."""
+        if style in self._dialect.proven:
+            return RejectedAnswerError(place)
+        if style is not AnswerFormat.TEXT:
             return _FormatRefusedError(place)
-        if status in {400, 422} and "max_completion_tokens" in message:
-            return _TokenParameterRefusedError(place)
-        if status == 429 and code not in _QUOTA_CODES:  # noqa: PLR2004
-            asked = retry_after_seconds(headers, now=time.time())
-            return RateLimitedError(place, retry_after_seconds=exhausted_seconds(headers) if asked is None else asked)
-        if status in _AWAY:
-            return EndpointAwayError(place)
-        if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004
+        return EndpointDownError(place) if status >= 500 else BadRequestError(place)  # noqa: PLR2004
+
+    def _unexplained(self, place: str, status: int, style: AnswerFormat) -> ThemesError:
+        """The third 500 in a row on a format that has never worked is taken for the format's.
+
+        Some servers answer 500 to every schema that they cannot compile, and retries would be burnt on it.
+        """
+        dialect = self._dialect
+        if status not in {500, 501} or style in dialect.proven:
             return EndpointDownError(place)
-        hint = _HINTS.get(status)
-        return EndpointRefusedError(f"{place} ({hint})") if hint else BadRequestError(place)
+        dialect.unexplained += 1
+        if dialect.unexplained < UNEXPLAINED_ERRORS:
+            return EndpointDownError(place)
+        dialect.unexplained = 0
+        if style is AnswerFormat.TEXT:
+            # No format works: then it was never the format.
+            dialect.format = AnswerFormat.JSON_SCHEMA
+            return EndpointDownError(place)
+        return _FormatRefusedError(place)
 
     def _without_secret(self, said: str) -> str:
         """What a server says, without our key: some repeat it when they refuse it."""
         return said.replace(self._secret, "***") if self._secret else said
 
-    def _blames_format(self, status: int, message: str, style: AnswerFormat) -> bool:
-        """Whether an error is about the response format.
 
-        A 400 or 500 that names it is. So is the third 500 in a row on a format that has never worked here: some
-        servers answer 500 to every schema that they cannot compile, and retries would be burnt on it.
-        """
-        if status in {400, 422, 500, 501} and any(word in message.lower() for word in _FORMAT_WORDS):
-            return style is not AnswerFormat.TEXT
-        if status not in {500, 501} or style in self._dialect.proven:
-            return False
-        self._dialect.unexplained += 1
-        if self._dialect.unexplained < UNEXPLAINED_ERRORS:
-            return False
-        self._dialect.unexplained = 0
-        if style is AnswerFormat.TEXT:
-            # Nothing works: then it was never the format.
-            self._dialect.format = AnswerFormat.JSON_SCHEMA
-            return False
-        return True
-
-    def _answer(self, raw: bytes, body: bytes, style: AnswerFormat) -> RawAnswer:
-        try:
-            data = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, RecursionError) as exc:
-            shown = raw[:ERROR_CHARACTERS].decode("utf-8", "replace").strip()
-            raise EndpointDownError(f"{self._place}: status 200, but no JSON: {self._without_secret(shown)!r}") from exc
-        if not isinstance(data, dict):
-            raise EndpointDownError(f"{self._place}: status 200, but no object")
-        if data.get("error"):
-            message, code = error_text(raw)
-            number = code if isinstance(code, int) else None
-            if number is not None and 400 <= number < 600:  # noqa: PLR2004
-                raise self._error(number, {}, raw, style)
-            raise EndpointDownError(f"{self._place}: status 200 with an error: {self._without_secret(message)}")
-        choices = data.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise EndpointDownError(f"{self._place}: an answer without choices")
-        return self._choice(choices[0], data, body, style)
-
-    def _choice(self, choice: dict[str, Any], data: dict[str, Any], body: bytes, style: AnswerFormat) -> RawAnswer:
-        message = choice.get("message") or {}
-        usage: dict[str, Any] = data["usage"] if isinstance(data.get("usage"), dict) else {}
-        text = content_of(message)
-        estimated = not all(isinstance(usage.get(key), int) for key in ("prompt_tokens", "completion_tokens"))
-        answer = RawAnswer(
-            text=text,
-            is_truncated=choice.get("finish_reason") == "length",
-            model=str(data.get("model") or self.model),
-            prompt_tokens=len(body) // CHARACTERS_PER_TOKEN if estimated else int(usage["prompt_tokens"]),
-            completion_tokens=len(text) // CHARACTERS_PER_TOKEN if estimated else int(usage["completion_tokens"]),
-            estimated=estimated,
-            style=style,
-        )
-        refusal = message.get("refusal")
-        if refusal:
-            raise AnsweredRefusalError(f"the model declined: {str(refusal)[:ERROR_CHARACTERS]}", answer)
-        if choice.get("finish_reason") == "content_filter":
-            raise AnsweredRefusalError("the provider's content filter cut the answer", answer)
-        return answer
+def _certificate_problem(exc: aiohttp.ClientConnectorCertificateError) -> str:
+    error = exc.certificate_error
+    return getattr(error, "verify_message", "") or str(error)
 
 
 def outcome_of(exc: Exception) -> str:
-    """How a request that failed is counted: a refusal for the rate, nobody there, or the error's class."""
+    """How a request that failed is counted: a refusal for the rate, no server there, or the error's class."""
     if isinstance(exc, RateLimitedError):
         return "rate_limited"
     if isinstance(exc, EndpointAwayError) and exc.is_unreachable:
         return UNREACHABLE
     return type(exc).__name__.strip("_")
-
-
-class AnsweredRefusalError(RefusedError):
-    """A refusal is an answer, and is paid for: `answer` has its tokens."""
-
-    def __init__(self, message: str, answer: RawAnswer) -> None:
-        super().__init__(message)
-        self.answer = answer

@@ -9,13 +9,15 @@ from typing import Final
 
 #: What is left of the limit after a 429.
 CUT: Final = 0.7
+#: Part of one more a round that is allowed after requests have timed out in a line.
+GROWTH_AFTER_OVERLOAD: Final = 1 / 8
 
 
 class AdaptiveConcurrency:
     """A limit between `least` and `most`: one more a round while saturated, cut once for one congestion.
 
-    Only a 429 is a sign of too much. A 5xx or a timeout says that the endpoint is ill; fewer requests do not mend
-    that.
+    A 429 is a sign of too much, and so is a time-out or "overloaded" while the endpoint answers others. Any other 5xx,
+    or silence, says that the endpoint is ill; fewer requests do not mend that.
     """
 
     def __init__(self, *, least: int, most: int, enabled: bool = True) -> None:
@@ -24,6 +26,8 @@ class AdaptiveConcurrency:
         self._limit = float(most)
         self._enabled = enabled
         self._cut_at = -math.inf
+        #: How much of one more a saturated round allows.
+        self._growth = 1.0
         self.cuts = 0
 
     def __repr__(self) -> str:
@@ -44,7 +48,7 @@ class AdaptiveConcurrency:
     def answered(self, *, saturated: bool) -> None:
         """An answer came; `saturated` says that all allowed connections were in use."""
         if self._enabled and saturated:
-            self._limit = min(float(self._most), self._limit + 1 / self._limit)
+            self._limit = min(float(self._most), self._limit + self._growth / self._limit)
 
     def refused(self, *, sent_at: float, now: float) -> None:
         """A 429 came for a request sent at `sent_at` (one clock, seconds).
@@ -54,6 +58,20 @@ class AdaptiveConcurrency:
         """
         if not self._enabled or sent_at <= self._cut_at:
             return
-        self._limit = max(float(self._least), self._limit * CUT)
+        self._cut(self._limit * CUT, now)
+
+    def timed_out(self, *, sent_at: float, now: float, answered: int) -> None:
+        """A request sent at `sent_at` timed out behind a line of others, `answered` of which were answered meanwhile.
+
+        So many at once are what the endpoint bears. Each request beyond that costs a whole time-out, so the limit comes
+        near to it again more slowly than after a 429.
+        """
+        if not self._enabled or sent_at <= self._cut_at:
+            return
+        self._growth = GROWTH_AFTER_OVERLOAD
+        self._cut(min(self._limit, answered) * CUT, now)
+
+    def _cut(self, limit: float, now: float) -> None:
+        self._limit = max(float(self._least), limit)
         self._cut_at = now
         self.cuts += 1

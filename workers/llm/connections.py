@@ -7,7 +7,9 @@ once.
 
 import asyncio
 import random
+import ssl
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -15,6 +17,7 @@ from weakref import WeakKeyDictionary
 import aiohttp
 
 from config.settings import LlmSettings, PerformanceSettings
+from tasks.errors import ConfigError
 from workers.observe.profiler import SILENT, PerformanceProfiler
 
 if TYPE_CHECKING:
@@ -88,6 +91,22 @@ class RecyclingConnector(aiohttp.TCPConnector):
         super()._release(key, protocol, should_close=should_close or is_old or served >= self._max_requests)
 
 
+def _trusting(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """What servers' certificates are checked by: the system's authorities, and those of a file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except OSError as exc:
+        raise ConfigError(f"llm.ca_file: {ca_file} holds no certificates that can be read ({exc})") from exc
+    return context
+
+
 class Connections:
     """One server's session. Create and close it on the loop that uses it."""
 
@@ -112,6 +131,7 @@ class Connections:
             max_age_seconds=settings.max_connection_age_seconds,
             profiler=profiler,
             max_requests=max_requests,
+            ssl=_trusting(settings.ca_file),
         )
         self.session = aiohttp.ClientSession(
             headers=headers,

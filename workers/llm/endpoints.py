@@ -50,6 +50,7 @@ def endpoints(settings: LlmSettings, env: Mapping[str, str] | None = None) -> li
         _default_model(settings)
         return [_named(name, one, settings, env) for name, one in settings.endpoints.items()]
     api_key = settings.api_key or _from_file("llm.api_key_file", settings.api_key_file)
+    _refuse_unfit_key("llm.api_key", "OPENAI_API_KEY", api_key)
     if not settings.base_url and not api_key:
         raise ConfigError(
             "no LLM endpoint is set: export OPENAI_BASE_URL=https://… OPENAI_API_KEY=… THEMES_MODEL=…, "
@@ -68,13 +69,24 @@ def _refuse_two_keys(place: str, base_url: str, api_key: str | None) -> None:
         raise ConfigError(f"{place}: has a name and password in it beside the key; a server takes one of them")
 
 
+def _refuse_unfit_key(place: str, source: str, api_key: str | None) -> None:
+    """Refuse a key that cannot be sent in a header, such as one with a line break."""
+    text = str.__str__(api_key) if api_key else ""
+    if not all("!" <= char <= "~" for char in text):
+        raise ConfigError(
+            f"{place}: the key has a blank, a line break or another character that no key has ({source}): "
+            "copy the key alone, without what stands before or after it"
+        )
+
+
 def _named(name: str, one: EndpointSettings, settings: LlmSettings, env: Mapping[str, str]) -> Endpoint:
     place = f"llm.endpoints.{name}"
     key = one.api_key or _from_file(f"{place}.api_key_file", Path(one.api_key_file) if one.api_key_file else None)
     if one.api_key_env:
-        key = Secret(env.get(one.api_key_env, "").strip())
-        if not key:
+        key = Secret(env.get(one.api_key_env, ""))
+        if not key.strip():
             raise ConfigError(f"{place}.api_key_env: {one.api_key_env} is not set; export {one.api_key_env}=…")
+    _refuse_unfit_key(f"{place}.api_key", one.api_key_env or "the settings", key)
     _refuse_two_keys(f"{place}.base_url", one.base_url or "", key)
     return Endpoint(
         name,

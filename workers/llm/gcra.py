@@ -54,6 +54,13 @@ class Limits:
         """Whether there is nothing to reserve."""
         return not self.request_us and not self.token_us
 
+    @property
+    def words(self) -> str:
+        """As the settings name them, for people."""
+        rates = ((self.request_us, "request"), (self.token_us, "token"))
+        numbers = [(60 * MICROSECONDS / each_us, what) for each_us, what in rates if each_us]
+        return ", ".join(f"{number:,.10g} {what}{'' if number == 1 else 's'} a minute" for number, what in numbers)
+
     def share(self, users: int) -> "Limits":
         """One process's part where `users` processes cannot ask each other; never less than one at a time."""
         users = max(1, users)

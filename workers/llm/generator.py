@@ -11,25 +11,37 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from config.settings import Settings
-from tasks.errors import BudgetExceededError, InvalidAnswerError, JobStoppedError, PermanentError
+from tasks.errors import (
+    BudgetExceededError,
+    InvalidAnswerError,
+    JobStoppedError,
+    PermanentError,
+    RejectedAnswerError,
+)
 from tasks.messages import Usage
-from workers.llm.answers import salvaged
+from workers.llm.answers import UnclosedAnswerError, salvaged, split_reasoning
 from workers.llm.cache import CachedCompletion, PersistentLLMCache
 from workers.llm.caller import Caller, Request
-from workers.llm.client import RawAnswer, Spend, Turn
 from workers.llm.cost import cost_usd
 from workers.llm.endpoints import model_for
 from workers.llm.halt import Ticket
 from workers.llm.outcomes import TruncatedError, heard, told_error, told_value
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt, sampling_of
+from workers.llm.reply import RawAnswer
+from workers.llm.request import Turn
 from workers.llm.shared_flight import Claimed, Flight, SharedFlights
 from workers.llm.single_flight import SingleFlight
+from workers.llm.spend import Spend
 from workers.llm.tally import CacheTally
 from workers.observe.profiler import PerformanceProfiler
 
-#: An answer that was cut off is asked for once more with this many times the tokens.
+#: An answer that was cut off is asked for again with this many times the tokens.
 MORE_TOKENS: Final = 2
+#: Characters of an unusable answer that the model is shown again.
+TURN_CHARACTERS: Final = 8_000
+#: Stands for all stages of a model that thinks before it answers.
+THINKING: Final = "thinking"
 #: The sandbox's model name. What it answered for another model's name is not that model's answer.
 SANDBOX: Final = "sandbox"
 
@@ -131,6 +143,8 @@ class FocusedLLMGenerator:
         self._shared = shared
         #: Part of the latest lookups in Redis that found something.
         self._found_lately = 1.0
+        #: Tokens beyond what a prompt allows that a model has needed, by model and stage.
+        self._needed: dict[tuple[str, str], int] = {}
 
     def __repr__(self) -> str:
         return f"<FocusedLLMGenerator {self._caller!r} {self._flights!r} {self._shared!r}>"
@@ -244,11 +258,14 @@ class FocusedLLMGenerator:
         if not question.is_fresh:
             self._cache.missed(tally)
         request = Request(
-            prompt, model, account.spend, question.rank, max_tokens=prompt.max_tokens, ticket=account.ticket
+            prompt, model, account.spend, question.rank, max_tokens=self._room(prompt, model), ticket=account.ticket
         )
         value, raw = await self._usable(request)
         completion = CachedCompletion(
-            value=value, model=raw.model, prompt_tokens=raw.prompt_tokens, completion_tokens=raw.completion_tokens
+            value=value,
+            model=raw.model,
+            prompt_tokens=raw.tokens.prompt,
+            completion_tokens=raw.tokens.completion,
         )
         is_kept = _is_kept(raw.model, model)
         with self._profiler.span("cache.put"):
@@ -264,27 +281,57 @@ class FocusedLLMGenerator:
         return Completion(value=value, model=raw.model, source="called")
 
     async def _usable(self, request: Request) -> tuple[Any, RawAnswer]:
-        """Ask until the answer is usable: at most once more for more tokens, and once more for a mistake."""
-        prompt = request.prompt
+        """Ask until the answer is usable: again with more tokens where it was cut off, once more for a mistake."""
+        prompt, first_limit = request.prompt, request.max_tokens
+        is_again = False
         while True:
-            raw = await self._caller.answer(request)
-            if raw.is_truncated:
-                if request.max_tokens > prompt.max_tokens:
-                    raise TruncatedError(f"cut off at {request.max_tokens} tokens, twice", salvaged(raw.text))
-                request.max_tokens *= MORE_TOKENS
-                continue
             try:
+                raw = await self._caller.answer(request)
                 with self._profiler.span("llm.validate"):
-                    value = prompt.schema.read(raw.text)
-            except InvalidAnswerError as exc:
-                if request.history:
+                    value = prompt.schema.read(*raw.texts, thoughts=() if raw.is_truncated else raw.thoughts)
+            except RejectedAnswerError as exc:
+                if is_again:
                     raise InvalidAnswerError(f"{exc}, also when asked again") from exc
+                is_again = True
+            except InvalidAnswerError as exc:
+                if raw.is_truncated or isinstance(exc, UnclosedAnswerError):
+                    self._allow_more(request, raw, first_limit)
+                    continue
+                if is_again:
+                    raise InvalidAnswerError(f"{exc}, also when asked again") from exc
+                is_again = True
                 self._judge(request, raw, valid=False)
-                request.history = (Turn(answer=raw.text, problem=str(exc)),)
+                request.history = (Turn(answer=raw.text[:TURN_CHARACTERS], problem=str(exc)),)
             else:
                 if not request.history:
                     self._judge(request, raw, valid=True)
+                if request.max_tokens > first_limit:
+                    self._needed[request.model, prompt.stage] = request.max_tokens - prompt.max_tokens
                 return value, raw
+
+    def _room(self, prompt: Prompt, model: str) -> int:
+        """Tokens that a completion may have: what the prompt allows, and what the model has needed beyond that."""
+        more = max(self._needed.get((model, prompt.stage), 0), self._needed.get((model, THINKING), 0))
+        return min(prompt.max_tokens + more, max(prompt.max_tokens, self._settings.llm.max_completion_tokens))
+
+    def _allow_more(self, request: Request, raw: RawAnswer, first_limit: int) -> None:
+        """Let an answer that was cut off have more tokens: once, or as often as thoughts have used them up.
+
+        A model that thinks does so for every stage: its other prompts get the same room at once.
+
+        Raises:
+            TruncatedError: it may have no more.
+        """
+        most = self._settings.llm.max_completion_tokens
+        thinks = bool(raw.thoughts) or not split_reasoning(raw.text)[0].strip()
+        thinking = request.model, THINKING
+        has_more = request.max_tokens > first_limit
+        if raw.limit_tokens < request.max_tokens or raw.limit_tokens >= most or (has_more and not thinks):
+            self._needed.pop(thinking, None)
+            raise TruncatedError(f"cut off at {raw.limit_tokens} tokens", salvaged(raw.text))
+        request.max_tokens = min(most, request.max_tokens * MORE_TOKENS)
+        if thinks:
+            self._needed[thinking] = max(self._needed.get(thinking, 0), request.max_tokens - request.prompt.max_tokens)
 
     @staticmethod
     def _judge(request: Request, raw: RawAnswer, *, valid: bool) -> None:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tasks.errors import JobStoppedError
+from tasks.errors import JobPausedError, JobStoppedError
 
 
 class Halt:
@@ -19,6 +19,8 @@ class Halt:
         self.job_id = job_id
         #: Why the job goes no further; empty while it does.
         self.reason = ""
+        #: What pauses the job, where something does.
+        self.paused: JobPausedError | None = None
         self._stages: dict[asyncio.Task[object], Ticket] = {}
 
     def __repr__(self) -> str:
@@ -31,9 +33,14 @@ class Halt:
             if at_once or not ticket.under_way:
                 task.cancel()
 
+    def pause(self, error: JobPausedError) -> None:
+        """Stop because the job cannot go on until it is resumed; its stages end with this error."""
+        self.paused = self.paused or error
+        self.stop(str(error))
+
     def error(self) -> JobStoppedError:
         """What stages end with that cannot go on."""
-        return JobStoppedError(self.reason, job_id=self.job_id)
+        return self.paused or JobStoppedError(self.reason, job_id=self.job_id)
 
     @contextmanager
     def heeded(self, ticket: "Ticket") -> Iterator[None]:

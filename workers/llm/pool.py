@@ -20,10 +20,11 @@ from redis.asyncio import Redis
 
 from config.settings import Settings
 from tasks.errors import ConfigError, EndpointDownError
+from tasks.waits import Wait
 from workers.llm.circuit import until_one_allows
 from workers.llm.connections import Connections
 from workers.llm.endpoints import Endpoint, endpoints
-from workers.llm.rate_limit import Slot
+from workers.llm.reservations import Slot
 from workers.llm.route import Route, better_of_two
 from workers.observe.metrics import Histogram
 from workers.observe.profiler import PerformanceProfiler
@@ -209,10 +210,12 @@ class LLMConnectionPool:
             CircuitOpenError: every endpoint of the model is down, and one of them has just been tried in vain.
         """
         while True:
-            routes = await self._healthy(model, avoid)
+            healthy = await self._healthy(model, avoid)
+            probed = await _probed(healthy)
+            routes = [probed] if probed else _ready(healthy)
             chosen = better_of_two(routes)
             began = time.perf_counter()
-            async with chosen.slot(tokens) as slot:
+            async with chosen.slot(tokens, is_probe=probed is not None) as slot:
                 asked = time.perf_counter()
                 self._profiler.record("llm.rate_wait", asked - began)
                 taken = await self._acquire(_equivalent(chosen, routes), rank)
@@ -235,15 +238,15 @@ class LLMConnectionPool:
         route = lent.route
         lent.is_open = False
         route.answered(sent_at=lent.sent_at)
+        if lent.slot.is_probe:
+            route.limiter.cool_down.end()
         route.concurrency.answered(saturated=route.in_use >= route.concurrency.limit)
         self._hand_over()
 
     def refused(self, lent: Lent) -> None:
         """The endpoint answered 429: it lives, and fewer requests at once are allowed."""
         lent.is_open = False
-        lent.route.circuit.succeeded()
-        lent.route.limiter.refused(lent.slot)
-        lent.route.concurrency.refused(sent_at=lent.sent_at, now=time.monotonic())
+        lent.route.refused(lent.slot, sent_at=lent.sent_at)
 
     def failed(self, lent: Lent, error: Exception, *, for_good: bool = False) -> None:
         """The endpoint is at fault; `for_good`: it will go on like this until its settings are mended."""
@@ -251,7 +254,7 @@ class LLMConnectionPool:
         if for_good:
             lent.route.circuit.refused(error)
         else:
-            lent.route.circuit.failed(error, sent_at=lent.sent_at, witness=lent.rank)
+            lent.route.failed(error, sent_at=lent.sent_at, witness=lent.rank)
 
     def others(self, model: str, avoid: Collection[Route]) -> bool:
         """Whether an endpoint beside those to avoid may answer now."""
@@ -269,8 +272,16 @@ class LLMConnectionPool:
                     return str(away[0].error)
         return ""
 
+    def wait(self) -> Wait | None:
+        """What this whole worker waits for: each endpoint of a model is down or limited; None while one can answer."""
+        for routes in self._models.values():
+            waits = [route.wait for route in routes]
+            if all(waits):
+                return min((each for each in waits if each), key=lambda each: each.next_try or each.until or 0.0)
+        return None
+
     async def _healthy(self, model: str, avoid: Collection[Route]) -> list[Route]:
-        """The routes that may be asked now, those in a cool-down only where there is no other."""
+        """The routes whose circuits let something through, also those in a cool-down."""
         routes = self._models.get(model)
         if not routes:
             raise ConfigError(f"no endpoint serves the model {model!r}; add it to `models` of one in llm.endpoints")
@@ -278,8 +289,7 @@ class LLMConnectionPool:
             allowed = [route for route in routes if route.circuit.allows]
             found = [route for route in allowed if route not in avoid] or allowed
             if found:
-                ready = [route for route in found if not route.limiter.is_cooling]
-                return ready or [min(found, key=lambda route: route.limiter.cool_down.left_seconds)]
+                return found
             error = await until_one_allows([route.circuit for route in routes])
             if error and not self.outage(model) and not any(route.circuit.allows for route in routes):
                 raise CircuitOpenError(str(error)) from error
@@ -339,6 +349,20 @@ class LLMConnectionPool:
     def _waited(self, seconds: float) -> None:
         self._waits.add(seconds)
         self._profiler.record("llm.pool_wait", seconds)
+
+
+def _ready(routes: Sequence[Route]) -> list[Route]:
+    """The routes that are in no cool-down; where all are, the one whose cool-down ends first."""
+    ready = [route for route in routes if not route.limiter.is_cooling]
+    return ready or [min(routes, key=lambda route: route.limiter.cool_down.left_seconds)]
+
+
+async def _probed(routes: Sequence[Route]) -> Route | None:
+    """A route in a long cool-down that the caller has to try now, alone of all processes; also where others answer."""
+    for route in routes:
+        if await route.limiter.cool_down.takes_probe():
+            return route
+    return None
 
 
 def _equivalent(chosen: Route, routes: Sequence[Route]) -> tuple[Route, ...]:

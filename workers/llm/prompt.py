@@ -49,8 +49,11 @@ class Prompt:
 
 
 def sampling_of(settings: LlmSettings) -> str:
-    """Temperature and extra fields of the body in one canonical text: keys sorted, 0 and 0.0 the same."""
-    return msgspec.json.encode(_canonical([settings.temperature, settings.extra_body])).decode()
+    """Temperature, effort and extra fields of the body in one canonical text: keys sorted, 0 and 0.0 the same."""
+    body = dict(settings.extra_body)
+    if settings.reasoning_effort is not None:
+        body["reasoning_effort"] = settings.reasoning_effort
+    return msgspec.json.encode(_canonical([settings.temperature, body])).decode()
 
 
 def _canonical(value: Any) -> Any:

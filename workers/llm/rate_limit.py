@@ -7,59 +7,31 @@ reserved and not yet sent, so that a process with a long line takes no slots tha
 find their place between.
 
 Without limits there is nothing to ask: a call costs no round trip, only a look at the cool-down
-(`workers.llm.cooldown`). Redis away: the process goes on with its share, by the number of processes last seen, and
-returns by itself.
+(`workers.llm.cooldown`).
 """
 
 import asyncio
 import hashlib
-import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import LlmSettings
 from tasks import keys
+from tasks.waits import Wait
 from workers.llm.cooldown import CoolDown
-from workers.llm.gcra import CHANGE, MICROSECONDS, RESERVE, Gcra, Limits, change_arguments, reservation_arguments
+from workers.llm.gcra import MICROSECONDS, Limits
+from workers.llm.reservations import News, Reservations, Slot
 
-log = logging.getLogger("themes.llm")
-
-#: Seconds for which Redis is left alone after an error.
-REDIS_PAUSE_SECONDS: Final = 2.0
-#: Seconds that a reservation may take before the process goes on by itself.
-REDIS_TIMEOUT_SECONDS: Final = 1.0
 #: Seconds that a cool-down must exceed a slot by to cost it: less is the clocks' difference.
 TOLERANCE_SECONDS: Final = 0.05
 #: Seconds that slots of a learnt rate are reserved ahead: those reserved keep the old pace when the rate is raised.
 LEARNT_AHEAD_SECONDS: Final = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """The right to send one request at `at` (monotonic seconds). `at_us` is the same by the clock that gave it."""
-
-    tokens: float
-    at: float = 0.0
-    at_us: float = 0.0
-    #: The requests' TAT after this slot, as Redis wrote it; empty where Redis did not give it.
-    tat: str = ""
-    is_sent: bool = False
-    sent_us: float = 0.0
-    #: The wave of refusals after which it was reserved: with the next one it is worth nothing.
-    wave: int = 0
-    used_tokens: float | None = None
-
-    def settle(self, tokens: float) -> None:
-        """Say how many tokens it really was."""
-        self.used_tokens = tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -80,28 +52,31 @@ class RateLimiter:
     """
 
     def __init__(
-        self, redis: Redis | None, *, endpoint: str, limits: Limits, max_ahead: int, learn: bool = False
+        self,
+        redis: Redis | None,
+        *,
+        endpoint: str,
+        limits: Limits,
+        max_ahead: int,
+        learn: bool = False,
+        name: str = "llm",
+        probe_seconds: float = LlmSettings().probe_seconds,
     ) -> None:
         #: Under which the endpoint's limits are known in Redis.
         self.digest = endpoint
         self._redis = redis
         self._limits = limits
         self._max_ahead = self._most_ahead = max_ahead
-        self._keys = [keys.limit(endpoint), keys.limit_users(endpoint), keys.cooldown(endpoint), keys.learnt(endpoint)]
-        self._script = redis.register_script(RESERVE) if redis is not None else None
-        self._change = redis.register_script(CHANGE) if redis is not None else None
-        #: What Redis has still to be told of a change of the limits.
-        self._untold: list[str | float] = []
-        self._user = uuid.uuid4().hex[:12]
-        self._users = 1
         self._waiting: deque[_Waiter] = deque()
         self._ahead = 0
-        self._correction = 0.0
-        self._returned: list[str] = []
+        self._news = News()
         self._pump: asyncio.Task[None] | None = None
-        self._alone: Gcra | None = None if redis is not None else Gcra(limits)
-        self._paused_until = 0.0
-        self.cool_down = CoolDown(redis, endpoint)
+        self.cool_down = CoolDown(redis, endpoint, name=name, probe_seconds=probe_seconds)
+        self.cool_down.ended = self._new_wave
+        self._reservations = Reservations(redis, endpoint, limits, self.cool_down)
+        self._name = name
+        #: Slots that callers wait for, and since when (both monotonic seconds).
+        self._due: dict[Slot, float] = {}
         #: Whether refusals teach a rate that nobody has configured, and whether one is being learnt now.
         self._learns = learn and redis is not None and not limits.request_us
         self._learning = False
@@ -109,15 +84,19 @@ class RateLimiter:
         self._wave_us = 0.0
         self._wave = 0
         self._told: asyncio.Future[None] | None = None
-        self._sent = self._refused = 0
-        self._reports = False
-        self.reservations = 0
 
     @classmethod
     def of(
-        cls, settings: LlmSettings, redis: Redis | None, *, base_url: str, model: str, max_ahead: int
+        cls,
+        settings: LlmSettings,
+        redis: Redis | None,
+        *,
+        base_url: str,
+        model: str,
+        max_ahead: int,
+        name: str = "llm",
     ) -> "RateLimiter":
-        """The limiter that the settings ask for."""
+        """The limiter that the settings ask for, of an endpoint with this `name`."""
         limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
         return cls(
             redis,
@@ -125,12 +104,14 @@ class RateLimiter:
             limits=limits,
             max_ahead=max_ahead,
             learn=settings.learn_rate_limit,
+            name=name,
+            probe_seconds=settings.probe_seconds,
         )
 
     def __repr__(self) -> str:
-        where = "local" if self._alone else "shared"
-        limit = "unlimited" if self._limits.is_unlimited else f"{where} users={self._users}"
-        return f"<RateLimiter {limit} waiting={len(self._waiting)} ahead={self._ahead} {self.cool_down!r}>"
+        return (
+            f"<RateLimiter {self._reservations!r} waiting={len(self._waiting)} ahead={self._ahead} {self.cool_down!r}>"
+        )
 
     def tune(self, settings: LlmSettings, *, max_ahead: int) -> None:
         """Keep to other limits from now on: who waits for a slot gets another one by these."""
@@ -141,15 +122,12 @@ class RateLimiter:
         if (limits, learns) == (self._limits, self._learns):
             self._wake()
             return
-        if limits != self._limits:
-            self._untold = change_arguments(self._limits, limits, max_ahead=max_ahead)
+        self._reservations.change(limits, max_ahead=max_ahead)
         self._limits, self._learns = limits, learns
         self._learning = self._learning and learns
         self.cool_down.heard = self._tell if learns else None
-        if self._alone is not None:
-            self._go_by_ourselves()
-        self._returned.clear()
-        self._correction = 0.0
+        self._news.returned.clear()
+        self._news.correction = 0.0
         self._new_wave()
 
     def _new_wave(self) -> None:
@@ -161,6 +139,11 @@ class RateLimiter:
         self._wake()
 
     @property
+    def reservations(self) -> int:
+        """Reservations made in Redis so far."""
+        return self._reservations.count
+
+    @property
     def is_limited(self) -> bool:
         """Whether a slot is a reservation: false where requests may go as they come."""
         return self._learning or not self._limits.is_unlimited
@@ -168,7 +151,7 @@ class RateLimiter:
     @property
     def learnt_key(self) -> str | None:
         """Where what refusals have taught of this endpoint's rate stands in Redis; None where nothing is learnt."""
-        return self._keys[3] if self._learns else None
+        return keys.learnt(self.digest) if self._learns else None
 
     @property
     def is_cooling(self) -> bool:
@@ -185,18 +168,28 @@ class RateLimiter:
         """Send what is known of real token counts, and stop listening."""
         await self.cool_down.close()
         if self._pump:
-            if self._learning and self.is_cooling:
+            if self.is_cooling:
                 # It waits for the end of the cool-down, which may be an hour away.
                 self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
 
+    @property
+    def wait(self) -> Wait | None:
+        """What callers wait for: the endpoint's cool-down, else the next slot of its rate; None for neither."""
+        if (cooling := self.cool_down.wait) or not self._due:
+            return cooling
+        slot, since = min(self._due.items(), key=lambda item: item[0].at)
+        now, clock = time.time(), time.monotonic()
+        said = "learnt from its refusals" if self._learning else f"as configured: {self._limits.words}"
+        return Wait("own_limit", self._name, now - (clock - since), now + max(0.0, slot.at - clock), said)
+
     @asynccontextmanager
-    async def slot(self, tokens: float) -> AsyncIterator[Slot]:
-        """Wait in line for the right to send one request of about so many tokens.
+    async def slot(self, tokens: float, *, is_probe: bool = False) -> AsyncIterator[Slot]:
+        """Wait in line for the right to send one request of about so many tokens; a probe waits for nothing.
 
         Say `sent` when it is sent, and `settle` it when the tokens are known. Left unsent, it is given back.
         """
-        slot = await self._until_due(tokens)
+        slot = Slot(tokens, is_probe=True) if is_probe else await self._until_due(tokens)
         try:
             yield slot
         finally:
@@ -206,27 +199,30 @@ class RateLimiter:
                 self._correct(slot.used_tokens - slot.tokens)
 
     def admits(self, slot: Slot) -> bool:
-        """Whether a slot may be used now: not in a cool-down, nor one from before there was a limit."""
-        return not self.is_cooling and (not self.is_limited or slot.at_us > 0)
+        """Whether a slot may be used now: in a cool-down a probe's alone, nor one from before there was a limit."""
+        return slot.is_probe or (not self.is_cooling and (not self.is_limited or slot.at_us > 0))
 
     def sent(self, slot: Slot) -> None:
         """The request leaves now."""
         slot.is_sent = True
         if self._learning:
-            self._sent += 1
+            self._news.sent += 1
             slot.sent_us = slot.at_us + max(0.0, time.monotonic() - slot.at) * MICROSECONDS if slot.at_us else 0.0
-        self._leave_line()
+        if slot.at_us:
+            self._leave_line()
 
     def refused(self, slot: Slot) -> None:
         """The endpoint answered 429 to a request: where no rate was configured, this is how it is learnt."""
+        if slot.is_probe:
+            self.cool_down.refused_probe()
         if not self._learns or (self._learning and slot.sent_us <= self._wave_us):
             return
-        self._refused += 1
+        self._news.refused += 1
         self._tell()
 
     def _tell(self) -> None:
         """Learn, or go on learning, and tell at once what was sent and refused: a wave is being counted."""
-        self._learning = self._reports = True
+        self._learning = self._news.is_urgent = True
         self._most_ahead = 1
         self._new_wave()
 
@@ -238,18 +234,21 @@ class RateLimiter:
 
     async def _until_due(self, tokens: float) -> Slot:
         if not self.is_limited:
-            await self.cool_down.over()
-            return Slot(tokens)
+            return Slot(tokens, is_probe=await self.cool_down.over())
         slot = await self._reserved(tokens)
         try:
-            while (wait := slot.at - time.monotonic()) > 0 or self.is_cooling or slot.wave != self._wave:
+            while not slot.is_probe and (
+                (wait := slot.at - time.monotonic()) > 0 or self.is_cooling or slot.wave != self._wave
+            ):
                 if slot.wave != self._wave:
                     # What the endpoint allows is being counted anew: a slot by that, after the cool-down.
                     self._leave_line()
                     slot.is_sent = True
                     slot = await self._reserved(tokens)
                 elif wait > 0:
+                    self._due[slot] = time.monotonic()
                     await self._rest(wait)
+                    del self._due[slot]
                 elif (left := self.cool_down.left_seconds) <= TOLERANCE_SECONDS:
                     await asyncio.sleep(left)
                 else:
@@ -261,6 +260,8 @@ class RateLimiter:
             if not slot.is_sent:
                 self._give_back(slot)
             raise
+        finally:
+            self._due.pop(slot, None)
         return slot
 
     async def _reserved(self, tokens: float) -> Slot:
@@ -286,21 +287,19 @@ class RateLimiter:
         """
         if not slot.at_us:
             return
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.future.done():
-                self._correct(waiter.tokens - slot.tokens)
-                waiter.future.set_result(replace(slot, tokens=waiter.tokens, is_sent=False))
-                return
-        if slot.tat and self._alone is None:
-            self._returned.append(slot.tat)
+        if waiter := self._first():
+            self._correct(waiter.tokens - slot.tokens)
+            waiter.future.set_result(replace(slot, tokens=waiter.tokens, is_sent=False))
+            return
+        if slot.tat and not self._reservations.is_alone:
+            self._news.returned.append(slot.tat)
         self._correct(-slot.tokens)
         self._leave_line()
         self._wake()
 
     def _correct(self, tokens: float) -> None:
         if self._limits.token_us and tokens:
-            self._correction += tokens
+            self._news.correction += tokens
             self._wake()
 
     def _wake(self) -> None:
@@ -308,16 +307,15 @@ class RateLimiter:
             self._pump = asyncio.create_task(self._serve(), name="rate limit")
 
     def _has_work(self) -> bool:
-        return bool(
-            self._correction or self._returned or self._reports or (self._waiting and self._ahead < self._most_ahead)
-        )
+        return bool(self._news or (self._waiting and self._ahead < self._most_ahead))
 
     async def _serve(self) -> None:
         """Reserve slots for the line's head, as many as may be ahead, in one call a round."""
         while self._has_work():
-            is_held_up = self._learning and self.is_cooling
-            if is_held_up and not self._reports:
-                await self._rest(self.cool_down.left_seconds)
+            is_held_up = self.is_cooling
+            if is_held_up and not self._news:
+                await self._rest(self.cool_down.next_try_seconds)
+                await self._lend_probe()
                 continue
             batch = [] if is_held_up else self._next_in_line()
             self._ahead += len(batch)
@@ -330,58 +328,31 @@ class RateLimiter:
 
     def _next_in_line(self) -> list[_Waiter]:
         batch: list[_Waiter] = []
-        while self._waiting and self._ahead + len(batch) < self._most_ahead:
-            waiter = self._waiting.popleft()
-            if not waiter.future.done():
-                batch.append(waiter)
+        while self._ahead + len(batch) < self._most_ahead and (waiter := self._first()):
+            batch.append(waiter)
         return batch
 
+    def _first(self) -> _Waiter | None:
+        """Take the line's head out of it; callers that have gone are passed over."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.future.done():
+                return waiter
+        return None
+
+    async def _lend_probe(self) -> None:
+        """Let the line's head try whether the cool-down still holds, where that is due and no other process does."""
+        if self._waiting and await self.cool_down.takes_probe() and (waiter := self._first()):
+            waiter.future.set_result(Slot(waiter.tokens, is_probe=True))
+
     async def _slots(self, tokens: list[float]) -> list[Slot]:
-        correction, self._correction = self._correction, 0.0
-        returned, self._returned = self._returned, []
-        (sent, self._sent), (refused, self._refused) = (self._sent, 0), (self._refused, 0)
-        self._reports = False
-        if self._script is not None and time.monotonic() >= self._paused_until:
-            arguments = reservation_arguments(
-                self._user,
-                self._limits,
-                correction=correction,
-                returned=returned,
-                tokens=tokens,
-                sent=sent,
-                refused=refused,
-            )
-            wave = self._wave
-            try:
-                async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
-                    await self._tell_change()
-                    answer = await self._script(keys=self._keys, args=arguments)
-            except (RedisError, OSError, TimeoutError) as exc:
-                self._go_alone(exc)
-            else:
-                self._go_together()
-                return self._shared_slots(answer, tokens, wave)
-        return self._own_slots(correction, tokens)
-
-    async def _tell_change(self) -> None:
-        """Let what was reserved at other limits be forgotten, once for all processes."""
-        if self._untold and self._change is not None:
-            told = self._untold
-            await self._change(keys=self._keys[:2], args=told)
-            if self._untold is told:
-                self._untold = []
-
-    def _shared_slots(self, answer: list[Any], tokens: list[float], wave: int) -> list[Slot]:
-        now, now_us = time.monotonic(), float(answer[1])
-        self._users = int(answer[0])
-        # The word of a cool-down may come before that of the refusal: then it is asked again after it.
-        self._learning = self._learns and (float(answer[2]) >= 0 or self.is_cooling)
-        self._wave_us = max(0.0, float(answer[2]))
-        self.reservations += 1
-        slots = []
-        for asked, at, tat in zip(tokens, answer[3::2], answer[4::2], strict=True):
-            slots.append(Slot(asked, now + (float(at) - now_us) / MICROSECONDS, float(at), tat.decode(), wave=wave))
-        self._look_ahead(slots[-1].at - now if slots else 0.0)
+        news, self._news = self._news, News()
+        slots, wave_us = await self._reservations.take(tokens, news, wave=self._wave)
+        if wave_us is not None:
+            # The word of a cool-down may come before that of the refusal: then it is asked again after it.
+            self._learning = self._learns and (wave_us >= 0 or self.is_cooling)
+            self._wave_us = max(0.0, wave_us)
+            self._look_ahead(slots[-1].at - time.monotonic() if slots else 0.0)
         return slots
 
     def _look_ahead(self, seconds: float) -> None:
@@ -392,38 +363,3 @@ class RateLimiter:
             self._most_ahead = max(1, self._most_ahead // 2)
         else:
             self._most_ahead = min(self._max_ahead, self._most_ahead * 2)
-
-    def _own_slots(self, correction: float, tokens: list[float]) -> list[Slot]:
-        assert self._alone  # noqa: S101  # set where Redis is away or was never there
-        self._alone.correct(correction)
-        now = time.monotonic()
-        not_before_us = (now + self.cool_down.left_seconds) * MICROSECONDS
-        slots = []
-        for asked in tokens:
-            at_us = self._alone.reserve(asked, now_us=now * MICROSECONDS, not_before_us=not_before_us)
-            slots.append(Slot(asked, at_us / MICROSECONDS, at_us, wave=self._wave))
-        return slots
-
-    def _go_alone(self, exc: Exception) -> None:
-        self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
-        if self._alone is None:
-            log.warning(
-                "action=rate_limit_degraded Redis does not answer, each of %d processes keeps to its share: %s",
-                self._users, str(exc) or type(exc).__name__,
-            )  # fmt: skip
-            self._go_by_ourselves()
-
-    def _go_by_ourselves(self) -> None:
-        share = self._limits.share(self._users)
-        now_us = time.monotonic() * MICROSECONDS
-        # What was shared may just have been used up: no new burst.
-        self._alone = Gcra(
-            share,
-            request_tat_us=now_us + (share.request_burst - 1) * share.request_us,
-            token_tat_us=now_us + share.token_burst * share.token_us,
-        )
-
-    def _go_together(self) -> None:
-        if self._alone is not None:
-            self._alone = None
-            log.info("action=rate_limit_restored Redis answers, limits are shared again")

@@ -159,7 +159,7 @@ class Recording:
         self._cache[-1] += math.nan if usage.saved_usd is None else usage.saved_usd
         if self._map is not None:
             self._cached ^= 1
-            _CACHE.pack_into(self._map, self._offset + _CACHE_AT[self._cached], *self._cache)
+            _pack(_CACHE, self._map, self._offset + _CACHE_AT[self._cached], self._cache)
             self._map[self._offset + _CACHE_VALID] = self._cached + 1
 
     def books_at(self, at: float) -> None:
@@ -187,7 +187,7 @@ class Recording:
         self._spent[9] = time.time()
         if self._map is not None:
             self._turn ^= 1
-            _SPENT.pack_into(self._map, self._offset + _SPENT_AT[self._turn], *self._spent)
+            _pack(_SPENT, self._map, self._offset + _SPENT_AT[self._turn], self._spent)
             self._map[self._offset + _VALID] = self._turn + 1
 
     def open_slot(self, job_id: str, destination_id: str, attempt: int) -> bool:
@@ -201,6 +201,18 @@ class Recording:
         _SPENT.pack_into(self._map, self._offset + _SPENT_AT[0], *self._spent)
         self._map[self._offset + _VALID] = 1
         return True
+
+
+def _pack(form: Struct, map_: mmap.mmap, at: int, amounts: list[Any]) -> None:
+    """Write amounts into a slot; one that no slot holds is written as 0: it cannot be true."""
+    try:
+        form.pack_into(map_, at, *amounts)
+    except (error, OverflowError, TypeError):
+        form.pack_into(map_, at, *(each if _fits(each) else 0 for each in amounts))
+
+
+def _fits(amount: Any) -> bool:
+    return isinstance(amount, float) or (isinstance(amount, int) and abs(amount) < 2**63)
 
 
 #: The run that the current task works for, if there is one.

@@ -35,7 +35,8 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks.connection import CountedRetry, text_of
+from tasks.connection import CountedRetry
+from tasks.readings import amounts, replies_of
 from workers.observe import counters
 from workers.observe.metrics import Histogram
 from workers.observe.numbered import NumberedReports
@@ -190,15 +191,16 @@ def _series_of(name: str, labels: Mapping[str, str]) -> tuple[str, ...]:  # noqa
 
 def read_metrics(redis: SyncRedis) -> Metrics:
     """The counters of all processes, as last told."""
-    raw = {text_of(name): float(value) for name, value in redis.hgetall(keys.METRICS).items()}
+    (reply,) = replies_of(redis, [keys.METRICS])
+    raw = amounts(reply)
     metrics = Metrics(since=raw.pop("since", None))
     for text, amount in raw.items():
         name, labels = counters.parsed(text)
-        if name == SPANS:
+        if name == SPANS and "span" in labels and labels.get("b", "").isdecimal():
             histogram = metrics.spans.setdefault(labels["span"], Histogram())
             histogram.buckets[int(labels["b"])] = round(amount)
             histogram.count += round(amount)
-        elif name == f"{SPANS}_sum":
+        elif name == f"{SPANS}_sum" and "span" in labels:
             metrics.spans.setdefault(labels["span"], Histogram()).total = amount
         else:
             metrics.counters[text] = amount
@@ -213,13 +215,6 @@ def read_series(redis: SyncRedis, seconds: float = 3600, *, now: float | None = 
     step = keys.SERIES_STEP_SECONDS
     first, last = int((now - seconds) // step) + 1, int(now // step)
     starts = [float(number * step) for number in range(first, last + 1)]
-    with redis.pipeline(transaction=False) as pipeline:
-        for at in starts:
-            pipeline.hgetall(keys.series(at))
-        found = pipeline.execute()
+    replies = replies_of(redis, [keys.series(at) for at in starts])
     known = set(SeriesPoint.__struct_fields__) - {"at"}
-    points: list[SeriesPoint] = []
-    for at, raw in zip(starts, found, strict=True):
-        amounts = {text_of(name): float(value) for name, value in raw.items()}
-        points.append(SeriesPoint(at, **{name: value for name, value in amounts.items() if name in known}))
-    return points
+    return [SeriesPoint(at, **amounts(reply, known)) for at, reply in zip(starts, replies, strict=True)]

@@ -3,7 +3,8 @@
 The slope is Theil's and Sen's (Sen, "Estimates of the regression coefficient based on Kendall's tau", JASA 1968): the
 median of the slopes between all pairs, which outliers do not move. The test is Mann's and Kendall's (Mann,
 "Nonparametric tests against trend", Econometrica 1945). Memory that rises while a process warms up and then stays is no
-leak: the younger half of the samples has to grow by itself, and nearly as fast as the whole.
+leak: the younger half of the samples has to grow by itself, nearly as fast as the whole, and by more than it
+fluctuates.
 """
 
 import math
@@ -18,6 +19,11 @@ SURE: Final = 4.0
 SURE_OF_HALF: Final = 2.5
 #: Part of the whole slope that the younger half must have.
 GOES_ON: Final = 0.5
+#: Times their spread that the samples of the younger half must rise by. Of 20,000 processes that warm up and then
+#: only fluctuate one was accused.
+RISE: Final = 2.0
+#: Standard deviations of a normal distribution for each median absolute deviation.
+MAD: Final = 1.4826
 #: Samples below which nothing is said.
 FEWEST: Final = 16
 #: Samples that are kept; when there are more, every second one goes.
@@ -45,9 +51,18 @@ def growth(samples: Samples) -> float:
     if len(samples) < FEWEST or deviations(samples) < SURE:
         return 0.0
     younger, whole = samples[len(samples) // 2 :], slope(samples)
-    if deviations(younger) < SURE_OF_HALF or slope(younger) < GOES_ON * whole:
+    rate = slope(younger)
+    if deviations(younger) < SURE_OF_HALF or rate < GOES_ON * whole:
         return 0.0
-    return whole
+    rise = rate * (younger[-1][0] - younger[0][0])
+    return whole if rise >= RISE * spread(younger, rate) else 0.0
+
+
+def spread(samples: Samples, rate: float) -> float:
+    """How far samples scatter around a line of this slope: a standard deviation that outliers do not move."""
+    left = [value - rate * at for at, value in samples]
+    middle = statistics.median(left)
+    return MAD * statistics.median(abs(value - middle) for value in left)
 
 
 class Trend:

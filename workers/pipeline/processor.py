@@ -12,10 +12,10 @@ from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
 from workers.llm.budget import JobBudget
-from workers.llm.client import Spend
 from workers.llm.generator import Account, Completion, FocusedLLMGenerator
 from workers.llm.halt import Halt, Ticket
 from workers.llm.outcomes import TruncatedError
+from workers.llm.spend import Spend
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.recorder import current
 from workers.pipeline.assembly import StageOutcome, assemble, numbered
@@ -92,7 +92,7 @@ class FocusedPromptProcessor:
             columns=columns,
             on_stage=on_stage,
             budget=budget,
-            halt=halt or Halt("no job"),
+            halt=halt or Halt(""),
         )
         if self._evidence is not None:
             with self._profiler.span("web.evidence"):

@@ -5,10 +5,12 @@ it could acknowledge (events are at-least-once; `job.started` and `job.done` com
 (deleted, or Redis was emptied) is not brought back: nothing would ever expire it.
 """
 
+import logging
 import time
 from typing import Any, Final
 
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from config.settings import Settings
 from tasks import keys
@@ -18,6 +20,8 @@ from workers.results import totals
 from workers.results.progress import RateWindow, counters, destination_event, hash_fields, job_event
 from workers.results.rows import FINAL_STATES, Applied, JobRow
 
+log = logging.getLogger("themes.results")
+
 #: KEYS: hash, events, then what the job's work leaves behind, active jobs. ARGV: revision, state, whether events are
 #: wanted, `job.started`, most events, job id, then the hash's fields and values. Consumers may report out of order: an
 #: older revision changes nothing. Only the database may end a job that a user has cancelled in the hash, and a job
@@ -25,7 +29,8 @@ from workers.results.rows import FINAL_STATES, Applied, JobRow
 #: again is active again.
 _REPORT: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') then return 0 end
+local known = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0')
+if known and known < 9007199254740992 and tonumber(ARGV[1]) < known then return 0 end
 local cancelled = redis.call('HGET', KEYS[1], 'state') == 'cancelled'
 local final = ARGV[2] == 'done' or ARGV[2] == 'cancelled'
 local begun = ARGV[2] == 'queued' and redis.call('HGET', KEYS[1], 'state') == 'running'
@@ -55,7 +60,8 @@ return 1
 #: While a worker has yet to take its last chunk off, what that needs stays, and expires with the job.
 _END: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') then return 0 end
+local known = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0')
+if known and known < 9007199254740992 and tonumber(ARGV[1]) < known then return 0 end
 if redis.call('HGET', KEYS[1], 'ended') ~= '1' then
   redis.call('HSET', KEYS[1], 'ended', '1')
   if ARGV[3] == '1' then
@@ -99,6 +105,8 @@ class Announcer:
         self._max_events = settings.streaming.max_events_per_job
         self._rates = RateWindow()
         self._told_at: dict[str, float] = {}
+        #: Jobs that could not be announced and of which that was said.
+        self._said: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Announcer events={self._wants_events} running={len(self._told_at)}>"
@@ -107,24 +115,56 @@ class Announcer:
         """Tell everything about one committed batch, in one round trip."""
         if not applied.jobs and not applied.totals:
             return
-        rates = {job_id: self._rates.rate(job, time.time()) for job_id, job in applied.jobs.items()}
         async with self._redis.pipeline(transaction=True) as pipe:
-            for job_id, job in applied.jobs.items():
-                self._report(pipe, job, rates[job_id])
-            if self._wants_events:
-                self._outcomes(pipe, applied)
-            for job_id, job in applied.jobs.items():
-                if job.state in FINAL_STATES:
-                    self._end(pipe, job, rates[job_id])
-                else:
-                    self._progress(pipe, job, rates[job_id])
-            if applied.totals:
-                totals.tell(pipe, applied.totals)
-            await pipe.execute()
+            about = self._queue(pipe, applied)
+            replies = await pipe.execute(raise_on_error=False)
+        for job_id, reply in zip(about, replies, strict=True):
+            if isinstance(reply, Exception):
+                self._refused(job_id, reply)
         for job in applied.jobs.values():
             if job.state in FINAL_STATES:
                 self._rates.forget(job.job_id)
                 self._told_at.pop(job.job_id, None)
+                self._said.discard(job.job_id)
+
+    def _queue(self, pipe: Any, applied: Applied) -> list[str]:
+        """Queue the commands of a batch; returns of each the job that it is about, empty for the totals."""
+        rates = {job_id: self._rates.rate(job, time.time()) for job_id, job in applied.jobs.items()}
+        about: list[str] = []
+
+        def queued_for(job_id: str) -> None:
+            about.extend([job_id] * (len(pipe) - len(about)))
+
+        for job_id, job in applied.jobs.items():
+            self._report(pipe, job, rates[job_id])
+            queued_for(job_id)
+        for job_id, events in self._outcomes(applied).items():
+            for at in range(0, len(events), EVENTS_AT_ONCE):
+                some = events[at : at + EVENTS_AT_ONCE]
+                pipe.eval(_EVENTS, 1, keys.events(job_id), self._max_events, *some)
+            queued_for(job_id)
+        for job_id, job in applied.jobs.items():
+            if job.state in FINAL_STATES:
+                self._end(pipe, job, rates[job_id])
+            else:
+                self._progress(pipe, job, rates[job_id])
+            queued_for(job_id)
+        if applied.totals:
+            totals.tell(pipe, applied.totals)
+        queued_for("")
+        return about
+
+    def _refused(self, job_id: str, error: Exception) -> None:
+        """Pass over a job whose keys are not ours any more, and say so once; the others are announced."""
+        if not isinstance(error, ResponseError) or isinstance(error, OutOfMemoryError):
+            raise error
+        if job_id not in self._said:
+            self._said.add(job_id)
+            log.warning(
+                "action=job_unreadable job_id=%s Redis holds something else under a key of %s, so its progress is not "
+                "announced; its rows are in the database: %s",
+                job_id, f"job {job_id}" if job_id else "the totals", error,
+            )  # fmt: skip
 
     def _report(self, pipe: Any, job: JobRow, rate: float) -> None:
         fields = hash_fields(job, rate, time.time())
@@ -150,15 +190,12 @@ class Announcer:
             self._told_at[job.job_id] = now
             self._event(pipe, job_event("job.progress", job, counters(job, rate)))
 
-    def _outcomes(self, pipe: Any, applied: Applied) -> None:
-        """The events of single destinations: many of a job in one command, for a command costs more than an event."""
+    def _outcomes(self, applied: Applied) -> dict[str, list[bytes]]:
+        """The events of single destinations by job: many in one command, for a command costs more than an event."""
         events: dict[str, list[bytes]] = {}
-        for outcome in applied.outcomes:
+        for outcome in applied.outcomes if self._wants_events else ():
             events.setdefault(outcome.result.job_id, []).append(_encoded(destination_event(outcome)))
-        for job_id, encoded in events.items():
-            for at in range(0, len(encoded), EVENTS_AT_ONCE):
-                some = encoded[at : at + EVENTS_AT_ONCE]
-                pipe.eval(_EVENTS, 1, keys.events(job_id), self._max_events, *some)
+        return events
 
     def _event(self, pipe: Any, event: Event) -> None:
         """Add to the stream that `job.started` has made; without one there is no such job any more."""

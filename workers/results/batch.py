@@ -4,6 +4,7 @@ Rules, each idempotent, because every entry may come twice:
 
 * The highest `attempt` gives a destination its state; of equal ones the later entry; but a profile is never
   replaced by a failure of the same attempt.
+* A partial profile that is asked again stays until one comes that is not worse; a failure does not take its place.
 * A destination's usage is the sum over its *runs*. A run is (attempt, worker, time of its end): the same entry
   delivered twice is one run; an attempt that two workers made, because the first one's lease was lost, is two, and
   both were paid for.
@@ -14,16 +15,22 @@ Rules, each idempotent, because every entry may come twice:
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import msgspec
 
 from tasks.messages import (
     JobClosed,
     JobReopened,
     JobSealed,
+    Profile,
     Result,
     Spent,
     StreamEntry,
     Usage,
 )
+from tasks.storable import MAX_WHOLE
+from tasks.texts import clean_line
 from workers.results.rows import FINAL_STATES, DestinationState, JobRow, Outcome
 
 #: Job id and destination id.
@@ -36,6 +43,20 @@ class UnusableEntryError(ValueError):
     """This entry cannot be stored as it stands."""
 
 
+class Kept(NamedTuple):
+    """How good a profile is: the better one is the greater one."""
+
+    is_whole: bool
+    #: Stages that lack something, counted downwards from 0.
+    lacking: int
+    themes: int
+
+    @classmethod
+    def of(cls, profile: Profile) -> "Kept":
+        """Of a profile that has just come."""
+        return cls(profile.status == "ok", -len({one.stage for one in profile.missing}), len(profile.themes))
+
+
 @dataclass(slots=True)
 class Standing:
     """How a destination stands while a batch is folded in."""
@@ -46,9 +67,11 @@ class Standing:
     partial: bool = False
     attempt: int = -1
     usage: Usage = field(default_factory=Usage)
+    #: The profile in the database, where an attempt after it was asked for or made.
+    kept: "Kept | None" = None
 
     def loses_to(self, result: Result) -> bool:
-        """Whether this result takes the place of what is there."""
+        """Whether this result decides how the destination stands."""
         if result.attempt == self.attempt:
             return not (self.state == "done" and result.profile is None)
         return result.attempt > self.attempt
@@ -113,7 +136,7 @@ class Fold:
         """The rows to write for these entries. `JobOpened` and `JobInputs` are rows already.
 
         Raises:
-            UnusableEntryError: a result that is neither a profile nor a failure, or both.
+            UnusableEntryError: a result that is neither a profile nor a failure, or both; an amount out of range.
         """
         changes = Changes(self.jobs)
         for entry in entries:
@@ -146,25 +169,32 @@ class Fold:
         standing = self._standing(key, result)
         changes.destinations[key] = standing
         self._add_usage(result, standing, changes)
-        if standing.loses_to(result):
-            if standing.attempt >= 0:
-                changes.replaced.add(key)
-            partial = result.profile is not None and result.profile.status == "partial"
-            self._move(result.job_id, standing, "done" if result.profile else "failed", partial=partial)
-            standing.attempt = result.attempt
-            changes.shown.pop(key, None)
-            changes.shown[key] = result
+        if not standing.loses_to(result):
+            return
+        is_retried = standing.attempt >= 0
+        standing.attempt = result.attempt
+        if standing.kept is not None and (result.profile is None or Kept.of(result.profile) < standing.kept):
+            self._move(result.job_id, standing, "done", partial=not standing.kept.is_whole)
+            return
+        if is_retried:
+            changes.replaced.add(key)
+        partial = result.profile is not None and result.profile.status == "partial"
+        self._move(result.job_id, standing, "done" if result.profile else "failed", partial=partial)
+        standing.kept = None
+        changes.shown.pop(key, None)
+        changes.shown[key] = result
 
     def _standing(self, key: Key, result: Result | Spent) -> Standing:
         """The destination's row, or the one it gets because only its result was ever seen."""
         if key not in self.destinations:
             profile = result.profile if isinstance(result, Result) else None
-            name = profile.name if profile else result.destination_id
-            country = profile.country if profile else None
+            name = clean_line(profile.name) if profile else result.destination_id
+            country = clean_line(profile.country) if profile and profile.country else None
             self.destinations[key] = Standing(name, country)
         return self.destinations[key]
 
     def _add_usage(self, result: Result | Spent, standing: Standing, changes: Changes) -> None:
+        _check_amounts(result)
         run = (result.job_id, result.destination_id, result.attempt, result.worker, result.at)
         sums = self._sums.setdefault(result.job_id, _Sums())
         if sums.started_at is None:
@@ -185,18 +215,26 @@ class Fold:
         standing.state, standing.partial = state, partial
 
     def _reopen(self, entry: JobReopened, changes: Changes) -> None:
-        """Let failed destinations wait anew. A second delivery finds their attempt raised and changes nothing."""
+        """Let failed and partial destinations wait anew; a partial profile stays until a better one comes.
+
+        A second delivery finds their attempt raised and changes nothing.
+        """
         waits = self.jobs[entry.job_id].state == "cancelled"
         for destination_id in entry.destination_ids:
             key = (entry.job_id, destination_id)
             standing = self.destinations.get(key)
-            if standing is None or standing.state == "done" or standing.attempt >= entry.attempt:
+            is_whole = standing is not None and standing.state == "done" and not standing.partial
+            if standing is None or is_whole or standing.attempt >= entry.attempt:
                 continue
             waits = True
             self._move(entry.job_id, standing, "queued", partial=False)
             standing.attempt = entry.attempt
             changes.destinations[key] = standing
-            changes.shown.pop(key, None)
+            shown = changes.shown.get(key)
+            if shown is not None and shown.profile is not None:
+                standing.kept = Kept.of(shown.profile)
+            else:
+                changes.shown.pop(key, None)
         if waits:
             job = self.jobs[entry.job_id]
             self.jobs[entry.job_id] = replace(job, state="running", finished_at=None)
@@ -205,6 +243,18 @@ class Fold:
         job = self.jobs[entry.job_id]
         if job.state not in FINAL_STATES:
             self.jobs[entry.job_id] = replace(job, state=entry.state, finished_at=entry.at)
+
+
+def _check_amounts(run: Result | Spent) -> None:
+    """Refuse what would spoil the sums for good: an amount below 0 or beyond 64 bits, a price that is no number.
+
+    SQLite keeps NaN as NULL and PostgreSQL as NaN; no sum with one ever ends.
+    """
+    amounts = {**msgspec.structs.asdict(run.usage), "at": run.at, "elapsed_ms": run.elapsed_ms}
+    for name, amount in amounts.items():
+        if amount is not None and not 0 <= amount <= MAX_WHOLE:
+            place = name if name in {"at", "elapsed_ms"} else f"usage.{name}"
+            raise UnusableEntryError(f"{place} is {amount!r:.40}, expected a number from 0 to {MAX_WHOLE}")
 
 
 def settled(job: JobRow, now: float) -> JobRow:

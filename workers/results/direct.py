@@ -16,7 +16,8 @@ from typing import Final, Self
 
 from config.settings import Settings
 from tasks.errors import DatabaseBusyError
-from tasks.messages import StreamEntry, entry_fields
+from tasks.messages import StreamEntry
+from tasks.storable import entry_fields
 from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.results.consumer import wait_seconds
 from workers.results.rows import Applied
@@ -167,5 +168,5 @@ class DirectWriter:
         """An entry that the database refuses, as a dead letter. It never had an id of a stream: it gets one of ours."""
         self._count += 1
         log.error("action=entry_dead job_id=%s an entry is set aside (table dead_letters): %s", entry.job_id, reason)
-        raw = RawEntry(f"{entry.job_id}-{self._count}".encode(), entry_fields(entry))
+        raw = RawEntry(f"{entry.job_id}-{self._count}-{time.time_ns()}".encode(), entry_fields(entry))
         return DeadEntry(raw, reason, entry.job_id, getattr(entry, "destination_id", None))

@@ -23,7 +23,8 @@ from config.errors import ThemesError
 from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect
-from tasks.messages import Spent, Usage, entry_fields
+from tasks.messages import Spent, Usage
+from tasks.storable import entry_fields
 from workers.observe.recorder import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SUFFIX, Orphan, Remains, UnreadableError, read
 
 log = logging.getLogger("themes.orphans")

@@ -12,7 +12,7 @@ import time
 from typing import Any, Final
 
 import msgspec
-from redis import RedisError
+from redis import RedisError, ResponseError
 from redis.asyncio import Redis
 
 from tasks import keys
@@ -74,7 +74,10 @@ class ProfileKeeper:
         copied = 0
         for member, changed_at in due:
             job_id = text_of(member)
-            state = await self._redis.hmget(keys.job(job_id), "state", "paused")
+            try:
+                state = await self._redis.hmget(keys.job(job_id), "state", "paused")
+            except ResponseError:
+                state = [None, None]  # its entry cannot be read: that its profile can is known at once
             rests = state[0] != b"running" or state[1] is not None
             if not rests and time.monotonic() - self._copied.get(job_id, float("-inf")) < RUNNING_SECONDS:
                 continue
@@ -96,8 +99,8 @@ class ProfileKeeper:
             await self._copy(job_id)
         except DatabaseBusyError:
             raise
-        except (DatabaseError, ValueError) as exc:
-            log.warning("action=profile_refused job_id=%s the database does not take its profile: %s", job_id, exc)
+        except (DatabaseError, ValueError, ResponseError) as exc:
+            log.warning("action=profile_refused job_id=%s its profile is not copied to the database: %s", job_id, exc)
             return False
         return True
 

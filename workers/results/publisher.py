@@ -10,14 +10,15 @@ import contextlib
 import logging
 from typing import Any, Final, Self
 
-from redis import RedisError
+from redis import RedisError, ResponseError
 from redis.asyncio import Redis
 
 from config.settings import PerformanceSettings, StreamingSettings
 from tasks import keys
-from tasks.connection import text_of
+from tasks.errors import UnreadableError
 from tasks.events import encode
 from tasks.messages import Event
+from tasks.readings import texts, whole
 
 log = logging.getLogger("themes.events")
 
@@ -116,8 +117,11 @@ class EventPublisher:
                     )
                 for job_id in jobs:
                     pipeline.expire(keys.events(job_id), keys.KEEP_SECONDS)
-                await pipeline.execute()
-            self.sent += len(page)
+                # A key of another type is one job's trouble: the consumer says it.
+                replies = await pipeline.execute(raise_on_error=False)
+            refused = sum(isinstance(reply, Exception) for reply in replies)
+            self.sent += len(page) - refused
+            self.dropped += refused
         except (RedisError, OSError) as exc:
             self.dropped += len(page)
             log.debug("action=events_dropped count=%d %s", len(page), exc)
@@ -138,12 +142,15 @@ class EventPublisher:
 
     async def _announce(self, job_id: str) -> None:
         """Say that a job has started, unless that was said."""
-        name, total = await self._redis.hmget(keys.job(job_id), "name", "total")
-        data = {"name": text_of(name or ""), "total": int(total or 0)}
-        event = Event("job.started", job_id, data=data)
-        await self._announce_script(
-            keys=[keys.job(job_id), keys.events(job_id)], args=[encode(event)["e"], self._max_events, event.at]
-        )
+        try:
+            fields = texts(await self._redis.hgetall(keys.job(job_id)))
+            data = {"name": fields.get("name", ""), "total": whole(fields, "total")}
+            event = Event("job.started", job_id, data=data)
+            await self._announce_script(
+                keys=[keys.job(job_id), keys.events(job_id)], args=[encode(event)["e"], self._max_events, event.at]
+            )
+        except (ResponseError, UnreadableError) as exc:
+            log.debug("action=job_unreadable job_id=%s is not announced: %s", job_id, exc)
         if len(self._announced) >= KNOWN_JOBS:
             self._announced.clear()
         self._announced.add(job_id)

@@ -7,6 +7,7 @@ import msgspec
 from sqlalchemy import RowMapping
 
 from tasks.messages import Destination, Profile, Result, StreamEntry, Usage
+from tasks.storable import MAX_WHOLE
 from workers.results.tables import USAGE_COLUMNS
 
 JobState = Literal["queued", "running", "done", "cancelled"]
@@ -21,8 +22,9 @@ def usage_of(row: RowMapping) -> Usage:
 
 
 def usage_columns(usage: Usage) -> dict[str, Any]:
-    """The columns that keep a usage."""
-    return {name: getattr(usage, name) for name in USAGE_COLUMNS}
+    """The columns that keep a sum of usages; one beyond 64 bits stays at the largest number that is kept."""
+    amounts = {name: getattr(usage, name) for name in USAGE_COLUMNS}
+    return {name: min(MAX_WHOLE, each) if isinstance(each, int) else each for name, each in amounts.items()}
 
 
 @dataclass(frozen=True, slots=True)

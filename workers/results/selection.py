@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from tasks.errors import ConfigError
 from tasks.messages import Profile, Theme
 from workers.results import tables
-from workers.results.writes import MONTHS
+from workers.results.values import MONTHS
 
 #: What `--where` knows by itself; whatever else the input had can be named too.
 COLUMNS: Final[Mapping[str, ColumnElement[str | None]]] = {

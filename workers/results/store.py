@@ -23,7 +23,7 @@ from tasks.messages import Destination, StreamEntry
 from workers.observe.picture import JobPart
 from workers.results import tables, totals
 from workers.results.backend import Backend, backend_of
-from workers.results.batch import Changes, UnusableEntryError
+from workers.results.batch_writer import BatchWriter
 from workers.results.rows import (
     Applied,
     DestinationRow,
@@ -31,9 +31,7 @@ from workers.results.rows import (
     ExportRow,
     FailureRow,
     JobRow,
-    Outcome,
     ProfileRow,
-    Rejected,
 )
 from workers.results.schema import bring_up_to_date, schema_version
 from workers.results.statements import StatementStatistics
@@ -82,6 +80,7 @@ class AsyncDatabaseManager:
         self._stats = StoreStats()
         self.times = StatementStatistics()
         self._writer = Writer(self._backend.writer.dialect, self.times)
+        self._batches = BatchWriter(self._backend, self._writer, self.writing)
 
     @classmethod
     def from_settings(cls, settings: Settings, *, is_acknowledged: bool = True) -> Self:
@@ -212,18 +211,15 @@ class AsyncDatabaseManager:
     async def apply(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry] = ()) -> Applied:
         """Write one batch in one transaction; every entry may come twice, or hundred times.
 
-        An entry that cannot be stored (a lone surrogate, an integer beyond 2^63-1) is refused by itself. `dead` are
-        entries that could not even be read: they are kept as dead letters, with their reasons.
+        A result that cannot be stored (a lone surrogate, an integer beyond 2^63-1) becomes a failure that says so, and
+        is among the rejected. `dead` are entries that could not even be read: they are kept as dead letters.
 
         Raises:
             DatabaseBusyError: nothing was written; the same batch may be written later.
             DatabaseError: nothing was written, and nothing will be until a person mends it.
         """
         started = time.perf_counter()
-        try:
-            applied, rows = await self._apply_at_once(entries, dead)
-        except UnusableEntryError:
-            applied, rows = await self._apply_one_by_one(entries, dead)
+        applied, rows = await self._batches.write(entries, dead)
         self._count(applied, rows, len(entries), time.perf_counter() - started)
         if tidied := await self._backend.tidy():
             self.times.add("checkpoint", tidied, 0)
@@ -238,36 +234,6 @@ class AsyncDatabaseManager:
         """Keep parts of a job's profile, JSON by process; newer ones replace older ones. Raises as `apply`."""
         async with self.writing() as connection:
             await self._writer.keep_profile(connection, job_id, parts)
-
-    async def _apply_at_once(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
-        async with self.writing() as connection:
-            changes, rows = await self._writer.write(connection, entries, time.time())
-            rows += await self._writer.bury(connection, dead, time.time())
-            began = time.perf_counter()
-        self.times.add("commit", time.perf_counter() - began, rows)
-        return Applied(changes.jobs, changes.outcomes(), [], changes.totals), rows
-
-    async def _apply_one_by_one(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
-        """Each entry in a savepoint of its own, all in one transaction: only the bad ones are left out."""
-        jobs: dict[str, JobRow] = {}
-        shown: dict[tuple[str, str], Outcome] = {}
-        rejected: list[Rejected] = []
-        standing: dict[str, int] = {}
-        async with self.writing() as connection:
-            rows = await self._writer.bury(connection, dead, time.time())
-            for index, entry in enumerate(entries):
-                try:
-                    with self._backend.translated():
-                        async with connection.begin_nested():
-                            changes, written = await self._writer.write(connection, [entry], time.time())
-                except UnusableEntryError as bad:
-                    rejected.append(Rejected(index, entry, str(bad)))
-                else:
-                    rows += written
-                    jobs |= changes.jobs
-                    standing |= changes.totals
-                    _merge(shown, changes)
-        return Applied(jobs, list(shown.values()), rejected, standing), rows
 
     def _count(self, applied: Applied, rows: int, entries: int, seconds: float) -> None:
         s = self._stats
@@ -317,13 +283,31 @@ class AsyncDatabaseManager:
             rows = (await connection.execute(query.order_by(column("place")).limit(count))).mappings().all()
         return [DestinationRow.of(row).destination for row in rows], rows[-1]["place"] if rows else place
 
-    def failed(self, job_id: str, error_class: str | None = None) -> AsyncIterator[DestinationRow]:
-        """A job's destinations that failed, all or those with one class of error, in the order they came."""
+    def failed(
+        self, job_id: str, error_class: str | None = None, stages: Sequence[str] = ()
+    ) -> AsyncIterator[DestinationRow]:
+        """A job's destinations that failed, all or those with one class of error, or at one of some stages."""
         table, failures = tables.destinations, tables.failures
         query = select(table).join_from(table, failures).where(table.c.job_id == job_id, table.c.state == "failed")
         if error_class is not None:
             query = query.where(failures.c.error_class == error_class)
+        if stages:
+            query = query.where(failures.c.stage.in_(stages))
         return self._pages(query, DestinationRow.of)
+
+    def partial(
+        self, job_id: str, error_class: str | None = None, stages: Sequence[str] = ()
+    ) -> AsyncIterator[DestinationRow]:
+        """A job's destinations whose profile lacks something: all, by the class of the reason, or of some stages."""
+        table, profiles, missing = tables.destinations, tables.profiles, tables.missing
+        query = select(table).join_from(table, profiles)
+        query = query.where(table.c.job_id == job_id, table.c.state == "done", table.c.partial == 1)
+        lacks = select(missing.c.profile_no).where(missing.c.profile_no == profiles.c.profile_no)
+        if error_class is not None:
+            lacks = lacks.where(missing.c.reason.startswith(f"{error_class}:", autoescape=True))
+        if stages:
+            lacks = lacks.where(missing.c.stage.in_(stages))
+        return self._pages(query.where(lacks.exists()), DestinationRow.of)
 
     async def last_attempt(self, job_id: str) -> int:
         """The highest attempt that any destination of a job has had; 0 before the first."""
@@ -397,10 +381,3 @@ class AsyncDatabaseManager:
                 yield make(row)
             if len(rows) < PAGE_ROWS:
                 return
-
-
-def _merge(shown: dict[tuple[str, str], Outcome], changes: Changes) -> None:
-    for outcome in changes.outcomes():
-        key = (outcome.result.job_id, outcome.result.destination_id)
-        shown.pop(key, None)
-        shown[key] = outcome

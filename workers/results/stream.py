@@ -15,12 +15,13 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from tasks import keys
 from tasks.messages import StreamEntry, WireError, unpack
+from tasks.storable import salvaged
 
 #: Longest single blocking read, so that a consumer that is told to stop notices in time.
 MAX_BLOCK_SECONDS: Final = 0.5
 #: Reads that one flush interval is cut into: a batch that fills up early waits at most this part of it.
 POLLS_PER_FLUSH: Final = 5
-#: The one field of an entry: what `tasks.messages.entry_fields` makes.
+#: The one field of an entry: what `tasks.storable.entry_fields` makes.
 ENTRY_FIELD: Final = b"b"
 
 Fields = dict[bytes, bytes]
@@ -59,7 +60,10 @@ class Decoded:
 
 
 def decode(batch: Iterable[RawEntry]) -> Decoded:
-    """Tell the entries of a batch from what is none; a foreign or corrupt one never stops the others."""
+    """Tell the entries of a batch from what is none; a foreign or corrupt one never stops the others.
+
+    A result that cannot be decoded but says whose it is ends its destination as a failure; it is a dead letter as well.
+    """
     decoded = Decoded([], [], [], [])
     for raw in batch:
         if raw.fields is None:
@@ -70,7 +74,12 @@ def decode(batch: Iterable[RawEntry]) -> Decoded:
         except KeyError:
             decoded.dead.append(DeadEntry(raw, f"no field {ENTRY_FIELD.decode()!r}"))
         except WireError as bad:
-            decoded.dead.append(DeadEntry(raw, str(bad)))
+            saved = salvaged(raw.fields[ENTRY_FIELD], str(bad))
+            if saved is not None:
+                decoded.ids.append(raw.id)
+                decoded.entries.append(saved)
+            whose = (saved.job_id, saved.destination_id) if saved is not None else (None, None)
+            decoded.dead.append(DeadEntry(raw, str(bad), *whose))
         else:
             decoded.ids.append(raw.id)
             decoded.entries.append(entry)

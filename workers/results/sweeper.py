@@ -10,21 +10,23 @@ ever. What is done of it stays, and the database can say what is not (`themes re
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Final
 
-import msgspec
 from celery import Celery
-from redis import RedisError
+from redis import RedisError, ResponseError
 from redis.asyncio import Redis
 
 from config.settings import Settings
 from tasks import jobs, keys
 from tasks.connection import connect, text_of
+from tasks.errors import JobNotFoundError, UnreadableError
+from tasks.events import standing
 from tasks.ledger import Ledger
-from tasks.messages import JobOptions
 from tasks.producer import publish
+from workers.results.lost import LostFinder, Missing
 
 log = logging.getLogger("themes.sweeper")
 
@@ -35,17 +37,33 @@ UNSEEN_SECONDS: Final = 10.0
 
 
 class Sweeper:
-    """Looks through all jobs that are not finished, every `work.sweep_interval_seconds`."""
+    """Looks through all jobs that are not finished, every `work.sweep_interval_seconds`.
 
-    def __init__(self, app: Celery, redis: Redis, broker: Redis, settings: Settings, *, url: str) -> None:
+    `missing` reads which destinations of a job have no outcome; without it none is looked for.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        redis: Redis,
+        broker: Redis,
+        settings: Settings,
+        *,
+        url: str,
+        missing: Missing | None = None,
+    ) -> None:
+        compress = settings.performance_optimization.enable_result_compression
+        self._lost = None if missing is None else LostFinder(redis, missing, compress=compress)
         self._app = app
         self._registry = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-        self._compress = settings.performance_optimization.enable_result_compression
+        self._compress = compress
         self._redis = redis
         self._broker = broker
         self._interval = settings.work.sweep_interval_seconds
         self._ledger = Ledger(redis, token="sweeper", lease_seconds=settings.work.lease_seconds)  # noqa: S106
         self._lacked_before = False
+        #: Jobs that are passed over, of which that was said.
+        self._said: set[str] = set()
         #: Since when the producers of unsealed jobs have not been seen.
         self._unseen: dict[str, float] = {}
         self.resent = 0
@@ -68,14 +86,17 @@ class Sweeper:
         sent = 0
         for member in await self._redis.smembers(keys.ACTIVE):
             job_id = text_of(member)
-            if await self._is_abandoned(job_id, time.monotonic()):
-                log.warning("action=job_abandoned job_id=%s its producer died: it is cancelled", job_id)
-                await asyncio.to_thread(jobs.cancel, self._registry, job_id, compress=self._compress)
-                continue
-            waiting[job_id], dead = await self._ledger.sweep(job_id)
-            if dead:
-                log.warning("action=lease_dead job_id=%s chunks=%d are sent again", job_id, len(dead))
-                sent += await self._send(job_id, dead)
+            try:
+                with contextlib.suppress(JobNotFoundError):
+                    known = await standing(self._redis, job_id)
+                    if self._lost is not None:
+                        await self._lost.look(known)
+                sent += await self._sweep(job_id, waiting)
+            except (ResponseError, UnreadableError) as exc:
+                waiting.pop(job_id, None)
+                if job_id not in self._said:
+                    self._said.add(job_id)
+                    log.error("action=job_unreadable job_id=%s is passed over, the others go on: %s", job_id, exc)  # noqa: TRY400
         lacking = sum(waiting.values()) - await self._ledger.queued_messages(self._broker)
         if lacking > 0 and self._lacked_before and not sent:
             sent += await self._make_up(waiting, lacking)
@@ -83,6 +104,17 @@ class Sweeper:
         self._lacked_before = lacking > 0
         self.resent += sent
         return sent
+
+    async def _sweep(self, job_id: str, waiting: dict[str, int]) -> int:
+        """One look at a job; how many messages were sent again. Enters how many of its chunks wait."""
+        if await self._is_abandoned(job_id, time.monotonic()):
+            log.warning("action=job_abandoned job_id=%s its producer died: it is cancelled", job_id)
+            await asyncio.to_thread(jobs.cancel, self._registry, job_id, compress=self._compress)
+            return 0
+        waiting[job_id], dead = await self._ledger.sweep(job_id)
+        if dead:
+            log.warning("action=lease_dead job_id=%s chunks=%d are sent again", job_id, len(dead))
+        return await self._send(job_id, dead)
 
     async def _is_abandoned(self, job_id: str, now: float) -> bool:
         """Whether nobody is left who could say that the job is complete; `now` in monotonic seconds.
@@ -112,8 +144,7 @@ class Sweeper:
     async def _send(self, job_id: str, chunk_ids: list[str]) -> int:
         if not chunk_ids:
             return 0
-        raw = await self._redis.hget(keys.job(job_id), "options")
-        priority = msgspec.json.decode(raw, type=JobOptions).priority if raw else JobOptions().priority
+        priority = jobs.options_of(await self._redis.hget(keys.job(job_id), "options")).priority
         labels = await self._redis.hmget(keys.labels(job_id), chunk_ids)
         labelled = [
             (chunk_id, text_of(text) if text else chunk_id) for chunk_id, text in zip(chunk_ids, labels, strict=True)

@@ -47,7 +47,10 @@ if redis.call('GET', KEYS[2]) ~= ARGV[1] then
 end
 for i = 2, #ARGV, 2 do
   local known = redis.call('HGET', KEYS[1], ARGV[i])
-  if not known or tonumber(ARGV[i + 1]) > tonumber(known) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+  known = known and tonumber(known)
+  if not known or not (known <= 9300000000000000000) or tonumber(ARGV[i + 1]) > known then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  end
 end
 return 1
 """

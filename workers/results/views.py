@@ -58,9 +58,18 @@ SELECT profiles.job_id, stages.stage, count(*) AS profiles,
   avg(stages.elapsed_ms) AS mean_ms
 FROM stages JOIN profiles ON profiles.profile_no = stages.profile_no
 GROUP BY profiles.job_id, stages.stage""",
-    # What profiles lack, and why, most frequent first.
+    # What profiles lack, and why: by class of error, with one of the reasons; messages differ in numbers alone.
     "gaps": """
-SELECT profiles.job_id, missing.stage, missing.field, missing.reason, count(*) AS profiles
-FROM missing JOIN profiles ON profiles.profile_no = missing.profile_no
-GROUP BY profiles.job_id, missing.stage, missing.field, missing.reason""",
+SELECT job_id, stage, field, error_class, min(reason) AS reason, count(*) AS profiles
+FROM (
+  SELECT job_id, stage, field, reason,
+    CASE WHEN substr(message, 1, 2) = ': ' THEN substr(reason, 1, length(reason) - length(message))
+      ELSE reason END AS error_class
+  FROM (
+    SELECT profiles.job_id, missing.stage, missing.field, missing.reason,
+      ltrim(missing.reason, 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ') AS message
+    FROM missing JOIN profiles ON profiles.profile_no = missing.profile_no
+  ) AS cut
+) AS classed
+GROUP BY job_id, stage, field, error_class""",
 }

@@ -4,10 +4,9 @@ Every statement runs over many rows at once, as tuples. Nothing here decides any
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, groupby, islice
-from typing import Any, Final
+from itertools import groupby, islice
+from typing import Any, Final, cast
 
-import msgspec
 from sqlalchemy import (
     ColumnElement,
     Dialect,
@@ -25,7 +24,6 @@ from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tasks.messages import (
-    Destination,
     JobInputs,
     JobOpened,
     JobReopened,
@@ -33,36 +31,35 @@ from tasks.messages import (
     Result,
     Spent,
     StreamEntry,
-    Theme,
     Usage,
 )
+from tasks.texts import clean_line
 from workers.results import tables
-from workers.results.batch import Changes, Fold, Key, Standing
+from workers.results.batch import Changes, Fold, Kept, Key, Standing
 from workers.results.rows import JobRow
 from workers.results.statements import Statement, StatementStatistics, insert
 from workers.results.stream import DeadEntry
-from workers.results.totals import Totals, ended
+from workers.results.totals import Totals
+from workers.results.values import (
+    Values,
+    add_themes,
+    as_json,
+    clean_result,
+    dead_row,
+    failure_row,
+    job_row,
+    listed_row,
+    missing_rows,
+    profile_row,
+    run_row,
+    stage_rows,
+    standing_row,
+)  # fmt: skip
 
 #: Ids in one IN list: well below SQLite's bound of 32,766 parameters.
 IDS_PER_QUERY: Final = 1_000
 #: Columns that an upsert leaves as the first writer set them.
 _KEPT: Final = {"created_at", "profile_no"}
-#: Names of months as `Seasonality` has them; 1 is January.
-MONTHS: Final = {
-    name: number
-    for number, name in enumerate(
-        (
-            "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-            "November", "December",
-        ),
-        start=1,
-    )
-}  # fmt: skip
-#: Bytes of a dead entry that are kept: enough to see what it was.
-DEAD_BYTES: Final = 1024 * 1024
-
-Values = tuple[Any, ...]
-_usage_values = msgspec.structs.astuple
 
 
 class Writer:
@@ -159,7 +156,7 @@ class Writer:
 
     async def bury(self, connection: AsyncConnection, dead: Sequence[DeadEntry], now: float) -> int:
         """Write entries that cannot be stored, each with its reason; one that is there already stays."""
-        return await self._dead.run(connection, [_dead_row(entry, now) for entry in dead], self.times)
+        return await self._dead.run(connection, [dead_row(entry, now) for entry in dead], self.times)
 
     async def keep_profile(self, connection: AsyncConnection, job_id: str, parts: Mapping[str, str]) -> int:
         """Write the parts of a job's profile, by process, over those that are there."""
@@ -168,10 +165,14 @@ class Writer:
 
     async def _write_inputs(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> int:
         """Rows for announced jobs and destinations, and for jobs whose first entries are not there."""
-        opened = [(e.job_id, e.name, e.created_at, _json(e.options)) for e in entries if isinstance(e, JobOpened)]
+        opened = [
+            (e.job_id, clean_line(e.name), e.created_at, as_json(e.options))
+            for e in entries
+            if isinstance(e, JobOpened)
+        ]
         seen = dict.fromkeys(e.job_id for e in entries)
         listed = [
-            _listed_row(e.job_id, destination, now)
+            listed_row(e.job_id, destination, now)
             for e in entries
             if isinstance(e, JobInputs)
             for destination in e.destinations
@@ -193,6 +194,11 @@ class Writer:
                 known = await self._rows(connection, "select destinations", _STANDING, job_id, ids)
                 standing = {(job_id, r[0]): Standing(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
                 fold.destinations |= standing
+                if again := [r[0] for r in known if r[5] >= 0 and (r[3] == "queued" or r[4])]:
+                    kept = await self._rows(connection, "select kept profiles", _KEPT_PROFILES, job_id, again)
+                    for row in kept:
+                        if row[1] < standing[job_id, row[0]].attempt:
+                            standing[job_id, row[0]].kept = Kept(row[2] == "ok", -row[3], row[4])
                 # Most destinations of a batch are new: they have no runs, and have cost nothing.
                 if tried := [r[0] for r in known if r[6]]:
                     runs = await self._rows(connection, "select attempts", _RUNS, job_id, tried)
@@ -211,13 +217,13 @@ class Writer:
         return found
 
     async def _write_changes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
-        stands = [_standing_row(key, s, now) for key, s in changes.destinations.items()]
+        stands = [standing_row(key, s, now) for key, s in changes.destinations.items()]
         count = await self._standing.run(connection, stands, self.times)
-        count += await self._run.run(connection, [_run_row(r) for r in changes.runs.values()], self.times)
+        count += await self._run.run(connection, [run_row(r) for r in changes.runs.values()], self.times)
         if changes.runs:
             changes.totals = await self._totals.add(connection, changes.runs.values(), self.times)
         count += await self._write_outcomes(connection, changes, now)
-        jobs = [_job_row(job) for job in changes.jobs.values()]
+        jobs = [job_row(job) for job in changes.jobs.values()]
         if jobs:
             with self.times.timed("update jobs", len(jobs)):
                 await connection.execute(self._job, jobs)
@@ -226,23 +232,27 @@ class Writer:
     async def _write_outcomes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
         """Each destination's profile with its rows, or its failure; what it had before goes."""
         numbers = await self._clear(connection, changes)
-        profiles = [(r, r.profile) for r in changes.shown.values() if r.profile is not None]
+        profiles: list[tuple[Result, Profile, str]] = []
+        for key, shown in changes.shown.items():
+            if shown.profile is not None:
+                changes.shown[key], payload = clean_result(shown)
+                profiles.append((changes.shown[key], cast("Profile", changes.shown[key].profile), payload))
         next_profile, next_theme = await self._next_numbers(connection) if profiles else (1, 1)
         rows: dict[str, list[Values]] = {name: [] for name in self._children}
         of_profiles: list[Values] = []
-        for result, profile in profiles:
+        for result, profile, payload in profiles:
             profile_no = numbers.get((result.job_id, result.destination_id))
             if profile_no is None:
                 profile_no, next_profile = next_profile, next_profile + 1
-            of_profiles.append(_profile_row(profile_no, result, profile, now))
-            _add_themes(rows, result, profile.themes, next_theme)
+            of_profiles.append(profile_row(profile_no, result, profile, payload, now))
+            add_themes(rows, result, profile.themes, next_theme)
             next_theme += len(profile.themes)
-            rows["stages"] += _stage_rows(profile_no, profile)
-            rows["missing"] += _missing_rows(profile_no, profile)
+            rows["stages"] += stage_rows(profile_no, profile)
+            rows["missing"] += missing_rows(profile_no, profile)
         count = await self._profile.run(connection, of_profiles, self.times)
         for name, statement in self._children.items():
             count += await statement.run(connection, rows[name], self.times)
-        failures = [_failure_row(r) for r in changes.shown.values() if r.failure is not None]
+        failures = [failure_row(r) for r in changes.shown.values() if r.failure is not None]
         return count + await self._failure.run(connection, failures, self.times)
 
     async def _clear(self, connection: AsyncConnection, changes: Changes) -> dict[Key, int]:
@@ -289,6 +299,17 @@ _P: Final = tables.profiles
 _NUMBERS: Final = select(_P.c.destination_id, _P.c.profile_no).where(
     _P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True))
 )
+_M, _T = tables.missing, tables.themes
+#: Profiles of destinations that are asked again: their attempt, and how good they are.
+_KEPT_PROFILES: Final = select(
+    _P.c.destination_id,
+    _P.c.attempt,
+    _P.c.status,
+    select(func.count(_M.c.stage.distinct())).where(_M.c.profile_no == _P.c.profile_no).scalar_subquery(),
+    select(func.count())
+    .where(_T.c.job_id == _P.c.job_id, _T.c.destination_id == _P.c.destination_id)
+    .scalar_subquery(),
+).where(_P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True)))
 _NEXT: Final = select(
     select(func.coalesce(func.max(_P.c.profile_no), 0) + 1).scalar_subquery(),
     select(func.coalesce(func.max(tables.themes.c.theme_no), 0) + 1).scalar_subquery(),
@@ -307,96 +328,3 @@ def _pieces(ids: Sequence[str]) -> Iterator[list[str]]:
     rest = iter(ids)
     while piece := list(islice(rest, IDS_PER_QUERY)):
         yield piece
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _listed_row(job_id: str, destination: Destination, now: float) -> Values:
-    d = destination
-    extra = _json(d.extra) if d.extra else "{}"
-    return job_id, d.id, d.name, d.country, d.region, d.lat, d.lon, extra, 1, now, now
-
-
-def _standing_row(key: Key, standing: Standing, now: float) -> Values:
-    s = standing
-    head = (*key, s.name, s.country, "{}", 0, s.state, int(s.partial), s.attempt)
-    return (*head, *_usage_values(s.usage), now, now)
-
-
-def _job_row(job: JobRow) -> dict[str, Any]:
-    columns = job.columns()
-    return {**columns, "of_job": columns.pop("job_id"), "sealed": int(job.sealed)}
-
-
-def _run_row(result: Result | Spent) -> Values:
-    r = result
-    head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, ended(r), r.elapsed_ms)
-    return (*head, *_usage_values(r.usage))
-
-
-def _profile_row(number: int, result: Result, profile: Profile, now: float) -> Values:
-    p = profile
-    head = (number, result.job_id, result.destination_id, p.name, p.country, p.status, p.model, p.pipeline_version)
-    middle = (p.quality_assessment.overall, _json(p), result.attempt)
-    return (*head, *middle, *_usage_values(p.usage), p.elapsed_ms, p.created_at, now)
-
-
-def _add_themes(rows: Mapping[str, list[Values]], result: Result, themes: Sequence[Theme], first: int) -> None:
-    """The rows of a profile's themes, numbered from `first`."""
-    of_themes, months = rows["themes"], rows["theme_months"]
-    travelers, subthemes = rows["theme_travelers"], rows["theme_subthemes"]
-    job_id, destination_id = result.job_id, result.destination_id
-    for rank, t in enumerate(themes, start=1):
-        number = first + rank - 1
-        of_themes.append((
-            number, job_id, destination_id, rank, t.category, t.name, t.description, t.confidence, t.price_point,
-            t.authenticity_score, t.rationale,
-        ))  # fmt: skip
-        if t.seasonality is not None:
-            for season, names in (("peak", t.seasonality.peak), ("avoid", t.seasonality.avoid)):
-                # What is no month stays in the payload; the schema of the answers has let none through.
-                months += [(number, MONTHS[name], season) for name in dict.fromkeys(names) if name in MONTHS]
-        if t.traveler_types:
-            travelers += [(number, kind) for kind in dict.fromkeys(t.traveler_types)]
-        if t.sub_themes:
-            subthemes += [(number, "sub", place, name) for place, name in enumerate(t.sub_themes, start=1)]
-        if t.nano_themes:
-            subthemes += [(number, "nano", place, name) for place, name in enumerate(t.nano_themes, start=1)]
-
-
-def _stage_rows(number: int, profile: Profile) -> list[Values]:
-    """How each stage of a profile was made; of a stage that is there twice, the last."""
-    rows = {
-        s.stage: (
-            number, s.stage, s.status, s.prompt_version, s.model, s.source, s.usage.llm_calls, s.usage.cache_hits,
-            s.usage.prompt_tokens, s.usage.completion_tokens, s.usage.cost_usd, s.elapsed_ms, s.reason,
-        )
-        for s in profile.stages
-    }  # fmt: skip
-    return list(rows.values())
-
-
-def _missing_rows(number: int, profile: Profile) -> list[Values]:
-    return [
-        (number, place, m.stage, m.field, m.reason, _json(m.themes)) for place, m in enumerate(profile.missing, start=1)
-    ]
-
-
-def _failure_row(result: Result) -> Values:
-    failure = result.failure
-    assert failure is not None  # noqa: S101 - the caller picked failures
-    f = failure
-    return result.job_id, result.destination_id, f.stage, f.error_class, f.message, f.attempts, result.at
-
-
-def _dead_row(dead: DeadEntry, now: float) -> Values:
-    fields = chain.from_iterable((dead.raw.fields or {}).items())
-    kept = msgspec.msgpack.encode([part[:DEAD_BYTES] for part in fields])
-    # A lone surrogate may be what is wrong with the entry: words about it must be storable themselves.
-    job_id, destination_id, reason = (
-        None if text is None else text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-        for text in (dead.job_id, dead.destination_id, dead.reason)
-    )
-    return dead.raw.id.decode(), job_id, destination_id, reason, kept, now

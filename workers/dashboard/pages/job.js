@@ -153,7 +153,7 @@ const handlers = {
     if (points.length > POINTS) points.splice(1, 1 + (Math.floor(points.length / 2) % 2));
     state("running");
   },
-  "job.waiting": (event) => state("running", event.waiting_for ? `Waiting for the LLM: ${event.waiting_for}` : ""),
+  "job.waiting": (event) => state(event.message ? "waiting" : "running", event.message ? `Waiting: ${event.message}` : ""),
   "job.paused": () => refresh(),
   "job.done": (event) => {
     Object.assign(job, event);
@@ -221,4 +221,8 @@ async function again() {
 figures();
 chart();
 addEventListener("resize", later);
+// While it waits nothing happens that would tell how long it still does.
+setInterval(() => {
+  if (!document.hidden && $("state").textContent === "waiting") refresh();
+}, 3000);
 if (!data.is_final) watch();

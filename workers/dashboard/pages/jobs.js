@@ -14,6 +14,9 @@ function show(job) {
   const tag = cells[1].firstElementChild;
   tag.textContent = job.tag;
   tag.className = `tag ${job.tag}`;
+  const words = cells[0].querySelector(".words");
+  words.hidden = job.tag !== "waiting";
+  words.textContent = job.words;
   cells[2].querySelector(".num").textContent = `${job.ended} of ${job.total}`;
   const bar = cells[2].querySelector("progress");
   bar.max = job.total || 1;

@@ -1,0 +1,55 @@
+"""What is said at a job's end about its partial profiles: why, and how to ask again for what they lack."""
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from config.settings import Settings
+from tasks.errors import ThemesError
+from tasks.jobs import JobStatus
+from tasks.texts import clean_line
+
+if TYPE_CHECKING:
+    from workers.results.store import AsyncDatabaseManager
+
+#: Reasons that are named; `themes failures JOB --partial` has all.
+MOST_REASONS: Final = 4
+#: Stages that are named of one reason.
+MOST_STAGES: Final = 3
+
+
+def partial_lines(settings: Settings, status: JobStatus) -> list[str]:
+    """The lines about a job's partial profiles; none where it has none. Without the database, no reasons."""
+    if not status.partial:
+        return []
+    # Late: a job without partial profiles needs no database.
+    from scripts.results import reading
+
+    async def read() -> list[str]:
+        async with reading(settings, status.job_id) as store:
+            verb = "retry" if settings.redis.enabled else "run --resume"
+            return await lines_of(store, status, again=f"themes {verb} {status.job_id} --partial")
+
+    try:
+        return asyncio.run(read())
+    except ThemesError as exc:
+        return [f"{status.partial} of {status.done} profiles are partial; why cannot be read here: {exc}"]
+
+
+async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: str) -> list[str]:
+    """As `partial_lines`, out of a database that is open; `again` is the command that asks for what is missing."""
+    from workers.results.reasons import partial_reasons, stages_of_partial
+
+    if not status.partial:
+        return []
+    reasons = await partial_reasons(store, status.job_id)
+    total = await stages_of_partial(store, status.job_id)
+    lines = [f"{status.partial} of {status.done} profiles are partial:"]
+    for reason in reasons[:MOST_REASONS]:
+        names = sorted(reason.stages)
+        what = names[0] if len(names) == 1 else f"{len(names)} of {total} stages"
+        named = "" if len(names) == 1 else f" ({', '.join(names[:MOST_STAGES])}{', …' if names[MOST_STAGES:] else ''})"
+        said = clean_line(f"{reason.error_class}: {reason.message}" if reason.error_class else reason.message)
+        lines.append(f"  {reason.destinations} lack {what}{named}: {said}")
+    if len(reasons) > MOST_REASONS:
+        lines.append(f"  and {len(reasons) - MOST_REASONS} other reasons: themes failures {status.job_id} --partial")
+    return [*lines, f"ask again for what they lack: {again}"]

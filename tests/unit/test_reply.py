@@ -1,0 +1,187 @@
+"""Bodies of answers as servers send them, and what is read in them."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.errors import EndpointDownError, RefusedError
+from workers.llm.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
+
+TEXT = '{"themes": []}'
+USAGE = {"prompt_tokens": 7, "completion_tokens": 5}
+
+
+def _read(body: Any) -> RawAnswer:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return read_reply(raw, model="asked", style=AnswerFormat.JSON_SCHEMA, prompt_characters=400)
+
+
+def _choice(message: Any, ended: Any = "stop", **more: Any) -> dict[str, Any]:
+    return {"choices": [{"message": message, "finish_reason": ended}], "usage": USAGE, **more}
+
+
+CALL = {"function": {"name": "answer", "arguments": TEXT}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": TEXT},
+        {"content": [{"type": "text", "text": TEXT[:5]}, {"type": "text", "text": TEXT[5:]}]},
+        {"content": [{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": TEXT}]},
+        {"content": json.loads(TEXT)},
+        {"content": None, "parsed": json.loads(TEXT)},
+        {"content": None, "tool_calls": [CALL]},
+        {"content": "", "tool_calls": [{"function": {"arguments": json.loads(TEXT)}}]},
+        {"content": None, "function_call": CALL["function"]},
+    ],
+)
+def test_an_answer_is_read_wherever_a_server_puts_it(message: Any) -> None:
+    assert _read(_choice(message)).text == TEXT
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "reasoning_content": TEXT},
+        {"content": "", "reasoning": TEXT},
+        {"content": None, "reasoning_details": [{"type": "reasoning.text", "text": TEXT}]},
+    ],
+)
+def test_thoughts_are_kept_apart_from_the_answer(message: Any) -> None:
+    answer = _read(_choice(message))
+    assert (answer.texts, answer.thoughts) == ((), (TEXT,))
+
+
+def test_an_old_server_s_text_is_an_answer() -> None:
+    assert _read({"choices": [{"text": TEXT, "finish_reason": "stop"}]}).text == TEXT
+
+
+@pytest.mark.parametrize(
+    "ended", ["length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "token_limit_reached"]
+)
+def test_every_spelling_of_a_limit_is_one(ended: str) -> None:
+    assert _read(_choice({"content": TEXT[:4]}, ended)).is_truncated
+
+
+@pytest.mark.parametrize("ended", ["stop", "eos", "end_turn", None, "", 7, ["x"], "tool_calls"])
+def test_other_ends_are_no_limit(ended: Any) -> None:
+    assert not _read(_choice({"content": TEXT}, ended)).is_truncated
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _choice({"content": "half a te"}, "error"),
+        {"choices": [{"error": {"code": 502, "message": "lost"}, "message": {"content": "half"}}]},
+        {"error": {"message": "overloaded"}},
+        {"error": "overloaded", "choices": []},
+    ],
+)
+def test_an_error_in_place_of_an_answer_is_no_answer(body: Any) -> None:
+    with pytest.raises(ErrorInAnswerError):
+        _read(body)
+
+
+@pytest.mark.parametrize("ended", ["content_filter", "SAFETY", "PROHIBITED_CONTENT"])
+def test_a_filtered_answer_is_a_refusal(ended: str) -> None:
+    with pytest.raises(RefusedError, match="filter"):
+        _read(_choice({"content": None}, ended))
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["\ufeff", "\n\n  "],
+)
+def test_a_byte_order_mark_and_blanks_before_the_body_are_passed_over(mark: str) -> None:
+    assert _read((mark + json.dumps(_choice({"content": TEXT}))).encode()).text == TEXT
+
+
+def _event(**more: Any) -> str:
+    return f"data: {json.dumps(more)}\n\n"
+
+
+def test_events_that_were_not_asked_for_are_put_together() -> None:
+    pieces = [_event(model="m", choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}])]
+    pieces += [_event(choices=[{"delta": {"content": TEXT[at : at + 3]}}]) for at in range(0, len(TEXT), 3)]
+    pieces += [_event(choices=[{"delta": {}, "finish_reason": "length"}]), _event(choices=[], usage=USAGE)]
+    answer = _read((": a comment\n\n" + "".join(pieces) + "data: [DONE]\n\n").encode())
+    assert (answer.text, answer.model, answer.is_truncated) == (TEXT, "m", True)
+    assert (answer.tokens.prompt, answer.tokens.is_estimated) == (7, False)
+
+
+def test_a_tool_call_and_thoughts_in_events_are_put_together() -> None:
+    calls = [{"index": 0, "function": {"arguments": part}} for part in (TEXT[:4], TEXT[4:])]
+    body = "".join(_event(choices=[{"delta": {"tool_calls": [call], "reasoning_content": "h"}}]) for call in calls)
+    answer = _read(body.encode())
+    assert (answer.texts, answer.thoughts) == ((TEXT,), ("hh",))
+
+
+def test_an_error_in_a_stream_of_events_is_one() -> None:
+    with pytest.raises(ErrorInAnswerError):
+        _read((_event(choices=[{"delta": {"content": "ha"}}]) + _event(error={"message": "lost"})).encode())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"   ", b"null", b"[]", b"7", b"{}", b'{"choices": []}', b'{"choices": [null]}', b"<html>", b"data: {\n\n",
+     b"data: [DONE]\n\n", b'{"choices": [{"message": {"content": "\xff\xfe"}}]}', b"[" * 100_000, b"\x00\x01"],
+)  # fmt: skip
+def test_what_is_no_answer_is_an_outage_of_one_call(raw: bytes) -> None:
+    with pytest.raises(EndpointDownError):
+        _read(raw)
+
+
+def test_bytes_that_are_no_text_are_named() -> None:
+    with pytest.raises(EndpointDownError, match="not UTF-8"):
+        _read(b'{"choices": [{"message": {"content": "\xc3("}}]}')
+
+
+def test_a_lone_surrogate_does_not_cost_the_answer() -> None:
+    raw = b'{"choices": [{"message": {"content": "{\\"name\\": \\"a \\ud800\\"}"}}]}'
+    assert _read(raw).text.startswith('{"name"')
+
+
+@pytest.mark.parametrize("name", [None, "", 7, ["m"], {"a": 1}, "  "])
+def test_a_model_without_a_name_is_the_one_that_was_asked(name: Any) -> None:
+    assert _read(_choice({"content": TEXT}, model=name)).model == "asked"
+
+
+def test_a_model_s_name_is_bounded_and_clean() -> None:
+    assert _read(_choice({"content": TEXT}, model="m\x00\n\u202e" + "x" * 9_000)).model == "m " + "x" * 198
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["message", "delta", "content", "finish_reason", "text", "tool_calls", "function", "arguments", "type",
+                 "reasoning", "reasoning_details", "refusal", "error", "parsed"]
+            ),
+            inner, max_size=4,
+        )
+    ),
+    max_leaves=15,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(["choices", "usage", "model", "error", "id"]), ANYTHING))
+def test_any_json_is_an_answer_or_a_named_error(body: Any) -> None:
+    try:
+        answer = _read(body)
+    except (EndpointDownError, RefusedError):
+        return
+    assert all(isinstance(text, str) for text in (*answer.texts, *answer.thoughts, answer.model))
+
+
+@given(st.binary(max_size=200) | st.text(max_size=80).map(lambda text: f"data: {text}\n".encode("utf-8", "replace")))
+def test_any_bytes_are_an_answer_or_a_named_error(raw: bytes) -> None:
+    try:
+        _read(raw)
+    except (EndpointDownError, RefusedError):
+        return

@@ -1,0 +1,121 @@
+"""What calls cost, counted while they are made, so that a call that fails or is cut short is in the books too."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.observe.recorder import Expected, Recording
+
+if TYPE_CHECKING:
+    from workers.llm.budget import JobBudget
+
+
+@dataclass(slots=True)
+class Spend:
+    """What a piece of work has cost so far; filled while it runs, so that a failure is paid for in the books too.
+
+    `budget` is what its calls are paid from first, where its job has one; `recording` is where they are written down so
+    that a kill cannot take them.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+    #: Answers whose tokens the server did not count: they were estimated.
+    estimated: int = 0
+    budget: "JobBudget | None" = None
+    recording: Recording | None = None
+
+    def sending(self) -> None:
+        """See `CallCounter`."""
+
+    def unsent(self) -> None:
+        """See `CallCounter`."""
+
+    def sent(self) -> None:
+        """Count a call of which nothing more is known."""
+        self.calls += 1
+
+    def call(self, expected: Expected) -> "CallUnderWay":
+        """A call that is about to be made, and what it is likely to cost."""
+        return CallUnderWay(self, expected)
+
+    def take(self, other: "Spend") -> None:
+        """Count what another has counted, and written down if that was to be done."""
+        self.calls += other.calls
+        self._add(other.prompt_tokens, other.completion_tokens, other.cost_usd, other.estimated)
+
+    def add_tokens(self, prompt: int, completion: int, cost: float | None, *, estimated: int = 0) -> None:
+        """Count the tokens of one answer, or of several of which so many are estimates."""
+        if self.recording:
+            self.recording.ended(
+                0, prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost, estimated=estimated
+            )
+        self._add(prompt, completion, cost, estimated)
+
+    def _add(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:
+        self.estimated += estimated
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        self.cost_usd = None if self.cost_usd is None or cost is None else self.cost_usd + cost
+
+
+class CallUnderWay:
+    """One call on its way, or several while the client learns how to ask; each counts in its spend once it is sent."""
+
+    __slots__ = ("_expected", "_recording", "_sent", "_spend")
+
+    def __init__(self, spend: Spend, expected: Expected) -> None:
+        self._spend = spend
+        self._recording = spend.recording
+        self._expected = expected
+        self._sent = 0
+
+    def __repr__(self) -> str:
+        return f"<CallUnderWay sent={self._sent}>"
+
+    def sending(self) -> None:
+        """The next thing that happens is that it is handed to the operating system."""
+        if self._recording:
+            self._recording.sending()
+
+    def unsent(self) -> None:
+        """It was not: nobody will hear of it."""
+        if self._recording:
+            self._recording.unsent()
+
+    def sent(self) -> None:
+        """It was."""
+        self._spend.calls += 1
+        self._sent += 1
+        if self._recording:
+            self._recording.sent(self._expected)
+
+    def answered(self, prompt: int, completion: int, cost: float | None, *, estimated: bool) -> None:
+        """Count the answer in place of what was expected."""
+        self._end(prompt, completion, cost, int(estimated))
+
+    def abandoned(self) -> None:
+        """Nobody waits for the answer any more. Where it was sent it is paid for, as far as can be known."""
+        if self._sent:
+            e, sent = self._expected, self._sent
+            cost = None if e.cost_usd is None else sent * e.cost_usd
+            self._end(sent * e.prompt_tokens, sent * e.completion_tokens, cost, sent)
+
+    def ended(self) -> None:
+        """It is over. Without an answer it has cost a call, and no tokens that anybody knows of."""
+        if self._sent:
+            self._end(0, 0, 0.0, 0)
+
+    def _end(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:
+        self._spend._add(prompt, completion, cost, estimated)  # noqa: SLF001  # the two are one machine
+        sent, self._sent = self._sent, 0
+        if self._recording:
+            self._recording.ended(
+                sent,
+                self._expected,
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                cost_usd=cost,
+                estimated=estimated,
+            )
