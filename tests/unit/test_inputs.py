@@ -4,8 +4,10 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -494,3 +496,18 @@ def test_how_a_file_is_read_is_told_with_the_first_destinations_before_the_rest(
     assert len(told) == 1
     read("Kyoto\n", "a.txt", on_start=lambda report: told.append(list(report.first)))
     assert told[1:] == [["Kyoto"]]
+
+
+def test_every_extra_can_be_installed_from_the_lock_and_an_unknown_one_is_named() -> None:
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lock = "".join((root / name).read_text() for name in ("requirements.lock", "requirements-dev.lock"))
+    pinned = {line.partition("==")[0] for line in lock.splitlines() if "==" in line}
+    for name, wanted in extras.items():
+        for one in wanted:
+            package = re.split(r"[<>=\[;]", one)[0].lower()
+            assert package in pinned, f"{name} needs {package}"
+    said = subprocess.run(
+        [sys.executable, root / "scripts" / "extra", "nix"], capture_output=True, check=False, text=True
+    )
+    assert (said.returncode, "no extra 'nix'; there are: build, postgresql" in said.stderr) == (2, True)
