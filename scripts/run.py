@@ -21,9 +21,9 @@ from scripts.main import INTERRUPTED, settings_from
 from scripts.only_missing import OnlyMissing
 from scripts.pages import Pages
 from scripts.partial import lines_of
-from scripts.retry import Wanted
 from scripts.run_progress import RESUME, STOPPED, Progress
 from scripts.stored_status import stored_status
+from scripts.wanted import Wanted
 from scripts.watch import exit_code, fail_on_partial, summary
 from tasks.budget import check
 from tasks.destinations import Reader

@@ -263,6 +263,8 @@ class ChunkRunner:
             raise  # this worker is stopping, and Redis is away: the lease runs out
         except Exception as exc:  # a fault of ours: no worker has died, and a second try would meet it again
             log.exception("action=chunk_crashed job_id=%s chunk_id=%s", job_id, chunk_id)
+            if await self._patience.wait_for(lambda: self._ledger.renew(job_id, [chunk_id])):
+                return ChunkEnd.GONE  # given back, split or taken over: others do what is left
             await self._destinations.fail_rest(taken, exc)
             return ChunkEnd.DONE
 
