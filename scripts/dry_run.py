@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from redis import Redis, RedisError
@@ -10,37 +10,45 @@ from rich.console import Console
 from rich.table import Table
 
 from config.settings import Settings
+from scripts import reading
 from tasks.budget import dollars
 from tasks.connection import check_server, connect, locate
 from tasks.destinations import ReadReport
 from tasks.errors import RedisUnavailableError
+from tasks.identity import RULE
 from tasks.messages import Destination
 from tasks.waits import duration
 from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample
 
 
 def dry_run(
-    destinations: Iterable[Destination], report: ReadReport, settings: Settings, *, use_cache: bool, as_json: bool
+    destinations: Iterable[Destination],
+    report: ReadReport,
+    settings: Settings,
+    columns: Sequence[str] = (),
+    *,
+    use_cache: bool,
+    as_json: bool,
 ) -> int:
     """Read everything, forecast from a sample, print; nothing is enqueued. Redis may be away."""
     sample = Sample()
     for row in destinations:
         sample.add(row)
-    forecast = _forecast(sample, settings, use_cache=use_cache)
-    rows = {"rows": report.rows, "duplicates": report.duplicates, "rejected": report.rejected}
+    forecast = _forecast(sample, settings, columns, use_cache=use_cache)
     if as_json:
-        print(json.dumps(rows | asdict(forecast), ensure_ascii=False))
+        print(json.dumps(reading.as_json(report) | asdict(forecast), ensure_ascii=False))
     else:
-        _show(forecast, rows)
+        reading.show(report)
+        _show(forecast, report)
     return 0
 
 
-def _forecast(sample: Sample, settings: Settings, *, use_cache: bool) -> Forecast:
+def _forecast(sample: Sample, settings: Settings, columns: Sequence[str], *, use_cache: bool) -> Forecast:
     redis = _redis(settings)
     try:
-        return Forecaster(settings, redis, use_cache=use_cache).forecast(sample)
+        return Forecaster(settings, redis, use_cache=use_cache, columns=columns).forecast(sample)
     except RedisError:
-        return Forecaster(settings, None, use_cache=use_cache).forecast(sample)
+        return Forecaster(settings, None, use_cache=use_cache, columns=columns).forecast(sample)
 
 
 def _redis(settings: Settings) -> Redis | None:
@@ -53,10 +61,11 @@ def _redis(settings: Settings) -> Redis | None:
     return redis
 
 
-def _show(forecast: Forecast, rows: dict[str, int]) -> None:
+def _show(forecast: Forecast, report: ReadReport) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    read = f"{rows['rows']} rows, {rows['duplicates']} duplicates, {rows['rejected']} rejected"
-    console.print(f"{forecast.destinations} destinations ({read}); nothing was enqueued")
+    read = f"{reading.count(forecast.destinations, 'destination')} ({reading.summary(report)})"
+    console.print(f"{read}; nothing was enqueued", markup=False)
+    console.print(RULE, markup=False)
     table = Table("", "expected", "±", box=None)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -9,8 +9,8 @@ import click
 from redis import RedisError
 
 from config.settings import Settings
-from scripts.bad_rows import BadRows
 from scripts.main import settings_from
+from scripts.reading import BadRows, count, reading_options, show, show_start, summary
 from scripts.watch import fail_on_partial, watch_to_end
 from tasks.budget import check
 from tasks.connection import check_server, connect, locate
@@ -25,23 +25,25 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", metavar="FILE|-")
 @click.option("--name", metavar="NAME", help="The job's name in lists; by default the file's.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations.")
+@reading_options
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is served first.")
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
 @click.option("--dry-run", is_flag=True, help="Enqueue nothing; forecast calls, tokens, cost and time.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the forecast as one JSON object.")
-@click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it.")
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
 @fail_on_partial
 def command(
+    *,
     file: str,
     name: str | None,
     limit: int | None,
+    mapped: tuple[str, ...],
+    id_column: str | None,
+    columns: tuple[str, ...],
     priority: int,
     budget: float | None,
-    *,
     only_missing: bool,
     no_cache: bool,
     dry_run: bool,
@@ -54,15 +56,18 @@ def command(
     settings = settings_from()
     if budget is not None:
         check(budget, settings)
-    reader = Reader(file, strict=strict, limit=limit, on_bad_row=BadRows())
-    missing = _missing(reader, settings) if only_missing else None
+    reader = Reader(
+        file, strict=strict, limit=limit, columns=columns, id_column=id_column, mapped=mapped,
+        on_bad_row=BadRows(), on_start=show_start,
+    )  # fmt: skip
+    missing = _missing(reader, settings, columns) if only_missing else None
     rows = reader if missing is None else missing
     if dry_run:
         # Late: the forecast makes prompts, which `enqueue` itself never does.
         from scripts.dry_run import dry_run as forecast
 
         with reader:
-            return forecast(rows, reader.report, settings, use_cache=not no_cache, as_json=as_json)
+            return forecast(rows, reader.report, settings, columns, use_cache=not no_cache, as_json=as_json)
     if as_json:
         raise click.UsageError("--json goes with --dry-run; `themes status JOB --json` tells of a job")
     # Late: psutil is of no use to the forecast.
@@ -80,6 +85,8 @@ def command(
                 priority=priority,
                 use_cache=not no_cache,
                 budget_usd=budget,
+                columns=columns,
+                id_column=reader.id_column,
                 settings=settings,
                 redis=redis,
             )
@@ -93,16 +100,13 @@ def command(
     with contextlib.suppress(RedisError):  # the job stands; what it took to enqueue it is not worth a failure
         production.tell(redis, job.job_id)
     left_out = f", {missing.skipped} with a current profile" if missing else ""
-    print(
-        f"enqueued {job.total} destinations"
-        f" ({report.rows} rows, {report.duplicates} duplicates, {report.rejected} rejected{left_out})",
-        file=sys.stderr,
-    )
+    show(report)
+    print(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})", file=sys.stderr)
     return watch_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure) if wait else 0
 
 
-def _missing(reader: Reader, settings: Settings) -> "OnlyMissing":
+def _missing(reader: Reader, settings: Settings, columns: tuple[str, ...]) -> "OnlyMissing":
     # Late: otherwise `enqueue` needs neither prompts nor a database.
     from scripts.only_missing import OnlyMissing
 
-    return OnlyMissing(reader, settings)
+    return OnlyMissing(reader, settings, columns=columns)

@@ -1,11 +1,12 @@
 """`--only-missing`: leave out what has a current profile already."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Final
 
 from config.settings import Settings
+from tasks.identity import destination_id, nearby_ids
 from tasks.messages import Destination
 from workers.pipeline.prompts import pipeline_version, stages_of
 from workers.results.store import AsyncDatabaseManager
@@ -17,13 +18,14 @@ PAGE: Final = 500
 class OnlyMissing:
     """Passes on the destinations of a stream that have no complete profile made by today's prompts, in no job.
 
-    Without a database nothing has one.
+    A profile counts also where it was made for coordinates in the grid's next cell (`tasks.identity`). Without a
+    database nothing has one.
     """
 
-    def __init__(self, destinations: Iterable[Destination], settings: Settings) -> None:
+    def __init__(self, destinations: Iterable[Destination], settings: Settings, *, columns: Sequence[str] = ()) -> None:
         self._destinations = iter(destinations)
         self._settings = settings
-        self._version = pipeline_version(stages_of(settings))
+        self._version = pipeline_version(stages_of(settings), columns)
         self.skipped = 0
 
     def __repr__(self) -> str:
@@ -38,8 +40,26 @@ class OnlyMissing:
             runner.run(store.open())
             try:
                 while page := list(islice(self._destinations, PAGE)):
-                    current = runner.run(store.current([one.id for one in page], self._version))
-                    self.skipped += len(current)
-                    yield from (one for one in page if one.id not in current)
+                    ids = {one.id: [one.id, *_nearby(one)] for one in page}
+                    known = runner.run(self._current(store, list(chain.from_iterable(ids.values()))))
+                    missing = [one for one in page if known.isdisjoint(ids[one.id])]
+                    self.skipped += len(page) - len(missing)
+                    yield from missing
             finally:
                 runner.run(store.close())
+
+    async def _current(self, store: AsyncDatabaseManager, ids: list[str]) -> set[str]:
+        """Those of the ids that have a current profile."""
+        found: set[str] = set()
+        for start in range(0, len(ids), PAGE):
+            found |= await store.current(ids[start : start + PAGE], self._version)
+        return found
+
+
+def _nearby(one: Destination) -> list[str]:
+    """The other ids that a destination may have had, where its coordinates belong to its id."""
+    if one.lat is None or one.lon is None:
+        return []
+    if one.id != destination_id(one.name, one.country, one.region, one.lat, one.lon):
+        return []
+    return nearby_ids(one.name, one.country, one.region, one.lat, one.lon)

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from config.settings import Settings
 from scripts.main import settings_from
 from tasks.errors import ConfigError, JobNotFoundError
+from tasks.identity import own_id
+from tasks.messages import JobOptions
 from workers.results.export import WRITERS
+from workers.results.lookups import input_titles
 from workers.results.rows import ProfileRow
 from workers.results.selection import Selection, month, where
 from workers.results.store import AsyncDatabaseManager
@@ -143,25 +147,21 @@ async def _write(
     limit: int | None,
 ) -> None:
     async with reading(settings, job_id) as store:
+        titles = await input_titles(store, job_id)
         if pairs:
-            chosen = Selection(**{**_fields(chosen), "where": where(pairs, await _extra_columns(store, job_id))})
+            chosen = Selection(**{**_fields(chosen), "where": where(pairs, titles)})
         conditions = chosen.conditions(store.dialect)
         if kind == "table":
-            await _table(store.profiles(job_id, conditions), out, chosen, limit)
+            job = await store.job(job_id)
+            options = msgspec.json.decode(job.options, type=JobOptions) if job and job.options else JobOptions()
+            await _table(store.profiles(job_id, conditions), out, chosen, limit, options.id_column)
         else:
-            payloads = store.payloads(job_id, conditions)
-            await WRITERS[kind](payloads if limit is None else _first(payloads, limit), out, chosen)
+            rows = store.exported(job_id, conditions)
+            await WRITERS[kind](rows if limit is None else _first(rows, limit), out, chosen, titles)
 
 
 def _fields(chosen: Selection) -> dict[str, Any]:
     return {name: getattr(chosen, name) for name in Selection.__slots__}
-
-
-async def _extra_columns(store: AsyncDatabaseManager, job_id: str) -> list[str]:
-    """What the job's input has beside the columns that we know, by its first row."""
-    async for row in store.destinations(job_id):
-        return list(row.destination.extra)
-    return []
 
 
 async def _first(rows: AsyncIterator[Any], count: int) -> AsyncIterator[Any]:
@@ -172,10 +172,12 @@ async def _first(rows: AsyncIterator[Any], count: int) -> AsyncIterator[Any]:
             return
 
 
-async def _table(rows: AsyncIterator[ProfileRow], out: IO[str], chosen: Selection, limit: int | None) -> None:
+async def _table(
+    rows: AsyncIterator[ProfileRow], out: IO[str], chosen: Selection, limit: int | None, id_column: str | None
+) -> None:
     console = Console(file=out, width=None if out.isatty() else 160)
     shown = [row async for row in _first(rows, (limit or TABLE_LINES) + 1)]
-    console.print(await table_of(_each(shown[: limit or TABLE_LINES]), chosen))
+    console.print(await table_of(_each(shown[: limit or TABLE_LINES]), chosen, id_column))
     if limit is None and len(shown) > TABLE_LINES:
         print(f"the first {TABLE_LINES}; all of them: --format jsonl (or csv, json), or --limit N", file=sys.stderr)
 
@@ -185,14 +187,16 @@ async def _each(rows: list[ProfileRow]) -> AsyncIterator[ProfileRow]:
         yield row
 
 
-async def table_of(rows: AsyncIterator[ProfileRow], chosen: Selection | None = None) -> Table:
-    """One line a destination: how many themes, the surest of them, quality, calls and cache hits."""
-    table = Table("destination", "themes", "top themes", "quality", "calls", "hits", "status", box=None)
-    for column in (1, 3, 4, 5):
-        table.columns[column].justify = "right"
+async def table_of(
+    rows: AsyncIterator[ProfileRow], chosen: Selection | None = None, id_column: str | None = None
+) -> Table:
+    """One line a destination: its id in the input, if any has one, themes, the surest of them, calls and cache hits."""
+    lines: list[tuple[str, ...]] = []
     async for row in rows:
         profile = row.profile() if chosen is None else chosen.of(row.profile())
-        table.add_row(
+        own = own_id(profile.extra, id_column=id_column)
+        lines.append((
+            own.value if own else "",
             ", ".join(filter(None, (row.name, row.country))),
             str(len(profile.themes)),
             ", ".join(profile.top_themes(TOP)),
@@ -200,5 +204,12 @@ async def table_of(rows: AsyncIterator[ProfileRow], chosen: Selection | None = N
             str(row.usage.llm_calls),
             str(row.usage.cache_hits),
             row.status,
-        )
+        ))  # fmt: skip
+    first = 0 if any(line[0] for line in lines) else 1
+    titles = ("id", "destination", "themes", "top themes", "quality", "calls", "hits", "status")
+    table = Table(*titles[first:], box=None)
+    for column in table.columns:
+        column.justify = "right" if column.header in {"themes", "quality", "calls", "hits"} else "left"
+    for line in lines:
+        table.add_row(*line[first:])
     return table

@@ -16,11 +16,12 @@ import click
 import msgspec
 
 from config.settings import Settings
-from scripts.bad_rows import BadRows
 from scripts.main import INTERRUPTED, settings_from
 from scripts.only_missing import OnlyMissing
 from scripts.pages import Pages
 from scripts.partial import lines_of
+from scripts.reading import BadRows, reading_options, show, show_start
+from scripts.reading import summary as summary_of_reading
 from scripts.run_progress import RESUME, STOPPED, Progress
 from scripts.stored_status import stored_status
 from scripts.wanted import Wanted
@@ -57,6 +58,9 @@ class Wish:
     #: With `resume`: what else is asked again, and whether a partial profile at the end is a failure.
     again: Wanted = Wanted()
     is_partial_failure: bool = False
+    mapped: tuple[str, ...] = ()
+    id_column: str | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +82,21 @@ class Ran:
 @click.option("--stage", "stages", metavar="NAME", multiple=True, help="With --resume: only what lacks this stage.")
 @fail_on_partial
 @click.option("--name", metavar="NAME", help="The job's name in lists; by default the file's.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations.")
+@reading_options
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; --resume goes on.")
-@click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it.")
 @click.option("--json", "as_json", is_flag=True, help="At the end print the job as one JSON object, instead of its id.")
 def command(
+    *,
     file: str | None,
     resume: str | None,
     stages: tuple[str, ...],
     name: str | None,
-    *,
     limit: int | None,
+    mapped: tuple[str, ...],
+    id_column: str | None,
+    columns: tuple[str, ...],
     budget: float | None,
     partial: bool,
     is_partial_failure: bool,
@@ -107,8 +113,10 @@ def command(
     settings = settings_from()
     if file is None and resume is None:
         raise click.UsageError("name a FILE (- is standard input), or a job with --resume JOB")
-    if resume and (name or no_cache or only_missing):
-        raise click.UsageError("--resume goes on with a job as it is: leave out --name, --no-cache and --only-missing")
+    if resume and (name or no_cache or only_missing or columns):
+        raise click.UsageError(
+            "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing and --column"
+        )
     if (partial or stages) and not resume:
         raise click.UsageError("--partial and --stage go with --resume JOB")
     if budget is not None:
@@ -116,7 +124,8 @@ def command(
     wish = Wish(
         file=file, resume=resume, name=name, limit=limit, budget_usd=budget, use_cache=not no_cache,
         only_missing=only_missing, strict=strict, is_partial_failure=is_partial_failure,
-        again=Wanted(stages=stages, partial=partial or bool(stages)),
+        again=Wanted(stages=stages, partial=partial or bool(stages)), mapped=mapped, id_column=id_column,
+        columns=columns,
     )  # fmt: skip
     ran = run(settings, wish, on_job=None if as_json else _print_id)
     if as_json and ran.job:
@@ -227,9 +236,12 @@ class _Run:
         """A new job."""
         wish = self._wish
         assert wish.file  # noqa: S101  # the verb has seen to it
-        options = JobOptions(use_cache=wish.use_cache, budget_usd=wish.budget_usd, is_in_process=True)
         with self._reader(wish.file) as reader:
-            missing = OnlyMissing(reader, self._settings) if wish.only_missing else None
+            options = JobOptions(
+                use_cache=wish.use_cache, budget_usd=wish.budget_usd, is_in_process=True, columns=wish.columns,
+                id_column=reader.id_column,
+            )  # fmt: skip
+            missing = OnlyMissing(reader, self._settings, columns=wish.columns) if wish.only_missing else None
             pages = await self._reading(reader if missing is None else missing)
             if pages is None:
                 print(f"nothing to do: all {missing.skipped if missing else 0} have a current profile", file=sys.stderr)
@@ -244,12 +256,10 @@ class _Run:
                 raise
             finally:
                 report = reader.report
-                if report.duplicates or report.rejected or (missing and missing.skipped):
-                    left_out = f", {missing.skipped} with a current profile" if missing else ""
-                    print(
-                        f"{report.rows} rows: {report.duplicates} duplicates, {report.rejected} rejected{left_out}",
-                        file=sys.stderr,
-                    )
+                show(report)
+                left_out = f", {missing.skipped} with a current profile" if missing else ""
+                if report.duplicates or report.rejected or report.likely_duplicates or left_out:
+                    print(f"read {summary_of_reading(report)}{left_out}", file=sys.stderr)
             return await self._ended(store, job, progress)
 
     async def _resume(self, store: AsyncDatabaseManager, file: StateFile, job_id: str) -> Ran:
@@ -287,7 +297,11 @@ class _Run:
         return await self._ended(store, job, progress)
 
     def _reader(self, file: str) -> Reader:
-        return Reader(file, strict=self._wish.strict, limit=self._wish.limit, on_bad_row=BadRows())
+        wish = self._wish
+        return Reader(
+            file, strict=wish.strict, limit=wish.limit, columns=wish.columns, id_column=wish.id_column,
+            mapped=wish.mapped, on_bad_row=BadRows(), on_start=show_start,
+        )  # fmt: skip
 
     async def _reading(self, rows: Iterable[Destination]) -> Pages | None:
         """The input's pages, the first one read; None where it has none."""

@@ -11,40 +11,42 @@ ends the reading.
 """
 
 import contextlib
-import json
-import math
 import os
 import re
-import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
+from tasks.columns import BadRowError, Identified, identified, is_point
+from tasks.duplicates import Duplicate, LikelyDuplicate, LikelyDuplicates, SeenRows
 from tasks.errors import InputError
+from tasks.identity import OWN_ID_COLUMNS, title_key
 from tasks.json_rows import json_rows
-from tasks.messages import Destination, normalise
-from tasks.rows import COLUMNS, BadRowError, Lines, Row, Source, column_key, csv_rows, format_of, jsonl_rows, text_rows
+from tasks.messages import Destination
+from tasks.rows import Row, ending_of, format_of, jsonl_rows, text_rows
+from tasks.source import Lines, Source
+from tasks.tables import Layout, csv_rows, layout_of, table_rows
+from tasks.titles import Columns, mapping
+from tasks.workbook import workbook_records
 
-#: Characters of a name, country or region.
-MAX_NAME: Final = 200
-#: Columns beyond those we know, and characters in one of them.
-MAX_EXTRA_COLUMNS: Final = 50
-MAX_EXTRA: Final = 2_000
-#: Bad rows kept in the report; the others are counted.
-KEPT_BAD_ROWS: Final = 100
-#: Ids that are kept in memory before they move to disk.
-IDS_IN_MEMORY: Final = 50_000
+#: Bad rows, duplicates and likely duplicates kept in the report, each; the others are counted.
+KEPT_ROWS: Final = 1_000
+#: Titles kept of columns.
+KEPT_TITLES: Final = 200
+#: Destinations that are shown before the rest is read.
+SHOWN_FIRST: Final = 3
+#: Rows whose names are all numbers, after which the column is taken for a wrong one.
+NUMBERS_ALLOWED: Final = 20
 
-#: Control characters, line and paragraph separators.
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+_NUMBER: Final = re.compile(r"[-+]?\d[\d.,]*")
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that was not taken. `line` is where it starts in the file, from 1."""
+    """A row that was not taken, or not whole. `line` is where it starts in the file, from 1."""
 
     line: int
     reason: str
@@ -52,53 +54,29 @@ class BadRow:
 
 @dataclass(slots=True)
 class ReadReport:
-    """What was read so far: `rows` is `accepted` + `duplicates` + `rejected`; `bad` has the first of the rejected."""
+    """What was read so far: `rows` is `accepted` + `duplicates` + `rejected`.
+
+    The lists hold the first `KEPT_ROWS` of their kind. Likely duplicates are known when everything has been read.
+    """
 
     rows: int = 0
     accepted: int = 0
     duplicates: int = 0
     rejected: int = 0
+    likely_duplicates: int = 0
+    #: Accepted rows, or duplicates, of which something was left out.
+    incomplete: int = 0
     bad: list[BadRow] = field(default_factory=list)
-
-
-class SeenIds:
-    """Remembers ids exactly, in memory while they are few, then in SQLite's private temporary file."""
-
-    def __init__(self) -> None:
-        self._few: set[str] = set()
-        self._many: sqlite3.Connection | None = None
-
-    def add(self, id_: str) -> bool:
-        """Remember an id; False when it was known."""
-        if self._many is None:
-            if id_ in self._few:
-                return False
-            self._few.add(id_)
-            if len(self._few) >= IDS_IN_MEMORY:
-                self._move_to_disk()
-            return True
-        try:
-            inserted = self._many.execute("INSERT OR IGNORE INTO seen VALUES (?)", (bytes.fromhex(id_),))
-        except sqlite3.OperationalError as exc:
-            raise InputError(f"the ids of so many destinations find no room in the temporary folder ({exc})") from exc
-        return inserted.rowcount > 0
-
-    def close(self) -> None:
-        """Let the file go."""
-        if self._many is not None:
-            self._many.close()
-            self._many = None
-
-    def _move_to_disk(self) -> None:
-        # An empty name: a database of this connection's own, which SQLite deletes with it.
-        self._many = sqlite3.connect("", isolation_level=None)
-        self._many.execute("PRAGMA cache_size = -8192")
-        self._many.execute("PRAGMA synchronous = OFF")
-        self._many.execute("PRAGMA journal_mode = OFF")
-        self._many.execute("CREATE TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID")
-        self._many.execute("BEGIN")
-        self._many.executemany("INSERT INTO seen VALUES (?)", ((bytes.fromhex(id_),) for id_ in sorted(self._few)))
-        self._few = set()
+    duplicate_rows: list[Duplicate] = field(default_factory=list)
+    likely_duplicate_rows: list[LikelyDuplicate] = field(default_factory=list)
+    notes: list[BadRow] = field(default_factory=list)
+    #: How the input was read, and its first destinations; known when those have been read.
+    read_as: str = ""
+    first: list[str] = field(default_factory=list)
+    #: Columns whose values are kept with the results and not sent to the model; ids are not among them.
+    unsent_columns: list[str] = field(default_factory=list)
+    #: Columns that were to be sent, and that no row has.
+    absent_columns: list[str] = field(default_factory=list)
 
 
 class Reader:
@@ -108,7 +86,11 @@ class Reader:
         source: a path, `-` for standard input, or a binary file.
         strict: end with an error at the first bad row.
         limit: take only so many destinations, 1 at least.
+        columns: further columns that are sent to the model.
+        id_column: the column whose values say which rows are one destination.
+        mapped: `ROLE=COLUMN` pairs that say what columns are: name, country, region, lat, lon, id.
         on_bad_row: told of every bad row.
+        on_start: told when the report says how the input is read, before the first destinations are taken.
 
     Raises:
         InputError: on entering, the source cannot be opened.
@@ -120,19 +102,36 @@ class Reader:
         *,
         strict: bool = False,
         limit: int | None = None,
+        columns: Sequence[str] = (),
+        id_column: str | None = None,
+        mapped: Sequence[str] = (),
         on_bad_row: Callable[[BadRow], None] | None = None,
+        on_start: Callable[[ReadReport], None] | None = None,
     ) -> None:
         self.report = ReadReport()
         self._source = source
         self._strict = strict
         self._limit = limit
+        roles, mapped_id = mapping(mapped)
+        self._columns = Columns(roles, id_column or mapped_id)
+        self._sent = {title_key(column): column for column in columns}
+        self._titles: dict[str, None] = {}
+        self._roles: dict[str, str] = {}
+        self._items: set[str] = set()
+        self._read_as: Callable[[], str] = str
         self._on_bad_row = on_bad_row
+        self._on_start = on_start
         self._stack = contextlib.ExitStack()
         self._binary: IO[bytes] | None = None
         self.name = _name_of(source)
 
     def __repr__(self) -> str:
         return f"<Reader {self.name} {self.report}>"
+
+    @property
+    def id_column(self) -> str | None:
+        """The column that its user named for ids."""
+        return self._columns.id_column
 
     def __enter__(self) -> Self:
         self._binary = self._open()
@@ -150,36 +149,150 @@ class Reader:
         """
         if self._binary is None:
             raise RuntimeError("use the reader as a context manager: with Reader(...) as reader")
-        with contextlib.closing(SeenIds()) as seen:
-            yield from self._destinations(self._rows(Source(self._binary, self.name)), seen)
+        with contextlib.closing(SeenRows()) as seen, LikelyDuplicates() as likely:
+            rows = self._not_only_numbers(self._identified(self._rows(Source(self._binary, self.name))))
+            yield from self._started(self._destinations(rows, seen, likely))
+            for one in likely.found():
+                self.report.likely_duplicates += 1
+                _keep(self.report.likely_duplicate_rows, one)
+            self.report.likely_duplicate_rows.sort(key=lambda one: (one.line, one.first_line))
         if self.report.accepted == 0:
             raise InputError(f"{self.name}: no destinations{self._why_none()}")
+        known = {title_key(title) for title in (*self._titles, *self._roles)}
+        self.report.absent_columns = [column for key, column in self._sent.items() if key not in known]
 
-    def _destinations(self, rows: Iterator[Row], seen: SeenIds) -> Iterator[Destination]:
+    def _started(self, destinations: Iterator[Destination]) -> Iterator[Destination]:
+        """The destinations, after the report has been shown with the first of them.
+
+        They are held back only where they come at once: the first rows of a slow pipe are not.
+        """
+        for destination in destinations:
+            if len(self.report.first) < SHOWN_FIRST:
+                self.report.first.append(destination.label)
+                if len(self.report.first) == SHOWN_FIRST:
+                    self._start()
+            yield destination
+        if 0 < len(self.report.first) < SHOWN_FIRST:
+            self._start()
+
+    def _start(self) -> None:
+        self.report.read_as = self._read_as()
+        if self._on_start:
+            self._on_start(self.report)
+
+    def _identified(self, rows: Iterator[Row]) -> Iterator[tuple[int, Identified]]:
+        """The rows that are destinations; the others are rejected."""
         for line, row in rows:
             self.report.rows += 1
             try:
-                destination = _destination(row)
+                one = identified(row, self._columns)
             except BadRowError as exc:
                 self._reject(BadRow(line, str(exc)))
                 continue
-            if not seen.add(destination.id):
+            if one.note:
+                self._note(BadRow(line, one.note))
+            if isinstance(row, Mapping) and not row.keys() <= self._titles.keys():
+                self._note_titles(row)
+            yield line, one
+
+    def _not_only_numbers(self, rows: Iterator[tuple[int, Identified]]) -> Iterator[tuple[int, Identified]]:
+        """The rows, unless all of their names, or the first `NUMBERS_ALLOWED`, are numbers.
+
+        A name that is a number is a place sometimes (1770 in Queensland); a column of numbers is no column of names.
+
+        Raises:
+            InputError: they are, and no column was named by `mapped`.
+        """
+        held: list[tuple[int, Identified]] = []
+        is_checked = "name" in self._columns.mapped
+        for line, one in rows:
+            if not is_checked and _NUMBER.fullmatch(one.destination.name):
+                held.append((line, one))
+                if len(held) < NUMBERS_ALLOWED:
+                    continue
+                break
+            is_checked = True
+            yield from held
+            held = []
+            yield line, one
+        if held:
+            column = next((title for title, role in self._roles.items() if role == "name"), "")
+            numbers = ", ".join(one.destination.name for _, one in held[:SHOWN_FIRST])
+            raise InputError(
+                f"{self.name}: line {held[0][0]}: the names{f' (column {column!r})' if column else ''} are numbers "
+                f"({numbers}); say which column holds them: --map name=COLUMN"
+            )
+
+    def _destinations(
+        self, rows: Iterator[tuple[int, Identified]], seen: SeenRows, likely: LikelyDuplicates
+    ) -> Iterator[Destination]:
+        for line, one in rows:
+            if duplicate := seen.duplicate(one, line):
                 self.report.duplicates += 1
+                _keep(self.report.duplicate_rows, duplicate)
                 continue
             self.report.accepted += 1
-            yield destination
+            likely.add(one, line)
+            yield one.destination
             if self._limit is not None and self.report.accepted >= self._limit:
                 return
 
+    def _note_titles(self, row: Mapping[str, Any]) -> None:
+        """Note columns that were not seen before."""
+        plan = self._columns.plan(tuple(row))
+        if plan.item:
+            self._items.add(plan.item)
+        for title in row:
+            if title in self._titles or len(self._titles) >= KEPT_TITLES:
+                continue
+            self._titles[title] = None
+            if role := dict(plan.roles).get(title):
+                self._roles[title] = role
+            elif is_point(row[title]):
+                self._roles[title] = "lat, lon"
+            elif not self._is_sent(title) and not self._is_id(title):
+                self.report.unsent_columns.append(title)
+
+    def _is_sent(self, title: str) -> bool:
+        return title_key(title) in self._sent
+
+    def _is_id(self, title: str) -> bool:
+        key = title_key(title)
+        return key in OWN_ID_COLUMNS or key == title_key(self._columns.id_column or "") or title in self._items
+
     def _rows(self, source: Source) -> Iterator[Row]:
+        """The rows by the format of the source; from then on `_read_as` says how they are read."""
+        named = [*self._sent.values(), *filter(None, [self._columns.id_column])]
+        packing = ", gzip" if source.is_gzip else ""
+        if source.is_zip:
+            layout = Layout("")
+            self._read_as = lambda: f"an Excel workbook{_header(layout)}{self._columns_read()}"
+            return table_rows(workbook_records(source), self.name, layout, self._columns, named)
         kind = format_of(self.name, source.head)
+        if kind == "csv":
+            layout = layout_of(source, ending_of(self.name))
+            what = "a GeoNames dump" if layout.is_geonames else f"CSV, delimiter {layout.delimiter!r}"
+            self._read_as = lambda: f"{what}, {source.encoding}{packing}{_header(layout)}{self._columns_read()}"
+            return csv_rows(Lines(source), source, layout, self._columns, named)
+        what = {
+            "json": "JSON",
+            "jsonl": "JSON lines",
+            "text": "text: a destination a line, its country behind a comma",
+        }[kind]
+        self._read_as = lambda: f"{what}, {source.encoding}{packing}{self._columns_read()}"
         if kind == "json":
             return json_rows(source)
-        if kind == "jsonl":
-            return jsonl_rows(Lines(source))
-        if kind == "text":
-            return text_rows(Lines(source))
-        return csv_rows(Lines(source), source)
+        return jsonl_rows(Lines(source)) if kind == "jsonl" else text_rows(Lines(source))
+
+    def _columns_read(self) -> str:
+        """What becomes of each column: sent to the model, or kept with the results."""
+        if not self._titles:
+            return ""
+        sent = [f"{role}={title}" if role != title_key(title) else title for title, role in self._roles.items()]
+        sent += [title for title in self._titles if self._is_sent(title) and title not in self._roles]
+        ids = [title for title in self._titles if self._is_id(title)]
+        parts = {"sent": sent, "kept": self.report.unsent_columns, "id": ids}
+        return "".join(f"; {what}: {', '.join(titles)}" for what, titles in parts.items() if titles)
 
     def _why_none(self) -> str:
         if not self.report.bad:
@@ -190,12 +303,20 @@ class Reader:
 
     def _reject(self, row: BadRow) -> None:
         self.report.rejected += 1
-        if self._strict:
-            raise InputError(f"{self.name}: line {row.line}: {row.reason} (--strict stops here)")
-        if len(self.report.bad) < KEPT_BAD_ROWS:
-            self.report.bad.append(row)
+        self._refuse_if_strict(row)
+        _keep(self.report.bad, row)
         if self._on_bad_row:
             self._on_bad_row(row)
+
+    def _note(self, row: BadRow) -> None:
+        """Take in a row of which something was left out."""
+        self.report.incomplete += 1
+        self._refuse_if_strict(row)
+        _keep(self.report.notes, row)
+
+    def _refuse_if_strict(self, row: BadRow) -> None:
+        if self._strict:
+            raise InputError(f"{self.name}: line {row.line}: {row.reason} (--strict stops here)")
 
     def _open(self) -> IO[bytes]:
         source = self._source
@@ -212,6 +333,10 @@ class Reader:
             raise InputError(f"{self.name}: cannot be read ({why})") from exc
 
 
+def _header(layout: Layout) -> str:
+    return ", no header" if layout.header_line is None else f", header on line {layout.header_line}"
+
+
 def from_iterable(items: Iterable[Destination | str | Mapping[str, Any]]) -> Iterator[Destination]:
     """Destinations from Python values, each once: `Destination`s, "Kyoto, Japan", or mappings with `name`.
 
@@ -222,14 +347,27 @@ def from_iterable(items: Iterable[Destination | str | Mapping[str, Any]]) -> Ite
         # It gives each destination once already.
         yield from items
         return
-    with contextlib.closing(SeenIds()) as seen:
+    with contextlib.closing(SeenRows()) as seen:
         for number, item in enumerate(items, start=1):
+            if isinstance(item, Destination):
+                if seen.is_new(item.id):
+                    yield item
+                continue
             try:
-                made = item if isinstance(item, Destination) else _destination(item)
+                made = identified(_with_titles(item))
             except BadRowError as exc:
                 raise InputError(f"destination {number}: {exc}") from exc
-            if seen.add(made.id):
-                yield made
+            if not seen.duplicate(made, number) and seen.is_new(made.destination.id):
+                yield made.destination
+
+
+def _with_titles(item: Any) -> Any:
+    return {str(title): value for title, value in item.items()} if isinstance(item, Mapping) else item
+
+
+def _keep(rows: list[Any], row: Any) -> None:
+    if len(rows) < KEPT_ROWS:
+        rows.append(row)
 
 
 def _name_of(source: str | os.PathLike[str] | IO[bytes]) -> str:
@@ -240,125 +378,3 @@ def _name_of(source: str | os.PathLike[str] | IO[bytes]) -> str:
     # A pipe's name is the number of its descriptor.
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "input"
-
-
-def _destination(row: Any) -> Destination:
-    """One row as a destination."""
-    if isinstance(row, BadRowError):
-        raise row
-    if isinstance(row, str):
-        return _from_text(row)
-    if not isinstance(row, Mapping):
-        raise BadRowError(f"expected a name or an object with `name`, got {type(row).__name__}")
-    known, extra = _sorted(row)
-    if len(extra) > MAX_EXTRA_COLUMNS:
-        raise BadRowError(f"{len(extra)} extra columns, at most {MAX_EXTRA_COLUMNS} are kept")
-    return Destination.of(
-        _text("name", known.get("name")),
-        _optional("country", known.get("country")),
-        region=_optional("region", known.get("region")),
-        lat=_degrees("lat", known.get("lat"), 90),
-        lon=_degrees("lon", known.get("lon"), 180),
-        extra=extra,
-    )
-
-
-def _sorted(row: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The columns that we know by what they are, and the others by their titles.
-
-    Where two could be the same, the one with our own title wins (`id, title, name`), then the first.
-    """
-    known: dict[str, Any] = {}
-    extra: dict[str, str] = {}
-    titles: dict[str, str] = {}
-    for key, value in row.items():
-        title = key if isinstance(key, str) else str(key)
-        if value is None or value == "":
-            continue
-        what = _what(title)
-        if what is None:
-            extra[title] = _extra(title, value)
-        elif what not in known:
-            known[what], titles[what] = value, title
-        elif column_key(title) == what != column_key(titles[what]):
-            extra[titles[what]] = _extra(titles[what], known[what])
-            known[what], titles[what] = value, title
-        else:
-            extra[title] = _extra(title, value)
-    return known, extra
-
-
-def _what(title: str) -> str | None:
-    """What a column is by its title. Most titles are written as we write them, and need no folding."""
-    return COLUMNS.get(title) or COLUMNS.get(column_key(title))
-
-
-def _from_text(text: str) -> Destination:
-    """`Kyoto, Japan`: the last part is the country, everything before it the name; one part is a name alone."""
-    name, comma, country = text.rpartition(",")
-    if not comma:
-        return Destination.of(_text("name", text))
-    return Destination.of(_text("name", name), _optional("country", country))
-
-
-def _text(what: str, value: Any) -> str:
-    if value is None:
-        raise BadRowError(f"no {what}")
-    if not isinstance(value, str):
-        raise BadRowError(f"{what}: expected text, got {type(value).__name__}")
-    text = value.strip()
-    if not text:
-        raise BadRowError(f"no {what}")
-    if len(text) > MAX_NAME:
-        raise BadRowError(f"{what}: {len(text)} characters, at most {MAX_NAME} are allowed{_open_quote(text)}")
-    if text.isascii() and text.isprintable():
-        return text
-    if _CONTROL.search(text):
-        raise BadRowError(f"{what}: has control characters{_open_quote(text)}")
-    if _LONE_SURROGATE.search(text):
-        raise BadRowError(f"{what}: has broken Unicode (a lone surrogate)")
-    if not normalise(text):
-        raise BadRowError(f"no {what}: only invisible characters")
-    return text
-
-
-def _open_quote(text: str) -> str:
-    breaks = text.count("\n")
-    return f" ({breaks} line breaks; is a quote not closed?)" if breaks else ""
-
-
-def _optional(what: str, value: Any) -> str | None:
-    return None if value is None or (isinstance(value, str) and not value.strip()) else _text(what, value)
-
-
-def _extra(key: str, value: Any) -> str:
-    try:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise BadRowError(f"column {key[:40]!r}: cannot be kept as text ({type(value).__name__})") from exc
-    if len(key) > MAX_NAME:
-        raise BadRowError(f"column {key[:40]!r}…: a title of {len(key)} characters, at most {MAX_NAME} are kept")
-    if len(text) > MAX_EXTRA:
-        raise BadRowError(f"column {key[:40]!r}: {len(text)} characters, at most {MAX_EXTRA} are kept")
-    if _LONE_SURROGATE.search(text) or _LONE_SURROGATE.search(key):
-        raise BadRowError(f"column {key[:40]!r}: has broken Unicode (a lone surrogate)")
-    return text
-
-
-def _degrees(what: str, value: Any, most: float) -> float | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise BadRowError(f"{what}: expected degrees, got {_shown(value)}") from exc
-    if not -most <= number <= most:
-        raise BadRowError(f"{what}: expected -{most:g} to {most:g} degrees, got {_shown(value)}")
-    return number
-
-
-def _shown(value: Any) -> str:
-    """The beginning of a value, for a sentence. A number may have more digits than Python writes out."""
-    if isinstance(value, int) and value.bit_length() > 64:  # noqa: PLR2004  # more than any number that is meant
-        return "a very large number"
-    return repr(str(value)[:40])

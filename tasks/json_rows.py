@@ -1,4 +1,6 @@
-"""The elements of a JSON array, read as a stream: `[…]`, or the list in `{"destinations": […]}`.
+"""The elements of a JSON list, read as a stream.
+
+The list is the document, `[…]`, or stands in `{"destinations": […]}`, in GeoJSON's `features`, in SPARQL's `bindings`.
 
 The standard library's decoder wants a whole document; here it is given one element at a time, from a window over the
 text that grows only while an element is incomplete. A bad element is passed over by its brackets and quotes alone.
@@ -10,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tasks.rows import DECODER, MAX_ROW, BadRowError, Row, Source
+from tasks.columns import BadRowError
+from tasks.rows import DECODER, LISTS, Row, plain_row
+from tasks.source import ESCAPED, MAX_ROW, Source
 
 #: Bytes read at once.
 READ_BYTES: Final = 64 * 1024
@@ -19,6 +23,8 @@ _BLANK: Final = re.compile(r"[ \t\r\n]*")
 _SEPARATORS: Final = re.compile(r"[ \t\r\n,]*")
 _STRUCTURE: Final = re.compile(r'["\[\]{},]')
 _IN_STRING: Final = re.compile(r'["\\]')
+#: Where the list may stand, for people.
+_PLACES: Final = ", ".join(f"`{key}`" for key in sorted(LISTS))
 
 
 def json_rows(source: Source) -> Iterator[Row]:
@@ -27,8 +33,8 @@ def json_rows(source: Source) -> Iterator[Row]:
     start = window.skip(_BLANK)
     if start == "{":
         window.pos += 1
-        if not _enter_destinations(window):
-            yield window.line, BadRowError("expected a list of destinations, or an object with one in `destinations`")
+        if not _enter_list(window):
+            yield window.line, BadRowError(f"expected a list of destinations, or an object with one in {_PLACES}")
             return
     elif start != "[":
         yield window.line, BadRowError("expected a list of destinations: [ … ]")
@@ -50,22 +56,26 @@ def _elements(window: "_Window") -> Iterator[Row]:
             window.pos += 1
             continue
         line = window.line
-        yield line, window.element()
+        yield line, plain_row(window.element())
         if window.skip(_BLANK) not in {",", "]", ""}:
             yield window.line, BadRowError("not valid JSON: expected a comma")
             window.pass_over()
     window.pos += 1
 
 
-def _enter_destinations(window: "_Window") -> bool:
+def _enter_list(window: "_Window") -> bool:
     """Go to the list in an object, whose brace has been passed."""
     while window.skip(_SEPARATORS) == '"':
         key = window.element()
         if window.skip(_BLANK) != ":":
             return False
         window.pos += 1
-        if window.skip(_BLANK) == "[" and key == "destinations":
+        start = window.skip(_BLANK)
+        if start == "[" and key in LISTS:
             return True
+        if start == "{" and key == "results":
+            window.pos += 1
+            return _enter_list(window)
         window.pass_over()
     return False
 
@@ -85,7 +95,8 @@ class _Window:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        # A byte that is no UTF-8 costs the element in which it stands.
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._text = ""
         self._is_at_end = False
         self._lines_read = 0
@@ -186,12 +197,12 @@ class _Window:
     def _decoded(self, raw: bytes) -> str:
         if b"\x00" in raw:
             raise self._source.binary(self._lines_read + raw[: raw.index(b"\x00")].count(b"\n") + 1)
-        try:
-            text = self._decode.decode(raw, final=not raw)
-        except UnicodeDecodeError as exc:
-            line = self._lines_read + exc.object[: exc.start].count(b"\n") + 1
-            raise self._source.not_text(line, exc) from exc
+        text = self._decode.decode(raw, final=not raw)
         self._lines_read += raw.count(b"\n")
+        if ESCAPED.search(text):
+            return self._source.legacy(text)
+        if not text.isascii():
+            self._source.note_utf8()
         return text
 
 

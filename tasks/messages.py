@@ -5,15 +5,15 @@ byte (`pack`, `unpack`); events are JSON, because watchers in any language read 
 """
 
 import functools
-import hashlib
 import threading
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 import zstandard
+
+from tasks.identity import OwnId, destination_id
 
 #: Bytes that one unpacked message may have: a chunk of 1,000 rows with a few KB of extra columns each.
 MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
@@ -28,7 +28,7 @@ class WireError(ValueError):
 
 
 class Destination(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One input row. `id` is stable over spellings; name and country are kept as they were written."""
+    """One input row, with its names as they were written; `id` follows from the rule in `tasks.identity`."""
 
     id: str
     name: str
@@ -39,33 +39,16 @@ class Destination(msgspec.Struct, frozen=True, omit_defaults=True):
     extra: dict[str, str] = {}
 
     @classmethod
-    def of(cls, name: str, country: str | None = None, **more: Any) -> "Destination":
-        """Make a destination from its name; `more` are the other fields."""
-        return cls(id=destination_id(name, country), name=name, country=country, **more)
+    def of(cls, name: str, country: str | None = None, *, own: OwnId | None = None, **more: Any) -> "Destination":
+        """Make a destination from its name; `own` is an id that its row brought, `more` are the other fields."""
+        region, lat, lon = more.get("region"), more.get("lat"), more.get("lon")
+        id_ = destination_id(name, country, region, lat, lon, own=own)
+        return cls(id=id_, name=name, country=country, **more)
 
     @property
     def label(self) -> str:
         """The name as people write it: "Kyoto, Japan"."""
         return f"{self.name}, {self.country}" if self.country else self.name
-
-
-def normalise(text: str) -> str:
-    """Text for comparison: NFKC, casefolded, invisible characters dropped, blanks collapsed.
-
-    What comes out does not change when it is normalised again. Folding can undo NFKC and the other way round, hence
-    both twice (Unicode 3.13, definition D146: toNFKC_Casefold).
-    """
-    if not text.isascii():
-        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
-        text = unicodedata.normalize("NFKC", text.casefold())
-    return " ".join(text.lower().split() if text.isascii() else text.split())
-
-
-def destination_id(name: str, country: str | None = None) -> str:
-    """20 hex digits (80 bits) that every spelling of the same normalised name and country shares."""
-    identity = f"{normalise(name)}\x1f{normalise(country or '')}"
-    return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -82,13 +65,16 @@ class Chunk(msgspec.Struct, frozen=True):
 class JobOptions(msgspec.Struct, frozen=True):
     """What the user asked of a job beyond its destinations. `budget_usd` None: it may cost what it costs.
 
-    `is_in_process`: made by `themes run`, so that no worker knows it.
+    `columns` of the input are shown to the model; `id_column` is the one that its user named. `is_in_process`: made by
+    `themes run`, so that no worker knows it.
     """
 
     priority: int = 5
     use_cache: bool = True
     budget_usd: float | None = None
     is_in_process: bool = False
+    columns: tuple[str, ...] = ()
+    id_column: str | None = None
     #: The trace that its enqueuing began (tasks.tracing); empty where nothing is traced.
     trace: str = ""
 

@@ -92,6 +92,8 @@ def enqueue(
     priority: int = 5,
     use_cache: bool = True,
     budget_usd: float | None = None,
+    columns: Sequence[str] = (),
+    id_column: str | None = None,
     settings: Settings | None = None,
     redis: Redis | None = None,
 ) -> jobs.Job:
@@ -99,11 +101,13 @@ def enqueue(
 
     Args:
         destinations: names ("Kyoto, Japan"), mappings with at least `name`, or `Destination`s; any iterable, read once,
-            as a stream. Equal ones are asked once.
+            as a stream. Equal ones are asked once (`tasks.identity`).
         name: shown in lists; by default the first destination's.
         priority: 0 to 9; 9 is served first.
         use_cache: False asks the LLM again even where an answer is cached.
         budget_usd: the most that the job's calls may cost; the job pauses before it costs more, see `resume`.
+        columns: further columns of the destinations that are sent to the model, as data.
+        id_column: the column of `destinations` that tables of the job's results show first.
         settings: by default those of the file and the environment.
         redis: a client to use instead of making one.
 
@@ -125,7 +129,14 @@ def enqueue(
     app = configure(settings, settings.celery.broker_url or url)
     tracing.start(settings, "producer")
     with translated(redis), tracing.span("enqueue", "producer", job_name=name or first.label) as span:
-        options = JobOptions(priority=priority, use_cache=use_cache, budget_usd=budget_usd, trace=tracing.traceparent())
+        options = JobOptions(
+            priority=priority,
+            use_cache=use_cache,
+            budget_usd=budget_usd,
+            columns=tuple(columns),
+            id_column=id_column,
+            trace=tracing.traceparent(),
+        )
         job = _Enqueuing(app, redis, settings, options).run(_chain(first, rows), name or first.label)
         tracing.note(span, job_id=job.job_id, destinations=job.total)
         return job

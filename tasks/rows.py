@@ -1,191 +1,52 @@
-"""The rows of a file of destinations, whatever its format: CSV, JSONL or plain text.
+"""The rows of a file of destinations that is no table: JSONL and plain text; and which format a file has.
 
 A row comes as `(line, value)`: the line on which it starts, from 1, and a text, a mapping of columns, or a
-`BadRowError` that says why there is none. Nothing is held but the row at hand. JSON arrays are read by
-`tasks.json_rows`.
+`BadRowError` that says why there is none. Nothing is held but the row at hand. Tables are read by `tasks.tables`, JSON
+documents by `tasks.json_rows`.
 """
 
-import codecs
-import csv
-import io
 import json
 import re
-import shlex
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO, Any, Final, Literal
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any, Final, Literal
 
-from tasks.errors import InputError
-
-#: Characters of one row, at most; bytes of one line.
-MAX_ROW: Final = 1024 * 1024
-#: Bytes looked at to tell the format.
-SNIFF_BYTES: Final = 64 * 1024
-#: Lines looked at to tell the delimiter.
-SNIFF_LINES: Final = 20
-
-#: What a column may be called -> what it is.
-COLUMNS: Final = {
-    "name": "name", "destination": "name", "city": "name", "place": "name", "title": "name", "location": "name",
-    "country": "country", "country_name": "country", "nation": "country",
-    "region": "region", "state": "region", "province": "region",
-    "lat": "lat", "latitude": "lat",
-    "lon": "lon", "lng": "lon", "long": "lon", "longitude": "lon",
-}  # fmt: skip
+from tasks.columns import BadRowError
+from tasks.source import Lines
+from tasks.tables import looks_like_a_table
 
 Format = Literal["csv", "jsonl", "json", "text"]
 Row = tuple[int, Any]
 
-_BOMS: Final = (
-    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
-)  # fmt: skip
-#: Rarest in names first: that one wins where two are equally likely.
-_DELIMITERS: Final = "\t|;,"
-_QUOTED: Final = re.compile(r'"(?:[^"]|"")*"')
-_QUOTED_CELL: Final = re.compile(r'(?:^|[,;\t|])"')
-_WRAPPER: Final = re.compile(r'"destinations"\s*:\s*\[')
-
-
-class BadRowError(Exception):
-    """This row cannot be taken; the text says why. It never leaves the reader."""
-
-
-class Source:
-    """The bytes of one input, whose head can be looked at before they are read.
-
-    Line ends of old Macs (a lone carriage return) are turned into line feeds.
-    """
-
-    def __init__(self, binary: IO[bytes], name: str) -> None:
-        self.name = name
-        # What is there to read, without waiting for more: a pipe may be slow, and work starts with its first rows.
-        self._some = getattr(binary, "read1", binary.read)
-        head = self._first_lines()
-        self._only_cr = b"\r" in head and b"\n" not in head
-        self._unread = self._line_ends(head)
-        #: The beginning, decoded as well as it can be.
-        self.head = self._unread.decode("utf-8-sig", "replace")
-        self._refuse_other_encodings()
-
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end."""
-        if self._unread:
-            piece, self._unread = self._unread[:size], self._unread[size:]
-            return piece
-        return self._line_ends(self._read(size))
-
-    def not_text(self, line: int, exc: UnicodeDecodeError) -> InputError:
-        """The error of bytes that are no UTF-8."""
-        byte = exc.object[exc.start]
-        file = "FILE" if self.name == "standard input" else shlex.quote(self.name)
-        return InputError(
-            f"{self.name}: line {line}: not UTF-8 (byte 0x{byte:02X}), looks like Latin-1 or Windows-1252; "
-            f"convert it: iconv -f WINDOWS-1252 -t UTF-8 {file}"
-        )
-
-    def binary(self, line: int) -> InputError:
-        """The error of a NUL byte."""
-        return InputError(f"{self.name}: line {line}: binary data (a NUL byte), not text")
-
-    def _first_lines(self) -> bytes:
-        """Enough to tell the format: the first line with text at least."""
-        head = b""
-        while len(head) < SNIFF_BYTES and b"\n" not in head.lstrip():
-            piece = self._read(SNIFF_BYTES - len(head))
-            if not piece:
-                break
-            head += piece
-        return head
-
-    def _read(self, size: int) -> bytes:
-        try:
-            piece = self._some(size) or b""
-        except (OSError, ValueError) as exc:
-            why = getattr(exc, "strerror", None) or exc
-            raise InputError(f"{self.name}: cannot be read ({why})") from exc
-        if not isinstance(piece, bytes):
-            raise InputError(f"{self.name}: gives {type(piece).__name__}, not bytes; open it in binary mode")
-        return piece
-
-    def _line_ends(self, piece: bytes) -> bytes:
-        return piece.replace(b"\r", b"\n") if self._only_cr else piece
-
-    def _refuse_other_encodings(self) -> None:
-        for bom, encoding in _BOMS:
-            if self._unread.startswith(bom):
-                raise InputError(f"{self.name}: {encoding} text; save it as UTF-8")
-
-
-class _Raw(io.RawIOBase):
-    """A source as a file, so that the standard library can find its lines."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        piece = self._source.read(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-
-class Lines:
-    """The decoded lines of a source, counted. A line above `MAX_ROW` bytes is passed over and raises `BadRowError`."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._file = io.BufferedReader(_Raw(source), 256 * 1024)
-        #: The line that was read last, from 1.
-        self.number = 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        raw = self._file.readline(MAX_ROW + 1)
-        if not raw:
-            raise StopIteration
-        self.number += 1
-        if len(raw) > MAX_ROW and not raw.endswith(b"\n"):
-            self._pass_over()
-            raise BadRowError(f"a line of more than {MAX_ROW} bytes")
-        if self.number == 1:
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        if b"\x00" in raw:
-            raise self._source.binary(self.number)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as exc:
-            raise self._source.not_text(self.number, exc) from exc
-
-    def _pass_over(self) -> None:
-        while (piece := self._file.readline(MAX_ROW)) and not piece.endswith(b"\n"):
-            pass
+#: Lists of rows in JSON: ours, GeoJSON's, those of SPARQL results.
+LISTS: Final = frozenset({"destinations", "features", "bindings"})
+_WRAPPER: Final = re.compile(rf'"(?:{"|".join(sorted(LISTS))})"\s*:\s*\[')
+#: What stands before the items of a list in plain text.
+_BULLET: Final = re.compile(r"(?:[-*+\u2022\u2023\u25e6\u2013]|\(?\d{1,6}[.)])\s+")
 
 
 def format_of(name: str, head: str) -> Format:
     """The format of a file, by its name's ending where that is certain, else by its beginning."""
-    ending = Path(name).suffix.lower()
+    ending = ending_of(name)
     if ending in {".csv", ".tsv"}:
         return "csv"
-    if ending in {".jsonl", ".ndjson"}:
+    if ending in {".jsonl", ".ndjson", ".geojsonl"}:
         return "jsonl"
-    first = _first_line(head)
+    first = next((line.strip() for line in head.splitlines() if line.strip()), "")
     if ending != ".txt":
         if first.startswith("["):
             return "json"
         if first.startswith("{"):
             return "json" if _is_wrapper(first, head) else "jsonl"
-        if ending == ".json":
+        if ending in {".json", ".geojson"}:
             return "json"
-    return "csv" if _looks_like_csv(first, head, plain=ending == ".txt") else "text"
+    return "csv" if looks_like_a_table(head, is_plain=ending == ".txt") else "text"
 
 
-def _first_line(head: str) -> str:
-    return next((line.strip() for line in head.splitlines() if line.strip()), "")
+def ending_of(name: str) -> str:
+    """The ending of a file's name, without that of its packing."""
+    path = PurePath(name.lower())
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
 def _is_wrapper(first: str, head: str) -> bool:
@@ -195,52 +56,20 @@ def _is_wrapper(first: str, head: str) -> bool:
     except (ValueError, RecursionError):
         # A brace alone on its line begins no row of JSONL.
         return first == "{" or _WRAPPER.search(head) is not None
-    return isinstance(row, dict) and isinstance(row.get("destinations"), list)
-
-
-def _looks_like_csv(first: str, head: str, *, plain: bool) -> bool:
-    delimiter = delimiter_of(head)
-    header = next(csv.reader([first[:MAX_ROW]], delimiter=delimiter), [])
-    if is_header(header) and (len(header) > 1 or not plain):
-        return True
-    return not plain and (delimiter != "," or any(_QUOTED_CELL.search(line) for line in _some_lines(head)))
-
-
-def _some_lines(head: str) -> list[str]:
-    lines = [line for line in head.splitlines()[: SNIFF_LINES * 2] if line.strip() and not line.startswith("#")]
-    return lines[:SNIFF_LINES]
-
-
-def delimiter_of(head: str) -> str:
-    """The separator: the one that makes a header of the first line, else the one that most lines have."""
-    lines = [_QUOTED.sub("", line) for line in _some_lines(head)]
-    if not lines:
-        return ","
-    cells = {delimiter: _first_line(head).split(delimiter) for delimiter in _DELIMITERS}
-    headers = [delimiter for delimiter, found in cells.items() if len(found) > 1 and is_header(found)]
-    if headers:
-        return max(headers, key=lambda delimiter: len(cells[delimiter]))
-    best = max(_DELIMITERS, key=lambda delimiter: sum(delimiter in line for line in lines))
-    return best if any(best in line for line in lines) else ","
-
-
-def is_header(cells: list[str]) -> bool:
-    """Whether one of these cells is the title of the column of names."""
-    return any(COLUMNS.get(column_key(cell)) == "name" for cell in cells)
-
-
-def column_key(cell: str) -> str:
-    """A column's title for comparison."""
-    return cell.strip().strip('"').casefold().replace(" ", "_").replace("-", "_")
+    if not isinstance(row, dict):
+        return False
+    results = row.get("results")
+    inner = results if isinstance(results, dict) else row
+    return any(isinstance(inner.get(key), list) for key in LISTS)
 
 
 def text_rows(lines: Lines) -> Iterator[Row]:
-    """One destination a line; blank lines and `#` comments are passed over."""
+    """One destination a line; blank lines, `#` comments and bullets are passed over."""
     for line, text in _each(lines):
         if isinstance(text, BadRowError):
             yield line, text
         elif (row := text.strip()) and not row.startswith("#"):
-            yield line, row
+            yield line, _BULLET.sub("", row, count=1) if _BULLET.match(row) else row
 
 
 def jsonl_rows(lines: Lines) -> Iterator[Row]:
@@ -266,7 +95,7 @@ def _each(lines: Lines) -> Iterator[tuple[int, str | BadRowError]]:
 
 def _parsed(text: str) -> Any:
     try:
-        return DECODER.decode(text)
+        return plain_row(DECODER.decode(text))
     except (ValueError, RecursionError) as exc:
         return BadRowError(f"not valid JSON: {exc}")
 
@@ -286,89 +115,24 @@ def _constant(word: str) -> None:
 DECODER: Final = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
 
 
-def csv_rows(lines: Lines, source: Source) -> Iterator[Row]:
-    """One mapping of columns a record, with or without a header."""
-    delimiter = "\t" if Path(source.name).suffix.lower() == ".tsv" else delimiter_of(source.head)
-    columns: list[str] | None = None
-    for number, (line, cells) in enumerate(_records(lines, delimiter)):
-        if isinstance(cells, BadRowError):
-            yield line, cells
-        elif number == 0 and is_header(cells):
-            columns = _titles(cells)
-        else:
-            yield line, _row(columns, cells)
+def plain_row(row: Any) -> Any:
+    """A row of JSON as a mapping of columns: what GeoJSON and SPARQL results put around the values goes."""
+    if not isinstance(row, dict):
+        return row
+    if row.get("type") == "Feature" and isinstance(row.get("properties"), dict):
+        return _feature(row)
+    if row and all(isinstance(value, dict) and "value" in value and "type" in value for value in row.values()):
+        return {name: value["value"] for name, value in row.items()}
+    return row
 
 
-def _records(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | BadRowError]]:
-    """The records that are not blank, each with the line on which it starts."""
-    csv.field_size_limit(MAX_ROW)
-    feed = _Feed(lines)
-    reader = csv.reader(feed, delimiter=delimiter)
-    while True:
-        feed.start_record()
-        start = lines.number + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as exc:
-            yield start, BadRowError(f"not valid CSV: {exc}{_lost(start, lines.number)}")
-        except BadRowError as exc:
-            yield start, BadRowError(f"{exc}{_lost(start, lines.number)}")
-        else:
-            if any(cell and not cell.isspace() for cell in cells):
-                yield start, cells
-
-
-def _lost(start: int, end: int) -> str:
-    return f" (lines {start} to {end}; is a quote not closed?)" if end > start else ""
-
-
-class _Feed:
-    """Lines for the CSV reader, which would otherwise put one record together without a bound."""
-
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
-        self._room = MAX_ROW
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self._room -= len(line)
-        if self._room < 0:
-            raise BadRowError(f"a row of more than {MAX_ROW} characters")
-        return line
-
-    def start_record(self) -> None:
-        self._room = MAX_ROW
-
-
-def _titles(cells: list[str]) -> list[str]:
-    """A key for each column of a header: unique, and the title as it was written."""
-    titles: list[str] = []
-    for number, cell in enumerate(cells, start=1):
-        title = cell.strip() or f"column_{number}"
-        titles.append(title if title not in titles else f"{title}_{number}")
-    return titles
-
-
-def _row(columns: list[str] | None, cells: list[str]) -> dict[str, str] | BadRowError:
-    if columns is None:
-        columns = _headerless(len(cells))
-    if len(cells) > len(columns) and any(not_blank(cells[len(columns) :])):
-        return BadRowError(
-            f"{len(cells)} columns where {len(columns)} are expected; is a name with a comma not quoted?"
-        )
-    return dict(zip(columns, cells, strict=False))
-
-
-def not_blank(cells: Iterable[str]) -> Iterator[str]:
-    """The cells in which something stands."""
-    return (cell for cell in cells if cell and not cell.isspace())
-
-
-def _headerless(count: int) -> list[str]:
-    known = ["name", "country", "region"][:count]
-    return known + [f"column_{number}" for number in range(len(known) + 1, count + 1)]
+def _feature(row: dict[str, Any]) -> dict[str, Any]:
+    """A feature of GeoJSON (RFC 7946): its properties, its id, and where it lies if it is a point."""
+    properties: dict[str, Any] = row["properties"]
+    plain = {"id": row["id"]} | properties if "id" in row else dict(properties)
+    geometry = row.get("geometry")
+    if isinstance(geometry, dict) and geometry.get("type") == "Point":
+        place = geometry.get("coordinates")
+        if isinstance(place, list) and len(place) in {2, 3}:
+            plain |= {"lon": place[0], "lat": place[1]}
+    return plain

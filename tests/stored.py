@@ -45,13 +45,17 @@ def done(
     themes: int = 2,
     **more: Any,
 ) -> Result:
-    fields: dict[str, Any] = {"model": "sandbox", "themes": [theme(n) for n in range(themes)], **more}
+    fields: dict[str, Any] = {
+        "model": "sandbox",
+        "pipeline_version": "1",
+        "themes": [theme(n) for n in range(themes)],
+        **more,
+    }
     profile = Profile(
         destination_id=destination.id,
         name=destination.name,
         country=destination.country,
         status="partial" if partial else "ok",
-        pipeline_version="1",
         overlap_analysis=None,
         quality_assessment=QualityAssessment(0.5, 0.6, 0.7, overall=0.8),
         missing=[],

@@ -357,6 +357,7 @@ class InProcessJob:
             outcome = await engine.processor.process(
                 destination,
                 use_cache=options.use_cache,
+                columns=options.columns,
                 attempt=attempt,
                 budget=budget,
                 halt=halt,

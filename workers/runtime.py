@@ -318,6 +318,7 @@ class Runtime:
             outcome = await processor.process(
                 destination,
                 use_cache=options.use_cache,
+                columns=options.columns,
                 attempt=attempt,
                 on_stage=on_stage,
                 budget=None if options.budget_usd is None else budget.of(job_id),

@@ -195,8 +195,9 @@ def test_what_cannot_work_is_one_clear_line(
     [
         (None, "cannot be read (No such file or directory)"),
         (b"", "no destinations: it is empty"),
-        (b"caf\xe9\n", "UTF-8"),
-        (b"\xff\xfeP\x00a\x00", "UTF-16"),
+        (b"country;code\nJapan;1\n", "which column holds the names?"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Excel workbook"),
+        (b"1\n2\n", "are numbers"),
         (b"\x00\x01\x02", "binary"),
     ],
 )
@@ -218,13 +219,15 @@ def test_bad_rows_are_told_by_line_and_skipped_or_stop_a_strict_run(stack: Engin
     said = stack.run("enqueue", "-", stdin=rows)
     assert said.returncode == 0
     assert "line 3: no name" in said.stderr
-    assert "line 4: lat" in said.stderr
-    assert "enqueued 2 destinations (5 rows, 1 duplicates, 2 rejected)" in said.stderr
+    assert "line 4: lat: expected -90 to 90 degrees, got '900'; its coordinates are left out" in said.stderr
+    assert "enqueued 3 destinations (5 rows, 1 duplicate, 1 rejected)" in said.stderr
+    assert "themes: read as CSV, delimiter ',', UTF-8, header on line 1; sent: name, lat\n" in said.stderr
+    assert "themes: first: Kyoto | Paris | Oslo\n" in said.stderr
     strict = stack.run("enqueue", "-", "--strict", stdin=rows)
     assert strict.returncode == 2
     assert "standard input: line 3: no name" in strict.stderr
     limited = stack.run("enqueue", "-", "--limit", "1", stdin=rows)
-    assert "enqueued 1 destinations" in limited.stderr
+    assert "enqueued 1 destination (" in limited.stderr
 
 
 def test_a_refused_key_fails_the_job_and_says_why(stack: Engine) -> None:

@@ -17,6 +17,12 @@ def test_a_dry_run_enqueues_nothing_and_foresees_what_is_then_asked(stack: Engin
     assert said.returncode == 0, said.stderr
     cold = json.loads(said.stdout)
     assert (cold["rows"], cold["duplicates"], cold["rejected"], cold["destinations"]) == (22, 1, 1, 20)
+    assert cold["duplicate_rows"] == [
+        {"line": 22, "label": "City 1, Country 1", "first_line": 3, "why": "same name and country"}
+    ]
+    assert cold["rejected_rows"] == [{"line": 23, "reason": "no name"}]
+    assert (cold["duplicate_rows_left_out"], cold["likely_duplicates"], cold["unsent_columns"]) == (0, 0, [])
+    assert "--id-column" in cold["identity"]
     assert cold["calls"] == {"expected": 320.0, "plus_minus": 0.0}
     assert cold["seconds"] is None
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
@@ -48,3 +54,20 @@ def test_a_dry_run_needs_no_redis(engine: Engine) -> None:
     assert "gpt has no price in llm.prices" in said.stderr
     assert "Traceback" not in said.stderr
     assert engine.run("enqueue", "-", "--json", stdin=ROWS, **away).returncode == 2
+
+
+def test_a_dry_run_says_what_may_be_one_place_and_what_is_not_sent(engine: Engine) -> None:
+    rows = "name,country,type\n" + "".join(f"Köln {n},Germany,city\nKoln {n},Germany,city\n" for n in range(30))
+    away = {"REDIS_URL": "redis://127.0.0.1:1/0", "THEMES_MODEL": "gpt"}
+    said = engine.run("enqueue", "-", "--dry-run", stdin=rows, **away).stderr
+    assert said.count("may be the same place as line") == 20
+    assert "themes: line 3: Koln 0, Germany: may be the same place as line 2, Köln 0, Germany" in said
+    assert "10 more likely duplicates: --dry-run --json lists them" in said
+    assert "columns not sent to the model: type (--column 'type' sends one)" in said
+    assert "60 destinations (60 rows, 0 duplicates, 0 rejected, 30 may be the same place as another)" in said
+    assert "rows are one destination by their id" in said
+    found = json.loads(engine.run("enqueue", "-", "--dry-run", "--json", "--column", "type", stdin=rows, **away).stdout)
+    assert (found["likely_duplicates"], len(found["likely_duplicate_rows"]), found["unsent_columns"]) == (30, 30, [])
+    longer = engine.run("enqueue", "-", "--dry-run", "--json", stdin=rows, **away)
+    tokens = [found["prompt_tokens"]["expected"], json.loads(longer.stdout)["prompt_tokens"]["expected"]]
+    assert tokens[0] > tokens[1]

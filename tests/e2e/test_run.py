@@ -384,3 +384,29 @@ def test_the_demo_without_redis_is_one_process(engine: Engine) -> None:
     assert "25 profiles, 0 failed" in said
     assert not processes
     assert _books_are_right(engine, 25) == {"llm_calls": 25 * PROMPTS}
+
+
+def test_a_run_says_what_is_one_place_and_sends_the_columns_that_are_named(engine: Engine) -> None:
+    engine.sandbox("--latency", "0")
+    rows = "code,name,country,type\nA,Lisboa,Portugal,city\nB,Córdoba,Spain,city\n"
+    rows += "A,Lisbon,Portugal,town\nC,Cordoba,Spain,\n"
+    said = engine.run("run", "-", "--id-column", "code", "--column", "TYPE", stdin=rows)
+    assert said.returncode == 0, said.stderr
+    duplicate = "line 4: Lisbon, Portugal: a duplicate of line 2 (same code A; what else differs is that of the first)"
+    likely = "line 5: Cordoba, Spain: may be the same place as line 3, Córdoba, Spain (the same name but for accents"
+    for line in (duplicate, likely, "read 4 rows, 1 duplicate, 0 rejected, 1 may be the same place as another"):
+        assert line in said.stderr
+    assert "columns not sent" not in said.stderr
+    table = engine.run("results", said.stdout.strip()).stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["id", "A", "B", "C"]
+    asked = engine.ask_sandbox("/stats")["requests"]
+    assert asked == 3 * PROMPTS
+    again = engine.run("run", "-", "--id-column", "code", "--column", "type", "--only-missing", stdin=rows)
+    assert "nothing to do: all 3 have a current profile" in again.stderr
+    # Without the column these are other prompts, and other profiles: only Cordoba had no type to send.
+    other = engine.run("run", "-", "--id-column", "code", "--only-missing", stdin=rows)
+    assert "columns not sent to the model: type (--column 'type' sends one)" in other.stderr
+    assert engine.ask_sandbox("/stats")["requests"] == asked + 2 * PROMPTS
+    refused = engine.run("run", "-", "--column", "typ", stdin=rows)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "no column 'typ'; the header has: code, name, country, type" in refused.stderr

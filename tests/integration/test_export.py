@@ -23,6 +23,7 @@ from tasks.messages import Destination, JobInputs, Result, Seasonality, Theme
 from tests.integration.test_store import DATABASES
 from tests.stored import announced, done
 from workers.results.export import safe
+from workers.results.lookups import input_titles
 from workers.results.selection import Selection, month, where
 from workers.results.store import AsyncDatabaseManager
 
@@ -94,8 +95,8 @@ async def test_the_database_and_the_profile_agree_on_what_is_chosen(
     rows = [row async for row in store.profiles("j", chosen.conditions(store.dialect))]
     profiles = [chosen.of(row.profile()) for row in rows]
     assert {profile.name: [theme.id for theme in profile.themes] for profile in profiles} == expected
-    payloads = [payload async for payload in store.payloads("j", chosen.conditions(store.dialect))]
-    assert payloads == [row.payload for row in rows]
+    exported = [row async for row in store.exported("j", chosen.conditions(store.dialect))]
+    assert [row.payload for row in exported] == [row.payload for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,56 @@ def test_every_format_has_the_same_themes(database: Path) -> None:
     assert (table[3]["confidence"], table[3]["peak_months"], table[3]["rank"]) == (0.25, ["July", "May"], 2)
     assert table[0]["peak_months"] is None
     assert "Kyoto, Japan" in run(database).stdout
+
+
+JOINED = {"Status": "open", "id": "A-7", "=cmd": "@x", "Best for": "temples", "rank": "1"}
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Path:
+    """A job of two destinations whose rows have columns of their own; the second has one that the first lacks."""
+
+    async def fill() -> None:
+        async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}") as manager:
+            kyoto = Destination.of("Kyoto", "Japan", region="Kansai", lat=35.01, lon=135.77, extra=JOINED)
+            oslo = Destination.of("Oslo", extra={"late": "1"})
+            await manager.apply([*announced(kyoto, oslo), *(done(one, extra=one.extra) for one in (kyoto, oslo))])
+
+    asyncio.run(fill())
+    return tmp_path
+
+
+def test_results_join_back_with_every_column_of_the_input(joined: Path) -> None:
+    lines = [json.loads(line) for line in run(joined, "--format", "jsonl").stdout.splitlines()]
+    assert [(line["region"], line["lat"], line["lon"]) for line in lines] == [("Kansai", 35.01, 135.77), (None,) * 3]
+    assert [line["extra"] for line in lines] == [JOINED, {"late": "1"}]
+    assert lines[0]["quality_assessment"]["overall"] == 0.8
+    assert json.loads(run(joined, "--format", "json", "--category", "food").stdout) == lines
+    rows = list(csv.DictReader(io.StringIO(run(joined, "--format", "csv").stdout)))
+    expected = {
+        "destination": "Kyoto", "region": "Kansai", "lat": "35.01", "lon": "135.77", "quality": "0.8", "status": "ok",
+        "input_Status": "open", "id": "A-7", "'=cmd": "'@x", "Best for": "temples", "input_rank": "1", "late": "",
+    }  # fmt: skip
+    assert {name: rows[0][name] for name in expected} == expected
+    assert (rows[-1]["destination"], rows[-1]["late"], rows[-1]["id"]) == ("Oslo", "1", "")
+    out = joined / "out.parquet"
+    assert run(joined, "--format", "parquet", "-o", str(out)).returncode == 0
+    (first, *_, last) = pq.read_table(out).to_pylist()
+    assert (first["lat"], first["quality"], first["input_Status"], first["=cmd"]) == (35.01, 0.8, "open", "@x")
+    assert (last["late"], last["id"], last["region"]) == ("1", None, None)
+    table = run(joined).stdout.splitlines()
+    assert table[0].split()[:2] == ["id", "destination"]
+    assert table[1].split()[:2] == ["A-7", "Kyoto,"]
+    chosen = run(joined, "--format", "jsonl", "--where", "late=1").stdout.splitlines()
+    assert [json.loads(line)["name"] for line in chosen] == ["Oslo"]
+
+
+async def test_the_titles_of_an_input_come_in_their_order(store: AsyncDatabaseManager) -> None:
+    more = [Destination.of("Oslo", extra={"z": "1", "a": "2"}), Destination.of("Rome", extra={"b": "", "a": "3"})]
+    await store.apply([JobInputs("other", (more[0],)), JobInputs("other", (more[1],))])
+    assert await input_titles(store, "other") == ["z", "a", "b"]
+    assert await input_titles(store, "j") == ["tier", "Öre 'x\""]
+    assert await input_titles(store, "none") == []
 
 
 def test_choices_on_the_command_line(database: Path) -> None:

@@ -327,7 +327,7 @@ async def test_an_input_that_comes_again_in_another_spelling_keeps_the_first(
     store: AsyncDatabaseManager,
 ) -> None:
     await store.apply(announced(KYOTO))
-    await store.apply([JobInputs("j", (Destination.of("KYOTO", "japan"),))])
+    await store.apply([JobInputs("j", (Destination.of("KYOTO", "japan", region="kansai", lat=35.0, lon=135.75),))])
     assert [r.destination async for r in store.destinations("j")] == [KYOTO]
 
 

@@ -13,9 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from tasks.destinations import IDS_IN_MEMORY, MAX_EXTRA, MAX_NAME, BadRow, Reader, ReadReport, SeenIds, from_iterable
+from tasks.columns import MAX_EXTRA, MAX_NAME, identified
+from tasks.destinations import KEPT_ROWS, BadRow, Reader, ReadReport, from_iterable
+from tasks.duplicates import KEYS_IN_MEMORY, SeenRows
 from tasks.errors import InputError
-from tasks.messages import Destination, normalise
+from tasks.identity import normalise
+from tasks.messages import Destination
+from tasks.titles import role_of
 
 Read = tuple[list[Destination], ReadReport]
 
@@ -50,12 +54,11 @@ def bad(data: bytes | str, name: str = "cities") -> list[tuple[int, str]]:
     ("data", "name"),
     [
         ("name,country\nKyoto,Japan\nParis,France\n", "a.csv"),
-        ("Kyoto,Japan\nParis,France\n", "a.csv"),
         ("Country;CITY\nJapan;Kyoto\nFrance;Paris\n", "a.csv"),
         ("destination\tcountry_name\nKyoto\tJapan\nParis\tFrance\n", "a.tsv"),
         ("place|country\nKyoto|Japan\nParis|France\n", "<stdin>"),
-        ('"Kyoto",Japan\n"Paris",France\n', "<stdin>"),
-        ("Kyoto;Japan\nParis;France\n", "<stdin>"),
+        ('name,country\n"Kyoto",Japan\n"Paris",France\n', "<stdin>"),
+        ("Ort;Land\nKyoto;Japan\nParis;France\n", "<stdin>"),
         ("name,country\r\nKyoto,Japan\r\n\r\nParis,France", "<stdin>"),
         ("name,country\rKyoto,Japan\rParis,France\r", "old-mac.csv"),
         ("Kyoto, Japan\n\n# a remark\n  Paris ,  France\n", "a.txt"),
@@ -83,8 +86,11 @@ def test_the_last_part_of_a_line_is_the_country_and_the_name_stays_as_written() 
 
 
 def test_a_comma_in_a_name_does_not_decide_the_delimiter() -> None:
-    assert labels("Giant's Causeway, Northern Ireland;UK\nKyoto;Japan\n", "a.csv")[0].endswith("Northern Ireland, UK")
-    assert labels('"Giant\'s Causeway, Northern Ireland";UK\n', "a.csv") == ["Giant's Causeway, Northern Ireland, UK"]
+    rows = "Giant's Causeway, Northern Ireland;UK\nKyoto;Japan\n"
+    columns = ["name=1", "country=2"]
+    for data in (rows, rows.replace(rows[:34], f'"{rows[:34]}"')):
+        assert read(data, "a.csv", mapped=columns)[0][0].label == "Giant's Causeway, Northern Ireland, UK"
+        assert read(f"name;country\n{data}", "a.csv")[0][0].label == "Giant's Causeway, Northern Ireland, UK"
 
 
 def test_unknown_columns_are_kept_with_their_titles_as_written() -> None:
@@ -94,14 +100,10 @@ def test_unknown_columns_are_kept_with_their_titles_as_written() -> None:
     assert (kyoto.lat, kyoto.lon) == (35.01, 135.77)
 
 
-def test_a_file_without_header_has_name_country_region_and_numbered_columns() -> None:
-    (kyoto, maldives), _ = read("Kyoto,Japan,Kansai,temples\nMaldives\n", "a.csv")
-    assert (kyoto.name, kyoto.country, kyoto.region, kyoto.extra) == (
-        "Kyoto",
-        "Japan",
-        "Kansai",
-        {"column_4": "temples"},
-    )
+def test_columns_of_a_file_without_titles_are_said_by_their_numbers() -> None:
+    columns = ["name=1", "country=2", "region=3"]
+    (kyoto, maldives), _ = read("Kyoto,Japan,Kansai,temples\nMaldives\n", "a.csv", mapped=columns)
+    assert (kyoto.name, kyoto.country, kyoto.region, kyoto.extra) == ("Kyoto", "Japan", "Kansai", {"4": "temples"})
     assert (maldives.name, maldives.country) == ("Maldives", None)
 
 
@@ -136,13 +138,6 @@ def test_a_bad_row_is_reported_with_the_line_on_which_it_starts() -> None:
         ('{"name": "a\\ud800b"}', "lone surrogate"),
         ('{"name": "\\u200b\\u200d"}', "only invisible characters"),
         ('{"name": "Kyoto", "country": 81}', "country: expected text"),
-        ('{"name": "Kyoto", "lat": 91}', "lat: expected -90 to 90 degrees, got '91'"),
-        ('{"name": "Kyoto", "lon": "-180.1"}', "lon: expected -180 to 180"),
-        ('{"name": "Kyoto", "lat": "north"}', "lat: expected degrees, got 'north'"),
-        ('{"name": "Kyoto", "lat": true}', "lat: expected -90"),
-        ('{"name": "Kyoto", "lat": 1e999}', "lat: expected -90"),
-        ('{"name": "Kyoto", "lat": "nan"}', "lat: expected -90"),
-        (f'{{"name": "Kyoto", "lat": 1{"0" * 400}}}', "lat: expected degrees, got a very large number"),
         (f'{{"name": "Kyoto", "lat": 1{"0" * 5000}}}', "not valid JSON"),
         ('{"name": "Kyoto", "x": NaN}', "NaN is not JSON"),
         ('{"name": "Kyoto", "x": -Infinity}', "-Infinity is not JSON"),
@@ -165,6 +160,27 @@ def test_a_bad_row_says_what_is_wrong_and_the_next_one_is_read(row: str, reason:
     assert [d.name for d in destinations] == ["Oslo", "Rome"]
     assert [bad_row.line for bad_row in report.bad] == [2]
     assert reason in report.bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"name": "Kyoto", "lat": 91}', "lat: expected -90 to 90 degrees, got '91'"),
+        ('{"name": "Kyoto", "lon": "-180.1"}', "lon: expected -180 to 180"),
+        ('{"name": "Kyoto", "lat": "north"}', "lat: expected -90 to 90 degrees, got 'north'"),
+        ('{"name": "Kyoto", "lat": true}', "lat: expected -90"),
+        ('{"name": "Kyoto", "lat": 1e999}', "lat: expected -90"),
+        ('{"name": "Kyoto", "lat": "nan"}', "lat: expected -90"),
+        (f'{{"name": "Kyoto", "lat": 1{"0" * 400}}}', "lat: expected -90 to 90 degrees, got a very large number"),
+    ],
+)
+def test_coordinates_that_cannot_be_read_are_left_out_and_said(row: str, reason: str) -> None:
+    (kyoto,), report = read(f"{row}\n", "a.jsonl")
+    assert (kyoto.lat, kyoto.lon, report.rejected) == (None, None, 0)
+    assert [note.line for note in report.notes] == [1]
+    assert reason in report.notes[0].reason
+    assert report.notes[0].reason.endswith("its coordinates are left out")
+    assert "--strict stops here" in refusal(f"{row}\n", "a.jsonl", strict=True)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +231,8 @@ def test_strict_stops_at_the_first_bad_row_with_file_and_line() -> None:
 
 def test_every_bad_row_is_told_but_only_the_first_are_kept() -> None:
     told: list[BadRow] = []
-    _, report = read("name,country\nKyoto,Japan\n" + ",x\n" * 250, "a.csv", on_bad_row=told.append)
-    assert (len(told), len(report.bad), report.rejected) == (250, 100, 250)
+    _, report = read("name,country\nKyoto,Japan\n" + ",x\n" * 1_250, "a.csv", on_bad_row=told.append)
+    assert (len(told), len(report.bad), report.rejected) == (1_250, KEPT_ROWS, 1_250)
 
 
 def test_a_line_without_end_is_bounded_and_the_lines_after_it_keep_their_numbers() -> None:
@@ -235,22 +251,6 @@ def test_a_quote_that_is_never_closed_is_bounded_and_says_which_lines_it_took() 
 
 
 # --- inputs that cannot be read ---
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
-def test_another_encoding_is_named(encoding: str) -> None:
-    message = refusal("name\nKyoto\n".encode(encoding), "cities.csv")
-    assert message == f"cities.csv: {encoding.upper()} text; save it as UTF-8"
-
-
-@pytest.mark.parametrize(("name", "row"), [("my cities.csv", "{}"), ("my cities.json", '"{}",')])
-@pytest.mark.parametrize("before", [5, 30_000])
-def test_latin_1_is_named_with_its_line_and_how_to_convert_it(name: str, row: str, before: int) -> None:
-    rows = [row.format(f"City {i}") for i in range(before)] + [row.format("Orléans")]
-    text = "\n".join(["[", *rows, "]"] if name.endswith("json") else ["name", *rows])
-    message = refusal(text.encode("latin-1"), name)
-    assert message.startswith(f"{name}: line {before + 2}: not UTF-8 (byte 0xE9), looks like Latin-1 or Windows-1252")
-    assert message.endswith("iconv -f WINDOWS-1252 -t UTF-8 'my cities.csv'".replace("my cities.csv", name))
 
 
 def test_characters_cut_by_the_end_of_a_block_are_put_together() -> None:
@@ -334,11 +334,12 @@ def test_limit_takes_the_first_and_reads_no_further() -> None:
     assert report.rows == 2
 
 
-def test_ids_are_told_apart_before_and_after_they_move_to_disk() -> None:
-    seen = SeenIds()
-    ids = [f"{number:020x}" for number in range(IDS_IN_MEMORY + 500)]
-    assert all(seen.add(id_) for id_ in ids)
-    assert not any(seen.add(id_) for id_ in ids[:: len(ids) // 300])
+def test_rows_are_told_apart_before_and_after_they_move_to_disk() -> None:
+    seen = SeenRows()
+    rows = [identified(f"City {number}") for number in range(KEYS_IN_MEMORY + 500)]
+    assert not any(seen.duplicate(row, line) for line, row in enumerate(rows, start=1))
+    found = [seen.duplicate(row, 10**6) for row in rows[:: len(rows) // 300]]
+    assert [one and one.first_line for one in found] == list(range(1, len(rows) + 1, len(rows) // 300))
     assert seen._many is not None
     seen.close()
 
@@ -359,6 +360,7 @@ def test_three_hundred_thousand_rows_need_hardly_more_memory_than_a_thousand(tmp
         path = tmp_path / f"{rows}.{ending}"
         with path.open("w") as file:
             lines = (f"A place with a number {row}" for row in range(rows))
+            file.write("name,country\n" if ending == "csv" else "")
             text = (f"{line},Country\n" for line in lines) if ending == "csv" else (f'"{line}",\n' for line in lines)
             file.write("[" if ending == "json" else "")
             file.writelines(text)
@@ -397,9 +399,13 @@ def test_the_demo_has_its_twenty_five_destinations() -> None:
 # --- properties ---
 
 _names = (
-    st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=60)
+    st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"], exclude_characters="\ufffd#"), max_size=60)
     .map(str.strip)
     .filter(normalise)
+)
+#: What a list's lines begin with, numbers, addresses and titles are no names.
+_names = _names.filter(
+    lambda name: name[0].isalpha() and "://" not in name and name[:4].lower() != "www." and not role_of(name)
 )
 _places = st.lists(st.tuples(_names, st.none() | _names), min_size=1, max_size=20)
 Places = list[tuple[str, str | None]]

@@ -7,6 +7,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.identity import destination_id, normalise
 from tasks.messages import (
     COMPRESS_FROM_BYTES,
     MAX_UNPACKED_BYTES,
@@ -16,8 +17,6 @@ from tasks.messages import (
     StreamEntry,
     Usage,
     WireError,
-    destination_id,
-    normalise,
     pack,
     unpack,
 )

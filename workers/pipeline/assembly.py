@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tasks.identity import normalise
 from tasks.messages import (
     Destination,
     Missing,
@@ -22,7 +23,6 @@ from tasks.messages import (
     StageRecord,
     Theme,
     Usage,
-    normalise,
 )
 from workers.pipeline.evidence import Evidence
 from workers.pipeline.prompts import Stage

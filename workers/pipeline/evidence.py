@@ -24,7 +24,8 @@ from redis.asyncio import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.errors import RetryableError, ThemesError
-from tasks.messages import Destination, WireError, normalise, pack, unpack
+from tasks.identity import normalise
+from tasks.messages import Destination, WireError, pack, unpack
 from tasks.messages import Evidence as EvidenceRecord
 from workers.llm.single_flight import SingleFlight
 from workers.web.fetcher import Fetched, GuardedFetcher, PageError, SiteAwayError

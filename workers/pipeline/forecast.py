@@ -142,7 +142,9 @@ def model_of(settings: Settings, stage: Stage) -> str | None:
 class Forecaster:
     """Forecasts jobs under some settings. `redis` None: neither the cache nor the workers can be looked at."""
 
-    def __init__(self, settings: Settings, redis: Redis | None, *, use_cache: bool = True) -> None:
+    def __init__(
+        self, settings: Settings, redis: Redis | None, *, use_cache: bool = True, columns: Sequence[str] = ()
+    ) -> None:
         self._settings = settings
         self._redis = redis
         self._sampling = sampling_of(settings.llm)
@@ -150,6 +152,7 @@ class Forecaster:
         self._finding = [stage for stage in self._stages if stage.asks == "new themes"]
         self._about = [stage for stage in self._stages if stage.asks != "new themes"]
         self._use_cache = use_cache
+        self._columns = columns
         self._notes: list[str] = []
 
     def __repr__(self) -> str:
@@ -186,14 +189,14 @@ class Forecaster:
         return reason is None
 
     def _finding_questions(self, row: Destination) -> list[Question]:
-        about = Input.of(row)
+        about = Input.of(row, columns=self._columns)
         return [Question(stage, stage.prompt(about)) for stage in self._finding]
 
     def _about_questions(self, row: Destination, found: Sequence[Question]) -> list[Question]:
         themes = numbered([_outcome(question) for question in found])
         batches = batches_of(themes, self._settings.performance_optimization)
-        whole = Input.of(row, themes)
-        parts = [Input.of(row, batch) for batch in batches] if len(batches) > 1 else [whole]
+        whole = Input.of(row, themes, columns=self._columns)
+        parts = [Input.of(row, batch, columns=self._columns) for batch in batches] if len(batches) > 1 else [whole]
         is_exact = all(question.known for question in found)
         return [
             Question(stage, stage.prompt(about), is_exact)

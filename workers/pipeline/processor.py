@@ -63,11 +63,16 @@ class FocusedPromptProcessor:
     def __repr__(self) -> str:
         return f"<FocusedPromptProcessor {self._graph!r} version={self._version}>"
 
+    def version(self, columns: tuple[str, ...] = ()) -> str:
+        """The version of the prompts that show these further columns of the input."""
+        return pipeline_version(self._graph.stages.values(), columns) if columns else self._version
+
     async def process(
         self,
         destination: Destination,
         *,
         use_cache: bool = True,
+        columns: tuple[str, ...] = (),
         attempt: int = 1,
         on_stage: StageListener | None = None,
         budget: JobBudget | None = None,
@@ -84,6 +89,7 @@ class FocusedPromptProcessor:
             destination,
             rank=next(self._order),
             use_cache=use_cache,
+            columns=columns,
             on_stage=on_stage,
             budget=budget,
             halt=halt or Halt(""),
@@ -211,6 +217,7 @@ class _Run:
         *,
         rank: int,
         use_cache: bool,
+        columns: tuple[str, ...],
         on_stage: StageListener | None,
         budget: JobBudget | None,
         halt: Halt,
@@ -218,6 +225,7 @@ class _Run:
         self.destination = destination
         self.rank = rank
         self.use_cache = use_cache
+        self.columns = columns
         self.on_stage = on_stage
         self.budget = budget
         self.halt = halt
@@ -237,7 +245,7 @@ class _Run:
         if key not in self._inputs:
             # Only those who look for themes read it: eleven prompts would repeat it for nothing.
             quoted = () if themes or self.evidence is None else self.evidence.quoted()
-            self._inputs[key] = Input.of(self.destination, themes, quoted)
+            self._inputs[key] = Input.of(self.destination, themes, quoted, self.columns)
         return self._inputs[key]
 
     async def stages(self) -> None:
@@ -293,7 +301,7 @@ class _Run:
                 self.destination,
                 self.themes,
                 {outcome.stage.name: outcome for outcome in in_order},
-                pipeline_version=self._processor._version,  # noqa: SLF001  # as above
+                pipeline_version=self._processor.version(self.columns),
                 elapsed_ms=elapsed_ms,
                 evidence=self.evidence,
             )

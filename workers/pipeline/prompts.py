@@ -27,7 +27,8 @@ import yaml
 
 from config.settings import Settings
 from tasks.errors import ConfigError
-from tasks.messages import Destination, Theme, normalise
+from tasks.identity import normalise, title_key
+from tasks.messages import Destination, Theme
 from workers.llm.answers import AnswerSchema
 from workers.llm.prompt import Prompt
 from workers.pipeline import schemas
@@ -119,15 +120,29 @@ class Input:
 
     @classmethod
     def of(
-        cls, destination: Destination, themes: Sequence[Theme] = (), evidence: Sequence[dict[str, str]] = ()
+        cls,
+        destination: Destination,
+        themes: Sequence[Theme] = (),
+        evidence: Sequence[dict[str, str]] = (),
+        columns: Iterable[str] = (),
     ) -> "Input":
-        """Write the block of data; `evidence` are quotations, as `workers.pipeline.evidence` makes them."""
+        """Write the block of data.
+
+        Args:
+            destination: what the prompts are about.
+            themes: those that they ask about.
+            evidence: quotations, as `workers.pipeline.evidence` makes them.
+            columns: titles of the destination's further columns that belong to the data.
+        """
         listed = [
             {"id": number, "category": theme.category, "name": theme.name}
             for number, theme in zip(schemas.theme_ids(len(themes)), themes, strict=True)
         ]
         written = {"name": destination.name, "country": destination.country, "region": destination.region}
         known = {key: value for key, value in written.items() if value}
+        if sent := {title_key(column) for column in columns}:
+            more = {title: text for title, text in destination.extra.items() if title_key(title) in sent}
+            known |= {title: text for title, text in more.items() if title not in written}
         if destination.lat is not None and destination.lon is not None:
             known |= {"lat": destination.lat, "lon": destination.lon}  # type: ignore[dict-item]
         canonical = {key: normalise(value) if isinstance(value, str) else value for key, value in known.items()}
@@ -181,9 +196,10 @@ def _citing(stage: Stage, told: str) -> Stage:
     return replace(stage, instructions=f"{stage.instructions}\n\n{told}")
 
 
-def pipeline_version(stages: Iterable[Stage]) -> str:
-    """A digest over the versions of all stages."""
-    joined = "\n".join(sorted(f"{stage.name}={stage.version}" for stage in stages))
+def pipeline_version(stages: Iterable[Stage], columns: Iterable[str] = ()) -> str:
+    """A digest over the versions of all stages, and the further columns that their prompts show."""
+    lines = [f"{stage.name}={stage.version}" for stage in stages]
+    joined = "\n".join(sorted(lines + [f"column {title_key(column)}" for column in columns]))
     return hashlib.sha256(joined.encode()).hexdigest()[:VERSION_DIGITS]
 
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import JSON, Integer, Select, cast, func, literal_column, or_, select, true
 
+from tasks.columns import MAX_COLUMNS
 from workers.results import tables
 from workers.results.rows import DestinationState, FailureRow, ProfileRow
 from workers.results.store import AsyncDatabaseManager
@@ -72,3 +73,24 @@ async def first_failures(store: AsyncDatabaseManager, job_id: str, limit: int) -
         if len(found) >= limit:
             break
     return found
+
+
+async def input_titles(store: AsyncDatabaseManager, job_id: str) -> list[str]:
+    """The titles of the columns that a job's input has beside those we know, in their order, at most `MAX_COLUMNS`."""
+    d = tables.destinations
+    if store.dialect == "postgresql":
+        keys = func.json_object_keys(cast(d.c.extra, JSON)).table_valued("key", with_ordinality="id")
+        each = keys.render_derived()
+    else:
+        each = func.json_each(d.c.extra).table_valued("key", "id")
+    first = func.min(literal_column("destinations.rowid", Integer))
+    query = (
+        select(each.c.key)
+        .select_from(d.join(each, true()))
+        .where(d.c.job_id == job_id)
+        .group_by(each.c.key)
+        .order_by(first, func.min(each.c.id))
+        .limit(MAX_COLUMNS)
+    )
+    async with store.reading() as connection:
+        return list((await connection.execute(query)).scalars())

@@ -132,6 +132,21 @@ class ProfileRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportRow:
+    """A profile's JSON as it was stored, and what its input row said of the place."""
+
+    payload: str
+    region: str | None
+    lat: float | None
+    lon: float | None
+
+    @classmethod
+    def of(cls, row: RowMapping) -> "ExportRow":
+        """From a row of `profiles` joined with its destination."""
+        return cls(row["payload"], row["region"], row["lat"], row["lon"])
+
+
+@dataclass(frozen=True, slots=True)
 class FailureRow:
     """Why a destination of a job has no profile."""
 

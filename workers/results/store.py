@@ -28,6 +28,7 @@ from workers.results.rows import (
     Applied,
     DestinationRow,
     DestinationState,
+    ExportRow,
     FailureRow,
     JobRow,
     ProfileRow,
@@ -332,10 +333,11 @@ class AsyncDatabaseManager:
         query = select(*names).join_from(tables.destinations, tables.profiles)
         return self._pages(query.where(tables.destinations.c.job_id == job_id, *conditions), ProfileRow.of)
 
-    def payloads(self, job_id: str, conditions: Sequence[ColumnElement[bool]] = ()) -> AsyncIterator[str]:
-        """As `profiles`, of each nothing but its JSON as it was stored."""
-        query = select(tables.profiles.c.payload).join_from(tables.destinations, tables.profiles)
-        return self._pages(query.where(tables.destinations.c.job_id == job_id, *conditions), _payload)
+    def exported(self, job_id: str, conditions: Sequence[ColumnElement[bool]] = ()) -> AsyncIterator[ExportRow]:
+        """As `profiles`, of each its JSON as it was stored, and where its destination lies."""
+        d, p = tables.destinations, tables.profiles
+        query = select(p.c.payload, d.c.region, d.c.lat, d.c.lon).join_from(d, p)
+        return self._pages(query.where(d.c.job_id == job_id, *conditions), ExportRow.of)
 
     def failures(self, job_id: str) -> AsyncIterator[FailureRow]:
         """A job's failures in the order of its destinations."""
@@ -379,7 +381,3 @@ class AsyncDatabaseManager:
                 yield make(row)
             if len(rows) < PAGE_ROWS:
                 return
-
-
-def _payload(row: RowMapping) -> str:
-    return str(row["payload"])

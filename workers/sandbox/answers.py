@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from tasks.messages import normalise
+from tasks.identity import normalise
 
 KNOWLEDGE_FILE: Final = Path(__file__).with_name("knowledge.yaml")
 CATEGORIES: Final = ("culture", "food", "adventure", "entertainment", "luxury")
