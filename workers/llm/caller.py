@@ -7,7 +7,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -85,8 +84,8 @@ class Caller:
         self._lateness = Lateness()
         #: Answers that the endpoints have given to anyone here: they are alive, whatever they refuse.
         self._answers = 0
-        #: Refusals of the account since the last answer, by model.
-        self._refusals: Counter[str] = Counter()
+        #: Refusals of the account since an answer to a later request, and when the first came, by model.
+        self._refusals: dict[str, tuple[int, float]] = {}
         #: Second requests made because the first was late.
         self.hedged = 0
 
@@ -161,9 +160,10 @@ class Caller:
             AccountRefusedError: the job pauses.
             EndpointRefusedError: there is no job that could.
         """
-        self._refusals[request.model] += 1
+        count, first_at = self._refusals.get(request.model, (0, time.monotonic()))
+        self._refusals[request.model] = count + 1, first_at
         halt = request.ticket.halt
-        if self._refusals[request.model] < MAX_ACCOUNT_REFUSALS:
+        if count + 1 < MAX_ACCOUNT_REFUSALS:
             return
         if halt is None or not halt.job_id:
             raise exc
@@ -292,7 +292,8 @@ class Caller:
     def _settle(self, request: Request, raw: RawAnswer, lent: Lent, call: CallUnderWay) -> None:
         """An answer came: what was reserved for it becomes what it was, and it is paid for."""
         self._answers += 1
-        self._refusals.pop(request.model, None)
+        if request.model in self._refusals and lent.sent_at > self._refusals[request.model][1]:
+            del self._refusals[request.model]
         self._pool.answered(lent)
         tokens = raw.tokens
         self._estimate.learn(request.prompt.stage, tokens.completion)
