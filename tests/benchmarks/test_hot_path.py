@@ -85,6 +85,7 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=IN_FLIGHT)) as session,
         LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool,
     ):
+
         async def bare(number: int) -> object:
             prompt = _prompt(number)
             request = request_of("sandbox", prompt, (), AnswerFormat.JSON_SCHEMA) | {"max_tokens": 1000}

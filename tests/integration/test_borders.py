@@ -378,3 +378,39 @@ async def test_an_error_with_our_key_in_it_is_shown_without(settings_for: MakeSe
         with pytest.raises(EndpointDownError) as broken:
             await _ask(_settings(settings_for, server))
     assert "secret-key" not in str(broken.value)
+
+
+async def test_headers_and_the_query_of_an_address_are_sent(settings_for: MakeSettings) -> None:
+    async with server_that(lambda *_: None) as server:
+        server.url += "?api-version=2026-01-01&api-key=canary-in-a-query"
+        settings = _settings(settings_for, server, THEMES_LLM__HEADERS="{api-key: canary-in-a-header, X-Title: us}")
+        await _ask(settings)
+    assert server.paths == ["/v1/chat/completions?api-version=2026-01-01&api-key=canary-in-a-query"]
+    assert (server.headers[0]["api-key"], server.headers[0]["X-Title"]) == ("canary-in-a-header", "us")
+    assert "canary" not in repr(settings)
+    named = f"{{east: {{base_url: '{server.url}', headers: {{X-Title: them}}}}}}"
+    both = settings_for(THEMES_LLM__ENDPOINTS=named, THEMES_LLM__HEADERS="{X-Title: us, X-More: a}", THEMES_MODEL="m")
+    (east,) = endpoints(both.llm)
+    assert dict(east.headers) == {"X-Title": "them", "X-More": "a"}
+    assert "canary" not in repr(both) + repr(east)
+
+
+@pytest.mark.parametrize("headers", ["{Host: x}", "{'a b': x}", '{x: "a\\nb"}', "{content-length: 3}", "[a]"])
+def test_a_header_that_cannot_be_set_is_refused(headers: str, settings_for: MakeSettings) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.headers"):
+        settings_for(THEMES_LLM__HEADERS=headers)
+
+
+def test_an_address_that_cannot_be_used_is_shown_without_its_password(settings_for: MakeSettings) -> None:
+    settings = settings_for(OPENAI_BASE_URL="ftp://me:canary@h/v1?api-key=canary", THEMES_MODEL="m")
+    assert "canary" not in repr(settings)
+    with pytest.raises(ConfigError) as caught:
+        endpoints(settings.llm)
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_key_of_few_characters_does_not_cut_into_what_is_said(settings_for: MakeSettings) -> None:
+    async with server_that(lambda *_: refuses(400, "The model is tired")) as server:
+        settings = settings_for(OPENAI_BASE_URL=server.url, OPENAI_API_KEY="e", THEMES_MODEL="m", **QUICK)
+        with pytest.raises(BadRequestError, match="The model is tired"):
+            await _ask(settings)

@@ -48,6 +48,8 @@ log = logging.getLogger("themes.llm")
 UNUSABLE_ANSWERS: Final = 2
 #: 500s in a row after which a format that has never worked is given up.
 UNEXPLAINED_ERRORS: Final = 3
+#: Characters of a secret that is searched for in what a server says.
+SHORTEST_SECRET: Final = 8
 #: How a request is counted that reached no server.
 UNREACHABLE: Final = "unreachable"
 
@@ -108,7 +110,9 @@ class ChatClient:
         self._base_url = base_url
         #: As errors and logs show it.
         self._place = masked(base_url)
-        self._secret = connections.secret
+        self._secrets = connections.secrets
+        behind = f"?{connections.query}" if connections.query else ""
+        self._chat_url, self._models_url = (f"{base_url}/{path}{behind}" for path in ("chat/completions", "models"))
         self._settings = settings
         self._session = connections.session
         self._connections = connections
@@ -135,7 +139,7 @@ class ChatClient:
     async def _touch(self) -> None:
         async with (
             asyncio.timeout(self._settings.connect_timeout_seconds),
-            self._session.get(f"{self._base_url}/models") as response,
+            self._session.get(self._models_url) as response,
         ):
             await bounded_body(response, self._settings.max_response_bytes)
 
@@ -248,11 +252,10 @@ class ChatClient:
             self._profiler.count("connections_opened" if connecting else "connections_reused")
 
     async def _exchange(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
-        url = f"{self._base_url}/chat/completions"
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 # Counted as it is sent: a call that hangs or breaks was made, one that could not connect was not.
-                raw, status, headers = await self._send(url, CountedBody(body, spend))
+                raw, status, headers = await self._send(self._chat_url, CountedBody(body, spend))
         except aiohttp.ClientConnectorCertificateError as exc:
             raise EndpointRefusedError(
                 f"{self._place}: its certificate is not trusted ({_certificate_problem(exc)}): name the file of its "
@@ -346,8 +349,11 @@ class ChatClient:
         return _FormatRefusedError(place)
 
     def _without_secret(self, said: str) -> str:
-        """What a server says, without our key: some repeat it when they refuse it."""
-        return said.replace(self._secret, "***") if self._secret else said
+        """What a server says, without our keys: some repeat them when they refuse them."""
+        for secret in self._secrets:
+            # A short value stands in other words too.
+            said = said.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else said
+        return said
 
 
 def _certificate_problem(exc: aiohttp.ClientConnectorCertificateError) -> str:
