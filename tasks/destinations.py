@@ -41,7 +41,8 @@ SHOWN_FIRST: Final = 3
 NUMBERS_ALLOWED: Final = 20
 
 
-_NUMBER: Final = re.compile(r"[-+]?\d[\d.,]*")
+#: A name that is none: a number, an item of Wikidata.
+_NUMBER: Final = re.compile(r"[-+]?\d[\d.,]*|Q[1-9]\d*")
 
 
 @dataclass(frozen=True, slots=True)

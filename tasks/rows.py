@@ -12,22 +12,29 @@ from pathlib import PurePath
 from typing import Any, Final, Literal
 
 from tasks.columns import BadRowError
+from tasks.errors import InputError
 from tasks.source import Lines
 from tasks.tables import looks_like_a_table
+from tasks.titles import role_of
 
 Format = Literal["csv", "jsonl", "json", "text"]
 Row = tuple[int, Any]
 
-#: Lists of rows in JSON: ours, GeoJSON's, those of SPARQL results.
-LISTS: Final = frozenset({"destinations", "features", "bindings"})
+#: Where a list of rows stands in JSON: ours, GeoJSON's, that of SPARQL results, and others that are common.
+LISTS: Final = frozenset({
+    "destinations", "features", "bindings", "results", "data", "items", "places", "cities", "locations", "records",
+    "rows",
+})  # fmt: skip
 _WRAPPER: Final = re.compile(rf'"(?:{"|".join(sorted(LISTS))})"\s*:\s*\[')
 #: What stands before the items of a list in plain text.
-_BULLET: Final = re.compile(r"(?:[-*+\u2022\u2023\u25e6\u2013]|\(?\d{1,6}[.)])\s+")
+_BULLET: Final = re.compile(r"(?:[-*+\u2022\u2023\u25e6\u2013]|\(?\d{1,6}[.)])\s+(?:\[[ xX]\]\s+)?")
 
 
 def format_of(name: str, head: str) -> Format:
     """The format of a file, by its name's ending where that is certain, else by its beginning."""
     ending = ending_of(name)
+    if ending in {".yaml", ".yml"}:
+        raise InputError(f"{name}: YAML: convert it to JSON")
     if ending in {".csv", ".tsv"}:
         return "csv"
     if ending in {".jsonl", ".ndjson", ".geojsonl"}:
@@ -56,7 +63,9 @@ def _is_wrapper(first: str, head: str) -> bool:
     except (ValueError, RecursionError):
         # A brace alone on its line begins no row of JSONL.
         return first == "{" or _WRAPPER.search(head) is not None
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or any(
+        (role_of(key) or ("", 0))[0] == "name" and not isinstance(value, list) for key, value in row.items()
+    ):
         return False
     results = row.get("results")
     inner = results if isinstance(results, dict) else row
@@ -65,11 +74,15 @@ def _is_wrapper(first: str, head: str) -> bool:
 
 def text_rows(lines: Lines) -> Iterator[Row]:
     """One destination a line; blank lines, `#` comments and bullets are passed over."""
+    is_first = True
     for line, text in _each(lines):
         if isinstance(text, BadRowError):
             yield line, text
         elif (row := text.strip()) and not row.startswith("#"):
-            yield line, _BULLET.sub("", row, count=1) if _BULLET.match(row) else row
+            # `Destinations` above a list is its title.
+            if not is_first or (role_of(row.rstrip(":")) or ("", 0))[0] != "name":
+                yield line, _BULLET.sub("", row, count=1) if _BULLET.match(row) else row
+            is_first = False
 
 
 def jsonl_rows(lines: Lines) -> Iterator[Row]:

@@ -30,6 +30,7 @@ _ZIP: Final = b"PK\x03\x04"
 #: What a file that is no text begins with, and what it is.
 _OTHERS: Final = {
     b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls): save it as CSV UTF-8",
+    b"<": "HTML or XML: save its table as CSV UTF-8",
     b"PAR1": "a Parquet file: convert it to CSV UTF-8",
     b"%PDF": "a PDF: copy its table into a CSV file",
     b"BZh": "packed by bzip2: unpack it with bunzip2",

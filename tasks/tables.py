@@ -120,7 +120,8 @@ def _below_headings(records: Iterator[Record], columns: Columns) -> Iterator[Rec
             yield line, cells
             continue
         is_lone = len(list(not_blank(cells))) == 1
-        if is_lone and len(held) < MOST_HEADINGS and not columns.is_header(cells):
+        is_under_title = len(held) == 1 and columns.is_header(held[0][1])
+        if is_lone and len(held) < MOST_HEADINGS and not is_under_title:
             held.append((line, cells))
             continue
         for earlier, heading in held:

@@ -17,11 +17,12 @@ COLUMNS: Final[Mapping[str, Role]] = {
     **dict.fromkeys(
         ("name", "destination", "city", "cityascii", "place", "title", "location", "town", "village", "municipality",
          "stadt", "ort", "gemeinde", "reiseziel", "ville", "commune", "lieu", "nom", "ciudad", "lugar", "nombre",
-         "destino", "municipio", "citta", "luogo", "nome", "cidade", "stad", "plaats", "naam", "miasto"),
+         "destino", "municipio", "orte", "stadte", "citta", "luogo", "nome", "cidade", "stad", "plaats",
+         "naam", "miasto"),
         "name",
     ),
     **dict.fromkeys(
-        ("country", "nation", "land", "staat", "pays", "pais", "paese", "nazione", "kraj"),
+        ("country", "nation", "land", "lander", "staat", "pays", "pais", "paese", "nazione", "kraj"),
         "country",
     ),
     **dict.fromkeys(
@@ -29,14 +30,22 @@ COLUMNS: Final[Mapping[str, Role]] = {
          "provincia", "estado", "comunidad", "regione", "regiao", "provincie", "prefecture", "county"),
         "region",
     ),
-    **dict.fromkeys(("lat", "latitude", "breitengrad", "latitud", "latitudine"), "lat"),
-    **dict.fromkeys(("lon", "lng", "long", "longitude", "laengengrad", "langengrad", "longitud", "longitudine"), "lon"),
+    **dict.fromkeys(("lat", "latitude", "breite", "breitengrad", "latitud", "latitudine"), "lat"),
+    **dict.fromkeys(
+        ("lon", "lng", "long", "longitude", "lange", "laenge", "laengengrad", "langengrad", "longitud", "longitudine"),
+        "lon",
+    ),
 }  # fmt: skip
-#: What else may stand around such a word: `City Name`, `cityLabel`, `Country Code`; the higher, the worse it is.
-_AROUND: Final = (
-    (re.compile(r"(.+)label"), 1), (re.compile(r"(.+)name"), 2), (re.compile(r"(?:nameof|thenameof)(.+)"), 2),
-    (re.compile(r"(name)(?:en|english|ascii)"), 3), (re.compile(r"(.+?)(?:code|iso|iso2|iso3)"), 4),
-)  # fmt: skip
+#: Words that may stand beside them: `City Name`, `cityLabel`, `Name of the country`, `Destination (full)`.
+_BESIDE: Final = frozenset({
+    "name", "names", "label", "of", "the", "full", "display", "official", "common", "english", "en", "travel",
+})  # fmt: skip
+#: Words of a code, which stands for a name where there is none.
+_CODES: Final = frozenset({"code", "codes", "iso", "iso2", "iso3", "alpha2", "alpha3"})
+#: How little a title is our own: our word, a label, another word, some words, a code.
+OURS, LABEL, WORD, WORDS, CODE = range(5)
+_WORD: Final = re.compile(r"[^\W_]+")
+_CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _NOT_LETTERS: Final = re.compile(r"[\W_]+")
 #: Columns that two kinds of files have without a header; an empty title is left out.
 GEONAMES: Final = (
@@ -130,19 +139,50 @@ def role_of(title: str) -> tuple[Role, int] | None:
 
 @lru_cache(maxsize=4096)
 def _role_of(title: str) -> tuple[Role, int] | None:
-    key = _folded(title)
     if title_key(title) in OWN_ID_COLUMNS:
         return None
-    if key in COLUMNS:
-        return COLUMNS[key], 0 if key == COLUMNS[key] else 2
-    if key == "itemlabel":
-        return "name", 1
-    for pattern, rank in _AROUND:
-        if (match := pattern.fullmatch(key)) and match[1] in COLUMNS and COLUMNS[match[1]] not in {"lat", "lon"}:
-            role = COLUMNS[match[1]]
-            # A code of a city is no name of it.
-            return None if rank == 4 and role == "name" else (role, rank)  # noqa: PLR2004  # that of codes
+    folded = _folded(title)
+    if role := _word_role(folded):
+        return role, OURS if folded == role else WORD
+    words = [_folded(word) for word in _WORD.findall(_CAMEL.sub(" ", title))]
+    return _role_of_words(_split(words[0]) if len(words) == 1 else words)
+
+
+def _role_of_words(words: Sequence[str]) -> tuple[Role, int] | None:
+    """The role of several words: `Destination country` is a country, `destination city` a name."""
+    if words == ["item", "label"]:
+        return "name", LABEL
+    roles = {role for role in map(_word_role, words) if role}
+    others = {word for word in words if not _word_role(word) and word not in _BESIDE}
+    special = roles - {"name"}
+    if not roles or len(special) > 1 or special & {"lat", "lon"} or not others <= _CODES or _is_phrase(words):
+        return None
+    role: Role = special.pop() if special else "name"
+    if others:
+        # A code of a city is no name of it.
+        return None if role == "name" else (role, CODE)
+    return role, LABEL if words[-1] == "label" else WORDS
+
+
+def _is_phrase(words: Sequence[str]) -> bool:
+    """Whether these are words of a sentence rather than of a title: `the city`, not `name of the city`."""
+    return "the" in words and "of" not in words
+
+
+def _word_role(word: str) -> Role | None:
+    """What a word says of a column, also in the plural."""
+    for one in (word, word.removesuffix("s"), f"{word.removesuffix('ies')}y", word.removesuffix("n")):
+        if one in COLUMNS:
+            return COLUMNS[one]
     return None
+
+
+def _split(word: str) -> list[str]:
+    """`cityname` and `countrycode` as two words."""
+    for end in (*sorted(_CODES), "name", "label"):
+        if word.endswith(end) and len(word) > len(end):
+            return [word.removesuffix(end), end]
+    return [word]
 
 
 def _is_item(key: str, keys: set[str]) -> bool:

@@ -52,7 +52,7 @@ def start(settings: Settings, role: str) -> None:
     except ImportError as exc:
         raise ConfigError(
             f"profiling.enable_traces ({settings.origin('profiling.enable_traces')}): OpenTelemetry is not installed: "
-            "pip install 'themes[otel]', or turn it off"
+            "scripts/setup --extra otel, or turn it off"
         ) from exc
     about: dict[str, str | int] = {"themes.role": role, "host.name": socket.gethostname(), "process.pid": os.getpid()}
     if not os.environ.get("OTEL_SERVICE_NAME"):

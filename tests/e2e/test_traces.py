@@ -107,5 +107,5 @@ def test_without_opentelemetry_the_switch_says_what_to_install(stack: Engine) ->
     path = f"{hide.parent}:{stack.env.get('PYTHONPATH', '')}"
     said = stack.run("enqueue", "-", stdin="Kyoto, Japan\n", THEMES_PROFILING__ENABLE_TRACES="true", PYTHONPATH=path)
     assert said.returncode == 2
-    assert "pip install 'themes[otel]'" in said.stderr
+    assert "scripts/setup --extra otel" in said.stderr
     assert "environment THEMES_PROFILING__ENABLE_TRACES" in said.stderr

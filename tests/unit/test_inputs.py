@@ -4,8 +4,10 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from tasks.destinations import NUMBERS_ALLOWED, Reader, ReadReport
 from tasks.errors import InputError
 from tasks.messages import Destination
+from tasks.titles import role_of
 
 
 def read(data: bytes | str, name: str = "a.csv", **options: Any) -> tuple[list[Destination], ReadReport]:
@@ -49,6 +52,9 @@ BOTH = ["Kyoto, Japan", "Paris, France"]
         "x,Ville,Pays", "x,Ciudad,País", "x,Città,Paese", "x,Cidade,País", "x,cityLabel,countryLabel",
         "x,cityName,countryName",
         "x,Name of city,Nation", "x,TOWN,COUNTRY", "x,Ort,Staat", "id,name_en,country_iso2", "#,name,country",
+        "x,Destination City,Destination Country",
+        "x,display_name,Name of the country", "x,Destination (City),Countries",
+        "x,Cities,Land", "x,Städte,Länder", "x,destination_name,destination_country", "x,cityname,countrycode",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["a.csv", "standard input", "a.txt"])
@@ -109,6 +115,19 @@ def test_a_number_names_a_column_of_a_table_with_titles_too() -> None:
     assert labels("id,dest,country\n1,Kyoto,Japan\n2,Paris,France\n", mapped=["name=2"]) == BOTH
 
 
+@pytest.mark.parametrize(
+    "title", ["City Population", "country_count", "state of repair", "cityscape", "the city", "Name day", "city lat"]
+)
+def test_a_title_with_other_words_is_none_of_ours(title: str) -> None:
+    assert role_of(title) is None
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "standard input"])
+@pytest.mark.parametrize("title", ["Destinations", "Orte", "name", "City Name"])
+def test_a_title_above_a_list_is_no_destination(title: str, name: str) -> None:
+    assert labels(f"{title}\nKyoto\nParis\n", name) == ["Kyoto", "Paris"]
+
+
 # --- names that are none ---
 
 
@@ -118,6 +137,7 @@ def test_names_that_are_numbers_throughout_are_refused_and_a_place_that_is_calle
     assert "--map name=COLUMN" in refusal(f"city,country\n{numbers}")
     many = "".join(f"{number}\n" for number in range(1_000_000))
     assert "are numbers (0, 1, 2)" in refusal(many, "a.txt")
+    assert "are numbers (Q90, Q220)" in refusal("Q90\nQ220\n", "a.txt")
     assert labels("name,country\n1770,Australia\nKyoto,Japan\n") == ["1770, Australia", "Kyoto, Japan"]
     rows = "".join(f"{number}\n" for number in range(NUMBERS_ALLOWED - 1))
     assert len(labels(f"name\n{rows}Kyoto\n")) == NUMBERS_ALLOWED
@@ -234,6 +254,13 @@ def test_geojson_is_read(name: str, indent: int | None) -> None:
     assert kyoto.extra == {"id": "node/1", "tags": '{"a": 1}'}
 
 
+def test_a_list_in_an_object_is_found_and_a_row_with_a_list_is_a_row() -> None:
+    for key in ("destinations", "data", "results", "cities"):
+        assert labels(json.dumps({"n": [1], key: ["Kyoto, Japan", "Paris, France"]}), "a.json") == BOTH
+    (rome,), _ = read('{"name": "Rome", "items": ["a"]}\n', "standard input")
+    assert rome.extra == {"items": '["a"]'}
+
+
 def test_features_one_a_line_are_read() -> None:
     lines = "\n".join(json.dumps(one) for one in json.loads(_features())["features"])
     assert labels(lines, "a.geojsonl") == [*BOTH, "Andes"]
@@ -346,6 +373,7 @@ def test_a_character_that_was_lost_before_costs_its_row() -> None:
         (gzip.compress(UMLAUTS.encode())[:-9], "cannot be read"),
         (gzip.compress(UMLAUTS.encode() * 9_000)[:200] + b"x" * 200, "cannot be read"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\x00" * 600, "an old Excel workbook (.xls): save it as CSV UTF-8"),
+        (b"<!DOCTYPE html><html><table><tr><td>Rome</td></tr></table>", "HTML or XML: save its table as CSV UTF-8"),
         (b"PAR1" + b"\x00" * 100, "a Parquet file: convert it to CSV UTF-8"),
         ("name\nKyoto\n".encode("utf-16-le"), "if it is UTF-16, save it as UTF-8"),
         (b"PK\x03\x04" + b"x" * 100, "a damaged zip archive"),
@@ -494,3 +522,18 @@ def test_how_a_file_is_read_is_told_with_the_first_destinations_before_the_rest(
     assert len(told) == 1
     read("Kyoto\n", "a.txt", on_start=lambda report: told.append(list(report.first)))
     assert told[1:] == [["Kyoto"]]
+
+
+def test_every_extra_can_be_installed_from_the_lock_and_an_unknown_one_is_named() -> None:
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lock = "".join((root / name).read_text() for name in ("requirements.lock", "requirements-dev.lock"))
+    pinned = {line.partition("==")[0] for line in lock.splitlines() if "==" in line}
+    for name, wanted in extras.items():
+        for one in wanted:
+            package = re.split(r"[<>=\[;]", one)[0].lower()
+            assert package in pinned, f"{name} needs {package}"
+    said = subprocess.run(
+        [sys.executable, root / "scripts" / "extra", "nix"], capture_output=True, check=False, text=True
+    )
+    assert (said.returncode, "no extra 'nix'; there are: build, postgresql" in said.stderr) == (2, True)

@@ -84,7 +84,7 @@ async def parquet(rows: Rows, out: IO[bytes], selection: Selection, titles: Sequ
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as bad:
-        raise ConfigError("--format parquet: needs pyarrow; install the extra: pip install 'themes[parquet]'") from bad
+        raise ConfigError("--format parquet: needs pyarrow; install the extra: scripts/setup --extra parquet") from bad
     kinds = {"text": pa.string(), "whole": pa.int32(), "number": pa.float64(), "list": pa.list_(pa.string())}
     ours = [(name, kinds[kind]) for name, kind in COLUMNS]
     schema = pa.schema(ours + [(name, pa.string()) for name in _input_names(titles)])

@@ -71,7 +71,7 @@ class PostgreSQLServer:
         except ModuleNotFoundError as bad:
             raise DatabaseError(
                 f"database.url: {url.drivername} needs the driver {bad.name!r}; install the extra: "
-                "pip install 'themes[postgresql]', and write postgresql+asyncpg://user:password@host/database"
+                "scripts/setup --extra postgresql, and write postgresql+asyncpg://user:password@host/database"
             ) from bad
         milliseconds = int(timeout_seconds * 1000)
 
