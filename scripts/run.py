@@ -34,6 +34,7 @@ from tasks.messages import Destination, JobOptions
 from workers.in_process import InProcessJob
 from workers.llm.state_file import StateFile
 from workers.observe.metrics import Histogram
+from workers.results.direct import book_orphans_in_database
 from workers.results.store import AsyncDatabaseManager
 
 #: Seconds that the second signal leaves to what is under way.
@@ -228,6 +229,7 @@ class _Run:
             raise JobNotFoundError(f"no job {wish.resume!r}: there is no results database yet ({store.place})")
         with StateFile(settings.state_dir) as file:
             async with store:
+                await book_orphans_in_database(settings, store)
                 if wish.resume:
                     return await self._resume(store, file, wish.resume)
                 return await self._begin(store, file)
