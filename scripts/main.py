@@ -87,7 +87,7 @@ class Verbs(click.Group):
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "config_file", metavar="FILE", help="Settings file (THEMES_CONFIG).")
 @click.option("--debug", is_flag=True, help="Log in detail, and show tracebacks of errors.")
-@click.version_option(package_name="themes")
+@click.version_option(package_name="smart-destination-themes")
 @click.pass_context
 def cli(ctx: click.Context, config_file: str | None, *, debug: bool) -> None:
     """Find travel themes for destinations, in bulk, with a large language model."""
