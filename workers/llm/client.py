@@ -290,8 +290,8 @@ class ChatClient:
             if known:
                 raise self._error(error.number or 400, {}, error, style) from exc
             raise EndpointDownError(f"{self._place}: {exc}: {self._without_secret(error.message)}") from exc
-        except EndpointDownError as exc:
-            raise EndpointDownError(f"{self._place}: {self._without_secret(str(exc))}") from exc
+        except (EndpointDownError, EndpointRefusedError) as exc:
+            raise type(exc)(f"{self._place}: {self._without_secret(str(exc))}") from exc
         if answer.tokens.problem and not self._has_told_of_usage:
             self._has_told_of_usage = True
             log.warning(
