@@ -275,8 +275,10 @@ def _processor(generator: FocusedLLMGenerator, settings: Settings) -> FocusedPro
         lambda: refuses(400, "Your credit balance is too low"),
         lambda: web.Response(status=402),
         lambda: refuses(404, "The model does not exist", code="model_not_found"),
+        lambda: _page(200),
+        lambda: web.json_response({"choices": None, "base_resp": {"status_msg": "insufficient balance"}}),
     ],
-    ids=["key", "quota", "type", "credit", "402", "model"],
+    ids=["key", "quota", "type", "credit", "402", "model", "page", "status 200"],
 )
 async def test_a_refused_account_stops_the_job_after_a_few_calls_and_what_was_paid_stays(
     refusal: Callable[[], web.StreamResponse], settings_for: MakeSettings
@@ -296,6 +298,21 @@ async def test_a_refused_account_stops_the_job_after_a_few_calls_and_what_was_pa
             outcomes = [await processor.process(city, halt=Halt("job")) for city in cities[:2]]
     assert all(outcome.profile and outcome.profile.status == "ok" for outcome in outcomes)
     assert len(server.asked) <= answered + refused + 2 * len(ALL)
+
+
+async def test_a_server_that_refuses_all_prompts_from_the_first_on_stops_the_job(settings_for: MakeSettings) -> None:
+    """Whatever its words: no table has them all. One that has answered refuses prompts, and those fail alone."""
+    for answered in (0, 1):
+        async with server_that(lambda n, _, most=answered: refuses(400, "Shrug") if n > most else None) as server:
+            settings = _settings(settings_for, server)
+            async with _generator(settings) as generator:
+                processor, halt = _processor(generator, settings), Halt("job")
+                cities = [Destination.of(name) for name in CITIES]
+                ends = await asyncio.gather(*(processor.process(c, halt=halt) for c in cities), return_exceptions=True)
+        paused = [end for end in ends if isinstance(end, AccountRefusedError)]
+        assert bool(paused) is bool(halt.reason) is (answered == 0)
+        assert all("Shrug" in str(end) for end in paused)
+        assert len(server.asked) < 100 or answered
 
 
 async def test_one_odd_refusal_of_the_account_stops_nothing(settings_for: MakeSettings) -> None:

@@ -289,12 +289,11 @@ class ChatClient:
         except ErrorInAnswerError as exc:
             error = error_value(exc.error)
             # An error that no rule knows, and without a status, is no fault of the prompt.
-            known = error.number is not None or fault_of(400, error).has_words
-            if known:
-                raise self._error(error.number or 400, {}, error, style) from exc
+            if error.number is not None or fault_of(400, error).has_words:
+                raise self._error(error.number or 400, {}, error, style, sent=200) from exc
             raise EndpointDownError(f"{self._place}: {exc}: {self._without_secret(error.message)}") from exc
-        except EndpointDownError as exc:
-            raise EndpointDownError(f"{self._place}: {self._without_secret(str(exc))}") from exc
+        except (EndpointDownError, EndpointRefusedError) as exc:
+            raise type(exc)(f"{self._place}: {self._without_secret(str(exc))}") from exc
         if answer.tokens.problem and not self._has_told_of_usage:
             self._has_told_of_usage = True
             log.warning(
@@ -303,10 +302,21 @@ class ChatClient:
             )  # fmt: skip
         return answer
 
-    def _error(self, status: int, headers: Mapping[str, str], error: ErrorBody, style: AnswerFormat) -> ThemesError:
-        """What an error of the server means, by the table of `workers.llm.faults`."""
+    def _error(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        error: ErrorBody,
+        style: AnswerFormat,
+        *,
+        sent: int | None = None,
+    ) -> ThemesError:
+        """What an error of the server means, by the table of `workers.llm.faults`.
+
+        `sent` is the response's status where `status` is not.
+        """
         rule = fault_of(status, error)
-        place = f"{self._place}: {status} {self._without_secret(error.message)}"
+        place = f"{self._place}: {sent or status} {self._without_secret(error.message)}"
         if rule.hint:
             place = f"{place} ({rule.hint})"
         match rule.fault:

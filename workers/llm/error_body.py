@@ -20,7 +20,9 @@ WORDS_CHARACTERS: Final = 4_000
 MAX_DEPTH: Final = 6
 MAX_VALUES: Final = 200
 
-_MESSAGE_KEYS: Final = ("message", "detail", "msg", "error_description", "title", "reason")
+_MESSAGE_KEYS: Final = (
+    "message", "detail", "msg", "error_description", "title", "reason", "status_msg", "error_msg", "errmsg",
+)  # fmt: skip
 _CODE_KEYS: Final = ("code", "type", "status", "reason")
 #: Text that may itself be an error body.
 _JSON_TEXT: Final = re.compile(r"([^{\[]{0,200})([{\[].*[}\]])", re.DOTALL)
