@@ -6,6 +6,7 @@ which file. They are read where requests are made, so that a machine which only 
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,6 +19,10 @@ from config.values import Secret, convert, is_null, members, node_of, scalar, sh
 
 _ENDPOINT_SHAPE: Final = "`name: {base_url: https://…/v1, api_key_env: VARIABLE, weight: 1, models: [model]}`"
 _ROLE_SHAPE: Final = "`role: model`, for instance `analyse: a-small-model`"
+_HEADERS_SHAPE: Final = "`name: value`, for instance `{HTTP-Referer: https://example.org}`"
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+#: Headers that the client sets itself.
+_OWN_HEADERS: Final = frozenset({"host", "content-length", "content-type", "transfer-encoding", "accept-encoding"})
 _BODY_SHAPE: Final = "`field: value`, for instance `{top_p: 0.9, seed: 7}`"
 #: Fields of a request that are made from the prompt and from other settings.
 _OWN_FIELDS: Final = {
@@ -47,12 +52,13 @@ class EndpointSettings:
     model under its own name. `weight` is its share of the requests beside the others'.
     """
 
-    base_url: str | None = None
+    base_url: Secret | None = None
     api_key: Secret | None = None
     api_key_env: str | None = None
     api_key_file: str | None = None
     weight: float = 1.0
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    headers: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}))
     requests_per_minute: float | None = None
     request_burst: int | None = None
     tokens_per_minute: float | None = None
@@ -61,6 +67,7 @@ class EndpointSettings:
 Endpoints = Mapping[str, EndpointSettings]
 Roles = Mapping[str, str]
 Body = Mapping[str, Any]
+Headers = Mapping[str, Secret]
 
 
 def parse_endpoints(key: str, source: yaml.Node | str, place: str) -> Endpoints:
@@ -71,14 +78,16 @@ def parse_endpoints(key: str, source: yaml.Node | str, place: str) -> Endpoints:
 
 def _endpoint(key: str, node: yaml.Node, place: str) -> EndpointSettings:
     parts = members(key, node, place, _ENDPOINT_SHAPE)
-    unknown = set(parts) - {*_TEXTS, *_NUMBERS, "models"}
+    unknown = set(parts) - {*_TEXTS, *_NUMBERS, "models", "headers"}
     if unknown:
-        known = ", ".join([*_TEXTS, *_NUMBERS, "models"])
+        known = ", ".join([*_TEXTS, *_NUMBERS, "models", "headers"])
         raise ConfigError(f"{key}: unknown setting {min(unknown)!r}; known: {known} ({place})")
     found: dict[str, Any] = {}
     for name, value in parts.items():
         if name == "models":
             found[name] = _models(f"{key}.models", value, place)
+        elif name == "headers":
+            found[name] = parse_headers(f"{key}.headers", value, place)
         elif not is_null(value):
             found[name] = _plain(f"{key}.{name}", name, scalar(f"{key}.{name}", value, place), place)
     if not str(found.get("base_url", "")).startswith(("http://", "https://")):
@@ -90,7 +99,7 @@ def _endpoint(key: str, node: yaml.Node, place: str) -> EndpointSettings:
 
 def _plain(key: str, name: str, text: str, place: str) -> Any:
     if name not in _NUMBERS:
-        return Secret(text) if name == "api_key" else text
+        return Secret(text) if name in {"api_key", "base_url"} else text
     type_, low, high = _NUMBERS[name]
     number = convert(key, type_, text, place)
     if not low <= number <= high:
@@ -114,6 +123,18 @@ def parse_roles(key: str, source: yaml.Node | str, place: str) -> Roles:
     if not all(roles.values()):
         raise ConfigError(f"{key}: expected {_ROLE_SHAPE} ({place})")
     return MappingProxyType(roles)
+
+
+def parse_headers(key: str, source: yaml.Node | str, place: str) -> Headers:
+    """More headers of a request, such as `api-key` or `HTTP-Referer`."""
+    named = members(key, node_of(key, source, place), place, _HEADERS_SHAPE)
+    headers = {name: scalar(f"{key}.{name}", node, place, _HEADERS_SHAPE) for name, node in named.items()}
+    for name, text in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or name.lower() in _OWN_HEADERS:
+            raise ConfigError(f"{key}: {name!r} is no header that can be set here ({place})")
+        if not all(" " <= char <= "~" for char in text):
+            raise ConfigError(f"{key}.{name}: has a character that no header takes, such as a line break ({place})")
+    return MappingProxyType({name: Secret(text) for name, text in headers.items()})
 
 
 def parse_body(key: str, source: yaml.Node | str, place: str) -> Body:
@@ -153,4 +174,6 @@ def public_endpoint(endpoint: EndpointSettings) -> dict[str, Any]:
     parts = {name: getattr(endpoint, name) for name in (*_TEXTS, *_NUMBERS) if getattr(endpoint, name) is not None}
     if endpoint.api_key:
         parts["api_key"] = "***"
+    if endpoint.headers:
+        parts["headers"] = dict.fromkeys(endpoint.headers, "***")
     return parts | ({"models": dict(endpoint.models)} if endpoint.models else {})

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from config.endpoints import Body, Endpoints, Roles
+from config.endpoints import Body, Endpoints, Headers, Roles
 from config.values import Price, Prices, Secret
 
 
@@ -59,12 +59,13 @@ class PerformanceSettings:
 class LlmSettings:
     """The section `llm`: which model answers, and how long it may take."""
 
-    base_url: str | None = setting(None)
+    base_url: Secret | None = setting(None)
     api_key: Secret | None = setting(None)
     api_key_file: Path | None = setting(None)
     model: str | None = setting(None)
     roles: Roles = mapping()
     endpoints: Endpoints = mapping()
+    headers: Headers = mapping()
     extra_body: Body = mapping()
     temperature: float | None = setting(None, low=0, high=2)
     reasoning_effort: str | None = setting(None)

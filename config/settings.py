@@ -21,7 +21,17 @@ import yaml
 from config import legacy
 from config.container import CONTAINER, ContainerLimits, bounded_defaults, here
 from config.contradictions import contradictions
-from config.endpoints import Body, Endpoints, EndpointSettings, Roles, parse_body, parse_endpoints, parse_roles
+from config.endpoints import (
+    Body,
+    Endpoints,
+    EndpointSettings,
+    Headers,
+    Roles,
+    parse_body,
+    parse_endpoints,
+    parse_headers,
+    parse_roles,
+)
 from config.errors import ConfigError
 from config.overlays import overlay
 from config.sections import (
@@ -90,6 +100,7 @@ _STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]],
     (Endpoints, parse_endpoints),
     (Roles, parse_roles),
     (Body, parse_body),
+    (Headers, parse_headers),
 )
 #: What a supervisor tells the worker process that it starts: how often it had to start one again, how often because it
 #: consumed nothing, and a name that no other process has had.

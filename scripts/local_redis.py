@@ -21,6 +21,7 @@ from redis.exceptions import BusyLoadingError
 from scripts.processes import die_with_parent, stop
 from tasks.connection import ADDRESS_FILE, OLDEST, masked, private_url
 from tasks.errors import ConfigError, RedisUnavailableError
+from tasks.state_dir import make_private
 
 #: Seconds that a starting server may be silent; one that says it is loading its data is waited for.
 START_SECONDS: Final = 20.0
@@ -132,8 +133,8 @@ class LocalRedis:
         return self
 
     def _open_lock(self) -> None:
+        make_private(self._state_dir)
         try:
-            self._state_dir.mkdir(parents=True, exist_ok=True)
             self._lock = (self._state_dir / "redis.lock").open("a+")
         except OSError as exc:
             raise ConfigError(f"state_dir: {self._state_dir} cannot be written ({exc.strerror})") from exc

@@ -21,6 +21,7 @@ import click
 from config.errors import ThemesError
 from config.settings import NOTED, Settings, load, notices
 from tasks import logs
+from tasks.texts import cleaned
 
 #: Verb -> module. Each module has a click command called `command`.
 VERBS: Final = {
@@ -48,6 +49,8 @@ VERBS: Final = {
     "doctor": "scripts.doctor",
     "config": "scripts.config",
 }
+#: Verbs that write into the state directory, for nobody else to read.
+PRIVATE: Final = frozenset({"demo", "up", "run", "worker", "consumer", "dashboard", "cache"})
 #: Exit code of a program that Ctrl-C ended, as shells expect it.
 INTERRUPTED: Final = 130
 
@@ -65,6 +68,8 @@ class Verbs(click.Group):
         del ctx
         if cmd_name not in VERBS:
             return None
+        if cmd_name in PRIVATE:
+            os.umask(0o077)
         command: click.Command = importlib.import_module(VERBS[cmd_name]).command
         raise_from_now_on()
         return command
@@ -82,7 +87,7 @@ class Verbs(click.Group):
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "config_file", metavar="FILE", help="Settings file (THEMES_CONFIG).")
 @click.option("--debug", is_flag=True, help="Log in detail, and show tracebacks of errors.")
-@click.version_option(package_name="themes")
+@click.version_option(package_name="smart-destination-themes")
 @click.pass_context
 def cli(ctx: click.Context, config_file: str | None, *, debug: bool) -> None:
     """Find travel themes for destinations, in bulk, with a large language model."""
@@ -135,7 +140,8 @@ def main() -> None:
 def _show(exc: ThemesError) -> None:
     if os.environ.get("THEMES_DEBUG"):
         traceback.print_exception(exc)
-    print(f"themes: {exc}", file=sys.stderr)
+    # An error may repeat what stands in a file, in its name, or in an answer.
+    print(f"themes: {cleaned(str(exc))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

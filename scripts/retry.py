@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from dataclasses import dataclass
 
 import click
 
@@ -10,6 +9,7 @@ from config.settings import Settings
 from scripts.main import settings_from
 from scripts.results import reading
 from scripts.stored_status import stored_status
+from scripts.wanted import Wanted
 from scripts.watch import fail_on_partial, watch_to_end
 from tasks.connection import check_server, connect, locate
 from tasks.jobs import JobStatus
@@ -50,33 +50,6 @@ def command(
         return 0
     print(f"asking again for {count} destinations of job {job}", file=sys.stderr)
     return watch_to_end(redis, job, settings, is_partial_failure=is_partial_failure) if wait else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which destinations of a job are asked again: those that failed, and partial ones where `partial` says so."""
-
-    error_class: str | None = None
-    stages: tuple[str, ...] = ()
-    partial: bool = False
-
-    async def of(self, store: AsyncDatabaseManager, job_id: str) -> list[Destination]:
-        """These destinations."""
-        chosen = [row.destination async for row in store.failed(job_id, self.error_class, self.stages)]
-        if self.partial:
-            chosen += [row.destination async for row in store.partial(job_id, self.error_class, self.stages)]
-        return chosen
-
-    def nothing(self, known: KnownJob) -> str:
-        """Why there is nothing to ask again."""
-        said = f"{known.done} of {known.listed} done, {known.failed} failed"
-        if self.error_class:
-            said += f" with {self.error_class}"
-        if self.stages:
-            said += f" at {', '.join(self.stages)}"
-        if known.partial and not self.partial:
-            said += f"; {known.partial} are partial: `themes retry {known.job_id} --partial` asks for what they lack"
-        return said
 
 
 async def _read(

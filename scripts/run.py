@@ -22,9 +22,9 @@ from scripts.pages import Pages
 from scripts.partial import lines_of
 from scripts.reading import BadRows, reading_options, show, show_start
 from scripts.reading import summary as summary_of_reading
-from scripts.retry import Wanted
 from scripts.run_progress import RESUME, STOPPED, Progress
 from scripts.stored_status import stored_status
+from scripts.wanted import Wanted
 from scripts.watch import exit_code, fail_on_partial, summary
 from tasks.budget import check
 from tasks.destinations import Reader
@@ -34,6 +34,7 @@ from tasks.messages import Destination, JobOptions
 from workers.in_process import InProcessJob
 from workers.llm.state_file import StateFile
 from workers.observe.metrics import Histogram
+from workers.results.direct import book_orphans_in_database
 from workers.results.store import AsyncDatabaseManager
 
 #: Seconds that the second signal leaves to what is under way.
@@ -55,12 +56,12 @@ class Wish:
     use_cache: bool = True
     only_missing: bool = False
     strict: bool = False
-    mapped: tuple[str, ...] = ()
-    id_column: str | None = None
-    columns: tuple[str, ...] = ()
     #: With `resume`: what else is asked again, and whether a partial profile at the end is a failure.
     again: Wanted = Wanted()
     is_partial_failure: bool = False
+    mapped: tuple[str, ...] = ()
+    id_column: str | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,9 @@ def command(
         check(budget, settings)
     wish = Wish(
         file=file, resume=resume, name=name, limit=limit, budget_usd=budget, use_cache=not no_cache,
-        only_missing=only_missing, strict=strict, mapped=mapped, id_column=id_column, columns=columns,
-        is_partial_failure=is_partial_failure, again=Wanted(stages=stages, partial=partial or bool(stages)),
+        only_missing=only_missing, strict=strict, is_partial_failure=is_partial_failure,
+        again=Wanted(stages=stages, partial=partial or bool(stages)), mapped=mapped, id_column=id_column,
+        columns=columns,
     )  # fmt: skip
     ran = run(settings, wish, on_job=None if as_json else _print_id)
     if as_json and ran.job:
@@ -227,6 +229,7 @@ class _Run:
             raise JobNotFoundError(f"no job {wish.resume!r}: there is no results database yet ({store.place})")
         with StateFile(settings.state_dir) as file:
             async with store:
+                await book_orphans_in_database(settings, store)
                 if wish.resume:
                     return await self._resume(store, file, wish.resume)
                 return await self._begin(store, file)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import redis.asyncio
 from redis import Redis
@@ -33,6 +33,7 @@ from redis.retry import Retry
 
 from config.settings import Settings
 from tasks.errors import ConfigError, RedisUnavailableError
+from tasks.state_dir import check_private
 
 #: Where a private Redis leaves its address, in the state directory.
 ADDRESS_FILE: Final = "redis.url"
@@ -46,12 +47,14 @@ RETRIES: Final = 1
 HEALTH_SECONDS: Final = 30
 #: Seconds that a server which is loading its data is waited for.
 LOADING_SECONDS: Final = 60.0
+#: Parameters of a URL whose values are secret.
+_HIDDEN_PARAMETERS: Final = "password|(?:api|access)?[-_]?key|(?:access_)?token|secret|sig|code"
 #: What a URL may hide, and what is shown instead.
 _SECRETS: Final = (
     (re.compile(r"(://[^:@/]*):.*@", re.DOTALL), r"\1:***@"),
     # No host in sight: what stands where a port should may be the password.
     (re.compile(r"(://(?![^/]*@)[^:@/?#\[]*):(?!\d*(?:[/?#]|$))[^/]*"), r"\1:***"),
-    (re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE), r"\1***"),
+    (re.compile(rf"([?&](?:{_HIDDEN_PARAMETERS})=)[^&#]*", re.IGNORECASE), r"\1***"),
 )
 #: How Celery spells what redis-py calls none, optional and required.
 _CERT_REQS: Final = re.compile(r"([?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)(?=&|#|$)", re.IGNORECASE)
@@ -80,6 +83,11 @@ def masked(url: str) -> str:
     return url
 
 
+def secret_values(query: str) -> list[str]:
+    """The values of a URL's query that are secret."""
+    return [value for name, value in parse_qsl(query) if re.fullmatch(_HIDDEN_PARAMETERS, name, re.IGNORECASE)]
+
+
 def locate(settings: Settings) -> str:
     """The Redis to use: the one that the user set, else the private one of this state directory, else the default.
 
@@ -87,10 +95,13 @@ def locate(settings: Settings) -> str:
 
     Raises:
         RedisUnavailableError: there is to be none, says `redis.enabled`.
+        ConfigError: the state directory is not this user's alone.
     """
     check_enabled(settings)
     if settings.is_set("performance_optimization.redis_url"):
         return settings.redis_url
+    for path in (settings.state_dir, settings.state_dir / ADDRESS_FILE):
+        check_private(path)
     return private_url(settings.state_dir) or settings.redis_url
 
 

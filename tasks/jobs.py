@@ -371,7 +371,7 @@ def paused_words(known: JobStatus, *, resume: str = "themes resume") -> str:
         why = "the model of a worker has no price (llm.prices)"
         return f"stopped, because {why}: {done}; mend that, then: {resume} {known.job_id}"
     if known.paused == "account":
-        why = f"the LLM refuses the account: {known.paused_message}"
+        why = f"the LLM refuses every request: {known.paused_message}"
         return f"stopped, because {why}; {done}; mend that, then: {resume} {known.job_id}"
     limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
     return (

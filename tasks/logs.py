@@ -17,6 +17,8 @@ from typing import Any, Final, TextIO
 
 import msgspec
 
+from tasks.texts import cleaned
+
 #: `name=%s`, a bare placeholder, or `action=word`.
 _PART: Final = re.compile(r"(?:(\w+)=)?%(?:\((\w+)\))?[-+ #0-9.]*([a-zA-Z%])|\baction=(\w+)")
 #: What `logging` itself puts into a record.
@@ -168,7 +170,7 @@ class Lines(logging.Formatter):
         """The line, with what it is about where its message does not say that."""
         extra = {name: value for name, value in record.__dict__.items() if name not in _OWN and name[0] != "_"}
         said = " ".join(f"{name}={value}" for name, value in extra.items() if f"{name}=" not in record.message)
-        line = super().formatMessage(record) + (f" {said}" if said else "")
+        line = cleaned(super().formatMessage(record) + (f" {said}" if said else ""))
         colour = _COLOURS.get(record.levelno) if self._colour else None
         return f"{colour}{line}{_PLAIN}" if colour else line
 

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,9 @@ class Server:
 
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
+    #: Of each request: its path with the query, and its headers.
+    paths: list[str] = field(default_factory=list)
+    headers: list[Mapping[str, str]] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -33,6 +36,8 @@ async def server_that(habit: Habit, *, tls: ssl.SSLContext | None = None) -> Asy
         async def chat(request: web.Request) -> web.StreamResponse:
             body = await request.json()
             server.asked.append(body)
+            server.paths.append(request.path_qs)
+            server.headers.append(request.headers)
             answer = habit(len(server.asked), body)
             if answer is not None:
                 return answer

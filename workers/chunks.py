@@ -27,6 +27,7 @@ from tasks.ledger import Ledger, Taken, Taking
 from tasks.messages import Chunk, Destination, JobOptions
 from tasks.producer import label
 from workers.destination import DestinationRunner, Process
+from workers.halts import Halts
 from workers.lanes import Lanes
 from workers.llm.halt import Halt
 from workers.observe.profiler import PerformanceProfiler
@@ -134,8 +135,7 @@ class ChunkRunner:
         self._postponed: deque[tuple[str, str, str, int]] = deque(maxlen=POSTPONED)
         #: Jobs whose entry cannot be read, of which that was said.
         self._unreadable: set[str] = set()
-        #: The stop sign of every job that has chunks here.
-        self._halts: dict[str, Halt] = {}
+        self._halts = Halts(ledger, self._patience)
 
     def __repr__(self) -> str:
         return f"<ChunkRunner held={len(self._held)} {self._lanes!r}>"
@@ -158,7 +158,7 @@ class ChunkRunner:
     @property
     def jobs(self) -> list[str]:
         """Jobs that have chunks here."""
-        return list(self._halts)
+        return self._halts.jobs
 
     def stop(self) -> None:
         """Start nothing any more; what is unstarted goes back."""
@@ -175,11 +175,11 @@ class ChunkRunner:
         if not running:
             return
         _, running = await asyncio.wait(running, timeout=grace_seconds * FINISH_SHARE)
-        self._halt_all("this worker is stopping")
+        self._halts.stop_all("this worker is stopping")
         if running:
             _, running = await asyncio.wait(running, timeout=grace_seconds * (1 - FINISH_SHARE))
         if running:
-            self._halt_all("this worker is stopping", at_once=True)
+            self._halts.stop_all("this worker is stopping", at_once=True)
             _, running = await asyncio.wait(running, timeout=GIVE_BACK_SECONDS)
         abandoned = [key for key, held in self._held.items() if held.is_ours]
         for task in running:
@@ -199,19 +199,9 @@ class ChunkRunner:
         await self._wake(job_id, [(chunk_id, "given back")], options.priority)
         log.info("action=give_back job_id=%s chunk_id=%s in the middle of its work", job_id, chunk_id)
 
-    def _halt_all(self, reason: str, *, at_once: bool = False) -> None:
-        for halt in self._halts.values():
-            halt.stop(reason, at_once=at_once)
-
     async def look(self, job_ids: Iterable[str] | None = None) -> None:
         """Stop those of our jobs that were cancelled or paused; all of them are looked at unless some are named."""
-        ours = [job_id for job_id in (self._halts if job_ids is None else job_ids) if job_id in self._halts]
-        if not ours:
-            return
-        for job_id, reason in (await self._ledger.stopped(ours)).items():
-            if (halt := self._halts.get(job_id)) and not halt.reason:
-                log.info("action=halt job_id=%s %s", job_id, reason)
-                halt.stop(reason)
+        await self._halts.look(job_ids)
 
     async def renew(self) -> None:
         """Prolong the leases of everything held; chunks that are no longer ours are marked, and not started."""
@@ -263,6 +253,8 @@ class ChunkRunner:
             raise  # this worker is stopping, and Redis is away: the lease runs out
         except Exception as exc:  # a fault of ours: no worker has died, and a second try would meet it again
             log.exception("action=chunk_crashed job_id=%s chunk_id=%s", job_id, chunk_id)
+            if await self._patience.wait_for(lambda: self._ledger.renew(job_id, [chunk_id])):
+                return ChunkEnd.GONE  # given back, split or taken over: others do what is left
             await self._destinations.fail_rest(taken, exc)
             return ChunkEnd.DONE
 
@@ -276,6 +268,8 @@ class ChunkRunner:
         """Split a chunk that has lost its worker, give up or postpone a suspect, work on any other."""
         job_id, chunk_id = taken.chunk.job_id, taken.chunk.chunk_id
         options = await self._patience.wait_for(lambda: self._options(job_id))
+        if self._halts.is_pausing(job_id):
+            return await self._give_back(taken.chunk, options, len(taken.chunk.destinations), is_paused=True)
         if taken.deliveries > 1 and len(taken.chunk.destinations) > 1:
             return await self._split(taken, options)
         if taken.deliveries > self._work.max_deliveries:
@@ -288,14 +282,14 @@ class ChunkRunner:
         self._held[job_id, chunk_id] = held = _Held(taken, options)
         try:
             with self._profiler.job(job_id) as records:
-                return await self._work_on(held, self._halt(job_id), records)
+                return await self._work_on(held, self._halts.of(job_id), records)
         finally:
             if self._suspect == (job_id, chunk_id):
                 self._suspect = None
                 await self._next_suspect()
             del self._held[job_id, chunk_id]
             if all(held != job_id for held, _ in self._held):
-                self._halts.pop(job_id, None)
+                self._halts.forget(job_id)
 
     async def _postpone(self, chunk: Chunk, options: JobOptions) -> ChunkEnd:
         """Not now: another destination whose workers have died is at work here.
@@ -312,13 +306,6 @@ class ChunkRunner:
         if self._postponed:
             job_id, chunk_id, text, priority = self._postponed.popleft()
             await self._wake(job_id, [(chunk_id, text)], priority)
-
-    def _halt(self, job_id: str) -> Halt:
-        """The job's stop sign. Whoever gets a chunk is told by the ledger that the job goes on: an old sign is done."""
-        halt = self._halts.get(job_id)
-        if halt is None or (halt.reason and not self._patience.is_over):
-            halt = self._halts[job_id] = Halt(job_id)
-        return halt
 
     async def _take(self, job_id: str, chunk_id: str) -> Taken | ChunkEnd:
         while not self._patience.is_over:
@@ -424,7 +411,7 @@ class ChunkRunner:
 
     async def _pause(self, destination: Destination, exc: JobPausedError) -> bool:
         """Pause the job; False when its budget has been raised meanwhile. The destination stays as it is."""
-        is_paused = await self._patience.wait_for(lambda: self._ledger.pause(exc))
+        is_paused = await self._halts.pause(exc)
         log.warning("action=job_paused job_id=%s name=%r %s", exc.job_id, destination.label, exc)
         return is_paused
 

@@ -47,11 +47,11 @@ from workers.llm.halt import Halt
 from workers.llm.health import look_after
 from workers.llm.state_file import FileBook, StateFile
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.recorder import CallRecorder
+from workers.observe.recorder import FOLDER, CallRecorder, current
 from workers.patience import Patience
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
-from workers.results.direct import DirectWriter
+from workers.results.direct import DirectWriter, unwritten_entries
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
 from workers.watch import Watched, look_at
@@ -69,7 +69,10 @@ IDS_AT_ONCE: Final = 500
 
 
 class _Books:
-    """Results and costs into the database: what the ledger is to a worker."""
+    """Results and costs into the database: what the ledger is to a worker.
+
+    The call journal keeps a run until its entry is durable.
+    """
 
     def __init__(self, writer: DirectWriter) -> None:
         self._writer = writer
@@ -77,12 +80,17 @@ class _Books:
     async def finish(self, chunk: Chunk, result: Result) -> bool:
         """Hand in a result: nobody else can have made one."""
         del chunk
-        await self._writer.put(result)
+        await self._put(result)
         return True
 
     async def book(self, spent: Spent) -> None:
         """Hand in what a destination has cost without an outcome."""
-        await self._writer.put(spent)
+        await self._put(spent)
+
+    async def _put(self, entry: Result | Spent) -> None:
+        durable, run = await self._writer.put(entry), current()
+        if run is not None:
+            run.durable = durable
 
 
 class InProcessJob:
@@ -186,10 +194,14 @@ class InProcessJob:
             ThemesError: the input, the settings or the database cannot be used; what is done is kept.
         """
         graph = Graph(stages_of(self._settings))
-        async with (
-            DirectWriter(self._store, self._settings, self._written, self.profiler) as writer,
-            contextlib.AsyncExitStack() as stack,
-        ):
+        async with contextlib.AsyncExitStack() as stack:
+            slots = self.lanes.size + unwritten_entries(self._settings)
+            recorder = CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=slots)
+            # Closed after the writer: what it has written is out of the journal.
+            stack.callback(recorder.close)
+            writer = await stack.enter_async_context(
+                DirectWriter(self._store, self._settings, self._written, self.profiler)
+            )
             engine = await stack.enter_async_context(
                 open_engine(self._settings, graph, profiler=self.profiler, redis=None, completions=self._file)
             )
@@ -221,7 +233,7 @@ class InProcessJob:
             watching = asyncio.create_task(self._watch(), name="profiler")
             stack.push_async_callback(self._keep_profile)
             stack.push_async_callback(end_tasks, watching)
-            await self._work(engine, writer, budget)
+            await self._work(engine, writer, budget, recorder)
             if self._listing is not None:
                 await asyncio.wait({self._listing})
                 if not self._listing.cancelled():
@@ -283,7 +295,9 @@ class InProcessJob:
             self._is_listed = True
             self._news.set()
 
-    async def _work(self, engine: Engine, writer: DirectWriter, budget: JobBudget | None) -> None:
+    async def _work(
+        self, engine: Engine, writer: DirectWriter, budget: JobBudget | None, recorder: CallRecorder
+    ) -> None:
         """Give the lanes page after page of what is missing, until nothing is and no more can come."""
         runner = DestinationRunner(
             ledger=_Books(writer),
@@ -292,7 +306,7 @@ class InProcessJob:
             settings=self._settings,
             profiler=self.profiler,
             worker=self._name,
-            recorder=CallRecorder(),
+            recorder=recorder,
         )
 
         async def work(destination: Destination) -> None:

@@ -19,6 +19,7 @@ from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
 from workers.llm.reply import AnswerFormat
+from workers.llm.request import request_of
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
@@ -75,13 +76,11 @@ async def test_efficiency_at_200_ms(
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session,
         LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool,
     ):
-        client = pool.routes[0].client
         generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
 
         async def bare(number: int) -> object:
-            body = client._body(
-                _prompt(number), (), style=AnswerFormat.JSON_SCHEMA, parameter="max_tokens", max_tokens=9
-            )
+            request = request_of("sandbox", _prompt(number), (), AnswerFormat.JSON_SCHEMA) | {"max_tokens": 9}
+            body = msgspec.json.encode(request)
             async with session.post(f"{slow_server}/chat/completions", data=body) as answer:
                 return msgspec.json.decode(await answer.read())
 

@@ -23,6 +23,7 @@ from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.prompt import Prompt
 from workers.llm.reply import AnswerFormat
+from workers.llm.request import request_of
 from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
@@ -84,11 +85,11 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=IN_FLIGHT)) as session,
         LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool,
     ):
-        client = pool.routes[0].client
 
         async def bare(number: int) -> object:
             prompt = _prompt(number)
-            body = client._body(prompt, (), style=AnswerFormat.JSON_SCHEMA, parameter="max_tokens", max_tokens=1000)
+            request = request_of("sandbox", prompt, (), AnswerFormat.JSON_SCHEMA) | {"max_tokens": 1000}
+            body = msgspec.json.encode(request)
             async with session.post(f"{far_sandbox}/chat/completions", data=body) as answer:
                 return msgspec.json.decode(await answer.read())
 

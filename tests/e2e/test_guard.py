@@ -1,10 +1,13 @@
 """The dashboard is closed to others, however it is started and whatever it is told."""
 
 import http.client
+import socket
+import stat
 import subprocess
 import sys
 import urllib.request
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,38 @@ def test_nothing_answers_without_the_password_and_every_answer_is_guarded(way: s
     ours = {"Authorization": right, "Origin": f"http://127.0.0.1:{port}", "Sec_Fetch_Site": "same-origin"}
     assert _ask(port, "POST", "/api/worker/shutdown/nobody", **ours)[0] == 404, "through to Flower"
     assert "Traceback" not in stack.log("dashboard")
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read_and_a_half_one_is_not_waited_for(stack: Engine) -> None:
+    port = _start(stack, "themes", THEMES_DASHBOARD__BASIC_AUTH="me:secret")
+    head = f"POST /api/workers HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: "
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as large:
+        large.sendall(f"{head}95000000\r\n\r\n".encode())
+        assert large.recv(1_000).startswith((b"HTTP/1.1 4", b"")), "not a byte of the body was sent"
+        assert large.recv(1_000) == b""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as half:
+        half.sendall(f"{head}1000\r\n\r\nabc".encode())
+        while half.recv(1_000):
+            pass
+
+
+def test_wrong_passwords_are_refused_one_after_the_other_and_right_ones_do_not_wait(stack: Engine) -> None:
+    port = _start(stack, "themes", THEMES_DASHBOARD__BASIC_AUTH="me:secret")
+    wrong, right = (f"Basic {b64encode(f'me:{word}'.encode()).decode()}" for word in ("wrong", "secret"))
+    with ThreadPoolExecutor(8) as guesses:
+        asked = [guesses.submit(_ask, port, "GET", "/jobs", Authorization=wrong) for _ in range(16)]
+        first = _ask(port, "GET", "/jobs", Authorization=right)[0]
+        were_done = sum(one.done() for one in asked)
+        assert [one.result()[0] for one in asked] == [401] * 16
+    assert first == 200
+    assert were_done < 16
+
+
+def test_a_socket_file_is_its_user_s_alone(stack: Engine, tmp_path: Path) -> None:
+    place = tmp_path / "dashboard.sock"
+    stack.themes("dashboard", "dashboard", FLOWER_UNIX_SOCKET=str(place))
+    until("the socket", place.exists)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("way", ["themes", "celery"])

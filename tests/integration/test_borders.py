@@ -275,8 +275,10 @@ def _processor(generator: FocusedLLMGenerator, settings: Settings) -> FocusedPro
         lambda: refuses(400, "Your credit balance is too low"),
         lambda: web.Response(status=402),
         lambda: refuses(404, "The model does not exist", code="model_not_found"),
+        lambda: _page(200),
+        lambda: web.json_response({"choices": None, "base_resp": {"status_msg": "insufficient balance"}}),
     ],
-    ids=["key", "quota", "type", "credit", "402", "model"],
+    ids=["key", "quota", "type", "credit", "402", "model", "page", "status 200"],
 )
 async def test_a_refused_account_stops_the_job_after_a_few_calls_and_what_was_paid_stays(
     refusal: Callable[[], web.StreamResponse], settings_for: MakeSettings
@@ -296,6 +298,21 @@ async def test_a_refused_account_stops_the_job_after_a_few_calls_and_what_was_pa
             outcomes = [await processor.process(city, halt=Halt("job")) for city in cities[:2]]
     assert all(outcome.profile and outcome.profile.status == "ok" for outcome in outcomes)
     assert len(server.asked) <= answered + refused + 2 * len(ALL)
+
+
+async def test_a_server_that_refuses_all_prompts_from_the_first_on_stops_the_job(settings_for: MakeSettings) -> None:
+    """Whatever its words: no table has them all. One that has answered refuses prompts, and those fail alone."""
+    for answered in (0, 1):
+        async with server_that(lambda n, _, most=answered: refuses(400, "Shrug") if n > most else None) as server:
+            settings = _settings(settings_for, server)
+            async with _generator(settings) as generator:
+                processor, halt = _processor(generator, settings), Halt("job")
+                cities = [Destination.of(name) for name in CITIES]
+                ends = await asyncio.gather(*(processor.process(c, halt=halt) for c in cities), return_exceptions=True)
+        paused = [end for end in ends if isinstance(end, AccountRefusedError)]
+        assert bool(paused) is bool(halt.reason) is (answered == 0)
+        assert all("Shrug" in str(end) for end in paused)
+        assert len(server.asked) < 100 or answered
 
 
 async def test_one_odd_refusal_of_the_account_stops_nothing(settings_for: MakeSettings) -> None:
@@ -378,3 +395,39 @@ async def test_an_error_with_our_key_in_it_is_shown_without(settings_for: MakeSe
         with pytest.raises(EndpointDownError) as broken:
             await _ask(_settings(settings_for, server))
     assert "secret-key" not in str(broken.value)
+
+
+async def test_headers_and_the_query_of_an_address_are_sent(settings_for: MakeSettings) -> None:
+    async with server_that(lambda *_: None) as server:
+        server.url += "?api-version=2026-01-01&api-key=canary-in-a-query"
+        settings = _settings(settings_for, server, THEMES_LLM__HEADERS="{api-key: canary-in-a-header, X-Title: us}")
+        await _ask(settings)
+    assert server.paths == ["/v1/chat/completions?api-version=2026-01-01&api-key=canary-in-a-query"]
+    assert (server.headers[0]["api-key"], server.headers[0]["X-Title"]) == ("canary-in-a-header", "us")
+    assert "canary" not in repr(settings)
+    named = f"{{east: {{base_url: '{server.url}', headers: {{X-Title: them}}}}}}"
+    both = settings_for(THEMES_LLM__ENDPOINTS=named, THEMES_LLM__HEADERS="{X-Title: us, X-More: a}", THEMES_MODEL="m")
+    (east,) = endpoints(both.llm)
+    assert dict(east.headers) == {"X-Title": "them", "X-More": "a"}
+    assert "canary" not in repr(both) + repr(east)
+
+
+@pytest.mark.parametrize("headers", ["{Host: x}", "{'a b': x}", '{x: "a\\nb"}', "{content-length: 3}", "[a]"])
+def test_a_header_that_cannot_be_set_is_refused(headers: str, settings_for: MakeSettings) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.headers"):
+        settings_for(THEMES_LLM__HEADERS=headers)
+
+
+def test_an_address_that_cannot_be_used_is_shown_without_its_password(settings_for: MakeSettings) -> None:
+    settings = settings_for(OPENAI_BASE_URL="ftp://me:canary@h/v1?api-key=canary", THEMES_MODEL="m")
+    assert "canary" not in repr(settings)
+    with pytest.raises(ConfigError) as caught:
+        endpoints(settings.llm)
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_key_of_few_characters_does_not_cut_into_what_is_said(settings_for: MakeSettings) -> None:
+    async with server_that(lambda *_: refuses(400, "The model is tired")) as server:
+        settings = settings_for(OPENAI_BASE_URL=server.url, OPENAI_API_KEY="e", THEMES_MODEL="m", **QUICK)
+        with pytest.raises(BadRequestError, match="The model is tired"):
+            await _ask(settings)

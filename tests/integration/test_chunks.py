@@ -14,7 +14,7 @@ from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.events import decode, encode
 from tasks.jobs import options_of
-from tasks.ledger import Ledger, write_chunks
+from tasks.ledger import Ledger, Taken, write_chunks
 from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
 from tests.stored import holding, theme
 from workers.chunks import ChunkEnd, ChunkRunner
@@ -215,6 +215,25 @@ async def test_a_fault_in_a_chunks_own_code_fails_what_is_left_by_its_name(
     said = ("worker", "ZeroDivisionError", "planted")
     assert [(f.stage, f.error_class, f.message) for f in failures] == [said] * 4
     assert redis.keys("themes:job:*") == []
+
+
+async def test_a_fault_after_a_chunk_was_split_fails_nothing(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    dead = Ledger(client, token="dead", lease_seconds=0.01)
+    assert isinstance(await dead.take(JOB, CHUNK.chunk_id, max_unwritten=100), Taken)
+    async with Lanes[Destination](2, steal=True) as lanes, asyncio.timeout(60):
+        rig = Rig(client, settings_for(), lanes, _fails)
+        rig.runner._wake = broken_wake
+        while (end := await rig.runner.run(JOB, CHUNK.chunk_id)) is ChunkEnd.HELD:
+            await asyncio.sleep(0.01)
+    assert end is ChunkEnd.GONE
+    assert _results(redis) == []
+    assert len(redis.hkeys(keys.chunks(JOB))) == 4, "the sweeper finds them"
+
+
+async def broken_wake(*_: object) -> None:
+    raise ZeroDivisionError("planted")
 
 
 async def test_a_chunk_that_cannot_be_read_is_dropped_and_wakes_no_worker_after_worker(

@@ -351,7 +351,7 @@ async def test_the_newer_name_of_the_token_limit_is_learnt(settings_for: MakeSet
 
 
 async def test_tokens_that_a_server_does_not_count_are_estimated_and_marked(settings_for: MakeSettings) -> None:
-    counted = {"prompt_tokens": 7, "completion_tokens": 5}
+    counted = {"prompt_tokens": 700, "completion_tokens": 5}
     for usage, marks in ((counted, 0), (None, 1)):
         async with _server(lambda _, usage=usage: web.json_response(_says(FOUR, usage=usage))) as (url, _):
             _, account = await _ask(settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any"))

@@ -43,7 +43,7 @@ from workers.observe.recorder import (
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
-from workers.results.orphans import BAD_FILES, Orphanage
+from workers.results.orphans import BAD_FILES, Orphanage, StreamDelivery
 from workers.results.store import AsyncDatabaseManager
 from workers.sandbox.server import SandboxServer
 
@@ -80,6 +80,10 @@ def _call(run, *, answered: bool = True) -> None:
     run.sent(EXPECTED)
     if answered:
         run.ended(1, EXPECTED, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
+
+
+def _orphanage(settings: Settings, redis: Redis, *, knows: Callable[[str], bool] = lambda _: False) -> Orphanage:
+    return Orphanage(settings.state_dir, StreamDelivery(settings, redis, knows=knows))
 
 
 def _left(folder: Path) -> list[Path]:
@@ -193,6 +197,22 @@ def test_half_a_write_leaves_what_was_there_before(recorder: CallRecorder, folde
     assert read(bytes(torn)).orphans == read(after).orphans != read(before).orphans
 
 
+async def test_a_run_keeps_its_slot_until_what_was_booked_is_durable(recorder: CallRecorder, folder: Path) -> None:
+    futures: list[asyncio.Future[None]] = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    for number, future in enumerate(futures):
+        run = recorder.begin(JOB, f"d{number}", 1)
+        _call(run)
+        run.durable = future
+        run.books_at(time.time())
+        run.forget()
+    assert len(read(_left(folder)[0].read_bytes()).orphans) == 2
+    futures[0].set_result(None)
+    futures[1].cancel()
+    await asyncio.sleep(0)
+    (orphan,) = read(_left(folder)[0].read_bytes()).orphans
+    assert orphan.destination_id == "d1"
+
+
 CHILD = """
 import os, random, sys
 from pathlib import Path
@@ -273,12 +293,12 @@ def test_the_dead_are_booked_and_the_living_left_alone(
     _call(recorder.begin(JOB, "alive", 1))
     _dead(folder, runs=3)
     _dead(folder, runs=2)
-    assert Orphanage(settings, redis).book() == 10
+    assert _orphanage(settings, redis).book() == 10
     entries = _entries(redis)
     assert sorted(entry.destination_id for entry in entries) == ["town-0", "town-0", "town-1", "town-1", "town-2"]
     assert all(entry.lost and entry.worker == "w@h" and entry.usage.estimated_calls == 1 for entry in entries)
     assert len(_left(folder)) == 1
-    assert Orphanage(settings, redis).book() == 0
+    assert _orphanage(settings, redis).book() == 0
 
 
 def test_many_who_book_at_once_book_once(redis_url: str, redis: Redis, settings: Settings, folder: Path) -> None:
@@ -288,7 +308,7 @@ def test_many_who_book_at_once_book_once(redis_url: str, redis: Redis, settings:
 
     def book(_: int) -> int:
         with Redis.from_url(redis_url) as own:
-            return Orphanage(settings, own).book()
+            return _orphanage(settings, own).book()
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(book, range(8))) == 20
@@ -309,10 +329,10 @@ async def test_what_is_booked_twice_or_has_a_result_already_counts_once(
     (path,) = _left(folder)
     kept = tmp_path / "kept"
     shutil.copy2(path, kept)
-    Orphanage(settings, redis).book()
+    _orphanage(settings, redis).book()
     # Whoever booked died before it could remove the file.
     shutil.copy2(kept, path)
-    Orphanage(settings, redis).book()
+    _orphanage(settings, redis).book()
     spent = _entries(redis)
     assert len(spent) == 4
     async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}") as store:
@@ -334,25 +354,25 @@ def test_a_redis_that_is_away_leaves_the_file_for_later(redis: Redis, settings: 
         nobody.bind(("127.0.0.1", 0))
         away = Redis(port=nobody.getsockname()[1], retry=None)
         with pytest.raises(RedisConnectionError):
-            Orphanage(settings, away).book()
+            _orphanage(settings, away).book()
     assert len(_left(folder)) == 1
     redis.hset(keys.job(JOB), "state", "running")
-    assert Orphanage(settings, redis).book() == 2
+    assert _orphanage(settings, redis).book() == 2
 
 
 def test_what_belongs_to_jobs_that_nobody_knows_waits_a_week_and_is_told_once(
     redis: Redis, settings: Settings, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _dead(folder)
-    orphanage = Orphanage(settings, redis)
+    orphanage = _orphanage(settings, redis)
     assert [orphanage.book() for _ in range(3)] == [0, 0, 0]
     assert len([said for said in caplog.messages if JOB in said]) == 1
     # The database may know what has left Redis.
-    assert Orphanage(settings, redis, knows=lambda job_id: job_id == JOB).book() == 2
+    assert _orphanage(settings, redis, knows=lambda job_id: job_id == JOB).book() == 2
     path = _dead(folder)
     long_ago = time.time() - keys.KEEP_SECONDS - 1
     os.utime(path, (long_ago, long_ago))
-    assert Orphanage(settings, redis).book() == 0
+    assert _orphanage(settings, redis).book() == 0
     assert _left(folder) == []
     assert len(_entries(redis)) == 1
 
@@ -368,7 +388,7 @@ def test_a_foreign_file_is_set_aside_with_one_clear_line(
     folder.mkdir(parents=True)
     (folder / f"foreign{SUFFIX}").write_bytes(content)
     _dead(folder)
-    orphanage = Orphanage(settings, redis)
+    orphanage = _orphanage(settings, redis)
     assert [orphanage.book(), orphanage.book()] == [2, 0]
     assert [path.name for path in folder.iterdir()] == [f"foreign{BAD_SUFFIX}"]
     assert len([said for said in caplog.messages if "set aside" in said]) == 1
@@ -398,7 +418,7 @@ def test_of_unreadable_files_a_few_are_kept_and_unfinished_ones_go(
     for name, age in (("old", 3_600), ("fresh", 0)):
         (folder / f"{name}{NEW_SUFFIX}").write_bytes(b"")
         os.utime(folder / f"{name}{NEW_SUFFIX}", (time.time() - age,) * 2)
-    Orphanage(settings, redis).book()
+    _orphanage(settings, redis).book()
     assert len(list(folder.glob(f"*{BAD_SUFFIX}"))) == BAD_FILES
     assert [path.stem for path in folder.glob(f"*{NEW_SUFFIX}")] == ["fresh"]
 

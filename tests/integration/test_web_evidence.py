@@ -20,6 +20,7 @@ from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
 from workers.sandbox.server import SandboxServer
+from workers.web.addresses import is_public
 from workers.web.fetcher import GuardedFetcher, PageError, SiteAwayError
 
 KYOTO = "<title>Kyoto</title>" + "".join(
@@ -99,6 +100,65 @@ async def test_a_host_in_the_own_network_is_not_asked_unless_it_was_named(
     assert not site.asked
     async with GuardedFetcher(web_settings()) as fetcher:
         assert "pickles" in (await fetcher.fetch(f"{site.url}/page")).text
+
+
+#: Other full stops, other digits, other letters, an IPv4 address in an IPv6 one.
+DISGUISED = (
+    "127\u30020\u30020\u30021",
+    "127\uff0e0\uff0e0\uff0e1",
+    "127\uff610\uff610\uff611",
+    "\uff11\uff12\uff17.0.0.1",
+    "\u24dbocalhost",
+    "[::ffff:127.0.0.1]",
+)
+
+
+@pytest.mark.parametrize("host", DISGUISED)
+async def test_a_host_is_checked_as_the_client_will_read_it(
+    host: str, site: Site, web_settings: Callable[..., Settings]
+) -> None:
+    site.pages["/page"] = KYOTO
+    async with GuardedFetcher(web_settings(THEMES_WEB_DISCOVERY__PRIVATE_HOSTS="elsewhere")) as fetcher:
+        for url in (f"http://{host}/page", f"http://{host}:{site.port}/page"):
+            with pytest.raises(PageError):
+                await fetcher.fetch(url, is_api=True)
+    assert not site.asked
+
+
+async def test_the_address_that_is_connected_to_is_checked_too(
+    site: Site, web_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if a way round the other checks had been found.
+    monkeypatch.setattr(GuardedFetcher, "_check", lambda *_: None)
+    async with GuardedFetcher(web_settings(THEMES_WEB_DISCOVERY__PRIVATE_HOSTS="elsewhere")) as fetcher:
+        with pytest.raises(PageError, match="no public address"):
+            await fetcher.fetch(f"http://127.0.0.1:{site.port}/page", is_api=True)
+    assert not site.asked
+
+
+@pytest.mark.parametrize(
+    "address", ["fec0::1", "3fff::1", "168.63.129.16", "::ffff:168.63.129.16", "5f00::1", "100::1"]
+)
+def test_addresses_that_no_site_has_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/html", KYOTO.encode()),
+        ("text/html; charset=no-such-charset", KYOTO.encode()),
+        ("text/html", b'<meta charset="windows-1252">' + KYOTO.replace("tea", "caf\xe9").encode("cp1252")),
+    ],
+)
+async def test_a_page_without_a_charset_that_can_be_used_is_read(
+    kind: str, body: bytes, site: Site, web_settings: Callable[..., Settings]
+) -> None:
+    site.pages["/page"] = web.Response(body=body, headers={"Content-Type": kind})
+    async with GuardedFetcher(web_settings()) as fetcher:
+        text = (await fetcher.fetch(f"{site.url}/page")).text
+    assert "pickles" in text
+    assert "\ufffd" not in text
 
 
 async def test_a_name_that_leads_into_the_own_network_is_not_followed(

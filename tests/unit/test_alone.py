@@ -72,3 +72,17 @@ def test_what_passes_only_alone_is_named(ci: str, code: int, tmp_path: Path) -> 
     )
     assert again.returncode == code, again.stdout + again.stderr
     assert "passed only alone: test_flaky.py::test_a" in again.stderr
+
+
+@pytest.mark.parametrize("failed", [None, {}, {"gw1": True}, {"gw1": True, "test_a.py::test_a": True}])
+def test_a_failure_outside_of_tests_is_red_and_nothing_is_tried(failed: dict[str, bool] | None, tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text("def test_a(): open('ran', 'w')\n")
+    if failed is not None:
+        (tmp_path / ".pytest_cache/v/cache").mkdir(parents=True)
+        (tmp_path / ".pytest_cache/v/cache/lastfailed").write_text(json.dumps(failed))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(
+        [sys.executable, "-m", "tests.alone"], cwd=tmp_path, env=env, capture_output=True, check=False
+    )
+    assert said.returncode == 1
+    assert not (tmp_path / "ran").exists()

@@ -86,6 +86,10 @@ def test_a_decorated_answer_is_read_for_what_it_says(text: str) -> None:
     assert THEMES.read(text) == VALUE
 
 
+def test_a_line_break_as_it_is_within_a_string_is_read() -> None:
+    assert THEMES.read(PLAIN.replace(", Cheese", ",\nCheese"))["themes"][0]["name"] == "Wine,\nCheese and Bread"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -95,7 +99,8 @@ def test_a_decorated_answer_is_read_for_what_it_says(text: str) -> None:
         ('{"themes": [{"name": "A", "peak_month": "Smarch"}]}', "Smarch"),
         ('{"themes": [{"name": 7, "peak_month": "May"}]}', "name"),
         ('{"themes": NaN}', "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 2_000_000, "not JSON"),
+        ("{'themes': [{'name': 'A', 'citations': []}]}", "not JSON"),
     ],
 )
 def test_an_unusable_answer_says_what_is_wrong(text: str, says: str) -> None:

@@ -63,6 +63,11 @@ def test_failed_destinations_are_told_by_class_and_stage() -> None:
     assert told.share == 0.1
 
 
+def test_failures_that_the_database_knows_before_the_status_does_are_no_share_yet() -> None:
+    kinds = [FailureKind("BadRequestError", "discover.food", 1, "400")]
+    assert _said(replace(STATUS, state="queued", done=0, failed=0), _account(_even(), failures=kinds)) == []
+
+
 def test_rows_that_come_late_are_the_databases_fault() -> None:
     late = _account(_even())
     (told,) = _said(ENDED, msgspec.structs.replace(late, ended_at=1180.0))

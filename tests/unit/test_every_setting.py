@@ -123,6 +123,7 @@ EFFECTS = {
     "llm.roles": f"{_ENDPOINTS}::test_each_role_asks_its_own_model_where_that_is_served",
     "llm.endpoints": f"{_ENDPOINTS}::test_endpoints_share_the_work_by_their_weight",
     "llm.extra_body": _KEY,
+    "llm.headers": f"{_BORDERS}::test_headers_and_the_query_of_an_address_are_sent",
     "llm.temperature": _KEY,
     "llm.reasoning_effort": f"{_BORDERS}::test_an_effort_that_is_set_is_sent_and_changes_the_key",
     "llm.max_completion_tokens": f"{_BORDERS}::test_thoughts_stop_growing_at_the_set_bound",

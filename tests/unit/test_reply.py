@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import EndpointDownError, RefusedError
+from tasks.errors import EndpointDownError, EndpointRefusedError, RefusedError
 from workers.llm.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
 
 TEXT = '{"themes": []}'
@@ -21,6 +21,10 @@ def _read(body: Any) -> RawAnswer:
 
 def _choice(message: Any, ended: Any = "stop", **more: Any) -> dict[str, Any]:
     return {"choices": [{"message": message, "finish_reason": ended}], "usage": USAGE, **more}
+
+
+def _event(**more: Any) -> str:
+    return f"data: {json.dumps(more, ensure_ascii=False)}\n\n"
 
 
 CALL = {"function": {"name": "answer", "arguments": TEXT}}
@@ -37,6 +41,9 @@ CALL = {"function": {"name": "answer", "arguments": TEXT}}
         {"content": None, "tool_calls": [CALL]},
         {"content": "", "tool_calls": [{"function": {"arguments": json.loads(TEXT)}}]},
         {"content": None, "function_call": CALL["function"]},
+        {"content": None, "tool_calls": [CALL["function"]]},
+        {"content": None, "tool_calls": [{"name": "answer", "input": json.loads(TEXT)}]},
+        TEXT,
     ],
 )
 def test_an_answer_is_read_wherever_a_server_puts_it(message: Any) -> None:
@@ -61,8 +68,10 @@ def test_an_old_server_s_text_is_an_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "ended", ["length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "token_limit_reached"]
-)
+    "ended",
+    ["length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "token_limit_reached",
+     "limit", "incomplete", "model_context_window_exceeded"],
+)  # fmt: skip
 def test_every_spelling_of_a_limit_is_one(ended: str) -> None:
     assert _read(_choice({"content": TEXT[:4]}, ended)).is_truncated
 
@@ -79,6 +88,10 @@ def test_other_ends_are_no_limit(ended: Any) -> None:
         {"choices": [{"error": {"code": 502, "message": "lost"}, "message": {"content": "half"}}]},
         {"error": {"message": "overloaded"}},
         {"error": "overloaded", "choices": []},
+        *(_choice({"content": TEXT[:4]}, end) for end in ("cancelled", "timeout", "insufficient_system_resource")),
+        _event(message="Insufficient credits", code=402).encode(),
+        {"detail": "Unauthorized"},
+        [{"error": {"message": "lost"}}],
     ],
 )
 def test_an_error_in_place_of_an_answer_is_no_answer(body: Any) -> None:
@@ -86,9 +99,17 @@ def test_an_error_in_place_of_an_answer_is_no_answer(body: Any) -> None:
         _read(body)
 
 
-@pytest.mark.parametrize("ended", ["content_filter", "SAFETY", "PROHIBITED_CONTENT"])
-def test_a_filtered_answer_is_a_refusal(ended: str) -> None:
-    with pytest.raises(RefusedError, match="filter"):
+@pytest.mark.parametrize("error", [None, False, "", {}, {"code": 0, "message": ""}])
+def test_an_error_without_content_is_none(error: Any) -> None:
+    assert _read(_choice({"content": TEXT}, error=error)).text == TEXT
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [("content_filter", "filter"), ("SAFETY", "filter"), ("PROHIBITED_CONTENT", "filter"), ("refusal", "declined")],
+)
+def test_a_filtered_answer_is_a_refusal(ended: str, said: str) -> None:
+    with pytest.raises(RefusedError, match=said):
         _read(_choice({"content": None}, ended))
 
 
@@ -98,10 +119,6 @@ def test_a_filtered_answer_is_a_refusal(ended: str) -> None:
 )
 def test_a_byte_order_mark_and_blanks_before_the_body_are_passed_over(mark: str) -> None:
     assert _read((mark + json.dumps(_choice({"content": TEXT}))).encode()).text == TEXT
-
-
-def _event(**more: Any) -> str:
-    return f"data: {json.dumps(more)}\n\n"
 
 
 def test_events_that_were_not_asked_for_are_put_together() -> None:
@@ -127,12 +144,28 @@ def test_an_error_in_a_stream_of_events_is_one() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"   ", b"null", b"[]", b"7", b"{}", b'{"choices": []}', b'{"choices": [null]}', b"<html>", b"data: {\n\n",
+    [b"", b"   ", b"null", b"[]", b"7", b"{}", b'{"choices": []}', b'{"choices": [null]}', b"data: {\n\n",
      b"data: [DONE]\n\n", b'{"choices": [{"message": {"content": "\xff\xfe"}}]}', b"[" * 100_000, b"\x00\x01"],
 )  # fmt: skip
 def test_what_is_no_answer_is_an_outage_of_one_call(raw: bytes) -> None:
     with pytest.raises(EndpointDownError):
         _read(raw)
+
+
+def test_a_page_means_that_the_address_is_no_llm_s() -> None:
+    with pytest.raises(EndpointRefusedError, match="OPENAI_BASE_URL"):
+        _read(b"<!DOCTYPE html><html>")
+
+
+def test_a_separator_within_an_event_s_text_divides_nothing() -> None:
+    text = '{"name": "a\u2028b\x85c"}'
+    assert _read(_event(choices=[{"delta": {"content": text}}]).encode()).text == text
+
+
+def test_a_count_of_thousands_of_digits_does_not_cost_the_answer() -> None:
+    usage = f', "usage": {{"prompt_tokens": {"9" * 5_000}}}}}'
+    answer = _read((json.dumps({"choices": [{"text": TEXT}]})[:-1] + usage).encode())
+    assert (answer.text, answer.tokens.prompt) == (TEXT, 100)
 
 
 def test_bytes_that_are_no_text_are_named() -> None:
@@ -174,7 +207,7 @@ ANYTHING = st.recursive(
 def test_any_json_is_an_answer_or_a_named_error(body: Any) -> None:
     try:
         answer = _read(body)
-    except (EndpointDownError, RefusedError):
+    except (EndpointDownError, EndpointRefusedError, RefusedError):
         return
     assert all(isinstance(text, str) for text in (*answer.texts, *answer.thoughts, answer.model))
 
@@ -183,5 +216,5 @@ def test_any_json_is_an_answer_or_a_named_error(body: Any) -> None:
 def test_any_bytes_are_an_answer_or_a_named_error(raw: bytes) -> None:
     try:
         _read(raw)
-    except (EndpointDownError, RefusedError):
+    except (EndpointDownError, EndpointRefusedError, RefusedError):
         return

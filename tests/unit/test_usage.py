@@ -20,10 +20,10 @@ def _tokens(usage: Any) -> tuple[int, int, bool]:
 @pytest.mark.parametrize(
     ("usage", "prompt", "completion"),
     [
-        ({"prompt_tokens": 7, "completion_tokens": 5}, 7, 5),
-        ({"prompt_tokens": "12", "completion_tokens": 12.0}, 12, 12),
-        ({"prompt_tokens": " 12.0 ", "completion_tokens": "3"}, 12, 3),
-        ({"input_tokens": 7, "output_tokens": 5}, 7, 5),
+        ({"prompt_tokens": 70, "completion_tokens": 50}, 70, 50),
+        ({"prompt_tokens": "120", "completion_tokens": 120.0}, 120, 120),
+        ({"prompt_tokens": " 120.0 ", "completion_tokens": "30"}, 120, 30),
+        ({"input_tokens": 70, "output_tokens": 50}, 70, 50),
         # Hidden reasoning, which is billed, stands in the total or in the details alone.
         ({"prompt_tokens": 500, "completion_tokens": 100, "total_tokens": 5600}, 500, 5100),
         (
@@ -54,6 +54,8 @@ def test_what_a_server_counts_is_read(usage: Any, prompt: int, completion: int) 
         None, [], "usage", 7, {}, {"prompt_tokens": None, "completion_tokens": None},
         {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         {"prompt_tokens": -1, "completion_tokens": -1},
+        {"prompt_tokens": 1, "completion_tokens": 1},
+        {"prompt_tokens": 39, "completion_tokens": 19, "total_tokens": 58},
         {"prompt_tokens": -1_000_000, "completion_tokens": -1_000_000, "total_tokens": -2_000_000},
         *({"prompt_tokens": n, "completion_tokens": n} for n in (2**63 - 1, 2**64 - 1, 10**19, 10**30, MAX_TOKENS + 1)),
         *({"prompt_tokens": n, "completion_tokens": n} for n in (True, "", "-1", "1e9", "\u0661\u0662", 1.5, [], {})),

@@ -84,7 +84,7 @@ def _left(status: JobStatus) -> int:
 
 def _failures(status: JobStatus, account: Account) -> Finding | None:
     ended = status.done + status.failed
-    if not account.failures or status.failed < FAILED_SHARE * ended:
+    if not account.failures or not ended or status.failed < FAILED_SHARE * ended:
         return None
     kinds = ", ".join(f"{kind.error_class} in {kind.stage} ({kind.destinations})" for kind in account.failures[:3])
     return Finding(

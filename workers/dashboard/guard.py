@@ -10,6 +10,7 @@ password, and nothing tells a browser what a page may do. So every handler is as
 * every response says what a browser may do with it.
 """
 
+import asyncio
 import functools
 import ipaddress
 import secrets
@@ -23,6 +24,9 @@ from flower.views.error import NotFoundErrorHandler
 from flower.views.tasks import TasksDataTable
 from tornado.web import HTTPError, RequestHandler
 
+#: Seconds that a wrong password takes to be refused; others wait behind it.
+WRONG_SECONDS: Final = 0.25
+_WRONG: Final = asyncio.Lock()
 #: Methods that change nothing.
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Headers of every response beside the content security policy.
@@ -107,6 +111,10 @@ class Guarded(RequestHandler):
             return
         options = self.application.options
         if has_login(options) and not (self.is_login and options.auth) and not self._is_known():
+            if "Authorization" in self.request.headers:
+                # One wrong password after the other, each for a while: guessing takes years.
+                async with _WRONG:
+                    await asyncio.sleep(WRONG_SECONDS)
             self._ask_login()
             return
         going_on = super().prepare()

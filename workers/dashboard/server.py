@@ -7,11 +7,13 @@ Flower has no place for plug-ins. Its command builds `flower.command.Flower`, so
 import logging
 import os
 import signal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from flower.app import Flower
 from flower.views.auth import LoginHandler
+from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
+from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import RequestHandler
 
 from config.settings import Settings
@@ -26,6 +28,12 @@ from workers.dashboard.system import SystemReader
 from workers.dashboard.templates import Templates
 from workers.dashboard.watch import DashboardWatch
 from workers.limits import dashboard_descriptors, ensure_descriptors
+
+#: Bytes that the body of a request may have; our largest is the table of tasks, of a few thousand.
+MAX_BODY_BYTES: Final = 1024 * 1024
+#: Seconds within which a body has to be here, and in which an idle connection has to ask something.
+BODY_SECONDS: Final = 10.0
+IDLE_SECONDS: Final = 75.0
 
 
 class Dashboard(Flower):
@@ -56,6 +64,23 @@ class Dashboard(Flower):
             *jobs_pages.handlers(site),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
+
+    def start_http_server(self) -> int | None:
+        """Listen as Flower does, with bounds on what a request may send; a socket file is this user's alone."""
+        bounds = {
+            "max_body_size": MAX_BODY_BYTES,
+            "body_timeout": BODY_SECONDS,
+            "idle_connection_timeout": IDLE_SECONDS,
+        }
+        options = self.options
+        if options.unix_socket:
+            HTTPServer(self, **bounds).add_socket(bind_unix_socket(options.unix_socket, mode=0o600))
+            return None
+        server = HTTPServer(self, ssl_options=self.ssl_options, xheaders=options.xheaders, **bounds)
+        sockets = bind_sockets(options.port, address=options.address)
+        server.add_sockets(sockets)
+        port: int = sockets[0].getsockname()[1]
+        return port
 
     def start(self) -> None:
         """Serve until SIGTERM or SIGINT, then end the process.

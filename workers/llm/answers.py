@@ -44,7 +44,8 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+#: Not strict: small models write line breaks into strings as they are.
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, strict=False)
 
 
 class UnclosedAnswerError(InvalidAnswerError):
@@ -94,7 +95,9 @@ class AnswerSchema:
                     return usable
             if found.values and problem is None:
                 # The largest is the likeliest to be meant: its mistake is the one to tell.
-                problem = self.problem(max(found.values, key=lambda value: len(str(value))))
+                largest = max(found.values, key=lambda value: len(str(value)))
+                # A list out of an object that is no JSON was not meant.
+                problem = self.problem(largest) if isinstance(largest, dict) or "{" not in text else None
             is_open = is_open or found.open_at is not None
         if is_open:
             raise UnclosedAnswerError("the answer breaks off")
@@ -184,7 +187,10 @@ def _scanned(text: str) -> Candidates:
             waste -= exc.pos - start.start() + 1 + exc.pos // 64
             if open_at is None and _is_cut(text, exc, end):
                 open_at = start.start()
-        except (ValueError, RecursionError):
+        except RecursionError:
+            # It is slow, and what is nested so deeply is not ours: some tries, whatever the length.
+            waste -= len(text) + 1000
+        except ValueError:
             waste -= 1000
         else:
             # A list inside of what never ends is a part of it.

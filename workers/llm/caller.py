@@ -7,15 +7,15 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NoReturn
 
 from config.settings import Settings
 from tasks import tracing
 from tasks.errors import (
     AccountRefusedError,
+    BadRequestError,
     EndpointDownError,
     EndpointRefusedError,
     RateLimitedError,
@@ -41,6 +41,9 @@ log = logging.getLogger("themes.llm")
 PATIENCE: Final = 10
 #: Refusals of the account in a row, without an answer to anything in between, after which the job pauses.
 MAX_ACCOUNT_REFUSALS: Final = 3
+#: Prompts that endpoints which have never answered may refuse one after the other, before the job pauses: it is not the
+#: prompts then, whatever the words.
+MAX_PROMPT_REFUSALS: Final = 30
 
 
 @dataclass(slots=True)
@@ -85,8 +88,10 @@ class Caller:
         self._lateness = Lateness()
         #: Answers that the endpoints have given to anyone here: they are alive, whatever they refuse.
         self._answers = 0
-        #: Refusals of the account since the last answer, by model.
-        self._refusals: Counter[str] = Counter()
+        #: Refusals of the account since an answer to a later request, and when the first came, by model.
+        self._refusals: dict[str, tuple[int, float]] = {}
+        #: Prompts refused before any was answered.
+        self._refused_prompts = 0
         #: Second requests made because the first was late.
         self.hedged = 0
 
@@ -102,7 +107,8 @@ class Caller:
 
         Where another endpoint may answer, it is asked at once; only when all have failed is this one try. While all of
         them are away it is none: then everything waits until one is back, or `wait_for_endpoint_seconds` have passed.
-        Where they refuse the account, and answer nothing in between, the job pauses.
+        Where they refuse the account, and answer nothing in between, the job pauses; so it does where they have refused
+        `MAX_PROMPT_REFUSALS` prompts and never answered one.
 
         Raises:
             PermanentError: the request is refused.
@@ -142,6 +148,9 @@ class Caller:
                 request.ticket.check()
                 with self._profiler.span("llm.backoff"):
                     await asyncio.sleep(delay)
+            except BadRequestError as exc:
+                self._prompt_refused(request, exc)
+                raise
 
     def _goes_on(self, request: Request, exc: ThemesError) -> bool:
         """Whether what one endpoint could not answer is no failed try: another may, or all of them are away.
@@ -161,10 +170,30 @@ class Caller:
             AccountRefusedError: the job pauses.
             EndpointRefusedError: there is no job that could.
         """
-        self._refusals[request.model] += 1
+        count, first_at = self._refusals.get(request.model, (0, time.monotonic()))
+        self._refusals[request.model] = count + 1, first_at
+        if count + 1 >= MAX_ACCOUNT_REFUSALS:
+            self._pause(request, exc)
+
+    def _prompt_refused(self, request: Request, exc: BadRequestError) -> None:
+        """Pause the job when nothing but refusals has come from the first prompt on.
+
+        Raises:
+            AccountRefusedError: the job pauses.
+        """
+        self._refused_prompts += self._answers == 0
+        if self._answers == 0 and self._refused_prompts >= MAX_PROMPT_REFUSALS:
+            self._pause(request, exc)
+
+    @staticmethod
+    def _pause(request: Request, exc: BadRequestError) -> NoReturn:
+        """Pause the request's job for what the endpoints say.
+
+        Raises:
+            AccountRefusedError: the job pauses.
+            BadRequestError: there is no job that could: the error itself.
+        """
         halt = request.ticket.halt
-        if self._refusals[request.model] < MAX_ACCOUNT_REFUSALS:
-            return
         if halt is None or not halt.job_id:
             raise exc
         error = AccountRefusedError(str(exc), job_id=halt.job_id)
@@ -292,7 +321,8 @@ class Caller:
     def _settle(self, request: Request, raw: RawAnswer, lent: Lent, call: CallUnderWay) -> None:
         """An answer came: what was reserved for it becomes what it was, and it is paid for."""
         self._answers += 1
-        self._refusals.pop(request.model, None)
+        if request.model in self._refusals and lent.sent_at > self._refusals[request.model][1]:
+            del self._refusals[request.model]
         self._pool.answered(lent)
         tokens = raw.tokens
         self._estimate.learn(request.prompt.stage, tokens.completion)

@@ -48,6 +48,8 @@ log = logging.getLogger("themes.llm")
 UNUSABLE_ANSWERS: Final = 2
 #: 500s in a row after which a format that has never worked is given up.
 UNEXPLAINED_ERRORS: Final = 3
+#: Characters of a secret that is searched for in what a server says.
+SHORTEST_SECRET: Final = 8
 #: How a request is counted that reached no server.
 UNREACHABLE: Final = "unreachable"
 
@@ -108,7 +110,9 @@ class ChatClient:
         self._base_url = base_url
         #: As errors and logs show it.
         self._place = masked(base_url)
-        self._secret = connections.secret
+        self._secrets = connections.secrets
+        behind = f"?{connections.query}" if connections.query else ""
+        self._chat_url, self._models_url = (f"{base_url}/{path}{behind}" for path in ("chat/completions", "models"))
         self._settings = settings
         self._session = connections.session
         self._connections = connections
@@ -135,7 +139,7 @@ class ChatClient:
     async def _touch(self) -> None:
         async with (
             asyncio.timeout(self._settings.connect_timeout_seconds),
-            self._session.get(f"{self._base_url}/models") as response,
+            self._session.get(self._models_url) as response,
         ):
             await bounded_body(response, self._settings.max_response_bytes)
 
@@ -248,11 +252,10 @@ class ChatClient:
             self._profiler.count("connections_opened" if connecting else "connections_reused")
 
     async def _exchange(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
-        url = f"{self._base_url}/chat/completions"
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 # Counted as it is sent: a call that hangs or breaks was made, one that could not connect was not.
-                raw, status, headers = await self._send(url, CountedBody(body, spend))
+                raw, status, headers = await self._send(self._chat_url, CountedBody(body, spend))
         except aiohttp.ClientConnectorCertificateError as exc:
             raise EndpointRefusedError(
                 f"{self._place}: its certificate is not trusted ({_certificate_problem(exc)}): name the file of its "
@@ -286,12 +289,11 @@ class ChatClient:
         except ErrorInAnswerError as exc:
             error = error_value(exc.error)
             # An error that no rule knows, and without a status, is no fault of the prompt.
-            known = error.number is not None or fault_of(400, error).has_words
-            if known:
-                raise self._error(error.number or 400, {}, error, style) from exc
+            if error.number is not None or fault_of(400, error).has_words:
+                raise self._error(error.number or 400, {}, error, style, sent=200) from exc
             raise EndpointDownError(f"{self._place}: {exc}: {self._without_secret(error.message)}") from exc
-        except EndpointDownError as exc:
-            raise EndpointDownError(f"{self._place}: {self._without_secret(str(exc))}") from exc
+        except (EndpointDownError, EndpointRefusedError) as exc:
+            raise type(exc)(f"{self._place}: {self._without_secret(str(exc))}") from exc
         if answer.tokens.problem and not self._has_told_of_usage:
             self._has_told_of_usage = True
             log.warning(
@@ -300,10 +302,21 @@ class ChatClient:
             )  # fmt: skip
         return answer
 
-    def _error(self, status: int, headers: Mapping[str, str], error: ErrorBody, style: AnswerFormat) -> ThemesError:
-        """What an error of the server means, by the table of `workers.llm.faults`."""
+    def _error(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        error: ErrorBody,
+        style: AnswerFormat,
+        *,
+        sent: int | None = None,
+    ) -> ThemesError:
+        """What an error of the server means, by the table of `workers.llm.faults`.
+
+        `sent` is the response's status where `status` is not.
+        """
         rule = fault_of(status, error)
-        place = f"{self._place}: {status} {self._without_secret(error.message)}"
+        place = f"{self._place}: {sent or status} {self._without_secret(error.message)}"
         if rule.hint:
             place = f"{place} ({rule.hint})"
         match rule.fault:
@@ -346,8 +359,11 @@ class ChatClient:
         return _FormatRefusedError(place)
 
     def _without_secret(self, said: str) -> str:
-        """What a server says, without our key: some repeat it when they refuse it."""
-        return said.replace(self._secret, "***") if self._secret else said
+        """What a server says, without our keys: some repeat them when they refuse them."""
+        for secret in self._secrets:
+            # A short value stands in other words too.
+            said = said.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else said
+        return said
 
 
 def _certificate_problem(exc: aiohttp.ClientConnectorCertificateError) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import random
 import ssl
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from weakref import WeakKeyDictionary
 import aiohttp
 
 from config.settings import LlmSettings, PerformanceSettings
+from tasks.connection import secret_values
 from tasks.errors import ConfigError
 from workers.observe.profiler import SILENT, PerformanceProfiler
 
@@ -119,12 +121,19 @@ class Connections:
         max_connections: int,
         profiler: PerformanceProfiler = SILENT,
         max_requests: int = PerformanceSettings().max_requests_per_connection,
+        query: str = "",
+        more_headers: Mapping[str, str] | None = None,
     ) -> None:
+        #: What is asked behind each path.
+        self.query = query
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key:
             headers["Authorization"] = f"Bearer {str.__str__(api_key)}"
-        #: The server's key, to be kept out of what is said.
-        self.secret = str.__str__(api_key) if api_key else urlsplit(base_url).password
+        headers |= {name: str.__str__(text) for name, text in (more_headers or {}).items()}
+        #: The server's keys, to be kept out of what is said.
+        password = urlsplit(base_url).password
+        secrets = (api_key, password, *(more_headers or {}).values(), *secret_values(query))
+        self.secrets = [str.__str__(one) for one in secrets if one]
         self._connector = RecyclingConnector(
             limit=max_connections,
             keepalive_timeout=settings.idle_connection_seconds,

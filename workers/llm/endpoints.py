@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from config.settings import EndpointSettings, LlmSettings, Secret
+from tasks.connection import masked
 from tasks.errors import ConfigError
 
 #: Where a key without a base URL belongs.
@@ -24,9 +25,12 @@ class Endpoint:
     """One server, its key read. `limits` are the settings with this server's own rate limits."""
 
     name: str
-    base_url: str
+    #: Up to and including /v1; `query` is what a server wants behind each path, such as Azure's `api-version=…`.
+    base_url: str = field(repr=False)
     limits: LlmSettings = field(repr=False)
+    query: str = field(default="", repr=False)
     api_key: Secret | None = None
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     weight: float = 1.0
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -57,11 +61,18 @@ def endpoints(settings: LlmSettings, env: Mapping[str, str] | None = None) -> li
             "or use the sandbox (`themes up --sandbox`)"
         )
     _default_model(settings)
-    base_url = (settings.base_url or OPENAI_BASE_URL).rstrip("/")
-    if not base_url.startswith(("http://", "https://")):
-        raise ConfigError(f"llm.base_url: expected http://… or https://…, got {base_url!r} (OPENAI_BASE_URL)")
-    _refuse_two_keys("llm.base_url", base_url, api_key)
-    return [Endpoint(ONLY, base_url, settings, api_key=api_key)]
+    address = str.__str__(settings.base_url or OPENAI_BASE_URL)
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(f"llm.base_url: expected http://… or https://…, got {masked(address)!r} (OPENAI_BASE_URL)")
+    _refuse_two_keys("llm.base_url", address, api_key)
+    base_url, query = _split(address)
+    return [Endpoint(ONLY, base_url, settings, query=query, api_key=api_key, headers=settings.headers)]
+
+
+def _split(address: str) -> tuple[str, str]:
+    """An address without its query, and the query."""
+    path, _, query = address.partition("#")[0].partition("?")
+    return path.rstrip("/"), query
 
 
 def _refuse_two_keys(place: str, base_url: str, api_key: str | None) -> None:
@@ -88,11 +99,14 @@ def _named(name: str, one: EndpointSettings, settings: LlmSettings, env: Mapping
             raise ConfigError(f"{place}.api_key_env: {one.api_key_env} is not set; export {one.api_key_env}=…")
     _refuse_unfit_key(f"{place}.api_key", one.api_key_env or "the settings", key)
     _refuse_two_keys(f"{place}.base_url", one.base_url or "", key)
+    base_url, query = _split(str.__str__(one.base_url or ""))
     return Endpoint(
         name,
-        (one.base_url or "").rstrip("/"),
+        base_url,
         limits_of(settings, name),
+        query=query,
         api_key=key,
+        headers={**settings.headers, **one.headers},
         weight=one.weight,
         models=one.models,
     )

@@ -20,10 +20,14 @@ WORDS_CHARACTERS: Final = 4_000
 MAX_DEPTH: Final = 6
 MAX_VALUES: Final = 200
 
-_MESSAGE_KEYS: Final = ("message", "detail", "msg", "error_description", "title", "reason")
+_MESSAGE_KEYS: Final = (
+    "message", "detail", "msg", "error_description", "title", "reason", "status_msg", "error_msg", "errmsg",
+)  # fmt: skip
 _CODE_KEYS: Final = ("code", "type", "status", "reason")
 #: Text that may itself be an error body.
-_JSON_TEXT: Final = re.compile(r"[^{\[]{0,60}([{\[].*[}\]])", re.DOTALL)
+_JSON_TEXT: Final = re.compile(r"([^{\[]{0,200})([{\[].*[}\]])", re.DOTALL)
+#: What Cloudflare sends to clients that are no browsers in place of its page.
+_GATEWAY_TEXT: Final = re.compile(r"error code: \d{3,4}")
 _CODE: Final = re.compile(r"[A-Za-z0-9_.\-]{2,64}", re.ASCII)
 
 
@@ -33,7 +37,7 @@ class ErrorBody:
 
     `message` is for people: the innermost text, bounded and clean. `words` are all its texts in lower case. `codes` are
     the values of `code`, `type` and the like, in lower case; `number` is a status among them (400-599). `parameter` is
-    the parameter that the server blames.
+    the parameter that the server blames. `is_page` means that a gateway speaks, not the server of the LLM.
     """
 
     message: str
@@ -52,6 +56,8 @@ def error_body(raw: bytes) -> ErrorBody:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         if text.startswith("<"):
             return ErrorBody("an HTML page", words=text[:WORDS_CHARACTERS].lower(), is_page=True)
+        if _GATEWAY_TEXT.fullmatch(text):
+            return ErrorBody(repr(text), words=text.lower(), is_page=True)
         return ErrorBody(repr(one_line(text, ERROR_CHARACTERS)), words=text[:WORDS_CHARACTERS].lower())
     return error_value(data)
 
@@ -107,9 +113,14 @@ class _Found:
             # It is the model's text: its words say nothing of the error.
             self.codes.append(key)
             return
-        inner = _json_in(value)
+        before, inner = _json_in(value)
         if inner is not None:
+            known = len(self.messages)
+            self.texts.append(before)
             self.look(inner, depth + 1, key)
+            # JSON that says nothing by itself, such as the value that is refused, belongs to the words before it.
+            if before and len(self.messages) == known:
+                self.messages.append(value)
             return
         self.texts.append(value[:WORDS_CHARACTERS])
         if key in _CODE_KEYS and _CODE.fullmatch(value):
@@ -131,13 +142,13 @@ def _plain_first(value: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
     return iter(sorted(value.items(), key=lambda item: isinstance(item[1], dict | list) or item[0] == "raw"))
 
 
-def _json_in(text: str) -> Any:
-    """The JSON that a text holds, as `Error code: 400 - {"error": …}` does; None where it holds none."""
+def _json_in(text: str) -> tuple[str, Any]:
+    """What stands before the JSON in a text such as `Error code: 400 - {"error": …}`, and the JSON; None without."""
     match = _JSON_TEXT.fullmatch(text.strip()) if len(text) <= WORDS_CHARACTERS * 4 else None
     if match is None:
-        return None
+        return "", None
     try:
-        value = msgspec.json.decode(match[1])
+        value = msgspec.json.decode(match[2])
     except (msgspec.DecodeError, RecursionError):
-        return None  # braces in prose
-    return value if isinstance(value, dict | list) and value else None
+        return "", None  # braces in prose
+    return (match[1], value) if isinstance(value, dict | list) and value else ("", None)

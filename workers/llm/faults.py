@@ -40,6 +40,7 @@ KEY: Final = "the key is refused: check OPENAI_API_KEY"
 QUOTA: Final = "the account's quota or credit is used up"
 PLACE: Final = "check OPENAI_BASE_URL, which mostly ends in /v1, and THEMES_MODEL"
 REGION: Final = "the provider does not serve this account here"
+BLOCKED: Final = "the provider has closed or restricted this account"
 
 
 def _words(pattern: str) -> re.Pattern[str]:
@@ -110,20 +111,28 @@ def _statuses(text: str) -> list[int]:
 
 #: Words of a limit that passes by itself: then "quota" is a rate.
 _PASSES: Final = r"(re)?try (again )?(in|after)|retrydelay|per[ _-]?(second|minute|hour)|rate[ _-]limit"
-_FORMAT: Final = r"response[ _]?format|json[ _]?schema|json[ _]?object|structured[ _]output|guided|\bschema\b|grammar"
+_FORMAT: Final = (
+    r"response[ _]?(format|mime)|json[ _]?(schema|object|mode)|structured[ _]output|guided|\bschema\b|grammar"
+)
 _UNKNOWN: Final = (
     r"unsupported|not support|does ?n[o']t support|unknown|unrecogni[sz]ed|unexpected|invalid|deprecated|not allowed|"
-    r"not permitted|forbidden|only the default|no longer|extra (inputs|fields)|use '?max_completion_tokens"
+    r"not permitted|forbidden|only the default|no longer|extra (inputs|fields)|use '?max_completion_tokens|"
+    r"(must|should) (only )?be\b|out of range"
+)
+#: One request is larger than all that a minute allows, which no wait makes right.
+_TOO_LARGE: Final = (
+    r"request (body )?(is )?too large|tokens must be reduced|reduce your message size|tokens_limit_reached"
 )
 _TOO_LONG: Final = (
     r"context[ _](length|window|size)|maximum context|max_model_len|prompt is too long|too many (input )?tokens|"
-    r"(input|prompt)[^.]{0,40} (too long|exceeds)|reduce the length|exceed[s_]?[ _]context"
+    r"(input|prompt)[^.]{0,40} (too long|exceeds)|reduce the length|exceed[s_]?[ _]context|token limit"
 )
 #: The completion's limit itself is too high.
 TOO_MANY: Final = _words(
     r"max(imum)?[ _](completion[ _]|output[ _]|new[ _])?tokens?\b[^.]{0,80}"
     r"(too (large|high|big)|exceed|at most|must be (less|smaller|<)|less than or equal|greater than|cannot be|maximum)|"
-    r"(supports|allows) at most \d+ (completion|output) tokens|" + _TOO_LONG
+    r"range of max_\w*tokens|max_\w*tokens(?![a-z_])[^.]{0,40}(range|between|must be in|非法)|"
+    rf"(supports|allows) at most \d+ (completion|output) tokens|{_TOO_LARGE}|{_TOO_LONG}"
 )
 
 RULES: Final = (
@@ -132,19 +141,30 @@ RULES: Final = (
         Fault.ACCOUNT,
         "400-599",
         codes="insufficient_quota billing_hard_limit_reached billing_not_active insufficient_balance arrearage "
-        "insufficient_credits exceeded_current_quota_error insufficient_user_quota account_deactivated",
+        "insufficient_credits exceeded_current_quota_error insufficient_user_quota budget_exceeded 1113",
         hint=QUOTA,
     ),
     _rule(
         Fault.ACCOUNT,
         "400-500",
-        codes="quota_exceeded",
+        codes="quota_exceeded blocked_api_access",
         words=r"credit balance|insufficient (credit|balance|fund|quota)|exceeded your current quota|out of credits?|"
-        r"not enough (credit|balance)|no (remaining )?credits?|used all (available |your )?credits|spending limit|"
-        r"(billing|account)[^.]{0,40}(limit|inactive|not active|suspended|overdue|disabled)|payment required|"
-        r"requires more credits",
+        r"not enough (credit|balance)|no (remaining )?credits?|used all (available |your )?credits|"
+        r"(any|more) credits\b|spend(ing)? limit|usage limits?\b|(billing|account)[^.]{0,40}(limit|overdue)|"
+        r"payment required|over budget|budget (has been|was|is) exceeded|used up your|calls ?/ ?month|"
+        r"monthly (limit|quota)|"
+        r"free (tier|quota|trial)[^.]{0,40}(exhausted|used up|expired)|欠费|余额不足|额度不足|额度已用",
         unless=_PASSES,
         hint=QUOTA,
+    ),
+    _rule(
+        Fault.ACCOUNT,
+        "400-499",
+        codes="account_deactivated organization_restricted access_terminated",
+        words=r"\b(account|organi[sz]ation|billing)\b[^.]{0,60}(inactive|not active|suspended|disabled|flagged|"
+        r"restricted|terminated|deactivated|banned)|access (was|has been) terminated|verified to use the model",
+        unless=_PASSES,
+        hint=BLOCKED,
     ),
     _rule(
         Fault.PROMPT,
@@ -158,7 +178,7 @@ RULES: Final = (
     _rule(Fault.ACCOUNT, "407", hint="the proxy wants a log-in: check HTTPS_PROXY"),
     _rule(
         Fault.ACCOUNT,
-        "400 403 422",
+        "400-503",
         codes="invalid_api_key api_key_invalid authentication_error invalid_authentication_error permission_denied "
         "unauthenticated invalid_token access_denied",
         words=r"api[ _-]?key[^.]{0,40}(not valid|invalid|expired|not found|incorrect|missing|required|disabled|revoked)"
@@ -170,10 +190,19 @@ RULES: Final = (
     _rule(
         Fault.ACCOUNT,
         "400-499",
-        codes="model_not_found unsupported_country_region_territory deploymentnotfound model_decommissioned",
+        codes="unsupported_country_region_territory",
+        words=r"country, region, or territory|location is not supported|not available in your (country|region)",
+        hint=REGION,
+    ),
+    _rule(
+        Fault.ACCOUNT,
+        "400-499",
+        codes="model_not_found deploymentnotfound model_decommissioned model_not_available model_not_supported "
+        "unknown_model unavailable_model invalid_model 1211",
         words=r"\bmodel\b[^.]{0,80}(does not exist|not exist|not found|not available|no access|decommissioned|"
-        r"is not supported)|(no such|unknown|invalid|not a valid) model\b|no access to (the )?model|"
-        r"country, region, or territory",
+        r"is not supported)|(no such|unknown|invalid|not a valid|unavailable) model\b|no access to (the )?model|"
+        r"model identifier|no models? (is |are )?loaded|does not work with the specified model|on-demand throughput|"
+        r"unexpected endpoint|plain http request was sent to https",
         unless=r"response[ _]?format|json[ _]?schema|temperature|max_(completion_)?tokens|parameter|reasoning",
         hint=PLACE,
     ),
@@ -186,7 +215,15 @@ RULES: Final = (
         r"(generated|model)('s)? (output|json|response)[^.]{0,40}(invalid|not valid|does not|could not|failed)|"
         r"did not (generate|produce) (a )?valid json",
     ),
+    # What a gateway says of the server behind it under a status of its own.
+    _rule(
+        Fault.ENDPOINT,
+        "400 422",
+        words=r"timed out|request timeout|upstream (connect|request)|overloaded|temporarily unavailable|"
+        r"service ?unavailable",
+    ),
     # The request's own parts.
+    _rule(Fault.PARAMETER, "413 429", words=_TOO_LARGE),
     _rule(
         Fault.PARAMETER,
         "400 413 422 500",
@@ -199,10 +236,10 @@ RULES: Final = (
     _rule(Fault.AWAY, "400 403 406 500-599", page=True),
     _rule(Fault.ACCOUNT, "403", hint=KEY),
     _rule(Fault.ACCOUNT, "300-399 404 405 410", hint=PLACE),
-    _rule(Fault.RATE, "429"),
+    _rule(Fault.RATE, "429 498"),
     # Statuses of a gateway that has no server behind it, and of a server that takes no more.
     _rule(Fault.AWAY, "502 503 504 529"),
-    _rule(Fault.ENDPOINT, "408 409 425 500-599"),
+    _rule(Fault.ENDPOINT, "408 409 421 424 425 444 499 500-599"),
     _rule(Fault.PROMPT),
 )
 
@@ -214,6 +251,8 @@ def fault_of(status: int, error: ErrorBody) -> Rule:
 
 #: Parts of a request that are never left out: without a limit on tokens no budget could be kept.
 NEVER_DROPPED: Final = frozenset({"model", "messages", "response_format", "max_tokens", "max_completion_tokens"})
+#: How servers speak of `reasoning_effort` without naming it.
+_THINKING: Final = re.compile(r"\b(think|thinking|reasoning)\b")
 #: Tokens below which a completion's limit is not lowered.
 LEAST_TOKENS: Final = 256
 
@@ -232,11 +271,11 @@ class Parameters:
 
         Returns what was changed, for the log; None where there is nothing to change.
         """
+        if TOO_MANY.search(error.words) or "context_length_exceeded" in error.codes:
+            return self._lower(body, stage)
         if "max_completion_tokens" in error.words and "max_tokens" in body:
             self.limit_name = "max_completion_tokens"
             return "the limit on tokens is sent as max_completion_tokens"
-        if TOO_MANY.search(error.words) or "context_length_exceeded" in error.codes:
-            return self._lower(body, stage)
         for name in _named(error, body):
             if name == "max_tokens":
                 self.limit_name = "max_completion_tokens"
@@ -257,4 +296,7 @@ class Parameters:
 def _named(error: ErrorBody, body: Mapping[str, object]) -> list[str]:
     """Parameters of a request that an error names, the one that it blames first."""
     blamed = [name for name in body if error.parameter in {name, f"body.{name}"}]
-    return blamed + [name for name in body if re.search(rf"\b{re.escape(name.lower())}\b", error.words)]
+    # `reasoning_effort` is `reasoningEffort` or `reasoning.effort` to some.
+    spelt = {name: re.escape(name.lower()).replace("_", "[_ .-]?") for name in body}
+    blamed += [name for name, pattern in spelt.items() if re.search(rf"\b{pattern}\b", error.words)]
+    return blamed + [name for name in body if name == "reasoning_effort" and _THINKING.search(error.words)]

@@ -21,6 +21,8 @@ class Halt:
         self.reason = ""
         #: What pauses the job, where something does.
         self.paused: JobPausedError | None = None
+        #: Whether the other workers know of the pause.
+        self.is_told = False
         self._stages: dict[asyncio.Task[object], Ticket] = {}
 
     def __repr__(self) -> str:

@@ -101,6 +101,8 @@ class LLMConnectionPool:
                     api_key=endpoint.api_key,
                     max_connections=size,
                     max_requests=settings.performance_optimization.max_requests_per_connection,
+                    query=endpoint.query,
+                    more_headers=endpoint.headers,
                     profiler=profiler,
                 )
                 stack.push_async_callback(connections.close)

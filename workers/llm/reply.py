@@ -6,6 +6,7 @@ one call.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,17 +15,20 @@ from typing import Any, Final
 
 import msgspec
 
-from tasks.errors import EndpointDownError, RefusedError
+from tasks.errors import EndpointDownError, EndpointRefusedError, RefusedError
 from tasks.texts import cleaned, one_line
 from workers.llm.error_body import ERROR_CHARACTERS
+from workers.llm.faults import PLACE
 from workers.llm.usage import Tokens, tokens_of
 
 #: Characters of a model's name that are kept.
 MODEL_CHARACTERS: Final = 200
+#: Digits of a number that is read exactly.
+MAX_DIGITS: Final = 300
 #: How servers say that an answer met its limit (`length`, `max_tokens`, `model_length`, `MAX_TOKENS`, …).
-_LIMIT: Final = re.compile(r"length|max.*token|token.*limit|max_output|truncat", re.IGNORECASE)
-_FILTER: Final = re.compile(r"content_?filter|safety|prohibited|blocklist|recitation|sensitive", re.IGNORECASE)
-_BROKEN: Final = re.compile(r"error|fail|abort", re.IGNORECASE)
+_LIMIT: Final = re.compile(r"length|limit|max.*token|max_output|truncat|incomplete|context_window", re.IGNORECASE)
+_FILTER: Final = re.compile(r"content_?filter|safety|prohibited|blocklist|recitation|sensitive|refus", re.IGNORECASE)
+_BROKEN: Final = re.compile(r"error|fail|abort|cancel|time_?out|overload|unavailable|system_resource", re.IGNORECASE)
 
 
 class AnswerFormat(IntEnum):
@@ -70,8 +74,8 @@ class AnsweredRefusalError(RefusedError):
 class ErrorInAnswerError(EndpointDownError):
     """The status was 200, but there is an error in place of an answer: `error` is what stood there."""
 
-    def __init__(self, error: Any) -> None:
-        super().__init__("status 200 with an error")
+    def __init__(self, error: Any, said: str = "status 200 with an error") -> None:
+        super().__init__(said)
         self.error = error
 
 
@@ -88,15 +92,16 @@ def read_reply(raw: bytes, *, model: str, style: AnswerFormat, prompt_characters
         AnsweredRefusalError: the model or the provider declined.
         ErrorInAnswerError: the server reports an error.
         EndpointDownError: there is no answer in it.
+        EndpointRefusedError: it is a page: the address is no LLM's.
     """
-    data = _decoded(raw)
-    if data.get("error"):
-        raise ErrorInAnswerError(data["error"])
+    decoded = _decoded(raw)
+    data = _mapping(decoded)
     choices = [choice for choice in _list(data.get("choices")) if isinstance(choice, dict)]
-    if not choices:
-        raise EndpointDownError("an answer without choices")
-    if error := next((choice["error"] for choice in choices if choice.get("error")), None):
+    if error := next((part["error"] for part in (data, *choices) if _is_error(part.get("error"))), None):
         raise ErrorInAnswerError(error)
+    if not choices:
+        # Some servers report every error under this status, and each has a name of its own for it.
+        raise ErrorInAnswerError(decoded, "an answer without choices")
     messages = [_message(choice) for choice in choices]
     texts = tuple(text for message in messages for text in _texts(message) if text)
     thoughts = tuple(text for message in messages for text in _thoughts(message) if text)
@@ -120,7 +125,8 @@ def read_reply(raw: bytes, *, model: str, style: AnswerFormat, prompt_characters
     if refusal and not texts:
         raise AnsweredRefusalError(f"the model declined: {one_line(str(refusal), ERROR_CHARACTERS)}", answer)
     if _FILTER.search(ended):
-        raise AnsweredRefusalError("the provider's content filter cut the answer", answer)
+        said = "the model declined" if "refus" in ended.lower() else "the provider's content filter cut the answer"
+        raise AnsweredRefusalError(said, answer)
     return answer
 
 
@@ -132,14 +138,21 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _decoded(raw: bytes) -> dict[Any, Any]:
+def _is_error(value: Any) -> bool:
+    """Whether there is an error: some servers send its fields empty with every answer."""
+    return any(value.values()) if isinstance(value, dict) else bool(value)
+
+
+def _decoded(raw: bytes) -> Any:
     try:
-        data: Any = msgspec.json.decode(raw)
+        return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        data = _decoded_leniently(raw)
-    if not isinstance(data, dict):
-        raise EndpointDownError("status 200, but no object")
-    return data
+        return _decoded_leniently(raw)
+
+
+def _whole(digits: str) -> float:
+    """A whole number; one with more digits than Python converts is infinite."""
+    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
 
 
 def _decoded_leniently(raw: bytes) -> Any:
@@ -150,8 +163,10 @@ def _decoded_leniently(raw: bytes) -> Any:
         raise EndpointDownError(f"status 200, but not UTF-8 (byte {exc.start} of {len(raw)})") from exc
     if text.startswith(("data:", "event:", "id:", "retry:", ":")):
         return _assembled(text)
+    if text.startswith("<"):
+        raise EndpointRefusedError(f"status 200 with an HTML page ({PLACE})")
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError) as exc:
         shown = one_line(text, ERROR_CHARACTERS)
         raise EndpointDownError(f"status 200, but no JSON: {shown!r}") from exc
@@ -179,11 +194,12 @@ def _assembled(text: str) -> dict[Any, Any]:
 
 
 def _events(text: str) -> Iterator[dict[Any, Any]]:
-    for line in text.splitlines():
+    # Not `splitlines`, which also divides a text at U+2028.
+    for line in re.split(r"\r\n|\n|\r", text):
         if not line.startswith("data:") or line[5:].strip() in {"", "[DONE]"}:
             continue
         try:
-            event = json.loads(line[5:])
+            event = json.loads(line[5:], parse_int=_whole)
         except (ValueError, RecursionError) as exc:
             raise EndpointDownError("status 200, but an event of the stream is no JSON") from exc
         if isinstance(event, dict):
@@ -191,8 +207,8 @@ def _events(text: str) -> Iterator[dict[Any, Any]]:
 
 
 def _message(choice: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    message = choice.get("message") or choice.get("delta")
-    return message if isinstance(message, dict) else {"content": choice.get("text")}
+    message = choice.get("message") or choice.get("delta") or choice.get("text")
+    return message if isinstance(message, dict) else {"content": message}
 
 
 def _texts(message: Mapping[Any, Any]) -> Iterator[str]:
@@ -204,9 +220,9 @@ def _texts(message: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _arguments(call: Any) -> Iterator[str]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if isinstance(function, dict) and function.get("arguments"):
-        yield _text(function["arguments"])
+    function = _mapping(call).get("function") or call
+    if isinstance(function, dict) and (arguments := function.get("arguments") or function.get("input")):
+        yield _text(arguments)
 
 
 def _thoughts(message: Mapping[Any, Any]) -> Iterator[str]:

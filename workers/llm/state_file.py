@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self, TypeVar
 
 from tasks.errors import ConfigError, DatabaseError
+from tasks.state_dir import make_private
 from workers.llm.budget import BookAwayError, decisions
 from workers.llm.completions import StoreAwayError
 
@@ -61,8 +62,8 @@ class StateFile:
         return f"<StateFile {self._path} {'open' if self._connection else 'closed'}>"
 
     def __enter__(self) -> Self:
+        make_private(self._folder)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self._folder / LOCK).open("a+")
         except OSError as exc:
             raise ConfigError(f"state_dir: {self._folder} cannot be written ({exc.strerror})") from exc

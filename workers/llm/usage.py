@@ -13,6 +13,8 @@ from typing import Any, Final
 CHARACTERS_PER_TOKEN: Final = 4
 #: Tokens of one prompt or one completion beyond which a count is an error: what the largest contexts hold.
 MAX_TOKENS: Final = 2_000_000
+#: Characters that no token has in the mean: fewer tokens than that for a text are an error too.
+MAX_CHARACTERS_PER_TOKEN: Final = 100
 
 #: An integer as some servers write it: a string of few digits, or a float without a fraction.
 _WHOLE: Final = re.compile(r"[0-9]{1,9}(?:\.0{1,9})?", re.ASCII)
@@ -62,13 +64,18 @@ def tokens_of(usage: Any, *, prompt_characters: int, completion_characters: int)
             completion = max(completion or 0, total - prompt)
     wrong = []
     # A request always has tokens, and so has every text.
-    if not prompt:
+    if not prompt or prompt < _least(prompt_characters):
         wrong.append("prompt_tokens")
         prompt = estimated_tokens(prompt_characters)
-    if completion is None or completion > MAX_TOKENS or (completion == 0 and completion_characters):
+    if completion is None or completion > MAX_TOKENS or completion < _least(completion_characters):
         wrong.append("completion_tokens")
         completion = estimated_tokens(completion_characters)
     return Tokens(prompt, completion, _problem(usage, wrong) if wrong else None)
+
+
+def _least(characters: int) -> int:
+    """Tokens that a text has at least."""
+    return max(characters // MAX_CHARACTERS_PER_TOKEN, min(characters, 1))
 
 
 def _problem(usage: Any, wrong: list[str]) -> str:

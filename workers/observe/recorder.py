@@ -24,9 +24,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct, error
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tasks.messages import Usage
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger("themes.recorder")
 
@@ -88,7 +91,18 @@ _NOTHING: Final = Expected()
 class Recording:
     """One destination's run, as it is written down. Everything is synchronous: what returned survives a kill."""
 
-    __slots__ = ("_cache", "_cached", "_map", "_offset", "_recorder", "_spent", "_turn", "is_open", "is_used")
+    __slots__ = (
+        "_cache",
+        "_cached",
+        "_map",
+        "_offset",
+        "_recorder",
+        "_spent",
+        "_turn",
+        "durable",
+        "is_open",
+        "is_used",
+    )
 
     def __init__(self, recorder: "CallRecorder", map_: mmap.mmap | None, offset: int) -> None:
         self._recorder = recorder
@@ -102,6 +116,8 @@ class Recording:
         self.is_open = True
         #: Whether anything was counted.
         self.is_used = False
+        #: Done when what the run has cost is durable; None where it is as soon as it is handed over.
+        self.durable: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Recording {'open' if self.is_open else 'closed'} calls={self._spent[0]}>"
@@ -173,8 +189,11 @@ class Recording:
         return _usage(self._spent, self._cache)
 
     def forget(self) -> None:
-        """It is booked: the slot is free."""
+        """It is booked: the slot is free, or will be once what was booked is durable."""
         self.is_open = False
+        if self.durable is not None and not self.durable.done():
+            self.durable.add_done_callback(lambda done: None if done.cancelled() else self.forget())
+            return
         if self._map is not None:
             self._map[self._offset + _VALID] = 0
             self._recorder.freed(self._offset)

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -174,6 +174,7 @@ class EvidenceReader:
         ]
         if self._web.brave_api_key:
             sources.append(self._searched(destination))
+        sources = [_harmless(source) for source in sources]
         pages: list[tuple[Fetched, str, str]] = []
         evidence = Evidence()
         for outcome in await asyncio.gather(*sources):
@@ -222,8 +223,8 @@ class EvidenceReader:
                 name, text = text_of(page.text)
                 if speaks_of(destination, text):
                     pages.append((page, name, text))
-            elif not isinstance(page, ThemesError):
-                raise page
+            else:
+                log.info("action=evidence_missing source=brave %s", page)
         return pages or EvidenceRecord("brave", self._web.brave_url, reason="no page that speaks of it")
 
     async def _page(self, url: str) -> Fetched:
@@ -235,6 +236,17 @@ class EvidenceReader:
                     raise
                 await asyncio.sleep(PAUSE_SECONDS)
         raise AssertionError
+
+
+async def _harmless(
+    source: Awaitable[list[tuple[Fetched, str, str]] | EvidenceRecord],
+) -> list[tuple[Fetched, str, str]] | EvidenceRecord:
+    """What a source gives. A fault of ours with a page of others costs that source, and never the destination."""
+    try:
+        return await source
+    except Exception as exc:
+        log.exception("action=evidence_crashed")
+        return EvidenceRecord("web", "", reason=f"{type(exc).__name__}: {exc}"[:200])
 
 
 def titles(destination: Destination) -> list[str]:

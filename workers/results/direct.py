@@ -2,7 +2,8 @@
 
 The same entries, batches and rows as the consumer's (`workers.results.consumer`). What waits is bounded: whoever hands
 in faster than the database writes is held up. Lost with the process is what was handed in and not yet committed, a
-flush interval's worth; its answers are kept (`workers.llm.state_file`), so it is made again without being paid again.
+flush interval's worth; its answers are kept (`workers.llm.state_file`), so it is made again without being paid again,
+and what it has cost is in the call journal until the commit.
 """
 
 import asyncio
@@ -16,10 +17,11 @@ from typing import Final, Self
 
 from config.settings import Settings
 from tasks.errors import DatabaseBusyError
-from tasks.messages import StreamEntry
+from tasks.messages import Spent, StreamEntry
 from tasks.storable import entry_fields
 from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.results.consumer import wait_seconds
+from workers.results.orphans import Orphanage
 from workers.results.rows import Applied
 from workers.results.store import AsyncDatabaseManager
 from workers.results.stream import DeadEntry, RawEntry
@@ -28,6 +30,12 @@ log = logging.getLogger("themes.database")
 
 #: Batches that may wait to be written.
 BATCHES_WAITING: Final = 4
+
+
+def unwritten_entries(settings: Settings) -> int:
+    """How many entries may be handed in and not yet committed: those that wait, and the batch that is written."""
+    return settings.performance_optimization.database_batch_size * (BATCHES_WAITING + 1)
+
 
 _Waiting = tuple[StreamEntry, asyncio.Future[None]]
 
@@ -170,3 +178,34 @@ class DirectWriter:
         log.error("action=entry_dead job_id=%s an entry is set aside (table dead_letters): %s", entry.job_id, reason)
         raw = RawEntry(f"{entry.job_id}-{self._count}-{time.time_ns()}".encode(), entry_fields(entry))
         return DeadEntry(raw, reason, entry.job_id, getattr(entry, "destination_id", None))
+
+
+class _DatabaseDelivery:
+    """Delivers costs of dead processes straight into the database. Called from a thread; works on `loop`."""
+
+    def __init__(self, store: AsyncDatabaseManager, writer: DirectWriter, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._writer = writer
+        self._loop = loop
+
+    def knows(self, job_id: str) -> bool:
+        """Whether the job is in the database."""
+        return asyncio.run_coroutine_threadsafe(self._store.job(job_id), self._loop).result() is not None
+
+    def deliver(self, spent: list[Spent]) -> None:
+        """Write all costs, and wait until they are durable."""
+        asyncio.run_coroutine_threadsafe(self._write(spent), self._loop).result()
+
+    async def _write(self, spent: list[Spent]) -> None:
+        await asyncio.gather(*(self._writer.write(one) for one in spent))
+
+
+async def book_orphans_in_database(settings: Settings, store: AsyncDatabaseManager) -> int:
+    """Book what dead processes of this state directory had in hand; returns how many calls that were.
+
+    Raises:
+        ThemesError: the database cannot be used; the files stay.
+    """
+    async with DirectWriter(store, settings, lambda _: None) as writer:
+        delivery = _DatabaseDelivery(store, writer, asyncio.get_running_loop())
+        return await asyncio.to_thread(Orphanage(settings.state_dir, delivery).book)

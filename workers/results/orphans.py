@@ -1,8 +1,9 @@
 """Books what dead worker processes of this machine had in hand, out of the files that they have left.
 
-Three look: the supervisor when its process has ended, every worker when it starts, the consumer now and then. The lock
-tells them apart from the living and from each other. What a file holds goes on the results stream as `Spent`, then the
-file goes. Whoever dies in between leaves it for the next, who writes the same entries again; an entry's run (attempt,
+Four look: the supervisor when its process has ended, every worker when it starts, the consumer now and then, and
+`themes run` when it starts. The lock tells them apart from the living and from each other. What a file holds is
+delivered as `Spent` (to the results stream, or by `themes run` straight into the database), then the file is removed. A
+process that dies in between leaves it for the next, which delivers the same entries again; an entry's run (attempt,
 worker, time) is what the file says, so the database takes it once, and not at all where the run's own result has
 arrived.
 """
@@ -15,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from redis import Redis, RedisError
 
@@ -37,20 +38,48 @@ BAD_FILES: Final = 10
 UNFINISHED_SECONDS: Final = 60.0
 
 
-class Orphanage:
-    """Looks through the files in a state directory.
+class Delivery(Protocol):
+    """Where costs of dead processes are delivered to."""
+
+    def knows(self, job_id: str) -> bool:
+        """Whether this job is one of this stack. Costs of other jobs may belong to another stack."""
+
+    def deliver(self, spent: list[Spent]) -> None:
+        """Hand over all of the costs; afterwards a kill loses none of them."""
+
+
+class StreamDelivery:
+    """Delivers to the results stream.
 
     Args:
-        settings: where the files are, and whether entries are compressed.
+        settings: whether entries are compressed.
         redis: has the results stream; not closed here.
-        knows: whether a job that has left Redis is known all the same. What belongs to none may be another stack's.
+        knows: whether a job that has left Redis is known all the same.
     """
 
     def __init__(self, settings: Settings, redis: Redis, *, knows: Callable[[str], bool] = lambda _: False) -> None:
-        self._folder = settings.state_dir / FOLDER
         self._compress = settings.performance_optimization.enable_result_compression
         self._redis = redis
         self._knows = knows
+
+    def knows(self, job_id: str) -> bool:
+        """Whether the job is in Redis, or known all the same."""
+        return bool(self._redis.exists(keys.job(job_id))) or self._knows(job_id)
+
+    def deliver(self, spent: list[Spent]) -> None:
+        """Put all costs on the stream in one transaction."""
+        with self._redis.pipeline(transaction=True) as pipeline:
+            for one in spent:
+                pipeline.xadd(keys.RESULTS, entry_fields(one, compress=self._compress))
+            pipeline.execute()
+
+
+class Orphanage:
+    """Looks through the files in a state directory, and delivers what dead processes have spent."""
+
+    def __init__(self, state_dir: Path, delivery: Delivery) -> None:
+        self._folder = state_dir / FOLDER
+        self._delivery = delivery
         #: Files that were spoken of already.
         self._said: set[str] = set()
 
@@ -62,6 +91,7 @@ class Orphanage:
 
         Raises:
             RedisError: Redis does not answer; the files stay.
+            ThemesError: the database cannot be used; the files stay.
         """
         calls = 0
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
@@ -79,7 +109,7 @@ class Orphanage:
     def _book(self, path: Path, data: bytes) -> int:
         remains = read(data)
         orphans = [one for one in remains.orphans if one.usage != Usage()]
-        unknown = {one.job_id for one in orphans if not self._is_known(one.job_id)}
+        unknown = {one.job_id for one in orphans if not self._delivery.knows(one.job_id)}
         if unknown:
             if time.time() - path.stat().st_mtime < keys.KEEP_SECONDS:
                 self._say(
@@ -91,10 +121,7 @@ class Orphanage:
             )
         known = [one for one in orphans if one.job_id not in unknown]
         if known:
-            with self._redis.pipeline(transaction=True) as pipeline:
-                for one in known:
-                    pipeline.xadd(keys.RESULTS, entry_fields(_spent(remains, one), compress=self._compress))
-                pipeline.execute()
+            self._delivery.deliver([_spent(remains, one) for one in known])
         path.unlink()
         calls = sum(one.usage.llm_calls for one in known)
         if known:
@@ -104,9 +131,6 @@ class Orphanage:
                 remains.worker, remains.pid, len(known), calls, sum(one.uncertain for one in known),
             )  # fmt: skip
         return calls
-
-    def _is_known(self, job_id: str) -> bool:
-        return bool(self._redis.exists(keys.job(job_id))) or self._knows(job_id)
 
     def _set_aside(self, path: Path, reason: str) -> None:
         log.error(
@@ -174,7 +198,7 @@ def _spent(remains: Remains, orphan: Orphan) -> Spent:
 def book_orphans(settings: Settings, redis: Redis) -> None:
     """Book what can be booked now; where Redis does not answer, others do it later."""
     try:
-        Orphanage(settings, redis).book()
+        Orphanage(settings.state_dir, StreamDelivery(settings, redis)).book()
     except RedisError as exc:
         log.warning("action=orphans_left what dead processes had in hand is booked later, Redis: %s", exc)
 
@@ -182,7 +206,7 @@ def book_orphans(settings: Settings, redis: Redis) -> None:
 async def keep_booking(settings: Settings, url: str, *, knows: Callable[[str], bool]) -> None:
     """Look every `work.sweep_interval_seconds` until cancelled; Redis away is waited for. `knows` runs in a thread."""
     redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-    orphanage = Orphanage(settings, redis, knows=knows)
+    orphanage = Orphanage(settings.state_dir, StreamDelivery(settings, redis, knows=knows))
     try:
         while True:
             try:

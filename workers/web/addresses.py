@@ -10,6 +10,7 @@ import socket
 from collections.abc import Collection
 from typing import Final
 
+from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
@@ -18,6 +19,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: IPv6 that carries IPv4 for a translator: RFC 6052, and the local prefix of RFC 8215.
 _NAT64: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 _COMPATIBLE: Final = ipaddress.ip_network("::/96")
+#: Not public, whatever `ipaddress` of this Python says: site-local addresses (RFC 3879), those for documentation
+#: (RFC 9637) and for discarding (RFC 6666, RFC 9780), segment routing (RFC 9602), and Azure's platform address.
+_NEVER: Final = tuple(
+    map(ipaddress.ip_network, ("fec0::/10", "3fff::/20", "100::/63", "5f00::/16", "168.63.129.16/32"))
+)
 
 
 class PrivateAddressError(OSError):
@@ -30,7 +36,12 @@ def is_public(text: str) -> bool:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return False
-    return all(one.is_global and not one.is_multicast and not one.is_reserved for one in (address, *_carried(address)))
+    return all(map(_is_public, (address, *_carried(address))))
+
+
+def _is_public(address: Address) -> bool:
+    is_plain = address.is_global and not address.is_multicast and not address.is_reserved
+    return is_plain and not any(address in network for network in _NEVER)
 
 
 def _carried(address: Address) -> list[Address]:
@@ -54,6 +65,8 @@ class GuardedResolver(AbstractResolver):
     def __init__(self, private_hosts: Collection[str]) -> None:
         self._private_hosts = private_hosts
         self._resolver = ThreadedResolver()
+        #: Addresses within the own network that belong to hosts which may be asked.
+        self._allowed = set(private_hosts)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -64,10 +77,24 @@ class GuardedResolver(AbstractResolver):
             PrivateAddressError: one of them is not public. Then none is to be trusted.
         """
         found = await self._resolver.resolve(host, port, family)
-        if host.lower() not in self._private_hosts:
+        if host.lower() in self._private_hosts:
+            self._allowed |= {one["host"] for one in found}
+        else:
             for one in found:
                 check_address(one["host"], host)
         return found
+
+    def socket(self, address_info: AddrInfoType) -> socket.socket:
+        """A socket for the address that is connected to, literal or resolved.
+
+        Raises:
+            PrivateAddressError: it is not public.
+        """
+        family, kind, protocol, _, place = address_info
+        address = str(place[0])
+        if address not in self._allowed:
+            check_address(address, address)
+        return socket.socket(family, kind, protocol)
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -5,6 +5,7 @@ but a GET and the program's name: no cookies, no credentials, no referrer.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
 
 import aiohttp
+from yarl import URL
 
 from config.settings import Settings
 from tasks.errors import PermanentError, RetryableError
@@ -31,6 +33,9 @@ PER_HOST: Final = 4
 ROBOTS_SECONDS: Final = 3_600.0
 ROBOTS_KEPT: Final = 1_000
 ROBOTS_BYTES: Final = 512 * 1024
+#: Bytes of a page within which it may name its charset.
+NAMED_WITHIN: Final = 1024
+_CHARSET: Final = re.compile(rb"""<meta[^>]{0,200}charset=["']?([A-Za-z0-9_-]{2,40})""", re.IGNORECASE)
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _PORTS: Final = frozenset({80, 443})
 
@@ -75,8 +80,13 @@ class GuardedFetcher:
         return f"<GuardedFetcher in_flight={self.in_flight} max={self._size} requests={self.requests}>"
 
     async def __aenter__(self) -> Self:
+        resolver = GuardedResolver(self._private_hosts)
         connector = aiohttp.TCPConnector(
-            resolver=GuardedResolver(self._private_hosts), limit=self._size, limit_per_host=PER_HOST, ttl_dns_cache=60
+            resolver=resolver,
+            socket_factory=resolver.socket,
+            limit=self._size,
+            limit_per_host=PER_HOST,
+            ttl_dns_cache=60,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -114,15 +124,18 @@ class GuardedFetcher:
         raise PageError(f"{url}: more than {REDIRECTS} redirects")
 
     def _check(self, url: str) -> None:
-        """Refuse what is not a plain address of the public web."""
+        """Refuse what is not a plain address of the public web, as the client reads it.
+
+        The client turns other full stops (U+3002, U+FF0E) and digits into those of addresses.
+        """
         try:
-            parts = urlsplit(url)
-            host, port = (parts.hostname or "").lower(), parts.port
-        except ValueError as exc:
+            parts = URL(url)
+            host, port = (parts.host or "").lower(), parts.explicit_port
+        except (ValueError, TypeError) as exc:
             raise PageError(f"not an address: {exc}") from exc
         if parts.scheme not in {"http", "https"} or not host:
             raise PageError(f"{parts.scheme}: not an address of the web")
-        if parts.username is not None or parts.password is not None:
+        if parts.user is not None or parts.password is not None:
             raise PageError(f"{host}: an address with credentials in it")
         if host in self._private_hosts:
             return
@@ -176,11 +189,7 @@ class GuardedFetcher:
             raw = await bounded_body(answer, most)
         except RetryableError as exc:
             raise PageError(f"{url}: larger than {most} bytes, or not readable") from exc
-        try:
-            text = raw.decode(answer.get_encoding(), "replace")
-        except LookupError:
-            text = raw.decode("utf-8", "replace")
-        return Fetched(url, answer.content_type, text)
+        return Fetched(url, answer.content_type, _decoded(raw, answer.charset))
 
     async def _is_allowed(self, url: str) -> bool:
         parts = urlsplit(url)
@@ -212,6 +221,15 @@ class GuardedFetcher:
             return rules
         rules.disallow_all = True  # type: ignore[attr-defined]
         return rules
+
+
+def _decoded(raw: bytes, charset: str | None) -> str:
+    """The text of a page: in the charset of its header, else the one that its first bytes name, else UTF-8."""
+    named = charset or next((found[1].decode() for found in _CHARSET.finditer(raw[:NAMED_WITHIN])), "utf-8")
+    try:
+        return raw.decode(named, "replace")
+    except (LookupError, ValueError):
+        return raw.decode("utf-8", "replace")
 
 
 def _is_literal(host: str) -> bool:
