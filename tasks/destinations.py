@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from tasks.columns import BadRowError, Identified, identified, is_point
-from tasks.duplicates import Duplicate, LikelyDuplicate, LikelyDuplicates, SeenRows
+from tasks.duplicates import Duplicate, SeenRows
 from tasks.errors import InputError
 from tasks.identity import OWN_ID_COLUMNS, title_key
 from tasks.json_rows import json_rows
+from tasks.likely_duplicates import LikelyDuplicate, LikelyDuplicates
 from tasks.messages import Destination
 from tasks.rows import Row, ending_of, format_of, jsonl_rows, text_rows
 from tasks.source import Lines, Source

@@ -125,7 +125,13 @@ def nearby_ids(name: str, country: str | None, region: str | None, lat: float, l
 
 
 def own_id(values: Mapping[str, str], *, id_column: str | None = None, item: str | None = None) -> OwnId | None:
-    """The id that a row brings with it, among its further columns; None where it has none.
+    """The best of `own_ids`; None where a row brings no id with it."""
+    found = own_ids(values, id_column=id_column, item=item)
+    return found[0] if found else None
+
+
+def own_ids(values: Mapping[str, str], *, id_column: str | None = None, item: str | None = None) -> list[OwnId]:
+    """The ids that a row brings with it, among its further columns, the best first.
 
     `id_column` goes before the columns that are known to hold ids; `item` is a column of Wikidata items.
     """
@@ -143,7 +149,7 @@ def own_id(values: Mapping[str, str], *, id_column: str | None = None, item: str
         if value:
             place = -1 if key == wanted else _PRECEDENCE.get(key, len(_PRECEDENCE))
             found.append((place, OwnId(title, catalogue, value)))
-    return min(found)[1] if found else None
+    return [own for _, own in sorted(found)]
 
 
 def title_key(title: str) -> str:

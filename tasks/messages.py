@@ -19,7 +19,6 @@ from tasks.identity import OwnId, destination_id
 MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
 #: Below this size compression costs more than it saves.
 COMPRESS_FROM_BYTES: Final = 256
-
 _RAW, _ZSTD = b"\x00", b"\x01"
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tasks import duplicates
 from tasks.destinations import Reader, ReadReport, from_iterable
-from tasks.duplicates import MOST_COMPARED
 from tasks.errors import InputError
 from tasks.identity import SAME_PLACE_KM, destination_id, distance_km, nearby_ids, own_id
+from tasks.likely_duplicates import MOST_COMPARED
 from tasks.messages import Destination
 
 
@@ -189,6 +189,13 @@ def test_likely_duplicates_stay_two_and_are_named_with_both_lines(rows: str, why
 def test_rows_with_other_ids_and_one_name_may_be_one_place() -> None:
     _, report = read("id,name,country\nA1,Rome,Italy\nA2,Rome,Italy\n")
     assert report.likely_duplicate_rows[0].why == "the same name, but id A1 and id A2"
+
+
+def test_rows_with_ids_of_their_own_that_share_a_public_one_may_be_one_place() -> None:
+    rows = "id,name,wikidata\n1,Lisboa,Q597\n2,Rome,Q220\n3,Lisbon,http://www.wikidata.org/entity/Q597\n4,Oslo,\n"
+    destinations, report = read(rows)
+    assert (len(destinations), pairs(report)) == (4, [(2, 4)])
+    assert report.likely_duplicate_rows[0].why == "the same Wikidata or GeoNames id"
 
 
 @pytest.mark.parametrize(
