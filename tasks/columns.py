@@ -25,6 +25,7 @@ _BROKEN: Final = re.compile("[\ud800-\udfff\ufffd]")
 _ADDRESS: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.)\S+$", re.IGNORECASE)
 #: Well-known text, as Wikidata writes coordinates: longitude first.
 _POINT: Final = re.compile(r"POINT ?\(([-+\d.eE]+) ([-+\d.eE]+)\)$", re.IGNORECASE)
+_PLAIN_DEGREES: Final = re.compile(r"-?[0-9]{1,3}(?:\.[0-9]{1,20})?")
 _DEGREES: Final = re.compile(
     r"([-+]?(?:\d{1,3}(?:[.,]\d*)?|[.,]\d+)(?:e[-+]?\d{1,3})?)\s*°?\s*([NSEW]?)", re.IGNORECASE
 )
@@ -90,7 +91,7 @@ def _sorted(row: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[st
         value = row[title]
         if value is None or value == "" or role in known:
             continue
-        if isinstance(value, str) and (_POINT.match(value) or (role != "name" and _ADDRESS.match(value))):
+        if is_point(value) or (role != "name" and _is_address(value)):
             # Coordinates in a column called location; the address of a country, which is not its name.
             continue
         known[role] = value
@@ -99,7 +100,7 @@ def _sorted(row: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[st
     for title, value in row.items():
         if title in used or value is None or value == "":
             continue
-        if isinstance(value, str) and "lat" not in known and (point := _POINT.match(value)):
+        if "lat" not in known and is_point(value) and (point := _POINT.match(value)):
             known["lon"], known["lat"] = point.groups()
         else:
             extra[title] = _extra(title, value)
@@ -108,7 +109,7 @@ def _sorted(row: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[st
 
 def _name(value: Any, item: str | None, own: OwnId | None) -> str:
     name = _text("name", value)
-    if _ADDRESS.match(name):
+    if _is_address(name):
         raise BadRowError(f"name: an address ({name[:60]}), not a name; which column holds names? --map name=COLUMN")
     if item is not None and own is not None and name == own.value:
         raise BadRowError(f"name: {name} has no label in this language")
@@ -132,7 +133,12 @@ def _of_text(text: str) -> dict[str, Any]:
 
 def is_point(value: Any) -> bool:
     """Whether a value is a point in well-known text."""
-    return isinstance(value, str) and _POINT.match(value) is not None
+    # The first look spares most values the expression.
+    return isinstance(value, str) and value[-1:] == ")" and _POINT.match(value) is not None
+
+
+def _is_address(value: Any) -> bool:
+    return isinstance(value, str) and ("/" in value or "." in value) and _ADDRESS.match(value) is not None
 
 
 def _text(what: str, value: Any) -> str:
@@ -193,7 +199,9 @@ def _degrees(what: str, value: Any, most: float) -> float | None:
         return None
     number = math.nan
     if isinstance(value, str):
-        if match := _DEGREES.fullmatch(value.strip()):
+        if _PLAIN_DEGREES.fullmatch(value):
+            number = float(value)
+        elif match := _DEGREES.fullmatch(value.strip()):
             number = float(match[1].replace(",", ".")) * (-1 if match[2] in {"S", "s", "W", "w"} else 1)
     elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most:
         number = float(value)

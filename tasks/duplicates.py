@@ -127,8 +127,10 @@ class SeenRows:
             if known is None:
                 self._put(key, value)
             return known
-        with _translated():
+        try:
             inserted = self._many.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, value))
+        except sqlite3.OperationalError as exc:
+            raise _no_room(exc) from exc
         return None if inserted.rowcount else self._get(key)
 
     def _get(self, key: bytes) -> bytes | None:
@@ -374,4 +376,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as exc:
-        raise InputError(f"so many destinations find no room in the temporary folder ({exc})") from exc
+        raise _no_room(exc) from exc
+
+
+def _no_room(exc: sqlite3.OperationalError) -> InputError:
+    return InputError(f"so many destinations find no room in the temporary folder ({exc})")
