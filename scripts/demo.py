@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from config.settings import Settings
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible
 from scripts.results import reading, table_of
-from scripts.up import WATCH_SECONDS, Stack, database_place, stack
+from scripts.up import WATCH_SECONDS, Stack, database_place, say, stack
 from scripts.watch import watch_to_end
 from tasks import jobs
 from tasks.connection import connect
@@ -66,15 +65,16 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
         stack(settings, sandbox=sandbox, latency=latency) as made,
     ):
         say(which_llm(settings, sandbox=sandbox))
-        port = _dashboard_port(settings)
         made.start("consumer", "consumer")
         made.start_workers(WORKERS)
-        made.start("dashboard", "dashboard", "--port", str(port))
-        say(f"starting Redis, {WORKERS} workers, consumer, dashboard at http://{settings.dashboard.host}:{port} ...")
+        made.start_dashboard()
+        dashboard = f"http://{settings.dashboard.host}:{made.port}"
+        say(f"starting Redis, {WORKERS} workers, consumer, dashboard at {dashboard} ...")
         made.wait_until_ready()
         say(f"the stack is up after {time.monotonic() - began:.1f} s")
         code = _run_job(made, file)
-        say(f"dashboard  http://{settings.dashboard.host}:{port}{'' if keep else '  (ends now; --keep leaves it up)'}")
+        if made.port is not None:
+            say(f"dashboard  {dashboard}{'' if keep else '  (ends now; --keep leaves it up)'}")
         if keep:
             say("Ctrl-C stops everything")
             while True:
@@ -140,21 +140,3 @@ def _whole_picture(redis: Redis, status: jobs.JobStatus) -> JobPicture:
         if picture.sums.get("llm.requests", 0) >= status.llm_calls or time.monotonic() > deadline:
             return picture
         time.sleep(WATCH_SECONDS)
-
-
-def _dashboard_port(settings: Settings) -> int:
-    """The dashboard's port, or a free one when that is taken and nobody insisted on it."""
-    if settings.is_set("dashboard.port"):
-        return settings.dashboard.port
-    for port in (settings.dashboard.port, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((settings.dashboard.host, port))
-                return int(probe.getsockname()[1])
-    return settings.dashboard.port
-
-
-def say(text: str) -> None:
-    """Words for people."""
-    print(text, file=sys.stderr, flush=True)

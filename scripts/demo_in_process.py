@@ -8,9 +8,10 @@ from concurrent.futures import Future
 from typing import Final
 
 from config.settings import Settings
-from scripts.demo import say, say_what_came_of_it, say_where_the_time_went, show, which_llm
+from scripts.demo import say_what_came_of_it, say_where_the_time_went, show, which_llm
 from scripts.main import settings_from
 from scripts.run import Wish, run
+from scripts.up import say
 from workers.sandbox.faults import DEFAULT_LATENCY
 from workers.sandbox.server import SandboxServer
 

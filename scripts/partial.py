@@ -49,7 +49,10 @@ async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: s
         what = names[0] if len(names) == 1 else f"{len(names)} of {total} stages"
         named = "" if len(names) == 1 else f" ({', '.join(names[:MOST_STAGES])}{', …' if names[MOST_STAGES:] else ''})"
         said = clean_line(f"{reason.error_class}: {reason.message}" if reason.error_class else reason.message)
-        lines.append(f"  {reason.destinations} lack {what}{named}: {said}")
+        # Where destinations lack different stages, how many they are together is not known.
+        is_each = len({*reason.stages.values()}) == 1
+        lack = "lack" if is_each else "or more lack some of"
+        lines.append(f"  {reason.destinations} {lack} {what}{named}: {said}")
     if len(reasons) > MOST_REASONS:
         lines.append(f"  and {len(reasons) - MOST_REASONS} other reasons: themes failures {status.job_id} --partial")
     return [*lines, f"ask again for what they lack: {again}"]

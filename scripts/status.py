@@ -14,7 +14,7 @@ from config.settings import Settings
 from scripts.main import settings_from
 from scripts.partial import partial_lines
 from scripts.watch import STALLED, summary
-from tasks import jobs
+from tasks import fleet, jobs
 from tasks.connection import check_server, connect, locate
 from tasks.errors import JobNotFoundError, ThemesError
 from tasks.waits import duration
@@ -59,6 +59,9 @@ def _known(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
         return found
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
+    for name, report in sorted(fleet.workers(redis).items()):
+        if reason := report.get("journal_off"):
+            print(f"themes: {name}: call journal off, a kill would lose calls: {reason}", file=sys.stderr)
     return [_status(redis, settings, job)] if job else list(jobs.list_jobs(redis))
 
 

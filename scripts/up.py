@@ -1,6 +1,9 @@
 """`themes up`: the whole stack on this machine, in the foreground, ending with it."""
 
 import contextlib
+import fcntl
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -29,8 +32,12 @@ WORKERS_STOP_SECONDS: Final = 1.3
 STOP_SECONDS: Final = 1.8
 #: Worker processes that nobody has asked for, at most.
 MOST_WORKERS: Final = 2
-#: Seconds that the stack may take to stand.
-START_SECONDS: Final = 30.0
+#: Seconds between two lines that say that workers are still starting.
+SAY_SECONDS: Final = 10.0
+#: The role that may end without ending the stack: jobs do without it.
+DASHBOARD: Final = "dashboard"
+#: Ports tried for the dashboard, from the one in the settings upwards.
+PORTS: Final = 20
 #: Seconds between two looks at the processes.
 WATCH_SECONDS: Final = 0.1
 
@@ -46,6 +53,8 @@ class Stack:
     env: dict[str, str]
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     others: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    #: Where the dashboard listens, once it is started.
+    port: int | None = None
 
     def start(self, name: str, *command: str, worker: bool = False) -> None:
         """Start one role; its words go to `logs/NAME.log`."""
@@ -59,14 +68,28 @@ class Stack:
             name = f"worker{number}"
             self.start(name, "worker", "--name", name, worker=True)
 
+    def start_dashboard(self) -> None:
+        """Start the dashboard, on the next free port where the usual one is taken."""
+        dashboard = self.settings.dashboard
+        self.port = dashboard_port(self.settings)
+        if self.port != dashboard.port and dashboard.port:
+            say(f"dashboard.port {dashboard.port} is taken: the dashboard listens on {self.port}")
+        self.start(DASHBOARD, "dashboard", "--port", str(self.port))
+
     def check(self) -> None:
-        """See that everything still runs.
+        """See that everything still runs. A dashboard that has ended is said once, and the rest goes on.
 
         Raises:
             ThemesError: a role has ended; the message has its last words.
         """
         for name, process in {**self.workers, **self.others}.items():
-            if process.poll() is not None:
+            if process.poll() is None:
+                continue
+            if name == DASHBOARD:
+                del self.others[name]
+                self.port = None
+                say(f"no dashboard, everything else goes on: {self.last_words(name)}")
+            else:
                 raise ThemesError(f"{name} ended with code {process.returncode}: {self.last_words(name)}")
 
     def last_words(self, name: str) -> str:
@@ -77,16 +100,17 @@ class Stack:
         return f"{said.removeprefix('themes: ')} (more in {path})"
 
     def wait_until_ready(self) -> None:
-        """Wait until every worker has a heartbeat."""
+        """Wait until every worker has a heartbeat, for as long as the worker processes live."""
         redis = connect(self.redis_url, socket_timeout_seconds=self.settings.redis.socket_timeout_seconds)
-        deadline = time.monotonic() + START_SECONDS
+        began = said = time.monotonic()
         while True:
             self.check()
-            names = fleet.workers(redis)
-            if all(any(known.startswith(f"{name}@") for known in names) for name in self.workers):
+            known = {name.partition("@")[0] for name in fleet.workers(redis)}
+            if not (starting := sorted(self.workers.keys() - known)):
                 return
-            if time.monotonic() > deadline:
-                raise ThemesError(f"the workers did not start within {START_SECONDS:g} s; see {self.logs}")
+            if (now := time.monotonic()) - said >= SAY_SECONDS:
+                said = now
+                say(f"still starting after {now - began:.0f} s: {', '.join(starting)} (logs in {self.logs})")
             time.sleep(WATCH_SECONDS)
 
     def stop(self) -> None:
@@ -109,13 +133,18 @@ def shares_of_memory(settings: Settings, count: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def stack(settings: Settings, *, sandbox: bool, latency: str | None = None) -> Iterator[Stack]:
-    """Redis and, if wanted, the sandbox; the roles are started on what is yielded, and all is stopped at the end."""
+    """Redis and, if wanted, the sandbox; the roles are started on what is yielded, and all is stopped at the end.
+
+    Raises:
+        ThemesError: another stack runs in the state directory, or a part cannot be started.
+    """
     logs = settings.state_dir / "logs"
     with contextlib.ExitStack() as parts:
         try:
             logs.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise ConfigError(f"state_dir: {settings.state_dir} cannot be written ({exc.strerror})") from exc
+        parts.enter_context(_alone(settings.state_dir))
         url = parts.enter_context(_redis(settings))
         env = {
             "REDIS_URL": url,
@@ -133,6 +162,24 @@ def _grace(settings: Settings) -> float:
     if settings.is_set("work.shutdown_grace_seconds"):
         return settings.work.shutdown_grace_seconds
     return GRACE_SECONDS
+
+
+@contextlib.contextmanager
+def _alone(state_dir: Path) -> Iterator[None]:
+    """Within the body, no other stack starts in this state directory."""
+    with (state_dir / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                f"`themes up` runs already in {state_dir} (process {lock.read().strip()}): enqueue there, stop it, or "
+                "choose another THEMES_STATE_DIR"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 @contextlib.contextmanager
@@ -176,13 +223,13 @@ def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
         made.start("consumer", "consumer")
         made.start_workers(workers)
         if dashboard:
-            made.start("dashboard", "dashboard")
+            made.start_dashboard()
         made.wait_until_ready()
-        _tell(made, dashboard=dashboard)
+        _tell(made)
         while True:
             made.check()
             time.sleep(WATCH_SECONDS)
-    print("stopped", file=sys.stderr)
+    say("stopped")
     return 0
 
 
@@ -191,14 +238,31 @@ def database_place(settings: Settings) -> str:
     return masked(settings.database_url).removeprefix("sqlite+aiosqlite:///")
 
 
-def _tell(made: Stack, *, dashboard: bool) -> None:
+def dashboard_port(settings: Settings) -> int:
+    """The dashboard's port; where it is taken the next free one above it."""
+    host, wanted = settings.dashboard.host, settings.dashboard.port
+    for port in (*range(wanted, min(wanted + PORTS, 65_536)), 0) if wanted else (0,):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind((host, port))
+                return int(probe.getsockname()[1])
+    return wanted
+
+
+def say(text: str) -> None:
+    """Words for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _tell(made: Stack) -> None:
     settings = made.settings
     lines = [
         f"redis      {masked(made.redis_url)}",
         f"database   {database_place(settings)}",
         f"workers    {len(made.workers)}, logs in {made.logs}",
     ]
-    if dashboard:
-        lines.append(f"dashboard  http://{settings.dashboard.host}:{settings.dashboard.port}")
+    if made.port is not None:
+        lines.append(f"dashboard  http://{settings.dashboard.host}:{made.port}")
     lines.append("ready: `themes enqueue FILE` in another terminal; Ctrl-C stops everything")
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    say("\n".join(lines))

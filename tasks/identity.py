@@ -48,6 +48,12 @@ _PUBLIC_ID: Final = {
     "wikidata": re.compile(r"(?:^|/)(Q[1-9]\d*)/?$", re.IGNORECASE),
     "geonames": re.compile(r"(?:^|/)([1-9]\d*)(?:\.0|/.*)?$"),
 }
+#: What stands in a column of ids where a row has none: words for nothing, numbers whose digits a spreadsheet has cut.
+_NO_ID: Final = re.compile(
+    r"#?n/?a|#?n/a n/a|nan|null|<null>|none|nil|<na>|undefined|unknown|tbd|\\n|[-\u2013\u2014?.0]+|"
+    r"#(ref|value|name)[!?]|[0-9](\.[0-9]+)?e\+[0-9]{2,3}",
+    re.IGNORECASE,
+)
 
 
 class OwnId(NamedTuple):
@@ -131,7 +137,7 @@ def own_id(values: Mapping[str, str], *, id_column: str | None = None, item: str
 
 
 def own_ids(values: Mapping[str, str], *, id_column: str | None = None, item: str | None = None) -> list[OwnId]:
-    """The ids that a row brings with it, among its further columns, the best first.
+    """The ids that a row brings with it, among its further columns, the best first; a word for none is none.
 
     `id_column` goes before the columns that are known to hold ids; `item` is a column of Wikidata items.
     """
@@ -143,6 +149,8 @@ def own_ids(values: Mapping[str, str], *, id_column: str | None = None, item: st
         if catalogue is None:
             continue
         value = text.strip()
+        if _NO_ID.fullmatch(value):
+            continue
         if catalogue in _PUBLIC_ID:
             match = _PUBLIC_ID[catalogue].search(value)
             value = match.group(1).upper() if match else ""

@@ -1,5 +1,7 @@
 """Every Redis key and its lifetime, in one place. Every key starts with `themes:`; nothing ever flushes a database.
 
+What outlives its job all the same, or its message's chunk, the sweeper removes (`workers.results.leftovers`).
+
 | key | type | what | lifetime |
 |---|---|---|---|
 | themes:jobs | zset | job id by creation time | trimmed with the jobs |
@@ -51,6 +53,9 @@ from typing import Final
 PREFIX: Final = "themes:"
 #: Name of the Celery queue; in Redis it stands behind the prefix.
 QUEUE: Final = "themes"
+#: Where kombu keeps messages that were delivered and not acknowledged, and by which time.
+UNACKED: Final = "themes:unacked"
+UNACKED_INDEX: Final = "themes:unacked_index"
 #: What kombu puts between a queue's name and its priority.
 PRIORITY_SEPARATOR: Final = ":"
 PRIORITIES: Final = tuple(range(10))

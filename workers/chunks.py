@@ -12,7 +12,6 @@ What a destination has cost is booked whatever becomes of it.
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -34,15 +33,12 @@ from workers.observe.profiler import PerformanceProfiler
 from workers.observe.recorder import CallRecorder
 from workers.observe.records import Records
 from workers.patience import Patience
+from workers.quarantine import Quarantine, Wake
 
 log = logging.getLogger("themes.chunks")
 
 #: Part of the grace time in which a stopping worker still asks; the rest is for answers under way.
 FINISH_SHARE: Final = 0.5
-#: The delivery from which on a destination is handled alone among its like.
-SUSPECT: Final = 3
-#: Of those that wait for that, so many are remembered; the sweeper finds the others.
-POSTPONED: Final = 1_000
 #: Seconds that a stopping worker may take to give back what it has just cut short.
 GIVE_BACK_SECONDS: Final = 1.0
 
@@ -58,8 +54,6 @@ class ChunkEnd(StrEnum):
     PAUSED = "paused"
 
 
-#: Sends chunks' wake-up calls: `(job id, (chunk id, label) pairs, priority)`.
-Wake = Callable[[str, list[tuple[str, str]], int], Awaitable[None]]
 #: Reads a job's options.
 ReadOptions = Callable[[str], Awaitable[JobOptions]]
 
@@ -129,10 +123,7 @@ class ChunkRunner:
         #: Chunks that a thread of ours is busy with, from before their lease on: a second message finds them here.
         self._claimed: set[tuple[str, str]] = set()
         self._held: dict[tuple[str, str], _Held] = {}
-        #: The one destination here whose workers have died so often that the next death is its last, and those like it
-        #: that have to wait for its end.
-        self._suspect: tuple[str, str] | None = None
-        self._postponed: deque[tuple[str, str, str, int]] = deque(maxlen=POSTPONED)
+        self._quarantine = Quarantine(ledger, self._patience, wake)
         #: Jobs whose entry cannot be read, of which that was said.
         self._unreadable: set[str] = set()
         self._halts = Halts(ledger, self._patience)
@@ -271,41 +262,22 @@ class ChunkRunner:
         if self._halts.is_pausing(job_id):
             return await self._give_back(taken.chunk, options, len(taken.chunk.destinations), is_paused=True)
         if taken.deliveries > 1 and len(taken.chunk.destinations) > 1:
-            return await self._split(taken, options)
+            await self._quarantine.split(taken, options)
+            return ChunkEnd.SPLIT
         if taken.deliveries > self._work.max_deliveries:
             await self._destinations.give_up(taken)
             return ChunkEnd.DONE
-        if taken.deliveries >= SUSPECT:
-            if self._suspect is not None:
-                return await self._postpone(taken.chunk, options)
-            self._suspect = (job_id, chunk_id)
+        if not await self._quarantine.admits(taken, options):
+            return ChunkEnd.GIVEN_BACK
         self._held[job_id, chunk_id] = held = _Held(taken, options)
         try:
             with self._profiler.job(job_id) as records:
                 return await self._work_on(held, self._halts.of(job_id), records)
         finally:
-            if self._suspect == (job_id, chunk_id):
-                self._suspect = None
-                await self._next_suspect()
+            await self._quarantine.leave(taken)
             del self._held[job_id, chunk_id]
             if all(held != job_id for held, _ in self._held):
                 self._halts.forget(job_id)
-
-    async def _postpone(self, chunk: Chunk, options: JobOptions) -> ChunkEnd:
-        """Not now: another destination whose workers have died is at work here.
-
-        The one that kills and those that were only near it die together, again and again. One at a time they are told
-        apart: whoever was only near survives. Should we die, the sweeper finds what waits here.
-        """
-        await self._patience.wait_for(lambda: self._ledger.give_back(chunk.job_id, chunk.chunk_id))
-        self._postponed.append((chunk.job_id, chunk.chunk_id, chunk.destinations[0].label, options.priority))
-        return ChunkEnd.GIVEN_BACK
-
-    async def _next_suspect(self) -> None:
-        """Send for one of those that had to wait."""
-        if self._postponed:
-            job_id, chunk_id, text, priority = self._postponed.popleft()
-            await self._wake(job_id, [(chunk_id, text)], priority)
 
     async def _take(self, job_id: str, chunk_id: str) -> Taken | ChunkEnd:
         while not self._patience.is_over:
@@ -429,17 +401,6 @@ class ChunkRunner:
     async def _is_stopped(self, job_id: str) -> bool:
         """Whether the job is paused. A worker that came would have nothing to do, and who resumes it wakes one."""
         return bool(await self._patience.wait_for(lambda: self._ledger.stopped([job_id])))
-
-    async def _split(self, taken: Taken, options: JobOptions) -> ChunkEnd:
-        """A chunk that has lost its worker: its destinations go one by one, so that one that kills is found soon."""
-        chunk = taken.chunk
-        singles = await self._patience.wait_for(lambda: self._ledger.split(taken))
-        await self._wake(chunk.job_id, [(one.chunk_id, one.destinations[0].label) for one in singles], options.priority)
-        log.warning(
-            "action=quarantine job_id=%s chunk_id=%s lost its worker %d times: %d destinations go one by one",
-            chunk.job_id, chunk.chunk_id, taken.deliveries - 1, len(singles),
-        )  # fmt: skip
-        return ChunkEnd.SPLIT
 
 
 def queued_seconds(taken: Taken, now: float) -> float | None:

@@ -21,6 +21,7 @@ from workers.llm.cache import PersistentLLMCache
 from workers.llm.cache_statistics import CacheReporter
 from workers.llm.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
+from workers.observe.recorder import CallRecorder
 from workers.results.publisher import EventPublisher
 from workers.sharing import WorkSharing
 
@@ -31,7 +32,7 @@ UNWRITTEN: Final = "the results consumer is too far behind for more (is one runn
 
 
 class Heartbeat:
-    """Reports every `seconds`, at least three times in the life of a report."""
+    """Reports every `seconds`, at least three times in the life of a report; keeps the call journal in its place."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Heartbeat:
         cache: PersistentLLMCache,
         counts: CacheReporter,
         profiler: PerformanceProfiler,
+        recorder: CallRecorder,
         publisher: EventPublisher,
         sharing: WorkSharing,
         state: Callable[[], dict[str, Any]],
@@ -57,6 +59,7 @@ class Heartbeat:
         self._cache = cache
         self._counts = counts
         self._profiler = profiler
+        self._recorder = recorder
         self._publisher = publisher
         self._sharing = sharing
         #: Memory, and the settings that can be changed.
@@ -73,6 +76,7 @@ class Heartbeat:
         while True:
             self._profiler.sample()
             self._tell_wait()
+            await self._recorder.keep()
             try:
                 report, began = self._report(), time.perf_counter()
                 await fleet.tell(self._redis, self._name, report)
@@ -106,6 +110,7 @@ class Heartbeat:
             "connections": self._pool.max_size,
             "connections_in_use": self._pool.in_use,
             "connections_waiting": self._pool.waiting,
+            "journal_off": self._recorder.off,
             "cache": self._cache.state,
             "cache_outages": self._cache.outages,
             "cache_away_seconds": round(self._cache.away_seconds, 1),

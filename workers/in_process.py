@@ -46,8 +46,9 @@ from workers.llm.budget import JobBudget
 from workers.llm.halt import Halt
 from workers.llm.health import look_after
 from workers.llm.state_file import FileBook, StateFile
+from workers.observe.call_file import FOLDER
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.recorder import FOLDER, CallRecorder, current
+from workers.observe.recorder import CallRecorder, current
 from workers.patience import Patience
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
@@ -230,7 +231,7 @@ class InProcessJob:
                 self._listing = asyncio.create_task(self._list(pages, writer), name="listing")
                 stack.push_async_callback(end_tasks, self._listing)
             look_at(self.profiler, self._settings, Watched(lanes=self.lanes, pool=engine.pool, cache=engine.cache))
-            watching = asyncio.create_task(self._watch(), name="profiler")
+            watching = asyncio.create_task(self._watch(recorder), name="profiler")
             stack.push_async_callback(self._keep_profile)
             stack.push_async_callback(end_tasks, watching)
             await self._work(engine, writer, budget, recorder)
@@ -239,16 +240,20 @@ class InProcessJob:
                 if not self._listing.cancelled():
                     self._listing.result()
 
-    async def _watch(self) -> None:
-        """Measure the process beside its work, until cancelled."""
+    async def _watch(self, recorder: CallRecorder) -> None:
+        """Measure the process beside its work, and keep its call journal in its place, until cancelled."""
 
-        async def sample() -> None:
+        async def look() -> None:
             while True:
-                self.profiler.sample()
+                await recorder.keep()
+                if self.profiler.enabled:
+                    self.profiler.sample()
                 await asyncio.sleep(self._settings.performance_optimization.profile_interval_seconds)
 
-        if self.profiler.enabled:
-            await asyncio.gather(self.profiler.watch_loop(), sample())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(look(), name="sample")
+            if self.profiler.enabled:
+                group.create_task(self.profiler.watch_loop(), name="loop")
 
     async def _keep_profile(self) -> None:
         """Store what was measured of the job, for `themes report`."""

@@ -46,9 +46,10 @@ from workers.llm.cache_statistics import CacheReporter
 from workers.llm.halt import Halt
 from workers.llm.health import look_after
 from workers.llm.memory import MIB
+from workers.observe.call_file import FOLDER
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.recorder import FOLDER, CallRecorder
+from workers.observe.recorder import CallRecorder
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
@@ -260,6 +261,7 @@ class Runtime:
                 cache=engine.cache,
                 counts=counts,
                 profiler=profiler,
+                recorder=recorder,
                 publisher=publisher,
                 sharing=sharing,
                 state=lambda: guard.report() | {"settings": msgspec.json.encode(self._tuned)},

@@ -19,6 +19,7 @@ from redis import Redis
 from scripts.local_redis import LocalRedis
 from tasks.connection import ADDRESS_FILE
 from tests.e2e.conftest import Engine, until
+from tests.faults.stack import is_up
 
 
 def _left_of(engine: Engine) -> list[str]:
@@ -137,12 +138,57 @@ def test_up_serves_another_terminal_and_ends_on_ctrl_c(engine: Engine, tmp_path:
 
 
 def test_a_role_that_dies_at_start_ends_the_stack_with_its_last_words(engine: Engine) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        said = engine.run("up", "--sandbox", "--workers", "1", THEMES_DASHBOARD__PORT=port)
+    url = f"sqlite+aiosqlite:///{engine.folder}"
+    said = engine.run("up", "--sandbox", "--workers", "1", "--no-dashboard", DATABASE_URL=url)
     assert said.returncode == 1
-    assert f"dashboard ended with code 2: dashboard.port: cannot listen on 127.0.0.1:{port}" in said.stderr
+    assert re.search(rf"consumer ended with code \d+: .*{engine.folder}", said.stderr), said.stderr
     assert _left_of(engine) == []
+
+
+def _up(engine: Engine, name: str = "up", **env: str) -> subprocess.Popen[bytes]:
+    """A small stack that stands."""
+    up = engine.themes(name, "up", "--sandbox", "--workers", "1", **env)
+    until("the stack to stand", lambda: "ready:" in engine.log(name) or up.poll() is not None)
+    assert up.poll() is None, engine.log(name)
+    return up
+
+
+def test_up_takes_the_next_free_port_for_the_dashboard_and_says_it(engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _up(engine, THEMES_DASHBOARD__PORT=str(port))
+    said = engine.log("up")
+    found = re.search(r"^dashboard +http://127\.0\.0\.1:(\d+)$", said, re.MULTILINE)
+    assert found, said
+    assert int(found[1]) != port
+    assert f"dashboard.port {port} is taken: the dashboard listens on {found[1]}" in said
+    until("it to answer", lambda: is_up(int(found[1])))
+    engine.end("up")
+    assert _left_of(engine) == []
+
+
+def test_a_dashboard_that_cannot_start_ends_nothing_else(engine: Engine) -> None:
+    up = _up(engine, THEMES_DASHBOARD__HOST="0.0.0.0")  # noqa: S104
+    until("it to be said", lambda: "no dashboard, everything else goes on" in engine.log("up"))
+    assert engine.log("up").count("THEMES_DASHBOARD__BASIC_AUTH") == 1
+    assert engine.run("enqueue", "-", "--wait", stdin="Kyoto\n").returncode == 0
+    assert up.poll() is None
+
+
+@pytest.mark.parametrize("verb", ["up", "demo"])
+def test_a_second_stack_in_one_folder_is_refused_with_the_process_of_the_first(verb: str, engine: Engine) -> None:
+    up = _up(engine)
+    said = engine.run(verb, *(["--sandbox"] if verb == "up" else []))
+    assert said.returncode == 2
+    (line,) = [line for line in said.stderr.splitlines() if "process" in line]
+    assert f"(process {up.pid})" in line
+    assert "THEMES_STATE_DIR" in line
+    assert engine.run("enqueue", "-", "--wait", stdin="Kyoto\n").returncode == 0, "the first goes on"
+    # A killed one keeps no other out.
+    os.kill(up.pid, signal.SIGKILL)
+    up.wait()
+    until("its processes to follow", lambda: not _left_of(engine))
+    _up(engine, "next")
 
 
 def _one_line(said: subprocess.CompletedProcess[str], code: int) -> str:

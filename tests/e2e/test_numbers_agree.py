@@ -1,8 +1,10 @@
 """Calls in status, report, database, totals and Prometheus = calls that the LLM counted, after kills too."""
 
+import contextlib
 import json
 import random
 import re
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from tasks import fleet
 from tasks.totals import read_totals
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _free_port, _get
+from workers.observe.call_file import read
 
 WORKERS = ("w0", "w1", "w2")
 DESTINATIONS = 48
@@ -126,6 +129,57 @@ def _celery(worker: psutil.Process) -> psutil.Process:
 
 
 @pytest.mark.timeout(600)
+def test_every_call_is_in_every_book_although_the_call_journal_was_deleted_in_mid_job(shop: Engine) -> None:
+    chance = random.Random(1)
+    journals = shop.folder / "var" / "calls"
+    job_id = _enqueue(shop, "Town")
+    _under_way(shop, job_id, chance)
+    shutil.rmtree(journals)
+    celery = _celery(psutil.Process(shop.processes[_asking(shop, chance)].pid))
+    until("a new journal", lambda: _is_written_down(journals, celery.pid))
+    celery.kill()
+    assert shop.run("watch", job_id).returncode == 0
+    first = _agree(shop)
+    # No journal can be made, which is said; then it can.
+    shutil.rmtree(journals)
+    journals.write_text("in the way")
+    until("status to say it", lambda: shop.run("status").stderr.count("call journal off") == len(WORKERS))
+    # It would ask the LLM itself.
+    assert "call journal off" in shop.run("doctor", OPENAI_BASE_URL="http://127.0.0.1:1/v1").stdout
+    assert shop.run("top", "--once", "--json").stdout.count("call journal off") == len(WORKERS)
+    job_id = _enqueue(shop, "City")
+    _under_way(shop, job_id, chance)
+    journals.unlink()
+    name = _asking(shop, chance)
+    celery = _celery(psutil.Process(shop.processes[name].pid))
+    until("a new journal", lambda: _is_written_down(journals, celery.pid))
+    _kill_with_its_supervisor(shop, name)
+    assert shop.run("watch", job_id).returncode == 0
+    assert _agree(shop)["llm"] > first["llm"]
+    assert "call journal off" not in shop.run("status").stderr
+
+
+def _is_written_down(journals: Path, pid: int) -> bool:
+    """Whether a process has what it works on in a journal."""
+    for path in journals.glob("*.calls"):
+        with contextlib.suppress(FileNotFoundError):
+            remains = read(path.read_bytes())
+            if remains.pid == pid and remains.orphans:
+                return True
+    return False
+
+
+def _kill_with_its_supervisor(shop: Engine, name: str) -> None:
+    worker = psutil.Process(shop.processes[name].pid)
+    both = [worker, _celery(worker)]
+    for process in both:
+        process.suspend()
+    for process in both:
+        process.kill()
+    shop.processes.pop(name).wait()
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 6))])
 def test_every_call_is_in_every_book_although_processes_die_and_calls_fail(shop: Engine, seed: int) -> None:
     chance = random.Random(seed)
@@ -138,14 +192,7 @@ def test_every_call_is_in_every_book_although_processes_die_and_calls_fail(shop:
     # Process and supervisor together: nobody is left to book for them but those who come by.
     job_id = _enqueue(shop, "City")
     _under_way(shop, job_id, chance)
-    name = _asking(shop, chance)
-    worker = psutil.Process(shop.processes[name].pid)
-    both = [worker, _celery(worker)]
-    for process in both:
-        process.suspend()
-    for process in both:
-        process.kill()
-    shop.processes.pop(name).wait()
+    _kill_with_its_supervisor(shop, _asking(shop, chance))
     assert shop.run("watch", job_id).returncode == 0
     second = _agree(shop)
     statuses = shop.ask_sandbox("/stats")["by_status"]

@@ -224,7 +224,7 @@ async def test_a_fault_after_a_chunk_was_split_fails_nothing(
     assert isinstance(await dead.take(JOB, CHUNK.chunk_id, max_unwritten=100), Taken)
     async with Lanes[Destination](2, steal=True) as lanes, asyncio.timeout(60):
         rig = Rig(client, settings_for(), lanes, _fails)
-        rig.runner._wake = broken_wake
+        rig.runner._quarantine._wake = broken_wake
         while (end := await rig.runner.run(JOB, CHUNK.chunk_id)) is ChunkEnd.HELD:
             await asyncio.sleep(0.01)
     assert end is ChunkEnd.GONE

@@ -152,9 +152,11 @@ async def _in_thread(call: Callable[[], dict[str, Check]]) -> dict[str, Check]:
 async def test_an_endpoint_is_asked_in_every_format(look: Look) -> None:
     async with _serving() as server:
         checks = await _in_thread(lambda: look("llm", "clock", **_llm(server)))
+        asked = server.stats()["requests"]
     assert all(check.ok for check in checks.values()), checks
     assert checks["llm formats"].found == "json_schema yes, json_object yes, text yes"
     assert "answered as" in checks["llm"].found
+    assert f"({asked} calls of doctor's own, in no books)" in checks["llm"].found
     assert "from ours" in checks["clock of llm"].found
     async with _serving(formats=("json_object",)) as server:
         checks = await _in_thread(lambda: look("llm", **_llm(server)))
@@ -166,6 +168,8 @@ async def test_an_endpoint_is_asked_in_every_format(look: Look) -> None:
 async def test_a_wrong_key_is_named_and_not_shown(look: Look) -> None:
     async with _serving(api_key="right") as server:
         checks = await _in_thread(lambda: look("llm", **_llm(server, OPENAI_API_KEY="sk-very-wrong")))
+        assert server.stats()["requests"] == 1
+    assert "(1 call of doctor's own" in checks["llm"].found
     _is_said(checks["llm"], "401", f"export OPENAI_API_KEY=… with a key of {server.base_url}")
     assert "sk-very-wrong" not in str(checks)
 

@@ -358,3 +358,15 @@ async def test_tokens_that_a_server_does_not_count_are_estimated_and_marked(sett
         assert account.usage().estimated_calls == marks
     assert account.spend.completion_tokens == len(FOUR) // 4
     assert account.spend.prompt_tokens > 100
+
+
+async def test_a_wait_that_stands_in_the_words_of_a_refusal_alone_is_kept(settings_for: MakeSettings) -> None:
+    """As Gemini says it: our own pauses are shorter, and used up all tries before the quota was back."""
+    error = {"error": {"message": "Quota exceeded for metric: x, limit: 15. Please retry in 37.5s."}}
+    async with _server(lambda _: web.json_response([error], status=429)) as (url, _):
+        settings = settings_for(
+            OPENAI_BASE_URL=url, THEMES_MODEL="any", THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES="0"
+        )
+        with pytest.raises(RateLimitedError) as refused:
+            await _ask(settings)
+    assert refused.value.retry_after_seconds == 37.5

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from scripts.partial import lines_of
+from scripts.stored_status import stored_status
 from tasks.messages import Destination, Failure, Missing, Result, StageRecord, Usage
 from tests.stored import announced, failed, holding, places
 from workers.results import reasons
@@ -92,6 +94,18 @@ async def test_what_profiles_lack_is_grouped_over_stages_or_by_stage(store: Asyn
         assert [tuple(row) for row in gaps] == [
             ("BadRequestError", 4), ("BadRequestError", 3), ("TruncatedAnswerError", 1),
         ]  # fmt: skip
+
+
+async def test_destinations_that_lack_different_stages_are_not_said_to_lack_all(tmp_path: Path) -> None:
+    towns = places(4)
+    lacks = [[("s0", "E: no"), ("s1", "E: no")], [("s1", "E: no")], [("s2", "E: no")], [("s3", "F: cut off")]]
+    async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}", pool_size=2) as manager:
+        results = [_partial(town, *lack) for town, lack in zip(towns, lacks, strict=True)]
+        await manager.apply([*announced(*towns), *results])
+        row = await manager.job("j")
+        assert row is not None
+        lines = await lines_of(manager, stored_status(row), again="again")
+    assert lines[1:3] == ["  2 or more lack some of 3 of 16 stages (s0, s1, s2): E: no", "  1 lack s3: F: cut off"]
 
 
 async def test_more_kinds_than_can_be_held_are_counted_together(

@@ -1,8 +1,10 @@
 """What a worker process writes down of its calls, and what others make of it once it is dead."""
 
 import asyncio
+import contextlib
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -27,19 +29,9 @@ from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.pool import LLMConnectionPool
 from workers.llm.sending import CountedBody
 from workers.llm.spend import Spend
+from workers.observe.call_file import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SPARE_SLOTS, SUFFIX, UnreadableError, read
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.recorder import (
-    BAD_SUFFIX,
-    FOLDER,
-    NEW_SUFFIX,
-    SPARE_SLOTS,
-    SUFFIX,
-    CallRecorder,
-    Expected,
-    UnreadableError,
-    read,
-    recording,
-)
+from workers.observe.recorder import CallRecorder, Expected, recording
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
@@ -97,9 +89,10 @@ def _dead(folder: Path, *, job: str = JOB, runs: int = 1) -> Path:
         run = recorder.begin(job, f"town-{number}", attempt=1)
         _call(run)
         _call(run, answered=False)
-    assert recorder.path
+    path = recorder.path
     recorder.close()
-    return recorder.path
+    assert path
+    return path
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -211,6 +204,120 @@ async def test_a_run_keeps_its_slot_until_what_was_booked_is_durable(recorder: C
     await asyncio.sleep(0)
     (orphan,) = read(_left(folder)[0].read_bytes()).orphans
     assert orphan.destination_id == "d1"
+
+
+@contextlib.contextmanager
+def _deleted_folder(folder: Path) -> Iterator[None]:
+    shutil.rmtree(folder)
+    yield
+
+
+@contextlib.contextmanager
+def _deleted_file(folder: Path) -> Iterator[None]:
+    _left(folder)[0].unlink()
+    yield
+
+
+@contextlib.contextmanager
+def _renamed_folder(folder: Path) -> Iterator[None]:
+    folder.rename(folder.with_name("elsewhere"))
+    yield
+    # What is in the old file is in the new one: nothing is booked twice.
+    assert [read(path.read_bytes()).orphans for path in _left(folder.with_name("elsewhere"))] == [()]
+
+
+@contextlib.contextmanager
+def _replaced_file(folder: Path) -> Iterator[None]:
+    path = _left(folder)[0]
+    path.unlink()
+    path.write_bytes(b"")
+    yield
+    path.unlink()
+
+
+@pytest.mark.parametrize("hurt", [_deleted_folder, _deleted_file, _renamed_folder, _replaced_file])
+async def test_a_journal_that_is_no_longer_in_its_place_goes_on_in_a_new_one(
+    folder: Path, hurt: Callable[[Path], contextlib.AbstractContextManager[None]]
+) -> None:
+    recorder = CallRecorder.in_folder(folder, worker="w@h", lanes=2)
+    waits, handed_in = recorder.begin(JOB, "waits", 1), recorder.begin(JOB, "handed in", 2)
+    _call(waits, answered=False)
+    waits.cached(Usage(cache_hits=3))
+    _call(handed_in)
+    handed_in.books_at(time.time())
+    before = read(_left(folder)[0].read_bytes())
+    await recorder.keep()
+    with hurt(folder):
+        await recorder.keep()
+        assert recorder.off == ""
+    (path,) = _left(folder)
+    moved = {one.destination_id: one for one in read(path.read_bytes()).orphans}
+    assert moved == {one.destination_id: one for one in before.orphans}
+    waits.ended(1, EXPECTED, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
+    waits.cached(Usage(cache_hits=1))
+    (orphan,) = (one for one in read(path.read_bytes()).orphans if one.destination_id == "waits")
+    assert orphan.usage == waits.usage()
+    assert orphan.usage.cache_hits == 4
+    for run in (waits, handed_in):
+        run.forget()
+    recorder.close()
+    assert _left(folder) == []
+
+
+async def test_a_journal_that_could_not_be_made_comes_back_with_what_is_in_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "var").write_text("in the way")
+    folder = tmp_path / "var" / FOLDER
+    recorder = CallRecorder.in_folder(folder, worker="w@h", lanes=2)
+    runs = [recorder.begin(JOB, f"d{number}", 1) for number in range(3)]
+    for run in runs:
+        _call(run)
+    runs[0].forget()
+    for _ in range(3):
+        await recorder.keep()
+    assert "cannot be written" in recorder.off
+    assert len([said for said in caplog.messages if "recorder_off" in said]) == 1
+    (tmp_path / "var").unlink()
+    await recorder.keep()
+    assert recorder.off == ""
+    _call(runs[1])
+    orphans = {one.destination_id: one.usage.llm_calls for one in read(_left(folder)[0].read_bytes()).orphans}
+    assert orphans == {"d1": 2, "d2": 1}
+    recorder.close()
+
+
+async def test_a_full_disk_keeps_what_is_in_the_old_file_and_is_said_until_there_is_room(
+    folder: Path,
+) -> None:
+    """As root every folder can be written, and no disk is full: a limit on the size of files says the same."""
+    recorder = CallRecorder.in_folder(folder, worker="w@h", lanes=2)
+    run = recorder.begin(JOB, "d", 1)
+    _call(run)
+    _left(folder)[0].unlink()
+    with _files_of_at_most(1_000):
+        await recorder.keep()
+        assert "cannot be written" in recorder.off
+        _call(run)
+        assert list(folder.iterdir()) == []
+    await recorder.keep()
+    assert recorder.off == ""
+    (orphan,) = read(_left(folder)[0].read_bytes()).orphans
+    assert orphan.usage.llm_calls == 2
+    recorder.close()
+
+
+@contextlib.contextmanager
+def _files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """Within the body, this process can write no larger file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 CHILD = """

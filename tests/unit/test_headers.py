@@ -17,10 +17,33 @@ from workers.llm.headers import (
     exhausted_seconds,
     retry_after_seconds,
     wait_seconds,
+    words_seconds,
 )
 
 #: 2026-11-28 12:00:00 UTC.
 NOW = 1_795_867_200.0
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ("rate limit reached. please try again in 2s. visit https://x", 2),
+        ("quota exceeded. please retry in 39.437s.", 39.437),
+        ("please try again in 1h2m3.5s", 3723.5),
+        ("try again in 120ms", 0.12),
+        ("please retry after 26 seconds. please go here", 26),
+        ("please wait 40000 seconds before retrying", 40_000),
+        ("try again in 1 hour, 5 minutes", 3900),
+        ("try again later", None),
+        ("try again in 20", None),
+        ("try again in 99999999h", None),
+        (f"try again in {'9' * 500}s", None),
+    ],
+)
+def test_the_wait_that_an_error_s_words_name_is_read(words: str, seconds: float | None) -> None:
+    found = words_seconds(words)
+    assert found == seconds
+    assert found is None or found.source.strip("'") in words
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,15 @@ def test_a_users_own_id_goes_before_a_public_one_and_a_named_column_before_both(
     assert own_id({"wikidata": "http://www.wikidata.org/entity/Q90"}) == ("wikidata", "wikidata", "Q90")
 
 
+@pytest.mark.parametrize(
+    "word", ["N/A", "#N/A", "NaN", "null", "None", "-", "?", "0", "0.0", "#REF!", r"\N", "1.2E+10", "TBD"]
+)
+def test_what_stands_for_no_id_makes_no_two_places_one(word: str) -> None:
+    destinations, report = read(f"id,name,country\n{word},Rome,Italy\n{word},Paris,France\n9,Oslo,Norway\n")
+    assert [one.name for one in destinations] == ["Rome", "Paris", "Oslo"]
+    assert (report.duplicates, destinations[0].id) == (0, destination_id("Rome", "Italy"))
+
+
 def test_a_named_id_column_that_is_not_there_is_said_at_once() -> None:
     with pytest.raises(InputError, match="a.csv: no column 'kode'; the header has: code, name"):
         read("code,name\n1,Rome\n", id_column="kode")

@@ -43,11 +43,15 @@ def test_workers_add_up_and_the_troubled_one_says_why(redis: Redis) -> None:
     _worker(redis, "w2@h", waiting_for="east: connection refused", profile="not JSON")
     _worker(redis, "w3@h", at=time.time() - 10)
     _worker(redis, "w4@h", lanes=0, lanes_busy=0)
+    _worker(redis, "w5@h", lanes_busy=0, journal_off="var/calls cannot be written (No space left on device)")
     job = jobs.create(redis, name="[bold]a job[/]", options=JobOptions(), compress=False)
     redis.rpush(keys.queue_keys()[0], "a", "b")
     system = Watcher(redis).look()
-    assert (system.lanes, system.lanes_busy, system.queued, system.results_lag) == (36, 9, 2, 1)
-    assert [worker.says for worker in system.workers] == ["", "east: connection refused", "silent for 10 s", "stopping"]
+    assert (system.lanes, system.lanes_busy, system.queued, system.results_lag) == (48, 9, 2, 1)
+    assert [worker.says for worker in system.workers] == [
+        "", "east: connection refused", "silent for 10 s", "stopping",
+        "call journal off: var/calls cannot be written (No space left on device)",
+    ]  # fmt: skip
     shown = _text(system)
     assert "41 %" in shown
     assert "100 MiB" in shown

@@ -35,6 +35,11 @@ def workers(settings: Settings) -> Iterator[Check]:
         fix = f"themes tune memory_pressure_threshold_mb={int(threshold) * 2} (or fewer: worker_pool_size)"
         said = ", ".join(f"{name} ({found[name]['memory_pressure']})" for name in pressed)
         yield Check("worker memory", ok=True, found=f"under pressure: {said}", fix=fix)
+    off = {name: report["journal_off"] for name, report in sorted(found.items()) if report.get("journal_off")}
+    if off:
+        said = "; ".join(f"{name}: {reason}" for name, reason in off.items())
+        fix = "make room in the state directory or let the workers write there; they go on by themselves"
+        yield Check("call journal", ok=False, found=f"call journal off: a kill loses calls ({said})", fix=fix)
 
 
 def _worker(name: str, report: dict[str, str]) -> str:

@@ -69,17 +69,21 @@ async def _look(settings: Settings) -> list[Check]:
 async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Check]:
     name = "llm" if alone else f"llm {endpoint.name}"
     connections = Connections(llm, base_url=endpoint.base_url, api_key=endpoint.api_key, max_connections=3)
-    checks = []
+    checks, spend = [], Spend()
     try:
         for model in _models(llm, endpoint):
             try:
-                async for check in _model(name, llm, endpoint, connections, model):
+                async for check in _model(name, llm, endpoint, connections, model, spend=spend):
                     checks.append(check)  # noqa: PERF401  # what came before an error counts
             except ThemesError as exc:
                 checks.append(Check(name, ok=False, found=str(exc), fix=_fix(exc, endpoint, alone=alone)))
                 break
     finally:
         await connections.close()
+    if checks and spend.calls:
+        plural = "" if spend.calls == 1 else "s"
+        said = f"{checks[0].found} ({spend.calls} call{plural} of doctor's own, in no books)"
+        checks[0] = replace(checks[0], found=said)
     return checks
 
 
@@ -90,7 +94,7 @@ def _models(llm: LlmSettings, endpoint: Endpoint) -> list[str]:
 
 
 async def _model(
-    name: str, llm: LlmSettings, endpoint: Endpoint, connections: Connections, model: str
+    name: str, llm: LlmSettings, endpoint: Endpoint, connections: Connections, model: str, *, spend: Spend
 ) -> AsyncIterator[Check]:
     there = endpoint.name_of(model)
 
@@ -98,12 +102,12 @@ async def _model(
         return ChatClient(llm, base_url=endpoint.base_url, model=there, connections=connections, style=style)
 
     began = time.perf_counter()
-    answer = await client(AnswerFormat.JSON_SCHEMA).complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=Spend())
+    answer = await client(AnswerFormat.JSON_SCHEMA).complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=spend)
     took = (time.perf_counter() - began) * 1000
     place = masked(endpoint.base_url)
     yield Check(name, ok=True, found=f"{place} answered as {answer.model!r} in {took:.0f} ms, asked for {there!r}")
     others = [style for style in AnswerFormat if style is not answer.style]
-    asked = await asyncio.gather(*(_supports(client(style), style) for style in others))
+    asked = await asyncio.gather(*(_supports(client(style), style, spend) for style in others))
     supported = {answer.style: _is_valid(answer)} | dict(zip(others, asked, strict=True))
     said = ", ".join(f"{style.name.lower()} {'yes' if supported[style] else 'no'}" for style in AnswerFormat)
     if supported[answer.style]:
@@ -115,10 +119,10 @@ async def _model(
         yield Check(f"{name} formats", ok=any(supported.values()), found=said, fix=fix)
 
 
-async def _supports(client: ChatClient, style: AnswerFormat) -> bool:
+async def _supports(client: ChatClient, style: AnswerFormat, spend: Spend) -> bool:
     """Whether a valid answer comes in this format."""
     try:
-        answer = await client.complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=Spend())
+        answer = await client.complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=spend)
     except ThemesError:
         return False  # it is what was asked: shown as a no
     return answer.style is style and _is_valid(answer)

@@ -154,7 +154,7 @@ def _refuse_taken(host: str, port: int) -> None:
     except OSError as exc:
         raise ConfigError(
             f"dashboard.port: cannot listen on {host}:{port} ({exc.strerror}): stop what is there, or choose "
-            "another with --port"
+            "another (THEMES_DASHBOARD__PORT, or `themes dashboard --port`)"
         ) from exc
 
 

@@ -228,6 +228,8 @@ def _worker(name: str, report: Mapping[str, str]) -> WorkerLine:
     age = time.time() - float(report.get("at") or 0)
     wait = Wait.decode(report.get("waiting_for"))
     says = wait.words() if wait else str(report.get(fleet.UNREADABLE, ""))
+    if not says and (reason := report.get("journal_off")):
+        says = f"call journal off: {reason}"
     if not says and age > keys.WORKER_SECONDS / 2:
         says = f"silent for {age:.0f} s"
     if not says and not number("lanes"):

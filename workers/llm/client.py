@@ -34,7 +34,7 @@ from workers.llm.bodies import bounded_body
 from workers.llm.connections import Connections
 from workers.llm.error_body import ErrorBody, error_body, error_value
 from workers.llm.faults import PLACE, Fault, Parameters, fault_of
-from workers.llm.headers import exhausted_seconds, retry_after_seconds
+from workers.llm.headers import exhausted_seconds, retry_after_seconds, words_seconds
 from workers.llm.prompt import Prompt
 from workers.llm.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
 from workers.llm.request import Turn, request_of
@@ -329,6 +329,7 @@ class ChatClient:
             case Fault.RATE:
                 asked = retry_after_seconds(headers, now=time.time(), endpoint=self._place)
                 asked = exhausted_seconds(headers, endpoint=self._place) if asked is None else asked
+                asked = words_seconds(error.words) if asked is None else asked
                 return RateLimitedError(place, retry_after_seconds=asked)
         return _ERRORS[rule.fault](place)
 

@@ -1,4 +1,4 @@
-"""The numbers in a server's HTTP headers: when a request may be repeated.
+"""The numbers in a server's HTTP headers, or in its words: when a request may be repeated.
 
 This is the one place that reads them. A value is a number of seconds between 0 and `MAX_WAIT_SECONDS`, or unknown
 (None), and then the caller uses its own estimate. Servers, gateways and proxies write the same thing in many ways:
@@ -38,12 +38,20 @@ _RETRY_AFTER: Final = (("retry-after-ms", 0.001), ("x-ms-retry-after-ms", 0.001)
 #: Headers that say when a limit is free again: `x-ratelimit-reset-tokens`, `ratelimit-reset`,
 #: `anthropic-ratelimit-requests-reset`. The same name with `remaining` or `limit` says how much is left, or whole.
 _RESET: Final = re.compile(r"(?:[a-z]+-)?ratelimit-(?:reset(?:-([a-z-]+))?|([a-z-]+)-reset)")
+#: The same in the words of an error: `try again in 6m0s`, `retry after 26 seconds`, `wait 40 seconds before`.
+_IN_WORDS: Final = re.compile(
+    r"(?:(?:re)?try (?:again )?(?:in|after)|please wait)[: ]+"
+    r"((?:[0-9]+(?:\.[0-9]+)? ?(?:ms|milli|h|m|s)[a-z]*[ ,]{0,2})+)",
+    re.IGNORECASE,
+)
+_IN_WORDS_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|milli|h|m|s)", re.IGNORECASE)
+_WORD_UNITS: Final = {"ms": 0.001, "milli": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 #: Endpoints whose unreadable headers have been logged.
 _logged: Final[set[tuple[str, str]]] = set()
 
 
 class HeaderSeconds(float):
-    """Seconds that a header asks for; `source` is the header as it was sent."""
+    """Seconds that a server asks for; `source` is the header as it was sent, or the words in quotes."""
 
     source: str
 
@@ -116,6 +124,15 @@ def retry_after_seconds(headers: Mapping[str, str], *, now: float, endpoint: str
         if values:
             _log_once(endpoint, name, _shown(name, values))
     return None
+
+
+def words_seconds(words: str) -> HeaderSeconds | None:
+    """When a refused request may be repeated, as the words of the error say; None where they do not."""
+    if (match := _IN_WORDS.search(words)) is None:
+        return None
+    parts = _IN_WORDS_PART.findall(match[1])
+    seconds = _checked(sum(float(number[:MAX_CHARACTERS]) * _WORD_UNITS[unit.lower()] for number, unit in parts))
+    return None if seconds is None else HeaderSeconds(seconds, repr(match[0].strip()[:MAX_CHARACTERS]))
 
 
 def exhausted_seconds(

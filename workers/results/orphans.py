@@ -26,7 +26,7 @@ from tasks import keys
 from tasks.connection import connect
 from tasks.messages import Spent, Usage
 from tasks.storable import entry_fields
-from workers.observe.recorder import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SUFFIX, Orphan, Remains, UnreadableError, read
+from workers.observe.call_file import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SUFFIX, Orphan, Remains, UnreadableError, read
 
 log = logging.getLogger("themes.orphans")
 

@@ -7,6 +7,8 @@ nothing: it finds its chunk held or gone.
 
 A job whose producer died before it had said that nothing more follows is cancelled: it would wait for its rest for
 ever. What is done of it stays, and the database can say what is not (`themes retry`).
+
+What dead workers and ended jobs have left in Redis is removed beside that (`workers.results.leftovers`).
 """
 
 import asyncio
@@ -26,6 +28,7 @@ from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.events import standing
 from tasks.ledger import Ledger
 from tasks.producer import publish
+from workers.results.leftovers import Leftovers
 from workers.results.lost import LostFinder, Missing
 
 log = logging.getLogger("themes.sweeper")
@@ -59,6 +62,7 @@ class Sweeper:
         self._compress = compress
         self._redis = redis
         self._broker = broker
+        self._leftovers = Leftovers(redis, broker)
         self._interval = settings.work.sweep_interval_seconds
         self._ledger = Ledger(redis, token="sweeper", lease_seconds=settings.work.lease_seconds)  # noqa: S106
         self._lacked_before = False
@@ -76,6 +80,7 @@ class Sweeper:
         while True:
             try:
                 await self.sweep()
+                await self._leftovers.tidy()
             except (RedisError, OSError) as exc:
                 log.warning("action=sweep_missed Redis does not answer: %s", exc)
             await asyncio.sleep(self._interval)
