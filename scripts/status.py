@@ -37,7 +37,7 @@ def command(job: str | None, *, as_json: bool) -> None:
             print(status.json())
     elif job:
         stopped = f"stopped: `themes run --resume {job}` goes on with it"
-        print(summary(known[0], stalled=STALLED if settings.redis.enabled else stopped))
+        print(summary(known[0], stalled=_stalled(settings, job) if settings.redis.enabled else stopped))
         for text in partial_lines(settings, known[0]) if known[0].is_final else ():
             print(text)
     else:
@@ -80,6 +80,17 @@ def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
         if not found.is_final:
             print(f"themes: Redis no longer knows this job: `themes retry {job_id}` goes on with it", file=sys.stderr)
         return found
+
+
+def _stalled(settings: Settings, job_id: str) -> str:
+    """Why a job that is stalled may be so."""
+    # Late: the usual case needs no Celery.
+    from tasks.retry import has_nothing_left
+
+    with connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds) as redis:
+        if has_nothing_left(redis, job_id):
+            return f"nothing is left to do, and rows are missing: `themes retry {job_id}`"
+    return STALLED
 
 
 def _state(status: jobs.JobStatus) -> str:

@@ -58,6 +58,11 @@ def check(redis: Redis, job: KnownJob) -> None:
         raise ConfigError(f"job {job.job_id} is paused: first `themes resume {job.job_id}`")
     if job.is_sealed:
         return
+    if redis.hget(keys.job(job.job_id), "sealed") == b"1" and has_nothing_left(redis, job.job_id):
+        raise ConfigError(
+            f"job {job.job_id}: the database does not list all of its destinations (is it an older copy?): `themes "
+            f"cancel {job.job_id}`, then `themes enqueue FILE --only-missing` asks for what is missing"
+        )
     if state in {"queued", "running", "stalled"}:
         raise ConfigError(
             f"job {job.job_id} is still being enqueued (or what enqueued it has died: then it is cancelled within a "
@@ -84,6 +89,11 @@ def _known(redis: Redis, job_id: str) -> tuple[str | None, str | None]:
     except (JobNotFoundError, UnreadableError):
         return None, None  # the database has it, and a retry enters it anew
     return known.state, known.paused
+
+
+def has_nothing_left(redis: Redis, job_id: str) -> bool:
+    """Whether neither a chunk of a job nor a result is left: what the job lacks will not come by itself."""
+    return not redis.exists(keys.chunks(job_id), keys.producer(job_id)) and is_drained(redis)
 
 
 def is_drained(redis: Redis) -> bool:

@@ -21,7 +21,8 @@ from redis import Redis
 from config.settings import Settings, load
 from scripts.doctor import _subjects
 from scripts.local_redis import LocalRedis
-from tasks import keys
+from tasks import jobs, keys
+from tasks.messages import JobOptions
 from workers.checks.check import Check, Subject, examine
 from workers.results.store import AsyncDatabaseManager
 from workers.results.tables import SCHEMA_VERSION
@@ -323,6 +324,7 @@ def test_leftover_jobs_garbage_in_the_queue_and_messages_that_nobody_takes(look:
         entry = {"job_id": job_id, "name": "old", "state": "running", "total": 3, "sealed": 1, "created_at": 1.0}
         redis.hset(keys.job(job_id), mapping={**entry, "options": "{}", "started_at": 1.0, "updated_at": 1.0, **paused})
         redis.zadd(keys.JOBS, {job_id: float(len(paused))})
+        redis.hset(keys.chunks(job_id), "chunk", "what is left")
     check = look("jobs")["jobs"]
     _is_said(check, "20260101-000001-aaaaaa", "themes cancel", ok=True)
 
@@ -346,3 +348,14 @@ def test_settings_that_cannot_be_read_are_the_only_finding_and_no_traceback(tmp_
     assert check["name"] == "settings"
     assert "themes config check" in check["fix"]
     assert "Traceback" not in said.stderr
+
+
+def test_a_job_with_nothing_left_to_do_and_rows_missing_is_named(look: Look, redis: Redis) -> None:
+    job_id = jobs.create(redis, name="half", options=JobOptions(), compress=False)
+    long_ago = time.time() - 10_000
+    told = {"state": "running", "sealed": 1, "total": 3, "done": 1, "started_at": long_ago, "rate_at": long_ago}
+    redis.hset(keys.job(job_id), mapping=told)
+    redis.delete(keys.producer(job_id), keys.RESULTS)
+    _is_said(look("jobs")["jobs"], "nothing is left to do", "1 of 3", f"themes retry {job_id}")
+    redis.hset(keys.chunks(job_id), "chunk", "left")
+    _is_said(look("jobs")["jobs"], f"left over: {job_id} (1 of 3)", ok=True)

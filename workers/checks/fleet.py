@@ -8,6 +8,7 @@ from config.settings import Settings
 from config.tuning import TUNED
 from tasks import fleet, jobs, keys, tuned
 from tasks.connection import connect
+from tasks.retry import has_nothing_left
 from tasks.waits import Wait
 from workers.checks.check import Check, reached
 from workers.wedge import waiting_messages
@@ -102,12 +103,18 @@ def leftover_jobs(settings: Settings) -> Iterator[Check]:
     """Jobs that are not finished and go no further."""
     with reached(settings) as client:
         found = list(jobs.list_jobs(client, limit=MOST_JOBS))
+        stalled = [status for status in found if status.state == "stalled"]
+        lacking = [status for status in stalled if not status.paused and has_nothing_left(client, status.job_id)]
     for one in [status for status in found if status.unreadable][:SHOWN_JOBS]:
         fix = f"put {keys.job(one.job_id)} in Redis right, or delete it: the results are in the database"
         yield Check("jobs", ok=False, found=f"{one.job_id} cannot be read: {one.unreadable}", fix=fix)
-    stalled = [status for status in found if status.state == "stalled"]
+    for one in lacking[:SHOWN_JOBS]:
+        said = f"{one.job_id}: nothing is left to do, and rows are missing: {one.done + one.failed} of {one.total}"
+        yield Check("jobs", ok=False, found=said, fix=f"`themes retry {one.job_id}` asks for them again")
+    stalled = [status for status in stalled if status not in lacking]
     if not stalled:
-        yield Check("jobs", ok=True, found="none is left over")
+        if not lacking:
+            yield Check("jobs", ok=True, found="none is left over")
         return
     shown = ", ".join(f"{one.job_id} ({one.done + one.failed} of {one.total})" for one in stalled[:SHOWN_JOBS])
     more = f" and {len(stalled) - SHOWN_JOBS} more" if len(stalled) > SHOWN_JOBS else ""
