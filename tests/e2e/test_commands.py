@@ -276,16 +276,17 @@ def test_bad_rows_are_told_by_line_and_skipped_or_stop_a_strict_run(stack: Engin
     assert "enqueued 1 destination (" in limited.stderr
 
 
-def test_a_refused_key_fails_the_job_and_says_why(stack: Engine) -> None:
+def test_a_refused_key_pauses_the_job_and_says_why(stack: Engine) -> None:
     stack.end("sandbox")
     stack.sandbox("--latency", "0", "--api-key", "right")
     stack.env["OPENAI_API_KEY"] = "wrong"
     stack.themes("w", "worker", "--name", "w")
     said = stack.run("enqueue", "-", "--wait", stdin="Kyoto\n")
     assert said.returncode == 1
-    assert re.search(r"^themes: 1 failed: .*check OPENAI_API_KEY", said.stderr, re.MULTILINE)
-    failures = stack.run("failures", said.stdout.strip(), "--json")
-    assert "OPENAI_API_KEY" in json.loads(failures.stdout)["message"]
+    assert re.search(r"stopped, because .*check OPENAI_API_KEY.*themes resume", said.stderr)
+    status = stack.status(said.stdout.strip())
+    assert (status["paused"], status["failed"]) == ("account", 0)
+    assert "OPENAI_API_KEY" in status["paused_message"]
 
 
 def test_an_llm_that_is_not_there_fails_the_job_and_says_where(stack: Engine) -> None:
