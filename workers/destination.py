@@ -234,7 +234,8 @@ def _say(destination: Destination, result: Result) -> None:
         usage.coalesced, usage.prompt_tokens, usage.completion_tokens, usage.cost_usd, result.elapsed_ms,
     )  # fmt: skip
     if result.failure:
-        log.warning(_FAILED, *values, result.failure.stage, result.failure.error_class, result.failure.message)
+        failure = result.failure
+        log.warning(_FAILED, *values, failure.stage, failure.error_class, clean_line(failure.message))
     elif result.profile:
         profile = result.profile
         log.info(_DONE, *values, profile.status, len(profile.themes), profile.quality_assessment.overall)
