@@ -24,6 +24,7 @@ from redis.exceptions import (
     BusyLoadingError,
     InvalidResponse,
     NoPermissionError,
+    OutOfMemoryError,
     RedisError,
     ResponseError,
 )
@@ -283,7 +284,8 @@ def check_rights(client: Redis) -> None:
         pipeline.set(key, "1", ex=5)
         pipeline.eval("return redis.call('DEL', KEYS[1])", 1, key)
         pipeline.publish("themes:probe", "1")
-        pipeline.execute()
+        with contextlib.suppress(OutOfMemoryError):  # full is not forbidden; what fills it may be about to go
+            pipeline.execute()
         channel.psubscribe(*_channels(client))
         # The answer to each subscription, or the error that there is instead.
         for _ in _channels(client):

@@ -1,6 +1,5 @@
 """Flower with our arguments, as a person sees it."""
 
-import json
 import os
 import signal
 import socket
@@ -95,20 +94,6 @@ def test_with_a_password_the_pages_ask_for_it(stack: Engine) -> None:
     for place in ("/metrics", "/healthcheck"):
         assert _get(f"{url}{place}")[0] == 401, "Flower leaves them open"
         assert _get(f"{url}{place}", "me:secret")[0] == 200
-
-
-def test_what_it_knows_survives_a_restart(stack: Engine) -> None:
-    url = _dashboard(stack)
-    stack.themes("w", "worker", "--name", "w")
-    stack.run("enqueue", "-", "--wait", stdin="Kyoto, Japan\n")
-    metrics = until("the task to be counted", lambda: _worker_seen(url))
-    assert 'worker="w@' in metrics
-    stack.end("w")
-    stack.end("dashboard")
-    assert (Path(stack.env["THEMES_STATE_DIR"]) / "flower").is_dir()
-    again = _dashboard(stack)
-    table = until("the task to be known", lambda: _tasks(again))
-    assert json.loads(table)["data"][0]["args"] == "Kyoto, Japan"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

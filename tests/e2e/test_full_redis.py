@@ -5,6 +5,7 @@ import time
 
 from redis import Redis
 
+from tasks import keys
 from tests.e2e.conftest import Engine, until
 
 COUNT = 120
@@ -15,6 +16,9 @@ TIMES = 6
 def test_a_redis_that_is_full_now_and_then_costs_neither_a_worker_nor_a_second_call(stack: Engine) -> None:
     for name in ("a", "b"):
         stack.themes(name, "worker", "--name", name, THEMES_LOGGING__FORMAT="json")
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        # A worker that starts while nothing can be written is started again: it has nothing in hand.
+        until("both workers to stand", lambda: redis.zcard(keys.WORKERS) == 2)
     job_id = stack.run("enqueue", "-", stdin=ROWS).stdout.strip()
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         for number in range(TIMES):

@@ -12,7 +12,8 @@ from scripts.local_redis import LocalRedis
 from tests.e2e.conftest import Engine, until
 from tests.oldest import oldest_server
 
-ROWS = "name,country\n" + "".join(f"City {number},Country {number % 7}\n" for number in range(40))
+COUNT = 200
+ROWS = "name,country\n" + "".join(f"City {number},Country {number % 7}\n" for number in range(COUNT))
 
 
 @pytest.fixture
@@ -48,4 +49,4 @@ def test_a_job_with_faults_and_a_killed_worker_is_whole_on_the_oldest_redis(old_
     until("the job to end", lambda: old_stack.status(job_id)["state"] == "done")
     with sqlite3.connect(old_stack.folder / "var" / "themes.db") as database:
         ((rows,),) = database.execute("SELECT COUNT(*) FROM profiles WHERE job_id = ?", (job_id,)).fetchall()
-    assert rows == 40
+    assert rows == COUNT

@@ -110,7 +110,7 @@ def test_a_password_that_flower_would_read_otherwise_is_refused_and_not_shown(
 def test_a_port_that_is_taken_is_one_clear_line(host: str, settings_for: Callable[..., Settings]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with pytest.raises(ConfigError, match=f"^dashboard.port: cannot listen on {host}:{port} .*--port$"):
+        with pytest.raises(ConfigError, match=f"^dashboard.port: cannot listen on {host}:{port} .*--port`"):
             _checked(settings_for(THEMES_DASHBOARD__HOST=host, THEMES_DASHBOARD__PORT=port))
 
 
