@@ -113,15 +113,3 @@ def test_it_ends_at_once_without_a_traceback_even_while_redis_says_nothing(
     finally:
         os.kill(server, signal.SIGCONT)
     assert "Traceback" not in stack.log("dashboard")
-
-
-def _worker_seen(url: str) -> str:
-    text = _get(f"{url}/metrics")[1]
-    return text if "themes.process_chunk" in text else ""
-
-
-def _tasks(url: str) -> str:
-    columns = "&".join(f"columns[{n}][data]={name}" for n, name in enumerate(("name", "args", "state")))
-    query = f"draw=1&start=0&length=10&search[value]=&order[0][column]=0&order[0][dir]=asc&{columns}"
-    status, text = _get(f"{url}/tasks/datatable?{query}")
-    return text if status == 200 and "SUCCESS" in text else ""
