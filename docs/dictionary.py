@@ -1,10 +1,10 @@
-"""Trains the next dictionary of `workers/llm/codec.py`, or tries the newest one on answers that it has not seen.
+"""Trains the next dictionary of `workers/llm/cache/codec.py`, or tries the newest one on answers that it has not seen.
 
     .venv/bin/python docs/dictionary.py            how well the newest one does
     .venv/bin/python docs/dictionary.py --write    another version beside the old ones, which stay readable
 
 The same sources give the same dictionary, byte for byte. They are the sandbox's answers to all stages about the demo's
-and some other places, and the answers written by hand in `workers/llm/dictionaries/samples.yaml`.
+and some other places, and the answers written by hand in `workers/llm/cache/dictionaries/samples.yaml`.
 """
 
 import argparse
@@ -24,13 +24,13 @@ import yaml
 import zstandard
 
 from config.settings import load
-from tasks.destinations import Reader
+from tasks.inputs.reader import Reader
 from tasks.messages import Destination
-from workers.llm import codec
-from workers.llm.cache import CachedCompletion, PersistentLLMCache
+from workers.llm.cache import codec
+from workers.llm.cache.tally import CacheTally
+from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.tally import CacheTally
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor

@@ -1,4 +1,4 @@
-"""Draw the tables of the results database as SVG: docs/schema.svg, from workers/results/tables.py.
+"""Draw the tables of the results database as SVG: docs/schema.svg, from workers/results/database/tables.py.
 
 python docs/schema.py
 """
@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Table
 from sqlalchemy.dialects.sqlite import dialect
 
-from workers.results.tables import USAGE_COLUMNS, USAGE_TABLES, metadata
+from workers.results.database.tables import USAGE_COLUMNS, USAGE_TABLES, metadata
 
 #: Column and row of each table in the picture; what hangs on something stands to the right of it.
 PLACES = (

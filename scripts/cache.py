@@ -13,7 +13,7 @@ from redis import Redis
 from scripts.main import settings_from
 from tasks import keys
 from tasks.connection import check_server, connect, locate
-from tasks.jobs import status
+from tasks.jobs.registry import status
 from tasks.readings import number as decimal
 from tasks.readings import replies_of, texts, whole
 
@@ -34,7 +34,7 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
     settings = settings_from()
     if not settings.redis.enabled and not job_id:
         # Late: with Redis nothing of it is needed.
-        from workers.llm import state_file
+        from workers.local import state_file
 
         kept = state_file.statistics(settings.state_dir)
         print(
@@ -63,7 +63,7 @@ def clear() -> None:
     settings = settings_from()
     if not settings.redis.enabled:
         # Late: as above.
-        from workers.llm import state_file
+        from workers.local import state_file
 
         print(f"dropped {state_file.clear(settings.state_dir)} completions", file=sys.stderr)
         return
@@ -89,7 +89,7 @@ def _pages(redis: Redis) -> Iterator[list[bytes]]:
 
 def _overall(redis: Redis) -> dict[str, Any]:
     """What the cache holds, and the counts of all processes."""
-    from workers.llm import cache_statistics  # only where it is needed
+    from workers.llm.cache import stats as cache_statistics  # only where it is needed
 
     found: dict[str, Any] = {"entries": 0, "bytes": 0}
     for page in _pages(redis):

@@ -6,8 +6,8 @@ import click
 
 from scripts.main import settings_from
 from scripts.watch import summary
-from tasks import jobs
 from tasks.connection import check_server, connect, locate
+from tasks.jobs import registry as jobs
 
 
 @click.command()

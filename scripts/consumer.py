@@ -11,9 +11,9 @@ import click
 from config.settings import Settings
 from scripts.main import settings_from
 from tasks import tracing
-from tasks.app import configure
 from tasks.connection import check_rights, check_server, connect, connect_async, locate
-from workers.limits import consumer_descriptors, ensure_descriptors
+from tasks.queue.app import configure
+from workers.process.file_descriptors import consumer_descriptors, ensure_descriptors
 
 log = logging.getLogger("themes.consumer")
 
@@ -37,12 +37,12 @@ def command() -> None:
 async def consume(settings: Settings, url: str) -> None:
     """Consume and sweep until SIGTERM or SIGINT, or until the database cannot be used."""
     # Late: the other verbs do without SQLAlchemy.
-    from workers.endings import end_tasks
     from workers.observe.collector import calm_collector
     from workers.observe.profiler import PerformanceProfiler
+    from workers.process.shutdown import end_tasks
     from workers.results.consumer import ResultsConsumer
-    from workers.results.orphans import keep_booking
-    from workers.results.store import AsyncDatabaseManager
+    from workers.results.database.manager import AsyncDatabaseManager
+    from workers.results.journal import keep_booking
     from workers.results.sweeper import Sweeper
 
     timeout = settings.redis.socket_timeout_seconds

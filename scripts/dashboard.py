@@ -19,7 +19,7 @@ def command(host: str | None, port: int | None) -> None:
             check_server(redis)
             check_rights(redis)
     # Late: Flower and Tornado are of no use to the other verbs.
-    from tasks.app import configure
+    from tasks.queue.app import configure
     from workers.dashboard.flower import run
 
     run(configure(settings, broker_url), settings, url)

@@ -19,14 +19,14 @@ from scripts.processes import Interrupted, interruptible
 from scripts.results import reading, table_of
 from scripts.up import WATCH_SECONDS, Stack, database_place, say, stack
 from scripts.watch import watch_to_end
-from tasks import jobs
 from tasks.connection import connect
-from tasks.destinations import Reader
-from tasks.producer import enqueue
+from tasks.inputs.reader import Reader
+from tasks.jobs import registry as jobs
+from tasks.queue.producer import enqueue
 from tasks.waits import duration
+from workers.observe.measurement_store import read_job_picture
+from workers.observe.measurements import JobPicture
 from workers.observe.metrics import Histogram
-from workers.observe.parts import read_job_picture
-from workers.observe.picture import JobPicture
 
 #: The demo's destinations.
 DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"

@@ -12,7 +12,7 @@ from config.container import CONTAINER
 from config.settings import Settings, notices
 from scripts.main import settings_from
 from tasks.errors import ThemesError
-from workers.checks.check import Check, Subject, examine
+from workers.doctor.check import Check, Subject, examine
 
 #: Checks that ask Redis, or are of no interest without.
 NEED_REDIS: Final = frozenset({"redis", "llm limits", "workers", "consumer", "queue", "jobs", "dashboard"})
@@ -47,7 +47,7 @@ def diagnose() -> list[Check]:
 
 def _subjects() -> list[Subject]:
     # Late: without readable settings nothing of it is needed.
-    from workers.checks import broker, dashboard, database, fleet, llm, machine
+    from workers.doctor import broker, dashboard, database, fleet, llm, machine
 
     return [
         Subject("python", machine.python),

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from config.settings import Settings
 from scripts import reading
-from tasks.budget import dollars
 from tasks.connection import check_server, connect, locate
-from tasks.destinations import ReadReport
 from tasks.errors import RedisUnavailableError
 from tasks.identity import RULE
+from tasks.inputs.reader import ReadReport
+from tasks.jobs.budget import dollars
 from tasks.messages import Destination
 from tasks.waits import duration
 from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample

@@ -12,11 +12,11 @@ from config.settings import Settings
 from scripts.main import settings_from
 from scripts.reading import BadRows, count, reading_options, show, show_start, summary
 from scripts.watch import fail_on_partial, watch_to_end
-from tasks.budget import check
 from tasks.connection import check_server, connect, locate
-from tasks.destinations import Reader
 from tasks.errors import InputError
-from tasks.producer import enqueue
+from tasks.inputs.reader import Reader
+from tasks.jobs.budget import check
+from tasks.queue.producer import enqueue
 
 if TYPE_CHECKING:
     from scripts.only_missing import OnlyMissing

@@ -10,8 +10,8 @@ import msgspec
 from scripts.main import settings_from
 from scripts.results import reading
 from tasks.texts import clean_line
-from workers.results.reasons import Reason, failure_reasons, partial_reasons, split
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.queries.reasons import Reason, failure_reasons, partial_reasons, split
 
 
 @click.command()

@@ -9,7 +9,7 @@ from config.settings import Settings
 from tasks.identity import destination_id, nearby_ids
 from tasks.messages import Destination
 from workers.pipeline.prompts import pipeline_version, stages_of
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
 
 #: Destinations that one query asks about.
 PAGE: Final = 500

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Final
 
 from config.settings import Settings
 from tasks.errors import ThemesError
-from tasks.jobs import JobStatus
+from tasks.jobs.registry import JobStatus
 from tasks.texts import clean_line
 
 if TYPE_CHECKING:
-    from workers.results.store import AsyncDatabaseManager
+    from workers.results.database.manager import AsyncDatabaseManager
 
 #: Reasons that are named; `themes failures JOB --partial` has all.
 MOST_REASONS: Final = 4
@@ -37,7 +37,7 @@ def partial_lines(settings: Settings, status: JobStatus) -> list[str]:
 
 async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: str) -> list[str]:
     """As `partial_lines`, out of a database that is open; `again` is the command that asks for what is missing."""
-    from workers.results.reasons import partial_reasons, stages_of_partial
+    from workers.results.queries.reasons import partial_reasons, stages_of_partial
 
     if not status.partial:
         return []

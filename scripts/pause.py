@@ -6,7 +6,7 @@ import click
 
 from scripts.main import settings_from
 from scripts.watch import summary
-from tasks.pause import pause
+from tasks.queue.control import pause
 
 
 @click.command()

@@ -7,8 +7,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from tasks.destinations import BadRow, ReadReport
 from tasks.identity import RULE
+from tasks.inputs.reader import BadRow, ReadReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 

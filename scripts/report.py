@@ -14,14 +14,14 @@ from rich.text import Text
 
 from scripts.main import settings_from
 from scripts.results import destination_of
-from workers.dashboard.gather import gather
-from workers.dashboard.report import JobReport
-from workers.dashboard.report_page import NAMED_SHARE, cost, figures, headline, of, page, share
-from workers.dashboard.words import size, times
-from workers.dashboard.words import time as span_of
-from workers.observe.picture import HOPS
+from workers.observe.format import size, times
+from workers.observe.format import time as span_of
+from workers.observe.measurements import HOPS
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import load_stages
+from workers.report.collect import gather
+from workers.report.page import NAMED_SHARE, cost, figures, headline, of, page, share
+from workers.report.report import JobReport
 
 #: Columns of the text where nobody says how wide the terminal is.
 PLAIN_WIDTH: Final = 120

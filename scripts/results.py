@@ -19,11 +19,11 @@ from scripts.main import settings_from
 from tasks.errors import ConfigError, JobNotFoundError
 from tasks.identity import own_id
 from tasks.messages import JobOptions
-from workers.results.export import WRITERS
-from workers.results.lookups import input_titles
-from workers.results.rows import ProfileRow
-from workers.results.selection import Selection, month, where
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import ProfileRow
+from workers.results.queries.export import WRITERS
+from workers.results.queries.lookups import input_titles
+from workers.results.queries.selection import Selection, month, where
 
 #: Themes named in a table's row.
 TOP: Final = 3

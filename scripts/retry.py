@@ -12,10 +12,10 @@ from scripts.stored_status import stored_status
 from scripts.wanted import Wanted
 from scripts.watch import fail_on_partial, watch_to_end
 from tasks.connection import check_server, connect, locate
-from tasks.jobs import JobStatus
+from tasks.jobs.registry import JobStatus
 from tasks.messages import Destination
-from tasks.retry import KnownJob, check, is_lost, retry
-from workers.results.store import AsyncDatabaseManager
+from tasks.queue.retry import KnownJob, check, is_lost, retry
+from workers.results.database.manager import AsyncDatabaseManager
 
 
 @click.command()

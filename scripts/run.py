@@ -26,16 +26,16 @@ from scripts.run_progress import RESUME, STOPPED, Progress
 from scripts.stored_status import stored_status
 from scripts.wanted import Wanted
 from scripts.watch import exit_code, fail_on_partial, summary
-from tasks.budget import check
-from tasks.destinations import Reader
 from tasks.errors import ConfigError, InputError, JobNotFoundError, ThemesError
-from tasks.jobs import JobStatus, job_name, new_job_id
+from tasks.inputs.reader import Reader
+from tasks.jobs.budget import check
+from tasks.jobs.registry import JobStatus, job_name, new_job_id
 from tasks.messages import Destination, JobOptions
-from workers.in_process import InProcessJob
-from workers.llm.state_file import StateFile
+from workers.local.job import InProcessJob
+from workers.local.state_file import StateFile
+from workers.local.writer import book_orphans_in_database
 from workers.observe.metrics import Histogram
-from workers.results.direct import book_orphans_in_database
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
 
 #: Seconds that the second signal leaves to what is under way.
 HURRY_SECONDS: Final = 3.0

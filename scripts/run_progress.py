@@ -11,11 +11,11 @@ from rich.live import Live
 from config.settings import Settings
 from scripts.stored_status import stored_status
 from scripts.watch import LINE_SECONDS, Lines, View
-from tasks.budget import NANO
-from tasks.jobs import JobStatus, waiting
-from workers.in_process import InProcessJob
+from tasks.jobs.budget import NANO
+from tasks.jobs.registry import JobStatus, waiting
+from workers.local.job import InProcessJob
+from workers.results.database.rows import Applied, JobRow
 from workers.results.progress import RateWindow, counters, destination_event
-from workers.results.rows import Applied, JobRow
 
 #: Seconds between two looks on a terminal.
 LOOK_SECONDS: Final = 0.2

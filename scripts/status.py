@@ -14,9 +14,10 @@ from config.settings import Settings
 from scripts.main import settings_from
 from scripts.partial import partial_lines
 from scripts.watch import STALLED, summary
-from tasks import fleet, jobs
+from tasks import worker_reports as fleet
 from tasks.connection import check_server, connect, locate
 from tasks.errors import JobNotFoundError, ThemesError
+from tasks.jobs import registry as jobs
 from tasks.waits import duration
 
 #: Characters of a job's id.
@@ -85,7 +86,7 @@ def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
 def _stalled(settings: Settings, job_id: str) -> str:
     """Why a job that is stalled may be so."""
     # Late: the usual case needs no Celery.
-    from tasks.retry import has_nothing_left
+    from tasks.queue.retry import has_nothing_left
 
     with connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds) as redis:
         if has_nothing_left(redis, job_id):

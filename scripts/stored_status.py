@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from config.settings import Settings
-from tasks.jobs import JobStatus
-from workers.results.rows import JobRow
-from workers.results.status import status_of
-from workers.results.store import AsyncDatabaseManager
+from tasks.jobs.registry import JobStatus
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import JobRow
+from workers.results.queries.status import status_of
 
 
 def stored_status(row: JobRow, **more: Any) -> JobStatus:

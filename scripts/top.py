@@ -23,7 +23,7 @@ from tasks.connection import check_server, connect, locate
 from tasks.errors import RedisUnavailableError
 from tasks.waits import duration
 from workers.dashboard.live import JobLine, System, Watcher
-from workers.dashboard.words import size
+from workers.observe.format import size
 
 #: Seconds between two looks.
 EVERY_SECONDS: Final = 1.0

@@ -13,10 +13,10 @@ from rich.table import Table
 from config.errors import ConfigError
 from config.tuning import SHARED, TUNED, changes_of, tuned
 from scripts.main import settings_from
-from tasks import fleet
 from tasks import tuned as kept
-from tasks.app import configure
+from tasks import worker_reports as fleet
 from tasks.connection import check_server, connect, locate
+from tasks.queue.app import configure
 
 #: Seconds that workers may take to answer.
 ANSWER_SECONDS: Final = 5.0

@@ -19,10 +19,11 @@ from config.settings import Settings, least_of
 from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible, spawn, stop, themes
-from tasks import fleet, logs
+from tasks import logs
+from tasks import worker_reports as fleet
 from tasks.connection import check_enabled, check_server, connect, masked
 from tasks.errors import ConfigError, ThemesError
-from workers.llm.endpoints import endpoints
+from workers.llm.endpoints.registry import endpoints
 
 #: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
 GRACE_SECONDS: Final = 1.5

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.messages import Destination
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
 
 if TYPE_CHECKING:
     # Celery comes with it, which `themes run` does without.
-    from tasks.retry import KnownJob
+    from tasks.queue.retry import KnownJob
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ from rich.text import Text
 from config.settings import Settings
 from scripts.main import settings_from
 from scripts.partial import partial_lines
-from tasks import jobs
 from tasks.connection import check_server, connect, locate
 from tasks.errors import JobNotFoundError
-from tasks.events import flat, follow
+from tasks.jobs import registry as jobs
+from tasks.jobs.events import flat, follow
 from tasks.messages import Event
 from tasks.waits import duration
 

@@ -24,15 +24,15 @@ from scripts.main import log_level, settings_from
 from scripts.processes import spawn
 from tasks import keys
 from tasks.connection import check_rights, check_server, connect, locate
-from tasks.leases import release
+from tasks.queue.leases import release
 from tasks.readings import amounts, replies_of
-from workers.hangup import on_hangup
-from workers.limits import ensure_descriptors, worker_descriptors
-from workers.llm.endpoints import endpoints
+from workers.llm.endpoints.registry import endpoints
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
-from workers.results.orphans import book_orphans
-from workers.wedge import EX_WEDGED, WedgeDetector, waiting_messages
+from workers.process.file_descriptors import ensure_descriptors, worker_descriptors
+from workers.process.signals import on_hangup
+from workers.results.journal import book_orphans
+from workers.worker.liveness import EX_WEDGED, WedgeDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 import click
 
 from scripts.main import settings_from
-from tasks import fleet
-from tasks.app import configure
+from tasks import worker_reports as fleet
 from tasks.connection import check_server, connect, locate
+from tasks.queue.app import configure
 
 #: Seconds that workers may take to answer: a look at all that a large one holds takes a few.
 ANSWER_SECONDS: Final = 15.0

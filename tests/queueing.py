@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from workers.observe.measurements import JobPart, JobPicture
 from workers.observe.metrics import Histogram
-from workers.observe.picture import JobPart, JobPicture
 
 
 @dataclass

@@ -17,16 +17,16 @@ from celery import Celery, bootsteps, signals
 from config.errors import ThemesError
 from config.settings import COMMAND_LINE, NOTED, Settings, load, notices, with_value
 from tasks import logs, tracing
-from tasks.app import configure
 from tasks.connection import check_enabled, check_server, connect, locate
-from tasks.process import attach
+from tasks.queue.app import configure
+from tasks.queue.task import attach
 
 log = logging.getLogger("themes.worker")
 
 #: Exit code of a worker whose configuration is wrong.
 EX_CONFIG: Final = 2
 #: Takes what is garbage out of the queue, and survives it.
-TRANSPORT: Final = "workers.transport:Transport"
+TRANSPORT: Final = "workers.worker.transport:Transport"
 
 
 class RuntimeStep(bootsteps.StartStopStep):
@@ -36,7 +36,7 @@ class RuntimeStep(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
-        from workers.transport import Connection
+        from workers.worker.transport import Connection
 
         parent.app.conf.broker_transport = TRANSPORT
         parent.app.amqp.Connection = Connection
@@ -46,12 +46,12 @@ class RuntimeStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Build the runtime, or end the process with one clear line."""
         # Late: a worker's parts are of no use to `celery -A workers.app flower`.
-        import workers.memory_control  # noqa: F401  # registers its command
-        from workers.hangup import on_hangup
-        from workers.limits import ensure_descriptors, worker_descriptors
-        from workers.runtime import Runtime
-        from workers.tuning import ATTRIBUTE, Tuner, report, resize_threads, start_settings
-        from workers.wedge import WedgeWatch, end_process
+        import workers.worker.memory_control  # noqa: F401  # registers its command
+        from workers.process.file_descriptors import ensure_descriptors, worker_descriptors
+        from workers.process.signals import on_hangup
+        from workers.worker.liveness import WedgeWatch, end_process
+        from workers.worker.runtime import Runtime
+        from workers.worker.tuning import ATTRIBUTE, Tuner, report, resize_threads, start_settings
 
         base = _with_command_line(SETTINGS, max(1, int(parent.concurrency)))
         if not os.environ.get(NOTED):
@@ -142,7 +142,7 @@ def _app(settings: Settings) -> Celery:
         _exit(exc)
     app.steps["worker"].add(RuntimeStep)
     # Registers our commands with Celery's remote control.
-    importlib.import_module("workers.remote")
+    importlib.import_module("workers.worker.remote")
     if "flower.command" in sys.modules:
         # Celery's command line has it at hand: `celery -A workers.app flower` serves our pages, as safely.
         from workers.dashboard.flower import offer

@@ -13,11 +13,11 @@ import zstandard
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
-from workers.llm import codec
-from workers.llm.cache import CachedCompletion, PersistentLLMCache
+from workers.llm.cache import codec
+from workers.llm.cache.tally import CacheTally
+from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.tally import CacheTally
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph

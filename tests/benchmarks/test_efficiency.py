@@ -14,13 +14,13 @@ import pytest
 from config.settings import Settings
 from tasks.connection import connect_async
 from tasks.messages import Destination
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.endpoints.prompt import Prompt
+from workers.llm.endpoints.reply import AnswerFormat
+from workers.llm.endpoints.request import request_of
+from workers.llm.flights.shared import SharedFlights
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.prompt import Prompt
-from workers.llm.reply import AnswerFormat
-from workers.llm.request import request_of
-from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages

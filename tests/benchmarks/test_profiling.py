@@ -13,18 +13,18 @@ import pytest
 from config.settings import Settings
 from tasks.connection import connect_async
 from tasks.messages import Destination
-from workers.lanes import Lanes
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.flights.shared import SharedFlights
 from workers.llm.generator import FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.shared_flight import SharedFlights
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
 from workers.results.publisher import EventPublisher
-from workers.watch import Watched, profiled
+from workers.worker.lanes import Lanes
+from workers.worker.telemetry import Watched, profiled
 
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]

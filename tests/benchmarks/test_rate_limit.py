@@ -16,9 +16,9 @@ import pytest
 from config.settings import Settings, load
 from tasks.connection import connect_async
 from tasks.messages import Destination
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 

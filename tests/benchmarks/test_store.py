@@ -36,9 +36,9 @@ from tasks.messages import (
 )
 from tasks.storable import entry_fields
 from workers.observe.collector import calm_collector
-from workers.results import writes
 from workers.results.consumer import ResultsConsumer
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database import writer as writes
+from workers.results.database.manager import AsyncDatabaseManager
 
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]

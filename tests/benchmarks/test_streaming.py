@@ -19,7 +19,7 @@ from redis import Redis
 from config.settings import Settings, load
 from tasks import keys
 from tasks.messages import Destination, JobInputs, JobOpened, JobOptions, JobSealed
-from tasks.producer import enqueue
+from tasks.queue.producer import enqueue
 from tasks.storable import entry_fields
 from tests.benchmarks.test_store import _results
 from tests.e2e.conftest import Engine, until

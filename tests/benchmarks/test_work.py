@@ -21,7 +21,8 @@ from redis import Redis
 
 from scripts.local_redis import LocalRedis
 from scripts.processes import spawn, stop, themes
-from tasks import fleet, keys
+from tasks import keys
+from tasks import worker_reports as fleet
 from tests.benchmarks.paced_server import write_prompts
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]

@@ -12,7 +12,7 @@ from redis import Redis
 
 from tasks import keys
 from tests.e2e.conftest import Engine
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
 
 
 def _corrupt(path: Path) -> None:

@@ -330,7 +330,7 @@ def test_the_verbs_of_the_manual_are_there(engine: Engine) -> None:
 def test_importing_the_producer_is_light() -> None:
     # Where OpenTelemetry is installed (an extra), redis-py imports all of it by itself.
     code = (
-        "import sys; sys.modules['opentelemetry'] = None; import tasks.producer, tasks.events; "
+        "import sys; sys.modules['opentelemetry'] = None; import tasks.queue.producer, tasks.jobs.events; "
         "print(sorted({'aiohttp', 'sqlalchemy', 'aiosqlite', 'psutil', 'rich', 'flower'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -11,7 +11,7 @@ from typing import Any
 
 from redis import Redis
 
-from tasks import fleet
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from redis import Redis
 
-from tasks import fleet, keys
+from tasks import keys
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 from tests.garbage import kinds
 

@@ -242,8 +242,8 @@ def test_the_python_interface_enqueues_and_follows(stack: Engine) -> None:
         # Where OpenTelemetry is installed (an extra), redis-py imports all of it by itself.
         "import sys\n"
         "sys.modules['opentelemetry'] = None\n"
-        "from tasks.producer import enqueue\n"
-        "from tasks.events import follow\n"
+        "from tasks.queue.producer import enqueue\n"
+        "from tasks.jobs.events import follow\n"
         "heavy = {'aiohttp', 'sqlalchemy', 'aiosqlite', 'psutil', 'flower'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "job = enqueue(['Kyoto, Japan', {'name': 'Paris', 'country': 'France'}, 'KYOTO , japan'])\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from tasks import fleet
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 from workers.observe.trend import FEWEST
 
@@ -27,7 +27,7 @@ PLANTED = """
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "workers.destination":
+            if name != "workers.worker.destination":
                 return None
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)

@@ -12,7 +12,7 @@ from tests.e2e.conftest import Engine, until
 FILES = (
     "yaml.py", "redis.py", "click.py", "celery.py", "flowerconfig.py", "celeryconfig.py", "sitecustomize.py",
     "scripts/__init__.py", "scripts/main.py", "scripts/celery_worker.py", "workers/__init__.py", "workers/app.py",
-    "config/settings.py", "tasks/app.py",
+    "config/settings.py", "tasks/queue/app.py",
 )  # fmt: skip
 
 

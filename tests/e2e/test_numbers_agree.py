@@ -14,8 +14,8 @@ import psutil
 import pytest
 from redis import Redis
 
-from tasks import fleet
-from tasks.totals import read_totals
+from tasks import worker_reports as fleet
+from tasks.jobs.totals import read_totals
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _free_port, _get
 from workers.observe.call_file import read

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from tasks import fleet
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 
 THRESHOLD = "THEMES_PERFORMANCE_OPTIMIZATION__MEMORY_PRESSURE_THRESHOLD_MB"

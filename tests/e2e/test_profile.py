@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from redis import Redis
 
-from tasks import fleet, keys
+from tasks import keys
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
-from workers.observe.parts import read_job_picture
-from workers.observe.picture import HOPS, WHOLES, JobPart, JobPicture
+from workers.observe.measurement_store import read_job_picture
+from workers.observe.measurements import HOPS, WHOLES, JobPart, JobPicture
 from workers.observe.reporter import read_metrics, read_series
 
 #: Spans that need something out of the ordinary: a refusal, or an equal prompt in flight.

@@ -13,10 +13,10 @@ import pytest
 
 from config.settings import load
 from tests.e2e.conftest import Engine, until
-from workers.dashboard.gather import gather
-from workers.dashboard.report import JobReport
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import BUILT_IN, SYSTEM, load_stages
+from workers.report.collect import gather
+from workers.report.report import JobReport
 
 #: Four prompts a destination, two and two: as deep as the whole pipeline, and light enough for a small machine.
 STAGES = ("discover.culture", "discover.food", "analyse.price", "enhance.rationale")

@@ -24,9 +24,9 @@ from scripts.local_redis import LocalRedis
 from tests import browser
 from tests.browser import Page
 from tests.e2e.conftest import Engine, until
-from workers.dashboard.gather import gather
-from workers.dashboard.report import JobReport
-from workers.dashboard.report_page import page
+from workers.report.collect import gather
+from workers.report.page import page
+from workers.report.report import JobReport
 
 NASTY = "<script>window.broken=1</script>\"onmouseover='window.broken=1' & <b>bold"
 SECTION = "THEMES_PERFORMANCE_OPTIMIZATION__"

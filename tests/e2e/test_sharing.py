@@ -6,7 +6,8 @@ from pathlib import Path
 
 from redis import Redis
 
-from tasks import fleet, keys
+from tasks import keys
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 
 #: Few lanes and large chunks: one process holds much that it has not started.

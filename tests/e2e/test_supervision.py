@@ -10,10 +10,10 @@ import pytest
 from redis import Redis
 
 from config.settings import load
-from tasks import fleet
-from tasks.app import configure
+from tasks import worker_reports as fleet
+from tasks.queue.app import configure
 from tests.e2e.conftest import Engine, until
-from workers.wedge import EX_WEDGED
+from workers.worker.liveness import EX_WEDGED
 
 #: Nobody waits for a lease to run out here.
 LONG_LEASE = {"THEMES_WORK__LEASE_SECONDS": "3600", "THEMES_WORK__HEARTBEAT_SECONDS": "1"}

@@ -23,9 +23,10 @@ from scripts.demo import DESTINATIONS
 from scripts.demo_in_process import sandbox_in_thread
 from scripts.local_redis import LocalRedis
 from scripts.run import Wish, run
-from tasks import jobs, keys
-from tasks.destinations import Reader
-from tasks.producer import enqueue
+from tasks import keys
+from tasks.inputs.reader import Reader
+from tasks.jobs import registry as jobs
+from tasks.queue.producer import enqueue
 from tests.e2e.conftest import DEADLINE, until
 
 #: Prompts of one destination, and destinations of the job.

@@ -12,7 +12,8 @@ import psutil
 import pytest
 from redis import Redis
 
-from tasks import fleet, keys
+from tasks import keys
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 
 POOL = "performance_optimization.llm_connection_pool_size"

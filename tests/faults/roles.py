@@ -48,7 +48,7 @@ def _consumer(_: str) -> None:
 
 
 def _producer(_: str) -> None:
-    from tasks.producer import enqueue
+    from tasks.queue.producer import enqueue
 
     job = enqueue(Path(os.environ["FAULT_DESTINATIONS"]).read_text().splitlines())
     Path(os.environ["FAULT_JOB"]).write_text(str(job))
@@ -61,9 +61,9 @@ def _import_everything() -> None:
     import aiosqlite  # noqa: F401
 
     import workers.results.consumer
-    import workers.results.store
+    import workers.results.database.manager
     import workers.results.sweeper
-    import workers.runtime  # noqa: F401
+    import workers.worker.runtime  # noqa: F401
 
     gc.collect()
     gc.freeze()

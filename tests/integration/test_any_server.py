@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from config.settings import Settings, load
 from tasks.messages import Destination, JobOptions
-from workers.in_process import InProcessJob
-from workers.llm.state_file import StateFile
-from workers.results.rows import JobRow
-from workers.results.store import AsyncDatabaseManager
+from workers.local.job import InProcessJob
+from workers.local.state_file import StateFile
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import JobRow
 from workers.sandbox.server import SandboxServer
 
 #: Seconds in which a job must end on a machine that is busy.

@@ -26,12 +26,12 @@ from tasks.errors import (
 )
 from tasks.messages import Destination
 from tests.habits import Server, refuses, says, server_that
-from workers.llm.cache import PersistentLLMCache
-from workers.llm.endpoints import endpoints
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.cancellation import Halt
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.endpoints.prompt import Prompt, sampling_of
+from workers.llm.endpoints.registry import endpoints
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.halt import Halt
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.prompt import Prompt, sampling_of
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor

@@ -13,19 +13,19 @@ from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
 from scripts.local_redis import LocalRedis
-from tasks import budget as money
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError, RateLimitedError
-from tasks.ledger import Ledger
+from tasks.jobs import budget as money
 from tasks.messages import Destination
+from tasks.queue.ledger import Ledger
 from workers.llm.budget import JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.endpoints.request import Turn
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.request import Turn
 from workers.llm.spend import Spend
-from workers.llm.state_file import StateFile
+from workers.local.state_file import StateFile
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer

@@ -20,15 +20,15 @@ from scripts.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import ConfigError, DatabaseError
-from workers.llm import cache as cache_module
-from workers.llm import state_file
-from workers.llm.cache import CachedCompletion, PersistentLLMCache
-from workers.llm.cache_statistics import CacheReporter
-from workers.llm.cache_statistics import read as read_statistics
-from workers.llm.completions import CompletionStore, RedisCompletions
-from workers.llm.memory import ENTRY_OVERHEAD_BYTES, MemoryTier
-from workers.llm.state_file import StateFile
-from workers.llm.tally import CacheTally
+from workers.llm.cache import tiers as cache_module
+from workers.llm.cache.completions import CompletionStore, RedisCompletions
+from workers.llm.cache.memory import ENTRY_OVERHEAD_BYTES, MemoryTier
+from workers.llm.cache.stats import CacheReporter
+from workers.llm.cache.stats import read as read_statistics
+from workers.llm.cache.tally import CacheTally
+from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
+from workers.local import state_file
+from workers.local.state_file import StateFile
 
 ANSWER = CachedCompletion(value={"themes": ["a" * 600]}, model="sandbox", prompt_tokens=5, completion_tokens=7)
 

@@ -12,17 +12,17 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
-from tasks.events import decode, encode
-from tasks.jobs import options_of
-from tasks.ledger import Ledger, Taken, write_chunks
+from tasks.jobs.events import decode, encode
+from tasks.jobs.registry import options_of
 from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
+from tasks.queue.ledger import Ledger, Taken, write_chunks
 from tests.stored import holding, theme
-from workers.chunks import ChunkEnd, ChunkRunner
-from workers.destination import Process, Processed
-from workers.lanes import Lanes
-from workers.llm.halt import Halt, Ticket
+from workers.llm.cancellation import Halt, Ticket
+from workers.observe.call_journal import CallRecorder, current
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.recorder import CallRecorder, current
+from workers.worker.chunks import ChunkEnd, ChunkRunner
+from workers.worker.destination import Process, Processed
+from workers.worker.lanes import Lanes
 
 JOB = "job-1"
 NAMES = tuple(Destination.of(f"City {number}") for number in range(4))
@@ -209,7 +209,7 @@ async def test_a_fault_in_a_chunks_own_code_fails_what_is_left_by_its_name(
         def broken(*_: object, **__: object) -> None:
             raise ZeroDivisionError("planted")
 
-        monkeypatch.setattr("workers.chunks.queued_seconds", broken)
+        monkeypatch.setattr("workers.worker.chunks.queued_seconds", broken)
         assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
     failures = [result.failure for result in _results(redis) if result.failure]
     said = ("worker", "ZeroDivisionError", "planted")
@@ -292,7 +292,7 @@ async def test_leases_are_renewed_although_another_jobs_keys_hold_something_else
 async def test_an_error_that_may_pass_is_tried_again_and_paid_for_in_full(
     client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.destination.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("workers.worker.destination.RETRY_SECONDS", 0.01)
     tried: dict[str, int] = {}
 
     async def process(destination: Destination, _: Halt, __: JobOptions, number: int) -> Processed:

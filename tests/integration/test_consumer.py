@@ -20,6 +20,7 @@ from config.settings import DatabaseSettings, PerformanceSettings, Settings, Wor
 from scripts.local_redis import find_binary
 from tasks import keys
 from tasks.errors import DatabaseError
+from tasks.jobs.totals import read_totals_async
 from tasks.messages import (
     Destination,
     Failure,
@@ -39,12 +40,11 @@ from tasks.messages import (
     pack,
 )
 from tasks.storable import entry_fields
-from tasks.totals import read_totals_async
 from tests.oldest import oldest_server
-from workers.results import totals
 from workers.results.consumer import ResultsConsumer, wait_seconds
-from workers.results.rows import Applied
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database import totals
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import Applied
 from workers.results.stream import DeadEntry, ResultsStream
 
 SPENT = Usage(llm_calls=2, cache_hits=1, coalesced=1, prompt_tokens=100, completion_tokens=50, cost_usd=0.25)

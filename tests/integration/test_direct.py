@@ -8,8 +8,8 @@ from config.settings import Settings
 from tasks.messages import Destination, Usage
 from tasks.storable import clean_destination
 from tests.stored import announced, done, failed, holding, places, theme
-from workers.results.direct import DirectWriter
-from workers.results.store import AsyncDatabaseManager
+from workers.local.writer import DirectWriter
+from workers.results.database.manager import AsyncDatabaseManager
 
 
 async def test_what_cannot_be_stored_ends_its_destination_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from redis import Redis
 from config.settings import Settings, load
 from scripts.doctor import _subjects
 from scripts.local_redis import LocalRedis
-from tasks import jobs, keys
+from tasks import keys
+from tasks.jobs import registry as jobs
 from tasks.messages import JobOptions
-from workers.checks.check import Check, Subject, examine
-from workers.results.store import AsyncDatabaseManager
-from workers.results.tables import SCHEMA_VERSION
+from workers.doctor.check import Check, Subject, examine
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.tables import SCHEMA_VERSION
 from workers.sandbox.server import SandboxServer
 
 Look = Callable[..., dict[str, Check]]

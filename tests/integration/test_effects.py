@@ -19,24 +19,25 @@ from redis import Redis
 from config.settings import Settings
 from scripts.local_redis import find_binary
 from scripts.worker import celery_command
-from tasks import jobs, keys
-from tasks.app import configure
+from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import DatabaseError, RedisUnavailableError, ThemesError
+from tasks.jobs import registry as jobs
 from tasks.messages import Chunk, Destination, Event, Result, StreamEntry, unpack
-from tasks.producer import enqueue
+from tasks.queue.app import configure
+from tasks.queue.producer import enqueue
+from workers.llm.cache.codec import GZIP, RAW, ZSTD
 from workers.llm.caller import Caller
-from workers.llm.codec import GZIP, RAW, ZSTD
-from workers.llm.connections import Connections
-from workers.llm.health import look_after
-from workers.llm.pool import LLMConnectionPool
+from workers.llm.endpoints.connections import Connections
+from workers.llm.endpoints.health import look_after
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
 from workers.results.batch_size import MOST_TIMES
 from workers.results.consumer import ResultsConsumer
+from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.publisher import EventPublisher
-from workers.results.store import AsyncDatabaseManager
-from workers.runtime import Runtime
 from workers.sandbox.server import SandboxServer
+from workers.worker.runtime import Runtime
 
 MakeSettings = Callable[..., Settings]
 TOWNS = ["Kyoto, Japan", "Porto, Portugal", "Oslo, Norway", "Lima, Peru"]

@@ -15,12 +15,12 @@ from aiohttp import web
 from config.settings import Settings
 from tasks.errors import ConfigError, EndpointDownError, EndpointRefusedError, ThemesError
 from tasks.messages import Destination
-from workers.llm.cache import PersistentLLMCache
-from workers.llm.endpoints import endpoints, model_for
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.endpoints.prompt import Prompt
+from workers.llm.endpoints.registry import endpoints, model_for
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.hedge import ENOUGH
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.prompt import Prompt
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer

@@ -22,10 +22,10 @@ from tasks.errors import ConfigError
 from tasks.messages import Destination, JobInputs, Result, Seasonality, Theme
 from tests.integration.test_store import DATABASES
 from tests.stored import announced, done
-from workers.results.export import safe
-from workers.results.lookups import input_titles
-from workers.results.selection import Selection, month, where
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.queries.export import safe
+from workers.results.queries.lookups import input_titles
+from workers.results.queries.selection import Selection, month, where
 
 NAMES = ("Paris", "Lyon", "Kyoto", "=cmd|' /C calc'!A0")
 COUNTRIES = ("France", "France", "Japan", None)

@@ -2,7 +2,8 @@
 
 from redis import Redis
 
-from tasks import fleet, keys
+from tasks import keys
+from tasks import worker_reports as fleet
 from tasks.connection import connect_async
 
 

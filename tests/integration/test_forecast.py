@@ -14,14 +14,14 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.budget import LIMIT, NANO, SPENT
 from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
+from tasks.jobs.budget import LIMIT, NANO, SPENT
 from tasks.messages import Destination
 from workers.llm.budget import JobBudget, RedisBook
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
 from workers.observe.metrics import Histogram
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample

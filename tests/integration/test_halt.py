@@ -9,10 +9,10 @@ import pytest
 from config.settings import Settings
 from tasks.errors import JobStoppedError
 from tasks.messages import Destination
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.cancellation import Halt
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
-from workers.llm.halt import Halt
-from workers.llm.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor, Outcome

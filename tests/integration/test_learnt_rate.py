@@ -15,12 +15,12 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
-from workers.llm.cache import PersistentLLMCache
-from workers.llm.gcra import RESERVE, Limits, reservation_arguments
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.learnt_rate import ENOUGH, FREE_US, MARGIN
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.rate_limit import RateLimiter
+from workers.llm.limits.gcra import RESERVE, Limits, reservation_arguments
+from workers.llm.limits.limiter import RateLimiter
+from workers.llm.limits.rate_learner import ENOUGH, FREE_US, MARGIN
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer

@@ -10,10 +10,10 @@ from redis.asyncio import Redis as AsyncRedis
 from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
-from tasks.jobs import status
-from tasks.ledger import Ledger, Taken, Taking, write_chunks
+from tasks.jobs.registry import status
 from tasks.messages import Chunk, Destination, Failure, JobInputs, Result, StreamEntry, Usage, unpack
-from tasks.producer import enqueue
+from tasks.queue.ledger import Ledger, Taken, Taking, write_chunks
+from tasks.queue.producer import enqueue
 
 JOB = "job-1"
 NAMES = tuple(Destination.of(name) for name in ("Kyoto", "Paris", "Oslo"))

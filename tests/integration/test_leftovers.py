@@ -10,11 +10,12 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
-from tasks import jobs, keys
-from tasks.app import configure
+from tasks import keys
 from tasks.connection import connect_async
-from tasks.ledger import Ledger
-from tasks.producer import enqueue
+from tasks.jobs import registry as jobs
+from tasks.queue.app import configure
+from tasks.queue.ledger import Ledger
+from tasks.queue.producer import enqueue
 from workers.results import leftovers
 from workers.results.leftovers import UNACKED_SECONDS, Leftovers
 from workers.results.stream import ResultsStream

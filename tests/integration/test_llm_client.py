@@ -22,14 +22,14 @@ from tasks.errors import (
     TruncatedAnswerError,
 )
 from tasks.messages import Destination
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.caller import backoff_seconds
-from workers.llm.client import ChatClient
-from workers.llm.connections import Connections
-from workers.llm.endpoints import endpoints
+from workers.llm.endpoints.client import ChatClient
+from workers.llm.endpoints.connections import Connections
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.endpoints.prompt import Prompt
+from workers.llm.endpoints.registry import endpoints
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.prompt import Prompt
 from workers.llm.spend import Spend
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages

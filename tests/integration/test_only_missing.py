@@ -8,7 +8,7 @@ from scripts.only_missing import OnlyMissing
 from tasks.messages import Destination
 from tests.stored import announced, done
 from workers.pipeline.prompts import pipeline_version, stages_of
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
 
 
 async def test_one_place_with_other_coordinates_has_its_profile_and_another_place_of_its_name_has_none(

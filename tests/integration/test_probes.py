@@ -20,10 +20,10 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
 from tasks.waits import Wait
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.rate_limit import endpoint_digest
+from workers.llm.limits.limiter import endpoint_digest
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer

@@ -17,12 +17,12 @@ from tasks.connection import CountedRetry, connect_async
 from tasks.messages import Chunk, pack, unpack
 from tests.stored import KYOTO, announced, done
 from workers.observe import counters
-from workers.observe.parts import PartReporter, parts_of, read_job_picture, write_part
+from workers.observe.measurement_store import PartReporter, parts_of, read_job_picture, write_part
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter, read_metrics, read_series
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.measurements import ConsumerProfile
 from workers.results.profiles import ProfileKeeper
-from workers.results.profiling import ConsumerProfile
-from workers.results.store import AsyncDatabaseManager
 from workers.results.stream import Decoded
 
 

@@ -19,16 +19,16 @@ from scripts.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
-from workers.llm import cooldown as cooldown_module
-from workers.llm import reservations as reservations_module
-from workers.llm.cache import PersistentLLMCache
-from workers.llm.cooldown import CoolDown
-from workers.llm.gcra import Limits
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.endpoints.route import Route
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.rate_limit import RateLimiter
-from workers.llm.reservations import Slot
-from workers.llm.route import Route
+from workers.llm.limits import cooldown as cooldown_module
+from workers.llm.limits import reservations as reservations_module
+from workers.llm.limits.cooldown import CoolDown
+from workers.llm.limits.gcra import Limits
+from workers.llm.limits.limiter import RateLimiter
+from workers.llm.limits.reservations import Slot
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
@@ -129,8 +129,8 @@ async def test_a_limit_that_is_set_holds_for_who_had_none_and_one_that_is_lifted
 _OTHER_PROCESS = """
 import asyncio, json, sys
 from tasks.connection import connect_async
-from workers.llm.gcra import Limits
-from workers.llm.rate_limit import RateLimiter
+from workers.llm.limits.gcra import Limits
+from workers.llm.limits.limiter import RateLimiter
 
 async def main():
     redis = connect_async(sys.argv[1], socket_timeout_seconds=5)

@@ -11,9 +11,9 @@ from scripts.partial import lines_of
 from scripts.stored_status import stored_status
 from tasks.messages import Destination, Failure, Missing, Result, StageRecord, Usage
 from tests.stored import announced, failed, holding, places
-from workers.results import reasons
-from workers.results.reasons import failure_reasons, kind, partial_reasons, split, stages_of_partial
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.queries import reasons
+from workers.results.queries.reasons import failure_reasons, kind, partial_reasons, split, stages_of_partial
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

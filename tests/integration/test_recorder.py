@@ -24,19 +24,19 @@ from config.settings import Settings
 from tasks import keys
 from tasks.messages import Destination, Spent, StreamEntry, Usage, unpack
 from tests.stored import KYOTO, announced, done
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.counted_body import CountedBody
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.sending import CountedBody
 from workers.llm.spend import Spend
 from workers.observe.call_file import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SPARE_SLOTS, SUFFIX, UnreadableError, read
+from workers.observe.call_journal import CallRecorder, Expected, recording
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.recorder import CallRecorder, Expected, recording
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
-from workers.results.orphans import BAD_FILES, Orphanage, StreamDelivery
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.journal import BAD_FILES, Orphanage, StreamDelivery
 from workers.sandbox.server import SandboxServer
 
 MakeSettings = Callable[..., Settings]
@@ -323,7 +323,7 @@ def _files_of_at_most(size_bytes: int) -> Iterator[None]:
 CHILD = """
 import os, random, sys
 from pathlib import Path
-from workers.observe.recorder import CallRecorder, Expected
+from workers.observe.call_journal import CallRecorder, Expected
 recorder = CallRecorder.in_folder(Path(sys.argv[1]), worker="child", lanes=4)
 expected = Expected(100, 50, 0.5)
 chance = random.Random(int(sys.argv[2]))

@@ -10,17 +10,17 @@ import msgspec
 import pytest
 
 from scripts.report import curve, text_of
-from tasks.jobs import JobStatus
+from tasks.jobs.registry import JobStatus
 from tasks.messages import Destination, JobClosed, Spent, Usage
 from tests.queueing import Network
 from tests.stored import SPENT, announced, done, failed, places
-from workers.dashboard.gather import status_of
-from workers.dashboard.report import JobReport, report_of
-from workers.dashboard.report_page import page
-from workers.observe.picture import JobPicture, SlowDestination
-from workers.results.account import Account, account_of, empty_account
-from workers.results.rows import JobRow
-from workers.results.store import AsyncDatabaseManager
+from workers.observe.measurements import JobPicture, SlowDestination
+from workers.report.collect import status_of
+from workers.report.page import page
+from workers.report.report import JobReport, report_of
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import JobRow
+from workers.results.queries.job_stats import Account, account_of, empty_account
 
 NASTY = "<script>window.broken=1</script>\"onmouseover='window.broken=1' & <b>bold"
 
@@ -175,7 +175,7 @@ def test_what_redis_alone_knows_makes_a_report() -> None:
     status = JobStatus(
         "j", "name", "queued", 5, 0, 0, 0, 0, 0, 0, 0, 0, None, 0.0, None, 1000.0, None, None
     )  # fmt: skip
-    from workers.dashboard.gather import row_of
+    from workers.report.collect import row_of
 
     row = row_of(status)
     account = empty_account(started_at=1000.0, ended_at=1010.0)
@@ -219,7 +219,7 @@ class _Elements(HTMLParser):
 
 
 def test_words_of_a_failure_are_escaped_in_charts() -> None:
-    from workers.dashboard.charts import bar, stack
+    from workers.report.charts import bar, stack
 
     drawn = bar(0.5, 2.0, "llm", NASTY) + stack({NASTY: 0.5, "llm.body": 0.9}, NASTY)
     assert "<script" not in drawn

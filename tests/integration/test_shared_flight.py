@@ -19,16 +19,16 @@ from scripts.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import InvalidAnswerError, PermanentError, RefusedError
-from tasks.leases import release
 from tasks.messages import Destination
-from workers.llm import shared_flight as module
-from workers.llm.cache import PersistentLLMCache
+from tasks.queue.leases import release
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.endpoints.prompt import Prompt
+from workers.llm.endpoints.reply import AnsweredRefusalError
+from workers.llm.flights import shared as module
+from workers.llm.flights.outcomes import TruncatedError, heard, told_error, told_value
+from workers.llm.flights.shared import SharedFlights
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.outcomes import TruncatedError, heard, told_error, told_value
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.prompt import Prompt
-from workers.llm.reply import AnsweredRefusalError
-from workers.llm.shared_flight import SharedFlights
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer

@@ -19,9 +19,10 @@ from config.settings import Settings
 from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.messages import Destination
 from tests.stored import KYOTO, announced, done
-from workers.results import sqlite
-from workers.results.schema import MIGRATIONS, revision
-from workers.results.sqlite import (
+from workers.results.database import sqlite
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.schema import MIGRATIONS, revision
+from workers.results.database.sqlite import (
     LOCK_SLICE_SECONDS,
     READER_MMAP_BYTES,
     WAL_KEEP_BYTES,
@@ -29,8 +30,7 @@ from workers.results.sqlite import (
     WRITER_CACHE_KIB,
     SQLiteFile,
 )
-from workers.results.store import AsyncDatabaseManager
-from workers.results.tables import SCHEMA_VERSION
+from workers.results.database.tables import SCHEMA_VERSION
 
 
 def manager_of(folder: Path, *, timeout_seconds: float = 5.0) -> AsyncDatabaseManager:
@@ -385,7 +385,7 @@ async def test_a_migration_that_fails_leaves_the_old_file_as_it_was(tmp_path: Pa
 async def test_the_log_is_copied_beside_the_writer_and_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.results.sqlite.WAL_TIDY_BYTES", 300_000)
+    monkeypatch.setattr("workers.results.database.sqlite.WAL_TIDY_BYTES", 300_000)
     log = tmp_path / "themes.db-wal"
     sizes = []
     async with manager_of(tmp_path) as store:
@@ -405,7 +405,7 @@ async def test_the_log_is_copied_beside_the_writer_and_begins_anew(
 WRITER = """
 import asyncio, sys
 from tests.stored import announced, done, places
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
 
 async def write():
     async with AsyncDatabaseManager(sys.argv[1]) as store:

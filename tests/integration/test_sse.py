@@ -16,10 +16,11 @@ from tornado.web import Application
 
 from tasks import keys
 from tasks.connection import connect_async
-from tasks.events import encode, follow_async
+from tasks.jobs.events import encode, follow_async
 from tasks.messages import Event
-from workers.dashboard import feed, sse
-from workers.dashboard.feed import Feeds, place_of
+from workers.dashboard import event_feed as feed
+from workers.dashboard import sse
+from workers.dashboard.event_feed import Feeds, place_of
 
 JOB = "20261123-142501-7f3aab"
 SECONDS = 20

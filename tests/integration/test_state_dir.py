@@ -14,7 +14,7 @@ from scripts.local_redis import LocalRedis
 from tasks.connection import ADDRESS_FILE, locate
 from tasks.errors import ConfigError
 from tasks.state_dir import make_private
-from workers.llm.state_file import StateFile
+from workers.local.state_file import StateFile
 
 MakeSettings = Callable[..., Settings]
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,9 +28,9 @@ from tasks.messages import (
     Usage,
 )
 from tests.stored import KYOTO, SPENT, announced, done, failed, holding, places, theme
-from workers.results.rows import JobRow
-from workers.results.store import AsyncDatabaseManager
-from workers.results.totals import MOST, MOST_ADDED, ended
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import JobRow
+from workers.results.database.totals import MOST, MOST_ADDED, ended
 
 DATABASES = ["sqlite", "postgresql"]
 

@@ -13,20 +13,21 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings, StreamingSettings
-from tasks import jobs, keys
-from tasks.app import configure
+from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import JobStoppedError
-from tasks.events import follow
-from tasks.ledger import Ledger, Taken
+from tasks.jobs import registry as jobs
+from tasks.jobs.events import follow
 from tasks.messages import Event, JobOptions
-from tasks.pause import resume
-from tasks.producer import enqueue
-from tasks.retry import is_drained
+from tasks.queue.app import configure
+from tasks.queue.control import resume
+from tasks.queue.ledger import Ledger, Taken
+from tasks.queue.producer import enqueue
+from tasks.queue.retry import is_drained
 from workers.results.consumer import ResultsConsumer
+from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.lost import LOST_SECONDS, LostFinder
 from workers.results.publisher import EventPublisher
-from workers.results.store import AsyncDatabaseManager
 from workers.results.sweeper import Sweeper
 
 STREAMING = StreamingSettings(max_events_per_job=100)
@@ -261,7 +262,7 @@ def test_a_job_that_is_cancelled_while_it_is_enqueued_leaves_nothing_behind(
 def test_a_producer_shows_that_it_lives_until_it_has_sealed_its_job(
     redis: Redis, redis_url: str, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.producer.RENEWALS", 3000)
+    monkeypatch.setattr("tasks.queue.producer.RENEWALS", 3000)
     renewed = False
 
     def rows() -> Iterator[str]:

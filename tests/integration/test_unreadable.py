@@ -16,21 +16,24 @@ from rich.console import Console
 
 from config.settings import Settings
 from scripts.top import line, view
-from tasks import fleet, jobs, keys, totals, tuned
-from tasks.app import configure
-from tasks.budget import LIMIT
+from tasks import keys, tuned
+from tasks import worker_reports as fleet
 from tasks.connection import connect_async
 from tasks.errors import UnreadableError
-from tasks.events import follow
+from tasks.jobs import registry as jobs
+from tasks.jobs import totals
+from tasks.jobs.budget import LIMIT
+from tasks.jobs.events import follow
 from tasks.messages import JobOptions
-from tasks.producer import enqueue
+from tasks.queue.app import configure
+from tasks.queue.producer import enqueue
 from tests.stored import announced, done, places
 from workers.dashboard.live import Watcher
 from workers.dashboard.llm_words import page_words
 from workers.dashboard.present import job_words
 from workers.dashboard.system import read_system
-from workers.results.announce import Announcer
-from workers.results.store import AsyncDatabaseManager
+from workers.results.announcer import Announcer
+from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.sweeper import Sweeper
 
 

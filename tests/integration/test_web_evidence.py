@@ -11,17 +11,17 @@ from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
 from tasks.messages import Destination
-from workers.llm.cache import PersistentLLMCache
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
-from workers.llm.pool import LLMConnectionPool
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
+from workers.pipeline.web.addresses import is_public
+from workers.pipeline.web.fetcher import GuardedFetcher, PageError, SiteAwayError
 from workers.sandbox.server import SandboxServer
-from workers.web.addresses import is_public
-from workers.web.fetcher import GuardedFetcher, PageError, SiteAwayError
 
 KYOTO = "<title>Kyoto</title>" + "".join(
     f"<p>Kyoto in Japan has a market by the river number {n}, where people buy pickles, tea and knives.</p>"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import InvalidAnswerError
-from workers.llm.answers import AnswerSchema, UnclosedAnswerError, candidates, salvaged
+from workers.llm.endpoints.answers import AnswerSchema, UnclosedAnswerError, candidates, salvaged
 
 THEMES = AnswerSchema(
     "themes",

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from tests.queueing import Network
-from workers.dashboard.bottleneck import Finding, bounds, diagnose
-from workers.dashboard.measured import Measured, expected_slowest, measured, worked_seconds
-from workers.dashboard.words import plain, rounded, time, times
+from workers.observe.format import plain, rounded, time, times
+from workers.observe.measurements import JobPart, JobPicture
 from workers.observe.metrics import Histogram
-from workers.observe.picture import JobPart, JobPicture
+from workers.report.bottleneck import Finding, bounds, diagnose
+from workers.report.measured import Measured, expected_slowest, measured, worked_seconds
 
 #: Setting that advice names -> what it is in the simulation.
 FIELDS = {

@@ -10,8 +10,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.llm import codec
-from workers.llm.cache import CachedCompletion
+from workers.llm.cache import codec
+from workers.llm.cache.tiers import CachedCompletion
 
 CODECS = ["zstd", "gzip", "raw"]
 SAMPLE = b'{"themes": [{"name": "Fado in Alfama", "citations": []}]}' * 20

@@ -6,14 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from tasks.jobs import JobStatus
+from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
-from workers.dashboard.conditions import conditions
-from workers.dashboard.measured import measured
-from workers.dashboard.optimisations import Optimisation, optimisations
+from workers.observe.measurements import JobPart, JobPicture
 from workers.observe.metrics import Histogram
-from workers.observe.picture import JobPart, JobPicture
-from workers.results.account import Account, FailureKind, Point, RunRow, empty_account
+from workers.report.conditions import conditions
+from workers.report.measured import measured
+from workers.report.optimisations import Optimisation, optimisations
+from workers.results.queries.job_stats import Account, FailureKind, Point, RunRow, empty_account
 
 STATUS = JobStatus(
     "j", "a job", "running", 100, 40, 0, 0, 640, 0, 0, 1000, 1000, 1.0, 4.0, 15.0, 1000.0, 1001.0, None

@@ -6,12 +6,12 @@ import pytest
 
 from config.settings import load
 from tasks.errors import ConfigError, EndpointDownError
-from workers.llm.circuit import FAILURES, Circuit
-from workers.llm.concurrency import AdaptiveConcurrency
-from workers.llm.gcra import Limits
-from workers.llm.pool import CircuitOpenError, LLMConnectionPool
-from workers.llm.rate_limit import RateLimiter
-from workers.llm.route import Route, better_of_two
+from workers.llm.endpoints.circuit import FAILURES, Circuit
+from workers.llm.endpoints.pool import CircuitOpenError, LLMConnectionPool
+from workers.llm.endpoints.route import Route, better_of_two
+from workers.llm.limits.concurrency import AdaptiveConcurrency
+from workers.llm.limits.gcra import Limits
+from workers.llm.limits.limiter import RateLimiter
 from workers.observe.profiler import PerformanceProfiler
 
 

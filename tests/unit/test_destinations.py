@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from tasks.columns import MAX_EXTRA, MAX_NAME, identified
-from tasks.destinations import KEPT_ROWS, BadRow, Reader, ReadReport, from_iterable
-from tasks.duplicates import KEYS_IN_MEMORY, SeenRows
 from tasks.errors import InputError
 from tasks.identity import normalise
+from tasks.inputs.columns import MAX_EXTRA, MAX_NAME, identified
+from tasks.inputs.duplicates import KEYS_IN_MEMORY, SeenRows
+from tasks.inputs.reader import KEPT_ROWS, BadRow, Reader, ReadReport, from_iterable
+from tasks.inputs.titles import role_of
 from tasks.messages import Destination
-from tasks.titles import role_of
 
 Read = tuple[list[Destination], ReadReport]
 
@@ -290,7 +290,7 @@ def test_a_file_opened_as_text_is_an_error() -> None:
 
 
 def test_standard_input_is_read_for_a_dash() -> None:
-    code = "from tasks.destinations import Reader\nwith Reader('-') as r: print([d.label for d in r], r.name)"
+    code = "from tasks.inputs.reader import Reader\nwith Reader('-') as r: print([d.label for d in r], r.name)"
     run = subprocess.run([sys.executable, "-c", code], input=b"Kyoto, Japan\n", capture_output=True, check=True)
     assert run.stdout.decode() == "['Kyoto, Japan'] standard input\n"
 
@@ -312,7 +312,7 @@ def test_a_reader_needs_its_with_statement() -> None:
 
 
 def test_reading_is_light_to_import() -> None:
-    code = "import sys, tasks.destinations; print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    code = "import sys, tasks.inputs.reader; print(sorted({m.partition('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert not {"celery", "kombu", "redis", "aiohttp", "sqlalchemy", "yaml"} & set(json.loads(loaded.replace("'", '"')))
 
@@ -347,7 +347,7 @@ def test_rows_are_told_apart_before_and_after_they_move_to_disk() -> None:
 # Not ru_maxrss: a child begins with its parent's.
 _PEAK = r"""
 import re, sys
-from tasks.destinations import Reader
+from tasks.inputs.reader import Reader
 with Reader(sys.argv[1]) as reader:
     for _ in reader: pass
 print(reader.report.accepted, re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])

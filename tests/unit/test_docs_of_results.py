@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 
 from tests.stored import KYOTO, announced, done
-from workers.results.store import AsyncDatabaseManager
-from workers.results.tables import metadata
-from workers.results.views import VIEWS
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.tables import metadata
+from workers.results.database.views import VIEWS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -1,6 +1,6 @@
 import asyncio
 
-from workers.endings import end_tasks
+from workers.process.shutdown import end_tasks
 
 
 async def test_a_task_that_loses_its_first_cancellation_ends_all_the_same() -> None:

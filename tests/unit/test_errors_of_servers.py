@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from workers.llm.error_body import error_body
-from workers.llm.faults import Fault, Parameters, fault_of
+from workers.llm.endpoints.error_body import error_body
+from workers.llm.endpoints.faults import Fault, Parameters, fault_of
 
 #: `body` is JSON, or a text that is no JSON. `follows` is the fault or, of a parameter's, what is asked differently.
 SEEN = [

@@ -1,4 +1,4 @@
-"""Errors of servers, each with whose fault it is: the table of `workers.llm.faults`, tested as a table."""
+"""Errors of servers, each with whose fault it is: the table of `workers.llm.endpoints.faults`, tested as a table."""
 
 import json
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.llm.error_body import ERROR_CHARACTERS, error_body
-from workers.llm.faults import Fault, Parameters, fault_of
+from workers.llm.endpoints.error_body import ERROR_CHARACTERS, error_body
+from workers.llm.endpoints.faults import Fault, Parameters, fault_of
 
 ACCOUNT, PROMPT, ANSWER, PARAMETER = Fault.ACCOUNT, Fault.PROMPT, Fault.ANSWER, Fault.PARAMETER
 FORMAT, RATE, AWAY, ENDPOINT = Fault.FORMAT, Fault.RATE, Fault.AWAY, Fault.ENDPOINT

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from workers.llm import headers as headers_module
-from workers.llm.headers import (
+from workers.llm.limits import headers as headers_module
+from workers.llm.limits.headers import (
     MAX_WAIT_SECONDS,
     HeaderSeconds,
     duration_seconds,

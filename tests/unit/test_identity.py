@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import duplicates
-from tasks.destinations import Reader, ReadReport, from_iterable
 from tasks.errors import InputError
 from tasks.identity import SAME_PLACE_KM, destination_id, distance_km, nearby_ids, own_id
-from tasks.likely_duplicates import MOST_COMPARED
+from tasks.inputs import duplicates
+from tasks.inputs.likely_duplicates import MOST_COMPARED
+from tasks.inputs.reader import Reader, ReadReport, from_iterable
 from tasks.messages import Destination
 
 

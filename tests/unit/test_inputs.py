@@ -15,10 +15,10 @@ from typing import Any
 import openpyxl
 import pytest
 
-from tasks.destinations import NUMBERS_ALLOWED, Reader, ReadReport
 from tasks.errors import InputError
+from tasks.inputs.reader import NUMBERS_ALLOWED, Reader, ReadReport
+from tasks.inputs.titles import role_of
 from tasks.messages import Destination
-from tasks.titles import role_of
 
 
 def read(data: bytes | str, name: str = "a.csv", **options: Any) -> tuple[list[Destination], ReadReport]:
@@ -390,7 +390,7 @@ def test_gzip_that_unpacks_to_much_is_read_as_a_stream(tmp_path: Path) -> None:
         for _ in range(200):
             file.write(b"Kyoto\n" * 200_000)
     code = (
-        "import re, sys; from tasks.destinations import Reader\n"
+        "import re, sys; from tasks.inputs.reader import Reader\n"
         "with Reader(sys.argv[1], limit=1) as reader: print(*(one.name for one in reader))\n"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
@@ -449,7 +449,7 @@ def test_a_workbook_without_openpyxl_says_what_to_do(tmp_path: Path) -> None:
     path.write_bytes(workbook(["name"], ["Kyoto"]))
     code = (
         "import sys; sys.modules['openpyxl'] = None\n"
-        "from tasks.destinations import Reader\n"
+        "from tasks.inputs.reader import Reader\n"
         "with Reader(sys.argv[1]) as reader: list(reader)"
     )
     run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False, text=True)

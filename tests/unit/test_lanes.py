@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.settings import PerformanceSettings
-from workers.lanes import Lanes
+from workers.worker.lanes import Lanes
 
 
 async def _nothing(_: int) -> None:

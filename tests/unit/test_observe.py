@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from workers.observe import records
 from workers.observe.counters import MOST_FIELDS, Counters, field, parsed
+from workers.observe.measurements import JobPart, JobPicture
 from workers.observe.metrics import LARGEST, LAST, SMALLEST, Histogram, edge
-from workers.observe.picture import JobPart, JobPicture
 from workers.observe.profiler import MOST_JOBS, PerformanceProfiler
 from workers.observe.records import MOST_NODES, OTHER
 

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.llm.memory import MIB
-from workers.pressure import Allowed, Bounds, decide
+from workers.llm.cache.memory import MIB
+from workers.worker.memory_guard import Allowed, Bounds, decide
 
 BOUNDS = Bounds(threshold_bytes=1000 * MIB, cache_bytes=512 * MIB, lanes=12)
 WHOLE = Allowed(BOUNDS.cache_bytes, BOUNDS.lanes)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.messages import Destination
-from tasks.producer import LABEL_CHARACTERS, chunk_size, cut, label
+from tasks.queue.producer import LABEL_CHARACTERS, chunk_size, cut, label
 
 
 def _stream(count: int) -> list[Destination]:

@@ -7,7 +7,7 @@ import pytest
 from config.settings import load
 from tasks.errors import ConfigError
 from tasks.messages import Destination, Theme
-from workers.llm.prompt import Prompt, sampling_of
+from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import BUILT_IN, Input, load_stages, pipeline_version
 

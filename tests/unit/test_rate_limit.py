@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from config.errors import ConfigError
 from tasks.messages import Destination
-from workers.llm.concurrency import AdaptiveConcurrency
-from workers.llm.cooldown import CoolDown
 from workers.llm.estimate import TokenEstimate
-from workers.llm.gcra import Gcra, Limits
-from workers.llm.headers import MAX_WAIT_SECONDS
-from workers.llm.rate_limit import RateLimiter
+from workers.llm.limits.concurrency import AdaptiveConcurrency
+from workers.llm.limits.cooldown import CoolDown
+from workers.llm.limits.gcra import Gcra, Limits
+from workers.llm.limits.headers import MAX_WAIT_SECONDS
+from workers.llm.limits.limiter import RateLimiter
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.limit import parse_limit
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import EndpointDownError, EndpointRefusedError, RefusedError
-from workers.llm.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
+from workers.llm.endpoints.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
 
 TEXT = '{"themes": []}'
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5}

@@ -3,16 +3,7 @@ from typing import Any
 
 import pytest
 
-from workers.sandbox.answers import (
-    CATEGORIES,
-    KNOWLEDGE_FILE,
-    MONTHS,
-    Dice,
-    Place,
-    fill,
-    knowledge,
-    understand,
-)
+from workers.sandbox.answers import CATEGORIES, KNOWLEDGE_FILE, MONTHS, Dice, Place, fill, knowledge, understand
 
 COUNTS = {"culture": (5, 7), "food": (4, 6), "adventure": (4, 6), "entertainment": (4, 6), "luxury": (3, 5)}
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.chunks import Unstarted
-from workers.sharing import Gift, for_idle, less_urgent
+from workers.worker.chunks import Unstarted
+from workers.worker.rebalance import Gift, for_idle, less_urgent
 
 SMALL, LARGE, URGENT = Unstarted("j", "a", 5, 3), Unstarted("j", "b", 5, 20), Unstarted("u", "c", 9, 4)
 CHUNKS = st.lists(

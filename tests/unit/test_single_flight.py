@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from workers.llm.single_flight import SingleFlight
+from workers.llm.flights.local import SingleFlight
 
 
 async def test_equal_questions_at_the_same_time_are_asked_once() -> None:

@@ -1,5 +1,5 @@
 from scripts.worker import MAX_BACKOFF_SECONDS, backoff_seconds
-from workers.wedge import WedgeDetector
+from workers.worker.liveness import WedgeDetector
 
 
 def test_an_idle_worker_with_waiting_messages_is_wedged_after_the_bound() -> None:

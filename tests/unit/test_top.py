@@ -9,7 +9,8 @@ from redis import Redis
 from rich.console import Console
 
 from scripts.top import line, rate, view
-from tasks import jobs, keys
+from tasks import keys
+from tasks.jobs import registry as jobs
 from tasks.messages import JobOptions
 from workers.dashboard.live import Counted, System, Watcher
 from workers.observe.reporter import Metrics

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.app import PROCESS_CHUNK
+from tasks.queue.app import PROCESS_CHUNK
 from tests.garbage import kinds, message
-from workers.transport import DeadMessageError, accepted
+from workers.worker.transport import DeadMessageError, accepted
 
 
 def test_a_message_of_ours_is_accepted_as_it_is() -> None:

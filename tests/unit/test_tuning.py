@@ -15,11 +15,11 @@ from config.settings import COMMAND_LINE, known_keys, load, with_value
 from config.tuning import TUNABLE, TUNED, changes_of, reloaded, tuned
 from scripts.up import shares_of_memory
 from tasks import tuned as kept
-from workers.lanes import Lanes
-from workers.llm.concurrency import AdaptiveConcurrency
-from workers.llm.memory import MIB, MemoryTier
-from workers.pressure import Bounds, MemoryGuard
-from workers.tuning import start_settings
+from workers.llm.cache.memory import MIB, MemoryTier
+from workers.llm.limits.concurrency import AdaptiveConcurrency
+from workers.worker.lanes import Lanes
+from workers.worker.memory_guard import Bounds, MemoryGuard
+from workers.worker.tuning import start_settings
 
 POOL = "performance_optimization.llm_connection_pool_size"
 LANES = "performance_optimization.worker_pool_size"

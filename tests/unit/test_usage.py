@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.llm.usage import MAX_TOKENS, tokens_of
+from workers.llm.endpoints.usage import MAX_TOKENS, tokens_of
 
 PROMPT, ANSWER = 4_000, 2_000
 ESTIMATES = (1_000, 500)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from scripts import watch
 from scripts.watch import QUIET_SECONDS, Lines, View, summary
-from tasks.jobs import JobStatus, waiting
+from tasks.jobs.registry import JobStatus, waiting
 from tasks.waits import Wait
 
 STATUS = JobStatus(

@@ -16,17 +16,17 @@ from urllib.parse import urlencode
 from redis import Redis, RedisError
 
 from config.settings import Settings
-from tasks import jobs
 from tasks.connection import connect
 from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError, UnreadableError
-from tasks.jobs import JobStatus
+from tasks.jobs import registry as jobs
+from tasks.jobs.registry import JobStatus
 from workers.dashboard.handler import Handler
 from workers.dashboard.present import embedded, job_counts, job_words, label, profile_words
 from workers.dashboard.recent import Recent, RecentJobs
-from workers.results.lookups import first_failures, lines, profile_of
-from workers.results.rows import DestinationState, JobRow
-from workers.results.status import status_of
-from workers.results.store import AsyncDatabaseManager
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import DestinationState, JobRow
+from workers.results.queries.lookups import first_failures, lines, profile_of
+from workers.results.queries.status import status_of
 
 #: Where templates, style and scripts are.
 PAGES: Final = Path(__file__).parent / "pages"

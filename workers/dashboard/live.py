@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from redis import Redis
 
-from tasks import fleet, jobs, keys
+from tasks import keys
+from tasks import worker_reports as fleet
+from tasks.jobs import registry as jobs
 from tasks.waits import Wait
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tasks.budget import NANO
+from tasks.jobs.budget import NANO
 from workers.dashboard.present import NOTHING, dollars, duration, percent
 from workers.dashboard.system import Route, System, Worker
-from workers.observe.picture import HOPS, WHOLES
+from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.reporter import SeriesPoint
 
 #: Points of the series that "now" is made of: a minute, without the one that is still growing.

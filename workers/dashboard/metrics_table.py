@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tasks.budget import NANO
+from tasks.jobs.budget import NANO
 from workers.dashboard.system import CIRCUITS, Route, System
 from workers.observe.counters import parsed
+from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.metrics import Histogram
-from workers.observe.picture import HOPS, WHOLES
 
 #: Labels' values and the value of one series.
 Sample = tuple[tuple[str, ...], float]

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from tasks import waits
-from tasks.jobs import JobStatus, paused_words
+from tasks.jobs.registry import JobStatus, paused_words
 from tasks.messages import Profile, StageRecord, Theme
 
 MONTHS: Final = (

@@ -9,7 +9,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks.events import decode
+from tasks.jobs.events import decode
 from tasks.messages import Event
 
 #: Profiles and failures that are remembered.

@@ -19,15 +19,15 @@ from tornado.web import RequestHandler
 from config.settings import Settings
 from tasks.connection import connect, connect_async
 from workers.dashboard import jobs_pages, llm_page, sse
-from workers.dashboard.feed import Feeds
+from workers.dashboard.event_feed import Feeds
 from workers.dashboard.guard import guarded
 from workers.dashboard.jobs_pages import Site
 from workers.dashboard.prometheus import AllMetrics, Scrape
 from workers.dashboard.recent import RecentJobs
 from workers.dashboard.system import SystemReader
+from workers.dashboard.telemetry import DashboardWatch
 from workers.dashboard.templates import Templates
-from workers.dashboard.watch import DashboardWatch
-from workers.limits import dashboard_descriptors, ensure_descriptors
+from workers.process.file_descriptors import dashboard_descriptors, ensure_descriptors
 
 #: Bytes that the body of a request may have; our largest is the table of tasks, of a few thousand.
 MAX_BODY_BYTES: Final = 1024 * 1024

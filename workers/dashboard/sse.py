@@ -13,7 +13,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from tasks.errors import JobNotFoundError, UnreadableError
-from workers.dashboard.feed import START, Feeds, Page, Place, place_of
+from workers.dashboard.event_feed import START, Feeds, Page, Place, place_of
 from workers.dashboard.handler import Handler
 
 #: Seconds without an event after which a comment shows that the connection lives (proxies close silent ones).

@@ -13,14 +13,15 @@ from typing import Any, Final
 import msgspec
 from redis import Redis, ResponseError
 
-from tasks import fleet, keys, totals
-from tasks import jobs as registry
+from tasks import keys
+from tasks import worker_reports as fleet
 from tasks.connection import server_info, text_of
 from tasks.errors import JobNotFoundError
-from tasks.jobs import FINAL, JobStatus
+from tasks.jobs import registry, totals
+from tasks.jobs.registry import FINAL, JobStatus
 from tasks.readings import amounts, replies_of
 from tasks.waits import Wait
-from workers.llm.cache_statistics import read as read_cache
+from workers.llm.cache.stats import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 #: Seconds for which what was read is good enough, for however many lookers.

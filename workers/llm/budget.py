@@ -10,7 +10,7 @@ have been charged, and so may what a process had under way when it died.
 A process sends its totals, never differences: a script that redis-py repeats, because the reply was lost, changes
 nothing. Redis away, a call waits. A job without a budget never gets here.
 
-Where there is no Redis the books are in a file (`workers.llm.state_file`), kept by the same rules (`decisions`).
+Where there is no Redis the books are in a file (`workers.local.state_file`), kept by the same rules (`decisions`).
 """
 
 import asyncio
@@ -29,12 +29,12 @@ from redis.asyncio import Redis
 
 from config.settings import Prices, Settings
 from tasks import keys
-from tasks.budget import LIMIT, NANO, RESERVED, SPENT, dollars
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
-from workers.endings import end_tasks
-from workers.llm.prompt import Prompt
-from workers.llm.request import Turn
+from tasks.jobs.budget import LIMIT, NANO, RESERVED, SPENT, dollars
+from workers.llm.endpoints.prompt import Prompt
+from workers.llm.endpoints.request import Turn
 from workers.llm.spend import Spend
+from workers.process.shutdown import end_tasks
 
 log = logging.getLogger("themes.budget")
 

@@ -22,18 +22,18 @@ from tasks.errors import (
     ThemesError,
 )
 from workers.llm.budget import worst_case_nano
+from workers.llm.cancellation import Ticket
 from workers.llm.cost import cost_usd
+from workers.llm.endpoints.pool import CircuitOpenError, Lent, LLMConnectionPool
+from workers.llm.endpoints.prompt import Prompt
+from workers.llm.endpoints.reply import AnsweredRefusalError, RawAnswer
+from workers.llm.endpoints.request import Turn
+from workers.llm.endpoints.route import Route
 from workers.llm.estimate import TokenEstimate, prompt_tokens
-from workers.llm.halt import Ticket
 from workers.llm.hedge import Lateness, first_of
-from workers.llm.pool import CircuitOpenError, Lent, LLMConnectionPool
-from workers.llm.prompt import Prompt
-from workers.llm.reply import AnsweredRefusalError, RawAnswer
-from workers.llm.request import Turn
-from workers.llm.route import Route
 from workers.llm.spend import CallUnderWay, Spend
+from workers.observe.call_journal import Expected
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.recorder import Expected
 
 log = logging.getLogger("themes.llm")
 

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from workers.llm.prompt import Prompt
-from workers.llm.usage import CHARACTERS_PER_TOKEN
+from workers.llm.endpoints.prompt import Prompt
+from workers.llm.endpoints.usage import CHARACTERS_PER_TOKEN
 
 #: Weight of the newest completion: the last ten or so decide.
 NEWEST: Final = 0.1

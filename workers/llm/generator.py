@@ -11,29 +11,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from config.settings import Settings
-from tasks.errors import (
-    BudgetExceededError,
-    InvalidAnswerError,
-    JobStoppedError,
-    PermanentError,
-    RejectedAnswerError,
-)
+from tasks.errors import BudgetExceededError, InvalidAnswerError, JobStoppedError, PermanentError, RejectedAnswerError
 from tasks.messages import Usage
-from workers.llm.answers import UnclosedAnswerError, salvaged, split_reasoning
-from workers.llm.cache import CachedCompletion, PersistentLLMCache
+from workers.llm.cache.tally import CacheTally
+from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
 from workers.llm.caller import Caller, Request
+from workers.llm.cancellation import Ticket
 from workers.llm.cost import cost_usd
-from workers.llm.endpoints import model_for
-from workers.llm.halt import Ticket
-from workers.llm.outcomes import TruncatedError, heard, told_error, told_value
-from workers.llm.pool import LLMConnectionPool
-from workers.llm.prompt import Prompt, sampling_of
-from workers.llm.reply import RawAnswer
-from workers.llm.request import Turn
-from workers.llm.shared_flight import Claimed, Flight, SharedFlights
-from workers.llm.single_flight import SingleFlight
+from workers.llm.endpoints.answers import UnclosedAnswerError, salvaged, split_reasoning
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.endpoints.prompt import Prompt, sampling_of
+from workers.llm.endpoints.registry import model_for
+from workers.llm.endpoints.reply import RawAnswer
+from workers.llm.endpoints.request import Turn
+from workers.llm.flights.local import SingleFlight
+from workers.llm.flights.outcomes import TruncatedError, heard, told_error, told_value
+from workers.llm.flights.shared import Claimed, Flight, SharedFlights
 from workers.llm.spend import Spend
-from workers.llm.tally import CacheTally
 from workers.observe.profiler import PerformanceProfiler
 
 #: An answer that was cut off is asked for again with this many times the tokens.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.observe.recorder import Expected, Recording
+from workers.observe.call_journal import Expected, Recording
 
 if TYPE_CHECKING:
     from workers.llm.budget import JobBudget

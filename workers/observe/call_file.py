@@ -1,6 +1,6 @@
 """The file of a call journal: its layout, and what is read of one whose process is dead.
 
-`workers.observe.recorder` writes it, `workers.results.orphans` books what it holds.
+`workers.observe.call_journal` writes it, `workers.results.journal` books what it holds.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 from redis import Redis
 
 from config.settings import Settings
-from workers.observe.parts import write_part
+from workers.observe.measurement_store import write_part
 from workers.observe.profiler import PerformanceProfiler
 
 T = TypeVar("T")

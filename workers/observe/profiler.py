@@ -26,8 +26,8 @@ from contextvars import ContextVar, Token
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from workers.observe.counters import Counters
+from workers.observe.measurements import JobPart, Role
 from workers.observe.metrics import Histogram
-from workers.observe.picture import JobPart, Role
 from workers.observe.records import Node, Records
 from workers.observe.samples import Sampler
 

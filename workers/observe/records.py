@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from workers.observe.measurements import SlowDestination
 from workers.observe.metrics import Histogram
-from workers.observe.picture import SlowDestination
 
 #: Nodes of one job's tree; what comes in addition is counted as `OTHER`.
 MOST_NODES: Final = 200

@@ -17,7 +17,7 @@ Each process adds what is new once a second (workers/observe/numbered.py). Names
 | redis_errors_total | role | commands that met a Redis which was away or too slow, each try |
 | process_cpu_seconds_total | role | |
 
-and one histogram, `span_seconds` by `span`: every hop and whole of workers/observe/picture.py, in the buckets of
+and one histogram, `span_seconds` by `span`: every hop and whole of workers/observe/measurements.py, in the buckets of
 `Histogram`: `span_seconds|b=57|span=llm.call` counts bucket 57; `span_seconds_sum|span=…` has the sum.
 """
 
@@ -38,9 +38,9 @@ from tasks import keys
 from tasks.connection import CountedRetry
 from tasks.readings import amounts, replies_of
 from workers.observe import counters
+from workers.observe.measurement_store import LAST_SECONDS
 from workers.observe.metrics import Histogram
 from workers.observe.numbered import NumberedReports
-from workers.observe.parts import LAST_SECONDS
 from workers.observe.profiler import PerformanceProfiler
 
 log = logging.getLogger("themes.metrics")

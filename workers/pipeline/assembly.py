@@ -14,16 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tasks.identity import normalise
-from tasks.messages import (
-    Destination,
-    Missing,
-    OverlapAnalysis,
-    Profile,
-    QualityAssessment,
-    StageRecord,
-    Theme,
-    Usage,
-)
+from tasks.messages import Destination, Missing, OverlapAnalysis, Profile, QualityAssessment, StageRecord, Theme, Usage
 from workers.pipeline.evidence import Evidence
 from workers.pipeline.prompts import Stage
 

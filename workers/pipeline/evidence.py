@@ -27,9 +27,9 @@ from tasks.errors import RetryableError, ThemesError
 from tasks.identity import normalise
 from tasks.messages import Destination, WireError, pack, unpack
 from tasks.messages import Evidence as EvidenceRecord
-from workers.llm.single_flight import SingleFlight
-from workers.web.fetcher import Fetched, GuardedFetcher, PageError, SiteAwayError
-from workers.web.page import text_of
+from workers.llm.flights.local import SingleFlight
+from workers.pipeline.web.fetcher import Fetched, GuardedFetcher, PageError, SiteAwayError
+from workers.pipeline.web.page import text_of
 
 log = logging.getLogger("themes.evidence")
 

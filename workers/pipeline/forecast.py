@@ -19,12 +19,12 @@ from config.settings import Settings
 from tasks import keys
 from tasks.errors import ConfigError
 from tasks.messages import Destination
-from workers.llm.cache import CachedCompletion, decode
-from workers.llm.codec import CodecError
+from workers.llm.cache.codec import CodecError
+from workers.llm.cache.tiers import CachedCompletion, decode
 from workers.llm.cost import cost_usd
-from workers.llm.endpoints import model_for
+from workers.llm.endpoints.prompt import Prompt, sampling_of
+from workers.llm.endpoints.registry import model_for
 from workers.llm.estimate import FIRST_GUESS, prompt_tokens
-from workers.llm.prompt import Prompt, sampling_of
 from workers.pipeline.assembly import StageOutcome, numbered
 from workers.pipeline.pace import Fleet, Pace, pace_of
 from workers.pipeline.processor import batches_of

@@ -7,7 +7,7 @@ from typing import Self
 from redis import Redis
 
 from config.settings import LlmSettings
-from tasks import fleet
+from tasks import worker_reports as fleet
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
 from workers.llm.budget import JobBudget
+from workers.llm.cancellation import Halt, Ticket
+from workers.llm.flights.outcomes import TruncatedError
 from workers.llm.generator import Account, Completion, FocusedLLMGenerator
-from workers.llm.halt import Halt, Ticket
-from workers.llm.outcomes import TruncatedError
 from workers.llm.spend import Spend
+from workers.observe.call_journal import current
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.recorder import current
 from workers.pipeline.assembly import StageOutcome, assemble, numbered
 from workers.pipeline.evidence import Evidence, EvidenceReader
 from workers.pipeline.graph import Graph

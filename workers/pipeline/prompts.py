@@ -29,8 +29,8 @@ from config.settings import Settings
 from tasks.errors import ConfigError
 from tasks.identity import normalise, title_key
 from tasks.messages import Destination, Theme
-from workers.llm.answers import AnswerSchema
-from workers.llm.prompt import Prompt
+from workers.llm.endpoints.answers import AnswerSchema
+from workers.llm.endpoints.prompt import Prompt
 from workers.pipeline import schemas
 
 BUILT_IN: Final = Path(__file__).with_name("prompts")

@@ -8,7 +8,7 @@ fills what it may. Any instance that is valid under a schema is a usable answer.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from workers.llm.answers import AnswerSchema
+from workers.llm.endpoints.answers import AnswerSchema
 
 #: What stands in a prompt file where a theme's number is meant.
 THEME_ID: Final = {"theme": "id"}

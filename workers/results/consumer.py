@@ -22,16 +22,16 @@ from tasks import keys, tracing
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError
 from tasks.messages import Result, StreamEntry
-from workers.endings import end_tasks
-from workers.observe.parts import LAST_SECONDS
+from workers.observe.measurement_store import LAST_SECONDS
 from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.observe.records import Records
-from workers.results.announce import Announcer
+from workers.process.shutdown import end_tasks
+from workers.results.announcer import Announcer
 from workers.results.batch_size import BatchSize
-from workers.results.profiling import ConsumerProfile
-from workers.results.report import ConsumerReport
-from workers.results.rows import Applied
-from workers.results.store import AsyncDatabaseManager
+from workers.results.consumer_report import ConsumerReport
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import Applied
+from workers.results.measurements import ConsumerProfile
 from workers.results.stream import DeadEntry, Decoded, RawEntry, ResultsStream, decode, is_group_lost
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 
 from tasks import keys
 from tasks.connection import text_of
-from tasks.jobs import JobStatus
+from tasks.jobs.registry import JobStatus
 from tasks.messages import Failure, Result, Usage
 from tasks.storable import entry_fields
-from workers.results.rows import DestinationRow
+from workers.results.database.rows import DestinationRow
 
 log = logging.getLogger("themes.sweeper")
 

@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError, DatabaseError
-from workers.observe.parts import LAST_SECONDS, parts_of
-from workers.results.store import AsyncDatabaseManager
+from workers.observe.measurement_store import LAST_SECONDS, parts_of
+from workers.results.database.manager import AsyncDatabaseManager
 
 log = logging.getLogger("themes.profile")
 

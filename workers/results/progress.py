@@ -8,8 +8,8 @@ from collections import deque
 from typing import Any, Final
 
 from tasks.messages import Event, Result
-from workers.results.rows import JobRow, Outcome
-from workers.results.tables import USAGE_COLUMNS
+from workers.results.database.rows import JobRow, Outcome
+from workers.results.database.tables import USAGE_COLUMNS
 
 #: Seconds that a rate looks back.
 WINDOW_SECONDS: Final = 10.0

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from config.settings import PerformanceSettings, StreamingSettings
 from tasks import keys
 from tasks.errors import UnreadableError
-from tasks.events import encode
+from tasks.jobs.events import encode
 from tasks.messages import Event
 from tasks.readings import texts, whole
 

@@ -22,12 +22,13 @@ from redis import RedisError, ResponseError
 from redis.asyncio import Redis
 
 from config.settings import Settings
-from tasks import jobs, keys
+from tasks import keys
 from tasks.connection import connect, text_of
 from tasks.errors import JobNotFoundError, UnreadableError
-from tasks.events import standing
-from tasks.ledger import Ledger
-from tasks.producer import publish
+from tasks.jobs import registry as jobs
+from tasks.jobs.events import standing
+from tasks.queue.ledger import Ledger
+from tasks.queue.producer import publish
 from workers.results.leftovers import Leftovers
 from workers.results.lost import LostFinder, Missing
 

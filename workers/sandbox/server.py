@@ -22,13 +22,7 @@ from aiohttp import web
 
 from config.errors import ConfigError
 from workers.sandbox.chat import FORMATS, MODEL, Chat, Prompt, Refusal, error_body
-from workers.sandbox.faults import (
-    DEFAULT_LATENCY,
-    Fault,
-    choose_fault,
-    parse_fault,
-    parse_latency,
-)
+from workers.sandbox.faults import DEFAULT_LATENCY, Fault, choose_fault, parse_fault, parse_latency
 from workers.sandbox.limit import parse_limit
 
 #: Requests that `/log` remembers.

@@ -1,0 +1,1 @@
+"""A file of destinations, as people have it, becomes destinations."""

@@ -1,0 +1,1 @@
+"""Jobs as Redis knows them: their registry, budgets, totals and events."""

@@ -1,0 +1,382 @@
+"""A job's registry in Redis: create, read, cancel, list.
+
+Counts in it are written by the results consumer after each commit, so they say what is durable.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal
+
+import msgspec
+from redis import Redis, ResponseError
+
+from tasks import keys, readings
+from tasks import worker_reports as fleet
+from tasks.connection import text_of
+from tasks.errors import JobNotFoundError, UnreadableError
+from tasks.jobs import budget
+from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
+from tasks.storable import entry_fields
+from tasks.texts import clean_line
+from tasks.waits import Wait
+
+JobState = Literal["queued", "running", "done", "cancelled", "stalled", "unreadable"]
+#: States that a job's entry may name.
+KNOWN_STATES: Final = frozenset({"queued", "running", "done", "cancelled"})
+#: States that do not change any more.
+FINAL: Final = frozenset({"done", "cancelled"})
+#: A running job without progress for this many seconds, on which no live worker is busy, is called stalled.
+STALLED_AFTER_SECONDS: Final = 60.0
+#: Characters of a job's name that are kept.
+MAX_NAME: Final = 200
+#: A rate older than this many seconds says nothing about now.
+RATE_VALID_SECONDS: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What `themes status --json` prints. Times are seconds since 1970, UTC; None where there is nothing to say."""
+
+    job_id: str
+    name: str
+    state: JobState
+    total: int
+    done: int
+    failed: int
+    partial: int
+    llm_calls: int
+    cache_hits: int
+    coalesced: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    rate_per_second: float
+    eta_seconds: float | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    #: What the job may cost in US dollars, and what its calls have cost; None without a budget.
+    budget_usd: float | None = None
+    spent_usd: float | None = None
+    #: Why the job is paused: its budget is used up, a worker's model has no price, the LLM refuses the account, or its
+    #: user wants it; when it was paused, and what was said.
+    paused: Literal["budget", "price", "account", "user"] | None = None
+    paused_at: float | None = None
+    paused_message: str | None = None
+    #: What the workers that have work are waiting for, where all of them do: in words, and as a value.
+    waiting_for: str | None = None
+    wait: Wait | None = None
+    #: Why the job's entry in Redis cannot be read; then nothing else of it is known.
+    unreadable: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended."""
+        return self.state in FINAL
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every destination has a profile."""
+        return self.state == "done" and self.failed == 0
+
+    def fields(self) -> dict[str, Any]:
+        """By name, in a stable order; `unreadable` only where it says something."""
+        fields = asdict(self)
+        if self.unreadable is None:
+            del fields["unreadable"]
+        return fields
+
+    def json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.fields(), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A handle on one enqueued job: `str(job)` is its id."""
+
+    job_id: str
+    name: str
+    total: int
+
+    def __str__(self) -> str:
+        return self.job_id
+
+
+def new_job_id(now: float | None = None) -> str:
+    """Sortable by time, short enough to type: 20261123-142501-7f3a."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+    return f"{stamp}-{secrets.token_hex(3)}"
+
+
+def job_name(text: str) -> str:
+    """A job's name as it is kept: one line without control characters, of at most `MAX_NAME` characters."""
+    name = clean_line(text)
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
+def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> str:
+    """Enter a new job; returns its id."""
+    now = time.time()
+    job_id, name = new_job_id(now), job_name(name)
+    entry = JobOpened(job_id=job_id, name=name, created_at=now, options=options)
+    with redis.pipeline(transaction=True) as pipeline:
+        pipeline.hset(
+            keys.job(job_id),
+            mapping={
+                "job_id": job_id,
+                "name": name,
+                "state": "queued",
+                "total": 0,
+                "sealed": 0,
+                "created_at": now,
+                "options": msgspec.json.encode(options),
+            },
+        )
+        pipeline.set(keys.producer(job_id), "1", ex=keys.PRODUCER_SECONDS)
+        if options.budget_usd is not None:
+            limit = budget.nano_usd(options.budget_usd)
+            pipeline.hset(keys.budget(job_id), mapping={budget.LIMIT: limit, budget.SPENT: 0})
+        pipeline.zadd(keys.JOBS, {job_id: now})
+        pipeline.sadd(keys.ACTIVE, job_id)
+        pipeline.xadd(keys.RESULTS, entry_fields(entry, compress=compress))
+        pipeline.execute()
+    return job_id
+
+
+def status(redis: Redis, job_id: str) -> JobStatus:
+    """Read a job's status.
+
+    Raises:
+        JobNotFoundError: Redis knows no such job.
+        UnreadableError: what Redis holds of it cannot be read.
+    """
+    ((raw, money),) = entries(redis, [job_id])
+    known = known_status(job_id, raw, now=time.time(), money=money)
+    if known.is_final or known.paused:
+        return known
+    reports = fleet.workers(redis).values()
+    busy = [one for one in reports if int(one.get("chunks_held") or 0)]
+    if known.state == "stalled" and busy:
+        # Slow is not stalled: a model may take minutes for one destination.
+        known = replace(known, state="running")
+    claiming = [one for one in reports if int(one.get("chunks_claimed") or one.get("chunks_held") or 0)]
+    waits = [Wait.decode(one.get("waiting_for")) for one in claiming]
+    return waiting(known, waits[0] if all(waits) and waits else None)
+
+
+def waiting(known: JobStatus, wait: Wait | None) -> JobStatus:
+    """The status of a job whose work all waits for one thing."""
+    return replace(known, waiting_for=wait.words() if wait else None, wait=wait)
+
+
+def entries(redis: Redis, job_ids: Sequence[str]) -> list[tuple[Any, Any]]:
+    """The entry and the budget of each job, as Redis replies: a key of another type is an error in its place."""
+    hashes = [key for job_id in job_ids for key in (keys.job(job_id), keys.budget(job_id))]
+    replies = readings.replies_of(redis, hashes)
+    return list(zip(replies[::2], replies[1::2], strict=True))
+
+
+def known_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> JobStatus:
+    """A job's status from its entry and its budget as Redis replies.
+
+    Raises:
+        JobNotFoundError: there is none.
+        UnreadableError: it cannot be read.
+    """
+    if not raw and not isinstance(raw, ResponseError):
+        raise JobNotFoundError(f"no job {job_id!r} in this Redis; `themes status` lists the jobs")
+    try:
+        fields = readings.texts(raw)
+        amounts = budget.state_of(readings.texts(money)) if money else None
+        return status_of(job_id, fields, now=now, money=amounts)
+    except UnreadableError as exc:
+        raise UnreadableError(
+            f"job {job_id} cannot be read ({exc}): put {keys.job(job_id)} or {keys.budget(job_id)} in Redis right, or "
+            "delete it: the results are in the database"
+        ) from exc
+
+
+def listed_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> JobStatus:
+    """As `known_status`; of a job that cannot be read, a status that says why. Raises JobNotFoundError."""
+    try:
+        return known_status(job_id, raw, now=now, money=money)
+    except UnreadableError as exc:
+        return unreadable_status(job_id, raw, str(exc.__cause__ or exc))
+
+
+def options_of(raw: bytes | str | None) -> JobOptions:
+    """A job's options as its entry has them.
+
+    Raises:
+        UnreadableError: they are none of ours.
+    """
+    try:
+        return msgspec.json.decode(raw, type=JobOptions) if raw else JobOptions()
+    except (msgspec.MsgspecError, UnicodeError) as exc:
+        raise UnreadableError(f"options: {exc}") from exc
+
+
+def unreadable_status(job_id: str, raw: Any, reason: str) -> JobStatus:
+    """The status of a job whose entry cannot be read."""
+    name = readings.texts(raw).get("name", "") if isinstance(raw, Mapping) else ""
+    return JobStatus(
+        job_id=job_id, name=clean_line(name), state="unreadable", total=0, done=0, failed=0, partial=0, llm_calls=0,
+        cache_hits=0, coalesced=0, prompt_tokens=0, completion_tokens=0, cost_usd=None, rate_per_second=0.0,
+        eta_seconds=None, created_at=0.0, started_at=None, finished_at=None, unreadable=reason,
+    )  # fmt: skip
+
+
+def status_of(
+    job_id: str, fields: Mapping[str, str], *, now: float, money: budget.BudgetState | None = None
+) -> JobStatus:
+    """A job's status from the fields of its registry entry and its budget. `now` is in seconds since 1970.
+
+    Raises:
+        UnreadableError: a field that must be there is missing, or is not what it should be.
+    """
+
+    def number(name: str) -> int:
+        return readings.whole(fields, name)
+
+    def moment(name: str) -> float | None:
+        return readings.number(fields, name)
+
+    state = fields.get("state", "")
+    if state not in KNOWN_STATES:
+        raise UnreadableError(f"state is {readings.shown(state)}, expected one of {', '.join(sorted(KNOWN_STATES))}")
+    options_of(fields.get("options"))
+    started, finished = moment("started_at"), moment("finished_at")
+    total, ended = number("total"), number("done") + number("failed")
+    rate = _rate(moment("rate_per_second"), moment("rate_at"), now=now)
+    if finished and started:
+        rate = ended / max(finished - started, 0.001)
+    progress_at = moment("rate_at") or started
+    if state == "running" and progress_at is not None and now - progress_at > STALLED_AFTER_SECONDS:
+        state = "stalled"
+    paused = fields.get("paused") if state not in FINAL else None
+    if paused:
+        state = "stalled"
+    running = state == "running" and rate > 0
+    return JobStatus(
+        job_id=job_id,
+        name=clean_line(fields.get("name", "")),
+        state=state,  # type: ignore[arg-type]  # written by us, from the same list
+        total=total,
+        done=number("done"),
+        failed=number("failed"),
+        partial=number("partial"),
+        llm_calls=number("llm_calls"),
+        cache_hits=number("cache_hits"),
+        coalesced=number("coalesced"),
+        prompt_tokens=number("prompt_tokens"),
+        completion_tokens=number("completion_tokens"),
+        cost_usd=moment("cost_usd") if "cost_usd" in fields else 0.0,
+        rate_per_second=round(rate, 3),
+        eta_seconds=round((total - ended) / rate, 1) if running else None,
+        created_at=moment("created_at") or 0.0,
+        started_at=started,
+        finished_at=finished,
+        budget_usd=money.limit_usd if money else None,
+        spent_usd=_spent(money, is_paused=bool(paused)) if money else None,
+        paused=paused,  # type: ignore[arg-type]  # as the state
+        paused_at=moment("paused_at") if paused else None,
+        paused_message=fields.get("paused_message") if paused else None,
+    )
+
+
+def _spent(money: budget.BudgetState, *, is_paused: bool) -> float:
+    """What a budget has spent; of a paused job also what is reserved: nobody will give much of it back."""
+    return round(money.spent_usd + (money.reserved_usd if is_paused else 0), 9)
+
+
+def _rate(per_second: float | None, at: float | None, *, now: float) -> float:
+    """Destinations a second of the last seconds; 0 where that is no longer known."""
+    return per_second or 0.0 if now - (at or 0.0) <= RATE_VALID_SECONDS else 0.0
+
+
+def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:
+    """The newest jobs first; one that cannot be read says so, and the others are as they are."""
+    members: list[Any] = redis.zrevrange(keys.JOBS, 0, limit - 1)
+    for member in members:
+        job_id = text_of(member)
+        try:
+            yield status(redis, job_id)
+        except UnreadableError as exc:
+            ((raw, _),) = entries(redis, [job_id])
+            yield unreadable_status(job_id, raw, str(exc.__cause__ or exc))
+        except JobNotFoundError:
+            # Its entry has reached the end of its life: the list follows.
+            redis.zrem(keys.JOBS, member)
+
+
+def latest(redis: Redis) -> str | None:
+    """The id of the job that was created last."""
+    newest = redis.zrevrange(keys.JOBS, 0, 0)
+    return text_of(newest[0]) if newest else None
+
+
+def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
+    """Stop a job: nothing of it is asked any more; what is done stays, what is under way is cached.
+
+    Raises:
+        JobNotFoundError: Redis knows no such job.
+    """
+    before = status(redis, job_id)
+    if before.is_final:
+        return before
+    now = time.time()
+    with redis.pipeline(transaction=True) as pipeline:
+        pipeline.hset(keys.job(job_id), mapping={"state": "cancelled", "finished_at": now})
+        pipeline.srem(keys.ACTIVE, job_id)
+        pipeline.xadd(keys.RESULTS, entry_fields(JobClosed(job_id, "cancelled", now), compress=compress))
+        pipeline.expire(keys.job(job_id), keys.KEEP_SECONDS)
+        pipeline.expire(keys.budget(job_id), keys.KEEP_SECONDS)
+        pipeline.execute()
+    redis.publish(keys.CONTROL, job_id)
+    drop_work(redis, job_id)
+    return status(redis, job_id)
+
+
+def drop_work(redis: Redis, job_id: str) -> None:
+    """Forget what is left to do of a cancelled job: nobody takes any of it any more."""
+    # One set for each chunk that somebody has begun: few, and named after chunks that are still in the ledger.
+    begun: list[Any] = redis.hkeys(keys.deliveries(job_id))
+    redis.delete(
+        keys.chunks(job_id),
+        keys.labels(job_id),
+        keys.leases(job_id),
+        keys.owners(job_id),
+        keys.deliveries(job_id),
+        keys.producer(job_id),
+        *(keys.finished(job_id, text_of(chunk_id)) for chunk_id in begun),
+    )
+
+
+def last_event(known: JobStatus) -> Event:
+    """The `job.done` or `job.paused` of a job whose events are not, or no longer, on a stream."""
+    data = {key: value for key, value in known.fields().items() if key not in {"job_id", "name"}}
+    kind: EventType = "job.done" if known.is_final else "job.paused"
+    at = known.finished_at if known.is_final else known.paused_at
+    return Event(type=kind, job_id=known.job_id, at=at or time.time(), data=data)
+
+
+def paused_words(known: JobStatus, *, resume: str = "themes resume") -> str:
+    """Why a job is paused, how far it is, and the command that lets it go on."""
+    done = f"{known.done + known.failed} of {known.total} destinations done"
+    if known.paused == "user":
+        return f"paused: {done}; go on with: {resume} {known.job_id}"
+    if known.paused == "price":
+        why = "the model of a worker has no price (llm.prices)"
+        return f"stopped, because {why}: {done}; mend that, then: {resume} {known.job_id}"
+    if known.paused == "account":
+        why = f"the LLM refuses every request: {known.paused_message}"
+        return f"stopped, because {why}; {done}; mend that, then: {resume} {known.job_id}"
+    limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
+    return (
+        f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "
+        f"go on with: {resume} {known.job_id} --budget {2 * max(limit, spent):.4g}"
+    )

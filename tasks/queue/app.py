@@ -1,0 +1,88 @@
+"""The Celery app: one queue, JSON only, late acks, no results.
+
+Celery messages are wake-up calls: what is left to do stands in the ledger (`tasks.queue.ledger`), so a message that is
+lost or delivered twice costs nothing. Every key of kombu's gets our prefix, because its `unacked` keys would otherwise
+be shared with every other Celery application on the same Redis database.
+"""
+
+from typing import Any, Final
+
+from celery import Celery
+from kombu import pools
+from kombu.entity import Exchange, Queue
+
+from config.settings import Settings
+from tasks import keys
+
+#: The task's name on the wire.
+PROCESS_CHUNK: Final = "themes.process_chunk"
+
+app = Celery("themes", set_as_current=False, include=["tasks.queue.task"])
+
+
+def priority_on_the_wire(priority: int) -> int:
+    """Ours: 9 is the most urgent, as in AMQP. kombu's Redis transport: 0 is."""
+    return 9 - priority
+
+
+def configure(settings: Settings, broker_url: str) -> Celery:
+    """Set the app up for these settings; returns it.
+
+    Called again with another broker, it forgets the connections to the first one.
+    """
+    if app.conf.broker_url not in {None, broker_url}:
+        _forget_connections()
+    app.conf.update(_configuration(settings, broker_url))
+    return app
+
+
+def _forget_connections() -> None:
+    """Drop the pools that Celery made for the broker so far: it looks at its URL only once."""
+    closed = app._pool  # noqa: SLF001  # as Celery's own `_after_fork` does
+    if closed is not None:
+        closed.force_close_all()
+        app._pool = None  # noqa: SLF001
+        # kombu keeps pools by address, and would hand out the closed one when that is asked for again.
+        for group in (pools.connections, pools.producers):
+            for address in [one for one, pool in group.items() if closed in (pool, getattr(pool, "connections", None))]:
+                group.pop(address)
+    app.amqp._producer_pool = None  # noqa: SLF001
+
+
+def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
+    return {
+        "broker_url": broker_url,
+        "broker_transport_options": {
+            "global_keyprefix": keys.PREFIX,
+            "priority_steps": list(keys.PRIORITIES),
+            "sep": keys.PRIORITY_SEPARATOR,
+            "queue_order_strategy": "priority",
+            "visibility_timeout": settings.celery.visibility_timeout_seconds,
+            # kombu polls with BRPOP for 1 s; an answer that takes longer than this is a lost connection.
+            "socket_timeout": settings.redis.socket_timeout_seconds,
+            "socket_connect_timeout": settings.redis.socket_timeout_seconds,
+            "socket_keepalive": True,
+            "retry_on_timeout": True,
+        },
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "task_default_queue": keys.QUEUE,
+        "task_queues": [Queue(keys.QUEUE, Exchange(keys.QUEUE, type="direct"), routing_key=keys.QUEUE)],
+        "task_default_exchange": keys.QUEUE,
+        "task_default_routing_key": keys.QUEUE,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_acks_late": True,
+        "task_track_started": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_pool": "threads",
+        "worker_concurrency": settings.performance_optimization.worker_pool_size,
+        "worker_send_task_events": True,
+        "task_send_sent_event": False,
+        "worker_redirect_stdouts": False,
+        # Late-acked chunks go on after a lost connection: their leases, not Celery, say who owns them.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "enable_utc": True,
+    }

@@ -1,0 +1,400 @@
+"""What is left to do, in Redis: chunks, who holds them, and until when.
+
+Redis holds what is left to do, SQLite what is done, Celery messages are wake-up calls. Each step that must not be torn
+apart is one Lua script, so a killed worker, a lost reply or a second delivery leaves the books right:
+
+* `take`: hand a chunk to one worker for a lease (by Redis's own clock);
+* `finish`: put one destination's result on the results stream and tick it off; with the last one the chunk is gone;
+* `give_back`: end a lease early, so that another worker may take the chunk at once;
+* `give_away`: let others do what nobody here has started of a chunk;
+* `split`: turn a chunk that has lost its worker into chunks of one;
+* `pause`: hand out nothing more of a job.
+
+Leases are a sorted set a job, by the time they end, instead of a key each: the sweeper then finds the dead ones with
+one range query, and counts the waiting ones without touching 20,000 keys.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+from redis import ResponseError
+from redis.asyncio import Redis as AsyncRedis
+
+from tasks import keys
+from tasks.connection import text_of
+from tasks.errors import JobPausedError, UnreadableError
+from tasks.jobs.events import encode
+from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, WireError, pack, unpack
+from tasks.storable import clean_destination, entry_fields
+
+log = logging.getLogger("themes.ledger")
+
+_NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
+
+#: KEYS chunks leases owners deliveries finished results job; ARGV chunk token lease_ms max_unwritten.
+_TAKE: Final = f"""
+{_NOW}
+local payload = redis.call('HGET', KEYS[1], ARGV[1])
+if not payload then return {{'gone'}} end
+if redis.call('HGET', KEYS[7], 'state') == 'cancelled' then return {{'gone'}} end
+if redis.call('HEXISTS', KEYS[7], 'paused') == 1 then return {{'paused'}} end
+local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if ends and tonumber(ends) > now and redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return {{'held'}} end
+if redis.call('XLEN', KEYS[6]) > tonumber(ARGV[4]) then return {{'full'}} end
+local ours = ends and redis.call('HGET', KEYS[3], ARGV[1]) == ARGV[2]
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
+local times = redis.call('HINCRBY', KEYS[4], ARGV[1], ours and 0 or 1)
+return {{'taken', payload, times, redis.call('SMEMBERS', KEYS[5])}}
+"""
+
+#: KEYS leases owners; ARGV token lease_ms chunk...; returns the chunks that are no longer ours.
+_RENEW: Final = f"""
+{_NOW}
+local lost = {{}}
+for i = 3, #ARGV do
+  if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1] then
+    redis.call('ZADD', KEYS[1], 'XX', now + tonumber(ARGV[2]), ARGV[i])
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+return lost
+"""
+
+#: KEYS chunks leases owners deliveries labels finished results; ARGV chunk destination size entry.
+#: A reply that was lost may be asked for again: the second call changes nothing.
+_FINISH: Final = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+if redis.call('SADD', KEYS[6], ARGV[2]) == 0 then return 0 end
+redis.call('XADD', KEYS[7], '*', 'b', ARGV[4])
+if redis.call('SCARD', KEYS[6]) >= tonumber(ARGV[3]) then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
+  redis.call('DEL', KEYS[6])
+end
+return 1
+"""
+
+#: KEYS leases owners deliveries; ARGV chunk token.
+_GIVE_BACK: Final = """
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('HINCRBY', KEYS[3], ARGV[1], -1)
+return 1
+"""
+
+#: KEYS chunks leases owners deliveries labels finished; ARGV chunk token size new payload label destination...
+#: Destinations that nobody has started leave a chunk of ours for a new one; in the old one they count as finished.
+_GIVE_AWAY: Final = """
+if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] or redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+if redis.call('HEXISTS', KEYS[1], ARGV[4]) == 1 then return 1 end
+for i = 7, #ARGV do
+  if redis.call('SISMEMBER', KEYS[6], ARGV[i]) == 1 then return 0 end
+end
+redis.call('HSET', KEYS[1], ARGV[4], ARGV[5])
+redis.call('HSET', KEYS[5], ARGV[4], ARGV[6])
+for i = 7, #ARGV do redis.call('SADD', KEYS[6], ARGV[i]) end
+if redis.call('SCARD', KEYS[6]) >= tonumber(ARGV[3]) then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
+  redis.call('DEL', KEYS[6])
+end
+return 1
+"""
+
+#: KEYS chunks leases owners deliveries labels finished; ARGV chunk deaths, then name payload label of each new chunk.
+#: What has happened to the chunk so far counts for each of them.
+_SPLIT: Final = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+for i = 3, #ARGV, 3 do
+  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  redis.call('HSET', KEYS[5], ARGV[i], ARGV[i + 2])
+  redis.call('HSET', KEYS[4], ARGV[i], ARGV[2])
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
+redis.call('DEL', KEYS[6])
+return 1
+"""
+
+#: KEYS job budget events; ARGV reason limit time event message channel job id; returns whether the job is paused.
+#: Every worker that has some of it is told. A limit that is no longer the one that was too small has been raised
+#: meanwhile: then there is nothing to pause. A job that has left Redis needs no worker either.
+PAUSE: Final = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return 1 end
+if state == 'done' or state == 'cancelled' then return 0 end
+local limit = redis.call('HGET', KEYS[2], 'limit')
+local is_amount = not limit or tonumber(limit) and tonumber(limit) >= 0 and tonumber(limit) < 9007199254740992
+if ARGV[2] ~= '' and is_amount and limit ~= ARGV[2] then return 0 end
+if redis.call('HSETNX', KEYS[1], 'paused', ARGV[1]) == 1 then
+  redis.call('HSET', KEYS[1], 'paused_at', ARGV[3], 'paused_message', ARGV[5])
+  redis.call('PUBLISH', ARGV[6], ARGV[7])
+  if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('XADD', KEYS[3], '*', 'e', ARGV[4]) end
+end
+return 1
+"""
+
+#: KEYS leases owners chunks job; returns {waiting, dead...}: chunks without a lease, and those whose lease has just
+#: died. Of a paused job nothing waits: it is woken when it is resumed.
+_SWEEP: Final = f"""
+{_NOW}
+local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1000)
+for _, chunk in ipairs(dead) do
+  redis.call('ZREM', KEYS[1], chunk)
+  redis.call('HDEL', KEYS[2], chunk)
+end
+if redis.call('HEXISTS', KEYS[4], 'paused') == 1 then return {{0}} end
+table.insert(dead, 1, redis.call('HLEN', KEYS[3]) - redis.call('ZCARD', KEYS[1]))
+return dead
+"""
+
+
+class Taking(StrEnum):
+    """What came of asking for a chunk."""
+
+    TAKEN = "taken"
+    GONE = "gone"
+    HELD = "held"
+    FULL = "full"
+    PAUSED = "paused"
+
+
+def pause_arguments(job_id: str, reason: str, message: str, limit: str = "") -> list[str | float | bytes]:
+    """The arguments of `PAUSE`. A `limit` is the budget's that was too small, in nano-dollars."""
+    at = time.time()
+    event = Event(type="job.paused", job_id=job_id, at=at, data={"reason": reason, "message": message})
+    return [reason, limit, at, encode(event)["e"], message, keys.CONTROL, job_id]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A chunk in our hands. `deliveries` counts this one; `finished` are destinations already on the stream."""
+
+    chunk: Chunk
+    deliveries: int
+    finished: frozenset[str]
+
+
+def write_chunks(pipeline: Any, job_id: str, labelled: Iterable[tuple[Chunk, str]], *, compress: bool) -> None:
+    """Queue the commands that enter chunks and their destinations: the ledger first, messages after."""
+    inputs: list[Destination] = []
+    for raw, label in labelled:
+        chunk = msgspec.structs.replace(raw, destinations=tuple(map(clean_destination, raw.destinations)))
+        pipeline.hset(keys.chunks(job_id), chunk.chunk_id, pack(chunk, compress=compress))
+        pipeline.hset(keys.labels(job_id), chunk.chunk_id, label)
+        inputs.extend(chunk.destinations)
+    for start in range(0, len(inputs), 500):
+        entry = JobInputs(job_id=job_id, destinations=tuple(inputs[start : start + 500]))
+        pipeline.xadd(keys.RESULTS, entry_fields(entry, compress=compress))
+
+
+class Ledger:
+    """A worker's or sweeper's access to the books.
+
+    Errors of Redis pass through: the caller knows whether to wait or to give up.
+    """
+
+    def __init__(self, redis: AsyncRedis, *, token: str, lease_seconds: float, compress: bool = True) -> None:
+        self._redis = redis
+        self._token = token
+        self._lease_ms = int(lease_seconds * 1000)
+        self._compress = compress
+        self._take = redis.register_script(_TAKE)
+        self._renew = redis.register_script(_RENEW)
+        self._finish = redis.register_script(_FINISH)
+        self._give_back = redis.register_script(_GIVE_BACK)
+        self._give_away = redis.register_script(_GIVE_AWAY)
+        self._split = redis.register_script(_SPLIT)
+        self._pause = redis.register_script(PAUSE)
+        self._sweep = redis.register_script(_SWEEP)
+
+    async def take(self, job_id: str, chunk_id: str, *, max_unwritten: int) -> Taken | Taking:
+        """Claim a chunk; anything but `Taken` says why not.
+
+        FULL means that the consumer is more than `max_unwritten` results behind: ask again later. A lease of our own
+        is taken again: the reply to an earlier call was lost (who runs a chunk already does not ask). A chunk that
+        cannot be read is taken off the books, and is GONE.
+
+        Raises:
+            UnreadableError: a key of the job holds something else.
+        """
+        try:
+            reply = await self._asked(job_id, chunk_id, max_unwritten)
+        except ResponseError as exc:
+            if "WRONGTYPE" not in str(exc):
+                raise
+            raise UnreadableError(f"job {job_id}: one of its keys in Redis holds something else") from exc
+        outcome = Taking(reply[0].decode())
+        if outcome is not Taking.TAKEN:
+            return outcome
+        finished = frozenset(member.decode() for member in reply[3])
+        try:
+            return Taken(chunk=unpack(reply[1], Chunk), deliveries=int(reply[2]), finished=finished)
+        except WireError as exc:
+            log.error("action=chunk_unreadable job_id=%s chunk_id=%s is dropped: %s", job_id, chunk_id, exc)  # noqa: TRY400
+            await self._drop(job_id, chunk_id)
+            return Taking.GONE
+
+    async def _asked(self, job_id: str, chunk_id: str, max_unwritten: int) -> Any:
+        return await self._take(
+            keys=[
+                keys.chunks(job_id),
+                keys.leases(job_id),
+                keys.owners(job_id),
+                keys.deliveries(job_id),
+                keys.finished(job_id, chunk_id),
+                keys.RESULTS,
+                keys.job(job_id),
+            ],
+            args=[chunk_id, self._token, self._lease_ms, max_unwritten],
+        )
+
+    async def _drop(self, job_id: str, chunk_id: str) -> None:
+        """Take a chunk off the books; the sweeper ends its destinations (`workers.results.lost`)."""
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            for books in (keys.chunks, keys.owners, keys.deliveries, keys.labels):
+                pipeline.hdel(books(job_id), chunk_id)
+            pipeline.zrem(keys.leases(job_id), chunk_id)
+            pipeline.delete(keys.finished(job_id, chunk_id))
+            await pipeline.execute()
+
+    async def renew(self, job_id: str, chunk_ids: Sequence[str]) -> list[str]:
+        """Prolong our leases by one lease; returns the chunks that are no longer ours."""
+        lost = await self._renew(
+            keys=[keys.leases(job_id), keys.owners(job_id)], args=[self._token, self._lease_ms, *chunk_ids]
+        )
+        return [chunk_id.decode() for chunk_id in lost]
+
+    async def finish(self, chunk: Chunk, result: Result) -> bool:
+        """Publish one destination's result and tick it off; False when that had been done already."""
+        done = await self._finish(
+            keys=[*_books_of(chunk), keys.RESULTS],
+            args=[
+                chunk.chunk_id,
+                result.destination_id,
+                len(chunk.destinations),
+                entry_fields(result, compress=self._compress)["b"],
+            ],
+        )
+        return bool(done)
+
+    async def give_back(self, job_id: str, chunk_id: str) -> bool:
+        """End our lease early and uncount the delivery; False when it was no longer ours."""
+        given = await self._give_back(
+            keys=[keys.leases(job_id), keys.owners(job_id), keys.deliveries(job_id)],
+            args=[chunk_id, self._token],
+        )
+        return bool(given)
+
+    async def pause(self, error: JobPausedError) -> bool:
+        """Pause a job that cannot go on.
+
+        False when there is nothing to pause: the budget has been raised meanwhile, or the job has ended.
+        """
+        job_id, limit = error.job_id, error.limit_nano
+        paused = await self._pause(
+            keys=[keys.job(job_id), keys.budget(job_id), keys.events(job_id)],
+            args=pause_arguments(job_id, error.reason, str(error), "" if limit is None else str(limit)),
+        )
+        return bool(paused)
+
+    async def book(self, spent: Spent) -> None:
+        """Put on the stream what a destination has cost without an outcome. A repetition changes nothing."""
+        await self._redis.xadd(keys.RESULTS, entry_fields(spent, compress=self._compress))
+
+    async def stopped(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Which of these jobs are to go no further, and why."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hmget(keys.job(job_id), "state", "paused")
+            found = await pipeline.execute(raise_on_error=False)
+        reasons: dict[str, str] = {}
+        for job_id, reply in zip(job_ids, found, strict=True):
+            if isinstance(reply, Exception):
+                continue  # its entry cannot be read: nothing says that it is to go no further
+            state, paused = reply
+            if state == b"cancelled":
+                reasons[job_id] = "the job was cancelled"
+            elif paused:
+                reasons[job_id] = "the job is paused"
+        return reasons
+
+    async def split(self, taken: Taken) -> list[Chunk]:
+        """Replace a chunk by chunks of one for what it has left; returns them. Each is as often delivered as it was."""
+        chunk = taken.chunk
+        left = [item for item in chunk.destinations if item.id not in taken.finished]
+        singles = [
+            Chunk(chunk.job_id, f"{chunk.chunk_id}.{number}", (item,), attempt=chunk.attempt, queued_at=time.time())
+            for number, item in enumerate(left)
+        ]
+        described = [
+            part
+            for one in singles
+            for part in (one.chunk_id, pack(one, compress=self._compress), one.destinations[0].label)
+        ]
+        await self._split(keys=_books_of(chunk), args=[chunk.chunk_id, taken.deliveries - 1, *described])
+        return singles
+
+    async def give_away(self, chunk: Chunk, new: Chunk, label: str) -> bool:
+        """Move destinations that nobody has started from a chunk of ours into a new one, for others to take.
+
+        False when the chunk is no longer ours: then somebody else has them already.
+        """
+        given = await self._give_away(
+            keys=_books_of(chunk),
+            args=[
+                chunk.chunk_id,
+                self._token,
+                len(chunk.destinations),
+                new.chunk_id,
+                pack(new, compress=self._compress),
+                label,
+                *(item.id for item in new.destinations),
+            ],
+        )
+        return bool(given)
+
+    async def sweep(self, job_id: str) -> tuple[int, list[str]]:
+        """End dead leases. Returns how many chunks wait without one, and the ids whose lease has just died."""
+        waiting, *dead = await self._sweep(
+            keys=[keys.leases(job_id), keys.owners(job_id), keys.chunks(job_id), keys.job(job_id)]
+        )
+        return int(waiting), [chunk_id.decode() for chunk_id in dead]
+
+    async def oldest_waiting(self, job_id: str, count: int) -> list[str]:
+        """At most `count` chunk ids without a lease, in the order in which the producer made them."""
+        held = set(await self._redis.zrange(keys.leases(job_id), 0, -1))
+        known = await self._redis.hkeys(keys.chunks(job_id))
+        return sorted({text_of(one) for one in known} - {text_of(one) for one in held})[:count]
+
+    async def queued_messages(self, broker: AsyncRedis) -> int:
+        """Messages in the Celery queue, all priorities together."""
+        return sum((await self.queued(broker)).values())
+
+    @staticmethod
+    async def queued(broker: AsyncRedis) -> dict[int, int]:
+        """Messages in the Celery queue by their priority: 9 is served first."""
+        names = keys.queue_keys()
+        async with broker.pipeline(transaction=False) as pipeline:
+            for key in names:
+                pipeline.llen(key)
+            counts = await pipeline.execute()
+        return {9 - step: int(count) for step, count in zip(keys.PRIORITIES, counts, strict=True)}
+
+
+def _books_of(chunk: Chunk) -> list[str]:
+    """The keys that a chunk's life is written in."""
+    job_id = chunk.job_id
+    names = (keys.chunks, keys.leases, keys.owners, keys.deliveries, keys.labels)
+    return [*(name(job_id) for name in names), keys.finished(job_id, chunk.chunk_id)]

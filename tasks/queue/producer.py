@@ -1,0 +1,280 @@
+"""Split a job into chunks and publish them.
+
+    from tasks.queue.producer import enqueue
+    from tasks.jobs.events import follow
+
+    job = enqueue(["Kyoto, Japan", {"name": "Paris", "country": "France"}])
+    for event in follow(job):
+        print(event.type, event.destination_id)
+
+Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, "Guided self-scheduling", IEEE ToC 1987): each
+chunk is a fixed share of what is left, so that large jobs cost few messages and the last chunks are single
+destinations, which leaves no lane waiting for another's tail.
+
+The ledger is written before the messages. A message that is lost, or whose delivery is uncertain, is sent again by the
+sweeper; one that comes twice finds the chunk taken or gone.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final
+
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+from redis import Redis, RedisError
+
+from config.settings import Settings, load
+from tasks import keys, tracing
+from tasks.connection import check_server, connect, locate, translated
+from tasks.errors import InputError, JobStoppedError
+from tasks.inputs.reader import from_iterable
+from tasks.jobs import budget
+from tasks.jobs import registry as jobs
+from tasks.messages import Chunk, Destination, JobOptions, JobSealed
+from tasks.queue.app import configure, priority_on_the_wire
+from tasks.queue.ledger import write_chunks
+from tasks.queue.task import process_chunk
+from tasks.storable import entry_fields
+from tasks.texts import clean_line
+from tasks.worker_reports import live_lanes
+
+log = logging.getLogger("themes.producer")
+
+#: A chunk is at most what is left divided by this many times the lanes (factor 2: Hummel et al. 1992, factoring).
+SHARES_PER_LANE: Final = 2
+#: Worker processes that a job is cut for while none has a heartbeat yet.
+ASSUMED_WORKERS: Final = 2
+#: Destinations written to the ledger, and their messages published, at once.
+FLUSH_DESTINATIONS: Final = 2_000
+#: Signs of life in the time after which a producer counts as dead.
+RENEWALS: Final = 4
+#: Messages that kombu sends in one round trip.
+PUBLISH_BATCH: Final = 1_000
+#: Characters of a task's arguments shown in Flower.
+LABEL_CHARACTERS: Final = 120
+
+
+def chunk_size(left: int, lanes: int, largest: int) -> int:
+    """How many destinations the next chunk takes when `left` are waiting for `lanes` lanes."""
+    return max(1, min(largest, left // (SHARES_PER_LANE * max(1, lanes))))
+
+
+def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Iterator[tuple[Destination, ...]]:
+    """Cut a stream of unknown length into chunks that shrink towards its end.
+
+    Looks ahead just far enough to know that a chunk of `largest` is still right; memory does not grow with the stream.
+    """
+    window: deque[Destination] = deque()
+    lookahead = SHARES_PER_LANE * max(1, lanes) * largest
+    while True:
+        window.extend(islice(destinations, lookahead - len(window)))
+        if not window:
+            return
+        size = chunk_size(len(window), lanes, largest)
+        yield tuple(window.popleft() for _ in range(size))
+
+
+def label(destinations: Sequence[Destination]) -> str:
+    """A chunk's readable name: its destination, or its first one and how many more."""
+    text = clean_line(destinations[0].label)
+    if len(destinations) > 1:
+        text = f"{text} + {len(destinations) - 1} more"
+    return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"
+
+
+def enqueue(
+    destinations: Iterable[Destination | str | Mapping[str, Any]],
+    *,
+    name: str | None = None,
+    priority: int = 5,
+    use_cache: bool = True,
+    budget_usd: float | None = None,
+    columns: Sequence[str] = (),
+    id_column: str | None = None,
+    settings: Settings | None = None,
+    redis: Redis | None = None,
+) -> jobs.Job:
+    """Enqueue a job and return its handle as soon as all its chunks are published.
+
+    Args:
+        destinations: names ("Kyoto, Japan"), mappings with at least `name`, or `Destination`s; any iterable, read once,
+            as a stream. Equal ones are asked once (`tasks.identity`).
+        name: shown in lists; by default the first destination's.
+        priority: 0 to 9; 9 is served first.
+        use_cache: False asks the LLM again even where an answer is cached.
+        budget_usd: the most that the job's calls may cost; the job pauses before it costs more, see `resume`.
+        columns: further columns of the destinations that are sent to the model, as data.
+        id_column: the column of `destinations` that tables of the job's results show first.
+        settings: by default those of the file and the environment.
+        redis: a client to use instead of making one.
+
+    Raises:
+        InputError: there is no destination.
+        ConfigError: a budget that is no amount, or cannot be kept because a model has no price.
+        RedisUnavailableError: Redis cannot be used; the job was not created, or was cancelled.
+    """
+    settings = settings or load()
+    if budget_usd is not None:
+        budget.check(budget_usd, settings)
+    url = locate(settings)
+    redis = redis or connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    check_server(redis)
+    rows = iter(from_iterable(destinations))
+    first = next(rows, None)
+    if first is None:
+        raise InputError("no destinations: there is nothing to enqueue")
+    app = configure(settings, settings.celery.broker_url or url)
+    tracing.start(settings, "producer")
+    with translated(redis), tracing.span("enqueue", "producer", job_name=name or first.label) as span:
+        options = JobOptions(
+            priority=priority,
+            use_cache=use_cache,
+            budget_usd=budget_usd,
+            columns=tuple(columns),
+            id_column=id_column,
+            trace=tracing.traceparent(),
+        )
+        job = _Enqueuing(app, redis, settings, options).run(_chain(first, rows), name or first.label)
+        tracing.note(span, job_id=job.job_id, destinations=job.total)
+        return job
+
+
+def _chain(first: Destination, rest: Iterator[Destination]) -> Iterator[Destination]:
+    yield first
+    yield from rest
+
+
+class _Enqueuing:
+    """One run of `enqueue`."""
+
+    def __init__(self, app: Celery, redis: Redis, settings: Settings, options: JobOptions) -> None:
+        self._app = app
+        self._redis = redis
+        self._settings = settings
+        self._options = options
+        self._compress = settings.performance_optimization.enable_result_compression
+
+    def run(self, rows: Iterator[Destination], name: str) -> jobs.Job:
+        job_id = jobs.create(self._redis, name=name, options=self._options, compress=self._compress)
+        try:
+            with self._alive(job_id):
+                total = self._publish_all(job_id, rows)
+        except BaseException:
+            # Half a job would wait for its other half for ever. What the workers have done of it is cached.
+            self._cancel(job_id)
+            raise
+        return jobs.Job(job_id=job_id, name=name, total=total)
+
+    @contextlib.contextmanager
+    def _alive(self, job_id: str) -> Iterator[None]:
+        """Within the body, the sweeper knows that more of the job may come, however slowly its input flows."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(keys.PRODUCER_SECONDS / RENEWALS):
+                try:
+                    self._redis.set(keys.producer(job_id), "1", ex=keys.PRODUCER_SECONDS)
+                except RedisError as exc:
+                    log.debug("action=producer_unheard job_id=%s %s", job_id, exc)
+
+        thread = threading.Thread(target=renew, name="producer alive", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            try:
+                # A last sign may have been on its way when the job was sealed.
+                self._redis.delete(keys.producer(job_id))
+            except RedisError as exc:
+                log.debug("action=producer_unheard job_id=%s its sign of life expires by itself: %s", job_id, exc)
+
+    def _cancel(self, job_id: str) -> None:
+        try:
+            jobs.cancel(self._redis, job_id, compress=self._compress)
+            # Somebody else may have cancelled it before: what was written since is left over.
+            jobs.drop_work(self._redis, job_id)
+        except RedisError as exc:
+            log.warning("action=cancel job_id=%s could not be cancelled after a failed enqueue: %s", job_id, exc)
+
+    def _publish_all(self, job_id: str, rows: Iterator[Destination]) -> int:
+        pool = self._settings.performance_optimization.worker_pool_size
+        lanes = live_lanes(self._redis) or ASSUMED_WORKERS * pool
+        pieces = cut(rows, lanes=lanes, largest=self._settings.work.max_chunk_size)
+        total = 0
+        batch: list[tuple[Chunk, str]] = []
+        waiting = 0
+        for number, piece in enumerate(pieces):
+            batch.append((Chunk(job_id, f"{number:08d}", piece, queued_at=time.time()), label(piece)))
+            waiting += len(piece)
+            # The first flush is small: work starts while the rest is still being read.
+            if waiting >= min(FLUSH_DESTINATIONS, 50 + total):
+                total += self._flush(job_id, batch, waiting)
+                batch, waiting = [], 0
+        total += self._flush(job_id, batch, waiting)
+        self._seal(job_id, total)
+        return total
+
+    def _flush(self, job_id: str, batch: list[tuple[Chunk, str]], count: int) -> int:
+        if not batch:
+            return 0
+        if self._redis.hget(keys.job(job_id), "state") == b"cancelled":
+            raise JobStoppedError(f"job {job_id} was cancelled while it was being enqueued", job_id=job_id)
+        with self._redis.pipeline(transaction=True) as pipeline:
+            write_chunks(pipeline, job_id, batch, compress=self._compress)
+            pipeline.hincrby(keys.job(job_id), "total", count)
+            pipeline.execute()
+        publish(self._app, job_id, [(chunk.chunk_id, text) for chunk, text in batch], self._options.priority)
+        return count
+
+    def _seal(self, job_id: str, total: int) -> None:
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hset(keys.job(job_id), "sealed", 1)
+            pipeline.delete(keys.producer(job_id))
+            pipeline.xadd(keys.RESULTS, entry_fields(JobSealed(job_id, total), compress=self._compress))
+            pipeline.execute()
+
+
+def publish(
+    app: Celery, job_id: str, labelled: Sequence[tuple[str, str]], priority: int, *, first: bool = False
+) -> bool:
+    """Send the wake-up calls of some chunks, `(chunk id, label)`; False when their delivery is uncertain.
+
+    With `first` they are served before the others of their priority: work that was begun goes on before more is begun.
+    An uncertain delivery is no loss: the chunks stand in the ledger, and the sweeper sends them again.
+    """
+    step = priority_on_the_wire(priority)
+    headers = tracing.headers()
+    try:
+        with app.producer_pool.acquire(block=True) as producer, producer.batch(PUBLISH_BATCH):
+            for chunk_id, text in labelled:
+                process_chunk.apply_async(
+                    (job_id, chunk_id),
+                    argsrepr=text,
+                    kwargsrepr="",
+                    priority=step,
+                    producer=producer,
+                    retry=False,
+                    headers=headers,
+                )
+        if first:
+            with app.pool.acquire(block=True) as connection, connection.channel() as channel:
+                queue = keys.queue_keys()[step]
+                with channel.client.pipeline(transaction=True) as pipeline:
+                    for _ in labelled:
+                        # From where kombu puts them to where it takes them. Our prefix is in the name already.
+                        pipeline.execute_command("LMOVE", queue, queue, "LEFT", "RIGHT")
+                    pipeline.execute()
+    except (KombuError, OperationalError, RedisError, OSError) as exc:
+        log.warning(
+            "action=publish job_id=%s chunks=%d delivery is uncertain, the sweeper will see to it: %s",
+            job_id, len(labelled), exc,
+        )  # fmt: skip
+        return False
+    return True

@@ -1,0 +1,210 @@
+"""The results database: whether it can be written, whose it is, whether it is whole, and how much room there is."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from config.settings import Settings
+from tasks.connection import masked
+from tasks.errors import DatabaseBusyError, DatabaseError
+from workers.doctor.check import Check
+from workers.results.database.backend import backend_of
+from workers.results.database.schema import schema_version
+from workers.results.database.sqlite import path_of
+from workers.results.database.tables import SCHEMA_VERSION
+
+#: Free bytes below which the database's disk is called full.
+FREE_BYTES: Final = 200 * 1024 * 1024
+#: Seconds that a lock, or a server, is waited for.
+LOCK_SECONDS: Final = 3.0
+#: Seconds that the file is looked through for damage.
+INTEGRITY_SECONDS: Final = 4.0
+#: Instructions of SQLite's machine between two looks at the clock.
+STEPS: Final = 10_000
+_ELSEWHERE: Final = "or set THEMES_STATE_DIR or DATABASE_URL elsewhere"
+_PROBE: Final = "CREATE TABLE themes_doctor (found INTEGER)"
+
+
+def look(settings: Settings) -> Iterator[Check]:
+    """The database that the settings name."""
+    if make_url(settings.database_url).get_backend_name() == "sqlite":
+        yield from _sqlite(path_of(make_url(settings.database_url)))
+    else:
+        yield asyncio.run(_server(settings))
+
+
+def _sqlite(path: Path) -> Iterator[Check]:
+    folder = _existing(path.parent)
+    yield _room(folder)
+    if path.exists():
+        yield from _file(path)
+    else:
+        yield _folder(path, folder)
+
+
+def _room(folder: Path) -> Check:
+    free = shutil.disk_usage(folder).free
+    fix = None if free > FREE_BYTES else f"make room on the disk of {folder}, {_ELSEWHERE}"
+    return Check("disk", ok=fix is None, found=f"{free // 2**20} MiB free at {folder}", fix=fix)
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder, or what stands in its place, that exists."""
+    return next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
+
+
+def _folder(path: Path, folder: Path) -> Check:
+    """Where there is no database yet: whether one can be made."""
+    refusal = _refusal(folder)
+    if refusal is None:
+        return Check("database", ok=True, found=f"{path}: not made yet, its folder can be written")
+    found = f"{folder} cannot be written ({refusal.strerror}): there is no database yet, and none can be made"
+    return Check("database", ok=False, found=found, fix=_open_up(folder, refusal))
+
+
+def _refusal(folder: Path) -> OSError | None:
+    """Why no file can be made in a folder; None when one can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as exc:
+        return exc
+
+
+def _open_up(folder: Path, refusal: OSError) -> str:
+    if refusal.errno == errno.EROFS:
+        return f"`mount -o remount,rw {folder}`, {_ELSEWHERE}"
+    return f"`chmod u+w {folder}` (or chown it to this user), {_ELSEWHERE}"
+
+
+def _file(path: Path) -> Iterator[Check]:
+    refusal = _refusal(path.parent)
+    if refusal is not None:
+        # SQLite keeps its log beside the file, so without the folder even reading fails.
+        found = f"{path.parent} cannot be written ({refusal.strerror})"
+        yield Check("database", ok=False, found=found, fix=_open_up(path.parent, refusal))
+        return
+    try:
+        database = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=LOCK_SECONDS, isolation_level=None)
+        with contextlib.closing(database):
+            yield _written(path, database)
+            yield _schema(path, database)
+            yield _whole(path, database)
+    except sqlite3.DatabaseError as exc:
+        yield Check("database", ok=False, found=f"{path}: {exc}", fix=_mend(path, exc))
+
+
+def _mend(path: Path, exc: sqlite3.DatabaseError) -> str:
+    if getattr(exc, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
+        return f"move it away (`mv {path} {path}.broken`) and restore a backup, or start anew"
+    return f"`chmod u+rw {path}` (or chown it to this user), {_ELSEWHERE}"
+
+
+def _written(path: Path, connection: sqlite3.Connection) -> Check:
+    """Really write, and take it back."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.execute(_PROBE)
+            connection.execute("INSERT INTO themes_doctor VALUES (1)")
+        finally:
+            connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as exc:
+        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+        if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            found = f"{path}: somebody has held its lock for {LOCK_SECONDS:g} s"
+            fix = f"`fuser -v {path}` names who; a consumer holds it for milliseconds only"
+            return Check("database", ok=False, found=found, fix=fix)
+        return Check("database", ok=False, found=f"{path}: cannot be written ({exc})", fix=_mend(path, exc))
+    mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+    advice = None if mode == "wal" else "`themes consumer` sets it to wal, with which readers never wait"
+    return Check("database", ok=True, found=f"{path}: written and rolled back, journal mode {mode}", fix=advice)
+
+
+def _schema(path: Path, connection: sqlite3.Connection) -> Check:
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "alembic_version" in names:
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        version = int(row[0]) if row and str(row[0]).isdigit() else 0
+    else:
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    return _judged(str(path), version, is_empty=not names)
+
+
+def _judged(place: str, version: int, *, is_empty: bool) -> Check:
+    name, found = "database schema", f"version {version}, this program's is {SCHEMA_VERSION}"
+    if version > SCHEMA_VERSION:
+        fix = "upgrade: `pip install --upgrade themes` (the newer one made this), or set DATABASE_URL to another"
+        return Check(name, ok=False, found=f"{place}: {found}", fix=fix)
+    if is_empty:
+        return Check(name, ok=True, found="empty: `themes consumer` makes its tables")
+    if version == 0:
+        found = f"{place} holds another application's tables"
+        return Check(name, ok=False, found=found, fix="set DATABASE_URL to a database of its own")
+    advice = "`themes consumer` brings it up to date when it starts" if version < SCHEMA_VERSION else None
+    return Check(name, ok=True, found=found, fix=advice)
+
+
+def _whole(path: Path, connection: sqlite3.Connection) -> Check:
+    """Look for damage, as far as the time goes."""
+    deadline = time.monotonic() + INTEGRITY_SECONDS
+    connection.set_progress_handler(lambda: int(time.monotonic() > deadline), STEPS)
+    name, size = "database integrity", f"{os.stat(path).st_size // 2**20} MiB"  # noqa: PTH116
+    try:
+        said = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
+    except sqlite3.OperationalError as exc:
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_INTERRUPT:
+            raise
+        fix = f"`sqlite3 {path} 'PRAGMA quick_check'` looks at all of it"
+        found = f"no damage found in {INTEGRITY_SECONDS:g} s, the time for it is up ({size})"
+        return Check(name, ok=True, found=found, fix=fix)
+    finally:
+        connection.set_progress_handler(None, 0)
+    if said == ["ok"]:
+        return Check(name, ok=True, found=f"whole ({size})")
+    fix = f"`sqlite3 {path} .recover | sqlite3 mended.db` saves what can be read; or restore a backup"
+    return Check(name, ok=False, found=f"{path}: {'; '.join(said)[:200]}", fix=fix)
+
+
+async def _server(settings: Settings) -> Check:
+    """A database server: reached, written, and rolled back."""
+    place = masked(settings.database_url)
+    backend = backend_of(settings.database_url, pool_size=2, timeout_seconds=LOCK_SECONDS)
+    found: list[Check] = []
+    try:
+        began = time.perf_counter()
+        with backend.translated():
+            async with backend.writer.connect() as connection, connection.begin() as transaction:
+                await connection.exec_driver_sql(_PROBE)
+                await connection.exec_driver_sql("DROP TABLE themes_doctor")
+                found.append(await _server_schema(connection, place))
+                await transaction.rollback()
+        took = (time.perf_counter() - began) * 1000
+    except DatabaseBusyError as exc:
+        fix = "start it, or mend host, port, user, password and name in DATABASE_URL"
+        return Check("database", ok=False, found=str(exc), fix=fix)
+    except DatabaseError as exc:
+        fix = "give DATABASE_URL a user who may create tables there, and a database of its own"
+        return Check("database", ok=False, found=str(exc), fix=fix)
+    finally:
+        await backend.close()
+    (schema,) = found
+    if not schema.ok:
+        return schema
+    return Check("database", ok=True, found=f"{place}: written and rolled back in {took:.0f} ms, {schema.found}")
+
+
+async def _server_schema(connection: AsyncConnection, place: str) -> Check:
+    version = await schema_version(connection, place)
+    return _judged(place, version, is_empty=version == 0)

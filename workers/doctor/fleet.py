@@ -1,0 +1,125 @@
+"""Who works: workers, the consumer, the queue, and jobs that nobody goes on with."""
+
+import json
+from collections.abc import Iterator
+from typing import Final
+
+from config.settings import Settings
+from config.tuning import TUNED
+from tasks import keys, tuned
+from tasks import worker_reports as fleet
+from tasks.connection import connect
+from tasks.jobs import registry as jobs
+from tasks.queue.retry import has_nothing_left
+from tasks.waits import Wait
+from workers.doctor.check import Check, reached
+from workers.worker.liveness import waiting_messages
+
+#: Jobs that are named.
+SHOWN_JOBS: Final = 5
+#: Jobs that are looked at, the newest ones.
+MOST_JOBS: Final = 200
+
+
+def workers(settings: Settings) -> Iterator[Check]:
+    """The workers that have a heartbeat."""
+    with reached(settings) as client:
+        found = fleet.workers(client)
+        changes = tuned.kept(client)
+    fix = None if found else "`themes worker` (and `themes consumer`) in another terminal, or `themes up`"
+    said = ", ".join(_worker(name, report) for name, report in sorted(found.items()))
+    yield Check("workers", ok=bool(found), found=said or "none is running", fix=fix)
+    if changes:
+        said = ", ".join(f"{key}={text} ({who})" for who, key, text in changes)
+        yield Check("tuned", ok=True, found=f"{said}, until `themes tune --reset`")
+    pressed = sorted(name for name, report in found.items() if report.get("memory_pressure", "none") != "none")
+    if pressed:
+        threshold = found[pressed[0]].get("memory_threshold_mb") or "0"
+        fix = f"themes tune memory_pressure_threshold_mb={int(threshold) * 2} (or fewer: worker_pool_size)"
+        said = ", ".join(f"{name} ({found[name]['memory_pressure']})" for name in pressed)
+        yield Check("worker memory", ok=True, found=f"under pressure: {said}", fix=fix)
+    off = {name: report["journal_off"] for name, report in sorted(found.items()) if report.get("journal_off")}
+    if off:
+        said = "; ".join(f"{name}: {reason}" for name, reason in off.items())
+        fix = "make room in the state directory or let the workers write there; they go on by themselves"
+        yield Check("call journal", ok=False, found=f"call journal off: a kill loses calls ({said})", fix=fix)
+
+
+def _worker(name: str, report: dict[str, str]) -> str:
+    """A worker's name and lanes, its memory, what was changed on it, and how often it had to be started again."""
+    again = int(report.get("restarts") or 0)
+    text = f"{name} ({report.get('lanes')} lanes, {float(report.get('busy_share') or 0):.0%} busy so far"
+    if "memory_mb" in report:
+        text += f", {report['memory_mb']} of {report.get('memory_threshold_mb')} MiB"
+    if again:
+        text += f", started again {again} times, {report.get('wedged')} of them because it consumed nothing"
+    for key, one in json.loads(report.get("settings") or "{}").items():
+        if one["origin"] == TUNED:
+            text += f", {key.rpartition('.')[2]}={one['value']} (tuned)"
+    if outages := int(report.get("cache_outages") or 0):
+        text += f", Redis was away {outages} times ({float(report.get('cache_away_seconds') or 0):.0f} s in all)"
+        text += ", and the cache goes on alone" if report.get("cache") == "away" else ""
+    if wait := Wait.decode(report.get("waiting_for")):
+        text += f", waiting: {wait.words()}"
+    return text + ")"
+
+
+def consumer(settings: Settings) -> Iterator[Check]:
+    """Who writes results, how far behind, and whether anything was set aside."""
+    with reached(settings) as client:
+        found = fleet.consumers(client)
+        waiting = int(client.xlen(keys.RESULTS))
+    if not found:
+        fix = "`themes consumer` in another terminal, or `themes up`"
+        yield Check("consumer", ok=False, found=f"none is running; {waiting} entries wait to be stored", fix=fix)
+        return
+    said = ", ".join(
+        f"{name} ({report.get('lag')} entries behind, {float(report.get('entries_per_second') or 0):.0f}/s lately, "
+        f"{float(report.get('ms_per_batch') or 0):.1f} ms a batch)"
+        for name, report in sorted(found.items())
+    )
+    dead = sum(int(report.get("rejected") or 0) for report in found.values())
+    mend = f"{dead} entries could not be stored; why stands in the table dead_letters" if dead else None
+    yield Check("consumer", ok=not dead, found=said, fix=mend)
+
+
+def queue(settings: Settings) -> Iterator[Check]:
+    """What waits in the queue, and what was in it and is no message of ours."""
+    with reached(settings) as client:
+        broker = client
+        if settings.celery.broker_url:
+            seconds = settings.redis.socket_timeout_seconds
+            broker = connect(settings.celery.broker_url, socket_timeout_seconds=seconds)
+        waiting, lanes = waiting_messages(broker), fleet.live_lanes(client)
+        dead = int(broker.llen(keys.QUEUE_DEAD))
+    fix = None
+    if dead:
+        fix = f"somebody else writes into it: `redis-cli LRANGE {keys.QUEUE_DEAD} 0 9` shows what, and why"
+    elif waiting and not lanes:
+        fix = "`themes worker`: nobody works on them"
+    found = f"{waiting} messages wait, {lanes} lanes, {dead} entries set aside"
+    yield Check("queue", ok=not (waiting and not lanes), found=found, fix=fix)
+
+
+def leftover_jobs(settings: Settings) -> Iterator[Check]:
+    """Jobs that are not finished and go no further."""
+    with reached(settings) as client:
+        found = list(jobs.list_jobs(client, limit=MOST_JOBS))
+        stalled = [status for status in found if status.state == "stalled"]
+        lacking = [status for status in stalled if not status.paused and has_nothing_left(client, status.job_id)]
+    for one in [status for status in found if status.unreadable][:SHOWN_JOBS]:
+        fix = f"put {keys.job(one.job_id)} in Redis right, or delete it: the results are in the database"
+        yield Check("jobs", ok=False, found=f"{one.job_id} cannot be read: {one.unreadable}", fix=fix)
+    for one in lacking[:SHOWN_JOBS]:
+        said = f"{one.job_id}: nothing is left to do, and rows are missing: {one.done + one.failed} of {one.total}"
+        yield Check("jobs", ok=False, found=said, fix=f"`themes retry {one.job_id}` asks for them again")
+    stalled = [status for status in stalled if status not in lacking]
+    if not stalled:
+        if not lacking:
+            yield Check("jobs", ok=True, found="none is left over")
+        return
+    shown = ", ".join(f"{one.job_id} ({one.done + one.failed} of {one.total})" for one in stalled[:SHOWN_JOBS])
+    more = f" and {len(stalled) - SHOWN_JOBS} more" if len(stalled) > SHOWN_JOBS else ""
+    verb = "resume" if stalled[0].paused else "retry"
+    fix = f"`themes {verb} {stalled[0].job_id}` goes on with it, `themes cancel {stalled[0].job_id}` ends it"
+    yield Check("jobs", ok=True, found=f"left over: {shown}{more}", fix=fix)

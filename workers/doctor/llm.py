@@ -1,0 +1,160 @@
+"""LLM endpoints: each is asked a real question, the smallest there is, in every response format."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Final
+
+from config.settings import LlmSettings, Settings
+from tasks.connection import masked
+from tasks.errors import ConfigError, EndpointAwayError, ThemesError
+from workers.doctor.check import Check, reached
+from workers.llm.endpoints.answers import AnswerSchema
+from workers.llm.endpoints.client import ChatClient
+from workers.llm.endpoints.connections import Connections
+from workers.llm.endpoints.prompt import Prompt
+from workers.llm.endpoints.registry import Endpoint, endpoints
+from workers.llm.endpoints.reply import AnswerFormat, RawAnswer
+from workers.llm.limits.cooldown import read_wait
+from workers.llm.limits.limiter import endpoint_digest
+from workers.llm.spend import Spend
+
+#: Seconds that a question may take here, whatever the settings allow.
+QUESTION_SECONDS: Final = 6.0
+#: Tokens that its answer may have: a model that thinks needs most of them for that.
+ANSWER_TOKENS: Final = 2_000
+#: Models of one endpoint that are asked.
+MOST_MODELS: Final = 4
+_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"ready": {"type": "boolean"}},
+    "required": ["ready"],
+    "additionalProperties": False,
+}
+
+
+def look(settings: Settings) -> Iterator[Check]:
+    """Every endpoint, at once."""
+    yield from asyncio.run(_look(settings))
+
+
+def limits(settings: Settings) -> Iterator[Check]:
+    """The endpoints that have asked to be left alone, as all workers know it, also when none of them lives."""
+    try:
+        known = endpoints(settings.llm)
+    except ConfigError:
+        return  # `look` says what is missing
+    with reached(settings) as client:
+        for endpoint in known:
+            for model in _models(settings.llm, endpoint):
+                wait = read_wait(client, endpoint_digest(endpoint.base_url, endpoint.name_of(model)))
+                if wait is not None:
+                    fix = "nothing: one call of the workers tries it then, and all go on when it is answered"
+                    yield Check("llm limits", ok=True, found=wait.words(), fix=fix)
+
+
+async def _look(settings: Settings) -> list[Check]:
+    # Quicker than in work: a person waits.
+    llm = replace(
+        settings.llm,
+        request_timeout_seconds=min(QUESTION_SECONDS, settings.llm.request_timeout_seconds),
+        connect_timeout_seconds=min(QUESTION_SECONDS, settings.llm.connect_timeout_seconds),
+    )
+    known = endpoints(llm)
+    found = await asyncio.gather(*(_endpoint(llm, endpoint, alone=len(known) == 1) for endpoint in known))
+    return [check for checks in found for check in checks]
+
+
+async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Check]:
+    name = "llm" if alone else f"llm {endpoint.name}"
+    connections = Connections(llm, base_url=endpoint.base_url, api_key=endpoint.api_key, max_connections=3)
+    checks, spend = [], Spend()
+    try:
+        for model in _models(llm, endpoint):
+            try:
+                async for check in _model(name, llm, endpoint, connections, model, spend=spend):
+                    checks.append(check)  # noqa: PERF401  # what came before an error counts
+            except ThemesError as exc:
+                checks.append(Check(name, ok=False, found=str(exc), fix=_fix(exc, endpoint, alone=alone)))
+                break
+    finally:
+        await connections.close()
+    if checks and spend.calls:
+        plural = "" if spend.calls == 1 else "s"
+        said = f"{checks[0].found} ({spend.calls} call{plural} of doctor's own, in no books)"
+        checks[0] = replace(checks[0], found=said)
+    return checks
+
+
+def _models(llm: LlmSettings, endpoint: Endpoint) -> list[str]:
+    """The models that are asked for here, by our names, each once."""
+    wanted = [llm.model, *llm.roles.values(), *endpoint.models]
+    return list(dict.fromkeys(model for model in wanted if model and endpoint.serves(model)))[:MOST_MODELS]
+
+
+async def _model(
+    name: str, llm: LlmSettings, endpoint: Endpoint, connections: Connections, model: str, *, spend: Spend
+) -> AsyncIterator[Check]:
+    there = endpoint.name_of(model)
+
+    def client(style: AnswerFormat) -> ChatClient:
+        return ChatClient(llm, base_url=endpoint.base_url, model=there, connections=connections, style=style)
+
+    began = time.perf_counter()
+    answer = await client(AnswerFormat.JSON_SCHEMA).complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=spend)
+    took = (time.perf_counter() - began) * 1000
+    place = masked(endpoint.base_url)
+    yield Check(name, ok=True, found=f"{place} answered as {answer.model!r} in {took:.0f} ms, asked for {there!r}")
+    others = [style for style in AnswerFormat if style is not answer.style]
+    asked = await asyncio.gather(*(_supports(client(style), style, spend) for style in others))
+    supported = {answer.style: _is_valid(answer)} | dict(zip(others, asked, strict=True))
+    said = ", ".join(f"{style.name.lower()} {'yes' if supported[style] else 'no'}" for style in AnswerFormat)
+    if supported[answer.style]:
+        weaker = "answers are asked for again more often without json_schema; a server with it is cheaper"
+        fix = None if supported[AnswerFormat.JSON_SCHEMA] else weaker
+        yield Check(f"{name} formats", ok=True, found=said, fix=fix)
+    else:
+        fix = f"{there} does not keep to the smallest schema: set THEMES_MODEL to a more able one"
+        yield Check(f"{name} formats", ok=any(supported.values()), found=said, fix=fix)
+
+
+async def _supports(client: ChatClient, style: AnswerFormat, spend: Spend) -> bool:
+    """Whether a valid answer comes in this format."""
+    try:
+        answer = await client.complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=spend)
+    except ThemesError:
+        return False  # it is what was asked: shown as a no
+    return answer.style is style and _is_valid(answer)
+
+
+def _is_valid(answer: RawAnswer) -> bool:
+    try:
+        _PROMPT.schema.read(*answer.texts, thoughts=answer.thoughts)
+    except (ThemesError, ValueError):
+        return False  # it is what was asked: shown as a no
+    return True
+
+
+def _fix(exc: ThemesError, endpoint: Endpoint, *, alone: bool) -> str:
+    said = str(exc)
+    key, url = ("OPENAI_API_KEY", "OPENAI_BASE_URL") if alone else (f"llm.endpoints.{endpoint.name}'s key", "base_url")
+    if " 401 " in said or " 403 " in said:
+        return f"export {key}=… with a key of {masked(endpoint.base_url)}" if alone else f"set {key} to one of its own"
+    if " 404 " in said:
+        return f"set {url} to an address that ends in /v1 (mostly), and THEMES_MODEL to a model that it has"
+    if isinstance(exc, EndpointAwayError):
+        return f"start that server, or set {url} to one that runs (`themes sandbox-llm` stands in)"
+    return f"read what it says; {url} and THEMES_MODEL name the server and the model"
+
+
+_PROMPT: Final = Prompt(
+    stage="doctor",
+    version="1",
+    system="You answer with JSON.",
+    instructions="Say that you are ready.",
+    data="",
+    identity="",
+    schema=AnswerSchema("doctor", _SCHEMA),
+    max_tokens=ANSWER_TOKENS,
+)

@@ -1,0 +1,1 @@
+"""Completions that were paid for once: in memory, and in Redis for all workers."""

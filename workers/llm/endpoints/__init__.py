@@ -1,0 +1,1 @@
+"""The servers: their pool of connections, requests, replies, errors and health."""

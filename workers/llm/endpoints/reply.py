@@ -1,0 +1,246 @@
+"""A server's answer, read: its texts wherever they lie, why it ended, which model gave it, and what it has used.
+
+Servers put the answer into `content`, as a string, parts or an object; into a tool call; or, with a model that thinks,
+beside its thoughts. Some send server-sent events although none were asked for. What cannot be read is an outage of this
+one call.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import msgspec
+
+from tasks.errors import EndpointDownError, EndpointRefusedError, RefusedError
+from tasks.texts import cleaned, one_line
+from workers.llm.endpoints.error_body import ERROR_CHARACTERS
+from workers.llm.endpoints.faults import PLACE
+from workers.llm.endpoints.usage import Tokens, tokens_of
+
+#: Characters of a model's name that are kept.
+MODEL_CHARACTERS: Final = 200
+#: Digits of a number that is read exactly.
+MAX_DIGITS: Final = 300
+#: How servers say that an answer met its limit (`length`, `max_tokens`, `model_length`, `MAX_TOKENS`, …).
+_LIMIT: Final = re.compile(r"length|limit|max.*token|max_output|truncat|incomplete|context_window", re.IGNORECASE)
+_FILTER: Final = re.compile(r"content_?filter|safety|prohibited|blocklist|recitation|sensitive|refus", re.IGNORECASE)
+_BROKEN: Final = re.compile(r"error|fail|abort|cancel|time_?out|overload|unavailable|system_resource", re.IGNORECASE)
+
+
+class AnswerFormat(IntEnum):
+    """How a server is asked for JSON, the strictest first."""
+
+    JSON_SCHEMA = 0
+    JSON_OBJECT = 1
+    TEXT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """An answer as it came.
+
+    `texts` are where the value may lie, the likeliest first; `thoughts` are read only where none of them has it.
+    `cool_down_seconds` is when the endpoint may be asked again, where its headers say that nothing remains.
+    """
+
+    texts: tuple[str, ...]
+    thoughts: tuple[str, ...]
+    is_truncated: bool
+    model: str
+    tokens: Tokens
+    style: AnswerFormat
+    #: The most tokens that the completion was allowed.
+    limit_tokens: int = 0
+    cool_down_seconds: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What the model said, for showing it."""
+        return next(iter(self.texts), "")
+
+
+class AnsweredRefusalError(RefusedError):
+    """A refusal is an answer, and is paid for: `answer` has its tokens."""
+
+    def __init__(self, message: str, answer: RawAnswer) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+class ErrorInAnswerError(EndpointDownError):
+    """The status was 200, but there is an error in place of an answer: `error` is what stood there."""
+
+    def __init__(self, error: Any, said: str = "status 200 with an error") -> None:
+        super().__init__(said)
+        self.error = error
+
+
+def read_reply(raw: bytes, *, model: str, style: AnswerFormat, prompt_characters: int) -> RawAnswer:
+    """The answer in the body of a response with a status of success.
+
+    Args:
+        raw: the body.
+        model: the name to use where the server does not say which model answered.
+        style: the format that was asked for.
+        prompt_characters: length of the request, to estimate its tokens.
+
+    Raises:
+        AnsweredRefusalError: the model or the provider declined.
+        ErrorInAnswerError: the server reports an error.
+        EndpointDownError: there is no answer in it.
+        EndpointRefusedError: it is a page: the address is no LLM's.
+    """
+    decoded = _decoded(raw)
+    data = _mapping(decoded)
+    choices = [choice for choice in _list(data.get("choices")) if isinstance(choice, dict)]
+    if error := next((part["error"] for part in (data, *choices) if _is_error(part.get("error"))), None):
+        raise ErrorInAnswerError(error)
+    if not choices:
+        # Some servers report every error under this status, and each has a name of its own for it.
+        raise ErrorInAnswerError(decoded, "an answer without choices")
+    messages = [_message(choice) for choice in choices]
+    texts = tuple(text for message in messages for text in _texts(message) if text)
+    thoughts = tuple(text for message in messages for text in _thoughts(message) if text)
+    ended = " ".join(str(choice.get("finish_reason") or "")[:64] for choice in choices)
+    if _BROKEN.search(ended):
+        raise ErrorInAnswerError({"message": f"finish_reason {one_line(ended, 64)!r}"})
+    name = data.get("model")
+    answer = RawAnswer(
+        texts=texts,
+        thoughts=thoughts,
+        is_truncated=bool(_LIMIT.search(ended)),
+        model=(one_line(name, MODEL_CHARACTERS) if isinstance(name, str) else "") or model,
+        tokens=tokens_of(
+            data.get("usage"),
+            prompt_characters=prompt_characters,
+            completion_characters=sum(map(len, (*texts, *thoughts))),
+        ),
+        style=style,
+    )
+    refusal = next((message["refusal"] for message in messages if message.get("refusal")), None)
+    if refusal and not texts:
+        raise AnsweredRefusalError(f"the model declined: {one_line(str(refusal), ERROR_CHARACTERS)}", answer)
+    if _FILTER.search(ended):
+        said = "the model declined" if "refus" in ended.lower() else "the provider's content filter cut the answer"
+        raise AnsweredRefusalError(said, answer)
+    return answer
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_error(value: Any) -> bool:
+    """Whether there is an error: some servers send its fields empty with every answer."""
+    return any(value.values()) if isinstance(value, dict) else bool(value)
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decoded_leniently(raw)
+
+
+def _whole(digits: str) -> float:
+    """A whole number; one with more digits than Python converts is infinite."""
+    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
+
+
+def _decoded_leniently(raw: bytes) -> Any:
+    """A body with a byte order mark, of server-sent events, or with lone surrogates in its texts."""
+    try:
+        text = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as exc:
+        raise EndpointDownError(f"status 200, but not UTF-8 (byte {exc.start} of {len(raw)})") from exc
+    if text.startswith(("data:", "event:", "id:", "retry:", ":")):
+        return _assembled(text)
+    if text.startswith("<"):
+        raise EndpointRefusedError(f"status 200 with an HTML page ({PLACE})")
+    try:
+        return json.loads(text, parse_int=_whole)
+    except (ValueError, RecursionError) as exc:
+        shown = one_line(text, ERROR_CHARACTERS)
+        raise EndpointDownError(f"status 200, but no JSON: {shown!r}") from exc
+
+
+def _assembled(text: str) -> dict[Any, Any]:
+    """One answer out of the events of a stream: its pieces joined, the last of everything else."""
+    whole: dict[Any, Any] = {}
+    choice: dict[Any, Any] = {}
+    pieces: dict[Any, str] = {}
+    calls: dict[Any, str] = {}
+    for event in _events(text):
+        whole |= {key: value for key, value in event.items() if value is not None and key != "choices"}
+        for one in _list(event.get("choices"))[:1]:
+            choice |= {"index": 0} | {key: value for key, value in _mapping(one).items() if value is not None}
+            delta = _mapping(choice.pop("delta", None) or choice.pop("message", None))
+            for key, value in delta.items():
+                if isinstance(value, str):
+                    pieces[key] = pieces.get(key, "") + value
+            for position, call in enumerate(_list(delta.get("tool_calls"))):
+                index = str(_mapping(call).get("index", position))
+                calls[index] = calls.get(index, "") + "".join(_arguments(call))
+    message = pieces | {"tool_calls": [{"function": {"arguments": arguments}} for arguments in calls.values()]}
+    return whole | {"choices": [choice | {"message": message}] if choice else []}
+
+
+def _events(text: str) -> Iterator[dict[Any, Any]]:
+    # Not `splitlines`, which also divides a text at U+2028.
+    for line in re.split(r"\r\n|\n|\r", text):
+        if not line.startswith("data:") or line[5:].strip() in {"", "[DONE]"}:
+            continue
+        try:
+            event = json.loads(line[5:], parse_int=_whole)
+        except (ValueError, RecursionError) as exc:
+            raise EndpointDownError("status 200, but an event of the stream is no JSON") from exc
+        if isinstance(event, dict):
+            yield event
+
+
+def _message(choice: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    message = choice.get("message") or choice.get("delta") or choice.get("text")
+    return message if isinstance(message, dict) else {"content": message}
+
+
+def _texts(message: Mapping[Any, Any]) -> Iterator[str]:
+    """Where the value may lie: the content, what the server has parsed itself, the arguments of a tool call."""
+    yield _text(message.get("content"))
+    yield _text(message.get("parsed"))
+    for call in (*_list(message.get("tool_calls")), {"function": message.get("function_call")}):
+        yield from _arguments(call)
+
+
+def _arguments(call: Any) -> Iterator[str]:
+    function = _mapping(call).get("function") or call
+    if isinstance(function, dict) and (arguments := function.get("arguments") or function.get("input")):
+        yield _text(arguments)
+
+
+def _thoughts(message: Mapping[Any, Any]) -> Iterator[str]:
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        yield _text(message.get(name))
+    yield "".join(_text(part.get("text")) for part in _list(message.get("reasoning_details")) if isinstance(part, dict))
+
+
+def _text(content: Any) -> str:
+    """The text of a string, of parts, or of an object that was decoded already; empty where there is none."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and any(isinstance(part, dict) and "text" in part for part in content):
+        # Parts that hold a model's thoughts are not its answer.
+        parts = [
+            part for part in content if isinstance(part, dict) and part.get("type") not in {"reasoning", "thinking"}
+        ]
+        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    if isinstance(content, dict | list) and content:
+        return cleaned(json.dumps(content, ensure_ascii=False))
+    return ""

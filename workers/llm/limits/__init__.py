@@ -1,0 +1,1 @@
+"""How often an endpoint may be asked: rate limits, learned rates, cool-downs, concurrency."""

@@ -1,0 +1,326 @@
+"""When an endpoint asked to be left alone, who said so, and the calls that try whether it still holds.
+
+A process that is told "later" writes `themes:cooldown:DIGEST` with that lifetime and publishes it on the channel
+`themes:cooldowns`. Every process listens, so sending a request costs no look into Redis: the end of the cool-down is a
+local number. A shorter cool-down never shortens a longer one. Redis away: a process knows its own cool-downs.
+
+A server may be wrong: it sends a Unix time for seconds, or an hour for a minute. So one call of the whole fleet tries
+the endpoint `probe_seconds` after the cool-down began, the next one after twice that, and so on. An answer ends the
+cool-down in every process; another 429 says how long it really lasts.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from redis import Redis as SyncRedis
+from redis import RedisError
+from redis.asyncio import Redis
+
+from config.settings import LlmSettings
+from tasks import keys
+from tasks.texts import one_line
+from tasks.waits import SAID_CHARACTERS, Wait
+from workers.llm.limits.headers import MAX_WAIT_SECONDS, HeaderSeconds
+from workers.process.shutdown import end_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("themes.llm")
+
+#: Seconds between two attempts to listen, when Redis is away.
+LISTEN_AGAIN_SECONDS: Final = 1.0
+#: Seconds that one look at the channel waits; below every socket timeout that can be set.
+LISTEN_SECONDS: Final = 0.5
+#: Times that the pause between two probes doubles.
+DOUBLINGS: Final = 3
+
+#: The status and the message in an error's text, behind the server's address.
+_STATUS: Final = re.compile(r": ([0-9]{3}) (.*)")
+
+#: KEYS cooldown; ARGV milliseconds wait probe-ms is-last-word channel digest. Begins or extends a cool-down; with
+#: `is-last-word` it may also become shorter. Returns the milliseconds that are left.
+_BEGIN: Final = """
+local left = redis.call('PTTL', KEYS[1])
+if left >= tonumber(ARGV[1]) and ARGV[4] == '0' then return left end
+if left < 0 then
+  local t = redis.call('TIME')
+  redis.call('HSET', KEYS[1], 'probes', 0, 'probe_at', t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[3])
+end
+redis.call('HSET', KEYS[1], 'wait', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+redis.call('PUBLISH', ARGV[5], ARGV[6] .. ' ' .. ARGV[1] .. ' ' .. ARGV[2])
+return tonumber(ARGV[1])
+"""
+
+#: KEYS cooldown; ARGV probe-ms doublings. The right to make the next probe, for one caller of all processes; returns
+#: {whether it is this one's, milliseconds that the cool-down lasts, milliseconds until the next probe}.
+_PROBE: Final = """
+local left = redis.call('PTTL', KEYS[1])
+if left < 0 then return {0, 0, 0} end
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local at = tonumber(redis.call('HGET', KEYS[1], 'probe_at') or '0')
+if now < at then return {0, left, at - now} end
+local pause = ARGV[1] * 2 ^ math.min(redis.call('HINCRBY', KEYS[1], 'probes', 1), tonumber(ARGV[2]))
+redis.call('HSET', KEYS[1], 'probe_at', now + pause)
+return {1, left, math.floor(pause)}
+"""
+
+#: KEYS cooldown limit; ARGV channel digest. Ends a cool-down. Slots that were reserved behind it are void.
+_END: Final = """
+redis.call('DEL', KEYS[1])
+redis.call('HDEL', KEYS[2], 'r', 't')
+redis.call('PUBLISH', ARGV[1], ARGV[2] .. ' 0 ')
+return 1
+"""
+
+
+@dataclass(slots=True)
+class _Probes:
+    """The schedule of probes as this process knows it."""
+
+    at: float = math.inf
+    count: int = 0
+
+
+class CoolDown:
+    """One endpoint's cool-down, as this process knows it. `redis` None: known to this process alone."""
+
+    def __init__(
+        self,
+        redis: Redis | None,
+        endpoint_digest: str,
+        *,
+        name: str = "llm",
+        probe_seconds: float = LlmSettings().probe_seconds,
+    ) -> None:
+        self._redis = redis
+        self._digest = endpoint_digest
+        self._name = name
+        self._probe_seconds = probe_seconds
+        self._until = 0.0
+        self._wait: Wait | None = None
+        self._probes = _Probes()
+        #: Whether a probe was refused: what the server says now is its last word.
+        self._is_last_word = False
+        #: One caller of the process watches for the next probe; the others wait behind it.
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._listener: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self.count = 0
+        #: Called when another process has told of a new cool-down.
+        self.heard: Callable[[], None] | None = None
+        #: Called when the cool-down has ended before its time.
+        self.ended: Callable[[], None] | None = None
+        #: Set while the channel is listened to: what others say from now on is heard.
+        self.listening = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<CoolDown left={self.left_seconds:.2f} s count={self.count} probes={self._probes.count}>"
+
+    @property
+    def left_seconds(self) -> float:
+        """Seconds until the endpoint may be asked again; 0 when it may."""
+        return max(0.0, self._until - time.monotonic())
+
+    @property
+    def next_try_seconds(self) -> float:
+        """Seconds until the cool-down ends, or one call may try whether it still holds."""
+        return max(0.0, min(self._until, self._probes.at) - time.monotonic())
+
+    @property
+    def last(self) -> Wait | None:
+        """What was told last, also when its time has passed and the endpoint is being asked."""
+        return None if self._wait is None else replace(self._wait, until=None)
+
+    @property
+    def wait(self) -> Wait | None:
+        """The cool-down as it is told; None while there is none."""
+        left, now = self.left_seconds, time.time()
+        if not left or self._wait is None:
+            return None
+        next_try = now + max(0.0, self._probes.at - time.monotonic())
+        return replace(self._wait, until=now + left, next_try=next_try if self._probes.at < self._until else None)
+
+    async def over(self) -> bool:
+        """Wait until the endpoint may be asked, also where that is put off meanwhile; True: this call is a probe."""
+        while self.left_seconds > 0:
+            async with self._turn:
+                if self.left_seconds > 0:
+                    self._changed.clear()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), self.next_try_seconds)
+                    if await self.takes_probe():
+                        return True
+        return False
+
+    async def takes_probe(self) -> bool:
+        """Whether a probe is due and the caller has to make it: one of all processes."""
+        if not self.left_seconds or time.monotonic() < self._probes.at:
+            return False
+        self._probes.count += 1
+        pause = self._probe_seconds * 2 ** min(self._probes.count, DOUBLINGS)
+        self._probes.at = time.monotonic() + pause
+        if self._redis is None:
+            return True
+        try:
+            async with asyncio.timeout(LISTEN_AGAIN_SECONDS):
+                found: Any = await self._redis.eval(
+                    _PROBE, 1, keys.cooldown(self._digest), math.ceil(self._probe_seconds * 1000), DOUBLINGS
+                )
+        except (RedisError, OSError, TimeoutError) as exc:
+            log.debug("action=cooldowns_unheard Redis does not answer: %s", exc)
+            return True
+        is_ours, left_ms, pause_ms = (int(number) for number in found)
+        if not left_ms:
+            # Redis has lost it, or its end was not heard: this process finds out by itself.
+            return True
+        self._probes.at = time.monotonic() + pause_ms / 1000
+        return bool(is_ours)
+
+    def start(self) -> None:
+        """Listen to what the other processes are told."""
+        if self._redis is not None and self._listener is None:
+            self._listener = asyncio.create_task(self._listen(self._redis), name="cooldowns")
+
+    async def close(self) -> None:
+        """Listen no more."""
+        if self._listener:
+            await end_tasks(self._listener)
+        if self._ending:
+            await asyncio.gather(self._ending, return_exceptions=True)
+
+    async def begin(self, seconds: float, *, said: str = "", asked: float | None = None) -> None:
+        """Leave the endpoint alone for at least so long, in every process.
+
+        `said` is the error that says so, and `asked` the seconds that its headers ask for.
+        """
+        seconds = min(seconds, MAX_WAIT_SECONDS)
+        is_last_word = self._is_last_word and asked is not None
+        self._is_last_word = False
+        if seconds <= 0:
+            return
+        is_news = seconds > self.left_seconds or is_last_word
+        if not is_news:
+            return
+        wait = self._told(seconds, said, asked)
+        self._set(seconds, wait)
+        self.count += 1
+        if self._redis is None:
+            return
+        with contextlib.suppress(RedisError, OSError, TimeoutError):  # the limiter says that Redis is away
+            async with asyncio.timeout(LISTEN_AGAIN_SECONDS):
+                left = await self._redis.eval(
+                    _BEGIN, 1, keys.cooldown(self._digest), math.ceil(seconds * 1000), wait.encode(),
+                    math.ceil(self._probe_seconds * 1000), int(is_last_word), keys.COOLDOWNS, self._digest,
+                )  # fmt: skip
+                if int(left) / 1000 > seconds:
+                    await self._look(self._redis)
+
+    def _told(self, seconds: float, said: str, asked: float | None) -> Wait:
+        """What is told of a new cool-down."""
+        now = time.time()
+        since = self._wait.since if self._wait and self.left_seconds else now
+        text = one_line(said, SAID_CHARACTERS)
+        if match := _STATUS.search(text):
+            text = f"{match[1]}: {match[2]!r}"
+        text = text or "nothing remains of its limit"
+        header = asked.source if isinstance(asked, HeaderSeconds) else ""
+        return Wait("server_limit", self._name, since, now + seconds, text, header)
+
+    def refused_probe(self) -> None:
+        """A probe was refused: what the server asks for now counts, also where it is shorter."""
+        self._is_last_word = True
+
+    def end(self) -> None:
+        """A probe was answered: the endpoint may be asked, in every process."""
+        self._end_here()
+        if self._redis is not None:
+            self._ending = asyncio.create_task(self._end_everywhere(self._redis), name="end of a cool-down")
+
+    async def _end_everywhere(self, redis: Redis) -> None:
+        try:
+            async with asyncio.timeout(LISTEN_AGAIN_SECONDS):
+                place = keys.cooldown(self._digest), keys.limit(self._digest)
+                await redis.eval(_END, 2, *place, keys.COOLDOWNS, self._digest)
+        except (RedisError, OSError, TimeoutError) as exc:
+            log.debug("action=cooldowns_unheard Redis does not answer: %s", exc)
+
+    def _end_here(self) -> None:
+        if self.left_seconds:
+            log.info("action=cool_down_over endpoint=%s the server answers again before the time it named", self._name)
+        self._until, self._wait, self._probes = 0.0, None, _Probes()
+        self._changed.set()
+        if self.ended is not None:
+            self.ended()
+
+    def _set(self, seconds: float, wait: Wait | None) -> None:
+        """Let the cool-down last so long from now on."""
+        now = time.monotonic()
+        if not self.left_seconds:
+            self._probes = _Probes(now + self._probe_seconds)
+        self._until = now + seconds
+        self._wait = wait or Wait("server_limit", self._name, time.time(), None, "as another process was told")
+        self._changed.set()
+        log.debug("action=cool_down seconds=%.2f", seconds)
+
+    async def _listen(self, redis: Redis) -> None:
+        """Hear what others were told, for as long as the process lives; also what was said before it came."""
+        while True:
+            try:
+                async with redis.pubsub() as channel:
+                    await channel.subscribe(keys.COOLDOWNS)
+                    await self._look(redis)
+                    self.listening.set()
+                    while True:
+                        message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
+                        if message:
+                            self._hear(message["data"])
+            except (RedisError, OSError) as exc:
+                log.debug("action=cooldowns_unheard Redis does not answer: %s", exc)
+            self.listening.clear()
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+
+    async def _look(self, redis: Redis) -> None:
+        """Take over a cool-down that began before this process listened; its next probe may be due at once."""
+        left = int(await redis.pttl(keys.cooldown(self._digest))) / 1000
+        if left > self.left_seconds:
+            self._set(left, Wait.decode(await redis.hget(keys.cooldown(self._digest), "wait")))
+            self._probes.at = time.monotonic()
+
+    def _hear(self, data: bytes) -> None:
+        digest, _, rest = data.decode("utf-8", "replace").partition(" ")
+        milliseconds, _, wait = rest.partition(" ")
+        if digest != self._digest or not (milliseconds.isascii() and milliseconds.isdecimal()):
+            return
+        seconds = min(int(milliseconds) / 1000, MAX_WAIT_SECONDS)
+        if not seconds:
+            self._end_here()
+            return
+        self._set(seconds, Wait.decode(wait))
+        if self.heard is not None:
+            self.heard()
+
+
+def read_wait(redis: SyncRedis, endpoint_digest: str) -> Wait | None:
+    """The cool-down that Redis holds for an endpoint, as it is told; None while there is none."""
+    key = keys.cooldown(endpoint_digest)
+    with redis.pipeline(transaction=True) as pipeline:
+        pipeline.pttl(key)
+        pipeline.hget(key, "wait")
+        pipeline.hget(key, "probe_at")
+        left_ms, said, probe_at_ms = pipeline.execute()
+    wait = Wait.decode(said) if left_ms > 0 else None
+    if wait is None:
+        return None
+    until = time.time() + left_ms / 1000
+    next_try = int(probe_at_ms or 0) / 1000
+    return replace(wait, until=until, next_try=next_try if next_try < until else None)

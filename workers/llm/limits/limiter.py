@@ -1,0 +1,365 @@
+"""One endpoint's rate limits, shared by all workers: who may send when.
+
+A caller asks for a slot and gets the time of one that is its own (`workers.llm.limits.gcra`), sleeps until then and
+sends: nobody polls, nobody is refused, and there is no rush when a slot comes free. Callers of one process stand in one
+line, first come first served; one task asks Redis for all of them in one script call. At most `max_ahead` slots are
+reserved and not yet sent, so that a process with a long line takes no slots that it could not use, and others' requests
+find their place between.
+
+Without limits there is nothing to ask: a call costs no round trip, only a look at the cool-down
+(`workers.llm.limits.cooldown`).
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from redis.asyncio import Redis
+
+from config.settings import LlmSettings
+from tasks import keys
+from tasks.waits import Wait
+from workers.llm.limits.cooldown import CoolDown
+from workers.llm.limits.gcra import MICROSECONDS, Limits
+from workers.llm.limits.reservations import News, Reservations, Slot
+
+#: Seconds that a cool-down must exceed a slot by to cost it: less is the clocks' difference.
+TOLERANCE_SECONDS: Final = 0.05
+#: Seconds that slots of a learnt rate are reserved ahead: those reserved keep the old pace when the rate is raised.
+LEARNT_AHEAD_SECONDS: Final = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    tokens: float
+    future: asyncio.Future[Slot]
+
+
+def endpoint_digest(base_url: str, model: str) -> str:
+    """What an endpoint's keys are named after: providers limit each model by itself."""
+    return hashlib.sha256(f"{base_url}\n{model}".encode()).hexdigest()[:16]
+
+
+class RateLimiter:
+    """The line in front of one endpoint. Create and close it on the loop that uses it.
+
+    `redis` None: this process is alone.
+    """
+
+    def __init__(
+        self,
+        redis: Redis | None,
+        *,
+        endpoint: str,
+        limits: Limits,
+        max_ahead: int,
+        learn: bool = False,
+        name: str = "llm",
+        probe_seconds: float = LlmSettings().probe_seconds,
+    ) -> None:
+        #: Under which the endpoint's limits are known in Redis.
+        self.digest = endpoint
+        self._redis = redis
+        self._limits = limits
+        self._max_ahead = self._most_ahead = max_ahead
+        self._waiting: deque[_Waiter] = deque()
+        self._ahead = 0
+        self._news = News()
+        self._pump: asyncio.Task[None] | None = None
+        self.cool_down = CoolDown(redis, endpoint, name=name, probe_seconds=probe_seconds)
+        self.cool_down.ended = self._new_wave
+        self._reservations = Reservations(redis, endpoint, limits, self.cool_down)
+        self._name = name
+        #: Slots that callers wait for, and since when (both monotonic seconds).
+        self._due: dict[Slot, float] = {}
+        #: Whether refusals teach a rate that nobody has configured, and whether one is being learnt now.
+        self._learns = learn and redis is not None and not limits.request_us
+        self._learning = False
+        #: When the last wave of refusals began, by Redis's clock.
+        self._wave_us = 0.0
+        self._wave = 0
+        self._told: asyncio.Future[None] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        settings: LlmSettings,
+        redis: Redis | None,
+        *,
+        base_url: str,
+        model: str,
+        max_ahead: int,
+        name: str = "llm",
+    ) -> "RateLimiter":
+        """The limiter that the settings ask for, of an endpoint with this `name`."""
+        limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
+        return cls(
+            redis,
+            endpoint=endpoint_digest(base_url, model),
+            limits=limits,
+            max_ahead=max_ahead,
+            learn=settings.learn_rate_limit,
+            name=name,
+            probe_seconds=settings.probe_seconds,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<RateLimiter {self._reservations!r} waiting={len(self._waiting)} ahead={self._ahead} {self.cool_down!r}>"
+        )
+
+    def tune(self, settings: LlmSettings, *, max_ahead: int) -> None:
+        """Keep to other limits from now on: who waits for a slot gets another one by these."""
+        limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
+        self._max_ahead = max_ahead
+        self._most_ahead = min(self._most_ahead, max_ahead) if self._learning else max_ahead
+        learns = settings.learn_rate_limit and self._redis is not None and not limits.request_us
+        if (limits, learns) == (self._limits, self._learns):
+            self._wake()
+            return
+        self._reservations.change(limits, max_ahead=max_ahead)
+        self._limits, self._learns = limits, learns
+        self._learning = self._learning and learns
+        self.cool_down.heard = self._tell if learns else None
+        self._news.returned.clear()
+        self._news.correction = 0.0
+        self._new_wave()
+
+    def _new_wave(self) -> None:
+        """Whatever was reserved until now is worth nothing: who waits looks again."""
+        self._wave += 1
+        self._told, told = asyncio.get_running_loop().create_future(), self._told
+        if told is not None and not told.done():
+            told.set_result(None)
+        self._wake()
+
+    @property
+    def reservations(self) -> int:
+        """Reservations made in Redis so far."""
+        return self._reservations.count
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a slot is a reservation: false where requests may go as they come."""
+        return self._learning or not self._limits.is_unlimited
+
+    @property
+    def learnt_key(self) -> str | None:
+        """Where what refusals have taught of this endpoint's rate stands in Redis; None where nothing is learnt."""
+        return keys.learnt(self.digest) if self._learns else None
+
+    @property
+    def is_cooling(self) -> bool:
+        """Whether the endpoint asked to be left alone now."""
+        return self.cool_down.left_seconds > 0
+
+    def start(self) -> None:
+        """Begin to listen for the others' cool-downs."""
+        if self._learns:
+            self.cool_down.heard = self._tell
+        self.cool_down.start()
+
+    async def close(self) -> None:
+        """Send what is known of real token counts, and stop listening."""
+        await self.cool_down.close()
+        if self._pump:
+            if self.is_cooling:
+                # It waits for the end of the cool-down, which may be an hour away.
+                self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+
+    @property
+    def wait(self) -> Wait | None:
+        """What callers wait for: the endpoint's cool-down, else the next slot of its rate; None for neither."""
+        if (cooling := self.cool_down.wait) or not self._due:
+            return cooling
+        slot, since = min(self._due.items(), key=lambda item: item[0].at)
+        now, clock = time.time(), time.monotonic()
+        said = "learnt from its refusals" if self._learning else f"as configured: {self._limits.words}"
+        return Wait("own_limit", self._name, now - (clock - since), now + max(0.0, slot.at - clock), said)
+
+    @asynccontextmanager
+    async def slot(self, tokens: float, *, is_probe: bool = False) -> AsyncIterator[Slot]:
+        """Wait in line for the right to send one request of about so many tokens; a probe waits for nothing.
+
+        Say `sent` when it is sent, and `settle` it when the tokens are known. Left unsent, it is given back.
+        """
+        slot = Slot(tokens, is_probe=True) if is_probe else await self._until_due(tokens)
+        try:
+            yield slot
+        finally:
+            if not slot.is_sent:
+                self._give_back(slot)
+            elif slot.used_tokens is not None:
+                self._correct(slot.used_tokens - slot.tokens)
+
+    def admits(self, slot: Slot) -> bool:
+        """Whether a slot may be used now: in a cool-down a probe's alone, nor one from before there was a limit."""
+        return slot.is_probe or (not self.is_cooling and (not self.is_limited or slot.at_us > 0))
+
+    def sent(self, slot: Slot) -> None:
+        """The request leaves now."""
+        slot.is_sent = True
+        if self._learning:
+            self._news.sent += 1
+            slot.sent_us = slot.at_us + max(0.0, time.monotonic() - slot.at) * MICROSECONDS if slot.at_us else 0.0
+        if slot.at_us:
+            self._leave_line()
+
+    def refused(self, slot: Slot) -> None:
+        """The endpoint answered 429 to a request: where no rate was configured, this is how it is learnt."""
+        if slot.is_probe:
+            self.cool_down.refused_probe()
+        if not self._learns or (self._learning and slot.sent_us <= self._wave_us):
+            return
+        self._news.refused += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        """Learn, or go on learning, and tell at once what was sent and refused: a wave is being counted."""
+        self._learning = self._news.is_urgent = True
+        self._most_ahead = 1
+        self._new_wave()
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, but not longer than until the next wave of refusals, or other limits."""
+        if self._told is None:
+            self._told = asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._told}, timeout=seconds)
+
+    async def _until_due(self, tokens: float) -> Slot:
+        if not self.is_limited:
+            return Slot(tokens, is_probe=await self.cool_down.over())
+        slot = await self._reserved(tokens)
+        try:
+            while not slot.is_probe and (
+                (wait := slot.at - time.monotonic()) > 0 or self.is_cooling or slot.wave != self._wave
+            ):
+                if slot.wave != self._wave:
+                    # What the endpoint allows is being counted anew: a slot by that, after the cool-down.
+                    self._leave_line()
+                    slot.is_sent = True
+                    slot = await self._reserved(tokens)
+                elif wait > 0:
+                    self._due[slot] = time.monotonic()
+                    await self._rest(wait)
+                    del self._due[slot]
+                elif (left := self.cool_down.left_seconds) <= TOLERANCE_SECONDS:
+                    await asyncio.sleep(left)
+                else:
+                    # The slot passed in a cool-down that began after it was reserved: a new one, after its end.
+                    self._leave_line()
+                    slot.is_sent = True
+                    slot = await self._reserved(tokens)
+        except asyncio.CancelledError:
+            if not slot.is_sent:
+                self._give_back(slot)
+            raise
+        finally:
+            self._due.pop(slot, None)
+        return slot
+
+    async def _reserved(self, tokens: float) -> Slot:
+        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        self._wake()
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.done() and not waiter.future.cancelled():
+                self._give_back(waiter.future.result())
+            raise
+
+    def _leave_line(self) -> None:
+        if self._ahead:
+            self._ahead -= 1
+            self._wake()
+
+    def _give_back(self, slot: Slot) -> None:
+        """An unsent slot goes to the next in line here, else back to Redis, where the last one can be taken back.
+
+        The next in line is who has no slot yet: who has one keeps it, and may be overtaken by at most this one.
+        """
+        if not slot.at_us:
+            return
+        if waiter := self._first():
+            self._correct(waiter.tokens - slot.tokens)
+            waiter.future.set_result(replace(slot, tokens=waiter.tokens, is_sent=False))
+            return
+        if slot.tat and not self._reservations.is_alone:
+            self._news.returned.append(slot.tat)
+        self._correct(-slot.tokens)
+        self._leave_line()
+        self._wake()
+
+    def _correct(self, tokens: float) -> None:
+        if self._limits.token_us and tokens:
+            self._news.correction += tokens
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._has_work() and (self._pump is None or self._pump.done()):
+            self._pump = asyncio.create_task(self._serve(), name="rate limit")
+
+    def _has_work(self) -> bool:
+        return bool(self._news or (self._waiting and self._ahead < self._most_ahead))
+
+    async def _serve(self) -> None:
+        """Reserve slots for the line's head, as many as may be ahead, in one call a round."""
+        while self._has_work():
+            is_held_up = self.is_cooling
+            if is_held_up and not self._news:
+                await self._rest(self.cool_down.next_try_seconds)
+                await self._lend_probe()
+                continue
+            batch = [] if is_held_up else self._next_in_line()
+            self._ahead += len(batch)
+            slots = await self._slots([waiter.tokens for waiter in batch])
+            for waiter, slot in zip(batch, slots, strict=True):
+                if waiter.future.done():
+                    self._give_back(slot)
+                else:
+                    waiter.future.set_result(slot)
+
+    def _next_in_line(self) -> list[_Waiter]:
+        batch: list[_Waiter] = []
+        while self._ahead + len(batch) < self._most_ahead and (waiter := self._first()):
+            batch.append(waiter)
+        return batch
+
+    def _first(self) -> _Waiter | None:
+        """Take the line's head out of it; callers that have gone are passed over."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.future.done():
+                return waiter
+        return None
+
+    async def _lend_probe(self) -> None:
+        """Let the line's head try whether the cool-down still holds, where that is due and no other process does."""
+        if self._waiting and await self.cool_down.takes_probe() and (waiter := self._first()):
+            waiter.future.set_result(Slot(waiter.tokens, is_probe=True))
+
+    async def _slots(self, tokens: list[float]) -> list[Slot]:
+        news, self._news = self._news, News()
+        slots, wave_us = await self._reservations.take(tokens, news, wave=self._wave)
+        if wave_us is not None:
+            # The word of a cool-down may come before that of the refusal: then it is asked again after it.
+            self._learning = self._learns and (wave_us >= 0 or self.is_cooling)
+            self._wave_us = max(0.0, wave_us)
+            self._look_ahead(slots[-1].at - time.monotonic() if slots else 0.0)
+        return slots
+
+    def _look_ahead(self, seconds: float) -> None:
+        """Let fewer slots be reserved where the last one is far off at a rate that may be raised, else more."""
+        if not self._learning:
+            self._most_ahead = self._max_ahead
+        elif seconds > LEARNT_AHEAD_SECONDS:
+            self._most_ahead = max(1, self._most_ahead // 2)
+        else:
+            self._most_ahead = min(self._max_ahead, self._most_ahead * 2)

@@ -1,0 +1,394 @@
+"""A job in one process, without Redis: from its input to its rows.
+
+    input pages -> database (destinations) -> pages of what is missing -> lanes -> processor -> database
+
+The database holds the truth about what is left to do: the input is written there first, and what is worked on is read
+from there, a page at a time, so that memory does not grow with the job and a killed run goes on from where it was. What
+was paid for is in the state file before anything depends on it.
+
+Ending early: `stop` lets calls under way end, keeps their answers, and books what they cost; `stop(at_once=True)` does
+not wait for them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from config.settings import Settings
+from tasks.errors import DatabaseError, JobPausedError, JobStoppedError
+from tasks.jobs.budget import nano_usd
+from tasks.messages import (
+    Chunk,
+    Destination,
+    JobClosed,
+    JobInputs,
+    JobOpened,
+    JobOptions,
+    JobReopened,
+    JobSealed,
+    Result,
+    Spent,
+)
+from tasks.queue.ledger import Taken
+from tasks.waits import Wait
+from workers.llm.budget import JobBudget
+from workers.llm.cancellation import Halt
+from workers.llm.endpoints.health import look_after
+from workers.local.state_file import FileBook, StateFile
+from workers.local.writer import DirectWriter, unwritten_entries
+from workers.observe.call_file import FOLDER
+from workers.observe.call_journal import CallRecorder, current
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.graph import Graph
+from workers.pipeline.prompts import stages_of
+from workers.process.retry import Patience
+from workers.process.shutdown import end_tasks
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import Applied
+from workers.worker.destination import DestinationRunner, Process, Processed
+from workers.worker.lanes import Lanes
+from workers.worker.parts import Engine, open_engine
+from workers.worker.telemetry import Watched, look_at
+
+log = logging.getLogger("themes.run")
+
+#: Pages of destinations handed to the lanes at once: one that is worked on, and the next.
+PAGES_IN_HAND: Final = 2
+#: Destinations a lane that a page has, so that the lanes find work while the next page is read.
+PAGE_PER_LANE: Final = 4
+#: Seconds that new input may take to be noticed, should a word of it be lost.
+NEWS_SECONDS: Final = 5.0
+#: Ids in one entry.
+IDS_AT_ONCE: Final = 500
+
+
+class _Books:
+    """Results and costs into the database: what the ledger is to a worker.
+
+    The call journal keeps a run until its entry is durable.
+    """
+
+    def __init__(self, writer: DirectWriter) -> None:
+        self._writer = writer
+
+    async def finish(self, chunk: Chunk, result: Result) -> bool:
+        """Hand in a result: nobody else can have made one."""
+        del chunk
+        await self._put(result)
+        return True
+
+    async def book(self, spent: Spent) -> None:
+        """Hand in what a destination has cost without an outcome."""
+        await self._put(spent)
+
+    async def _put(self, entry: Result | Spent) -> None:
+        durable, run = await self._writer.put(entry), current()
+        if run is not None:
+            run.durable = durable
+
+
+class InProcessJob:
+    """One job, and everything that it needs of this process.
+
+    Args:
+        settings: as a worker's.
+        store: open for writing.
+        file: what Redis would keep.
+        job_id: the job's.
+        options: as its user gave them.
+        attempt: the attempt that its destinations have now, from 1: higher than any that they have had.
+        written: told of every committed batch.
+        limit_usd: what the job may cost from now on; None: as before, which is at first what its options say.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: AsyncDatabaseManager,
+        file: StateFile,
+        *,
+        job_id: str,
+        options: JobOptions,
+        attempt: int = 1,
+        written: Callable[[Applied], None],
+        limit_usd: float | None = None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._file = file
+        self.job_id = job_id
+        self._options = options
+        self._attempt = attempt
+        self._written = written
+        self._limit_usd = limit_usd
+        limits = settings.performance_optimization
+        self._name = f"run-{os.getpid()}@{socket.gethostname()}"
+        self.profiler = PerformanceProfiler(
+            enabled=limits.enable_performance_profiling,
+            name=self._name,
+            slowest_kept=settings.profiling.slowest_kept,
+        )
+        self._halt = Halt(job_id)
+        self._patience = Patience()
+        self.lanes: Lanes[Destination] = Lanes(
+            limits.worker_pool_size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
+        )
+        self._engine: Engine | None = None
+        #: The job's budget, and why it let no more calls through.
+        self.book: FileBook | None = None
+        self.paused: JobPausedError | None = None
+        #: Set when more of the input is in the database, or all of it.
+        self._news = asyncio.Event()
+        self._is_listed = True
+        self._listing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<InProcessJob {self.job_id} {self._halt.reason or 'going on'} {self.lanes!r}>"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing more is started."""
+        return bool(self._halt.reason)
+
+    @property
+    def wait(self) -> Wait | None:
+        """What all calls wait for now; None while they go on."""
+        return self._engine.pool.wait() if self._engine else None
+
+    def stop(self, reason: str, *, at_once: bool = False) -> None:
+        """Start nothing more, and read no more; calls under way are awaited, unless it is to be `at_once`."""
+        if self._listing is not None:
+            self._listing.cancel()
+        self._start_no_more(reason, at_once=at_once)
+
+    def _start_no_more(self, reason: str, *, at_once: bool = False) -> None:
+        self._patience.stop()
+        self.lanes.stop()
+        self._halt.stop(reason, at_once=at_once)
+        self._news.set()
+
+    async def run(
+        self,
+        name: str,
+        created_at: float,
+        pages: AsyncIterator[list[Destination]] | None,
+        failed: Sequence[str] | None = None,
+        opened: Callable[[], None] | None = None,
+    ) -> None:
+        """Enter the job and work until nothing is left, or `stop`.
+
+        Args:
+            name: the job's, where it is new.
+            created_at: likewise.
+            pages: its input, or what may be missing of it; None where all of it is in the database.
+            failed: destinations of an earlier run that are asked again; None where there was no earlier run.
+            opened: called when the job is in the database.
+
+        Raises:
+            ThemesError: the input, the settings or the database cannot be used; what is done is kept.
+        """
+        graph = Graph(stages_of(self._settings))
+        async with contextlib.AsyncExitStack() as stack:
+            slots = self.lanes.size + unwritten_entries(self._settings)
+            recorder = CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=slots)
+            # Closed after the writer: what it has written is out of the journal.
+            stack.callback(recorder.close)
+            writer = await stack.enter_async_context(
+                DirectWriter(self._store, self._settings, self._written, self.profiler)
+            )
+            engine = await stack.enter_async_context(
+                open_engine(self._settings, graph, profiler=self.profiler, redis=None, completions=self._file)
+            )
+            self._engine = engine
+            budget = await self._budget()
+            if budget is not None:
+                stack.push_async_callback(budget.close)
+            await stack.enter_async_context(self.lanes)
+            await writer.write(JobOpened(self.job_id, name, created_at, self._options))
+            if opened is not None:
+                opened()
+            if failed is not None:
+                await self._reopen(failed, writer)
+            limits = self._settings.performance_optimization
+            warming = asyncio.create_task(
+                look_after(
+                    engine.pool,
+                    minimum=limits.llm_connection_pool_min_size,
+                    seconds=limits.health_check_interval_seconds,
+                ),
+                name="warm",
+            )
+            stack.push_async_callback(end_tasks, warming)
+            if pages is not None:
+                self._is_listed = False
+                self._listing = asyncio.create_task(self._list(pages, writer), name="listing")
+                stack.push_async_callback(end_tasks, self._listing)
+            look_at(self.profiler, self._settings, Watched(lanes=self.lanes, pool=engine.pool, cache=engine.cache))
+            watching = asyncio.create_task(self._watch(recorder), name="profiler")
+            stack.push_async_callback(self._keep_profile)
+            stack.push_async_callback(end_tasks, watching)
+            await self._work(engine, writer, budget, recorder)
+            if self._listing is not None:
+                await asyncio.wait({self._listing})
+                if not self._listing.cancelled():
+                    self._listing.result()
+
+    async def _watch(self, recorder: CallRecorder) -> None:
+        """Measure the process beside its work, and keep its call journal in its place, until cancelled."""
+
+        async def look() -> None:
+            while True:
+                await recorder.keep()
+                if self.profiler.enabled:
+                    self.profiler.sample()
+                await asyncio.sleep(self._settings.performance_optimization.profile_interval_seconds)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(look(), name="sample")
+            if self.profiler.enabled:
+                group.create_task(self.profiler.watch_loop(), name="loop")
+
+    async def _keep_profile(self) -> None:
+        """Store what was measured of the job, for `themes report`."""
+        for records, part in self.profiler.parts():
+            payload = msgspec.json.encode(part).decode()
+            try:
+                await self._store.keep_profile(records.job_id, {part.process: payload})
+            except DatabaseError as exc:
+                log.warning("action=profile_refused job_id=%s its profile is not kept: %s", records.job_id, exc)
+
+    async def close_cancelled(self) -> None:
+        """Say that the job is over although not all of it is done: half of an input is no job."""
+        async with DirectWriter(self._store, self._settings, self._written) as writer:
+            await writer.write(JobClosed(self.job_id, "cancelled", time.time()))
+
+    async def _reopen(self, failed: Sequence[str], writer: DirectWriter) -> None:
+        """Let an earlier run's job go on: what failed waits anew."""
+        for start in range(0, max(1, len(failed)), IDS_AT_ONCE):
+            some = tuple(failed[start : start + IDS_AT_ONCE])
+            await writer.write(JobReopened(self.job_id, some, self._attempt))
+
+    async def _budget(self) -> JobBudget | None:
+        """The job's budget, where it has one."""
+        row = await self._store.job(self.job_id)
+        spent = row.usage.cost_usd if row else 0.0
+        now, first = (None if usd is None else nano_usd(usd) for usd in (self._limit_usd, self._options.budget_usd))
+        self.book = await self._file.budget(self.job_id, now=now, first=first, spent_nano=nano_usd(spent or 0.0))
+        if self.book is None:
+            return None
+        return JobBudget(self.book, self.job_id, touch_seconds=self._settings.work.heartbeat_seconds)
+
+    async def _list(self, pages: AsyncIterator[list[Destination]], writer: DirectWriter) -> None:
+        """Write the input down, then seal the job."""
+        try:
+            async for page in pages:
+                await writer.write(JobInputs(self.job_id, tuple(page)))
+                self._news.set()
+            row = await self._store.job(self.job_id)
+            await writer.write(JobSealed(self.job_id, (row.total or 0) if row else 0))
+        except Exception:
+            self._start_no_more("the input cannot be read to its end")
+            raise
+        finally:
+            self._is_listed = True
+            self._news.set()
+
+    async def _work(
+        self, engine: Engine, writer: DirectWriter, budget: JobBudget | None, recorder: CallRecorder
+    ) -> None:
+        """Give the lanes page after page of what is missing, until nothing is and no more can come."""
+        runner = DestinationRunner(
+            ledger=_Books(writer),
+            process=self._processing(engine, budget),
+            patience=self._patience,
+            settings=self._settings,
+            profiler=self.profiler,
+            worker=self._name,
+            recorder=recorder,
+        )
+
+        async def work(destination: Destination) -> None:
+            with (
+                self.profiler.job(self.job_id) as records,
+                self.profiler.destination(records, destination.id, destination.label, waited={}),
+            ):
+                await self._one(runner, destination)
+
+        count = max(self.lanes.size * PAGE_PER_LANE, self._settings.work.max_chunk_size)
+        place, running = -1, set[asyncio.Task[list[Destination]]]()
+        try:
+            while not self.is_stopped:
+                # Asked before the page: what is listed after that is not missed.
+                is_listed = self._is_listed
+                self._news.clear()
+                page, place = await self._store.missing_after(self.job_id, place, count)
+                if page:
+                    running.add(asyncio.create_task(self.lanes.run(page, work), name="page"))
+                elif is_listed:
+                    break
+                else:
+                    await self._for_news()
+                while len(running) >= PAGES_IN_HAND:
+                    running = await _first_of(running)
+            while running:
+                running = await _first_of(running)
+        except BaseException:
+            self.stop("an error ended the run")
+            await asyncio.gather(*running, return_exceptions=True)
+            raise
+
+    async def _for_news(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NEWS_SECONDS):
+                await self._news.wait()
+
+    async def _one(self, runner: DestinationRunner, destination: Destination) -> None:
+        """One destination; one that may not go on is left as it is, for the next run."""
+        if self.is_stopped:
+            return
+        # As the first delivery of a chunk of its own: the attempt is one higher than the chunk's.
+        chunk = Chunk(self.job_id, destination.id, (destination,), attempt=self._attempt - 1)
+        try:
+            await runner.run(Taken(chunk, 1, frozenset()), destination, self._options, self._halt)
+        except JobPausedError as exc:
+            if self.paused is None:
+                self.paused = exc
+            # The input is still read to its end, so that the job is whole when it goes on.
+            self._start_no_more(str(exc))
+        except DatabaseError:
+            # What was made now could not be kept: nothing more is asked for.
+            self._start_no_more("the database cannot be used")
+            raise
+        except JobStoppedError as exc:
+            log.debug("action=destination_stopped job_id=%s name=%r %s", self.job_id, destination.label, exc)
+
+    def _processing(self, engine: Engine, budget: JobBudget | None) -> Process:
+        """What is called for each destination."""
+
+        async def process(destination: Destination, halt: Halt, options: JobOptions, attempt: int) -> Processed:
+            outcome = await engine.processor.process(
+                destination,
+                use_cache=options.use_cache,
+                columns=options.columns,
+                attempt=attempt,
+                budget=budget,
+                halt=halt,
+            )
+            return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
+
+        return process
+
+
+async def _first_of(running: set[asyncio.Task[list[Destination]]]) -> set[asyncio.Task[list[Destination]]]:
+    """Those that go on when the first has ended; an error of one that has is raised."""
+    done, left = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    return left

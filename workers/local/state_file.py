@@ -1,0 +1,268 @@
+"""What Redis would keep, in a file of the state directory: completions that were paid for, and what jobs have spent.
+
+For one process at a time, which holds the lock file beside it: two would each keep to the whole rate limit, and could
+pay for one prompt twice. SQLite in WAL mode with `synchronous=NORMAL`: a process that is killed at any moment loses
+nothing that was written; a power cut may lose the last seconds, which are then asked again.
+
+Nothing here blocks the loop: statements run in a thread of this file's own, one after the other. What comes together
+travels together (`workers.llm.cache.tiers`), so a round of prompts is one statement.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self, TypeVar
+
+from tasks.errors import ConfigError, DatabaseError
+from tasks.state_dir import make_private
+from workers.llm.budget import BookAwayError, decisions
+from workers.llm.cache.completions import StoreAwayError
+
+T = TypeVar("T")
+
+#: The file's name in the state directory, and that of the lock.
+NAME: Final = "run.db"
+LOCK: Final = "run.lock"
+#: Keys in one statement: below SQLite's bound of parameters, also that of old builds (999).
+KEYS_AT_ONCE: Final = 500
+#: Seconds that a statement waits for another program that reads or empties the file.
+BUSY_SECONDS: Final = 10.0
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, stored BLOB NOT NULL, expires_at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS completions_by_end ON completions (expires_at);
+CREATE TABLE IF NOT EXISTS budgets (
+    job_id TEXT PRIMARY KEY, limit_nano INTEGER NOT NULL, spent_nano INTEGER NOT NULL, reserved_nano INTEGER NOT NULL
+);
+"""
+
+
+class StateFile:
+    """The file, open for this process alone. Use as a context manager, on the loop that uses it.
+
+    Raises:
+        ConfigError: on entering: the state directory cannot be written, or another process works there.
+        DatabaseError: on entering: this is no such file.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir.absolute()
+        self._path = self._folder / NAME
+        self._lock: IO[str] | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state file")
+
+    def __repr__(self) -> str:
+        return f"<StateFile {self._path} {'open' if self._connection else 'closed'}>"
+
+    def __enter__(self) -> Self:
+        make_private(self._folder)
+        try:
+            self._lock = (self._folder / LOCK).open("a+")
+        except OSError as exc:
+            raise ConfigError(f"state_dir: {self._folder} cannot be written ({exc.strerror})") from exc
+        try:
+            self._take_lock()
+            self._connection = self._thread.submit(self._opened).result()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del kind, exc, trace
+        self.close()
+
+    def close(self) -> None:
+        """Let what is under way end, and let the next process in."""
+        self._thread.shutdown(wait=True)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        assert self._lock  # noqa: S101  # opened on entering
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            self._lock.seek(0)
+            raise ConfigError(
+                f"another `themes run` (process {self._lock.read().strip()}) works in {self._folder}: wait until it "
+                "has ended, or choose another THEMES_STATE_DIR"
+            ) from exc
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    def _opened(self) -> sqlite3.Connection:
+        connection = _open(self._path)
+        connection.execute("DELETE FROM completions WHERE expires_at <= ?", (time.time(),))
+        return connection
+
+    # Completions: see `CompletionStore`.
+
+    async def read(self, wanted: Sequence[str]) -> list[bytes | None]:
+        """What is stored under some keys, None where there is nothing. Raises `StoreAwayError`."""
+
+        def look(connection: sqlite3.Connection) -> dict[str, bytes]:
+            found: dict[str, bytes] = {}
+            for start in range(0, len(wanted), KEYS_AT_ONCE):
+                some = wanted[start : start + KEYS_AT_ONCE]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT key, stored FROM completions WHERE expires_at > ? AND key IN ({marks})"  # noqa: S608
+                found |= dict(connection.execute(query, (time.time(), *some)).fetchall())
+            return found
+
+        try:
+            found = await self._in_thread(look)
+        except sqlite3.Error as exc:
+            raise StoreAwayError(f"{self._path} cannot be read ({exc})") from exc
+        return [found.get(key) for key in wanted]
+
+    async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
+        """Store all of these for so long. Raises `StoreAwayError`."""
+        until = time.time() + ttl_ms / 1000
+        rows = [(key, packed, until) for key, packed in stored.items()]
+
+        def store(connection: sqlite3.Connection) -> None:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany("INSERT OR REPLACE INTO completions VALUES (?, ?, ?)", rows)
+
+        try:
+            await self._in_thread(store)
+        except sqlite3.Error as exc:
+            raise StoreAwayError(f"{self._path} cannot be written ({exc})") from exc
+
+    # Budgets.
+
+    async def budget(self, job_id: str, *, now: int | None, first: int | None, spent_nano: int) -> "FileBook | None":
+        """The books of a job's budget; None where it has none.
+
+        Args:
+            job_id: whose.
+            now: its limit from now on, in nano-dollars; None leaves the one that it has.
+            first: the limit that it began with, where the file does not know it.
+            spent_nano: what the job has spent at least, as the results database knows.
+        """
+
+        def settle(connection: sqlite3.Connection) -> tuple[int, int] | None:
+            row = connection.execute(
+                "SELECT limit_nano, spent_nano, reserved_nano FROM budgets WHERE job_id = ?", (job_id,)
+            ).fetchone()
+            limit = now if now is not None else row[0] if row else first
+            if limit is None:
+                return None
+            # What a process had under way when it died may have been charged.
+            spent = max(spent_nano, row[1] + row[2] if row else 0)
+            connection.execute("INSERT OR REPLACE INTO budgets VALUES (?, ?, ?, 0)", (job_id, limit, spent))
+            return limit, spent
+
+        try:
+            found = await self._in_thread(settle)
+        except sqlite3.Error as exc:
+            raise DatabaseError(
+                f"{self._path}: the job's budget cannot be kept ({exc}); make room on its disk"
+            ) from exc
+        return None if found is None else FileBook(self, job_id, limit_nano=found[0], spent_nano=found[1])
+
+    async def keep(self, job_id: str, *, spent_nano: int, reserved_nano: int) -> None:
+        """Write a job's sums down. Raises `BookAwayError`."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE budgets SET spent_nano = ?, reserved_nano = ? WHERE job_id = ?",
+                (spent_nano, reserved_nano, job_id),
+            )
+
+        try:
+            await self._in_thread(write)
+        except sqlite3.Error as exc:
+            raise BookAwayError(f"{self._path} cannot be written ({exc})") from exc
+
+    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._connection
+        assert connection  # noqa: S101  # used between entering and closing
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, connection)
+
+
+class FileBook:
+    """A job's budget in the file: see `workers.llm.budget.BudgetBook`."""
+
+    def __init__(self, file: StateFile, job_id: str, *, limit_nano: int, spent_nano: int) -> None:
+        self._file = file
+        self._job_id = job_id
+        self.limit_nano = limit_nano
+        #: Spent before this process, what earlier ones had under way when they died included.
+        self._before_nano = spent_nano
+        #: Spent until now.
+        self.spent_nano = spent_nano
+
+    def __repr__(self) -> str:
+        return f"<FileBook {self._job_id} limit={self.limit_nano} spent={self.spent_nano}>"
+
+    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
+        """Tell what this process has spent and reserved, and ask for more; what is granted is written down first."""
+        self.spent_nano = self._before_nano + spent
+        decided = decisions(self.limit_nano, certain=self.spent_nano, under_way=reserved, amounts=amounts)
+        granted = sum(amount for amount, decision in zip(amounts, decided, strict=True) if decision == 1)
+        await self._file.keep(self._job_id, spent_nano=self.spent_nano, reserved_nano=reserved + granted)
+        return [self.limit_nano, self.spent_nano, *decided]
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        # Autocommit: every BEGIN is ours.
+        connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        with contextlib.ExitStack() as failed:
+            failed.callback(connection.close)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(_TABLES)
+            failed.pop_all()
+    except sqlite3.Error as exc:
+        raise DatabaseError(
+            f"{path}: {exc}; move this file away (what it has is asked again), or make its folder writable"
+        ) from exc
+    return connection
+
+
+def statistics(state_dir: Path) -> dict[str, Any]:
+    """How many completions the file of a state directory has, and their bytes as stored."""
+    with _looking(state_dir) as connection:
+        if connection is None:
+            return {"entries": 0, "bytes": 0}
+        row = connection.execute(
+            "SELECT COUNT(*), COALESCE(SUM(LENGTH(stored)), 0) FROM completions WHERE expires_at > ?", (time.time(),)
+        ).fetchone()
+    return {"entries": row[0], "bytes": row[1]}
+
+
+def clear(state_dir: Path) -> int:
+    """Drop every completion in the file of a state directory; how many it were."""
+    with _looking(state_dir) as connection:
+        return 0 if connection is None else connection.execute("DELETE FROM completions").rowcount
+
+
+@contextlib.contextmanager
+def _looking(state_dir: Path) -> Any:
+    path = state_dir.absolute() / NAME
+    if not path.exists():
+        yield None
+        return
+    with contextlib.closing(_open(path)) as connection:
+        try:
+            yield connection
+        except sqlite3.Error as exc:
+            raise DatabaseError(f"{path}: {exc}") from exc

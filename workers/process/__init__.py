@@ -1,0 +1,1 @@
+"""What every long-lived process of ours does: signals, shutdown, file descriptors, waiting for Redis."""

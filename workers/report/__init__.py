@@ -1,0 +1,1 @@
+"""A job's report: where its time and money went, and what to change."""

@@ -1,0 +1,172 @@
+"""A report's sources: the database for what must be exact, Redis for what goes on, and what to do when one is gone."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from redis import Redis, RedisError
+
+from config.settings import Settings
+from tasks import worker_reports as fleet
+from tasks.connection import check_server, connect, locate
+from tasks.errors import DatabaseError, JobNotFoundError, ThemesError
+from tasks.jobs import registry as jobs
+from tasks.jobs.registry import JobStatus
+from tasks.messages import Usage
+from workers.observe.measurement_store import read_job_parts
+from workers.observe.measurements import JobPart, JobPicture
+from workers.report.report import JobReport, report_of
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import JobRow
+from workers.results.queries.job_stats import Account, account_of, empty_account
+from workers.results.queries.status import status_of
+
+log = logging.getLogger("themes.report")
+
+#: Settings that say what a job could use, for a job whose processes have not said them.
+SAID: Final = (
+    "llm_connection_pool_size", "worker_pool_size", "database_batch_size", "theme_batch_size",
+    "enable_persistent_cache", "enable_work_stealing", "enable_streaming_results", "enable_result_compression",
+    "enable_intelligent_batching",
+)  # fmt: skip
+#: Seconds after a job's end in which what the consumers say of their statements still is about it.
+RECENT_SECONDS: Final = 600.0
+#: Longest wait for Redis when the database has all that is needed, in seconds.
+REDIS_SECONDS: Final = 5.0
+
+
+@dataclass(slots=True)
+class Live:
+    """What Redis says; nothing where it does not answer."""
+
+    status: JobStatus | None = None
+    parts: list[JobPart] = field(default_factory=list)
+    alive: int | None = None
+    statements: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: Why there is nothing.
+    trouble: str = ""
+
+
+async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5, 11)) -> JobReport:
+    """The report of a job, out of whatever knows it.
+
+    Raises:
+        JobNotFoundError: neither the database nor Redis knows the job.
+        DatabaseError: the database cannot be read, and Redis does not answer.
+    """
+    live = look(settings, job_id)
+    notes = [live.trouble] if live.trouble else []
+    now = time.time()
+    async with AsyncExitStack() as stack:
+        found = await _stored(settings, job_id, stack, live, now)
+        if isinstance(found, str):
+            if live.status is None:
+                raise JobNotFoundError(
+                    f"no job {job_id!r}: `themes status` lists the jobs. {' '.join([*notes, found])}"
+                )
+            notes.append(found)
+            row = row_of(live.status)
+            account = empty_account(started_at=row.started_at or row.created_at, ended_at=row.finished_at or now)
+            kept: list[JobPart] = []
+        else:
+            row, account, kept = found
+    if live.status is None and not live.trouble:
+        notes.append("Redis no longer knows this job; all of this is from the database.")
+    status = live.status or status_of(row)
+    return report_of(
+        status, row, account, JobPicture.of(live.parts or kept), settings=said(settings), rounds=rounds,
+        alive=live.alive, statements=live.statements, notes=notes, now=now,
+    )  # fmt: skip
+
+
+async def _stored(
+    settings: Settings, job_id: str, stack: AsyncExitStack, live: Live, now: float
+) -> tuple[JobRow, Account, list[JobPart]] | str:
+    """What the database has of a job; else why it has nothing, as far as Redis may know more.
+
+    Raises:
+        DatabaseError: it cannot be read, and Redis does not know the job either.
+    """
+    store = AsyncDatabaseManager.from_settings(settings)
+    stack.push_async_callback(store.close)
+    try:
+        await store.open()
+        row = await store.job(job_id)
+    except DatabaseError as bad:
+        if live.trouble:
+            raise
+        return f"Nothing is from the database: {bad}"
+    if row is None:
+        return "The database does not know this job yet: is a consumer running?"
+    return row, await account_of(store, row, now=now), await store.job_parts(job_id)
+
+
+def look(settings: Settings, job_id: str) -> Live:
+    """What Redis says of a job, its workers and the consumers; nothing where there is to be none."""
+    if not settings.redis.enabled:
+        return Live()
+    try:
+        url = locate(settings)
+        timeout = min(REDIS_SECONDS, settings.redis.socket_timeout_seconds)
+        with connect(url, socket_timeout_seconds=timeout) as redis:
+            check_server(redis)
+            return _look(redis, job_id)
+    except (RedisError, OSError, ThemesError) as bad:
+        return Live(trouble=f"Redis does not answer, so this is what the database has: {bad}")
+
+
+def _look(redis: Redis, job_id: str) -> Live:
+    live = Live(alive=len(fleet.workers(redis)), parts=read_job_parts(redis, job_id))
+    try:
+        live.status = jobs.status(redis, job_id)
+    except JobNotFoundError:
+        return live
+    if time.time() - (live.status.finished_at or time.time()) < RECENT_SECONDS:
+        for report in fleet.consumers(redis).values():
+            live.statements |= _statements(report)
+    return live
+
+
+def _statements(report: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads(report.get("statements") or "{}")
+    return found
+
+
+def said(settings: Settings) -> dict[str, Any]:
+    """The settings of whoever asks that bear on a job's speed."""
+    limits = settings.performance_optimization
+    return {name: getattr(limits, name) for name in SAID} | {
+        "requests_per_minute": settings.llm.requests_per_minute,
+        "tokens_per_minute": settings.llm.tokens_per_minute,
+    }
+
+
+def row_of(status: JobStatus) -> JobRow:
+    """A job's counters by Redis alone."""
+    return JobRow(
+        job_id=status.job_id,
+        name=status.name,
+        state=status.state if status.state in {"queued", "done", "cancelled"} else "running",
+        total=status.total,
+        sealed=False,
+        done=status.done,
+        failed=status.failed,
+        partial=status.partial,
+        usage=Usage(
+            llm_calls=status.llm_calls,
+            cache_hits=status.cache_hits,
+            coalesced=status.coalesced,
+            prompt_tokens=status.prompt_tokens,
+            completion_tokens=status.completion_tokens,
+            cost_usd=status.cost_usd,
+        ),
+        created_at=status.created_at,
+        started_at=status.started_at,
+        finished_at=status.finished_at,
+        options=None,
+        revision=0,
+    )

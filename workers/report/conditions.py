@@ -1,0 +1,197 @@
+"""What holds a job up that no utilisation tells: nobody works on it, its last destinations are late, it fails."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from tasks.jobs.registry import JobStatus, paused_words
+from workers.observe.format import size, time
+from workers.observe.measurements import JobPart, JobPicture
+from workers.report.bottleneck import DATABASE_ADVICE, Finding
+from workers.results.queries.job_stats import Account, Point
+
+#: Share of the job's time from which on a gap or a tail is named.
+NAMED_SHARE: Final = 0.25
+#: Share of the destinations that make up the tail.
+TAIL: Final = 0.1
+#: Seconds below which a job is too short to have a tail or a gap.
+SHORT_SECONDS: Final = 2.0
+#: Share of failed destinations from which on they are named.
+FAILED_SHARE: Final = 0.05
+#: Milliseconds of a statement's mean or slowest run from which on it is called slow.
+SLOW_MEAN_MS: Final = 100.0
+SLOW_RUN_MS: Final = 500.0
+
+
+def conditions(
+    status: JobStatus,
+    account: Account,
+    picture: JobPicture,
+    *,
+    alive: int | None,
+    statements: Mapping[str, Mapping[str, float]],
+) -> list[Finding]:
+    """What is to be said before any bottleneck, the most pressing first.
+
+    Args:
+        status: how the job stands.
+        account: its time and failures, by the database.
+        picture: what its processes have measured.
+        alive: workers that live now; None where Redis cannot be asked.
+        statements: how the consumer's statements have run, by name (`StatementTimes.as_dict`).
+    """
+    found = [
+        _standing(status, alive),
+        _failures(status, account),
+        _consumer(account, status),
+        _gaps(account),
+        _tail(account),
+        _statement(statements),
+        *map(_growth, picture.parts),
+    ]
+    return [each for each in found if each]
+
+
+def _standing(status: JobStatus, alive: int | None) -> Finding | None:
+    """Why an unfinished job does not move."""
+    if status.is_final:
+        return None
+    if status.paused:
+        return Finding(
+            resource="work", share=1.0, evidence=paused_words(status), advice=f"themes resume {status.job_id}"
+        )  # fmt: skip
+    if status.wait and status.wait.kind == "other":
+        return Finding(
+            resource="database", share=1.0, evidence=f"everything waits: {status.waiting_for}",
+            advice="start a consumer (themes consumer), or see why it is slow: themes doctor",
+        )  # fmt: skip
+    if status.waiting_for:
+        return Finding(
+            resource="endpoint", share=1.0, evidence=f"everything waits: {status.waiting_for}",
+            advice="bring the endpoint back, ask for a higher limit, or add another endpoint (llm.endpoints); the work "
+            "goes on by itself",
+        )  # fmt: skip
+    if alive == 0:
+        return Finding(
+            resource="workers", share=1.0, evidence=f"no worker is alive; {_left(status)} destinations wait",
+            advice="start one: themes worker (or themes up)",
+        )  # fmt: skip
+    return None
+
+
+def _left(status: JobStatus) -> int:
+    return max(0, status.total - status.done - status.failed)
+
+
+def _failures(status: JobStatus, account: Account) -> Finding | None:
+    ended = status.done + status.failed
+    if not account.failures or not ended or status.failed < FAILED_SHARE * ended:
+        return None
+    kinds = ", ".join(f"{kind.error_class} in {kind.stage} ({kind.destinations})" for kind in account.failures[:3])
+    return Finding(
+        resource="endpoint", share=round(status.failed / ended, 4),
+        evidence=f"{status.failed} of {ended} destinations failed: {kinds}",
+        advice=f"themes failures {status.job_id} has the messages; themes retry {status.job_id} asks again",
+    )  # fmt: skip
+
+
+def _consumer(account: Account, status: JobStatus) -> Finding | None:
+    """The workers were done, and the job was not: their results waited to be written."""
+    if not status.is_final or account.last_at is None or account.seconds < SHORT_SECONDS:
+        return None
+    late = account.ended_at - account.last_at
+    share = late / account.seconds
+    if status.state != "done" or share < NAMED_SHARE:
+        return None
+    return Finding(
+        resource="database", share=round(share, 4),
+        evidence=f"the last {time(late)} of {time(account.seconds)} went by after the last destination was made, until "
+        "its row was durable",
+        advice=DATABASE_ADVICE,
+    )  # fmt: skip
+
+
+def _gaps(account: Account) -> Finding | None:
+    """Time in which nothing of the job was in work, between its first destination and its last."""
+    within = [
+        point for point in account.timeline if account.last_at and point.at < account.last_at - account.started_at
+    ]
+    idle = sum(point.seconds for point in within if point.in_work < 0.05)  # noqa: PLR2004  # next to nothing
+    whole = sum(point.seconds for point in within)
+    if whole < SHORT_SECONDS or idle < NAMED_SHARE * whole:
+        return None
+    return Finding(
+        resource="work", share=round(idle / whole, 4),
+        evidence=f"for {time(idle)} of {time(whole)} nothing of this job was in work: it was paused, waited behind "
+        "other jobs, or no worker was there",
+        advice="a higher --priority lets a job pass others; themes top shows who works",
+    )  # fmt: skip
+
+
+def _tail(account: Account) -> Finding | None:
+    """The last tenth of the destinations, when it takes much longer than a tenth and most of what worked is idle."""
+    points = account.timeline
+    total = sum(point.ended for point in points)
+    if total < 1 / TAIL or account.seconds < SHORT_SECONDS:
+        return None
+    start = _reached(points, total * (1 - TAIL))
+    last = max((point.at + point.seconds for point in points if point.ended), default=0.0)
+    if last <= 0 or last - start < NAMED_SHARE * last:
+        return None
+    before = max((point.in_work for point in points if point.at < start), default=0.0)
+    after = [point.in_work for point in points if start <= point.at < last]
+    if not after or sum(after) / len(after) > before / 2:
+        return None
+    gain = last / (start / (1 - TAIL)) if start else None
+    slow = account.slowest[0] if account.slowest else None
+    named = f"; the slowest, {slow.name}, took {time(slow.elapsed_ms / 1000)}" if slow else ""
+    return Finding(
+        resource="tail", share=round((last - start) / last, 4), gain=round(gain, 2) if gain else None,
+        evidence=f"the last {TAIL:.0%} of the destinations took {time(last - start)} of {time(last)}, with "
+        f"{sum(after) / len(after):.1f} in work instead of {before:.1f}{named}",
+        advice="look at what the slowest waited for (below); llm.hedge: true cuts late answers short, "
+        "llm.request_timeout_seconds those that never come",
+    )  # fmt: skip
+
+
+def _reached(points: list[Point], count: float) -> float:
+    """When so many destinations had ended, in seconds since the start."""
+    seen = 0
+    for point in points:
+        seen += point.ended
+        if seen >= count:
+            return point.at + point.seconds
+    return points[-1].at + points[-1].seconds if points else 0.0
+
+
+def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
+    """The statement that is slowest in sum, when it is slow."""
+    slow = {
+        name: row
+        for name, row in statements.items()
+        if row.get("p50_ms", 0) >= SLOW_MEAN_MS or row.get("slowest_ms", 0) >= SLOW_RUN_MS
+    }
+    if not slow:
+        return None
+    name = max(slow, key=lambda each: slow[each].get("p50_ms", 0) * slow[each].get("count", 0))
+    row = slow[name]
+    return Finding(
+        resource="database", share=0.0,
+        evidence=f"the statement {name!r} is slow: {row['p50_ms']:.0f} ms in the middle, {row['slowest_ms']:.0f} ms at "
+        f"worst, with {row['slowest_rows']:.0f} rows, in {row['count']:.0f} runs since the consumer started",
+        advice="look for a trigger or an index of your own on its table, for who else holds the database, and for a "
+        "slow disk",
+    )  # fmt: skip
+
+
+def _growth(part: JobPart) -> Finding | None:
+    """A process whose memory went up all the time, by the trend test of its own samples."""
+    hourly = part.peaks.get("rss_growth_bytes_per_hour", 0.0)
+    if not hourly:
+        return None
+    rss = part.peaks.get("rss_bytes", 0.0)
+    return Finding(
+        resource="memory", share=0.0,
+        evidence=f"the memory of {part.role} {part.name} grows for sure, by {size(hourly)} an hour "
+        f"({size(rss)} at most so far): a leak",
+        advice="themes worker-memory start, and after some minutes compare, names the lines of code that grow",
+    )  # fmt: skip

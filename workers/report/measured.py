@@ -1,0 +1,224 @@
+"""A job's measurements as rates and averages: what the laws of queueing need.
+
+Little's law holds for every part of a system that gives out what it takes in, however the times are distributed: what
+is in it on average = what passes a second x how long each stays (L = λW: Little 1961). So the integrals that processes
+keep (connections in use x time, lanes busy x time) give mean times without a single clock around a request.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from workers.observe.measurements import JobPart, JobPicture
+from workers.observe.metrics import Histogram
+
+#: Classes of error that mean: too many requests (429).
+REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
+#: The span of a destination's search for evidence on the web, which comes before its prompts.
+WEB: Final = "web.evidence"
+#: Steps of the numeric integral over a histogram.
+STEPS: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One job in steady numbers. Rates are per second of `seconds`, amounts are means over that time."""
+
+    #: Seconds in which workers had work of the job.
+    seconds: float
+    #: Destinations that came to an end, and the calls of one of them.
+    destinations: int
+    calls_per_destination: float
+    #: LLM calls that were measured.
+    calls: int
+    #: Destinations of the whole job, ended or not.
+    total: int
+    workers: int
+    lanes: float = 0.0
+    lanes_busy: float = 0.0
+    connections: float = 0.0
+    connections_busy: float = 0.0
+    connections_waiting: float = 0.0
+    #: Seconds that one call keeps a connection.
+    hold_seconds: float = 0.0
+    #: Mean seconds of a call's waits before it.
+    pool_wait_seconds: float = 0.0
+    rate_wait_seconds: float = 0.0
+    #: Mean seconds of a destination in its lane; and what it would take with no line to stand in.
+    destination_seconds: float = 0.0
+    unqueued_seconds: float = 0.0
+    #: Cores that a worker's process uses: one is all that a Python process can.
+    cpu_cores: float = 0.0
+    busiest_cpu_cores: float = 0.0
+    #: Share of the time in which the consumer was at the database, and how long a result waited for it.
+    database_share: float = 0.0
+    result_wait_seconds: float = 0.0
+    refusals: int = 0
+    requests: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+    spans: Mapping[str, Histogram] = field(default_factory=dict)
+    #: Processes with their parts, for what is said of one of them.
+    parts: Sequence[JobPart] = ()
+
+    @property
+    def rate(self) -> float:
+        """Destinations a second."""
+        return self.destinations / self.seconds if self.seconds else 0.0
+
+    @property
+    def call_rate(self) -> float:
+        """LLM calls a second."""
+        return self.rate * self.calls_per_destination
+
+    def fact(self, key: str) -> str | float | bool | None:
+        """A setting in force, by its whole name or by its last part."""
+        last = key.rpartition(".")[2]
+        for known in (key, last):
+            if known in self.facts:
+                return self.facts[known]
+        return None
+
+    def number(self, key: str) -> float | None:
+        """A setting that is a number; None where it is not set or not known."""
+        found = self.fact(key)
+        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+    @property
+    def learnt_per_minute(self) -> float | None:
+        """Requests a minute that refusals have taught, of all endpoints together; None where nothing was learnt."""
+        learnt = [value for key, value in self.facts.items() if key.startswith("learnt_requests_per_minute:")]
+        known = [float(value) for value in learnt if isinstance(value, int | float)]
+        return sum(known) if known else None
+
+    def span(self, name: str) -> Histogram:
+        """The durations of one hop; empty where none was measured."""
+        return self.spans.get(name) or Histogram()
+
+
+def mean(histogram: Histogram) -> float:
+    """Mean of what a histogram has counted; 0 when that is nothing."""
+    return histogram.total / histogram.count if histogram.count else 0.0
+
+
+def expected_slowest(histogram: Histogram, among: float) -> float:
+    """Mean of the slowest of `among` values that are drawn from a histogram: how long a round of prompts takes.
+
+    The integral of 1 - F(t)^n over its quantiles, which is exact for independent draws.
+    """
+    if not histogram.count or among <= 0:
+        return 0.0
+    # Mean of a maximum = mean over u of the quantile at u^(1/n), u even on 0-1.
+    exponent = 1 / max(1.0, among)
+    total = sum(histogram.quantile(((step + 0.5) / STEPS) ** exponent) for step in range(STEPS))
+    return max(total / STEPS, mean(histogram))
+
+
+def worked_seconds(parts: Sequence[JobPart]) -> float:
+    """For how long anybody had work: the union of the parts' times, less the pauses within them."""
+    spans = sorted((part.since, part.until) for part in parts)
+    union, end = 0.0, float("-inf")
+    for since, until in spans:
+        union += max(0.0, until - max(since, end))
+        end = max(end, until)
+    whole = sum(max(0.0, part.until - part.since) for part in parts)
+    held = sum(part.sums.get("held_seconds", part.until - part.since) for part in parts)
+    return union * min(1.0, held / whole) if whole else held
+
+
+def measured(
+    picture: JobPicture, *, total: int, ended: int = 0, calls: int = 0, rounds: Sequence[int] = (5, 11)
+) -> Measured:
+    """Put a job's parts together.
+
+    Args:
+        picture: what its processes have measured.
+        total: destinations of the job.
+        ended: those with an outcome, by the database.
+        calls: their LLM calls, by the database: exact, so the calls of a destination are.
+        rounds: how many prompts of a destination can be under way together, round by round.
+    """
+    workers, sums, spans = picture.workers, picture.sums, picture.spans
+    seconds = worked_seconds(workers)
+    destinations, sent = spans.get("destination", Histogram()), spans.get("llm.call", Histogram())
+    count = destinations.count or ended
+    per_destination = calls / ended if ended else sent.count / count if count else 0.0
+    over = seconds or 1.0
+    busy = _of(workers, "pool_busy_seconds")
+    hold = busy / sent.count if sent.count and busy else mean(sent)
+    errors = {
+        name.removeprefix("llm.errors."): round(amount)
+        for name, amount in sums.items()
+        if name.startswith("llm.errors.") and amount
+    }
+    cpu = [part.sums.get("cpu_seconds", 0.0) / part.sums["held_seconds"] for part in workers if _held(part)]
+    pool_wait = spans.get("llm.pool_wait", Histogram()).total / sent.count if sent.count else 0.0
+    rate_wait = spans.get("llm.rate_wait", Histogram()).total / sent.count if sent.count else 0.0
+    return Measured(
+        seconds=seconds,
+        destinations=count,
+        calls_per_destination=per_destination,
+        calls=sent.count,
+        total=total,
+        workers=len(workers),
+        lanes=_of(workers, "lane_seconds") / over,
+        lanes_busy=_of(workers, "lane_busy_seconds") / over,
+        connections=_of(workers, "pool_seconds") / over,
+        connections_busy=busy / over,
+        connections_waiting=_of(workers, "pool_waiting_seconds") / over,
+        hold_seconds=hold,
+        pool_wait_seconds=pool_wait,
+        rate_wait_seconds=rate_wait,
+        destination_seconds=mean(destinations),
+        unqueued_seconds=_unqueued(
+            mean(destinations), sent, pool_wait + rate_wait, per_destination, rounds, before=_web_seconds(spans, count)
+        ),
+        cpu_cores=sum(cpu) / len(cpu) if cpu else 0.0,
+        busiest_cpu_cores=max(cpu, default=0.0),
+        database_share=_database_share(picture),
+        result_wait_seconds=mean(spans.get("result.wait", Histogram())),
+        refusals=sum(errors.get(name, 0) for name in REFUSED),
+        requests=round(sums.get("llm.requests", sent.count)),
+        errors=errors,
+        facts={key: value for part in reversed(workers) for key, value in part.facts.items()},
+        spans=spans,
+        parts=picture.parts,
+    )
+
+
+def _of(parts: Sequence[JobPart], name: str) -> float:
+    return sum(part.sums.get(name, 0.0) for part in parts)
+
+
+def _held(part: JobPart) -> bool:
+    return part.sums.get("held_seconds", 0.0) > 0
+
+
+def _web_seconds(spans: Mapping[str, Histogram], destinations: int) -> float:
+    """What the search for evidence adds to a destination, before its prompts."""
+    return spans[WEB].total / destinations if WEB in spans and destinations else 0.0
+
+
+def _unqueued(
+    whole: float, sent: Histogram, waits: float, calls: float, rounds: Sequence[int], *, before: float
+) -> float:
+    """What a destination takes when none of its prompts stands in a line.
+
+    With short lines that is what it took. With long ones it is the slowest call of each round: prompts of a round go
+    together, and cached ones take nothing.
+    """
+    if not sent.count or waits < mean(sent) / 10:
+        return whole
+    asked = min(1.0, calls / (sum(rounds) or 1))
+    ideal = before + sum(expected_slowest(sent, width * asked) for width in rounds)
+    return min(whole, ideal) if whole else ideal
+
+
+def _database_share(picture: JobPicture) -> float:
+    """Share of the time between the job's first entry and its last that the busiest consumer was at the database."""
+    shares = [
+        Histogram.from_dict(part.spans["db.commit"]).total / (part.until - part.since)
+        for part in picture.parts
+        if part.role == "consumer" and "db.commit" in part.spans and part.until > part.since
+    ]
+    return min(1.0, max(shares, default=0.0))

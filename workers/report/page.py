@@ -1,0 +1,235 @@
+"""A report as one HTML file: no network, no script, light and dark, for a screen, a phone and paper.
+
+Every value goes through the template's escaping; the charts escape their own labels. The page's policy allows nothing
+but its own style sheet, by its hash.
+"""
+
+import base64
+import hashlib
+import time
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from tornado.template import Template
+
+from workers.dashboard.present import NOTHING, dollars, duration
+from workers.observe.format import size, times
+from workers.observe.format import time as span_of
+from workers.observe.measurements import HOPS
+from workers.report import charts
+from workers.report.report import Hop, JobReport, ProcessLine, Saving, Slow
+
+_PAGES: Final = Path(__file__).parent / "pages"
+#: Seconds from which on a time is told in minutes.
+MINUTE: Final = 60
+#: Share of a destination's time from which on a hop is named beside its bar.
+NAMED_SHARE: Final = 0.005
+#: What the colours mean.
+_LEGEND: Final = {
+    "llm": "the LLM answers", "wait": "waiting in a line", "cache": "cache and Redis", "cpu": "checking answers",
+}  # fmt: skip
+
+
+def page(report: JobReport) -> str:
+    """The whole file."""
+    style = (_PAGES / "report.css").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    template = Template((_PAGES / "report.html").read_text("utf-8"), name="report.html", autoescape="xhtml_escape")
+    return template.generate(style=style, digest=digest, **values(report)).decode()
+
+
+def values(report: JobReport) -> dict[str, Any]:
+    """What the template shows, as words."""
+    job, account = report.job, report.account
+    return {
+        "job": job,
+        "tag": "paused" if job["paused"] else job["state"],
+        "made": moment(report.made_at),
+        "when": f"{moment(account.started_at)} to {moment(account.ended_at)}" if account.runs else "not begun",
+        "headline": headline(report),
+        "figures": figures(report),
+        "findings": [
+            {
+                "rank": number, "name": each.name, "share": f"{each.share:.0%}" if each.share else "",
+                "evidence": each.evidence[:1].upper() + each.evidence[1:],
+                "advice": each.advice, "gain": times(each.gain) if each.gain else "",
+                "bar": charts.bar(0, each.share, "wait", f"{each.name}: {each.share:.0%}"),
+            }
+            for number, each in enumerate(report.findings, 1)
+        ],
+        "capacities": _capacities(report),
+        "breakable": breakable,
+        "curves": _curves(report),
+        "lane_hops": _waterfall([hop for hop in report.hops if hop.place == "lane"]),
+        "other_hops": _waterfall([hop for hop in report.hops if hop.place != "lane"]),
+        "savings": [_saving(each) for each in report.savings],
+        "optimisations": report.optimisations,
+        "switch": lambda is_on: "?" if is_on is None else "on" if is_on else "off",
+        "bar_of": lambda each: "" if each.share is None else charts.bar(0, each.share, "llm", f"{each.share:.0%}"),
+        "failures": account.failures,
+        "troubled": [stage for stage in account.stages if stage.not_ok],
+        "stages": [
+            {
+                "stage": each.stage, "llm_calls": f"{each.llm_calls:,}", "cached": f"{each.cached:,}",
+                "tokens": f"{each.prompt_tokens + each.completion_tokens:,}", "cost": cost(each.cost_usd),
+                "mean": span_of(each.mean_ms / 1000), "not_ok": f"{each.not_ok:,}",
+            }
+            for each in account.stages
+        ],
+        "slowest": [_slow(each) for each in report.slowest],
+        "legend": _LEGEND,
+        "processes": [_process(each) for each in report.processes],
+        "facts": [(key, "not set" if value is None else value) for key, value in report.facts.items()],
+        "notes": report.notes,
+        "is_profiled": report.is_profiled,
+    }  # fmt: skip
+
+
+def breakable(words: str) -> str:
+    """Escaped, with places where a setting's long name may go on in the next line."""
+    return escape(words).replace("_", "_<wbr>")
+
+
+def headline(report: JobReport) -> str:
+    """The report in one sentence."""
+    if not report.findings:
+        return "Nothing holds this job up that was measured."
+    first = report.findings[0]
+    if first.resource == "unknown":
+        return "Too little was measured to name a bottleneck."
+    return f"What bounds this job: {first.name}."
+
+
+def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
+    """The headline numbers: a name for tests and scripts, what it is, the number, and a word about it."""
+    job, usage, account = report.job, report.usage, report.account
+    ended = job["done"] + job["failed"]
+    first = "" if account.first_at is None else f"first after {span_of(max(0, account.first_at - account.started_at))}"
+    estimated = f"{usage.estimated_calls:,} calls by length" if usage.estimated_calls else ""
+    return [
+        ("ended", "destinations", f"{ended:,}", f"of {job['total']:,}"),
+        ("failed", "failed", f"{job['failed']:,}", f"{job['partial']:,} partial"),
+        ("seconds", "time", duration(report.seconds) if report.seconds >= MINUTE else span_of(report.seconds), first),
+        ("rate", "destinations/s", f"{report.destinations_per_second:.3g}", "over the whole time"),
+        ("calls", "LLM calls", f"{usage.llm_calls:,}", f"{report.calls_per_second:.3g}/s"),
+        ("hits", "from the cache", f"{usage.cache_hits:,}", f"{usage.memory_hits:,} out of memory"),
+        ("coalesced", "coalesced", f"{usage.coalesced:,}", "asked once for several"),
+        ("hit_rate", "answers without a call", share(report.hit_rate), "hits and coalesced"),
+        ("tokens_in", "prompt tokens", f"{usage.prompt_tokens:,}", estimated),
+        ("tokens_out", "completion tokens", f"{usage.completion_tokens:,}", ""),
+        ("cost", "cost", cost(usage.cost_usd), f"saved {cost(usage.saved_usd)}"),
+        ("retried", "runs", f"{account.runs:,}", f"{account.retried:,} were new tries"),
+    ]
+
+
+def cost(usd: float | None) -> str:
+    """US dollars; a price that nobody has set is not 0."""
+    return "no price set" if usd is None else dollars(usd)
+
+
+def share(part: float | None) -> str:
+    """A share in percent."""
+    if part is None:
+        return NOTHING
+    if 0 < part < 0.0001:  # noqa: PLR2004
+        return "<0.01%"
+    # Hardly anything and nearly everything are not nothing and everything.
+    is_extreme = 0 < part < 0.01 or 0.99 < part < 1  # noqa: PLR2004
+    return f"{part:.2%}" if is_extreme else f"{part:.0%}"
+
+
+def moment(at: float) -> str:
+    """A time of day, UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def _capacities(report: JobReport) -> list[dict[str, str]]:
+    """Each resource: how much of what it could carry is used."""
+    rate = report.working_rate
+    return [
+        {
+            "name": each.name, "words": each.words, "per_second": f"{each.per_second:.3g}",
+            "used": share(min(1.0, rate / each.per_second)) if each.per_second else NOTHING,
+            "bar": charts.bar(0, rate / each.per_second if each.per_second else 0, "wait", f"{each.name} in use"),
+        }
+        for each in report.capacities
+    ]  # fmt: skip
+
+
+def _curves(report: JobReport) -> list[dict[str, Any]]:
+    points = report.account.timeline
+    if not report.account.runs:
+        return []
+    found = []
+    for name, words, kind, series in (
+        ("destinations", "destinations/s", "llm", [point.ended / point.seconds for point in points]),
+        ("calls", "LLM calls/s", "cache", [point.calls / point.seconds for point in points]),
+        ("in_work", "destinations in work", "wait", [point.in_work for point in points]),
+    ):
+        most = max(series, default=0.0)
+        label = f"{words} over time, at most {most:.3g}"
+        found.append(
+            {"name": name, "words": words, "most": f"{most:.3g}", "svg": charts.curve(series, label, kind=kind)}
+        )
+    return [*found, {"end": span_of(points[-1].at + points[-1].seconds), "svg": ""}]
+
+
+def _waterfall(hops: list[Hop]) -> list[dict[str, str]]:
+    rows, begin = [], 0.0
+    for hop in hops:
+        part = hop.share or 0.0
+        rows.append(
+            {
+                "name": hop.name, "words": hop.words, "count": f"{hop.count:,}", "total": span_of(hop.total_seconds),
+                "share": "" if hop.share is None else share(hop.share),
+                "bar": "" if hop.share is None else charts.bar(
+                    begin, part, charts.kind_of(hop.name), f"{hop.words}: {part:.1%}"
+                ),
+                **{name: span_of(getattr(hop, f"{name}_ms") / 1000) for name in ("p50", "p95", "p99")},
+            }
+        )  # fmt: skip
+        begin += part
+    return rows
+
+
+def _saving(each: Saving) -> dict[str, str]:
+    return {
+        "words": each.words,
+        "calls": f"{each.calls:,}",
+        "tokens": NOTHING if each.tokens is None else f"{each.tokens:,}",
+        "usd": "" if each.by == "memory" else cost(each.usd),
+        "by": each.by,
+    }
+
+
+def _slow(each: Slow) -> dict[str, Any]:
+    parts = sorted(each.shares.items(), key=lambda item: -item[1])[:3]
+    return {
+        "name": each.name,
+        "seconds": span_of(each.seconds),
+        "outcome": each.outcome,
+        "calls": NOTHING if each.calls is None else str(each.calls),
+        "worker": each.worker,
+        "svg": charts.stack(each.shares, f"where the time of {each.name} went") if each.shares else "",
+        "words": ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts if part >= NAMED_SHARE),
+    }
+
+
+def _process(each: ProcessLine) -> dict[str, str]:
+    return {
+        "name": each.name,
+        "runs": f"{each.runs:,}",
+        "calls": f"{each.calls:,}",
+        "lanes": of(each.lanes_busy, each.lanes),
+        "pool": of(each.pool_busy, each.pool),
+        "cpu": NOTHING if each.cpu_cores is None else f"{each.cpu_cores:.2f}",
+        "memory": NOTHING if each.rss_bytes is None else size(each.rss_bytes),
+        "threads": NOTHING if each.threads is None else f"{each.threads:.0f}",
+        "stolen": NOTHING if each.stolen is None else f"{each.stolen:.0f}",
+    }
+
+
+def of(part: float | None, whole: float | None) -> str:
+    """3.2 of 12."""
+    return NOTHING if part is None or whole is None else f"{part:.1f} of {whole:.3g}"

@@ -1,0 +1,313 @@
+"""A job's report: where the time and the money went, and what to change. Plain values, for a page, a terminal or JSON.
+
+Counts come from the database and are exact; times come from what the job's processes have measured (`JobPicture`), and
+may lack the last second of a process that was killed. What is not known is None, and `notes` says why.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tasks.jobs.registry import JobStatus
+from tasks.messages import Usage
+from workers.observe.measurements import HOPS, WHOLES, JobPart, JobPicture
+from workers.observe.metrics import Histogram
+from workers.report import bottleneck
+from workers.report.bottleneck import Finding
+from workers.report.conditions import conditions
+from workers.report.measured import WEB, Measured, measured
+from workers.report.optimisations import Optimisation, optimisations
+from workers.results.database.rows import JobRow
+from workers.results.queries.job_stats import Account
+
+#: Slowest destinations shown.
+SLOWEST: Final = 10
+#: Hops of a destination that lie outside its lane: their time is not time of the lane.
+OUTSIDE: Final = frozenset({"queue.wait", "lane.wait", "result.wait", "db.commit", "publish"})
+
+
+class Hop(msgspec.Struct, frozen=True):
+    """One hop of the way: its durations in ms, and its share of the time of all prompts."""
+
+    name: str
+    words: str
+    place: Literal["lane", "outside", "whole"]
+    count: int
+    total_seconds: float
+    #: Of all hops in lanes; None outside of them.
+    share: float | None
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+class Saving(msgspec.Struct, frozen=True):
+    """What was not asked. Tokens and US dollars are None where nobody knows them."""
+
+    by: Literal["memory", "cache", "coalesced"]
+    words: str
+    calls: int
+    tokens: int | None
+    usd: float | None
+
+
+class Slow(msgspec.Struct, frozen=True):
+    """One of the slowest destinations, and where its time went: shares of its prompts' time, by hop."""
+
+    destination_id: str
+    name: str
+    seconds: float
+    outcome: str
+    calls: int | None
+    worker: str
+    shares: dict[str, float]
+
+
+class ProcessLine(msgspec.Struct, frozen=True):
+    """A worker process: how busy it was while it had work of the job. None where it was not measured."""
+
+    name: str
+    runs: int
+    calls: int
+    lanes_busy: float | None = None
+    lanes: float | None = None
+    pool_busy: float | None = None
+    pool: float | None = None
+    cpu_cores: float | None = None
+    rss_bytes: float | None = None
+    threads: float | None = None
+    stolen: float | None = None
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """Destinations a second that a resource could carry; `words` say how much of it there is."""
+
+    resource: str
+    name: str
+    per_second: float
+    words: str
+
+
+class JobReport(msgspec.Struct, frozen=True):
+    """All of it. Times of day are seconds since 1970, UTC."""
+
+    job: dict[str, Any]
+    made_at: float
+    seconds: float
+    destinations_per_second: float
+    calls_per_second: float
+    #: Destinations a second while workers had work of the job, as measured: what capacities are compared with.
+    working_rate: float
+    #: Of all prompts, those that needed no call; None before the first.
+    hit_rate: float | None
+    usage: Usage
+    account: Account
+    hops: list[Hop]
+    savings: list[Saving]
+    optimisations: list[Optimisation]
+    findings: list[Finding]
+    capacities: list[Capacity]
+    processes: list[ProcessLine]
+    slowest: list[Slow]
+    facts: dict[str, Any]
+    is_profiled: bool
+    notes: list[str]
+
+    def json(self) -> str:
+        """One object, without line breaks."""
+        return msgspec.json.encode(self).decode()
+
+
+def report_of(
+    status: JobStatus,
+    row: JobRow,
+    account: Account,
+    picture: JobPicture,
+    *,
+    settings: Mapping[str, Any],
+    rounds: Sequence[int],
+    alive: int | None = None,
+    statements: Mapping[str, Mapping[str, float]] | None = None,
+    notes: Sequence[str] = (),
+    now: float | None = None,
+) -> JobReport:
+    """Put a report together.
+
+    Args:
+        status: how the job stands, from Redis or, where that has forgotten it, from the database.
+        row: its counters, by the database.
+        account: its time and failures, by the database.
+        picture: what its processes have measured; without parts when that is gone or was off.
+        settings: those of whoever asks, by key, for what no part says.
+        rounds: prompts of a destination that can be under way together, round by round.
+        alive: live workers; None when Redis cannot be asked.
+        statements: how the consumer's statements have run.
+        notes: what the reader should know of the sources.
+        now: seconds since 1970.
+    """
+    m = _measured(picture, row, account, rounds)
+    facts = {**settings, **(m.facts if m else {})}
+    seconds, usage = account.seconds, row.usage
+    answers = usage.llm_calls + usage.cache_hits + usage.coalesced
+    return JobReport(
+        job=status.fields(),
+        made_at=time.time() if now is None else now,
+        seconds=round(seconds, 3),
+        destinations_per_second=round(row.finished / seconds, 4) if seconds else 0.0,
+        calls_per_second=round(usage.llm_calls / seconds, 4) if seconds else 0.0,
+        working_rate=round(m.rate, 4) if m else 0.0,
+        hit_rate=(usage.cache_hits + usage.coalesced) / answers if answers else None,
+        usage=usage,
+        account=account,
+        hops=_hops(picture),
+        savings=_savings(usage),
+        optimisations=optimisations(usage, account, m, picture.sums, facts),
+        findings=_findings(status, account, picture, m, alive=alive, statements=statements or {}),
+        capacities=[
+            Capacity(each.resource, bottleneck.NAMES[each.resource], round(each.rate, 4), each.words)
+            for each in (bottleneck.bounds(m) if m else [])
+        ],
+        processes=_processes(account, picture),
+        slowest=_slowest(account, picture),
+        facts=dict(sorted(facts.items())),
+        is_profiled=bool(picture.workers),
+        notes=[*notes, *_notes(row, picture, account)],
+    )
+
+
+def _measured(picture: JobPicture, row: JobRow, account: Account, rounds: Sequence[int]) -> Measured | None:
+    if not picture.workers:
+        return None
+    # Calls of runs that failed or were stopped are the database's too, so the calls of a destination are by all runs.
+    ended = max(0, account.runs - account.stopped)
+    return measured(
+        picture, total=row.total or row.finished, ended=ended, calls=row.usage.llm_calls, rounds=rounds
+    )  # fmt: skip
+
+
+def _findings(
+    status: JobStatus,
+    account: Account,
+    picture: JobPicture,
+    m: Measured | None,
+    *,
+    alive: int | None,
+    statements: Mapping[str, Mapping[str, float]],
+) -> list[Finding]:
+    """The standing and what took most of the time first, then the bounds; each resource once but for its details."""
+    special = conditions(status, account, picture, alive=alive, statements=statements)
+    pressing = [each for each in special if each.share >= bottleneck.EXPLAINS]
+    beside = [each for each in special if each not in pressing]
+    return [*pressing, *(bottleneck.diagnose(m) if m else []), *beside]
+
+
+def _hops(picture: JobPicture) -> list[Hop]:
+    """What was measured, in the order of the way; last, by its name, what we have no words for."""
+    inside = sum(span.total for name, span in picture.spans.items() if name in HOPS and name not in OUTSIDE)
+    known = {**HOPS, **WHOLES, WEB: "looking for evidence on the web"}
+    found = []
+    for name, words in {**known, **{name: name for name in sorted(picture.spans) if name not in known}}.items():
+        span = picture.spans.get(name)
+        if span is None or not span.count:
+            continue
+        place: Literal["lane", "outside", "whole"] = (
+            "outside" if name in OUTSIDE else "lane" if name in HOPS else "whole"
+        )
+        share = span.total / inside if place == "lane" and inside else None
+        found.append(Hop(name, words, place, span.count, round(span.total, 6), share, *_quantiles(span)))
+    return found
+
+
+def _quantiles(span: Histogram) -> tuple[float, float, float]:
+    p50, p95, p99 = (round(span.quantile(share) * 1000, 3) for share in (0.5, 0.95, 0.99))
+    return p50, p95, p99
+
+
+def _savings(usage: Usage) -> list[Saving]:
+    tokens = usage.saved_prompt_tokens + usage.saved_completion_tokens
+    per_call = (usage.prompt_tokens + usage.completion_tokens) / usage.llm_calls if usage.llm_calls else None
+    per_call_usd = usage.cost_usd / usage.llm_calls if usage.llm_calls and usage.cost_usd is not None else None
+    together = round(per_call * usage.coalesced) if per_call is not None else None
+    cost = per_call_usd * usage.coalesced if per_call_usd is not None else None
+    return [
+        Saving("cache", "answered before, by the cache", usage.cache_hits, tokens, usage.saved_usd),
+        Saving("memory", "of these, out of a worker's own memory", usage.memory_hits, None, None),
+        Saving(
+            "coalesced", "asked once for several, at the mean of a call", usage.coalesced,
+            0 if not usage.coalesced else together, 0.0 if not usage.coalesced else cost,
+        ),
+    ]  # fmt: skip
+
+
+def _processes(account: Account, picture: JobPicture) -> list[ProcessLine]:
+    """Workers by the database, with what their processes have measured; one that was restarted is added up."""
+    parts: dict[str, list[JobPart]] = {}
+    for part in picture.workers:
+        parts.setdefault(part.name, []).append(part)
+    done = {each.worker: each for each in account.workers}
+    return [
+        _process(name, parts.get(name, []), done[name].runs if name in done else 0, calls)
+        for name in sorted({*parts, *done})
+        for calls in [done[name].llm_calls if name in done else 0]
+    ]
+
+
+def _process(name: str, parts: Sequence[JobPart], runs: int, calls: int) -> ProcessLine:
+    sums: dict[str, float] = {}
+    for part in parts:
+        for key, amount in part.sums.items():
+            sums[key] = sums.get(key, 0.0) + amount
+    held = sums.get("held_seconds", 0.0)
+    if not held:
+        return ProcessLine(name, runs, calls)
+
+    def mean(key: str) -> float | None:
+        return round(sums[key] / held, 3) if key in sums else None
+
+    def peak(key: str) -> float | None:
+        return max((part.peaks[key] for part in parts if key in part.peaks), default=None)
+
+    return ProcessLine(
+        name, runs, calls, mean("lane_busy_seconds"), mean("lane_seconds"), mean("pool_busy_seconds"),
+        mean("pool_seconds"), mean("cpu_seconds"), peak("rss_bytes"), peak("threads"), sums.get("stolen"),
+    )  # fmt: skip
+
+
+def _slowest(account: Account, picture: JobPicture) -> list[Slow]:
+    """The slowest runs by the database, each with its breakdown where a process has kept it."""
+    kept = {(slow.destination_id, round(slow.elapsed_ms)): slow for slow in picture.slowest}
+    by_id = {slow.destination_id: slow for slow in reversed(picture.slowest)}
+    found = []
+    for run in account.slowest[:SLOWEST]:
+        slow = kept.get((run.destination_id, round(run.elapsed_ms))) or by_id.get(run.destination_id)
+        spans = {name: amount for name, amount in (slow.spans if slow else {}).items() if name in HOPS and amount > 0}
+        spans = {name: amount for name, amount in spans.items() if name not in OUTSIDE}
+        whole = sum(spans.values())
+        shares = {name: round(spans[name] / whole, 4) for name in HOPS if name in spans} if whole else {}
+        label = f"{run.name}, {run.country}" if run.country else run.name
+        found.append(
+            Slow(run.destination_id, label, run.elapsed_ms / 1000, run.outcome, run.llm_calls, run.worker, shares)
+        )  # fmt: skip
+    return found
+
+
+def _notes(row: JobRow, picture: JobPicture, account: Account) -> list[str]:
+    notes = []
+    if not picture.workers:
+        notes.append(
+            "Nothing was measured, or it is gone: profiling was off (enable_performance_profiling), or the job is too "
+            "old. Counts are exact all the same; where the time went is not known."
+        )
+    elif len(account.workers) > len({part.name for part in picture.workers}):
+        notes.append("Some workers have left no measurements; shares and waits are those of the others.")
+    if row.usage.estimated_calls:
+        notes.append(
+            f"The server did not count the tokens of {row.usage.estimated_calls:,} calls: estimated by their length."
+        )
+    if row.usage.cost_usd is None:
+        notes.append("A model has no price (llm.prices), so the cost is not known.")
+    if account.dead_letters:
+        notes.append(f"{account.dead_letters} entries of this job could not be stored; they are in dead_letters.")
+    return notes

@@ -1,0 +1,383 @@
+"""The results database: one writer, many readers, and the rule that a batch is written whole or not at all.
+
+Lives as long as the process that opened it. The consumer opens it for writing and creates it; whoever only looks
+opens it for reading. It knows nothing of Redis.
+"""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import msgspec
+from sqlalchemy import ColumnElement, Integer, RowMapping, Select, column, func, literal_column, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from config.settings import Settings
+from tasks.errors import DatabaseError
+from tasks.messages import Destination, StreamEntry
+from workers.observe.measurements import JobPart
+from workers.results.database import tables, totals
+from workers.results.database.backend import Backend, backend_of
+from workers.results.database.batch_writer import BatchWriter
+from workers.results.database.rows import (
+    Applied,
+    DestinationRow,
+    DestinationState,
+    ExportRow,
+    FailureRow,
+    JobRow,
+    ProfileRow,
+)
+from workers.results.database.schema import bring_up_to_date, schema_version
+from workers.results.database.statements import StatementStatistics
+from workers.results.database.writer import Writer
+from workers.results.stream import DeadEntry
+
+T = TypeVar("T")
+
+#: Rows of one page: a read transaction ends after each, because one left open stops WAL checkpoints.
+PAGE_ROWS: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What one manager has written since it was opened. `seconds` is the time its committed batches took."""
+
+    batches: int = 0
+    entries: int = 0
+    rows: int = 0
+    rejected: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seconds_per_batch(self) -> float:
+        """Mean; 0 before the first batch."""
+        return self.seconds / self.batches if self.batches else 0.0
+
+
+class AsyncDatabaseManager:
+    """The results database: an SQLite file, or a PostgreSQL server.
+
+    Args:
+        url: SQLAlchemy's URL of it.
+        pool_size: connections in all; one of them writes, at least one reads.
+        timeout_seconds: how long to wait for a lock or a free connection.
+        is_acknowledged: see `workers.results.database.sqlite.SQLiteFile`.
+    """
+
+    def __init__(
+        self, url: str, *, pool_size: int = 20, timeout_seconds: float = 30.0, is_acknowledged: bool = True
+    ) -> None:
+        self._backend: Backend = backend_of(
+            url, pool_size=pool_size, timeout_seconds=timeout_seconds, is_acknowledged=is_acknowledged
+        )
+        self._timeout_seconds = timeout_seconds
+        self._stats = StoreStats()
+        self.times = StatementStatistics()
+        self._writer = Writer(self._backend.writer.dialect, self.times)
+        self._batches = BatchWriter(self._backend, self._writer, self.writing)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, is_acknowledged: bool = True) -> Self:
+        """The database that the settings name."""
+        performance = settings.performance_optimization
+        return cls(
+            settings.database_url,
+            pool_size=performance.database_connection_pool_size,
+            timeout_seconds=performance.database_timeout_seconds,
+            is_acknowledged=is_acknowledged,
+        )
+
+    def __repr__(self) -> str:
+        s = self._stats
+        return (
+            f"<AsyncDatabaseManager {self._backend!r} batches={s.batches} rows={s.rows} "
+            f"seconds_per_batch={s.seconds_per_batch:.4f}>"
+        )
+
+    def stats(self) -> StoreStats:
+        """What was written so far."""
+        return self._stats
+
+    @property
+    def place(self) -> str:
+        """Where the results are, for messages; no password."""
+        return self._backend.place
+
+    @property
+    def dialect(self) -> str:
+        """Sqlite or postgresql."""
+        return self._backend.readers.dialect.name
+
+    def exists(self) -> bool:
+        """Whether there is a database to open; of a server only opening tells."""
+        return self._backend.exists()
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    async def create(self) -> None:
+        """Open for writing; make the file and its tables where they are missing.
+
+        Raises:
+            DatabaseError: it cannot be used as it is, with the place and the mend.
+            DatabaseBusyError: somebody else holds it.
+        """
+        self._backend.prepare()
+        with self._backend.translated():
+            async with self._transaction() as connection:
+                await bring_up_to_date(connection, self.place)
+        self._backend.remember()
+
+    async def open(self) -> None:
+        """Open for reading only.
+
+        Raises:
+            DatabaseError: there is none yet, or it cannot be used as it is.
+        """
+        if not self.exists():
+            raise DatabaseError(
+                f"{self.place}: there is no results database yet; `themes consumer` (or `themes up`) makes it"
+            )
+        async with self.reading() as connection:
+            version = await schema_version(connection, self.place)
+        if 0 < version < tables.SCHEMA_VERSION:
+            raise DatabaseError(
+                f"{self.place}: made by an older version of themes; `themes consumer` (or `themes up`) brings it "
+                "up to date"
+            )
+        if version == 0:
+            raise DatabaseError(f"{self.place}: is empty; `themes consumer` (or `themes up`) fills it")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._backend.close()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.create()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A write transaction on the one writing connection: committed at the end, rolled back on any error.
+
+        Raises:
+            DatabaseError: also when the file was deleted or replaced since it was opened: what is written into a
+                deleted file is written into nothing, without an error. Looked at again before the commit counts.
+            DatabaseBusyError: nothing was written; try again later.
+        """
+        self._backend.refuse_another()
+        with self._backend.translated():
+            async with self._transaction() as connection:
+                yield connection
+        self._backend.refuse_another()
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that holds the write lock, waited for in slices so that the wait can be cancelled."""
+        until = time.monotonic() + self._timeout_seconds
+        async with contextlib.AsyncExitStack() as stack:
+            while True:
+                try:
+                    connection = await stack.enter_async_context(self._backend.writer.begin())
+                    break
+                except (DBAPIError, sqlite3.Error) as bad:
+                    if not self._backend.is_locked(bad) or time.monotonic() >= until:
+                        raise
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A read transaction: one consistent view. Keep it short."""
+        with self._backend.translated():
+            async with self._backend.readers.begin() as connection:
+                yield connection
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    async def apply(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry] = ()) -> Applied:
+        """Write one batch in one transaction; every entry may come twice, or hundred times.
+
+        A result that cannot be stored (a lone surrogate, an integer beyond 2^63-1) becomes a failure that says so, and
+        is among the rejected. `dead` are entries that could not even be read: they are kept as dead letters.
+
+        Raises:
+            DatabaseBusyError: nothing was written; the same batch may be written later.
+            DatabaseError: nothing was written, and nothing will be until a person mends it.
+        """
+        started = time.perf_counter()
+        applied, rows = await self._batches.write(entries, dead)
+        self._count(applied, rows, len(entries), time.perf_counter() - started)
+        if tidied := await self._backend.tidy():
+            self.times.add("checkpoint", tidied, 0)
+        return applied
+
+    async def bury(self, dead: Sequence[DeadEntry]) -> None:
+        """Keep entries that cannot be stored, with their reasons. Raises as `apply`."""
+        async with self.writing() as connection:
+            await self._writer.bury(connection, dead, time.time())
+
+    async def keep_profile(self, job_id: str, parts: Mapping[str, str]) -> None:
+        """Keep parts of a job's profile, JSON by process; newer ones replace older ones. Raises as `apply`."""
+        async with self.writing() as connection:
+            await self._writer.keep_profile(connection, job_id, parts)
+
+    def _count(self, applied: Applied, rows: int, entries: int, seconds: float) -> None:
+        s = self._stats
+        self._stats = StoreStats(
+            batches=s.batches + 1,
+            entries=s.entries + entries,
+            rows=s.rows + rows,
+            rejected=s.rejected + len(applied.rejected),
+            seconds=s.seconds + seconds,
+        )
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    async def job(self, job_id: str) -> JobRow | None:
+        """One job; before it is sealed, `total` counts the destinations seen so far."""
+        found = [row async for row in self._jobs(tables.jobs.c.job_id == job_id)]
+        return found[0] if found else None
+
+    async def jobs(self) -> list[JobRow]:
+        """Every job, the newest first; `total` as in `job`."""
+        return [row async for row in self._jobs()]
+
+    async def totals(self) -> dict[str, int]:
+        """The counters over all jobs (`tasks.jobs.totals`), and `since`: when they began, in us since 1970."""
+        async with self.reading() as connection:
+            return await totals.read(connection)
+
+    def destinations(self, job_id: str, state: DestinationState | None = None) -> AsyncIterator[DestinationRow]:
+        """A job's destinations in the order they came, all or those in one state."""
+        table = tables.destinations
+        query = select(table).where(table.c.job_id == job_id)
+        return self._pages(query if state is None else query.where(table.c.state == state), DestinationRow.of)
+
+    def missing(self, job_id: str) -> AsyncIterator[DestinationRow]:
+        """A job's destinations that have neither a profile nor a failure, in the order they came."""
+        return self.destinations(job_id, "queued")
+
+    async def missing_after(self, job_id: str, place: int, count: int) -> tuple[list[Destination], int]:
+        """As `missing`, at most `count` of those that come after a place, and the place of the last; -1 is the start.
+
+        Those that are listed later come later.
+        """
+        table = tables.destinations
+        at = literal_column("destinations.rowid", Integer).label("place")
+        query = select(table, at).where(table.c.job_id == job_id, table.c.state == "queued", at > place)
+        async with self.reading() as connection:
+            rows = (await connection.execute(query.order_by(column("place")).limit(count))).mappings().all()
+        return [DestinationRow.of(row).destination for row in rows], rows[-1]["place"] if rows else place
+
+    def failed(
+        self, job_id: str, error_class: str | None = None, stages: Sequence[str] = ()
+    ) -> AsyncIterator[DestinationRow]:
+        """A job's destinations that failed, all or those with one class of error, or at one of some stages."""
+        table, failures = tables.destinations, tables.failures
+        query = select(table).join_from(table, failures).where(table.c.job_id == job_id, table.c.state == "failed")
+        if error_class is not None:
+            query = query.where(failures.c.error_class == error_class)
+        if stages:
+            query = query.where(failures.c.stage.in_(stages))
+        return self._pages(query, DestinationRow.of)
+
+    def partial(
+        self, job_id: str, error_class: str | None = None, stages: Sequence[str] = ()
+    ) -> AsyncIterator[DestinationRow]:
+        """A job's destinations whose profile lacks something: all, by the class of the reason, or of some stages."""
+        table, profiles, missing = tables.destinations, tables.profiles, tables.missing
+        query = select(table).join_from(table, profiles)
+        query = query.where(table.c.job_id == job_id, table.c.state == "done", table.c.partial == 1)
+        lacks = select(missing.c.profile_no).where(missing.c.profile_no == profiles.c.profile_no)
+        if error_class is not None:
+            lacks = lacks.where(missing.c.reason.startswith(f"{error_class}:", autoescape=True))
+        if stages:
+            lacks = lacks.where(missing.c.stage.in_(stages))
+        return self._pages(query.where(lacks.exists()), DestinationRow.of)
+
+    async def last_attempt(self, job_id: str) -> int:
+        """The highest attempt that any destination of a job has had; 0 before the first."""
+        query = select(func.coalesce(func.max(tables.destinations.c.attempt), 0))
+        async with self.reading() as connection:
+            found = await connection.execute(query.where(tables.destinations.c.job_id == job_id))
+        return max(0, int(found.scalar_one()))
+
+    async def current(self, destination_ids: Sequence[str], pipeline_version: str) -> set[str]:
+        """Which of these destinations have a complete profile, in any job, that was made by these prompts."""
+        table = tables.profiles
+        query = select(table.c.destination_id).where(
+            table.c.status == "ok",
+            table.c.pipeline_version == pipeline_version,
+            table.c.destination_id.in_(destination_ids),
+        )
+        async with self.reading() as connection:
+            return set((await connection.execute(query)).scalars())
+
+    def profiles(self, job_id: str, conditions: Sequence[ColumnElement[bool]] = ()) -> AsyncIterator[ProfileRow]:
+        """A job's profiles in the order of its destinations, all or those that meet conditions on both tables."""
+        names = [c for c in tables.profiles.c if c.name not in {"updated_at", "profile_no"}]
+        query = select(*names).join_from(tables.destinations, tables.profiles)
+        return self._pages(query.where(tables.destinations.c.job_id == job_id, *conditions), ProfileRow.of)
+
+    def exported(self, job_id: str, conditions: Sequence[ColumnElement[bool]] = ()) -> AsyncIterator[ExportRow]:
+        """As `profiles`, of each its JSON as it was stored, and where its destination lies."""
+        d, p = tables.destinations, tables.profiles
+        query = select(p.c.payload, d.c.region, d.c.lat, d.c.lon).join_from(d, p)
+        return self._pages(query.where(d.c.job_id == job_id, *conditions), ExportRow.of)
+
+    def failures(self, job_id: str) -> AsyncIterator[FailureRow]:
+        """A job's failures in the order of its destinations."""
+        table = tables.destinations
+        query = select(tables.failures, table.c.name, table.c.country).join_from(table, tables.failures)
+        return self._pages(query.where(table.c.job_id == job_id), FailureRow.of)
+
+    async def job_parts(self, job_id: str) -> list[JobPart]:
+        """What each process has measured of a job, as far as it was copied here; [] for an unknown one."""
+        table = tables.job_profiles
+        async with self.reading() as connection:
+            found = await connection.execute(select(table.c.payload).where(table.c.job_id == job_id))
+        return [msgspec.json.decode(payload, type=JobPart) for payload in found.scalars()]
+
+    async def _jobs(self, *conditions: Any) -> AsyncIterator[JobRow]:
+        known = (
+            select(func.count())
+            .select_from(tables.destinations)
+            .where(tables.destinations.c.job_id == tables.jobs.c.job_id)
+            .scalar_subquery()
+        )
+        others = [c for c in tables.jobs.c if c.name != "total"]
+        query = select(*others, func.coalesce(tables.jobs.c.total, known).label("total"))
+        async with self.reading() as connection:
+            found = (
+                await connection.execute(query.where(*conditions).order_by(tables.jobs.c.created_at.desc()))
+            ).mappings()
+        for row in found:
+            yield JobRow.of(row)
+
+    async def _pages(self, query: Select[Any], make: Callable[[RowMapping], T]) -> AsyncIterator[T]:
+        """The rows of a query over `destinations`, each page in a short transaction of its own."""
+        place = literal_column("destinations.rowid", Integer).label("place")
+        last = -1
+        while True:
+            page = query.add_columns(place).where(place > last).order_by(column("place")).limit(PAGE_ROWS)
+            async with self.reading() as connection:
+                rows = (await connection.execute(page)).mappings().all()
+            for row in rows:
+                last = row["place"]
+                yield make(row)
+            if len(rows) < PAGE_ROWS:
+                return

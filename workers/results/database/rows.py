@@ -1,0 +1,196 @@
+"""What the results database gives back: frozen values, times in seconds since 1970, UTC."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import msgspec
+from sqlalchemy import RowMapping
+
+from tasks.messages import Destination, Profile, Result, StreamEntry, Usage
+from tasks.storable import MAX_WHOLE
+from workers.results.database.tables import USAGE_COLUMNS
+
+JobState = Literal["queued", "running", "done", "cancelled"]
+DestinationState = Literal["queued", "done", "failed"]
+#: States after which a job changes only when it is asked again.
+FINAL_STATES: Final = frozenset({"done", "cancelled"})
+
+
+def usage_of(row: RowMapping) -> Usage:
+    """The usage columns of a row."""
+    return Usage(**{name: row[name] for name in USAGE_COLUMNS})
+
+
+def usage_columns(usage: Usage) -> dict[str, Any]:
+    """The columns that keep a sum of usages; one beyond 64 bits stays at the largest number that is kept."""
+    amounts = {name: getattr(usage, name) for name in USAGE_COLUMNS}
+    return {name: min(MAX_WHOLE, each) if isinstance(each, int) else each for name, each in amounts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job with its durable counters. `revision` orders two reports of the same job."""
+
+    job_id: str
+    name: str
+    state: JobState
+    #: None until the job is sealed.
+    total: int | None
+    sealed: bool
+    done: int
+    failed: int
+    partial: int
+    usage: Usage
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    #: JSON of `JobOptions`; None while the job's first entry has not been seen.
+    options: str | None
+    revision: int
+
+    @classmethod
+    def of(cls, row: RowMapping) -> "JobRow":
+        """From a row of `jobs`."""
+        plain = {k: v for k, v in row.items() if k not in USAGE_COLUMNS}
+        return cls(**{**plain, "sealed": bool(row["sealed"])}, usage=usage_of(row))
+
+    def columns(self) -> dict[str, Any]:
+        """As a row of `jobs`."""
+        names = (name for name in self.__slots__ if name != "usage")
+        return {**{name: getattr(self, name) for name in names}, **usage_columns(self.usage)}
+
+    @property
+    def finished(self) -> int:
+        """Destinations that have an outcome."""
+        return self.done + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationRow:
+    """A destination of a job, and how it stands."""
+
+    job_id: str
+    destination: Destination
+    state: DestinationState
+    partial: bool
+    #: The attempt that gave the state or is awaited; -1 before the first result.
+    attempt: int
+    #: What all its attempts cost together.
+    usage: Usage
+    listed: bool
+
+    @classmethod
+    def of(cls, row: RowMapping) -> "DestinationRow":
+        """From a row of `destinations`."""
+        destination = Destination(
+            id=row["destination_id"],
+            name=row["name"],
+            country=row["country"],
+            region=row["region"],
+            lat=row["lat"],
+            lon=row["lon"],
+            extra=msgspec.json.decode(row["extra"]),
+        )
+        return cls(
+            row["job_id"],
+            destination,
+            row["state"],
+            bool(row["partial"]),
+            row["attempt"],
+            usage_of(row),
+            bool(row["listed"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRow:
+    """A stored profile; `payload` is its JSON as it was stored."""
+
+    job_id: str
+    destination_id: str
+    name: str
+    country: str | None
+    status: Literal["ok", "partial"]
+    model: str
+    pipeline_version: str
+    quality: float | None
+    attempt: int
+    elapsed_ms: float
+    created_at: float
+    usage: Usage
+    payload: str
+
+    @classmethod
+    def of(cls, row: RowMapping) -> "ProfileRow":
+        """From a row of `profiles`."""
+        names = (name for name in cls.__slots__ if name != "usage")
+        return cls(**{name: row[name] for name in names}, usage=usage_of(row))
+
+    def profile(self) -> Profile:
+        """The profile itself."""
+        return msgspec.json.decode(self.payload, type=Profile)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRow:
+    """A profile's JSON as it was stored, and what its input row said of the place."""
+
+    payload: str
+    region: str | None
+    lat: float | None
+    lon: float | None
+
+    @classmethod
+    def of(cls, row: RowMapping) -> "ExportRow":
+        """From a row of `profiles` joined with its destination."""
+        return cls(row["payload"], row["region"], row["lat"], row["lon"])
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRow:
+    """Why a destination of a job has no profile."""
+
+    job_id: str
+    destination_id: str
+    name: str
+    country: str | None
+    stage: str
+    error_class: str
+    message: str
+    attempts: int
+    at: float
+
+    @classmethod
+    def of(cls, row: RowMapping) -> "FailureRow":
+        """From a row of `failures` joined with its destination."""
+        return cls(**{name: row[name] for name in cls.__slots__})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A result that the database now shows for its destination."""
+
+    result: Result
+    name: str
+    country: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An entry of a batch that cannot be stored. `index` is its place in the batch."""
+
+    index: int
+    entry: StreamEntry
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one committed batch did: the jobs it touched as they stand now, the outcomes it shows, what it refused."""
+
+    jobs: dict[str, JobRow]
+    #: One per destination, in the order of the batch, also when the same result came again.
+    outcomes: list[Outcome]
+    rejected: list[Rejected]
+    #: The counters over all jobs as they stand now; empty where nothing was added.
+    totals: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,356 @@
+"""The SQLite file: its engines with their pragmas, its write-ahead log, and what its errors mean.
+
+One connection writes (`BEGIN IMMEDIATE`: a read-then-write transaction under a plain BEGIN failed in 174 of
+240 tries with 4 writers, with IMMEDIATE in none); the others only read. sqlite3's own transaction handling is
+switched off, so that every BEGIN is ours.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, event, exc
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import await_only
+
+from tasks.errors import DatabaseBusyError, DatabaseError, ThemesError
+from workers.results.database.reducer import UnusableEntryError
+
+log = logging.getLogger("themes.database")
+
+#: Bytes of write-ahead log that stay on disk when it begins anew; by itself it stays as large as it ever was, and its
+#: size would say nothing about what is in it.
+WAL_KEEP_BYTES: Final = 1024 * 1024
+#: Bytes of write-ahead log from which it is copied into the file, beside the writer (`SQLiteFile.tidy`).
+WAL_TIDY_BYTES: Final = 16 * 1024 * 1024
+#: Pages of the log after which the writer itself copies them, during a commit: only where `tidy` cannot keep up, as
+#: while a reader holds an old view. By itself SQLite does it every 1,000 pages, and the writer waits for two fsyncs.
+WAL_STALL_PAGES: Final = 65_536
+#: Bytes of the file that readers see in place instead of copying them, page by page: its beginning, where the schema
+#: and the upper nodes of the trees are. Not more, because it counts as memory of the process; and not for the writer,
+#: where a disk's error must be an error code, not a signal.
+READER_MMAP_BYTES: Final = 32 * 1024 * 1024
+#: KiB of pages that the writer keeps: the inner nodes of the indexes of a large job (by itself SQLite keeps 2 MiB).
+WRITER_CACHE_KIB: Final = 65_536
+
+#: Seconds of one wait for the write lock. SQLite waits in a thread that nobody can interrupt: in slices, a
+#: consumer that is told to stop while another program holds the file can.
+LOCK_SLICE_SECONDS: Final = 0.25
+
+#: Primary result codes that pass by themselves or with a person's help, without any loss.
+_PASSING: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_SCHEMA,
+}
+_MENDS: Final = {
+    sqlite3.SQLITE_BUSY: "another program holds it; close what has it open for writing",
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_IOERR: "check its disk",
+    sqlite3.SQLITE_NOTADB: "move this file away or set database.url to another; a new one is then created",
+    sqlite3.SQLITE_CORRUPT: "move this file away (`sqlite3 FILE .recover` may save rows); a new one is then created",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable for this user, or set database.url elsewhere",
+    sqlite3.SQLITE_CANTOPEN: "make its folder writable for this user, or set database.url elsewhere",
+    sqlite3.SQLITE_ERROR: "move this file away; it was not made by this version",
+}
+
+#: Raised for one row's content, never for the state of the database.
+#: `UnicodeError`: a lone surrogate; `OverflowError`: an integer beyond 2^63-1; neither is a database error to sqlite3.
+BAD_ROW: Final = (
+    UnicodeError,
+    OverflowError,
+    exc.DataError,
+    exc.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+)
+
+
+def path_of(parsed: URL) -> Path:
+    """The file of an SQLite URL.
+
+    Raises:
+        DatabaseError: a database in memory, which two connections cannot share.
+    """
+    if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
+        raise DatabaseError("database.url: a file is needed; write sqlite+aiosqlite:////absolute/path.db")
+    return Path(parsed.database).absolute()
+
+
+def writer_engine(path: Path, *, timeout_seconds: float, is_acknowledged: bool = True) -> AsyncEngine:
+    """The engine of the one writing connection; see `SQLiteFile` for `is_acknowledged`."""
+    pragmas: dict[str, str | int] = {
+        # Readers never wait for the writer, nor it for them. Kept in the file.
+        "journal_mode": "WAL",
+        # One fsync a commit: whoever acks after the commit must find it after a power cut (NORMAL may roll it back).
+        "synchronous": "FULL" if is_acknowledged else "NORMAL",
+        # Rows hang on their destination, whoever writes them.
+        "foreign_keys": "ON",
+        "journal_size_limit": WAL_KEEP_BYTES,
+        "wal_autocheckpoint": WAL_STALL_PAGES,
+        "cache_size": -WRITER_CACHE_KIB,
+    }
+    return _engine(
+        path,
+        pragmas,
+        begin="BEGIN IMMEDIATE",
+        size=1,
+        timeout_seconds=timeout_seconds,
+        busy_seconds=min(timeout_seconds, LOCK_SLICE_SECONDS),
+    )
+
+
+def reader_engine(path: Path, *, size: int, timeout_seconds: float) -> AsyncEngine:
+    """The engine of the reading connections."""
+    # A reader that tries to write is a mistake, found at once.
+    pragmas: dict[str, str | int] = {"query_only": "ON", "mmap_size": READER_MMAP_BYTES}
+    return _engine(
+        path,
+        pragmas,
+        begin="BEGIN",
+        size=size,
+        timeout_seconds=timeout_seconds,
+        busy_seconds=timeout_seconds,
+    )
+
+
+def _engine(
+    path: Path,
+    pragmas: Mapping[str, str | int],
+    *,
+    begin: str,
+    size: int,
+    timeout_seconds: float,
+    busy_seconds: float,
+) -> AsyncEngine:
+    first: dict[str, str | int] = {
+        # How long to wait for another process's lock; first, because the next ones may need the lock.
+        "busy_timeout": int(busy_seconds * 1000),
+        # Sorting a large job's rows must not need room in /tmp.
+        "temp_store": "MEMORY",
+    }
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{path}",
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=timeout_seconds,
+        # Every use is a transaction that ends itself: no ROLLBACK is needed after it.
+        pool_reset_on_return=None,
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for name, value in {**first, **pragmas}.items():
+            cursor.execute(f"PRAGMA {name}={value}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # One visit to the driver's thread instead of a cursor's three.
+        driver: Any = connection.connection.driver_connection
+        await_only(driver.execute(begin))
+
+    return engine
+
+
+def prepare_folder(path: Path) -> None:
+    """Make the database's folder.
+
+    Raises:
+        DatabaseError: the folder cannot be made, or a folder stands where the file should be.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as bad:
+        raise DatabaseError(
+            f"{path.parent}: cannot be made ({bad.strerror}); set THEMES_STATE_DIR or database.url elsewhere"
+        ) from bad
+    if path.is_dir():
+        raise DatabaseError(
+            f"{path}: is a folder; remove it, or set database.url to a file: sqlite+aiosqlite:///{path / 'themes.db'}"
+        )
+
+
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the file; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Say before SQLite does (and in better words) that the file or its folder cannot be written.
+
+    Raises:
+        DatabaseError: with the place and the mend.
+    """
+    place = path if path.exists() and not os.access(path, os.W_OK) else path.parent
+    if not os.access(place, os.W_OK):
+        raise DatabaseError(f"{place}: cannot be written; {_MENDS[sqlite3.SQLITE_READONLY]}")
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn errors of SQLAlchemy and sqlite3 into what a caller can do about them.
+
+    Raises:
+        UnusableEntryError: one row's content cannot be stored.
+        DatabaseBusyError: the same batch may be written later.
+        DatabaseError: it never will, until a person mends the file.
+    """
+    try:
+        yield
+    except BAD_ROW as bad:
+        raise UnusableEntryError(f"{type(bad).__name__}: {bad}") from bad
+    except exc.TimeoutError as bad:
+        raise DatabaseBusyError(f"{path}: every connection is in use") from bad
+    except (SQLAlchemyError, sqlite3.Error) as bad:
+        raise explain(path, bad) from bad
+
+
+def _code(error: Exception) -> int:
+    """SQLite's primary result code of an error."""
+    original: Any = error.orig if isinstance(error, DBAPIError) else error
+    return int(getattr(original, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def explain(path: Path, error: Exception) -> ThemesError:
+    """The error of ours that says what this one means."""
+    original: Any = error.orig if isinstance(error, DBAPIError) else error
+    code = _code(error)
+    mend = _MENDS.get(sqlite3.SQLITE_BUSY if code == sqlite3.SQLITE_LOCKED else code, "try again")
+    message = f"{path}: {original}; {mend}"
+    return DatabaseBusyError(message) if code in _PASSING else DatabaseError(message)
+
+
+class SQLiteFile:
+    """A results database in one file on this machine: one process writes, any number read.
+
+    Args:
+        url: SQLAlchemy's URL of the file.
+        pool_size: connections in all; one of them writes, at least one reads.
+        timeout_seconds: how long to wait for a lock or a free connection.
+        is_acknowledged: after a commit somebody else forgets what was written. False where whoever writes can make it
+            again: a commit then survives a kill, but maybe no power cut, and waits for no disk.
+    """
+
+    def __init__(self, url: URL, *, pool_size: int, timeout_seconds: float, is_acknowledged: bool = True) -> None:
+        self.path = path_of(url)
+        self.writer = writer_engine(self.path, timeout_seconds=timeout_seconds, is_acknowledged=is_acknowledged)
+        self.readers = reader_engine(self.path, size=max(1, pool_size - 1), timeout_seconds=timeout_seconds)
+        self._identity: tuple[int, int] | None = None
+        self._tidying: asyncio.Task[None] | None = None
+        self._tidy_from_bytes = WAL_TIDY_BYTES
+
+    def __repr__(self) -> str:
+        return f"<SQLiteFile {self.path.name} wal={self.log_bytes()}>"
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return str(self.path)
+
+    def exists(self) -> bool:
+        """Whether there is a file."""
+        return self.path.is_file()
+
+    def prepare(self) -> None:
+        """Make room for the file.
+
+        Raises:
+            DatabaseError: it cannot be written, with the place and the mend.
+        """
+        prepare_folder(self.path)
+        refuse_unwritable(self.path)
+
+    def remember(self) -> None:
+        """This is the file that is meant from here on."""
+        self._identity = identity_of(self.path)
+
+    def refuse_another(self) -> None:
+        """What is written into a deleted file is written into nothing, without an error.
+
+        Raises:
+            DatabaseError: the file was deleted or replaced since `remember`.
+        """
+        if self._identity is None:
+            raise DatabaseError(f"{self.path}: was not opened for writing")
+        if identity_of(self.path) != self._identity:
+            raise DatabaseError(
+                f"{self.path}: was deleted or replaced while it was open; start the consumer again, "
+                "it makes a new one and writes what was not acknowledged"
+            )
+
+    def translated(self) -> contextlib.AbstractContextManager[None]:
+        """See `translated`."""
+        return translated(self.path)
+
+    def is_locked(self, error: Exception) -> bool:
+        """Whether somebody else holds the file."""
+        return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log."""
+        try:
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        except OSError:
+            return 0  # none was made yet, or the last one to close has taken it along
+
+    async def tidy(self) -> float:
+        """Between two transactions: see to the write-ahead log, hardly ever making the writer wait; returns seconds.
+
+        The bulk is copied into the file by a connection of its own while the writer goes on. What was written in the
+        meantime is little: that is copied here, so that nothing is left and the next commit begins the log anew.
+        (A checkpoint beside a writer that never rests would never find it empty.)
+        """
+        if self._tidying is None:
+            if self.log_bytes() >= self._tidy_from_bytes:
+                self._tidying = asyncio.create_task(asyncio.to_thread(_checkpoint, self.path), name="WAL checkpoint")
+            return 0.0
+        if not self._tidying.done():
+            return 0.0
+        began = time.perf_counter()
+        await self._tidying
+        self._tidying = None
+        await asyncio.to_thread(_checkpoint, self.path)
+        # A log that a reader still needs stays as large as it is: try again when it has grown as much again.
+        size = self.log_bytes()
+        self._tidy_from_bytes = WAL_TIDY_BYTES if size < 2 * WAL_TIDY_BYTES else size + WAL_TIDY_BYTES
+        return time.perf_counter() - began
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._tidying is not None:
+            await self._tidying
+            self._tidying = None
+        await self.readers.dispose()
+        await self.writer.dispose()
+
+
+def _checkpoint(path: Path) -> None:
+    """Copy what can be copied of the write-ahead log into the file, waiting for nobody."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.Error as bad:
+        # The log stays; the writer meets a real fault by itself, and then it is told.
+        log.debug("action=checkpoint_missed %s: %s", path, bad)

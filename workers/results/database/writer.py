@@ -1,0 +1,321 @@
+"""The statements of one batch: what its entries need to know, and the rows that they mean.
+
+Every statement runs over many rows at once, as tuples. Nothing here decides anything: see `batch`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from typing import Any, Final, cast
+
+from sqlalchemy import (
+    ColumnElement,
+    Dialect,
+    Executable,
+    Table,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import Insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tasks.messages import JobInputs, JobOpened, JobReopened, Profile, Result, Spent, StreamEntry, Usage
+from tasks.texts import clean_line
+from workers.results.database import tables
+from workers.results.database.reducer import Changes, Fold, Kept, Key, Standing
+from workers.results.database.rows import JobRow
+from workers.results.database.statements import Statement, StatementStatistics, insert
+from workers.results.database.totals import Totals
+from workers.results.database.values import (  # fmt: skip
+    Values,
+    add_themes,
+    as_json,
+    clean_result,
+    dead_row,
+    failure_row,
+    job_row,
+    listed_row,
+    missing_rows,
+    profile_row,
+    run_row,
+    stage_rows,
+    standing_row,
+)
+from workers.results.stream import DeadEntry
+
+#: Ids in one IN list: well below SQLite's bound of 32,766 parameters.
+IDS_PER_QUERY: Final = 1_000
+#: Columns that an upsert leaves as the first writer set them.
+_KEPT: Final = {"created_at", "profile_no"}
+
+
+class Writer:
+    """Writes batches of one dialect. Holds its statements, compiled once, and their times."""
+
+    def __init__(self, dialect: Dialect, times: StatementStatistics) -> None:
+        self.times = times
+        listed = ("name", "country", "region", "lat", "lon", "extra", "listed")
+        t = tables.destinations
+
+        def statement(name: str, clause: Insert, table: Table, leave: Iterable[str] = ()) -> Statement:
+            left = set(leave)
+            return Statement(dialect, name, clause, [c.name for c in table.columns if c.name not in left])
+
+        def upsert(table: Table, key: Sequence[str], but: Iterable[str] = (), leave: Iterable[str] = ()) -> Statement:
+            """INSERT … ON CONFLICT DO UPDATE every column but the key, `created_at` and those in `but`."""
+            clause = insert(dialect, table)
+            kept = {*key, *_KEPT, *but, *leave}
+            changed = {c.name: clause.excluded[c.name] for c in table.columns if c.name not in kept}
+            return statement(
+                f"upsert {table.name}", clause.on_conflict_do_update(index_elements=key, set_=changed), table, leave
+            )
+
+        def fill(
+            name: str, table: Table, names: Sequence[str], where: ColumnElement[bool], given: set[str]
+        ) -> Statement:
+            """INSERT … ON CONFLICT: fill in `names`, but only in a row that stood in for the real one."""
+            clause = insert(dialect, table)
+            changed = {n: clause.excluded[n] for n in names}
+            clause = clause.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed, where=where)
+            return Statement(dialect, name, clause, [c.name for c in table.columns if c.name in given])
+
+        def new(table: Table) -> Statement:
+            return statement(f"insert {table.name}", insert(dialect, table), table)
+
+        def gone(table: Table) -> Statement:
+            clause = delete(table).where(
+                table.c.job_id == bindparam("of_job"), table.c.destination_id == bindparam("of_destination")
+            )
+            return Statement(dialect, f"delete {table.name}", clause)
+
+        job_seen = insert(dialect, tables.jobs).on_conflict_do_nothing()
+        opened = {"job_id", "name", "created_at", "options"}
+        self._job_opened = fill(
+            "open jobs", tables.jobs, ("name", "created_at", "options"), tables.jobs.c.options.is_(None), opened
+        )
+        self._job_seen = Statement(dialect, "see jobs", job_seen, ["job_id", "name", "created_at"])
+        self._listed = fill(
+            "list destinations", t, listed, t.c.listed == literal_column("0"),
+            {"job_id", "destination_id", *listed, "created_at", "updated_at"},
+        )  # fmt: skip
+        self._standing = upsert(
+            t, ("job_id", "destination_id"), ("name", "country", "extra", "listed"), ("region", "lat", "lon")
+        )
+        self._run = statement(
+            "insert attempts", insert(dialect, tables.attempts).on_conflict_do_nothing(), tables.attempts
+        )
+        self._totals = Totals(dialect)
+        self._profile = upsert(tables.profiles, ("job_id", "destination_id"))
+        self._failure = upsert(tables.failures, ("job_id", "destination_id"))
+        self._children = {
+            table.name: new(table)
+            for table in (
+                tables.themes, tables.theme_months, tables.theme_travelers, tables.theme_subthemes, tables.stages,
+                tables.missing,
+            )
+        }  # fmt: skip
+        self._no_profile, self._no_themes = gone(tables.profiles), gone(tables.themes)
+        self._no_failure = gone(tables.failures)
+        self._no_stages, self._no_missing = (
+            Statement(dialect, f"delete {x.name}", delete(x).where(x.c.profile_no == bindparam("of_profile")))
+            for x in (tables.stages, tables.missing)
+        )
+        self._dead = statement(
+            "insert dead_letters", insert(dialect, tables.dead_letters).on_conflict_do_nothing(), tables.dead_letters
+        )
+        self._part = upsert(tables.job_profiles, ("job_id", "process"))
+        self._job = (
+            update(tables.jobs)
+            .where(tables.jobs.c.job_id == bindparam("of_job"))
+            .values({name: bindparam(name) for name in tables.jobs.c.keys() if name != "job_id"})  # noqa: SIM118 - a column collection
+        )
+
+    def __repr__(self) -> str:
+        return f"<Writer {self.times!r}>"
+
+    async def write(
+        self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
+    ) -> tuple[Changes, int]:
+        """Write one batch inside the caller's transaction: its changes, and how many rows they were."""
+        rows = await self._write_inputs(connection, entries, now)
+        changes = (await self._load(connection, entries, now)).changes(entries)
+        return changes, rows + await self._write_changes(connection, changes, now)
+
+    async def bury(self, connection: AsyncConnection, dead: Sequence[DeadEntry], now: float) -> int:
+        """Write entries that cannot be stored, each with its reason; one that is there already stays."""
+        return await self._dead.run(connection, [dead_row(entry, now) for entry in dead], self.times)
+
+    async def keep_profile(self, connection: AsyncConnection, job_id: str, parts: Mapping[str, str]) -> int:
+        """Write the parts of a job's profile, by process, over those that are there."""
+        rows = [(job_id, process, payload) for process, payload in parts.items()]
+        return await self._part.run(connection, rows, self.times)
+
+    async def _write_inputs(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> int:
+        """Rows for announced jobs and destinations, and for jobs whose first entries are not there."""
+        opened = [
+            (e.job_id, clean_line(e.name), e.created_at, as_json(e.options))
+            for e in entries
+            if isinstance(e, JobOpened)
+        ]
+        seen = dict.fromkeys(e.job_id for e in entries)
+        listed = [
+            listed_row(e.job_id, destination, now)
+            for e in entries
+            if isinstance(e, JobInputs)
+            for destination in e.destinations
+        ]
+        count = await self._job_opened.run(connection, opened, self.times)
+        await self._job_seen.run(connection, [(j, j, now) for j in seen], self.times)
+        return count + await self._listed.run(connection, listed, self.times)
+
+    async def _load(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> Fold:
+        """What the database holds about everything these entries name."""
+        job_ids = list(dict.fromkeys(e.job_id for e in entries))
+        keys = list(dict.fromkeys(_keys(entries)))
+        fold = Fold({}, {}, set(), now)
+        for some in _pieces(job_ids):
+            found = await connection.execute(select(tables.jobs).where(tables.jobs.c.job_id.in_(some)))
+            fold.jobs |= {row["job_id"]: JobRow.of(row) for row in found.mappings()}
+        for job_id, of_job in groupby(sorted(keys), key=lambda key: key[0]):
+            for ids in _pieces([destination_id for _, destination_id in of_job]):
+                known = await self._rows(connection, "select destinations", _STANDING, job_id, ids)
+                standing = {(job_id, r[0]): Standing(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
+                fold.destinations |= standing
+                if again := [r[0] for r in known if r[5] >= 0 and (r[3] == "queued" or r[4])]:
+                    kept = await self._rows(connection, "select kept profiles", _KEPT_PROFILES, job_id, again)
+                    for row in kept:
+                        if row[1] < standing[job_id, row[0]].attempt:
+                            standing[job_id, row[0]].kept = Kept(row[2] == "ok", -row[3], row[4])
+                # Most destinations of a batch are new: they have no runs, and have cost nothing.
+                if tried := [r[0] for r in known if r[6]]:
+                    runs = await self._rows(connection, "select attempts", _RUNS, job_id, tried)
+                    fold.runs |= {(job_id, r[0], r[1], r[2], r[3]) for r in runs}
+                    spent = await self._rows(connection, "select usage", _USAGE, job_id, tried)
+                    for row in spent:
+                        standing[job_id, row[0]].usage = Usage(*row[1:])
+        return fold
+
+    async def _rows(
+        self, connection: AsyncConnection, name: str, query: Executable, job_id: str, ids: Sequence[str]
+    ) -> Sequence[Any]:
+        with self.times.timed(name) as timed:
+            found = (await connection.execute(query, {"of_job": job_id, "ids": ids})).all()
+            timed.rows = len(found)
+        return found
+
+    async def _write_changes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
+        stands = [standing_row(key, s, now) for key, s in changes.destinations.items()]
+        count = await self._standing.run(connection, stands, self.times)
+        count += await self._run.run(connection, [run_row(r) for r in changes.runs.values()], self.times)
+        if changes.runs:
+            changes.totals = await self._totals.add(connection, changes.runs.values(), self.times)
+        count += await self._write_outcomes(connection, changes, now)
+        jobs = [job_row(job) for job in changes.jobs.values()]
+        if jobs:
+            with self.times.timed("update jobs", len(jobs)):
+                await connection.execute(self._job, jobs)
+        return count + len(jobs)
+
+    async def _write_outcomes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
+        """Each destination's profile with its rows, or its failure; what it had before goes."""
+        numbers = await self._clear(connection, changes)
+        profiles: list[tuple[Result, Profile, str]] = []
+        for key, shown in changes.shown.items():
+            if shown.profile is not None:
+                changes.shown[key], payload = clean_result(shown)
+                profiles.append((changes.shown[key], cast("Profile", changes.shown[key].profile), payload))
+        next_profile, next_theme = await self._next_numbers(connection) if profiles else (1, 1)
+        rows: dict[str, list[Values]] = {name: [] for name in self._children}
+        of_profiles: list[Values] = []
+        for result, profile, payload in profiles:
+            profile_no = numbers.get((result.job_id, result.destination_id))
+            if profile_no is None:
+                profile_no, next_profile = next_profile, next_profile + 1
+            of_profiles.append(profile_row(profile_no, result, profile, payload, now))
+            add_themes(rows, result, profile.themes, next_theme)
+            next_theme += len(profile.themes)
+            rows["stages"] += stage_rows(profile_no, profile)
+            rows["missing"] += missing_rows(profile_no, profile)
+        count = await self._profile.run(connection, of_profiles, self.times)
+        for name, statement in self._children.items():
+            count += await statement.run(connection, rows[name], self.times)
+        failures = [failure_row(r) for r in changes.shown.values() if r.failure is not None]
+        return count + await self._failure.run(connection, failures, self.times)
+
+    async def _clear(self, connection: AsyncConnection, changes: Changes) -> dict[Key, int]:
+        """Take away what destinations had that have an outcome again; returns the numbers of their profiles."""
+        again = [key for key in changes.shown if key in changes.replaced]
+        if not again:
+            return {}
+        numbers: dict[Key, int] = {}
+        for job_id, of_job in groupby(sorted(again), key=lambda key: key[0]):
+            for ids in _pieces([destination_id for _, destination_id in of_job]):
+                found = await self._rows(connection, "select profiles", _NUMBERS, job_id, ids)
+                numbers |= {(job_id, row[0]): row[1] for row in found}
+        succeeded = [key for key in again if changes.shown[key].profile is not None]
+        failed = [key for key in again if changes.shown[key].profile is None]
+        await self._no_failure.run(connection, succeeded, self.times)
+        await self._no_themes.run(connection, succeeded, self.times)
+        had = [(numbers[key],) for key in succeeded if key in numbers]
+        await self._no_stages.run(connection, had, self.times)
+        await self._no_missing.run(connection, had, self.times)
+        await self._no_profile.run(connection, failed, self.times)
+        return numbers
+
+    async def _next_numbers(self, connection: AsyncConnection) -> tuple[int, int]:
+        """The next free numbers of profiles and themes: nobody else can take them, this transaction holds the lock."""
+        with self.times.timed("select numbers", 1):
+            found = (await connection.execute(_NEXT)).one()
+        return int(found[0]), int(found[1])
+
+
+_D: Final = tables.destinations
+_STANDING: Final = select(
+    _D.c.destination_id, _D.c.name, _D.c.country, _D.c.state, _D.c.partial, _D.c.attempt,
+    # Whether there can be runs of it.
+    or_(_D.c.attempt >= 0, _D.c.cost_usd.is_(None), *(_D.c[name] != 0 for name in tables.USAGE_COLUMNS)),
+).where(_D.c.job_id == bindparam("of_job"), _D.c.destination_id.in_(bindparam("ids", expanding=True)))  # fmt: skip
+_USAGE: Final = select(_D.c.destination_id, *(_D.c[name] for name in tables.USAGE_COLUMNS)).where(
+    _D.c.job_id == bindparam("of_job"), _D.c.destination_id.in_(bindparam("ids", expanding=True))
+)
+_A: Final = tables.attempts
+_RUNS: Final = select(_A.c.destination_id, _A.c.attempt, _A.c.worker, _A.c.at).where(
+    _A.c.job_id == bindparam("of_job"), _A.c.destination_id.in_(bindparam("ids", expanding=True))
+)
+_P: Final = tables.profiles
+_NUMBERS: Final = select(_P.c.destination_id, _P.c.profile_no).where(
+    _P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True))
+)
+_M, _T = tables.missing, tables.themes
+#: Profiles of destinations that are asked again: their attempt, and how good they are.
+_KEPT_PROFILES: Final = select(
+    _P.c.destination_id,
+    _P.c.attempt,
+    _P.c.status,
+    select(func.count(_M.c.stage.distinct())).where(_M.c.profile_no == _P.c.profile_no).scalar_subquery(),
+    select(func.count())
+    .where(_T.c.job_id == _P.c.job_id, _T.c.destination_id == _P.c.destination_id)
+    .scalar_subquery(),
+).where(_P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True)))
+_NEXT: Final = select(
+    select(func.coalesce(func.max(_P.c.profile_no), 0) + 1).scalar_subquery(),
+    select(func.coalesce(func.max(tables.themes.c.theme_no), 0) + 1).scalar_subquery(),
+)
+
+
+def _keys(entries: Iterable[StreamEntry]) -> Iterator[Key]:
+    for entry in entries:
+        if isinstance(entry, Result | Spent):
+            yield entry.job_id, entry.destination_id
+        elif isinstance(entry, JobReopened):
+            yield from ((entry.job_id, destination_id) for destination_id in entry.destination_ids)
+
+
+def _pieces(ids: Sequence[str]) -> Iterator[list[str]]:
+    rest = iter(ids)
+    while piece := list(islice(rest, IDS_PER_QUERY)):
+        yield piece

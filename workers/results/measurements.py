@@ -1,0 +1,103 @@
+"""What the consumer measures of each job: how long results waited for it, and how long the database took."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from redis import RedisError
+from redis.asyncio import Redis
+
+from tasks import keys
+from workers.observe.measurement_store import PartReporter
+from workers.observe.profiler import PerformanceProfiler
+from workers.observe.records import Records
+from workers.observe.reporter import MetricsReporter
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.rows import Applied
+from workers.results.profiles import ProfileKeeper
+from workers.results.stream import Decoded
+
+
+class ConsumerProfile:
+    """Books a consumer's batches on their jobs."""
+
+    def __init__(self, profiler: PerformanceProfiler, store: AsyncDatabaseManager, *, seconds: float) -> None:
+        self._profiler = profiler
+        self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
+        self._store = store
+        self._rows = store.stats().rows
+
+    def __repr__(self) -> str:
+        return f"<ConsumerProfile {self._profiler!r}>"
+
+    def tasks(self, redis: Redis) -> list[asyncio.Task[None]]:
+        """What measures and tells beside the work, until cancelled."""
+        if not self._profiler.enabled:
+            return []
+        return [
+            asyncio.create_task(self._sample(redis), name="samples"),
+            asyncio.create_task(self._profiler.watch_loop(), name="loop lag"),
+            asyncio.create_task(PartReporter(redis, self._profiler, seconds=self._seconds).run(), name="profiles"),
+            asyncio.create_task(MetricsReporter(redis, self._profiler, self.counters).run(), name="metrics"),
+            asyncio.create_task(ProfileKeeper(redis, self._store).run(), name="profiles kept"),
+        ]
+
+    async def _sample(self, redis: Redis) -> None:
+        while True:
+            self._profiler.sample()
+            began = time.perf_counter()
+            with contextlib.suppress(RedisError, OSError):  # Redis away is said by who needs it
+                await redis.ping()
+                self._profiler.whole("redis", time.perf_counter() - began)
+            await asyncio.sleep(self._seconds)
+
+    @contextmanager
+    def batch(self, decoded: Decoded) -> Iterator[dict[str, Records]]:
+        """Within the body a batch is settled: for all jobs that have entries in it."""
+        jobs: dict[str, Records] = {}
+        if not self._profiler.enabled:
+            yield jobs
+            return
+        now = time.time()
+        with ExitStack() as stack:
+            for entry_id, entry in zip(decoded.ids, decoded.entries, strict=True):
+                records = jobs.get(entry.job_id)
+                if records is None:
+                    records = stack.enter_context(self._profiler.job(entry.job_id))
+                    assert records  # noqa: S101  # the profiler is on
+                    jobs[entry.job_id] = records
+                records.root.child("result.wait").add(max(0.0, now - _seconds_of(entry_id)))
+            yield jobs
+
+    def written(self, jobs: dict[str, Records], decoded: Decoded, applied: Applied, *, seconds: float) -> None:
+        """A batch is durable: it took so long for every job in it; its rows are shared out by their entries."""
+        rows, self._rows = self._store.stats().rows - self._rows, self._store.stats().rows
+        if not jobs:
+            return
+        entries = Counter(entry.job_id for entry in decoded.entries)
+        for job_id, records in jobs.items():
+            records.root.child("db.commit").add(seconds)
+            records.add("batches", 1)
+            records.add("entries", entries[job_id])
+            records.add("rows", rows * entries[job_id] / entries.total())
+        for outcome in applied.outcomes:
+            if records := jobs.get(outcome.result.job_id):  # type: ignore[assignment]
+                records.add("results", 1)
+
+    def counters(self) -> dict[str, float]:
+        """Cumulative counts for Prometheus."""
+        stats = self._store.stats()
+        return {
+            "consumer_batches_total": stats.batches,
+            "consumer_entries_total": stats.entries,
+            "consumer_rows_total": stats.rows,
+            "consumer_rejected_total": stats.rejected,
+        }
+
+
+def _seconds_of(entry_id: bytes) -> float:
+    """When an entry came onto the stream, in seconds since 1970."""
+    return int(entry_id.partition(b"-")[0]) / 1000

@@ -1,0 +1,1 @@
+"""What users and pages ask of the results database."""

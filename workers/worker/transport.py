@@ -1,0 +1,211 @@
+"""kombu's Redis transport, made proof against what is no message of ours, and quick to come back.
+
+kombu trusts what it pops: one entry in the queue that is no JSON, or JSON of another shape, ends a stock worker process
+("Unrecoverable error"). Here every entry is looked at before kombu sees it; what is not a call of our one task goes to
+`themes:queue:dead` with the reason, and the worker goes on. Celery loads this by name (`broker_transport`, set in
+worker processes alone), so users write redis:// and rediss:// as ever.
+"""
+
+import base64
+import json
+import logging
+import time
+from typing import Any, Final
+
+import redis
+from kombu.connection import Connection as KombuConnection
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.transport.virtual import Empty
+
+from tasks import keys
+from tasks.queue.app import PROCESS_CHUNK
+
+log = logging.getLogger("themes.queue")
+
+#: Bytes of a message, at most. Ours have about 1,000: ids, a label, Celery's headers.
+MAX_BYTES: Final = 65_536
+#: Characters of an id in a message's arguments, at most.
+MAX_ID: Final = 200
+#: Bytes of a dead entry that are kept to be looked at.
+KEPT_BYTES: Final = 2_000
+#: Seconds between two lines about dead entries: there may be thousands.
+SAY_SECONDS: Final = 10.0
+#: Seconds between two tries to reach Redis.
+RECONNECT_SECONDS: Final = 1.0
+
+
+class DeadMessageError(ValueError):
+    """This entry of the queue is no call of our task."""
+
+
+def accepted(item: bytes, task: str) -> dict[str, Any]:
+    """An entry of the queue as kombu takes it.
+
+    Raises:
+        DeadMessageError: it is none of ours, with the reason.
+    """
+    if len(item) > MAX_BYTES:
+        raise DeadMessageError(f"{len(item)} bytes, at most {MAX_BYTES} are allowed")
+    try:
+        message = json.loads(item.decode())
+    except (ValueError, RecursionError) as exc:
+        raise DeadMessageError(f"no JSON: {exc}") from exc
+    headers, properties = _part(message, "headers"), _part(message, "properties")
+    info = _part(properties, "delivery_info")
+    texts = (
+        (message, "content-type", "application/json"),
+        (message, "content-encoding", "utf-8"),
+        (properties, "body_encoding", "base64"),
+        (headers, "task", task),
+        (headers, "id", None),
+        (properties, "delivery_tag", None),
+        (info, "exchange", None),
+        (info, "routing_key", None),
+    )
+    for part, name, wanted in texts:
+        value = part.get(name)
+        if not isinstance(value, str) or (wanted is not None and value.lower() != wanted):
+            raise DeadMessageError(f"{name} is {value!r:.100}" + (f", not {wanted}" if wanted else ""))
+    if properties.get("priority") is not None and not isinstance(properties["priority"], int):
+        raise DeadMessageError("its priority is no number")
+    _check_body(message.get("body"))
+    return message  # type: ignore[no-any-return]  # an object, as `_part` has found
+
+
+def _part(whole: Any, name: str) -> dict[str, Any]:
+    part = whole.get(name) if isinstance(whole, dict) else None
+    if not isinstance(part, dict):
+        raise DeadMessageError(f"no {name}")
+    return part
+
+
+def _check_body(body: Any) -> None:
+    """See that a body holds two ids, and options."""
+    try:
+        args, kwargs, embedded = json.loads(base64.b64decode(body, validate=True))
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise DeadMessageError(f"its body cannot be read: {exc}") from exc
+    if kwargs or not isinstance(embedded, dict | None) or not isinstance(args, list):
+        raise DeadMessageError("its body has other arguments than a job's and a chunk's id")
+    if [type(one) for one in args] != [str, str] or not all(0 < len(one) <= MAX_ID for one in args):
+        raise DeadMessageError("its arguments are not a job's and a chunk's id")
+    if not all(one.isascii() and one.isprintable() for one in args):
+        raise DeadMessageError("its ids have characters that no id has")
+
+
+class QoS(kombu_redis.QoS):
+    """Keeps account of messages in hand also while Redis refuses to write, because its memory is full.
+
+    kombu raises that inside of the worker's event loop, and the process ends with answers in hand. Its record of
+    messages in hand is of no weight here: what is left to do stands in the ledger.
+    """
+
+    def append(self, message: Any, delivery_tag: Any) -> None:
+        """As kombu's; unrecorded where Redis takes no record."""
+        try:
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+        except redis.ResponseError as exc:
+            log.warning("action=broker_refuses a message in hand is not recorded by Celery: %s", exc)
+            virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+
+    def ack(self, delivery_tag: Any) -> None:
+        """As kombu's; where Redis refuses, the sweeper removes the record."""
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+        except redis.ResponseError as exc:
+            log.warning("action=broker_refuses an acknowledgement is not recorded by Celery: %s", exc)
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """As kombu's, another time where Redis refuses."""
+        try:
+            super().restore_visible(*args, **options)  # type: ignore[no-untyped-call]  # kombu
+        except redis.ResponseError as exc:
+            log.warning("action=broker_refuses messages of lost workers are looked for later: %s", exc)
+
+
+class Channel(kombu_redis.Channel):
+    """A channel that looks at what it takes out of the queue."""
+
+    QoS = QoS
+    dead = 0
+    _said_at = float("-inf")
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """As kombu's, but for what is no message: that is buried, and nothing was there."""
+        try:
+            try:
+                reply = self.client.parse_response(self.client.connection, "BRPOP", **options)
+            except self.connection_errors:
+                self.client.connection.disconnect()
+                raise
+            if not reply:
+                raise Empty
+            place, item = reply
+            queue = place.decode().rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            message = self._accepted(item)
+            if message is None:
+                raise Empty
+            self.connection._deliver(message, queue)  # noqa: SLF001  # as kombu's own
+        finally:
+            self._in_poll = None  # type: ignore[assignment]  # kombu's own value for it
+            self._flush_brpop_reauth()  # type: ignore[no-untyped-call]  # kombu
+        return True
+
+    def _get(self, queue: Any, timeout: Any = None) -> dict[str, Any]:
+        """The most urgent message of a queue."""
+        del timeout
+        with self.conn_or_acquire() as client:
+            for priority in self.priority_steps:
+                while item := client.rpop(self._q_for_pri(queue, priority)):  # type: ignore[no-untyped-call]  # kombu
+                    message = self._accepted(item)
+                    if message is not None:
+                        return message
+        raise Empty
+
+    def _connparams(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002  # kombu's signature
+        """As kombu's. A connection that was closed meanwhile is one that is lost, not the end of the worker."""
+        if self.connection.client is None:
+            raise redis.ConnectionError("the connection to the broker was closed")
+        return super()._connparams(asynchronous)  # type: ignore[no-untyped-call]  # kombu
+
+    def _accepted(self, item: bytes) -> dict[str, Any] | None:
+        """The message, or None when that was buried."""
+        try:
+            return accepted(item, PROCESS_CHUNK)
+        except DeadMessageError as exc:
+            self._bury(item, str(exc))
+            return None
+
+    def _bury(self, item: bytes, reason: str) -> None:
+        cls = type(self)
+        cls.dead += 1
+        now = time.monotonic()
+        if now - cls._said_at > SAY_SECONDS:
+            cls._said_at = now
+            log.error("action=message_dead dead=%d what is in the queue is no call of ours: %s", cls.dead, reason)
+        entry = json.dumps({"at": time.time(), "reason": reason, "entry": repr(item[:KEPT_BYTES])})
+        with self.conn_or_acquire() as client:
+            # kombu's client puts our prefix before the key of the one command and not of the other.
+            client.lpush(keys.QUEUE_DEAD.removeprefix(keys.PREFIX), entry)
+            client.ltrim(keys.QUEUE_DEAD, 0, keys.DEAD_ENTRIES - 1)
+
+
+class Transport(kombu_redis.Transport):
+    """kombu's Redis transport with our channels."""
+
+    Channel = Channel
+
+
+class Connection(KombuConnection):
+    """A connection that is tried again every second.
+
+    kombu waits 2 seconds longer each time: after half a minute without Redis a worker would stay away for another 12.
+    """
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        """As kombu's, with short waits."""
+        steady = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
+        return super().ensure_connection(*args, **steady | options)  # type: ignore[no-untyped-call]  # kombu
