@@ -119,18 +119,3 @@ async def test_more_kinds_than_can_be_held_are_counted_together(
     found = await failure_reasons(store, "j")
     assert [one.destinations for one in found] == [3, 1, 1]
     assert found[0].message == reasons.OTHERS
-
-
-async def test_a_database_of_the_version_before_gets_the_view(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
-    town = places(1)[0]
-    async with AsyncDatabaseManager(url, pool_size=2) as manager:
-        await manager.apply([*announced(town), _partial(town, ("x", "E: no"))])
-        async with manager.writing() as connection:
-            await connection.exec_driver_sql("DROP VIEW gaps")
-            await connection.exec_driver_sql("CREATE VIEW gaps AS SELECT 1 AS old")
-            await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0006'")
-            await connection.exec_driver_sql("PRAGMA user_version=6")
-    async with AsyncDatabaseManager(url, pool_size=2) as manager, manager.reading() as connection:
-        found = await connection.exec_driver_sql("SELECT error_class, profiles FROM gaps WHERE field = 'a'")
-        assert [tuple(row) for row in found] == [("E", 1)]

@@ -2,15 +2,14 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from alembic.script import ScriptDirectory
@@ -19,7 +18,7 @@ from config.settings import Settings
 from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.messages import Destination
 from tests.stored import KYOTO, announced, done
-from workers.results.database import sqlite
+from workers.results.database import schema, sqlite, tables
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.schema import MIGRATIONS, revision
 from workers.results.database.sqlite import (
@@ -57,14 +56,13 @@ async def test_the_writer_syncs_every_commit_and_readers_cannot_write(store: Asy
     async with store.writing() as connection:
         pragmas = {
             name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "temp_store", "user_version")
+            for name in ("journal_mode", "synchronous", "foreign_keys", "temp_store")
         }
     assert pragmas == {
         "journal_mode": "wal",
         "synchronous": 2,
         "foreign_keys": 1,
         "temp_store": 2,
-        "user_version": SCHEMA_VERSION,
     }
     with pytest.raises(DatabaseError, match="readonly"):
         async with store.reading() as connection:
@@ -237,146 +235,74 @@ async def test_what_was_written_is_measured_and_shown(store: AsyncDatabaseManage
 # --- from version to version -----------------------------------------------------------------------------------
 
 
-def migrations() -> ScriptDirectory:
-    return ScriptDirectory(str(MIGRATIONS))
+NEXT = """
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
 
 
-def old_file(folder: Path, version: int) -> Path:
-    """A file as version `version` made it, by the migrations up to there, without alembic's own table."""
-    file = folder / "themes.db"
+def upgrade() -> None:
+    op.execute("ALTER TABLE failures ADD COLUMN mended TEXT")
+    op.execute({second!r})
+"""
+
+
+@pytest.fixture
+def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes this program one version newer than the file: its second migration executes a statement of the test's."""
+
+    def make(second: str) -> None:
+        folder = tmp_path / "migrations"
+        shutil.copytree(MIGRATIONS, folder)
+        (folder / "versions" / "0002_next.py").write_text(NEXT.format(second=second), encoding="utf-8")
+        monkeypatch.setattr(schema, "MIGRATIONS", folder)
+        monkeypatch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        monkeypatch.setattr(tables, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+
+    return make
+
+
+def schema_of(file: Path) -> list[tuple[str, str]]:
     with contextlib.closing(sqlite3.connect(file)) as connection:
-        for number in range(1, version + 1):
-            for statement in statements_of(number):
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={version}")
-        connection.commit()
-    return file
-
-
-def statements_of(number: int) -> list[str]:
-    """What a migration executes."""
-    said: list[str] = []
-    migration = migrations().get_revision(revision(number)).module
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(migration, "op", SimpleNamespace(execute=lambda statement: said.append(str(statement))))
-        migration.upgrade()
-    return said
-
-
-def schema_of(file: Path) -> dict[str, str]:
-    """Every table, index and view by name, its words without regard to blanks, quotes and the order of constraints."""
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        shape = {}
-        for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master"):
-            if kind == "table":
-                columns = connection.execute(f"SELECT name, type, \"notnull\", pk FROM pragma_table_info('{name}')")  # noqa: S608
-                keys = connection.execute(
-                    f'SELECT "table", "from", "to", on_delete FROM pragma_foreign_key_list(\'{name}\')'  # noqa: S608
-                )
-                facts = sorted(columns.fetchall()), sorted(keys.fetchall()), "WITHOUT ROWID" in sql
-                shape[name] = str(facts)
-            elif sql is not None:
-                shape[name] = " ".join(sql.split())
-    return shape
+        return connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
 
 
 def test_the_newest_migration_is_the_version_of_the_tables() -> None:
-    assert migrations().get_current_head() == revision(SCHEMA_VERSION)
+    assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == revision(SCHEMA_VERSION)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-async def test_an_old_file_becomes_what_a_new_one_is(tmp_path: Path, version: int) -> None:
-    old, new = tmp_path / "old", tmp_path / "new"
-    for folder in (old, new):
-        folder.mkdir()
-    file = old_file(old, version)
-    reader = manager_of(old)
+async def test_an_older_file_is_brought_up_to_date_once(tmp_path: Path, next_version: Callable[[str], None]) -> None:
+    async with manager_of(tmp_path) as store:
+        await store.apply([*announced(KYOTO), done()])
+    next_version("UPDATE failures SET mended = 'no'")
+    reader = manager_of(tmp_path)
     with pytest.raises(DatabaseError, match="older version of themes; `themes consumer`"):
         await reader.open()
     await reader.close()
     # Two consumers that start at once: the second finds the work done.
-    managers = [manager_of(old), manager_of(old)]
+    managers = [manager_of(tmp_path), manager_of(tmp_path)]
     await asyncio.gather(*(manager.create() for manager in managers))
+    assert [row.name async for row in managers[0].profiles("j")] == ["Kyoto"]
     for manager in managers:
         await manager.close()
-    async with manager_of(new):
+    with contextlib.closing(sqlite3.connect(tmp_path / "themes.db")) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
+    assert "mended" in dict(schema_of(tmp_path / "themes.db"))["failures"]
+
+
+async def test_a_migration_that_fails_leaves_the_old_file_as_it_was(
+    tmp_path: Path, next_version: Callable[[str], None]
+) -> None:
+    async with manager_of(tmp_path):
         pass
-    assert schema_of(file) == schema_of(new / "themes.db")
-
-
-async def test_what_an_old_file_holds_becomes_rows(tmp_path: Path) -> None:
-    file = old_file(tmp_path, 3)
-    profile = {
-        "themes": [
-            {
-                "name": "Noodles", "rationale": "Old.", "traveler_types": ["solo", "solo"], "sub_themes": ["Soba"],
-                "seasonality": {"peak": ["May", "May", "Mai"], "avoid": ["August"]},
-            },
-            {"name": "Ink", "traveler_types": None, "seasonality": None, "nano_themes": ["Brush"]},
-        ],
-        "stages": [
-            {
-                "stage": "discover.food", "status": "ok", "prompt_version": "v", "model": "m", "source": "called",
-                "usage": {"llm_calls": 2, "cost_usd": None}, "elapsed_ms": 5.0, "reason": None,
-            },
-            {
-                "stage": "s", "status": "ok", "prompt_version": "v", "model": "m", "source": "none", "usage": {},
-                "elapsed_ms": 1,
-            },
-        ],
-        "missing": [{"stage": "s", "field": "f", "reason": "cut", "themes": ["t2"]}],
-    }  # fmt: skip
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        connection.execute("INSERT INTO jobs (job_id, name, created_at) VALUES ('j', 'n', 1)")
-        connection.execute(
-            "INSERT INTO destinations (job_id, destination_id, name, listed, created_at, updated_at) "
-            "VALUES ('j', 'd', 'Kyoto', 1, 1, 1)"
-        )
-        connection.execute(
-            "INSERT INTO profiles (job_id, destination_id, name, status, model, pipeline_version, payload, attempt, "
-            "elapsed_ms, created_at, updated_at, llm_calls) "
-            "VALUES ('j', 'd', 'Kyoto', 'ok', 'm', 'p', ?, 0, 1, 2, 3, 7)",
-            [json.dumps(profile)],
-        )
-        for rank, name in ((1, "Noodles"), (2, "Ink")):
-            connection.execute(
-                "INSERT INTO themes (job_id, destination_id, rank, category, name, description, confidence) "
-                "VALUES ('j', 'd', ?, 'food', ?, 'D.', 0.5)",
-                [rank, name],
-            )
-        connection.commit()
-    async with manager_of(tmp_path) as store:
-        [row] = [row async for row in store.profiles("j")]
-        assert (row.name, row.usage.llm_calls, row.created_at) == ("Kyoto", 7, 2.0)
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        rows = {
-            table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()  # noqa: S608
-            for table in ("themes", "theme_months", "theme_travelers", "theme_subthemes", "stages", "missing")
-        }
-    assert [row[5:] for row in rows["themes"]] == [
-        ("Noodles", "D.", 0.5, None, None, "Old."), ("Ink", "D.", 0.5, None, None, None),
-    ]  # fmt: skip
-    assert rows["theme_months"] == [(1, 5, "peak"), (1, 8, "avoid")]
-    assert rows["theme_travelers"] == [(1, "solo")]
-    assert rows["theme_subthemes"] == [(1, "sub", 1, "Soba"), (2, "nano", 1, "Brush")]
-    assert rows["stages"] == [
-        (1, "discover.food", "ok", "v", "m", "called", 2, 0, 0, 0, None, 5.0, None),
-        (1, "s", "ok", "v", "m", "none", 0, 0, 0, 0, 0.0, 1.0, None),
-    ]
-    assert rows["missing"] == [(1, 1, "s", "f", "cut", '["t2"]')]
-
-
-async def test_a_migration_that_fails_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
-    file = old_file(tmp_path, 3)
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        connection.execute("CREATE TABLE stages(somebody_elses)")
-        before = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+    before = schema_of(tmp_path / "themes.db")
+    next_version("CREATE TABLE stages (somebody_elses)")
     store = manager_of(tmp_path)
     with pytest.raises(DatabaseError, match="table stages already exists"):
         await store.create()
     await store.close()
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        assert connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall() == before
+    assert schema_of(tmp_path / "themes.db") == before
 
 
 # --- the write-ahead log ----------------------------------------------------------------------------------------

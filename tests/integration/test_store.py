@@ -522,29 +522,6 @@ async def test_what_garbage_claims_to_have_cost_cannot_overflow_a_total(store: A
     assert (await store.totals())["prompt_tokens"] == MOST + 1
 
 
-async def test_a_database_of_the_version_before_counts_what_it_holds(database_url: str) -> None:
-    async with AsyncDatabaseManager(database_url, pool_size=3) as store:
-        lost = Spent("j", KYOTO.id, 1, Usage(llm_calls=3, cost_usd=None), "w", 5.0, 1.0, lost=True)
-        stopped = Spent("j", KYOTO.id, 2, Usage(llm_calls=1, cost_usd=0.1, saved_usd=0.3), "w", 5.0, 1.0)
-        towns = places(3)
-        await store.apply([*announced(KYOTO, *towns), done(), lost, stopped, failed(towns[0])])
-        await store.apply([done(towns[1], partial=True), done(towns[2]), done(towns[2], attempt=1)])
-        counted = await store.totals()
-        async with store.writing() as connection:
-            for table in ("counters", "job_profiles"):
-                await connection.exec_driver_sql(f"DROP TABLE {table}")
-            await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
-            if store.dialect == "sqlite":
-                await connection.exec_driver_sql("PRAGMA user_version=4")
-    async with AsyncDatabaseManager(database_url, pool_size=3) as store:
-        found = await store.totals()
-        assert {**found, "since": 0} == {**counted, "since": 0}
-        assert found["since"] > counted["since"]
-        assert found["runs"] == 7
-        applied = await store.apply([done(towns[0], attempt=3)])
-        assert applied.totals["runs"] == 8
-
-
 # --- bad rows -----------------------------------------------------------------------------------------------------
 
 

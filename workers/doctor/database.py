@@ -134,11 +134,10 @@ def _written(path: Path, connection: sqlite3.Connection) -> Check:
 
 def _schema(path: Path, connection: sqlite3.Connection) -> Check:
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if "alembic_version" in names:
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        version = int(row[0]) if row and str(row[0]).isdigit() else 0
-    else:
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    row = (
+        connection.execute("SELECT version_num FROM alembic_version").fetchone() if "alembic_version" in names else None
+    )
+    version = int(row[0]) if row and str(row[0]).isdigit() else 0
     return _judged(str(path), version, is_empty=not names)
 
 

@@ -45,7 +45,7 @@ async def bring_up_to_date(connection: AsyncConnection, place: str) -> None:
     if version == 0:
         await connection.run_sync(_create)
     elif version < SCHEMA_VERSION:
-        await connection.run_sync(_migrate, version)
+        await connection.run_sync(_migrate)
 
 
 async def schema_version(connection: AsyncConnection, place: str) -> int:
@@ -68,13 +68,10 @@ async def schema_version(connection: AsyncConnection, place: str) -> int:
 def _found(connection: Connection) -> tuple[int, bool]:
     """The version, and whether there are tables at all."""
     names = inspect(connection).get_table_names()
-    if _VERSION_TABLE in names:
-        found = connection.exec_driver_sql(f"SELECT version_num FROM {_VERSION_TABLE}").scalar()  # noqa: S608 - a constant
-        return int(found or 0), True
-    if connection.dialect.name == "sqlite":
-        # Before version 4 the number stood in the file's head.
-        return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one()), bool(names)
-    return 0, bool(names)
+    if _VERSION_TABLE not in names:
+        return 0, bool(names)
+    found = connection.exec_driver_sql(f"SELECT version_num FROM {_VERSION_TABLE}").scalar()  # noqa: S608 - a constant
+    return int(found or 0), True
 
 
 def revision(version: int) -> str:
@@ -89,23 +86,13 @@ def _create(connection: Connection) -> None:
         "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
     )
     connection.exec_driver_sql(f"INSERT INTO {_VERSION_TABLE} VALUES ('{revision(SCHEMA_VERSION)}')")  # noqa: S608 - a number
-    _mark(connection)
 
 
-def _migrate(connection: Connection, version: int) -> None:
+def _migrate(connection: Connection) -> None:
     # Late: a database that is up to date needs no alembic.
     from alembic import command
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    if not inspect(connection).has_table(_VERSION_TABLE):
-        command.stamp(config, revision(version))
     command.upgrade(config, "head")
-    _mark(connection)
-
-
-def _mark(connection: Connection) -> None:
-    """Also in an SQLite file's head: programs from before version 4 look there, and refuse what they do not know."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")

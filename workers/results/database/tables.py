@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 #: Version of the tables that this code reads and writes; the newest of `migrations/versions`.
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 1
 
 #: 64 bits everywhere; SQLite wants the plain word for a key that is the row's own number.
 _Whole: Final = BigInteger().with_variant(Integer, "sqlite")
