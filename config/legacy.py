@@ -2,7 +2,7 @@
 
 Three forms are read: the section `performance`, sections within `performance_optimization`, and single names there that
 are now elsewhere. A key of today wins over an old one, whatever its value. What has no meaning today is named with the
-reason, once, together with the lines to write instead. `config.migrate` writes them.
+reason, once, together with the lines to write instead.
 """
 
 import difflib
@@ -199,7 +199,7 @@ def notice(found: Translation, name: str) -> str:
     """One warning with everything that is to be said of a file's old keys."""
     said = [f"{name}: old names of settings are still read."]
     if found.lines:
-        said.append(f"Write instead, or let `themes config migrate {name}` do it:")
+        said.append("Write instead:")
         section = ""
         for line in sorted(found.lines, key=lambda one: one.key.partition(".")[0]):
             if line.key.partition(".")[0] != section:

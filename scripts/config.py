@@ -1,15 +1,10 @@
 """`themes config`: what is set, where it came from, and what is wrong with it."""
 
-import codecs
 import json
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -18,11 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from config.endpoints import public_endpoint
-from config.errors import ConfigError
-from config.migrate import migrated
 from config.settings import EndpointSettings, Price, Secret, load, notices, problems
 from config.values import without_password
-from config.yaml_file import read_text
 from scripts.main import settings_from
 
 _SECRET_NAME: Final = re.compile(r"(?i)password|secret|token|api_?key|authorization")
@@ -32,7 +24,7 @@ _NAMES_OF_KEYS: Final = frozenset({"api_key_env", "api_key_file"})
 
 @click.group()
 def command() -> None:
-    """Show the settings, check them, or rewrite old names in a file."""
+    """Show the settings, or check them."""
 
 
 @command.command()
@@ -62,54 +54,6 @@ def check(file: str | None) -> int:
             print(f"themes: note: {notice}", file=sys.stderr)
         print("ok", file=sys.stderr)
     return 2 if found else 0
-
-
-@command.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "out", metavar="OUT", type=click.Path(path_type=Path), help="Write to this file.")
-@click.option("--in-place", is_flag=True, help="Write to FILE itself.")
-def migrate(file: Path, out: Path | None, *, in_place: bool) -> None:
-    """Rewrite FILE with today's names of settings, to standard output unless told otherwise.
-
-    Comments, order and formatting stay. What cannot be rewritten is refused with its place, and nothing is written.
-    """
-    if out is not None and in_place:
-        raise click.UsageError("-o and --in-place: choose one")
-    text = migrated(file)
-    target = file if in_place else out
-    if target is None:
-        sys.stdout.write(text)
-    elif target.exists() and target.samefile(file) and text == read_text(file):
-        print(f"{target}: nothing to rewrite", file=sys.stderr)
-    else:
-        _write(target.resolve(), _with_mark(file, text), like=file)
-        print(f"{target}: written", file=sys.stderr)
-
-
-def _with_mark(file: Path, text: str) -> bytes:
-    """The bytes of a text that came from a file, with the byte order mark that it had."""
-    with file.open("rb") as source:
-        mark = codecs.BOM_UTF8 if source.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else b""
-    return mark + text.encode()
-
-
-def _write(target: Path, data: bytes, *, like: Path) -> None:
-    """The whole file or nothing, with the permissions of another."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.copymode(like, temporary)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as exc:
-        raise ConfigError(f"{target}: cannot be written ({exc.strerror}); name another file with -o") from exc
 
 
 def public(value: Any) -> Any:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from config.errors import ConfigError
 from config.legacy import KNOWN, SECTION, TODAY
-from config.migrate import migrated
 from config.settings import KNOWN_VARIABLES, Secret, known_keys, load, notices, problems
 from scripts.config import public
 
@@ -98,26 +97,6 @@ def test_any_configuration_gives_settings_or_errors_with_a_place(
         told = told.replace(text, "") if text else told
     assert SECRET not in told
     assert all(PLACE.search(place) for place in settings.origins.values() if "environments/" not in place)
-
-
-@each(deadline=None, max_examples=200)
-@given(file=files())
-def test_any_file_is_migrated_to_the_same_meaning_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, file: bytes
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_bytes(file)
-    try:
-        before = load(path=path, env={})
-        text = migrated(path)
-    except ConfigError as exc:
-        assert PLACE.search(str(exc))  # noqa: PT017  # written is as good
-        return
-    path.write_bytes(text.encode())
-    after = load(path=path, env={})
-    assert after == before
-    assert after.remarks == ()
-    assert migrated(path) == text
 
 
 def test_the_old_names_that_are_tried_are_all_of_them() -> None:
