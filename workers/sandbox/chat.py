@@ -15,8 +15,7 @@ from config.errors import ConfigError
 from workers.sandbox.answers import Question, fill
 from workers.sandbox.answers import understand as understand_question
 from workers.sandbox.faults import spoil
-from workers.sandbox.instances import Instances
-from workers.sandbox.scalars import NoInstanceError
+from workers.sandbox.instances import Instances, NoInstanceError
 
 MODEL: Final = "sandbox"
 FORMATS: Final = ("json_schema", "json_object", "text")

@@ -1,51 +1,56 @@
 """Valid instances of a JSON Schema, drawn by a seeded generator: what constrained decoding may say.
 
-A schema is compiled once into drawing functions; drawing then costs microseconds. Handled: all types and
-lists of types, `enum`, `const`, objects, arrays, bounds, `multipleOf`, `anyOf`, `oneOf`, `allOf`, local
-`$ref`, simple `pattern`s and the common `format`s. Other keywords are not aimed at, but what is
-drawn is validated.
+Drawn from is the strict subset that providers take: types and lists of types, `enum`, `const`, objects, arrays, bounds,
+`anyOf` and local references. Any other keyword that a schema has is checked on what was drawn, and a schema without an
+instance within `ATTEMPTS` draws is refused.
 """
 
-import contextlib
-import itertools
+import json
+import math
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
 from typing import Any, Final
 
 import jsonschema_rs
 
-from workers.sandbox.conjunction import Schema, both, identity
-from workers.sandbox.scalars import ALPHABET, FORMATS, Draw, NoInstanceError, matching, never, number, words
-
-#: Whole instances that are drawn before a schema counts as one without a reachable instance.
-ATTEMPTS: Final = 40
-#: Draws of one part (a branch of `oneOf`, one more unique item) before that part is given up.
-PART_ATTEMPTS: Final = 400
-#: Levels of nesting below which optional members and items are left out, so that recursive schemas end.
+#: Draws before a schema counts as one without an instance.
+ATTEMPTS: Final = 100
+#: Levels of nesting below which optional members and items are left out, and at which a draw is abandoned.
 DEEP: Final = 6
-#: Levels of nesting at which a draw is abandoned.
 TOO_DEEP: Final = 40
-#: Items that an array without `maxItems` may have beyond its minimum; the same for members of an object.
+#: Items beyond its minimum that an array without `maxItems` may have; the same for the characters of a string.
 OPEN_ITEMS: Final = 4
-#: Characters that a string without `maxLength` may have beyond its minimum.
 OPEN_LENGTH: Final = 40
-#: No bound, however generous, makes one array or string longer than its minimum plus this.
-MOST: Final = 2000
-TYPES: Final = ("object", "array", "string", "number", "integer", "boolean", "null")
-_HINTS: Final = {
-    "object": ("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-}
+#: Magnitude of numbers without a bound.
+OPEN_NUMBER: Final = 1000
+#: No bound, however generous, makes an array or string longer than its minimum plus this.
+MAX_LENGTH: Final = 2000
+_WORDS: Final = re.findall(
+    r"\w+",
+    "sandbox harbour market garden walk river lantern terrace quiet morning old bridge hill song bread "
+    "craft light street museum summer",
+)
+#: Printable text of many scripts, with the characters that break careless parsers.
+ALPHABET: Final = (
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789    "
+    "\"'\\`/{}[]()<>:;,.!?#%&$@*+-=_|~^"
+    "äöüßéèñçøåÆŁžþ\N{NO-BREAK SPACE}ЖдюΩπλאבعرबकไทย漢字かなカナ한글"
+    "\N{EN DASH}\N{EM DASH}\N{LEFT DOUBLE QUOTATION MARK}\N{EURO SIGN}\N{SNOWMAN}\N{SLICE OF PIZZA}"
+    "\N{MAN}\N{COMBINING ACUTE ACCENT}"
+)
+
+Schema = dict[str, Any]
+
+
+class NoInstanceError(ValueError):
+    """No valid instance of this schema was found: it has none, or uses what is not drawn."""
 
 
 class Instances:
-    """One compiled schema: draws valid instances of it and validates others.
+    """One schema: draws valid instances of it and validates others.
 
-    `wild` draws anything between the bounds: lengths, scripts, extra members, empty arrays where they are
-    allowed; otherwise the draw is plain: words, every optional member, few items, the first branch that fits.
+    `wild` draws anything between the bounds: lengths, scripts, left out members, empty arrays where they are allowed;
+    otherwise the draw is plain: words, every optional member, few items, the first branch.
 
     Raises:
         ValueError: this is no JSON Schema.
@@ -55,8 +60,6 @@ class Instances:
         self.schema = schema
         self._wild = wild
         self._validator = jsonschema_rs.validator_for(schema)
-        self._compiled: dict[str, Draw] = {}
-        self._whole = self._lazy(schema)
 
     def is_valid(self, instance: Any) -> bool:
         """Say whether an instance is valid under the schema."""
@@ -68,10 +71,10 @@ class Instances:
         Raises:
             NoInstanceError: none was found in `ATTEMPTS` draws.
         """
-        reason = "what was drawn was not valid"
+        reason = "it has none, or uses keywords that the sandbox does not draw"
         for _ in range(ATTEMPTS):
             try:
-                instance = self._whole(rng, 0)
+                instance = self._any(self.schema, rng, 0)
             except NoInstanceError as exc:
                 reason = str(exc)
                 continue
@@ -79,261 +82,107 @@ class Instances:
                 return instance
         raise NoInstanceError(f"no instance found: {reason}")
 
-    # Compiling: one drawing function for each part of the schema, made when it is first drawn.
+    def _any(self, schema: Any, rng: random.Random, depth: int) -> Any:
+        if depth > TOO_DEEP:
+            raise NoInstanceError("the schema never ends")
+        if not isinstance(schema, dict):
+            schema = {} if schema else {"enum": []}
+        if "$ref" in schema:
+            return self._any(self._target(schema["$ref"]), rng, depth + 1)
+        if "anyOf" in schema:
+            return self._any(self._branch(schema["anyOf"], rng, depth), rng, depth + 1)
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        if values == []:
+            raise NoInstanceError("a part of the schema allows nothing")
+        return rng.choice(values) if values else self._typed(schema, rng, depth)
 
-    def _lazy(self, schema: Any) -> Draw:
-        made: list[Draw] = []
-
-        def draw(rng: random.Random, depth: int) -> Any:
-            if depth > TOO_DEEP:
-                raise NoInstanceError("the schema never ends")
-            if not made:
-                made.append(self._compile(schema))
-            return made[0](rng, depth)
-
-        return draw
-
-    def _compile(self, schema: Any) -> Draw:
-        if isinstance(schema, dict) and set(schema) == {"$ref"}:
-            reference = schema["$ref"]
-            if reference not in self._compiled:
-                self._compiled[reference] = self._lazy({"allOf": [self._target(reference)]})
-            return self._compiled[reference]
-        flat = self._flatten(schema)
-        if flat is None:
-            return never("a part of the schema allows nothing")
-        for kind in ("oneOf", "anyOf"):
-            if kind in flat:
-                return self._branches(flat, kind)
-        if "enum" in flat:
-            return self._enum(flat)
-        return self._typed(flat)
+    def _typed(self, schema: Schema, rng: random.Random, depth: int) -> Any:
+        kinds = schema.get("type", "string")
+        match kinds if isinstance(kinds, str) else self._branch(kinds, rng, depth):
+            case "object":
+                return self._object(schema, rng, depth)
+            case "array":
+                return self._array(schema, rng, depth)
+            case "string":
+                return self._string(schema, rng)
+            case "number" | "integer" as kind:
+                return _number(schema, rng, whole=kind == "integer")
+            case kind:
+                return bool(rng.getrandbits(1)) if kind == "boolean" else None
 
     def _target(self, reference: str) -> Any:
-        if not reference.startswith("#"):
-            raise NoInstanceError(f"only local references are followed, not {reference!r}")
         node = self.schema
-        for step in filter(None, reference[1:].split("/")):
+        for step in filter(None, reference.removeprefix("#").split("/")):
             key = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, list):
-                node = node[int(key)]
-            elif isinstance(node, dict) and key in node:
-                node = node[key]
-            else:
-                raise NoInstanceError(f"{reference!r} leads nowhere")
+            node = node.get(key) if isinstance(node, dict) else None
+        if node is None or not reference.startswith("#"):
+            raise NoInstanceError(f"{reference!r} leads nowhere")
         return node
 
-    def _flatten(self, schema: Any, level: int = 0) -> Schema | None:
-        """Fold `$ref`, `allOf` and `const` into one schema without them; None when nothing can satisfy it."""
-        if level > TOO_DEEP:
-            raise NoInstanceError("a reference leads to itself")
-        if isinstance(schema, bool):
-            return {} if schema else None
-        flat: Schema | None = {k: v for k, v in schema.items() if k not in ("$ref", "allOf", "const")}
-        parts = list(schema.get("allOf", ()))
-        if "const" in schema:
-            parts.append({"enum": [schema["const"]]})
-        if "$ref" in schema:
-            parts.append(self._target(schema["$ref"]))
-        for part in parts:
-            flat = both(flat, self._flatten(part, level + 1))
-        return flat
-
-    def _validator_of(self, part: Schema) -> Callable[[Any], bool]:
-        """Make a check of a part; one whose references cannot be followed alone is left to the whole's."""
-        definitions = {key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema}
-        try:
-            return jsonschema_rs.validator_for({**part, **definitions}).is_valid
-        except (ValueError, jsonschema_rs.ReferencingError):
-            return lambda _: True
-
-    def _branches(self, flat: Schema, kind: str) -> Draw:
-        base = {key: value for key, value in flat.items() if key != kind}
-        simple_first = sorted(flat[kind], key=lambda branch: "$ref" in str(branch))
-        branches = [self._lazy({"allOf": [base, branch]}) for branch in flat[kind]]
-        endings = [self._lazy({"allOf": [base, branch]}) for branch in simple_first]
-        fits = self._validator_of({"oneOf": flat[kind]}) if kind == "oneOf" else lambda _: True
-
-        def draw(rng: random.Random, depth: int) -> Any:
-            order = endings if depth >= DEEP else branches
-            if self._wild and depth < DEEP:
-                order = rng.sample(branches, len(branches))
-            for attempt in range(max(ATTEMPTS, len(order))):
-                try:
-                    instance = order[attempt % len(order)](rng, depth + 1)
-                except NoInstanceError:
-                    continue
-                if fits(instance):
-                    return instance
-            raise NoInstanceError(f"no branch of {kind} can be met")
-
-        return draw
-
-    def _enum(self, flat: Schema) -> Draw:
-        fits = self._validator_of(flat)
-        choices = [value for value in flat["enum"] if fits(value)]
-        if not choices:
-            return never("no value of the enumeration is allowed")
-        return lambda rng, _: rng.choice(choices)
-
-    def _typed(self, flat: Schema) -> Draw:
-        given = flat.get("type")
-        if given is None:
-            types = [name for name, keys in _HINTS.items() if any(key in flat for key in keys)]
-            types = types or (list(TYPES) if self._wild else ["string"])
-        else:
-            types = [given] if isinstance(given, str) else list(given)
-        if not self._wild:
-            types.sort(key=lambda name: name == "null")
-        makers: dict[str, Callable[[Schema], Draw]] = {
-            "object": self._object,
-            "array": self._array,
-            "string": self._string,
-            "number": lambda part: number(part, whole=False),
-            "integer": lambda part: number(part, whole=True),
-            "boolean": lambda _: lambda rng, _depth: rng.random() < 0.5,  # noqa: PLR2004  # a fair coin
-            "null": lambda _: lambda _rng, _depth: None,
-        }
-        draws = [makers[name](flat) for name in types]
-
-        def draw(rng: random.Random, depth: int) -> Any:
-            order = rng.sample(draws, len(draws)) if self._wild and len(draws) > 1 else draws
-            for one in order[:-1]:
-                try:
-                    return one(rng, depth)
-                except NoInstanceError:
-                    continue
-            return order[-1](rng, depth)
-
-        return draw if draws else never("no type is allowed")
+    def _branch(self, branches: list[Any], rng: random.Random, depth: int) -> Any:
+        """The first branch, or any; deep down one that does not lead further, where there is one."""
+        if depth >= DEEP:
+            return min(branches, key=lambda branch: "$ref" in str(branch) or branch in ("object", "array"))
+        return rng.choice(branches) if self._wild else branches[0]
 
     def _length(self, rng: random.Random, low: int, high: int) -> int:
         """Choose a length; the bounds themselves come up often when drawing wildly."""
-        high = min(high, low + MOST)
+        high = min(high, low + MAX_LENGTH)
+        if high < low:
+            raise NoInstanceError("a minimum is above its maximum")
         if not self._wild:
-            return rng.randint(low, max(low, min(high, low + 2)))
-        edge = rng.randrange(6)
-        return (low, high)[edge] if edge < 2 else rng.randint(low, high)  # noqa: PLR2004  # two of six are edges
+            return rng.randint(low, min(high, low + 2))
+        return rng.choice((low, high, *[rng.randint(low, high)] * 4))
 
-    def _object(self, flat: Schema) -> Draw:
-        required = tuple(dict.fromkeys(flat.get("required", ())))
-        extra = flat.get("additionalProperties", True)
-        other = self._lazy(extra)
-        members = {name: self._lazy(part) for name, part in flat.get("properties", {}).items()}
-        return _Members(
-            members=members | {name: other for name in required if name not in members},
-            required=required,
-            other=None if extra is False else other,
-            least=int(flat.get("minProperties", 0)),
-            most=int(flat.get("maxProperties", MOST)),
-            spare=2 if self._wild and "patternProperties" not in flat else 0,
-            wild=self._wild,
-        ).draw
+    def _object(self, schema: Schema, rng: random.Random, depth: int) -> dict[str, Any]:
+        members, required = schema.get("properties", {}), schema.get("required", ())
+        other = schema.get("additionalProperties", True)
+        names = dict.fromkeys(members) | dict.fromkeys(required)
+        if self._wild and other is not False and depth < DEEP:
+            names |= dict.fromkeys(f"extra_{at}" for at in range(rng.randrange(3)))
+        wanted = [
+            name
+            for name in names
+            if name in required or (depth < DEEP and not (self._wild and name in members and rng.getrandbits(1)))
+        ]
+        return {name: self._any(members.get(name, other), rng, depth + 1) for name in wanted}
 
-    def _array(self, flat: Schema) -> Draw:
-        prefix = [self._lazy(part) for part in flat.get("prefixItems", ())]
-        items = flat.get("items", True)
-        least = int(flat.get("minItems", 0))
-        most = int(flat.get("maxItems", least + len(prefix) + OPEN_ITEMS))
-        if items is False:
-            most = min(most, len(prefix))
-        if most < least:
-            return never("minItems is above maxItems")
-        rest = self._lazy(items)
-        tries = PART_ATTEMPTS if flat.get("uniqueItems") else 1
+    def _array(self, schema: Schema, rng: random.Random, depth: int) -> list[Any]:
+        least = schema.get("minItems", 0)
+        most = schema.get("maxItems", least + OPEN_ITEMS)
+        length = least if depth >= DEEP else self._length(rng, least, most)
+        if not self._wild and depth < DEEP:
+            length = max(length, min(most, 1))
+        items = [self._any(schema.get("items", True), rng, depth + 1) for _ in range(length)]
+        if not schema.get("uniqueItems"):
+            return items
+        return list({json.dumps(item, sort_keys=True): item for item in items}.values())
 
-        def draw(rng: random.Random, depth: int) -> Any:
-            length = least if depth >= DEEP else self._length(rng, least, most)
-            if not self._wild and depth < DEEP:
-                length = min(most, max(length, len(prefix), 1))
-            drawn: list[Any] = []
-            seen: set[Any] = set()
-            for at in range(length):
-                one = prefix[at] if at < len(prefix) else rest
-                try:
-                    item = next(_unseen(one, rng, depth + 1, seen if tries > 1 else None, tries))
-                except (NoInstanceError, StopIteration) as exc:
-                    if len(drawn) >= least:
-                        break
-                    raise NoInstanceError("the items of an array cannot be met") from exc
-                drawn.append(item)
-            return drawn
-
-        return draw
-
-    def _string(self, flat: Schema) -> Draw:
-        least = int(flat.get("minLength", 0))
-        most = int(flat.get("maxLength", least + OPEN_LENGTH))
-        if most < least:
-            return never("minLength is above maxLength")
-        if "pattern" in flat:
-            return matching(flat["pattern"], least, most)
-        example = FORMATS.get(flat.get("format", ""))
-
-        def draw(rng: random.Random, _: int) -> str:
-            if example is not None:
-                text = example(rng)
-                if least <= len(text) <= most:
-                    return text
-            if self._wild:
-                return "".join(rng.choices(ALPHABET, k=self._length(rng, least, most)))
-            return words(rng, least, most)
-
-        return draw
+    def _string(self, schema: Schema, rng: random.Random) -> str:
+        least: int = schema.get("minLength", 0)
+        most: int = schema.get("maxLength", least + OPEN_LENGTH)
+        length = self._length(rng, least, most)
+        if self._wild:
+            return "".join(rng.choices(ALPHABET, k=length))
+        goal = min(most, max(least, rng.randint(8, OPEN_LENGTH)))
+        text: str = rng.choice(_WORDS).capitalize()
+        while len(text) < goal:
+            text += " " + rng.choice(_WORDS)
+        text = text[:most].rstrip()
+        return text + "." * max(0, least - len(text))
 
 
-def _unseen(one: Draw, rng: random.Random, depth: int, seen: set[Any] | None, tries: int) -> Iterator[Any]:
-    """Draw items; where they must be unique, only those not seen yet."""
-    for _ in range(tries):
-        item = one(rng, depth)
-        if seen is None:
-            yield item
-        elif (key := identity(item)) not in seen:
-            seen.add(key)
-            yield item
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Members:
-    """How the members of an object are drawn; `spare` is the most that are added without being asked for."""
-
-    members: dict[str, Draw]
-    required: tuple[str, ...]
-    other: Draw | None
-    least: int
-    most: int
-    spare: int
-    wild: bool
-
-    def draw(self, rng: random.Random, depth: int) -> dict[str, Any]:
-        drawn = {name: self.members[name](rng, depth + 1) for name in self.required}
-        for name in self._optional(rng, depth):
-            if len(drawn) < self.most:
-                _try(drawn, name, self.members[name], rng, depth)
-        for name in (name for name in self.members if name not in drawn):
-            if len(drawn) < self.least:
-                _try(drawn, name, self.members[name], rng, depth)
-        for name in self._new_names(rng, depth, len(drawn)):
-            if self.other is not None:
-                _try(drawn, name, self.other, rng, depth)
-        if not self.least <= len(drawn) <= self.most:
-            raise NoInstanceError("the number of members cannot be met")
-        return {name: drawn[name] for name in self.members if name in drawn} | drawn
-
-    def _optional(self, rng: random.Random, depth: int) -> list[str]:
-        if depth >= DEEP:
-            return []
-        names = [name for name in self.members if name not in self.required]
-        return [name for name in names if rng.getrandbits(1)] if self.wild else names
-
-    def _new_names(self, rng: random.Random, depth: int, count: int) -> list[str]:
-        wanted = count + (rng.randint(0, self.spare) if self.spare and depth < DEEP else 0)
-        missing = min(self.most, max(self.least, wanted)) - count
-        free = (name for at in itertools.count(1) if (name := f"extra_{at}") not in self.members)
-        return list(itertools.islice(free, max(0, missing)))
-
-
-def _try(drawn: dict[str, Any], name: str, one: Draw, rng: random.Random, depth: int) -> None:
-    """Draw one more member; a member that cannot be had is left out."""
-    with contextlib.suppress(NoInstanceError):
-        drawn[name] = one(rng, depth + 1)
+def _number(schema: Schema, rng: random.Random, *, whole: bool) -> int | float:
+    """A multiple of a step within the bounds: of `multipleOf`, of 1, or of a thousandth of the range."""
+    low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
+    high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
+    if math.isinf(low):
+        low = -OPEN_NUMBER if math.isinf(high) else high - OPEN_NUMBER
+    if math.isinf(high):
+        high = low + OPEN_NUMBER
+    if low > high:
+        raise NoInstanceError("minimum is above maximum")
+    step = schema.get("multipleOf") or (1 if whole else (high - low) / 1000 or 1)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    value = step * rng.randint(first, last) if first <= last else low
+    return int(value) if whole else round(value, 12)
