@@ -32,7 +32,7 @@ PLAIN_WIDTH: Final = 150
 def command(job: str | None, *, as_json: bool) -> None:
     """Show JOB, or the newest jobs."""
     settings = settings_from()
-    known = _known(settings, job)
+    known = known_jobs(settings, job)
     if as_json:
         for status in known:
             print(status.json())
@@ -48,7 +48,7 @@ def command(job: str | None, *, as_json: bool) -> None:
             console.print(Text(f"waiting: {wait.words()}"), soft_wrap=True)
 
 
-def _known(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
+def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
     """One job, or the newest: as Redis says, or, where there is to be none, as the database does."""
     if not settings.redis.enabled:
         # Late: the usual case needs no database.

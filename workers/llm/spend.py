@@ -1,12 +1,27 @@
 """What calls cost, counted while they are made, so that a call that fails or is cut short is in the books too."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 from workers.observe.call_journal import Expected, Recording
 
-if TYPE_CHECKING:
-    from workers.llm.budget import JobBudget
+T = TypeVar("T")
+
+
+class Payer(Protocol):
+    """What calls are paid from before they are made (`workers.llm.budget.JobBudget`)."""
+
+    @property
+    def job_id(self) -> str:
+        """Whose budget it is."""
+        ...
+
+    async def pay(
+        self, worst_nano: int | None, spend: "Spend", call: Callable[["Spend"], Awaitable[T]], *, rank: int
+    ) -> T:
+        """Make a call that costs `worst_nano` at most, when the budget allows it."""
+        ...
 
 
 @dataclass(slots=True)
@@ -23,7 +38,7 @@ class Spend:
     cost_usd: float | None = 0.0
     #: Answers whose tokens the server did not count: they were estimated.
     estimated: int = 0
-    budget: "JobBudget | None" = None
+    budget: Payer | None = None
     recording: Recording | None = None
 
     def sending(self) -> None:
