@@ -61,7 +61,8 @@ _SECRETS: Final = (
 _CERT_REQS: Final = re.compile(r"([?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)(?=&|#|$)", re.IGNORECASE)
 _EXPECTED: Final = "redis://[:password@]host:port/db (or rediss://)"
 _MORE_CLIENTS: Final = (
-    "raise its maxclients (`redis-cli CONFIG SET maxclients 1000`): docs/reliability.md has what each role needs"
+    "raise its maxclients (`redis-cli CONFIG SET maxclients 1000`): docs/explanation/reliability.md has what each role "
+    "needs"
 )
 _START: Final = "start one with `themes up`, or set REDIS_URL; `themes run FILE` does a job without Redis"
 

@@ -13,7 +13,7 @@ from redis import Redis
 
 from config.settings import Settings, load
 from scripts.local_redis import LocalRedis
-from tests import postgresql
+from tests.support import postgresql
 from workers.sandbox.server import SandboxServer
 
 # A slow machine makes an example slow, not wrong. Examples are the same each time: what is green stays green.

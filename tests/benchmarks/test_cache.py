@@ -82,7 +82,7 @@ async def test_completions_from_redis(redis_url: str) -> None:
 
 
 async def test_compression_of_what_is_stored() -> None:
-    """The sandbox's answers about unseen places; docs/dictionary.py tries hand-written ones too."""
+    """The sandbox's answers about unseen places; docs/_generate/dictionary.py tries hand-written ones too."""
     raw: list[bytes] = []
 
     class Recording(PersistentLLMCache):

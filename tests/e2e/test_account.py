@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from tests.e2e.conftest import Engine, until
-from tests.habits import in_a_thread, refuses
+from tests.support.habits import in_a_thread, refuses
 
 ANSWERED = 20
 POOL = 5

@@ -5,7 +5,7 @@ from aiohttp import web
 from redis import Redis
 
 from tests.e2e.conftest import Engine, until
-from tests.habits import in_a_thread, refuses
+from tests.support.habits import in_a_thread, refuses
 
 CANARIES = ("canary-key-1", "canary-password-2", "canary-query-3", "canary-header-4")
 

@@ -1,4 +1,4 @@
-"""How many connections to Redis each role has while it works: as docs/reliability.md says."""
+"""How many connections to Redis each role has while it works: as docs/explanation/reliability.md says."""
 
 from urllib.parse import urlsplit
 

@@ -8,7 +8,7 @@ from redis import Redis
 from tasks import keys
 from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
-from tests.garbage import kinds
+from tests.support.garbage import kinds
 
 ENTRIES = 10_000
 

@@ -11,9 +11,9 @@ from redis import Redis
 
 from config.settings import load
 from tasks import keys
-from tests.browser import Page, page
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard, _get
+from tests.support.browser import Page, page
 
 #: Addresses of all pages; the last two are filled in.
 PAGES = ("/", "/workers", "/tasks", "/broker", "/jobs", "/llm")

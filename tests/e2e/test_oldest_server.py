@@ -10,7 +10,7 @@ from redis import Redis
 
 from scripts.local_redis import LocalRedis
 from tests.e2e.conftest import Engine, until
-from tests.oldest import oldest_server
+from tests.support.oldest import oldest_server
 
 COUNT = 80
 ROWS = "name,country\n" + "".join(f"City {number},Country {number % 7}\n" for number in range(COUNT))

@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from tasks.messages import Destination, Theme
-from tests.browser import Page, page
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard, _get
+from tests.support.browser import Page, page
 
 NASTY = "<script>window.broken=1</script>\"onmouseover='window.broken=1' & <b>bold"
 
@@ -194,7 +194,7 @@ def _forget(engine: Engine, job: str) -> None:
 
 
 def test_months_and_scores_are_shown_as_they_are() -> None:
-    from tests.stored import done
+    from tests.support.stored import done
     from workers.dashboard.present import dollars, duration, embedded, profile_words
 
     result = done(Destination.of("Kyoto"))

@@ -21,9 +21,9 @@ from redis import Redis
 
 from config.settings import load
 from scripts.local_redis import LocalRedis
-from tests import browser
-from tests.browser import Page
 from tests.e2e.conftest import Engine, until
+from tests.support import browser
+from tests.support.browser import Page
 from workers.report.collect import gather
 from workers.report.page import page
 from workers.report.report import JobReport

@@ -17,9 +17,9 @@ import pytest
 from redis import Redis
 
 from tasks import keys
-from tests.browser import page
 from tests.e2e.conftest import DEADLINE, Engine, until
 from tests.e2e.test_dashboard import _dashboard, _get
+from tests.support.browser import page
 
 #: Asks for 50 minutes, and a call tries it each second or two.
 WRONG = ["429=1,retry_after=3000"]

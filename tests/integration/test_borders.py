@@ -25,7 +25,7 @@ from tasks.errors import (
     TruncatedAnswerError,
 )
 from tasks.messages import Destination
-from tests.habits import Server, refuses, says, server_that
+from tests.support.habits import Server, refuses, says, server_that
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.cancellation import Halt
 from workers.llm.endpoints.pool import LLMConnectionPool

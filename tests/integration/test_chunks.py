@@ -16,7 +16,7 @@ from tasks.jobs.events import decode, encode
 from tasks.jobs.registry import options_of
 from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
 from tasks.queue.ledger import Ledger, Taken, write_chunks
-from tests.stored import holding, theme
+from tests.support.stored import holding, theme
 from workers.llm.cancellation import Halt, Ticket
 from workers.observe.call_journal import CallRecorder, current
 from workers.observe.profiler import PerformanceProfiler

@@ -40,7 +40,7 @@ from tasks.messages import (
     pack,
 )
 from tasks.storable import entry_fields
-from tests.oldest import oldest_server
+from tests.support.oldest import oldest_server
 from workers.results.consumer import ResultsConsumer, wait_seconds
 from workers.results.database import totals
 from workers.results.database.manager import AsyncDatabaseManager

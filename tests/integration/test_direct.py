@@ -7,7 +7,7 @@ from typing import Any
 from config.settings import Settings
 from tasks.messages import Destination, Usage
 from tasks.storable import clean_destination
-from tests.stored import announced, done, failed, holding, places, theme
+from tests.support.stored import announced, done, failed, holding, places, theme
 from workers.local.writer import DirectWriter
 from workers.results.database.manager import AsyncDatabaseManager
 

@@ -21,7 +21,7 @@ import sqlite_utils
 from tasks.errors import ConfigError
 from tasks.messages import Destination, JobInputs, Result, Seasonality, Theme
 from tests.integration.test_store import DATABASES
-from tests.stored import announced, done
+from tests.support.stored import announced, done
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.export import safe
 from workers.results.queries.lookups import input_titles

@@ -6,7 +6,7 @@ from pathlib import Path
 from config.settings import load
 from scripts.only_missing import OnlyMissing
 from tasks.messages import Destination
-from tests.stored import announced, done
+from tests.support.stored import announced, done
 from workers.pipeline.prompts import pipeline_version, stages_of
 from workers.results.database.manager import AsyncDatabaseManager
 

@@ -9,11 +9,7 @@ import pytest
 
 from config.settings import Settings
 from tasks.messages import Destination, Profile, StageRecord
-from workers.llm.cache.tiers import PersistentLLMCache
-from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import FocusedLLMGenerator
-from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.graph import Graph
+from tests.support.processors import processor_of
 from workers.pipeline.processor import FocusedPromptProcessor, Outcome
 from workers.pipeline.prompts import load_stages
 from workers.sandbox.server import SandboxServer
@@ -41,11 +37,8 @@ def run(settings_for: MakeSettings) -> Callable[..., object]:
             THEMES_PERFORMANCE_OPTIMIZATION__RETRY_MAX_DELAY="0.02",
             **env,
         )
-        profiler = PerformanceProfiler(enabled=True)
-        cache = PersistentLLMCache(None, max_memory_mb=64, pressure_mb=4096, ttl_days=1, compress=True)
-        async with LLMConnectionPool.of(settings, {"sandbox"}, profiler, None) as pool:
-            generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
-            yield FocusedPromptProcessor(Graph(load_stages(prompts)), generator, settings=settings, profiler=profiler)
+        async with processor_of(settings, prompts) as processor:
+            yield processor
 
     return make
 

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tasks import keys
 from tasks.connection import CountedRetry, connect_async
 from tasks.messages import Chunk, pack, unpack
-from tests.stored import KYOTO, announced, done
+from tests.support.stored import KYOTO, announced, done
 from workers.observe import counters
 from workers.observe.measurement_store import PartReporter, parts_of, read_job_picture, write_part
 from workers.observe.profiler import PerformanceProfiler

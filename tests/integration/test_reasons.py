@@ -10,7 +10,7 @@ import pytest
 from scripts.partial import lines_of
 from scripts.stored_status import stored_status
 from tasks.messages import Destination, Failure, Missing, Result, StageRecord, Usage
-from tests.stored import announced, failed, holding, places
+from tests.support.stored import announced, failed, holding, places
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries import reasons
 from workers.results.queries.reasons import failure_reasons, kind, partial_reasons, split, stages_of_partial

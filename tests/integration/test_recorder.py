@@ -23,7 +23,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.messages import Destination, Spent, StreamEntry, Usage, unpack
-from tests.stored import KYOTO, announced, done
+from tests.support.stored import KYOTO, announced, done
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.counted_body import CountedBody
 from workers.llm.endpoints.pool import LLMConnectionPool

@@ -12,8 +12,8 @@ import pytest
 from scripts.report import curve, text_of
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Destination, JobClosed, Spent, Usage
-from tests.queueing import Network
-from tests.stored import SPENT, announced, done, failed, places
+from tests.support.queueing import Network
+from tests.support.stored import SPENT, announced, done, failed, places
 from workers.observe.measurements import JobPicture, SlowDestination
 from workers.report.collect import status_of
 from workers.report.page import page

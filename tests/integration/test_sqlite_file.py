@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from config.settings import Settings
 from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.messages import Destination
-from tests.stored import KYOTO, announced, done
+from tests.support.stored import KYOTO, announced, done
 from workers.results.database import schema, sqlite, tables
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.schema import MIGRATIONS, revision
@@ -103,7 +103,7 @@ async def test_the_pool_is_as_large_as_the_setting_says(settings_for: Callable[.
 
 
 def test_every_pragma_is_documented_with_its_value() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "results.md").read_text("utf-8")
     source = Path(sqlite.__file__).read_text("utf-8")
     pragmas = set(re.findall(r'^ +"([a-z_]+)": ', source, re.MULTILINE)) | {"query_only", "mmap_size"}
     assert {"journal_mode", "synchronous", "foreign_keys", "busy_timeout", "temp_store"} <= pragmas
@@ -330,7 +330,7 @@ async def test_the_log_is_copied_beside_the_writer_and_begins_anew(
 
 WRITER = """
 import asyncio, sys
-from tests.stored import announced, done, places
+from tests.support.stored import announced, done, places
 from workers.results.database.manager import AsyncDatabaseManager
 
 async def write():

@@ -27,7 +27,7 @@ from tasks.messages import (
     StreamEntry,
     Usage,
 )
-from tests.stored import KYOTO, SPENT, announced, done, failed, holding, places, theme
+from tests.support.stored import KYOTO, SPENT, announced, done, failed, holding, places, theme
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
 from workers.results.database.totals import MOST, MOST_ADDED, ended

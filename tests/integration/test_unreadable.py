@@ -27,7 +27,7 @@ from tasks.jobs.events import follow
 from tasks.messages import JobOptions
 from tasks.queue.app import configure
 from tasks.queue.producer import enqueue
-from tests.stored import announced, done, places
+from tests.support.stored import announced, done, places
 from workers.dashboard.live import Watcher
 from workers.dashboard.llm_words import page_words
 from workers.dashboard.present import job_words

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.queueing import Network
+from tests.support.queueing import Network
 from workers.observe.format import plain, rounded, time, times
 from workers.observe.measurements import JobPart, JobPicture
 from workers.observe.metrics import Histogram

@@ -1,4 +1,4 @@
-"""config.yaml, the settings and docs/configuration.md say the same."""
+"""config.yaml, the settings and docs/reference/configuration.md say the same."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_configuration", DOCS / "configuration.py")
+    spec = importlib.util.spec_from_file_location("docs_configuration", DOCS / "_generate" / "configuration.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -25,7 +25,7 @@ def maker() -> ModuleType:
 
 def test_the_page_is_what_the_settings_make_of_it(maker: ModuleType) -> None:
     text = maker.PAGE.read_text()
-    assert maker.page(text) == text, "python docs/configuration.py"
+    assert maker.page(text) == text, "python docs/_generate/configuration.py"
 
 
 def test_every_setting_stands_once_in_the_file_in_the_model_and_on_the_page(maker: ModuleType) -> None:

@@ -12,8 +12,8 @@ from config.settings import KNOWN_VARIABLES, OTHER_VARIABLES, known_keys
 from scripts.main import VERBS, cli
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXTS = {path.name: path.read_text() for path in DOCUMENTS}
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *(ROOT / "docs").rglob("*.md")]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCUMENTS)}
 
 
 def _commands(text: str) -> list[str]:
@@ -38,12 +38,12 @@ def test_every_command_and_option_in_the_documents_exists(name: str) -> None:
 
 def test_the_reference_names_every_verb() -> None:
     for verb in VERBS:
-        assert f"`themes {verb}" in TEXTS["reference.md"], verb
+        assert f"`themes {verb}" in TEXTS["docs/reference/commands.md"], verb
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_link_leads_somewhere(name: str) -> None:
-    folder = next(path for path in DOCUMENTS if path.name == name).parent
+    folder = (ROOT / name).parent
     for target in re.findall(r"\]\(([^)#]+)\)", TEXTS[name]):
         assert (folder / target).exists(), target
 

@@ -1,4 +1,4 @@
-"""The files in deploy/ and docs/metrics.md are as the code is."""
+"""The files in deploy/ and docs/reference/metrics.md are as the code is."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def promql_names(query: str) -> set[str]:
 def test_the_metrics_that_are_described_are_those_that_are_exported() -> None:
     said = {
         tuple(cell.strip() for cell in line.strip("|\n").split("|"))
-        for line in (ROOT / "docs" / "metrics.md").read_text().splitlines()
+        for line in (ROOT / "docs" / "reference" / "metrics.md").read_text().splitlines()
         if line.startswith("| `themes_")
     }
     rows: set[tuple[str, ...]] = {("`themes_up`", "gauge", "1", "", UP_HELP)}
@@ -49,7 +49,7 @@ def test_names_are_as_prometheus_has_them() -> None:
 
 def test_the_dashboard_file_is_what_its_script_makes() -> None:
     before = (DEPLOY / "grafana" / "themes.json").read_text()
-    command = "import json, runpy; print(json.dumps(runpy.run_path('docs/grafana.py')['dashboard']()))"
+    command = "import json, runpy; print(json.dumps(runpy.run_path('docs/_generate/grafana.py')['dashboard']()))"
     said = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(before) == json.loads(said.stdout)
 

@@ -128,7 +128,7 @@ def test_every_action_is_documented_and_every_documented_one_is_logged() -> None
         for action in action
         if action and file.name != "logs.py"
     }
-    documented = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/logs.md").read_text("utf-8"), re.MULTILINE))
+    documented = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/reference/logs.md").read_text("utf-8"), re.MULTILINE))
     assert said == documented
 
 

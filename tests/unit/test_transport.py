@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.queue.app import PROCESS_CHUNK
-from tests.garbage import kinds, message
+from tests.support.garbage import kinds, message
 from workers.worker.transport import DeadMessageError, accepted
 
 

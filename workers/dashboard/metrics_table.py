@@ -1,7 +1,7 @@
 """Every metric that we export: name, type, unit, meaning, and where its value comes from.
 
 Names and units as https://prometheus.io/docs/practices/naming/ has them. Values of labels are bounded: no job, no
-destination and no worker is a label. docs/metrics.md is held against this table by a test.
+destination and no worker is a label. docs/reference/metrics.md is held against this table by a test.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -236,6 +236,6 @@ HISTOGRAMS: Final[tuple[Durations, ...]] = (
     Durations("themes_llm_call_duration_seconds",
               "A call to an LLM, from sending to the last byte; where profiling is on.", _call),
     Durations("themes_step_duration_seconds",
-              "One step of a destination's way (docs/metrics.md names them); where profiling is on.",
+              "One step of a destination's way (docs/reference/metrics.md names them); where profiling is on.",
               _spans({**HOPS, **WHOLES}), ("step",)),
 )  # fmt: skip

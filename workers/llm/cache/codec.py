@@ -10,8 +10,8 @@ Whatever is selected, all of them can be read, and every dictionary that ever wr
 stored elsewhere begins with other bytes (`tasks.messages.pack`: 0x00, 0x01), so a foreign value is known as one.
 
 Completions are small (half a KiB to 10 KiB) and alike: keys, months and enumerations repeat in all of them. A
-dictionary trained on such answers (docs/dictionary.py) knows these before the first byte. Source: Collet & Kucherawy,
-RFC 8878, section 5.
+dictionary trained on such answers (docs/_generate/dictionary.py) knows these before the first byte. Source: Collet &
+Kucherawy, RFC 8878, section 5.
 """
 
 import base64
@@ -29,7 +29,7 @@ GZIP: Final = 0x12
 PLAIN: Final = 1
 #: Bytes that a completion may have: an answer is bounded by `llm.max_response_bytes`, mostly 4 MiB.
 MAX_BYTES: Final = 64 * 1024 * 1024
-#: zstd's level: the next ones take twice the time for less than one percent (docs/dictionary.py).
+#: zstd's level: the next ones take twice the time for less than one percent (docs/_generate/dictionary.py).
 ZSTD_LEVEL: Final = 6
 GZIP_LEVEL: Final = 6
 _GZIP_WINDOW: Final = 31

@@ -1,8 +1,8 @@
 """One model at one OpenAI-compatible endpoint.
 
 Why not an SDK: CPU per call at 64 in flight is 0.11 ms here and 2.1 ms in the official one, and retries inside an SDK
-cannot be coordinated (docs/design.md). The client makes one HTTP request and says what came of it; retrying,
-validating and caching are the generator's.
+cannot be coordinated (docs/explanation/design.md). The client makes one HTTP request and says what came of it;
+retrying, validating and caching are the generator's.
 
 Servers differ, and the client learns: a refused `response_format` is replaced by the next weaker one
 (json_schema -> json_object -> the schema in the prompt), a refused parameter is renamed, lowered or left out

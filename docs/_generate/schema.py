@@ -1,6 +1,6 @@
-"""Draw the tables of the results database as SVG: docs/schema.svg, from workers/results/database/tables.py.
+"""Draw the tables of the results database as SVG: docs/reference/schema.svg, from workers/results/database/tables.py.
 
-python docs/schema.py
+python docs/_generate/schema.py
 """
 
 from pathlib import Path
@@ -84,4 +84,4 @@ def _arrow(boxes: dict[str, Any], child: str, parent: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_suffix(".svg").write_text(draw(), encoding="utf-8")
+    (Path(__file__).parents[1] / "reference" / "schema.svg").write_text(draw(), encoding="utf-8")

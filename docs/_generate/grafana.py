@@ -150,4 +150,4 @@ def dashboard() -> dict[str, Any]:
 
 if __name__ == "__main__":
     text = json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
-    (Path(__file__).parents[1] / "deploy" / "grafana" / "themes.json").write_text(text, encoding="utf-8")
+    (Path(__file__).parents[2] / "deploy" / "grafana" / "themes.json").write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Write the tables of docs/configuration.md from config.yaml, the settings and their old names.
+"""Write the tables of docs/reference/configuration.md from config.yaml, the settings and their old names.
 
-python docs/configuration.py
+python docs/_generate/configuration.py
 """
 
 import re
@@ -10,8 +10,8 @@ from typing import Any
 from config import legacy
 from config.settings import DEFAULT_FILE, KNOWN_VARIABLES, known_keys
 
-PAGE = Path(__file__).with_name("configuration.md")
-_TABLES = re.compile(r"(<!-- (\w+): made by docs/configuration.py -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGE = Path(__file__).parents[1] / "reference" / "configuration.md"
+_TABLES = re.compile(r"(<!-- (\w+): made by docs/_generate/configuration.py -->\n).*?(<!-- end -->)", re.DOTALL)
 _KINDS = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "Secret": "text, masked"}
 
 

@@ -1,6 +1,6 @@
-"""Run the queries in docs/results.md on a database, and write what they answer below each.
+"""Run the queries in docs/reference/results.md on a database, and write what they answer below each.
 
-themes demo, then: python docs/results.py var/themes.db
+themes demo, then: python docs/_generate/results.py var/themes.db
 """
 
 import re
@@ -9,7 +9,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parents[1] / "reference" / "results.md"
 #: A query and what it answered.
 BLOCK = re.compile(r"```sql\n(.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
 

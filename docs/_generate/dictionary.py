@@ -1,7 +1,7 @@
 """Trains the next dictionary of `workers/llm/cache/codec.py`, or tries the newest one on answers that it has not seen.
 
-    .venv/bin/python docs/dictionary.py            how well the newest one does
-    .venv/bin/python docs/dictionary.py --write    another version beside the old ones, which stay readable
+    .venv/bin/python docs/_generate/dictionary.py            how well the newest one does
+    .venv/bin/python docs/_generate/dictionary.py --write    another version beside the old ones, which stay readable
 
 The same sources give the same dictionary, byte for byte. They are the sandbox's answers to all stages about the demo's
 and some other places, and the answers written by hand in `workers/llm/cache/dictionaries/samples.yaml`.
@@ -37,7 +37,7 @@ from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
 from workers.sandbox.server import SandboxServer
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 SAMPLES: Final = codec.DICTIONARIES / "samples.yaml"
 #: Bytes of a dictionary, at most.
 DICTIONARY_BYTES: Final = 42 * 1024

@@ -1,7 +1,7 @@
 """Take the pictures of the dashboard in docs/pictures, from a running system.
 
     themes up --workers 4 --sandbox, themes enqueue some-hundred-destinations.csv, and while it runs
-    python docs/pictures.py http://127.0.0.1:5555 JOB
+    python docs/_generate/pictures.py http://127.0.0.1:5555 JOB
 
 Each is 1,200 pixels wide and a PNG below 100 KB.
 """
@@ -111,7 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("url")
     parser.add_argument("job", nargs="?")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "pictures")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parents[1] / "pictures")
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--seconds", type=float, default=4.0, help="to wait for what arrives")
