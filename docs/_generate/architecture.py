@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-WIDTH, ROW, GAP, TOP, LABEL = 920, 34, 8, 14, 118
+WIDTH, ROW, GAP, TOP, LABEL = 920, 34, 8, 14, 134
 STYLE = """text { font: 13px ui-monospace, Menlo, Consolas, monospace; fill: #23211c; text-anchor: middle; }
 .side { text-anchor: start; fill: #6d685c; } .room { fill: #ffffff; stroke: #c9c4b6; }
 .inner { fill: #eef4f2; stroke: #b9cfc9; } .base { fill: #ffffff; stroke: #0b6b5d; }"""
