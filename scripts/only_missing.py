@@ -33,12 +33,12 @@ class OnlyMissing:
 
     def __iter__(self) -> Iterator[Destination]:
         store = AsyncDatabaseManager.from_settings(self._settings)
-        if not store.exists():
-            yield from self._destinations
-            return
         with asyncio.Runner() as runner:
-            runner.run(store.open())
             try:
+                if runner.run(store.is_empty()):
+                    yield from self._destinations
+                    return
+                runner.run(store.open())
                 while page := list(islice(self._destinations, PAGE)):
                     ids = {one.id: [one.id, *_nearby(one)] for one in page}
                     known = runner.run(self._current(store, list(chain.from_iterable(ids.values()))))

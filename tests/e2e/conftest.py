@@ -17,6 +17,7 @@ import pytest
 from config.settings import load
 from scripts.local_redis import LocalRedis
 from scripts.status import known_jobs
+from tests.support.forks import Forked, Forks
 
 #: Seconds that anything here may take; a hanging test is a failing one.
 DEADLINE = 180.0
@@ -37,11 +38,15 @@ class Engine:
 
     folder: Path
     env: dict[str, str]
+    #: Starts `themes`; None: as a user does, which takes half a second of CPU each time.
+    forks: Forks | None = None
     llm: str = ""
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes] | Forked] = field(default_factory=dict)
 
     def run(self, *arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a verb to its end."""
+        if self.forks is not None:
+            return self.forks.run(*arguments, env={**self.env, **env}, stdin=stdin, timeout=DEADLINE)
         return subprocess.run(
             [sys.executable, "-m", "scripts.main", *arguments],
             env={**self.env, **env},
@@ -61,9 +66,14 @@ class Engine:
         self.processes[name] = process
         return process
 
-    def themes(self, name: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+    def themes(self, name: str, *arguments: str, **env: str) -> subprocess.Popen[bytes] | Forked:
         """Start a verb."""
-        return self.start(name, sys.executable, "-m", "scripts.main", *arguments, **env)
+        if self.forks is None:
+            return self.start(name, sys.executable, "-m", "scripts.main", *arguments, **env)
+        with (self.folder / f"{name}.log").open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            process = self.forks.start(*arguments, env={**self.env, **env}, stdin=nothing, stdout=log, stderr=log)
+        self.processes[name] = process
+        return process
 
     def end(self, name: str, *, kill: bool = False) -> None:
         """End one process and wait for it."""
@@ -94,23 +104,21 @@ class Engine:
 
     def sandbox(self, *options: str) -> None:
         """Start the sandbox LLM and point the environment at it."""
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "scripts.main",
-                "sandbox-llm",
-                *(options if "--port" in options else ("--port", "0", *options)),
-            ],
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.processes["sandbox"] = process
-        assert process.stdout
-        with process.stdout as out:
-            self.llm = out.readline().decode().strip()
+        arguments = ("sandbox-llm", *(options if "--port" in options else ("--port", "0", *options)))
+        reading, writing = os.pipe()
+        with os.fdopen(reading, encoding="utf-8") as out, Path(os.devnull).open("r+b") as nothing:
+            if self.forks is not None:
+                process: subprocess.Popen[bytes] | Forked = self.forks.start(
+                    *arguments, env=self.env, stdin=nothing, stdout=writing, stderr=nothing
+                )
+            else:
+                command = [sys.executable, "-m", "scripts.main", *arguments]
+                process = subprocess.Popen(
+                    command, env=self.env, stdout=writing, stderr=nothing, start_new_session=True
+                )
+            os.close(writing)
+            self.processes["sandbox"] = process
+            self.llm = out.readline().strip()
         self.env |= {"OPENAI_BASE_URL": self.llm, "OPENAI_API_KEY": "none", "THEMES_MODEL": "sandbox"}
 
     def ask_sandbox(self, path: str, body: Any = None) -> Any:
@@ -128,8 +136,15 @@ class Engine:
         return json.loads(status.json())
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What starts `themes` quickly."""
+    with Forks() as made:
+        yield made
+
+
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
+def engine(tmp_path: Path, forks: Forks) -> Iterator[Engine]:
     """Nothing but an environment: no Redis, no worker."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("THEMES_", "OPENAI_", "REDIS"))}
     env |= {
@@ -137,9 +152,15 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
         "THEMES_REDIS__SERVER": os.environ.get("THEMES_REDIS__SERVER", "auto"),
         "THEMES_DASHBOARD__PORT": "0",
     }
-    made = Engine(tmp_path, env)
+    made = Engine(tmp_path, env, forks)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def cold(engine: Engine) -> None:
+    """Start every command as a user does."""
+    engine.forks = None
 
 
 @pytest.fixture

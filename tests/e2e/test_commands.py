@@ -21,6 +21,8 @@ from tasks.connection import ADDRESS_FILE
 from tests.e2e.conftest import Engine, until
 from tests.faults.stack import is_up
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 
 def _left_of(engine: Engine) -> list[str]:
     """Command lines of processes that belong to this test's stack and still run."""

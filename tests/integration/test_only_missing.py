@@ -28,3 +28,12 @@ async def test_one_place_with_other_coordinates_has_its_profile_and_another_plac
     assert missing.skipped == 2
     other = OnlyMissing([portland], settings, columns=["type"])
     assert await asyncio.to_thread(list, other) == [portland]
+
+
+async def test_before_the_first_job_everything_is_missing(tmp_path: Path, postgresql_url: str) -> None:
+    (tmp_path / "new.db").touch()
+    for url in (f"sqlite+aiosqlite:///{tmp_path}/none.db", f"sqlite+aiosqlite:///{tmp_path}/new.db", postgresql_url):
+        settings = load(env={"THEMES_STATE_DIR": str(tmp_path), "DATABASE_URL": url})
+        kyoto = Destination.of("Kyoto")
+        assert await asyncio.to_thread(list, OnlyMissing([kyoto], settings)) == [kyoto]
+    assert not (tmp_path / "none.db").exists()

@@ -153,6 +153,13 @@ class AsyncDatabaseManager:
         if version == 0:
             raise DatabaseError(f"{self.place}: is empty; `themes consumer` (or `themes up`) fills it")
 
+    async def is_empty(self) -> bool:
+        """Whether nothing was ever written: there is no database yet, or one without tables."""
+        if not self.exists():
+            return True
+        async with self.reading() as connection:
+            return await schema_version(connection, self.place) == 0
+
     async def close(self) -> None:
         """Close every connection."""
         await self._backend.close()

@@ -1,0 +1,224 @@
+"""Starts `themes` without half a second of importing: forked from a process that has imported all verbs.
+
+That process has started nothing and has one thread. A child gets its own arguments, environment, folder, output and
+session, and runs `scripts.main.main` as `python -m scripts.main` does. `Forks` starts it and talks to it over a socket:
+a message with the child's three descriptors, an answer with its id, another with its exit code.
+"""
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+MAX_MESSAGE = 1 << 20
+#: Modules that commands import late.
+LATE = (
+    "aiosqlite",
+    "celery",
+    "kombu.transport.redis",
+    "tasks.queue.app",
+    "workers.results.consumer",
+    "workers.sandbox.server",
+)
+
+
+class Forked:
+    """A child, as `subprocess.Popen` shows one."""
+
+    def __init__(self, connection: socket.socket, arguments: Sequence[str]) -> None:
+        self._connection = connection
+        self._words = connection.makefile("r")
+        self.args = list(arguments)
+        self.pid = int(self._words.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the child lives."""
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self._ended()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code.
+
+        Raises:
+            TimeoutExpired: the child lives.
+        """
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self._ended()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal while the child lives."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def _ended(self) -> None:
+        self.returncode = int(self._words.readline())
+        self._words.close()
+        self._connection.close()
+
+
+class Forks:
+    """The process that forks, and how to ask it. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="forks-")
+        self._socket = f"{self._folder.name}/s"
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("THEMES_", "OPENAI_"))}
+        command = [sys.executable, "-m", "tests.support.forks", self._socket]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=Path(__file__).parents[2]
+        )
+        assert self._process.stdout
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+        self._folder.cleanup()
+
+    def start(
+        self,
+        *arguments: str,
+        env: Mapping[str, str],
+        stdin: IO[Any] | int,
+        stdout: IO[Any] | int,
+        stderr: IO[Any] | int,
+    ) -> Forked:
+        """Start `themes` with these arguments, in a session of its own."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._socket)
+        order = json.dumps({"arguments": arguments, "env": dict(env), "cwd": str(Path.cwd())}).encode()
+        handles = array.array("i", [one if isinstance(one, int) else one.fileno() for one in (stdin, stdout, stderr)])
+        connection.sendmsg([len(order).to_bytes(4, "big") + order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handles)])
+        return Forked(connection, arguments)
+
+    def run(
+        self, *arguments: str, env: Mapping[str, str], stdin: str | None, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `themes` to its end."""
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            given.write((stdin or "").encode())
+            given.seek(0)
+            child = self.start(*arguments, env=env, stdin=given, stdout=out, stderr=err)
+            try:
+                code = child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+                raise
+            said = []
+            for file in (out, err):
+                file.seek(0)
+                said.append(file.read().decode("utf-8", "replace").replace("\r\n", "\n"))
+        return subprocess.CompletedProcess(arguments, code, *said)
+
+
+def _serve(path: str) -> None:
+    """Fork a child for every message until the input ends; returns in a child."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    living: dict[int, socket.socket] = {}
+    os.write(1, b"ready\n")
+    while True:
+        ready, _, _ = select.select([0, listener, woken], [], [])
+        if 0 in ready:
+            for pid in living:
+                os.kill(pid, signal.SIGKILL)
+            os._exit(0)
+        if woken in ready:
+            os.read(woken, 1 << 16)
+            _reap(living)
+        if listener not in ready:
+            continue
+        connection, _ = listener.accept()
+        data, handles, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 3)
+        while len(data) < 4 + int.from_bytes(data[:4], "big"):
+            data += connection.recv(MAX_MESSAGE)
+        order = json.loads(data[4:])
+        pid = os.fork()
+        if not pid:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _become(order, handles)
+            return
+        for handle in handles:
+            os.close(handle)
+        living[pid] = connection
+        connection.sendall(f"{pid}\n".encode())
+
+
+def _reap(living: dict[int, socket.socket]) -> None:
+    while living:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        with living.pop(pid) as connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def _become(order: dict[str, Any], handles: Sequence[int]) -> None:
+    os.setsid()
+    for number, handle in enumerate(handles):
+        os.dup2(handle, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.environ.clear()
+    os.environ.update(order["env"])
+    os.chdir(order["cwd"])
+    sys.argv = ["themes", *order["arguments"]]
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=-1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+
+
+def _import_everything() -> None:
+    from scripts.main import VERBS
+
+    for module in (*VERBS.values(), *LATE):
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    _import_everything()
+    _serve(sys.argv[1])
+    from scripts.interrupts import leave_at_once
+    from scripts.main import main
+
+    leave_at_once()
+    main()
