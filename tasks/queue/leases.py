@@ -6,19 +6,9 @@ from redis import Redis
 
 from tasks import keys
 from tasks.connection import text_of
+from tasks.lua import lua
 
-#: KEYS leases owners; ARGV prefix of the owner's token. Returns how many chunks are free now. Their leases are over;
-#: the sweeper finds them as it finds every dead one, and sends their messages.
-_RELEASE: Final = """
-local owners = redis.call('HGETALL', KEYS[2])
-local freed = 0
-for i = 1, #owners, 2 do
-  if string.sub(owners[i + 1], 1, #ARGV[1]) == ARGV[1] then
-    freed = freed + redis.call('ZADD', KEYS[1], 'XX', 'CH', 0, owners[i])
-  end
-end
-return freed
-"""
+_RELEASE: Final = lua(__file__, "release")
 
 
 def token_prefix(name: str, pid: int) -> str:

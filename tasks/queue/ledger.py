@@ -29,6 +29,7 @@ from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import JobPausedError, UnreadableError
 from tasks.jobs.events import encode
+from tasks.lua import lua
 from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, WireError, pack, unpack
 from tasks.storable import clean_destination, entry_fields
 
@@ -36,128 +37,21 @@ log = logging.getLogger("themes.ledger")
 
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
-#: KEYS chunks leases owners deliveries finished results job; ARGV chunk token lease_ms max_unwritten.
-_TAKE: Final = f"""
-{_NOW}
-local payload = redis.call('HGET', KEYS[1], ARGV[1])
-if not payload then return {{'gone'}} end
-if redis.call('HGET', KEYS[7], 'state') == 'cancelled' then return {{'gone'}} end
-if redis.call('HEXISTS', KEYS[7], 'paused') == 1 then return {{'paused'}} end
-local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if ends and tonumber(ends) > now and redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return {{'held'}} end
-if redis.call('XLEN', KEYS[6]) > tonumber(ARGV[4]) then return {{'full'}} end
-local ours = ends and redis.call('HGET', KEYS[3], ARGV[1]) == ARGV[2]
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
-redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
-local times = redis.call('HINCRBY', KEYS[4], ARGV[1], ours and 0 or 1)
-return {{'taken', payload, times, redis.call('SMEMBERS', KEYS[5])}}
-"""
+_TAKE: Final = lua(__file__, "take")
 
-#: KEYS leases owners; ARGV token lease_ms chunk...; returns the chunks that are no longer ours.
-_RENEW: Final = f"""
-{_NOW}
-local lost = {{}}
-for i = 3, #ARGV do
-  if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1] then
-    redis.call('ZADD', KEYS[1], 'XX', now + tonumber(ARGV[2]), ARGV[i])
-  else
-    lost[#lost + 1] = ARGV[i]
-  end
-end
-return lost
-"""
+_RENEW: Final = lua(__file__, "renew")
 
-#: KEYS chunks leases owners deliveries labels finished results; ARGV chunk destination size entry.
-#: A reply that was lost may be asked for again: the second call changes nothing.
-_FINISH: Final = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
-if redis.call('SADD', KEYS[6], ARGV[2]) == 0 then return 0 end
-redis.call('XADD', KEYS[7], '*', 'b', ARGV[4])
-if redis.call('SCARD', KEYS[6]) >= tonumber(ARGV[3]) then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
-  redis.call('DEL', KEYS[6])
-end
-return 1
-"""
+_FINISH: Final = lua(__file__, "finish")
 
-#: KEYS leases owners deliveries; ARGV chunk token.
-_GIVE_BACK: Final = """
-if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('HINCRBY', KEYS[3], ARGV[1], -1)
-return 1
-"""
+_GIVE_BACK: Final = lua(__file__, "give_back")
 
-#: KEYS chunks leases owners deliveries labels finished; ARGV chunk token size new payload label destination...
-#: Destinations that nobody has started leave a chunk of ours for a new one; in the old one they count as finished.
-_GIVE_AWAY: Final = """
-if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] or redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
-if redis.call('HEXISTS', KEYS[1], ARGV[4]) == 1 then return 1 end
-for i = 7, #ARGV do
-  if redis.call('SISMEMBER', KEYS[6], ARGV[i]) == 1 then return 0 end
-end
-redis.call('HSET', KEYS[1], ARGV[4], ARGV[5])
-redis.call('HSET', KEYS[5], ARGV[4], ARGV[6])
-for i = 7, #ARGV do redis.call('SADD', KEYS[6], ARGV[i]) end
-if redis.call('SCARD', KEYS[6]) >= tonumber(ARGV[3]) then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
-  redis.call('DEL', KEYS[6])
-end
-return 1
-"""
+_GIVE_AWAY: Final = lua(__file__, "hand_off")
 
-#: KEYS chunks leases owners deliveries labels finished; ARGV chunk deaths, then name payload label of each new chunk.
-#: What has happened to the chunk so far counts for each of them.
-_SPLIT: Final = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
-for i = 3, #ARGV, 3 do
-  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-  redis.call('HSET', KEYS[5], ARGV[i], ARGV[i + 2])
-  redis.call('HSET', KEYS[4], ARGV[i], ARGV[2])
-end
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
-for i = 3, 5 do redis.call('HDEL', KEYS[i], ARGV[1]) end
-redis.call('DEL', KEYS[6])
-return 1
-"""
+_SPLIT: Final = lua(__file__, "split")
 
-#: KEYS job budget events; ARGV reason limit time event message channel job id; returns whether the job is paused.
-#: Every worker that has some of it is told. A limit that is no longer the one that was too small has been raised
-#: meanwhile: then there is nothing to pause. A job that has left Redis needs no worker either.
-PAUSE: Final = """
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then return 1 end
-if state == 'done' or state == 'cancelled' then return 0 end
-local limit = redis.call('HGET', KEYS[2], 'limit')
-local is_amount = not limit or tonumber(limit) and tonumber(limit) >= 0 and tonumber(limit) < 9007199254740992
-if ARGV[2] ~= '' and is_amount and limit ~= ARGV[2] then return 0 end
-if redis.call('HSETNX', KEYS[1], 'paused', ARGV[1]) == 1 then
-  redis.call('HSET', KEYS[1], 'paused_at', ARGV[3], 'paused_message', ARGV[5])
-  redis.call('PUBLISH', ARGV[6], ARGV[7])
-  if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('XADD', KEYS[3], '*', 'e', ARGV[4]) end
-end
-return 1
-"""
+PAUSE: Final = lua(__file__, "pause")
 
-#: KEYS leases owners chunks job; returns {waiting, dead...}: chunks without a lease, and those whose lease has just
-#: died. Of a paused job nothing waits: it is woken when it is resumed.
-_SWEEP: Final = f"""
-{_NOW}
-local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1000)
-for _, chunk in ipairs(dead) do
-  redis.call('ZREM', KEYS[1], chunk)
-  redis.call('HDEL', KEYS[2], chunk)
-end
-if redis.call('HEXISTS', KEYS[4], 'paused') == 1 then return {{0}} end
-table.insert(dead, 1, redis.call('HLEN', KEYS[3]) - redis.call('ZCARD', KEYS[1]))
-return dead
-"""
+_SWEEP: Final = lua(__file__, "sweep")
 
 
 class Taking(StrEnum):

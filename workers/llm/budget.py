@@ -30,7 +30,8 @@ from redis.asyncio import Redis
 from config.settings import Prices, Settings
 from tasks import keys
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
-from tasks.jobs.budget import LIMIT, NANO, RESERVED, SPENT, dollars
+from tasks.jobs.budget import NANO, dollars
+from tasks.lua import lua
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.request import Turn
 from workers.llm.spend import Spend
@@ -52,47 +53,7 @@ BYTES_PER_TOKEN: Final = 2
 #: Bytes that the client and the provider put around a prompt: roles, names, the words before a schema.
 WRAPPING_BYTES: Final = 512
 
-#: KEYS budget. ARGV process, its spending so far, what it has reserved, ms after which a silent process is dead,
-#: amounts... Returns {limit, spent, decision...}; a decision is 1 granted, 0 wait, -1 never. Nano-dollars throughout.
-#: What a dead process has reserved counts as spent for as long as it is silent. Who asks first is served first: after
-#: one that waits all wait. A limit that is no amount is none that a call fits into.
-_EXCHANGE: Final = f"""
-local limit = redis.call('HGET', KEYS[1], '{LIMIT}')
-if not limit then return {{}} end
-local most = tonumber(limit)
-if not most or not (most >= 0 and most < 9007199254740992) then limit = '0' end
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local me, own = ARGV[1], tonumber(ARGV[3])
-local told = tonumber(redis.call('HGET', KEYS[1], me .. ':spent') or '0')
-redis.call('HINCRBY', KEYS[1], '{SPENT}', string.format('%.0f', tonumber(ARGV[2]) - told))
-redis.call('HSET', KEYS[1], me .. ':spent', ARGV[2], me .. ':seen', now)
-local certain, others = tonumber(redis.call('HGET', KEYS[1], '{SPENT}')), 0
-local fields = redis.call('HGETALL', KEYS[1])
-for i = 1, #fields, 2 do
-  local process = string.match(fields[i], '^(.*){RESERVED}$')
-  if process and process ~= me then
-    local seen = tonumber(redis.call('HGET', KEYS[1], process .. ':seen') or '0')
-    if now - seen > tonumber(ARGV[4]) then certain = certain + tonumber(fields[i + 1])
-    else others = others + tonumber(fields[i + 1]) end
-  end
-end
-local answer, waits = {{limit, string.format('%.0f', certain)}}, false
-for i = 5, #ARGV do
-  local amount = tonumber(ARGV[i])
-  if certain + amount > tonumber(limit) then answer[#answer + 1] = -1
-  elseif waits or certain + others + own + amount > tonumber(limit) then
-    waits = true
-    answer[#answer + 1] = 0
-  else
-    own = own + amount
-    answer[#answer + 1] = 1
-  end
-end
-if own > 0 then redis.call('HSET', KEYS[1], me .. '{RESERVED}', string.format('%.0f', own))
-else redis.call('HDEL', KEYS[1], me .. '{RESERVED}') end
-return answer
-"""
+_EXCHANGE: Final = lua(__file__, "exchange")
 
 
 def worst_case_nano(

@@ -11,24 +11,12 @@ from typing import Final
 
 from redis.asyncio import Redis
 
+from tasks.lua import lua
+
 #: Seconds that the number of a process's last report is remembered.
 REMEMBERED_SECONDS: Final = 3_600
 
-#: KEYS: the hash, the mark of the process, and a point of a series where there is one. ARGV: report number, seconds to
-#: remember it, now, seconds to keep the point, how many numbers follow for the hash, those as name and amount, then
-#: those of the point.
-_ADD: Final = """
-if redis.call('GET', KEYS[2]) == ARGV[1] then return 0 end
-redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
-redis.call('HSETNX', KEYS[1], 'since', ARGV[3])
-local last = 5 + 2 * ARGV[5]
-for i = 6, last, 2 do redis.call('HINCRBYFLOAT', KEYS[1], ARGV[i], ARGV[i + 1]) end
-if #ARGV > last then
-  for i = last + 1, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[3], ARGV[i], ARGV[i + 1]) end
-  redis.call('EXPIRE', KEYS[3], ARGV[4])
-end
-return 1
-"""
+_ADD: Final = lua(__file__, "add_numbered")
 
 Amounts = dict[str, float]
 

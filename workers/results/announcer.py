@@ -15,6 +15,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from config.settings import Settings
 from tasks import keys
 from tasks.jobs.events import encode
+from tasks.lua import lua
 from tasks.messages import Event
 from workers.results.database import totals
 from workers.results.database.rows import FINAL_STATES, Applied, JobRow
@@ -22,70 +23,11 @@ from workers.results.progress import RateWindow, counters, destination_event, ha
 
 log = logging.getLogger("themes.results")
 
-#: KEYS: hash, events, then what the job's work leaves behind, active jobs. ARGV: revision, state, whether events are
-#: wanted, `job.started`, most events, job id, then the hash's fields and values. Consumers may report out of order: an
-#: older revision changes nothing. Only the database may end a job that a user has cancelled in the hash, and a job
-#: that a worker has begun does not wait again because no result of it is durable yet. A job that had ended and is asked
-#: again is active again.
-_REPORT: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-local known = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0')
-if known and known < 9007199254740992 and tonumber(ARGV[1]) < known then return 0 end
-local cancelled = redis.call('HGET', KEYS[1], 'state') == 'cancelled'
-local final = ARGV[2] == 'done' or ARGV[2] == 'cancelled'
-local begun = ARGV[2] == 'queued' and redis.call('HGET', KEYS[1], 'state') == 'running'
-for i = 7, #ARGV, 2 do
-  local kept = cancelled and not final and (ARGV[i] == 'state' or ARGV[i] == 'finished_at')
-  kept = kept or begun and (ARGV[i] == 'state' or ARGV[i] == 'started_at')
-  if not kept then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-  end
-end
-if not final and redis.call('HGET', KEYS[1], 'ended') == '1' then
-  redis.call('HDEL', KEYS[1], 'ended')
-  for i = 1, 8 do redis.call('PERSIST', KEYS[i]) end
-  redis.call('SADD', KEYS[9], ARGV[6])
-end
-if ARGV[3] == '1' and ARGV[2] ~= 'queued' then
-  if redis.call('HGET', KEYS[1], 'announced') ~= '1' or redis.call('EXISTS', KEYS[2]) == 0 then
-    redis.call('HSET', KEYS[1], 'announced', '1')
-    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], '*', 'e', ARGV[4])
-  end
-end
-return 1
-"""
+_REPORT: Final = lua(__file__, "report")
 
-#: KEYS: hash, events, chunks, labels, leases, owners, deliveries, budget, active jobs. ARGV: revision, job id, whether
-#: events are wanted, last `job.progress`, `job.done`, most events, seconds to keep the job, seconds to keep its events.
-#: While a worker has yet to take its last chunk off, what that needs stays, and expires with the job.
-_END: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-local known = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0')
-if known and known < 9007199254740992 and tonumber(ARGV[1]) < known then return 0 end
-if redis.call('HGET', KEYS[1], 'ended') ~= '1' then
-  redis.call('HSET', KEYS[1], 'ended', '1')
-  if ARGV[3] == '1' then
-    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'e', ARGV[4])
-    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'e', ARGV[5])
-  end
-end
-redis.call('SREM', KEYS[9], ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[7])
-redis.call('EXPIRE', KEYS[2], ARGV[8])
-redis.call('EXPIRE', KEYS[8], ARGV[7])
-for i = 3, 7 do
-  if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('DEL', KEYS[i])
-  else redis.call('EXPIRE', KEYS[i], ARGV[7]) end
-end
-return 1
-"""
+_END: Final = lua(__file__, "end_job")
 
-#: KEYS: events. ARGV: most events, then events. Without the stream that `job.started` has made there is no such job.
-_EVENTS: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-for i = 2, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'e', ARGV[i]) end
-return #ARGV - 1
-"""
+_EVENTS: Final = lua(__file__, "add_events")
 #: Events in one command: Redis serves nobody else while it runs, so it is kept to a millisecond or so.
 EVENTS_AT_ONCE: Final = 200
 

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from tasks import keys
 from tasks.connection import text_of
+from tasks.lua import lua
 from workers.results.stream import ResultsStream, is_group_lost
 
 log = logging.getLogger("themes.sweeper")
@@ -25,12 +26,7 @@ UNACKED_SECONDS: Final = 60.0
 #: Messages, and keys of Redis, that are looked at in one sweep. A cache of millions is walked through over many sweeps.
 LOOK_AT_ONCE: Final = 1_000
 
-#: KEYS: a job's hash, a key of that job, active jobs. ARGV: seconds to keep the key, job id.
-_EXPIRE: Final = """
-if redis.call('TTL', KEYS[2]) ~= -1 or redis.call('SISMEMBER', KEYS[3], ARGV[2]) == 1 then return 0 end
-if redis.call('EXISTS', KEYS[1]) == 1 and redis.pcall('HGET', KEYS[1], 'ended') ~= '1' then return 0 end
-return redis.call('EXPIRE', KEYS[2], ARGV[1])
-"""
+_EXPIRE: Final = lua(__file__, "expire")
 
 
 class Leftovers:

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError, DatabaseError
+from tasks.lua import lua
 from workers.observe.measurement_store import LAST_SECONDS, parts_of
 from workers.results.database.manager import AsyncDatabaseManager
 
@@ -30,12 +31,7 @@ RUNNING_SECONDS: Final = 60.0
 #: Jobs copied in one look, at most.
 AT_ONCE: Final = 50
 
-#: KEYS: jobs that are due. ARGV: job, the time that was read. One that has changed meanwhile stays due.
-_DONE: Final = """
-local at = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '')
-if at == tonumber(ARGV[2]) then return redis.call('ZREM', KEYS[1], ARGV[1]) end
-return 0
-"""
+_DONE: Final = lua(__file__, "copied")
 
 
 class ProfileKeeper:

@@ -17,6 +17,7 @@ from config.settings import PerformanceSettings, StreamingSettings
 from tasks import keys
 from tasks.errors import UnreadableError
 from tasks.jobs.events import encode
+from tasks.lua import lua
 from tasks.messages import Event
 from tasks.readings import texts, whole
 
@@ -27,16 +28,7 @@ BUFFER: Final = 5_000
 #: Jobs that are known to be announced; more of them are looked up again.
 KNOWN_JOBS: Final = 1_000
 
-#: KEYS: the job's hash, its events. ARGV: `job.started`, most events, seconds since 1970. Once a job, whoever comes
-#: first. From here on it runs: the first durable result may be minutes away.
-_ANNOUNCE: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HSETNX', KEYS[1], 'announced', '1') == 0 then return 0 end
-if redis.call('HGET', KEYS[1], 'state') == 'queued' then
-  redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', ARGV[3])
-end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', 'e', ARGV[1])
-return 1
-"""
+_ANNOUNCE: Final = lua(__file__, "announce")
 
 
 class EventPublisher:

@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 
 from config.settings import LlmSettings
 from tasks import keys
+from tasks.lua import lua
 from tasks.texts import one_line
 from tasks.waits import SAID_CHARACTERS, Wait
 from workers.llm.limits.headers import MAX_WAIT_SECONDS, HeaderSeconds
@@ -44,42 +45,11 @@ DOUBLINGS: Final = 3
 #: The status and the message in an error's text, behind the server's address.
 _STATUS: Final = re.compile(r": ([0-9]{3}) (.*)")
 
-#: KEYS cooldown; ARGV milliseconds wait probe-ms is-last-word channel digest. Begins or extends a cool-down; with
-#: `is-last-word` it may also become shorter. Returns the milliseconds that are left.
-_BEGIN: Final = """
-local left = redis.call('PTTL', KEYS[1])
-if left >= tonumber(ARGV[1]) and ARGV[4] == '0' then return left end
-if left < 0 then
-  local t = redis.call('TIME')
-  redis.call('HSET', KEYS[1], 'probes', 0, 'probe_at', t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[3])
-end
-redis.call('HSET', KEYS[1], 'wait', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('PUBLISH', ARGV[5], ARGV[6] .. ' ' .. ARGV[1] .. ' ' .. ARGV[2])
-return tonumber(ARGV[1])
-"""
+_BEGIN: Final = lua(__file__, "begin_cool_down")
 
-#: KEYS cooldown; ARGV probe-ms doublings. The right to make the next probe, for one caller of all processes; returns
-#: {whether it is this one's, milliseconds that the cool-down lasts, milliseconds until the next probe}.
-_PROBE: Final = """
-local left = redis.call('PTTL', KEYS[1])
-if left < 0 then return {0, 0, 0} end
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local at = tonumber(redis.call('HGET', KEYS[1], 'probe_at') or '0')
-if now < at then return {0, left, at - now} end
-local pause = ARGV[1] * 2 ^ math.min(redis.call('HINCRBY', KEYS[1], 'probes', 1), tonumber(ARGV[2]))
-redis.call('HSET', KEYS[1], 'probe_at', now + pause)
-return {1, left, math.floor(pause)}
-"""
+_PROBE: Final = lua(__file__, "probe")
 
-#: KEYS cooldown limit; ARGV channel digest. Ends a cool-down. Slots that were reserved behind it are void.
-_END: Final = """
-redis.call('DEL', KEYS[1])
-redis.call('HDEL', KEYS[2], 'r', 't')
-redis.call('PUBLISH', ARGV[1], ARGV[2] .. ' 0 ')
-return 1
-"""
+_END: Final = lua(__file__, "end_cool_down")
 
 
 @dataclass(slots=True)

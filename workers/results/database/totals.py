@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tasks import keys
 from tasks.jobs.budget import NANO
 from tasks.jobs.totals import NAMES, SUMS
+from tasks.lua import lua
 from tasks.messages import Result, Spent, Usage
 from workers.results.database import tables
 from workers.results.database.statements import Statement, StatementStatistics, insert
@@ -38,22 +39,7 @@ _BY_END: Final = {
 _FIELDS: Final = Usage.__struct_fields__
 _values = msgspec.structs.astuple
 
-#: KEYS totals since; ARGV since, then names and values. Another database's counters take the place of what is there;
-#: of the same database's the higher value stays, because consumers may report out of order.
-TELL: Final = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then
-  redis.call('DEL', KEYS[1])
-  redis.call('SET', KEYS[2], ARGV[1])
-end
-for i = 2, #ARGV, 2 do
-  local known = redis.call('HGET', KEYS[1], ARGV[i])
-  known = known and tonumber(known)
-  if not known or not (known <= 9300000000000000000) or tonumber(ARGV[i + 1]) > known then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-  end
-end
-return 1
-"""
+TELL: Final = lua(__file__, "tell_totals")
 
 
 def ended(run: Result | Spent) -> str:
