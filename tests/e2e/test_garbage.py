@@ -1,6 +1,7 @@
 """Ten thousand entries of garbage in the Celery queue, amid a job."""
 
 import random
+import sys
 from pathlib import Path
 
 from redis import Redis
@@ -45,3 +46,16 @@ def test_ten_thousand_entries_of_garbage_neither_end_the_worker_nor_lose_a_messa
     assert "Traceback" not in log
     status = stack.status(job_id)
     assert (status["done"], status["failed"], status["llm_calls"]) == (300, 0, 300 * 16)
+
+
+def test_a_reply_between_stock_workers_is_no_garbage(stack: Engine) -> None:
+    celery = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--pool", "threads", "--concurrency", "2")
+    stack.start("one", *celery, "--hostname", "one@here")
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        until("the first worker to be there", lambda: fleet.workers(redis))
+        # It asks the first one for its state before it begins ("mingle").
+        stack.start("two", *celery, "--hostname", "two@here", "--loglevel", "INFO")
+        until("the second worker to be there", lambda: len(fleet.workers(redis)) == 2)
+        until("the second worker to be ready", lambda: "two@here ready" in stack.log("two"))
+        assert "mingle: sync complete" in stack.log("two")
+        assert redis.lrange(keys.QUEUE_DEAD, 0, -1) == []

@@ -17,6 +17,14 @@ def test_a_message_of_ours_is_accepted_as_it_is() -> None:
     assert accepted(json.dumps(ours).encode(), PROCESS_CHUNK) == ours
 
 
+def test_a_reply_to_celery_s_remote_control_is_accepted_where_replies_are() -> None:
+    reply = message(headers={"ticket": "1", "clock": 2, "expires": 0})
+    item = json.dumps(reply).encode()
+    assert accepted(item, None) == reply
+    with pytest.raises(DeadMessageError, match="task is None"):
+        accepted(item, PROCESS_CHUNK)
+
+
 def test_every_kind_of_garbage_is_refused_with_a_short_reason() -> None:
     reasons: list[str] = []
     good = json.dumps(message()).encode()
@@ -35,5 +43,6 @@ def test_every_kind_of_garbage_is_refused_with_a_short_reason() -> None:
 
 @given(st.binary(max_size=400))
 def test_no_bytes_do_more_than_be_refused(entry: bytes) -> None:
-    with pytest.raises(DeadMessageError):
-        accepted(entry, PROCESS_CHUNK)
+    for task in (PROCESS_CHUNK, None):
+        with pytest.raises(DeadMessageError):
+            accepted(entry, task)

@@ -1,9 +1,10 @@
 """kombu's Redis transport, made proof against what is no message of ours, and quick to come back.
 
 kombu trusts what it pops: one entry in the queue that is no JSON, or JSON of another shape, ends a stock worker process
-("Unrecoverable error"). Here every entry is looked at before kombu sees it; what is not a call of our one task goes to
-`themes:queue:dead` with the reason, and the worker goes on. Celery loads this by name (`broker_transport`, set in
-worker processes alone), so users write redis:// and rediss:// as ever.
+("Unrecoverable error"). Here every entry is looked at before kombu sees it; what is not a call of our one task (in
+other queues: no reply to Celery's remote control) goes to `themes:queue:dead` with the reason, and the worker goes on.
+Celery loads this by name (`broker_transport`, set in worker processes alone), so users write redis:// and rediss:// as
+ever.
 """
 
 import base64
@@ -36,16 +37,16 @@ RECONNECT_SECONDS: Final = 1.0
 
 
 class DeadMessageError(ValueError):
-    """This entry of the queue is no call of our task."""
+    """This entry of a queue is not what belongs there."""
 
 
-def accepted(item: bytes, task: str) -> dict[str, Any]:
-    """An entry of the queue as kombu takes it.
+def accepted(item: bytes, task: str | None) -> dict[str, Any]:
+    """An entry of a queue as kombu takes it: a call of `task`, or any message of Celery's own where that is None.
 
     Raises:
-        DeadMessageError: it is none of ours, with the reason.
+        DeadMessageError: it is none, with the reason.
     """
-    if len(item) > MAX_BYTES:
+    if task is not None and len(item) > MAX_BYTES:
         raise DeadMessageError(f"{len(item)} bytes, at most {MAX_BYTES} are allowed")
     try:
         message = json.loads(item.decode())
@@ -53,23 +54,25 @@ def accepted(item: bytes, task: str) -> dict[str, Any]:
         raise DeadMessageError(f"no JSON: {exc}") from exc
     headers, properties = _part(message, "headers"), _part(message, "properties")
     info = _part(properties, "delivery_info")
-    texts = (
+    texts: list[tuple[dict[str, Any], str, str | None]] = [
         (message, "content-type", "application/json"),
         (message, "content-encoding", "utf-8"),
         (properties, "body_encoding", "base64"),
-        (headers, "task", task),
-        (headers, "id", None),
         (properties, "delivery_tag", None),
         (info, "exchange", None),
         (info, "routing_key", None),
-    )
+    ]
+    if task is not None:
+        texts += [(headers, "task", task), (headers, "id", None)]
     for part, name, wanted in texts:
         value = part.get(name)
         if not isinstance(value, str) or (wanted is not None and value.lower() != wanted):
             raise DeadMessageError(f"{name} is {value!r:.100}" + (f", not {wanted}" if wanted else ""))
     if properties.get("priority") is not None and not isinstance(properties["priority"], int):
         raise DeadMessageError("its priority is no number")
-    _check_body(message.get("body"))
+    body = _body(message.get("body"))
+    if task is not None:
+        _check_call(body)
     return message  # type: ignore[no-any-return]  # an object, as `_part` has found
 
 
@@ -80,11 +83,19 @@ def _part(whole: Any, name: str) -> dict[str, Any]:
     return part
 
 
-def _check_body(body: Any) -> None:
+def _body(text: Any) -> Any:
+    """A message's body, decoded."""
+    try:
+        return json.loads(base64.b64decode(text, validate=True))
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise DeadMessageError(f"its body cannot be read: {exc}") from exc
+
+
+def _check_call(body: Any) -> None:
     """See that a body holds two ids, and options."""
     try:
-        args, kwargs, embedded = json.loads(base64.b64decode(body, validate=True))
-    except (ValueError, TypeError, RecursionError) as exc:
+        args, kwargs, embedded = body
+    except (ValueError, TypeError) as exc:
         raise DeadMessageError(f"its body cannot be read: {exc}") from exc
     if kwargs or not isinstance(embedded, dict | None) or not isinstance(args, list):
         raise DeadMessageError("its body has other arguments than a job's and a chunk's id")
@@ -145,7 +156,7 @@ class Channel(kombu_redis.Channel):
             place, item = reply
             queue = place.decode().rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            message = self._accepted(item)
+            message = self._accepted(queue, item)
             if message is None:
                 raise Empty
             self.connection._deliver(message, queue)  # noqa: SLF001  # as kombu's own
@@ -160,7 +171,7 @@ class Channel(kombu_redis.Channel):
         with self.conn_or_acquire() as client:
             for priority in self.priority_steps:
                 while item := client.rpop(self._q_for_pri(queue, priority)):  # type: ignore[no-untyped-call]  # kombu
-                    message = self._accepted(item)
+                    message = self._accepted(queue, item)
                     if message is not None:
                         return message
         raise Empty
@@ -171,10 +182,10 @@ class Channel(kombu_redis.Channel):
             raise redis.ConnectionError("the connection to the broker was closed")
         return super()._connparams(asynchronous)  # type: ignore[no-untyped-call]  # kombu
 
-    def _accepted(self, item: bytes) -> dict[str, Any] | None:
-        """The message, or None when that was buried."""
+    def _accepted(self, queue: str, item: bytes) -> dict[str, Any] | None:
+        """The message, or None when that was buried. Queues beside ours hold replies to Celery's remote control."""
         try:
-            return accepted(item, PROCESS_CHUNK)
+            return accepted(item, PROCESS_CHUNK if queue == keys.QUEUE else None)
         except DeadMessageError as exc:
             self._bury(item, str(exc))
             return None
@@ -185,7 +196,7 @@ class Channel(kombu_redis.Channel):
         now = time.monotonic()
         if now - cls._said_at > SAY_SECONDS:
             cls._said_at = now
-            log.error("action=message_dead dead=%d what is in the queue is no call of ours: %s", cls.dead, reason)
+            log.error("action=message_dead dead=%d what is in a queue does not belong there: %s", cls.dead, reason)
         entry = json.dumps({"at": time.time(), "reason": reason, "entry": repr(item[:KEPT_BYTES])})
         with self.conn_or_acquire() as client:
             # kombu's client puts our prefix before the key of the one command and not of the other.
