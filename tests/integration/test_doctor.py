@@ -223,7 +223,7 @@ def _at(path: Path) -> dict[str, str]:
 async def test_a_sound_database_is_written_and_left_as_it_was(look: Look, database: Path) -> None:
     checks = look("database", **_at(database))
     assert all(check.ok and check.fix is None for check in checks.values()), checks
-    assert set(checks) == {"disk", "database", "database schema", "database integrity"}
+    assert set(checks) == {"disk", "database", "database schema", "database log", "database integrity"}
     assert "written and rolled back, journal mode wal" in checks["database"].found
     with contextlib.closing(sqlite3.connect(database)) as found:
         assert not found.execute("SELECT 1 FROM sqlite_master WHERE name = 'themes_doctor'").fetchall()
@@ -233,6 +233,27 @@ async def test_a_database_of_a_newer_version(look: Look, database: Path) -> None
     with contextlib.closing(sqlite3.connect(database)) as found, found:
         found.execute("UPDATE alembic_version SET version_num = ?", (f"{SCHEMA_VERSION + 1:04d}",))
     _is_said(look("database", **_at(database))["database schema"], f"version {SCHEMA_VERSION + 1}", "pip install")
+
+
+async def test_a_reader_that_keeps_the_log_from_being_copied_is_named(
+    look: Look, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.doctor.database.WAL_HELD_BYTES", 200_000)
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as writer:
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        writer.execute("CREATE TABLE more (filling BLOB)")
+        assert look("database", **_at(database))["database log"].ok
+        with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM jobs").fetchall()
+            for _ in range(300):
+                writer.execute("INSERT INTO more VALUES (zeroblob(4000))")
+            _is_said(look("database", **_at(database))["database log"], "4 MiB", "read transaction", "disk is full")
+            if sys.platform == "linux":
+                assert f"(process {os.getpid()})" in look("database", **_at(database))["database log"].found
+        check = look("database", **_at(database))["database log"]
+    assert check.ok
+    assert "all of it copied" in check.found
 
 
 async def test_a_database_that_somebody_holds(look: Look, database: Path) -> None:

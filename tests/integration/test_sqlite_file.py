@@ -311,7 +311,8 @@ async def test_a_migration_that_fails_leaves_the_old_file_as_it_was(
 async def test_the_log_is_copied_beside_the_writer_and_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.results.database.sqlite.WAL_TIDY_BYTES", 300_000)
+    monkeypatch.setattr("workers.results.database.wal.WAL_TIDY_BYTES", 300_000)
+    monkeypatch.setattr("workers.results.database.wal.WAL_HELD_BYTES", 600_000)
     log = tmp_path / "themes.db-wal"
     sizes = []
     async with manager_of(tmp_path) as store:
@@ -319,11 +320,64 @@ async def test_the_log_is_copied_beside_the_writer_and_begins_anew(
             towns = [Destination.of(f"Town {batch} {n}") for n in range(10)]
             await store.apply([*announced(*towns), *(done(town) for town in towns)])
             sizes.append(log.stat().st_size)
-            if isinstance(store._backend, SQLiteFile) and store._backend._tidying:
-                await store._backend._tidying  # however slow this machine is
+            await _copied(store)
         assert max(sizes) < 1_500_000, "it began anew, many times"
         assert store.times.by_name["checkpoint"].seconds.count > 2
         assert (tmp_path / "themes.db").stat().st_size > 1_000_000, "what was in it is in the file"
+
+
+async def _copied(store: AsyncDatabaseManager) -> None:
+    """Wait for the copy that is under way, however slow this machine is."""
+    assert isinstance(store._backend, SQLiteFile)
+    if store._backend.log._copying:
+        await store._backend.log._copying
+
+
+READER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN")
+print(connection.execute("SELECT count(*) FROM jobs").fetchone(), flush=True)
+sys.stdin.read()
+"""
+
+
+def reading(file: Path) -> "subprocess.Popen[bytes]":
+    """Another program with an open read transaction."""
+    process = subprocess.Popen([sys.executable, "-c", READER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    return process
+
+
+async def test_a_reader_that_holds_the_log_is_named_once_with_its_effect_and_so_is_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.results.database.wal.WAL_TIDY_BYTES", 300_000)
+    monkeypatch.setattr("workers.results.database.wal.WAL_HELD_BYTES", 600_000)
+    monkeypatch.setattr("workers.results.database.wal.HELD_LOOK_SECONDS", 0.0)
+    caplog.set_level("INFO", "themes.database")
+    async with manager_of(tmp_path) as store:
+        reader = reading(tmp_path / "themes.db")
+        for batch in range(120):
+            towns = [Destination.of(f"Town {batch} {n}") for n in range(10)]
+            await store.apply([*announced(*towns), *(done(town) for town in towns)])
+            await _copied(store)
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert "action=wal_held" in said
+        assert "MiB" in said
+        assert "slows reads down" in said
+        if sys.platform == "linux":
+            assert f"python (process {reader.pid})" in said.replace("python3.11", "python").replace("python3", "python")
+        reader.communicate()
+        # Nothing more is written: a consumer without work looks too.
+        for _ in range(4):
+            await store.tidy()
+            await _copied(store)
+        assert "action=wal_released" in caplog.records[-1].getMessage()
+        assert len(caplog.records) == 2
+        await store.apply(announced(KYOTO, job="later"))
+        assert (tmp_path / "themes.db-wal").stat().st_size < 1_500_000
 
 
 # --- killed, overwritten ------------------------------------------------------------------------------------------

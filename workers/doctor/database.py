@@ -23,6 +23,7 @@ from workers.results.database.backend import backend_of
 from workers.results.database.schema import schema_version
 from workers.results.database.sqlite import path_of
 from workers.results.database.tables import SCHEMA_VERSION
+from workers.results.database.wal import WAL_HELD_BYTES, checkpoint, mebibytes, readers, size_bytes
 
 #: Free bytes below which the database's disk is called full.
 FREE_BYTES: Final = 200 * 1024 * 1024
@@ -100,6 +101,7 @@ def _file(path: Path) -> Iterator[Check]:
         with contextlib.closing(database):
             yield _written(path, database)
             yield _schema(path, database)
+            yield _log(path, database)
             yield _whole(path, database)
     except sqlite3.DatabaseError as exc:
         yield Check("database", ok=False, found=f"{path}: {exc}", fix=_mend(path, exc))
@@ -130,6 +132,23 @@ def _written(path: Path, connection: sqlite3.Connection) -> Check:
     mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
     advice = None if mode == "wal" else "`themes consumer` sets it to wal, with which readers never wait"
     return Check("database", ok=True, found=f"{path}: written and rolled back, journal mode {mode}", fix=advice)
+
+
+def _log(path: Path, connection: sqlite3.Connection) -> Check:
+    """The write-ahead log, and whether a reader keeps it from being copied into the file."""
+    found = checkpoint(connection)
+    size = size_bytes(path)
+    name, said = "database log", f"write-ahead log of {mebibytes(size)}"
+    if not found.held_bytes:
+        return Check(name, ok=True, found=f"{said}, all of it copied into the file")
+    said += f", {mebibytes(found.held_bytes)} of it held by an open read transaction"
+    if size < WAL_HELD_BYTES:
+        return Check(name, ok=True, found=said)
+    who = ", ".join(readers(path))
+    said += f" of {who}" if who else ""
+    fix = f"end that transaction or close that program{'' if who else f' (`fuser -v {path}` names who has it open)'}"
+    effect = "the log grows with every write, until the disk is full, and reads get slower"
+    return Check(name, ok=False, found=f"{said}: {effect}", fix=f"{fix}; the consumer then copies the log by itself")
 
 
 def _schema(path: Path, connection: sqlite3.Connection) -> Check:

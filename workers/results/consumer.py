@@ -153,6 +153,7 @@ class ResultsConsumer:
                 # A reply may be lost with its connection and asked for again by the Redis client, in silence: what it
                 # held is ours and unread. Found here it waits for the stream's next pause, not for a lease.
                 await self._settle_unfinished()
+                await self._store.tidy()
                 if not is_told and await self._stream.is_settled():
                     await self._tell_again()
                     is_told = True

@@ -228,9 +228,13 @@ class AsyncDatabaseManager:
         started = time.perf_counter()
         applied, rows = await self._batches.write(entries, dead)
         self._count(applied, rows, len(entries), time.perf_counter() - started)
+        await self.tidy()
+        return applied
+
+    async def tidy(self) -> None:
+        """Do between two transactions what must be done now and then."""
         if tidied := await self._backend.tidy():
             self.times.add("checkpoint", tidied, 0)
-        return applied
 
     async def bury(self, dead: Sequence[DeadEntry]) -> None:
         """Keep entries that cannot be stored, with their reasons. Raises as `apply`."""

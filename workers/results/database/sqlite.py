@@ -1,20 +1,16 @@
-"""The SQLite file: its engines with their pragmas, its write-ahead log, and what its errors mean.
+"""The SQLite file: its engines with their pragmas, and what its errors mean.
 
 One connection writes (`BEGIN IMMEDIATE`: a read-then-write transaction under a plain BEGIN failed in 174 of
 240 tries with 4 writers, with IMMEDIATE in none); the others only read. sqlite3's own transaction handling is
 switched off, so that every BEGIN is ours.
 """
 
-import asyncio
 import contextlib
-import logging
 import os
 import sqlite3
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -25,14 +21,11 @@ from sqlalchemy.util import await_only
 
 from tasks.errors import DatabaseBusyError, DatabaseError, ThemesError
 from workers.results.database.reducer import UnusableEntryError
-
-log = logging.getLogger("themes.database")
+from workers.results.database.wal import WriteAheadLog
 
 #: Bytes of write-ahead log that stay on disk when it begins anew; by itself it stays as large as it ever was, and its
 #: size would say nothing about what is in it.
 WAL_KEEP_BYTES: Final = 1024 * 1024
-#: Bytes of write-ahead log from which it is copied into the file, beside the writer (`SQLiteFile.tidy`).
-WAL_TIDY_BYTES: Final = 16 * 1024 * 1024
 #: Pages of the log after which the writer itself copies them, during a commit: only where `tidy` cannot keep up, as
 #: while a reader holds an old view. By itself SQLite does it every 1,000 pages, and the writer waits for two fsyncs.
 WAL_STALL_PAGES: Final = 65_536
@@ -258,11 +251,10 @@ class SQLiteFile:
         self.writer = writer_engine(self.path, timeout_seconds=timeout_seconds, is_acknowledged=is_acknowledged)
         self.readers = reader_engine(self.path, size=max(1, pool_size - 1), timeout_seconds=timeout_seconds)
         self._identity: tuple[int, int] | None = None
-        self._tidying: asyncio.Task[None] | None = None
-        self._tidy_from_bytes = WAL_TIDY_BYTES
+        self.log = WriteAheadLog(self.path)
 
     def __repr__(self) -> str:
-        return f"<SQLiteFile {self.path.name} wal={self.log_bytes()}>"
+        return f"<SQLiteFile {self.path.name} {self.log!r}>"
 
     @property
     def place(self) -> str:
@@ -308,49 +300,12 @@ class SQLiteFile:
         """Whether somebody else holds the file."""
         return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
-    def log_bytes(self) -> int:
-        """Size of the write-ahead log."""
-        try:
-            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
-        except OSError:
-            return 0  # none was made yet, or the last one to close has taken it along
-
     async def tidy(self) -> float:
-        """Between two transactions: see to the write-ahead log, hardly ever making the writer wait; returns seconds.
-
-        The bulk is copied into the file by a connection of its own while the writer goes on. What was written in the
-        meantime is little: that is copied here, so that nothing is left and the next commit begins the log anew.
-        (A checkpoint beside a writer that never rests would never find it empty.)
-        """
-        if self._tidying is None:
-            if self.log_bytes() >= self._tidy_from_bytes:
-                self._tidying = asyncio.create_task(asyncio.to_thread(_checkpoint, self.path), name="WAL checkpoint")
-            return 0.0
-        if not self._tidying.done():
-            return 0.0
-        began = time.perf_counter()
-        await self._tidying
-        self._tidying = None
-        await asyncio.to_thread(_checkpoint, self.path)
-        # A log that a reader still needs stays as large as it is: try again when it has grown as much again.
-        size = self.log_bytes()
-        self._tidy_from_bytes = WAL_TIDY_BYTES if size < 2 * WAL_TIDY_BYTES else size + WAL_TIDY_BYTES
-        return time.perf_counter() - began
+        """See `WriteAheadLog.tidy`."""
+        return await self.log.tidy()
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._tidying is not None:
-            await self._tidying
-            self._tidying = None
+        await self.log.close()
         await self.readers.dispose()
         await self.writer.dispose()
-
-
-def _checkpoint(path: Path) -> None:
-    """Copy what can be copied of the write-ahead log into the file, waiting for nobody."""
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    except sqlite3.Error as bad:
-        # The log stays; the writer meets a real fault by itself, and then it is told.
-        log.debug("action=checkpoint_missed %s: %s", path, bad)
