@@ -82,6 +82,9 @@ __all__ = [
 
 DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
 DEFAULT: Final = "default"
+#: The state directory where none is set: the checkout's, wherever a command is run, else `var` here.
+_CHECKOUT: Final = DEFAULT_FILE.parents[1]
+STATE_DIR: Final = _CHECKOUT / "var" if (_CHECKOUT / "pyproject.toml").exists() else Path("var")
 COMMAND_LINE: Final = "command line"
 
 #: Names that users of the OpenAI, Celery and SQLAlchemy worlds already have in their environment.
@@ -283,9 +286,8 @@ def _build(values: Mapping[str, Any], origins: Mapping[str, str], remarks: Seque
         name: class_(**{k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{name}.")})
         for name, class_ in _sections().items()
     }
-    state_dir = values.get("state_dir", Path("var"))
     return Settings(
-        state_dir=state_dir,
+        state_dir=values["state_dir"] if origins.get("state_dir", DEFAULT) != DEFAULT else STATE_DIR,
         **sections,
         origins={k: place for k, place in origins.items() if place != DEFAULT},
         remarks=tuple(remarks),

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tasks import logs
 from tasks import worker_reports as fleet
 from tasks.connection import check_enabled, check_server, connect, masked
 from tasks.errors import ConfigError, ThemesError
+from tasks.state_dir import UP_LOCK
 from workers.llm.endpoints.registry import endpoints
 
 #: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
@@ -37,6 +39,8 @@ MOST_WORKERS: Final = 2
 SAY_SECONDS: Final = 10.0
 #: The role that may end without ending the stack: jobs do without it.
 DASHBOARD: Final = "dashboard"
+#: The setting that names a Redis of the user's.
+REDIS_URL: Final = "performance_optimization.redis_url"
 #: Ports tried for the dashboard, from the one in the settings upwards.
 PORTS: Final = 20
 #: Seconds between two looks at the processes.
@@ -168,7 +172,7 @@ def _grace(settings: Settings) -> float:
 @contextlib.contextmanager
 def _alone(state_dir: Path) -> Iterator[None]:
     """Within the body, no other stack starts in this state directory."""
-    with (state_dir / "up.lock").open("a+") as lock:
+    with (state_dir / UP_LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -188,7 +192,7 @@ def _redis(settings: Settings) -> Iterator[str]:
     """The Redis that the user named, or a private one."""
     check_enabled(settings)
     timeout = settings.redis.socket_timeout_seconds
-    if settings.is_set("performance_optimization.redis_url"):
+    if settings.is_set(REDIS_URL):
         check_server(connect(settings.redis_url, socket_timeout_seconds=timeout))
         yield settings.redis_url
         return
@@ -256,6 +260,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _prefix(settings: Settings) -> str:
+    """What another terminal must say to find this stack by its state directory."""
+    if not settings.is_set("state_dir") or settings.is_set(REDIS_URL):
+        return ""
+    return f"THEMES_STATE_DIR={shlex.quote(str(settings.state_dir.absolute()))} "
+
+
 def _tell(made: Stack) -> None:
     settings = made.settings
     lines = [
@@ -265,5 +276,5 @@ def _tell(made: Stack) -> None:
     ]
     if made.port is not None:
         lines.append(f"dashboard  http://{settings.dashboard.host}:{made.port}")
-    lines.append("ready: `themes enqueue FILE` in another terminal; Ctrl-C stops everything")
+    lines.append(f"ready: `{_prefix(settings)}themes enqueue FILE` in another terminal; Ctrl-C stops everything")
     say("\n".join(lines))

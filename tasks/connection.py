@@ -32,9 +32,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from config.settings import Settings
+from config.settings import PerformanceSettings, Settings
 from tasks.errors import ConfigError, RedisUnavailableError
-from tasks.state_dir import check_private
+from tasks.state_dir import check_private, elsewhere
 
 #: Where a private Redis leaves its address, in the state directory.
 ADDRESS_FILE: Final = "redis.url"
@@ -246,19 +246,22 @@ def translated(client: Redis) -> Iterator[None]:
             f"Redis at {place} does not let this user do what is needed ({_said(exc)}): {_acl_command(client)}"
         ) from exc
     except RedisTimeoutError as exc:
-        raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_START}") from exc
+        raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_start(place)}") from exc
     except InvalidResponse as exc:
         raise RedisUnavailableError(
             f"what listens at {place} is not a Redis server ({_said(exc)}): set REDIS_URL"
         ) from exc
-    except RedisConnectionError as exc:
+    except (RedisConnectionError, UnicodeError, socket.gaierror) as exc:
         if "max number of clients" in str(exc):
             raise RedisUnavailableError(f"Redis at {place} has no connection left: {_MORE_CLIENTS}") from exc
-        raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
+        raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_start(place)}") from exc
     except ResponseError as exc:
         raise RedisUnavailableError(f"Redis at {place} {_refused(exc)}") from exc
-    except (UnicodeError, socket.gaierror) as exc:
-        raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_START}") from exc
+
+
+def _start(place: str) -> str:
+    """How to have a Redis; where the default was asked no stack was found, and those that run elsewhere are named."""
+    return elsewhere(_START) if place == PerformanceSettings().redis_url else _START
 
 
 def _channels(client: Redis) -> tuple[str, ...]:
@@ -305,8 +308,7 @@ def _refused(exc: ResponseError) -> str:
 
 def _said(exc: BaseException) -> str:
     """An error's own words on one line, without what it repeats."""
-    text = " ".join(str(exc).split())
-    return text[:160].rstrip(".") or type(exc).__name__
+    return " ".join(str(exc).split())[:160].rstrip(".") or type(exc).__name__
 
 
 def check_server(client: Redis) -> ServerFacts:

@@ -1,11 +1,22 @@
-"""The state directory is its user's alone: what lies in it is trusted (addresses with passwords, answers, books)."""
+"""The state directory is its user's alone: what lies in it is trusted (addresses with passwords, answers, books).
 
+A stack runs in one state directory; other commands find it there.
+"""
+
+import contextlib
 import os
+import shlex
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from tasks.errors import ConfigError
+
+#: What `themes up` holds open, and locks, while it runs in a state directory.
+UP_LOCK: Final = "up.lock"
+#: Where Linux shows what processes have open.
+_PROCESSES: Final = Path("/proc")
 
 #: Bits that let others write.
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -44,3 +55,23 @@ def make_private(folder: Path) -> None:
     except OSError as exc:
         raise ConfigError(f"state_dir: {folder} cannot be written ({exc.strerror})") from exc
     check_private(folder)
+
+
+def running_stacks() -> Iterator[tuple[Path, int]]:
+    """State directories in which this user's `themes up` runs, each with its process; none where /proc is missing."""
+    for folder in _PROCESSES.glob("[0-9]*/fd"):
+        # Other users' processes show nothing, and one may end while it is looked at.
+        with contextlib.suppress(OSError):
+            for link in folder.iterdir():
+                target = Path(link.readlink())
+                if target.name == UP_LOCK and target.read_text("utf-8", "replace").strip() == folder.parent.name:
+                    yield target.parent, int(folder.parent.name)
+
+
+def elsewhere(words: str) -> str:
+    """`words`, the mend where no stack is found, behind the lines that reach those which run elsewhere."""
+    found = [
+        f"`themes up` runs in {folder} (process {pid}): `export THEMES_STATE_DIR={shlex.quote(str(folder))}` finds it"
+        for folder, pid in running_stacks()
+    ]
+    return "; or ".join([*found, words])

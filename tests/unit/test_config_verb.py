@@ -10,6 +10,8 @@ import pytest
 from config.settings import Secret, known_keys
 from scripts.config import public
 
+ROOT = Path(__file__).parents[2]
+
 
 def themes_config(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.main", "config", *arguments]
@@ -25,7 +27,7 @@ def test_show_names_every_setting_with_its_value_and_origin(tmp_path: Path) -> N
     assert shown["work.lease_seconds"] == {"value": 20, "origin": "mine.yaml:2"}
     assert shown["llm.model"] == {"value": "some-model", "origin": "environment THEMES_MODEL"}
     assert shown["llm.prices"] == {"value": {"sandbox": {"input_usd": 0, "output_usd": 0}}, "origin": "default"}
-    assert shown["state_dir"] == {"value": "var", "origin": "default"}
+    assert shown["state_dir"] == {"value": str(ROOT / "var"), "origin": "default"}
     assert run.returncode == 0
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from config.settings import Settings
 from tasks.errors import DatabaseError
 from tasks.messages import Destination, StreamEntry
+from tasks.state_dir import elsewhere
 from workers.observe.measurements import JobPart
 from workers.results.database import tables, totals
 from workers.results.database.backend import Backend, backend_of
@@ -141,7 +142,8 @@ class AsyncDatabaseManager:
         """
         if not self.exists():
             raise DatabaseError(
-                f"{self.place}: there is no results database yet; `themes consumer` (or `themes up`) makes it"
+                f"{self.place}: there is no results database yet; "
+                + elsewhere("`themes consumer` (or `themes up`) makes it")
             )
         async with self.reading() as connection:
             version = await schema_version(connection, self.place)
