@@ -2,12 +2,14 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shlex
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +71,10 @@ class Stack:
     def start_workers(self, count: int) -> None:
         """Start worker processes, each under its supervisor."""
         self.env |= shares_of_memory(self.settings, count)
+        # A Redis of the user's may have other stacks' workers too.
+        behind = f"-{token_of(self.settings.state_dir)}" if self.settings.is_set(REDIS_URL) else ""
         for number in range(1, count + 1):
-            name = f"worker{number}"
+            name = f"worker{number}{behind}"
             self.start(name, "worker", "--name", name, worker=True)
 
     def start_dashboard(self) -> None:
@@ -122,6 +126,12 @@ class Stack:
         """Workers first, so that their last results are written; then the rest."""
         stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
         stop(list(self.others.values()), seconds=STOP_SECONDS)
+
+
+def token_of(state_dir: Path) -> str:
+    """Four characters that tell a stack's workers from those of other folders and machines, the same at each start."""
+    place = f"{uuid.getnode():x} {state_dir.absolute()}"
+    return hashlib.sha256(place.encode()).hexdigest()[:4]
 
 
 def shares_of_memory(settings: Settings, count: int) -> dict[str, str]:

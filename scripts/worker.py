@@ -6,6 +6,7 @@ stay alive without consuming. The supervisor starts it again in all three cases;
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,13 +18,16 @@ from types import FrameType
 from typing import Final
 
 import click
+import psutil
 from redis import Redis, RedisError
 
 from config.settings import SUPERVISED, Settings
 from scripts.main import log_level, settings_from
 from scripts.processes import spawn
 from tasks import keys
+from tasks import worker_reports as fleet
 from tasks.connection import check_rights, check_server, connect, locate
+from tasks.errors import ConfigError
 from tasks.queue.leases import release
 from tasks.readings import amounts, replies_of
 from workers.llm.endpoints.registry import endpoints
@@ -214,6 +218,24 @@ def celery_command(settings: Settings, name: str) -> list[str]:
     ]
 
 
+def refuse_taken(redis: Redis, name: str) -> None:
+    """Refuse the name of a worker that runs on this machine.
+
+    Heartbeats, leases and remote control go by the name: of two workers that share one each would undo the other's.
+
+    Raises:
+        ConfigError: with the process that has the name.
+    """
+    report = fleet.workers(redis).get(name, {})
+    try:
+        process = psutil.Process(int(report.get("pid", 0)))
+        is_taken = process.is_running() and name in process.cmdline()
+    except (psutil.Error, ValueError):
+        return  # it has ended, or is not of this machine
+    if is_taken:
+        raise ConfigError(f"--name: {name} runs already (process {process.pid}): choose another, or stop that worker")
+
+
 @click.command()
 @click.option("--name", metavar="NAME", help="The worker's name; several on one machine need different ones.")
 @click.option("--concurrency", type=int, metavar="N", help="Destinations in work at once (worker_pool_size).")
@@ -236,5 +258,7 @@ def command(name: str | None, concurrency: int | None) -> int:
     # What cannot work is said here, in one line, and not five times by a dying child.
     endpoints(settings.llm)
     Graph(stages_of(settings))
-    full_name = f"{name or f'worker-{os.getpid()}'}@{socket.gethostname()}"
+    # The process id alone is the same in many containers, and so may the host's name be.
+    full_name = f"{name or f'worker-{os.getpid()}-{secrets.token_hex(2)}'}@{socket.gethostname()}"
+    refuse_taken(redis, full_name)
     return Supervisor(settings, redis, broker, full_name, celery_command(settings, full_name)).run()

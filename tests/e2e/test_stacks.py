@@ -1,11 +1,17 @@
 """Several stacks on one machine, and the folder that a command is run in."""
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
+from scripts.local_redis import LocalRedis
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +22,42 @@ def _up(engine: Engine, name: str, **env: str) -> subprocess.Popen[bytes]:
     until("the stack to stand", lambda: "ready:" in engine.log(name) or up.poll() is not None)
     assert up.poll() is None, engine.log(name)
     return up
+
+
+def test_workers_of_two_stacks_on_one_redis_have_names_of_their_own(engine: Engine, tmp_path: Path) -> None:
+    with LocalRedis(tmp_path / "shared", engine.env["THEMES_REDIS__SERVER"]) as server:
+        engine.env["REDIS_URL"] = server.url
+        for name in ("one", "two"):
+            _up(engine, name, THEMES_STATE_DIR=str(tmp_path / name))
+        with Redis.from_url(server.url) as redis:
+            names = sorted(fleet.workers(redis))
+            assert len(names) == 2
+            assert all(re.match(r"worker1-[0-9a-f]{4}@", name) for name in names)
+        said = subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "workers.app", "inspect", "ping", "--json", "--timeout", "10"],
+            env=engine.env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert sorted(json.loads(said.stdout)) == names
+        assert "DuplicateNodename" not in said.stderr
+        # The name is the same at each start, so what was tuned for it holds.
+        engine.end("one")
+        _up(engine, "one again", THEMES_STATE_DIR=str(tmp_path / "one"))
+        with Redis.from_url(server.url) as redis:
+            assert sorted(fleet.workers(redis)) == names
+
+
+def test_the_name_of_a_worker_that_runs_is_refused_and_that_of_a_dead_one_is_not(stack: Engine) -> None:
+    stack.themes("first", "worker", "--name", "same")
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        until("the worker", lambda: fleet.workers(redis))
+        ((name, report),) = fleet.workers(redis).items()
+        said = stack.run("worker", "--name", "same")
+        assert said.returncode == 2
+        assert f"--name: {name} runs already (process {report['pid']})" in said.stderr
+        stack.end("first", kill=True)
+        until("the killed one to be gone", lambda: not os.path.exists(f"/proc/{report['pid']}"))  # noqa: PTH110
+        stack.themes("again", "worker", "--name", "same")
+        until("its successor", lambda: fleet.workers(redis).get(name, report)["pid"] != report["pid"])
 
 
 @pytest.fixture
