@@ -9,6 +9,7 @@ import click
 from redis import RedisError
 
 from config.settings import Settings
+from scripts.llm_probe import LlmProbe
 from scripts.main import settings_from
 from scripts.reading import BadRows, count, reading_options, show, show_start, summary
 from scripts.watch import fail_on_partial, watch_to_end
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
+@click.option("--force", is_flag=True, help="Enqueue without asking first whether the LLM takes key and model.")
 @click.option("--dry-run", is_flag=True, help="Enqueue nothing; forecast calls, tokens, cost and time.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the forecast as one JSON object.")
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
@@ -46,6 +48,7 @@ def command(
     budget: float | None,
     only_missing: bool,
     no_cache: bool,
+    force: bool,
     dry_run: bool,
     as_json: bool,
     strict: bool,
@@ -76,8 +79,11 @@ def command(
     # Looked at before the file: a million rows are not read to find that Redis is away.
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
+    probe = None if force else LlmProbe(settings, redis)
     production = Production(settings)
     with reader:
+        if probe is not None:
+            probe.refuse()
         try:
             job = enqueue(
                 production.reading(rows),

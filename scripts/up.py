@@ -19,6 +19,7 @@ import click
 
 from config.container import CONTAINER, cpus_allowed, here
 from config.settings import Settings, least_of
+from scripts.llm_probe import LlmProbe
 from scripts.local_redis import LocalRedis
 from scripts.main import settings_from
 from scripts.processes import Interrupted, interruptible, spawn, stop, themes
@@ -239,8 +240,12 @@ def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
         made.start_workers(workers)
         if dashboard:
             made.start_dashboard()
+        # After the last start: a process that runs threads should not fork.
+        probe = None if sandbox else LlmProbe(settings)
         made.wait_until_ready()
         _tell(made)
+        if probe:
+            probe.warn()
         while True:
             made.check()
             time.sleep(WATCH_SECONDS)

@@ -143,6 +143,12 @@ def checked(reply: Any) -> dict[str, str]:
     return report
 
 
+def endpoint_digests(redis: Redis) -> set[str]:
+    """The endpoints that the live workers ask, each with its model, as digests."""
+    pools = [msgspec.json.decode(report.get("pool") or "{}", type=_Pool) for report in workers(redis).values()]
+    return {route.limit_digest for pool in pools for route in pool.routes.values() if route.limit_digest}
+
+
 async def idle_lanes(redis: AsyncRedis, *, besides: str) -> int:
     """Lanes of other workers that have nothing to do and nothing to come."""
     names = [text_of(name) for name in await redis.zrange(keys.WORKERS, 0, -1)]

@@ -139,6 +139,16 @@ def test_up_serves_another_terminal_and_ends_on_ctrl_c(engine: Engine, tmp_path:
     assert _left_of(engine) == []
 
 
+def test_up_says_that_the_llm_cannot_be_reached_and_goes_on(engine: Engine) -> None:
+    env = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "OPENAI_API_KEY": "k", "THEMES_MODEL": "m"}
+    up = engine.themes("up", "up", "--workers", "1", "--no-dashboard", **env)
+    until("it to be said", lambda: "the LLM does not answer" in engine.log("up") or up.poll() is not None)
+    assert "http://127.0.0.1:1/v1: cannot connect" in engine.log("up")
+    assert "ready:" in engine.log("up")
+    assert up.poll() is None
+    engine.end("up")
+
+
 def test_a_role_that_dies_at_start_ends_the_stack_with_its_last_words(engine: Engine) -> None:
     url = f"sqlite+aiosqlite:///{engine.folder}"
     said = engine.run("up", "--sandbox", "--workers", "1", "--no-dashboard", DATABASE_URL=url)
@@ -282,8 +292,11 @@ def test_a_refused_key_pauses_the_job_and_says_why(stack: Engine) -> None:
     stack.end("sandbox")
     stack.sandbox("--latency", "0", "--api-key", "right")
     stack.env["OPENAI_API_KEY"] = "wrong"
+    line = stack.run("enqueue", "-", stdin="Kyoto\n").stderr.splitlines()[-1]
+    assert re.search(r"^themes: nothing was enqueued, the LLM refuses: .*401.*check OPENAI_API_KEY.*--force$", line)
+    assert stack.run("status", "--json").stdout == ""
     stack.themes("w", "worker", "--name", "w")
-    said = stack.run("enqueue", "-", "--wait", stdin="Kyoto\n")
+    said = stack.run("enqueue", "-", "--force", "--wait", stdin="Kyoto\n")
     assert said.returncode == 1
     assert re.search(r"stopped, because .*check OPENAI_API_KEY.*themes resume", said.stderr)
     status = stack.status(said.stdout.strip())
@@ -300,6 +313,7 @@ def test_an_llm_that_is_not_there_fails_the_job_and_says_where(stack: Engine) ->
     }
     stack.themes("w", "worker", "--name", "w")
     said = stack.run("enqueue", "-", "--wait", stdin="Kyoto\n")
+    assert "themes: the LLM does not answer: " in said.stderr
     assert said.returncode == 1
     assert re.search(rf"^themes: 1 failed: .*{re.escape(stack.llm)}.*cannot connect", said.stderr, re.MULTILINE)
     failure = json.loads(stack.run("failures", said.stdout.strip(), "--json").stdout)

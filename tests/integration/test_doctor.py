@@ -24,6 +24,7 @@ from scripts.local_redis import LocalRedis
 from tasks import keys
 from tasks.jobs import registry as jobs
 from tasks.messages import JobOptions
+from tests.support.habits import server_that
 from workers.doctor.check import Check, Subject, examine
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.tables import SCHEMA_VERSION
@@ -165,6 +166,15 @@ async def test_an_endpoint_is_asked_in_every_format(look: Look) -> None:
     assert checks["llm"].ok
     assert checks["llm formats"].found.startswith("json_schema no, json_object yes")
     _is_said(checks["llm formats"], "json_schema", ok=True)
+
+
+async def test_an_endpoint_is_asked_with_its_headers_and_its_query(look: Look) -> None:
+    async with server_that(lambda *_: None) as server:
+        env = {"OPENAI_BASE_URL": f"{server.url}?api-version=2026-01-01", "THEMES_MODEL": "sandbox"}
+        checks = await _in_thread(lambda: look("llm", **env, THEMES_LLM__HEADERS="{api-key: a-key-of-ours}"))
+        assert checks["llm"].ok, checks
+        assert set(server.paths) == {"/v1/chat/completions?api-version=2026-01-01"}
+        assert all(headers["api-key"] == "a-key-of-ours" for headers in server.headers)
 
 
 async def test_a_wrong_key_is_named_and_not_shown(look: Look) -> None:

@@ -1,18 +1,22 @@
-"""LLM endpoints: each is asked a real question, the smallest there is, in every response format."""
+"""LLM endpoints: each is asked a real question, the smallest there is, in every response format.
+
+`probe` asks less, for commands that are about to give them work: a list of models costs nothing.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
+from urllib.parse import urlsplit
 
 from config.settings import LlmSettings, Settings
 from tasks.connection import masked
-from tasks.errors import ConfigError, EndpointAwayError, ThemesError
+from tasks.errors import BadRequestError, ConfigError, EndpointAwayError, EndpointRefusedError, ThemesError
 from workers.doctor.check import Check, reached
 from workers.llm.endpoints.answers import AnswerSchema
 from workers.llm.endpoints.client import ChatClient
-from workers.llm.endpoints.connections import Connections
+from workers.llm.endpoints.connections import THIS_MACHINE, Connections
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.registry import Endpoint, endpoints
 from workers.llm.endpoints.reply import AnswerFormat, RawAnswer
@@ -22,6 +26,8 @@ from workers.llm.spend import Spend
 
 #: Seconds that a question may take here, whatever the settings allow.
 QUESTION_SECONDS: Final = 6.0
+#: The same for a probe; it asks twice at most.
+PROBE_SECONDS: Final = 3.0
 #: Tokens that its answer may have: a model that thinks needs most of them for that.
 ANSWER_TOKENS: Final = 2_000
 #: Models of one endpoint that are asked.
@@ -54,13 +60,28 @@ def limits(settings: Settings) -> Iterator[Check]:
                     yield Check("llm limits", ok=True, found=wait.words(), fix=fix)
 
 
-async def _look(settings: Settings) -> list[Check]:
-    # Quicker than in work: a person waits.
-    llm = replace(
-        settings.llm,
-        request_timeout_seconds=min(QUESTION_SECONDS, settings.llm.request_timeout_seconds),
-        connect_timeout_seconds=min(QUESTION_SECONDS, settings.llm.connect_timeout_seconds),
+def _within(llm: LlmSettings, seconds: float) -> LlmSettings:
+    """The settings for a question that a person waits for."""
+    return replace(
+        llm,
+        request_timeout_seconds=min(seconds, llm.request_timeout_seconds),
+        connect_timeout_seconds=min(seconds, llm.connect_timeout_seconds),
     )
+
+
+def _connections(llm: LlmSettings, endpoint: Endpoint) -> Connections:
+    return Connections(
+        llm,
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key,
+        max_connections=3,
+        query=endpoint.query,
+        more_headers=endpoint.headers,
+    )
+
+
+async def _look(settings: Settings) -> list[Check]:
+    llm = _within(settings.llm, QUESTION_SECONDS)
     known = endpoints(llm)
     found = await asyncio.gather(*(_endpoint(llm, endpoint, alone=len(known) == 1) for endpoint in known))
     return [check for checks in found for check in checks]
@@ -68,7 +89,7 @@ async def _look(settings: Settings) -> list[Check]:
 
 async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Check]:
     name = "llm" if alone else f"llm {endpoint.name}"
-    connections = Connections(llm, base_url=endpoint.base_url, api_key=endpoint.api_key, max_connections=3)
+    connections = _connections(llm, endpoint)
     checks, spend = [], Spend()
     try:
         for model in _models(llm, endpoint):
@@ -158,3 +179,95 @@ _PROMPT: Final = Prompt(
     schema=AnswerSchema("doctor", _SCHEMA),
     max_tokens=ANSWER_TOKENS,
 )
+
+
+# --- before work is given to them -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What an endpoint says when it is about to be asked for a model.
+
+    `problem` is a line with its mend, None where nothing is known to be wrong. `is_refused` says that no prompt would
+    be answered: the key, the account or the model is refused. `calls` are those that the probe has made: they may cost.
+    """
+
+    model: str
+    problem: str | None = None
+    is_refused: bool = False
+    calls: int = 0
+
+
+def probe(settings: Settings) -> list[Probed]:
+    """Ask each endpoint for its models with `GET /models`, and where that leaves it open, the smallest question.
+
+    Raises:
+        ConfigError: there is no endpoint.
+    """
+    return asyncio.run(_probe(_within(settings.llm, PROBE_SECONDS)))
+
+
+async def _probe(llm: LlmSettings) -> list[Probed]:
+    known = endpoints(llm)
+    found = await asyncio.gather(*(_probe_endpoint(llm, endpoint, alone=len(known) == 1) for endpoint in known))
+    return [probed for all_of_one in found for probed in all_of_one]
+
+
+async def _probe_endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Probed]:
+    connections = _connections(llm, endpoint)
+    clients = {
+        model: ChatClient(
+            llm, base_url=endpoint.base_url, model=endpoint.name_of(model), connections=connections,
+            style=AnswerFormat.TEXT,
+        )
+        for model in _models(llm, endpoint)
+    }  # fmt: skip
+    try:
+        proven = await _proven(llm, endpoint, next(iter(clients.values())))
+        return list(await asyncio.gather(*(_probe_model(*one, proven=proven) for one in clients.items())))
+    except EndpointAwayError as exc:
+        return [Probed(model, f"{exc}; {_fix(exc, endpoint, alone=alone)}") for model in clients]
+    finally:
+        await connections.close()
+
+
+async def _proven(llm: LlmSettings, endpoint: Endpoint, client: ChatClient) -> frozenset[str]:
+    """The models that the endpoint certainly answers for: it lists them to this key, and to nobody without one.
+
+    Raises:
+        EndpointAwayError: nothing answers there.
+    """
+    listed, is_public = await asyncio.gather(client.models(), _is_public(llm, endpoint), return_exceptions=True)
+    if isinstance(listed, EndpointAwayError):
+        raise listed
+    # What is said of the list alone proves nothing: some servers have none, and some keys may not read it.
+    return frozenset() if isinstance(listed, BaseException) or is_public is not False else listed
+
+
+async def _is_public(llm: LlmSettings, endpoint: Endpoint) -> bool:
+    """Whether the list of models says nothing of the key. A server of this machine that shows it asks for no key."""
+    if not (endpoint.api_key or endpoint.headers) or urlsplit(endpoint.base_url).hostname in THIS_MACHINE:
+        return False
+    without = replace(endpoint, api_key=None, headers={})
+    connections = _connections(llm, without)
+    try:
+        await ChatClient(llm, base_url=without.base_url, model="", connections=connections).models()
+    except ThemesError:
+        return False  # it asks for a key, or the other look says what is wrong
+    finally:
+        await connections.close()
+    return True
+
+
+async def _probe_model(model: str, client: ChatClient, *, proven: frozenset[str]) -> Probed:
+    """Ask the smallest question where the list of models does not prove that it would be answered."""
+    if client.model in proven:
+        return Probed(model)
+    spend = Spend()
+    try:
+        await client.complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=spend)
+    except BadRequestError as exc:
+        return Probed(model, str(exc), is_refused=isinstance(exc, EndpointRefusedError), calls=spend.calls)
+    except ThemesError:
+        pass  # an outage, a limit or a slow model: the workers wait for those
+    return Probed(model, calls=spend.calls)

@@ -12,7 +12,8 @@ Servers differ, and the client learns: a refused `response_format` is replaced b
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ from workers.llm.endpoints.counted_body import CallCounter, CountedBody
 from workers.llm.endpoints.error_body import ErrorBody, error_body, error_value
 from workers.llm.endpoints.faults import PLACE, Fault, Parameters, fault_of
 from workers.llm.endpoints.prompt import Prompt
-from workers.llm.endpoints.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
+from workers.llm.endpoints.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, model_names, read_reply
 from workers.llm.endpoints.request import Turn, request_of
 from workers.llm.limits.headers import exhausted_seconds, retry_after_seconds, words_seconds
 from workers.observe.counters import field as counter
@@ -142,6 +143,14 @@ class ChatClient:
             self._session.get(self._models_url) as response,
         ):
             await bounded_body(response, self._settings.max_response_bytes)
+
+    async def models(self) -> frozenset[str]:
+        """Ask for the names of the models that the server lists, which costs nothing. Raises as `complete`."""
+        async with self._translated(), self._session.get(self._models_url, allow_redirects=False) as response:
+            raw = await bounded_body(response, self._settings.max_response_bytes)
+        if response.status != 200:  # noqa: PLR2004
+            raise self._error(response.status, response.headers, error_body(raw), self._dialect.format)
+        return model_names(raw)
 
     async def complete(
         self, prompt: Prompt, *, max_tokens: int, spend: CallCounter, history: Sequence[Turn] = ()
@@ -252,10 +261,21 @@ class ChatClient:
             self._profiler.count("connections_opened" if connecting else "connections_reused")
 
     async def _exchange(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
+        async with self._translated():
+            # Counted as it is sent: a call that hangs or breaks was made, one that could not connect was not.
+            raw, status, headers = await self._send(self._chat_url, CountedBody(body, spend))
+        if not 200 <= status < 300:  # noqa: PLR2004
+            raise self._error(status, headers, error_body(raw), style)
+        answer = self._answer(raw, body, style)
+        cool_down = exhausted_seconds(headers, endpoint=self._place)
+        return answer if cool_down is None else replace(answer, cool_down_seconds=cool_down)
+
+    @asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        """Within the body, which has the time of one request, errors of the network say what they mean."""
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
-                # Counted as it is sent: a call that hangs or breaks was made, one that could not connect was not.
-                raw, status, headers = await self._send(self._chat_url, CountedBody(body, spend))
+                yield
         except aiohttp.ClientConnectorCertificateError as exc:
             raise EndpointRefusedError(
                 f"{self._place}: its certificate is not trusted ({_certificate_problem(exc)}): name the file of its "
@@ -271,11 +291,6 @@ class ChatClient:
             raise EndpointAwayError(f"{self._place}: no answer within {seconds:g} s") from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise EndpointAwayError(f"{self._place}: connection lost ({type(exc).__name__}: {exc})") from exc
-        if not 200 <= status < 300:  # noqa: PLR2004
-            raise self._error(status, headers, error_body(raw), style)
-        answer = self._answer(raw, body, style)
-        cool_down = exhausted_seconds(headers, endpoint=self._place)
-        return answer if cool_down is None else replace(answer, cool_down_seconds=cool_down)
 
     def _tls_error(self, exc: aiohttp.ClientConnectorSSLError) -> ThemesError:
         """A server that speaks no TLS has a wrong address; another fault of the handshake may pass."""

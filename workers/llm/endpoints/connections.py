@@ -25,7 +25,8 @@ from workers.observe.profiler import SILENT, PerformanceProfiler
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
 
-_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+#: Names of this machine: its servers are reached without a proxy.
+THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 #: Part of the age by which connections differ.
 SPREAD: Final = 0.1
 
@@ -146,7 +147,7 @@ class Connections:
             headers=headers,
             connector=self._connector,
             # Proxies of the environment are for the outside; a server on this machine is reached without one.
-            trust_env=urlsplit(base_url).hostname not in _THIS_MACHINE,
+            trust_env=urlsplit(base_url).hostname not in THIS_MACHINE,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

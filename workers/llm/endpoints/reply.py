@@ -244,3 +244,14 @@ def _text(content: Any) -> str:
     if isinstance(content, dict | list) and content:
         return cleaned(json.dumps(content, ensure_ascii=False))
     return ""
+
+
+def model_names(raw: bytes) -> frozenset[str]:
+    """The models that a server lists, as `{"data": [{"id": NAME}, …]}`; none where that cannot be read."""
+    try:
+        data = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return frozenset()  # as documented: a page, say
+    listed = data.get("data") if isinstance(data, dict) else data
+    entries = listed if isinstance(listed, list) else []
+    return frozenset(str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry)
