@@ -118,7 +118,7 @@ OTHER_VARIABLES: Final = {NOTED, "THEMES_CONFIG", "THEMES_ENV", "THEMES_PYTHON",
 class Settings:
     """Everything that can be set, and `origins`: `section.key` -> where its value came from."""
 
-    state_dir: Path = setting(Path("var"))
+    state_dir: Path = setting(STATE_DIR)
     performance_optimization: PerformanceSettings = field(default_factory=PerformanceSettings)
     llm: LlmSettings = field(default_factory=LlmSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
@@ -149,7 +149,8 @@ class Settings:
     @property
     def database_url(self) -> str:
         """SQLAlchemy's URL of the results database."""
-        return self.database.url or f"sqlite+aiosqlite:///{(self.state_dir / 'themes.db').absolute()}"
+        path = str((self.state_dir / "themes.db").absolute())
+        return self.database.url or f"sqlite+aiosqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
 
     def origin(self, key: str) -> str:
         """Where the value of `section.key` came from."""
@@ -262,6 +263,8 @@ def _load(
             report(exc)
             wrong.add(key)
             continue
+        if key == "state_dir" and file == DEFAULT_FILE and place.startswith(f"{file.name}:"):
+            value = STATE_DIR.parent / value  # the file that belongs to a checkout speaks of its folders
         values[key] = value
         # The file we ship repeats the defaults: what it leaves alone nobody has set.
         shipped = file == DEFAULT_FILE and place.startswith(f"{file.name}:") and value == _default(key)
@@ -287,7 +290,7 @@ def _build(values: Mapping[str, Any], origins: Mapping[str, str], remarks: Seque
         for name, class_ in _sections().items()
     }
     return Settings(
-        state_dir=values["state_dir"] if origins.get("state_dir", DEFAULT) != DEFAULT else STATE_DIR,
+        state_dir=values.get("state_dir", STATE_DIR),
         **sections,
         origins={k: place for k, place in origins.items() if place != DEFAULT},
         remarks=tuple(remarks),
