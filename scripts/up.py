@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import click
 
@@ -255,7 +256,7 @@ def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
 
 def database_place(settings: Settings) -> str:
     """Where the results are: a path, or a server's address."""
-    return masked(settings.database_url).removeprefix("sqlite+aiosqlite:///")
+    return unquote(masked(settings.database_url).removeprefix("sqlite+aiosqlite:///"))
 
 
 def dashboard_port(settings: Settings) -> int:

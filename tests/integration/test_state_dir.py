@@ -11,10 +11,12 @@ import pytest
 
 from config.settings import Settings
 from scripts.local_redis import LocalRedis
+from scripts.up import database_place
 from tasks.connection import ADDRESS_FILE, locate
 from tasks.errors import ConfigError
 from tasks.state_dir import make_private
 from workers.local.state_file import StateFile
+from workers.results.database.manager import AsyncDatabaseManager
 
 MakeSettings = Callable[..., Settings]
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,3 +73,16 @@ def test_what_a_run_leaves_is_its_user_s_alone(tmp_path: Path) -> None:
     assert len(found) > 3
     open_to_others = [str(path) for path in found if not path.is_symlink() and path.stat().st_mode & 0o077]
     assert open_to_others == []
+
+
+@pytest.mark.parametrize("name", ["a b", "日本 é", "a?b", "a#b", "a%20b", "a@b:c", "it's", 'a"b', "a\\b", "x" * 240])
+async def test_its_path_may_have_any_characters(name: str, settings_for: MakeSettings, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    settings = settings_for(THEMES_STATE_DIR=str(folder))
+    async with AsyncDatabaseManager.from_settings(settings):
+        pass
+    assert (folder / "themes.db").is_file()
+    assert database_place(settings) == str(folder / "themes.db")
+    with LocalRedis(folder, settings.redis.server), StateFile(folder):
+        assert locate(settings).startswith("redis://:")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -138,7 +138,7 @@ def _engine(
         "temp_store": "MEMORY",
     }
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
+        URL.create("sqlite+aiosqlite", database=str(path)),
         pool_size=size,
         max_overflow=0,
         pool_timeout=timeout_seconds,
