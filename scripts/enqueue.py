@@ -11,13 +11,14 @@ from redis import RedisError
 from config.settings import Settings
 from scripts.llm_probe import LlmProbe
 from scripts.main import settings_from
-from scripts.reading import BadRows, count, reading_options, show, show_start, summary
+from scripts.reading import BadRows, reading_options, show, show_start, summary
 from scripts.watch import fail_on_partial, watch_to_end
 from tasks.connection import check_server, connect, locate
 from tasks.errors import InputError
 from tasks.inputs.reader import Reader
 from tasks.jobs.budget import check
 from tasks.queue.producer import enqueue
+from tasks.texts import count
 
 if TYPE_CHECKING:
     from scripts.only_missing import OnlyMissing

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from config.settings import Settings
 from tasks.errors import ThemesError
 from tasks.jobs.registry import JobStatus
-from tasks.texts import clean_line
+from tasks.texts import clean_line, count
 
 if TYPE_CHECKING:
     from workers.results.database.manager import AsyncDatabaseManager
@@ -32,7 +32,11 @@ def partial_lines(settings: Settings, status: JobStatus) -> list[str]:
     try:
         return asyncio.run(read())
     except ThemesError as exc:
-        return [f"{status.partial} of {status.done} profiles are partial; why cannot be read here: {exc}"]
+        return [f"{_of_profiles(status)}; why cannot be read here: {exc}"]
+
+
+def _of_profiles(status: JobStatus) -> str:
+    return f"{status.partial:,} of {count(status.done, 'profile')} {'is' if status.partial == 1 else 'are'} partial"
 
 
 async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: str) -> list[str]:
@@ -43,10 +47,10 @@ async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: s
         return []
     reasons = await partial_reasons(store, status.job_id)
     total = await stages_of_partial(store, status.job_id)
-    lines = [f"{status.partial} of {status.done} profiles are partial:"]
+    lines = [f"{_of_profiles(status)}:"]
     for reason in reasons[:MOST_REASONS]:
         names = sorted(reason.stages)
-        what = names[0] if len(names) == 1 else f"{len(names)} of {total} stages"
+        what = names[0] if len(names) == 1 else f"{len(names)} of {count(total, 'stage')}"
         named = "" if len(names) == 1 else f" ({', '.join(names[:MOST_STAGES])}{', …' if names[MOST_STAGES:] else ''})"
         said = clean_line(f"{reason.error_class}: {reason.message}" if reason.error_class else reason.message)
         # Where destinations lack different stages, how many they are together is not known.
@@ -54,5 +58,7 @@ async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: s
         lack = "lack" if is_each else "or more lack some of"
         lines.append(f"  {reason.destinations} {lack} {what}{named}: {said}")
     if len(reasons) > MOST_REASONS:
-        lines.append(f"  and {len(reasons) - MOST_REASONS} other reasons: themes failures {status.job_id} --partial")
+        lines.append(
+            f"  and {count(len(reasons) - MOST_REASONS, 'other reason')}: themes failures {status.job_id} --partial"
+        )
     return [*lines, f"ask again for what they lack: {again}"]

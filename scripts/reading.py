@@ -9,6 +9,7 @@ import click
 
 from tasks.identity import RULE
 from tasks.inputs.reader import BadRow, ReadReport
+from tasks.texts import count
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,11 +55,6 @@ class BadRows:
             _print(f"line {row.line}: {row.reason}: skipped")
         elif self._count == SHOWN_ROWS + 1:
             _print("more bad rows are counted, not shown")
-
-
-def count(number: int, what: str) -> str:
-    """A number and its noun: 1 duplicate, 2 duplicates."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def summary(report: ReadReport) -> str:

@@ -15,6 +15,7 @@ from tasks.connection import check_server, connect, locate
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Destination
 from tasks.queue.retry import KnownJob, check, is_lost, retry
+from tasks.texts import count
 from workers.results.database.manager import AsyncDatabaseManager
 
 
@@ -44,11 +45,11 @@ def command(
     check(redis, known)
     if only or stages or not is_lost(redis, known):
         missing = []
-    count = retry(known, [*chosen, *missing], attempt=last + 1, settings=settings, redis=redis)
-    if not count:
+    number = retry(known, [*chosen, *missing], attempt=last + 1, settings=settings, redis=redis)
+    if not number:
         print(f"nothing to retry: {wanted.nothing(known)}", file=sys.stderr)
         return 0
-    print(f"asking again for {count} destinations of job {job}", file=sys.stderr)
+    print(f"asking again for {count(number, 'destination')} of job {job}", file=sys.stderr)
     return watch_to_end(redis, job, settings, is_partial_failure=is_partial_failure) if wait else 0
 
 

@@ -21,6 +21,7 @@ from rich.text import Text
 from scripts.main import settings_from
 from tasks.connection import check_server, connect, locate
 from tasks.errors import RedisUnavailableError
+from tasks.texts import count
 from tasks.waits import duration
 from workers.dashboard.live import JobLine, System, Watcher
 from workers.observe.format import size
@@ -120,7 +121,7 @@ def line(system: System) -> str:
         return system.trouble
     moment = time.strftime("%H:%M:%S", time.gmtime(system.at))
     parts = [
-        f"{moment}  {len(system.workers)} workers",
+        f"{moment}  {count(len(system.workers), 'worker')}",
         f"lanes {system.lanes_busy}/{system.lanes}",
         f"connections {system.connections_in_use}/{system.connections}",
         f"queue {system.queued}",

@@ -10,6 +10,7 @@ from scripts.main import settings_from
 from tasks import worker_reports as fleet
 from tasks.connection import check_server, connect, locate
 from tasks.queue.app import configure
+from tasks.texts import count
 
 #: Seconds that workers may take to answer: a look at all that a large one holds takes a few.
 ANSWER_SECONDS: Final = 15.0
@@ -68,7 +69,10 @@ def _show(name: str, said: dict[str, Any]) -> None:
     elif "lines" not in said:
         print(f"{name}: {'tracing' if said['tracing'] else 'not tracing'}")
     else:
-        print(f"{name}: {len(said['suspects'])} suspects in {said['seconds']:g} s, {said['looks']} looks")
+        print(
+            f"{name}: {count(len(said['suspects']), 'suspect')} in {said['seconds']:g} s, "
+            f"{count(said['looks'], 'look')}"
+        )
         for line in said["lines"]:
             hourly = line["bytes_per_hour"] / MIB
             grows = f"grows all the time, {hourly:.1f} MiB/h" if line in said["suspects"] else line["reason"]

@@ -1,10 +1,15 @@
 """Texts from outside, made fit for what they pass through: a database, a terminal, a page, a prompt."""
 
+import difflib
 import re
+import unicodedata
+from collections.abc import Sequence
 from typing import Any, Final
 
 #: Control characters but tab and line feed, the marks that turn the direction of text, and lone surrogates.
 _UNFIT: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Names that an error names where none is the one that was meant.
+MOST_NAMED: Final = 10
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -36,6 +41,38 @@ def cleaned_value(value: Any) -> Any:
     return value
 
 
+def count(number: float, noun: str) -> str:
+    """A number with its noun, which is singular for 1 alone: 1 duplicate, 2 duplicates, 1,000 entries."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """A regular noun's plural: rows, entries, processes."""
+    if re.search("[^aeiou]y$", noun):
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if re.search("(s|x|ch|sh)$", noun) else f"{noun}s"
+
+
 def one_line(text: str, characters: int) -> str:
     """The beginning of a text as one clean line of at most so many `characters`."""
     return " ".join(cleaned(text[: 4 * characters]).split())[:characters]
+
+
+def known_name(text: str, known: Sequence[str]) -> str | None:
+    """The one of some names that a text means: itself, else one that differs in case alone."""
+    return text if text in known else next((one for one in known if folded(one) == folded(text)), None)
+
+
+def folded(text: str) -> str:
+    """Equal for texts that differ in case, or in how one letter is encoded: as one character or as two."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def nearest(text: str, known: Sequence[str]) -> str:
+    """`; did you mean X? There are: …`: what is like a text, and some of what there is."""
+    by_key = {folded(one): one for one in known}
+    like = difflib.get_close_matches(folded(text), by_key, 1)
+    hint = f"; did you mean {by_key[like[0]]}?" if like else "."
+    names = list(by_key.values())
+    more = ", …" if len(names) > MOST_NAMED else ""
+    return f"{hint} There are: {', '.join(names[:MOST_NAMED]) or 'none'}{more}"

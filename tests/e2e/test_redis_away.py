@@ -52,4 +52,4 @@ def test_prompts_go_on_from_memory_while_redis_is_dead_and_the_job_ends_when_it_
         assert 1 <= gone <= processes, f"{part}: said once by each process that met it"
     if processes == 1:
         until("it to be said that it is back", lambda: engine.logged("w", "cache_restored"))
-        assert "Redis was away 1 times" in engine.run("doctor").stdout
+        assert "Redis was away 1 time" in engine.run("doctor").stdout

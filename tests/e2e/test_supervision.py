@@ -45,7 +45,7 @@ def test_a_worker_that_consumes_nothing_is_replaced_and_that_is_counted(stack: E
     assert stack.logged("w", "wedged")
     (report,) = until("the new process to report", lambda: list(_workers(stack).values()))
     assert (report["restarts"], report["wedged"]) == ("1", "1")
-    assert "started again 1 times, 1 of them because it consumed nothing" in stack.run("doctor").stdout
+    assert "started again 1 time, 1 of them because it consumed nothing" in stack.run("doctor").stdout
 
 
 def test_a_stock_celery_worker_that_consumes_nothing_ends_for_its_own_supervisor(stack: Engine) -> None:

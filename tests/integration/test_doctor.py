@@ -347,7 +347,7 @@ def test_memory_below_the_threshold(look: Look) -> None:
 def test_leftover_jobs_garbage_in_the_queue_and_messages_that_nobody_takes(look: Look, redis: Redis) -> None:
     redis.lpush(keys.queue_keys()[0], "a message")
     redis.lpush(keys.QUEUE_DEAD, "an entry")
-    _is_said(look("queue")["queue"], "1 messages wait", f"LRANGE {keys.QUEUE_DEAD}")
+    _is_said(look("queue")["queue"], "1 message waiting, 0 lanes", f"LRANGE {keys.QUEUE_DEAD}")
     redis.delete(keys.QUEUE_DEAD)
     _is_said(look("queue")["queue"], "themes worker")
     numbers = itertools.count(1)

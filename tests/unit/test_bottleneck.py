@@ -73,7 +73,7 @@ def test_the_second_bound_says_that_more_of_it_would_bring_nothing() -> None:
 def test_with_too_little_measured_nothing_is_forecast() -> None:
     (only,), _ = _findings(Network(destinations=1))
     assert (only.resource, only.gain, only.setting) == ("unknown", None, None)
-    assert "1 destinations and 16 calls were measured: too little" in only.evidence
+    assert "too little to name a bottleneck: 1 destination, 16 calls" in only.evidence
     assert diagnose(measured(JobPicture.of([]), total=0)) == []
 
 
@@ -89,7 +89,7 @@ def test_refusals_without_a_limit_of_ours_are_the_endpoints_limit() -> None:
     bare = _with(part, sums=sums, facts={})
     first, *_ = diagnose(measured(JobPicture.of([bare]), total=60))
     assert first.resource == "rate limit"
-    assert "80 of 1040 requests were refused (429)" in first.evidence
+    assert "80 of 1,040 requests refused (429)" in first.evidence
     assert "llm.endpoints" in first.advice
     assert first.gain
     assert first.setting is None
@@ -101,7 +101,7 @@ def test_an_error_storm_comes_first_with_its_class() -> None:
     bad = _with(part, sums=part.sums | {"llm.errors.EndpointDownError": 300, "llm.requests": 1260})
     first, *_ = diagnose(measured(JobPicture.of([bad]), total=60))
     assert first.resource == "endpoint"
-    assert "300 of 1260 requests failed, most with EndpointDownError (300)" in first.evidence
+    assert "300 of 1,260 requests failed, most with EndpointDownError (300)" in first.evidence
 
 
 def test_results_that_wait_for_the_consumer_name_the_database() -> None:

@@ -49,7 +49,7 @@ def test_who_does_not_move_is_told_why_and_what_lets_it_go_on() -> None:
     assert (away.resource, away.share) == ("endpoint", 1.0)
     assert "east: connection refused" in away.evidence
     (alone,) = _said(STATUS, alive=0)
-    assert (alone.resource, alone.evidence) == ("workers", "no worker is alive; 60 destinations wait")
+    assert (alone.resource, alone.evidence) == ("workers", "no worker is alive; 60 destinations waiting")
     assert _said(STATUS, alive=None) == [], "nobody could be asked"
     assert _said(ENDED, alive=0) == [], "an ended job needs nobody"
 
@@ -159,12 +159,12 @@ def test_what_was_brought_is_told_in_amounts() -> None:
         "25.0 calls at once on average; 990 of 1,000 requests went over a connection that was open already, "
         "which saved 39.6 s of connecting"
     )
-    assert brought["Shared cache"].brought == "600 calls were not made, 150 s of waiting for the LLM"
+    assert brought["Shared cache"].brought == "600 calls not made, 150 s of waiting for the LLM"
     assert brought["Shared cache"].share == 600 / 1600
     assert brought["Work stealing"].brought == (
-        "25 of 100 destinations were taken over by a lane that was free; 5 were given to other workers"
+        "25 of 100 destinations taken over by a lane that was free; 5 were given to other workers"
     )
     assert brought["Streaming"].brought == "the first result was there after 1 s, the whole job took 100 s"
     assert brought["Batched writes"].brought == "100 results in 20 commits, 1,500 rows a commit"
     assert brought["Compression"].brought == "1 MiB of answers took 256 KiB in the cache (4.0 times smaller)"
-    assert brought["Asking less"].brought.startswith("40 calls were not made because an equal one was under way")
+    assert brought["Asking less"].brought.startswith("40 calls not made because an equal one was under way")

@@ -50,7 +50,7 @@ def test_what_nobody_measures_is_a_dash() -> None:
 def test_the_first_thing_said_is_what_keeps_numbers_away() -> None:
     said = notices(_system(destinations_open=7))
     assert "No worker is running" in said[0]["text"]
-    assert "7 destinations wait" in said[0]["text"]
+    assert "7 destinations waiting" in said[0]["text"]
     assert "Profiling is off" in notices(_system(_worker(profiles=False)))[0]["text"]
     assert "consumer" in notices(_system(_worker()))[0]["text"]
 

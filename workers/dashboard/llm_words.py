@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tasks.jobs.budget import NANO
+from tasks.texts import count
 from workers.dashboard.present import NOTHING, dollars, duration, percent
 from workers.dashboard.system import Route, System, Worker
 from workers.observe.measurements import HOPS, WHOLES
@@ -60,7 +61,9 @@ def notices(system: System) -> list[dict[str, str]]:
         found.append({"text": text, "kind": kind})
 
     if not system.workers:
-        waiting = f" {system.destinations_open:,} destinations wait for one." if system.destinations_open else ""
+        waiting = (
+            f" {count(system.destinations_open, 'destination')} waiting for one." if system.destinations_open else ""
+        )
         say(f"No worker is running, so nothing is measured now: themes worker starts one.{waiting}", "bad")
     elif not system.is_profiled:
         say(
@@ -294,8 +297,8 @@ def saved(system: System) -> str:
     smaller = f" Stored answers are {raw / stored:.1f} times smaller than they were." if stored else ""
     unpriced = " (some hits are of models without a price)" if said["unpriced_hits"] else ""
     return (
-        f"Saved so far: {tokens:,} tokens and {dollars(float(said['saved_usd']))}{unpriced}; "
-        f"{int(said['coalesced']):,} prompts were answered together with an equal one.{smaller}"
+        f"Saved so far: {count(tokens, 'token')} and {dollars(float(said['saved_usd']))}{unpriced}; "
+        f"{count(int(said['coalesced']), 'prompt')} answered together with an equal one.{smaller}"
     )
 
 
@@ -322,12 +325,12 @@ def _cost(said: Mapping[str, int]) -> str:
     cost, unpriced = said.get("cost_nano_usd", 0), said.get("unpriced_calls", 0)
     if not unpriced:
         return dollars(cost / NANO)
-    return f"{dollars(cost / NANO) if cost else 'unknown'} ({unpriced:,} calls without a price)"
+    return f"{dollars(cost / NANO) if cost else 'unknown'} ({count(unpriced, 'call')} without a price)"
 
 
 def flow(system: System) -> list[dict[str, str]]:
     """Where work waits on its way, from the queue to the database."""
-    by_state = ", ".join(f"{count:,} {state}" for state, count in system.jobs.items() if count)
+    by_state = ", ".join(f"{number:,} {state}" for state, number in system.jobs.items() if number)
     consumers = system.consumers
     waits = system.metrics.spans.get("llm.rate_wait")
     rows = (

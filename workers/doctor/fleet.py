@@ -11,6 +11,7 @@ from tasks import worker_reports as fleet
 from tasks.connection import connect
 from tasks.jobs import registry as jobs
 from tasks.queue.retry import has_nothing_left
+from tasks.texts import count
 from tasks.waits import Wait
 from workers.doctor.check import Check, reached
 from workers.worker.liveness import waiting_messages
@@ -48,16 +49,18 @@ def workers(settings: Settings) -> Iterator[Check]:
 def _worker(name: str, report: dict[str, str]) -> str:
     """A worker's name and lanes, its memory, what was changed on it, and how often it had to be started again."""
     again = int(report.get("restarts") or 0)
-    text = f"{name} ({report.get('lanes')} lanes, {float(report.get('busy_share') or 0):.0%} busy so far"
+    lanes = count(int(report.get("lanes") or 0), "lane")
+    text = f"{name} ({lanes}, {float(report.get('busy_share') or 0):.0%} busy so far"
     if "memory_mb" in report:
         text += f", {report['memory_mb']} of {report.get('memory_threshold_mb')} MiB"
     if again:
-        text += f", started again {again} times, {report.get('wedged')} of them because it consumed nothing"
+        text += f", started again {count(again, 'time')}, {report.get('wedged')} of them because it consumed nothing"
     for key, one in json.loads(report.get("settings") or "{}").items():
         if one["origin"] == TUNED:
             text += f", {key.rpartition('.')[2]}={one['value']} (tuned)"
     if outages := int(report.get("cache_outages") or 0):
-        text += f", Redis was away {outages} times ({float(report.get('cache_away_seconds') or 0):.0f} s in all)"
+        text += f", Redis was away {count(outages, 'time')}"
+        text += f" ({float(report.get('cache_away_seconds') or 0):.0f} s in all)"
         text += ", and the cache goes on alone" if report.get("cache") == "away" else ""
     if wait := Wait.decode(report.get("waiting_for")):
         text += f", waiting: {wait.words()}"
@@ -71,15 +74,16 @@ def consumer(settings: Settings) -> Iterator[Check]:
         waiting = int(client.xlen(keys.RESULTS))
     if not found:
         fix = "`themes consumer` in another terminal, or `themes up`"
-        yield Check("consumer", ok=False, found=f"none is running; {waiting} entries wait to be stored", fix=fix)
+        yield Check("consumer", ok=False, found=f"none is running; {count(waiting, 'entry')} not stored yet", fix=fix)
         return
     said = ", ".join(
-        f"{name} ({report.get('lag')} entries behind, {float(report.get('entries_per_second') or 0):.0f}/s lately, "
+        f"{name} ({count(int(report.get('lag') or 0), 'entry')} behind, "
+        f"{float(report.get('entries_per_second') or 0):.0f}/s lately, "
         f"{float(report.get('ms_per_batch') or 0):.1f} ms a batch)"
         for name, report in sorted(found.items())
     )
     dead = sum(int(report.get("rejected") or 0) for report in found.values())
-    mend = f"{dead} entries could not be stored; why stands in the table dead_letters" if dead else None
+    mend = f"{count(dead, 'entry')} could not be stored; why stands in the table dead_letters" if dead else None
     yield Check("consumer", ok=not dead, found=said, fix=mend)
 
 
@@ -97,7 +101,7 @@ def queue(settings: Settings) -> Iterator[Check]:
         fix = f"somebody else writes into it: `redis-cli LRANGE {keys.QUEUE_DEAD} 0 9` shows what, and why"
     elif waiting and not lanes:
         fix = "`themes worker`: nobody works on them"
-    found = f"{waiting} messages wait, {lanes} lanes, {dead} entries set aside"
+    found = f"{count(waiting, 'message')} waiting, {count(lanes, 'lane')}, {count(dead, 'entry')} set aside"
     yield Check("queue", ok=not (waiting and not lanes), found=found, fix=fix)
 
 

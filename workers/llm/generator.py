@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from config.settings import Settings
 from tasks.errors import BudgetExceededError, InvalidAnswerError, JobStoppedError, PermanentError, RejectedAnswerError
 from tasks.messages import Usage
+from tasks.texts import count
 from workers.llm.cache.tally import CacheTally
 from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
 from workers.llm.caller import Caller, Request
@@ -322,7 +323,7 @@ class FocusedLLMGenerator:
         has_more = request.max_tokens > first_limit
         if raw.limit_tokens < request.max_tokens or raw.limit_tokens >= most or (has_more and not thinks):
             self._needed.pop(thinking, None)
-            raise TruncatedError(f"cut off at {raw.limit_tokens} tokens", salvaged(raw.text))
+            raise TruncatedError(f"cut off at {count(raw.limit_tokens, 'token')}", salvaged(raw.text))
         request.max_tokens = min(most, request.max_tokens * MORE_TOKENS)
         if thinks:
             self._needed[thinking] = max(self._needed.get(thinking, 0), request.max_tokens - request.prompt.max_tokens)

@@ -2,6 +2,7 @@
 
 import math
 
+from tasks.texts import plural
 from workers.observe.metrics import Histogram
 
 
@@ -49,3 +50,9 @@ def amount(mean: float) -> str:
     """A mean of things that are whole: 12 where it is next to 12, for workers come and go by moments."""
     whole = round(mean)
     return f"{whole:,}" if whole and abs(mean - whole) < 0.02 * whole else f"{mean:.1f}"  # 2 %
+
+
+def amount_of(mean: float, noun: str) -> str:
+    """A mean with its noun, which is singular for 1 alone."""
+    said = amount(mean)
+    return f"{said} {noun if said == '1' else plural(noun)}"

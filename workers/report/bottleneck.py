@@ -15,7 +15,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from workers.observe.format import amount, plain, rounded, spread, time, times
+from tasks.texts import count
+from workers.observe.format import amount_of, plain, rounded, spread, time, times
 from workers.report.measured import REFUSED, WEB, Measured, mean
 
 Resource = Literal[
@@ -98,16 +99,16 @@ def bounds(m: Measured) -> list[Bound]:
     calls = m.calls_per_destination
     if calls and m.hold_seconds and m.connections:
         found.append(
-            Bound("connections", m.connections / (calls * m.hold_seconds), f"{amount(m.connections)} connections")
+            Bound("connections", m.connections / (calls * m.hold_seconds), amount_of(m.connections, "connection"))
         )
     if calls and (allowed := allowed_calls(m)):
         found.append(Bound("rate limit", allowed / calls, f"{allowed:.3g} requests/s"))
     if m.unqueued_seconds and m.lanes:
-        found.append(Bound("lanes", m.lanes / m.unqueued_seconds, f"{amount(m.lanes)} lanes"))
+        found.append(Bound("lanes", m.lanes / m.unqueued_seconds, amount_of(m.lanes, "lane")))
     if m.unqueued_seconds and m.total:
-        found.append(Bound("work", m.total / m.unqueued_seconds, f"{m.total:,} destinations"))
+        found.append(Bound("work", m.total / m.unqueued_seconds, count(m.total, "destination")))
     if m.cpu_cores and m.rate:
-        found.append(Bound("cpu", m.rate / m.cpu_cores, f"{m.workers} process{'es' if m.workers != 1 else ''}"))
+        found.append(Bound("cpu", m.rate / m.cpu_cores, count(m.workers, "process")))
     # A batch grows with the backlog, so time at the database says little until results queue for it.
     if m.database_share and m.rate and m.result_wait_seconds > BACKLOG * mean(m.span("db.commit")):
         found.append(Bound("database", m.rate / m.database_share, "one writer"))
@@ -205,7 +206,7 @@ class Change:
 def _connections(m: Measured, following: float) -> tuple[str, Change]:
     used = m.connections_busy / m.connections if m.connections else 0.0
     evidence = (
-        f"the pool is {used:.0%} in use ({m.connections_busy:.1f} of {amount(m.connections)} connections), a call "
+        f"the pool is {used:.0%} in use ({m.connections_busy:.1f} of {amount_of(m.connections, 'connection')}), a call "
         f"waits {time(m.pool_wait_seconds)} for one and keeps it {time(m.hold_seconds)}; "
         f"{m.connections_waiting:.1f} are in line"
     )
@@ -224,7 +225,7 @@ def _rate_limit(m: Measured, following: float) -> tuple[str, Change]:
     tokens = m.number("llm.tokens_per_minute")
     waits = f"a call waits {time(m.rate_wait_seconds)} for its turn, {m.call_rate:.3g} calls/s go out"
     if m.refusals:
-        waits += f", {m.refusals} of {m.requests} requests were refused (429)"
+        waits += f", {m.refusals:,} of {count(m.requests, 'request')} refused (429)"
     if old is None and tokens is None:
         words = "a higher limit from the provider, or a second endpoint (llm.endpoints),"
         allowed = (m.learnt_per_minute or 0) / 60 or m.call_rate
@@ -240,8 +241,9 @@ def _rate_limit(m: Measured, following: float) -> tuple[str, Change]:
 def _lanes(m: Measured, following: float) -> tuple[str, Change]:
     used = m.lanes_busy / m.lanes if m.lanes else 0.0
     evidence = (
-        f"{m.lanes_busy:.1f} of {amount(m.lanes)} lanes are busy ({used:.0%}) while {m.connections_busy:.1f} of "
-        f"{amount(m.connections)} connections are in use; a destination keeps its lane {time(m.destination_seconds)}"
+        f"{m.lanes_busy:.1f} of {amount_of(m.lanes, 'lane')} are busy ({used:.0%}) while "
+        f"{m.connections_busy:.1f} of {amount_of(m.connections, 'connection')} are in use; a destination keeps its "
+        f"lane {time(m.destination_seconds)}"
     )
     setting = "performance_optimization.worker_pool_size"
     old = m.number(setting) or (m.lanes / m.workers if m.workers else None)
@@ -267,8 +269,8 @@ def _cpu(m: Measured, following: float) -> tuple[str, Change]:
 def _work(m: Measured, following: float) -> tuple[str, Change]:
     del following
     evidence = (
-        f"{m.total} destinations for {amount(m.lanes)} lanes, of which {m.lanes_busy:.1f} are busy on average; one "
-        f"destination takes {time(m.destination_seconds)}"
+        f"{count(m.total, 'destination')} for {amount_of(m.lanes, 'lane')}, of which {m.lanes_busy:.1f} are busy on "
+        f"average; one destination takes {time(m.destination_seconds)}"
     )
     return evidence, Change("nothing to tune: a larger job would use what is idle; this one waits for the LLM")
 
@@ -325,17 +327,17 @@ def _llm(m: Measured) -> Finding | None:
 
 
 def _endpoint(m: Measured) -> Finding | None:
-    failed = {name: count for name, count in m.errors.items() if name not in REFUSED}
-    count = sum(failed.values())
-    if count < FAILED_SHARE * max(1, m.requests):
+    failed = {name: number for name, number in m.errors.items() if name not in REFUSED}
+    number = sum(failed.values())
+    if number < FAILED_SHARE * max(1, m.requests):
         return None
     worst = max(failed, key=lambda name: failed[name])
     pauses = m.span("llm.backoff")
-    evidence = f"{count} of {m.requests} requests failed, most with {worst} ({failed[worst]})"
+    evidence = f"{number:,} of {count(m.requests, 'request')} failed, most with {worst} ({failed[worst]})"
     if pauses.count:
         evidence += f"; pauses before new tries took {time(pauses.total)} in all"
     return Finding(
-        resource="endpoint", share=round(min(1.0, count / max(1, m.requests)), 4), evidence=evidence,
+        resource="endpoint", share=round(min(1.0, number / max(1, m.requests)), 4), evidence=evidence,
         advice="see `themes failures JOB` and the endpoint's own logs; another one in llm.endpoints takes over at once",
     )  # fmt: skip
 
@@ -357,11 +359,13 @@ def _redis(m: Measured) -> Finding | None:
     trips = [m.span(name) for name in ("cache.get", "cache.put", "publish")]
     whole = sum(m.span(name).total for name in ("cache.get", "cache.put", "publish", "llm.call", "llm.pool_wait"))
     total = sum(each.total for each in trips)
-    count = sum(each.count for each in trips)
-    if not count or not whole or total < NAMED_SHARE * whole or total / count < 0.005:  # noqa: PLR2004  # 5 ms: no wait
+    made = sum(each.count for each in trips)
+    if not made or not whole or total < NAMED_SHARE * whole or total / made < 0.005:  # noqa: PLR2004  # 5 ms: no wait
         return None
     asked = m.span("redis")
-    evidence = f"{count:,} trips to Redis took {time(total / count)} each, {total / whole:.0%} of the prompts' time"
+    evidence = (
+        f"{count(made, 'trip')} to Redis took {time(total / made)} each, {total / whole:.0%} of the prompts' time"
+    )
     if asked.count:
         evidence += f"; a bare round trip takes {time(mean(asked))}"
     return Finding(
@@ -391,7 +395,7 @@ def _idle(m: Measured) -> Finding:
     waited = f"; a chunk waited {time(mean(queue))} in the queue" if queue.count else ""
     return Finding(
         resource="work", share=round(max(0.0, idle), 4),
-        evidence=f"{m.lanes_busy:.1f} of {amount(m.lanes)} lanes are busy, nothing is full: too little to do{waited}",
+        evidence=f"{m.lanes_busy:.1f} of {amount_of(m.lanes, 'lane')} are busy, nothing is full: little to do{waited}",
         advice="nothing to tune while lanes are idle: a larger job, or several at once, would use them",
     )  # fmt: skip
 
@@ -399,6 +403,6 @@ def _idle(m: Measured) -> Finding:
 def _too_little(m: Measured) -> Finding:
     return Finding(
         resource="unknown", share=0.0,
-        evidence=f"{m.destinations} destinations and {m.calls} calls were measured: too little to name a bottleneck",
+        evidence=f"too little to name a bottleneck: {count(m.destinations, 'destination')}, {count(m.calls, 'call')}",
         advice=f"look again when there are {ENOUGH_DESTINATIONS} destinations and {ENOUGH_CALLS} calls",
     )  # fmt: skip

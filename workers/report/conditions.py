@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from tasks.jobs.registry import JobStatus, paused_words
+from tasks.texts import count
 from workers.observe.format import size, time
 from workers.observe.measurements import JobPart, JobPicture
 from workers.report.bottleneck import DATABASE_ADVICE, Finding
@@ -72,7 +73,8 @@ def _standing(status: JobStatus, alive: int | None) -> Finding | None:
         )  # fmt: skip
     if alive == 0:
         return Finding(
-            resource="workers", share=1.0, evidence=f"no worker is alive; {_left(status)} destinations wait",
+            resource="workers", share=1.0,
+            evidence=f"no worker is alive; {count(_left(status), 'destination')} waiting",
             advice="start one: themes worker (or themes up)",
         )  # fmt: skip
     return None
@@ -89,7 +91,7 @@ def _failures(status: JobStatus, account: Account) -> Finding | None:
     kinds = ", ".join(f"{kind.error_class} in {kind.stage} ({kind.destinations})" for kind in account.failures[:3])
     return Finding(
         resource="endpoint", share=round(status.failed / ended, 4),
-        evidence=f"{status.failed} of {ended} destinations failed: {kinds}",
+        evidence=f"{status.failed:,} of {count(ended, 'destination')} failed: {kinds}",
         advice=f"themes failures {status.job_id} has the messages; themes retry {status.job_id} asks again",
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tasks.messages import Usage
+from tasks.texts import count
 from workers.observe.format import size, time
 from workers.report.measured import Measured, mean
 from workers.results.queries.job_stats import Account
@@ -60,7 +61,8 @@ def _pool(m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any
     share = None
     if opened + reused:
         share = reused / (opened + reused)
-        words += f"; {reused:,.0f} of {opened + reused:,.0f} requests went over a connection that was open already"
+        words += f"; {reused:,.0f} of {count(round(opened + reused), 'request')} went over a connection "
+        words += "that was open already"
         if (connect := m.span("llm.connect")).count:
             words += f", which saved {time(reused * mean(connect))} of connecting"
     return Optimisation(name, setting, is_on, words, share)
@@ -73,7 +75,7 @@ def _cache(usage: Usage, m: Measured | None, facts: Mapping[str, Any]) -> Optimi
     if not usage.cache_hits:
         words = "nothing to gain here: no prompt had been answered before" if is_on is not False else "off"
         return Optimisation(name, setting, is_on, words, 0.0 if looked else None)
-    words = f"{usage.cache_hits:,} calls were not made"
+    words = f"{count(usage.cache_hits, 'call')} not made"
     if m and m.hold_seconds:
         words += f", {time(usage.cache_hits * m.hold_seconds)} of waiting for the LLM"
     if is_on is False:
@@ -91,7 +93,7 @@ def _stealing(sums: Mapping[str, float], facts: Mapping[str, Any], *, is_measure
         return Optimisation(name, setting, is_on, NOT_MEASURED)
     if not stolen and not shared:
         return Optimisation(name, setting, is_on, "nothing to gain here: every lane had work of its own", 0.0)
-    words = f"{stolen:,.0f} of {executed:,.0f} destinations were taken over by a lane that was free"
+    words = f"{stolen:,.0f} of {count(round(executed), 'destination')} taken over by a lane that was free"
     if shared:
         words += f"; {shared:,.0f} were given to other workers"
     return Optimisation(name, setting, is_on, words, min(1.0, (stolen + shared) / executed))
@@ -117,7 +119,8 @@ def _batches(m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, 
     if m is None or not batches:
         return Optimisation(name, setting, is_on, NOT_MEASURED)
     results = sums.get("results", 0.0)
-    words = f"{results:,.0f} results in {batches:,.0f} commits, {rows / batches:,.0f} rows a commit"
+    words = f"{count(round(results), 'result')} in {count(round(batches), 'commit')}"
+    words += f", {count(round(rows / batches), 'row')} a commit"
     if (commits := m.span("db.commit")).count:
         words += f", {time(mean(commits))} each"
     return Optimisation(name, setting, is_on, words)
@@ -146,10 +149,10 @@ def _asking_less(usage: Usage, account: Account, facts: Mapping[str, Any]) -> Op
         return Optimisation(name, setting, is_on, "nothing to gain here: nothing was asked")
     profiles = max((stage.profiles for stage in account.stages), default=0)
     words = (
-        f"{usage.coalesced:,} calls were not made because an equal one was under way"
+        f"{count(usage.coalesced, 'call')} not made because an equal one was under way"
         if usage.coalesced
         else "no two equal prompts were under way at once"
     )
     if profiles and account.stages:
-        words += f"; {answers / profiles:.1f} answers a profile, for {len(account.stages)} stages"
+        words += f"; {answers / profiles:.1f} answers a profile, for {count(len(account.stages), 'stage')}"
     return Optimisation(name, setting, is_on, words, usage.coalesced / answers)

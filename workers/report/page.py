@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tornado.template import Template
 
+from tasks.texts import count
 from workers.dashboard.present import NOTHING, dollars, duration
 from workers.observe.format import size, times
 from workers.observe.format import time as span_of
@@ -106,7 +107,7 @@ def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
     job, usage, account = report.job, report.usage, report.account
     ended = job["done"] + job["failed"]
     first = "" if account.first_at is None else f"first after {span_of(max(0, account.first_at - account.started_at))}"
-    estimated = f"{usage.estimated_calls:,} calls by length" if usage.estimated_calls else ""
+    estimated = f"{count(usage.estimated_calls, 'call')} by length" if usage.estimated_calls else ""
     return [
         ("ended", "destinations", f"{ended:,}", f"of {job['total']:,}"),
         ("failed", "failed", f"{job['failed']:,}", f"{job['partial']:,} partial"),

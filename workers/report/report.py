@@ -12,6 +12,7 @@ import msgspec
 
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
+from tasks.texts import count
 from workers.observe.measurements import HOPS, WHOLES, JobPart, JobPicture
 from workers.observe.metrics import Histogram
 from workers.report import bottleneck
@@ -304,10 +305,10 @@ def _notes(row: JobRow, picture: JobPicture, account: Account) -> list[str]:
         notes.append("Some workers have left no measurements; shares and waits are those of the others.")
     if row.usage.estimated_calls:
         notes.append(
-            f"The server did not count the tokens of {row.usage.estimated_calls:,} calls: estimated by their length."
+            f"The server did not count the tokens of {count(row.usage.estimated_calls, 'call')}: estimated by length."
         )
     if row.usage.cost_usd is None:
         notes.append("A model has no price (llm.prices), so the cost is not known.")
     if account.dead_letters:
-        notes.append(f"{account.dead_letters} entries of this job could not be stored; they are in dead_letters.")
+        notes.append(f"{count(account.dead_letters, 'entry')} of this job could not be stored: see dead_letters.")
     return notes

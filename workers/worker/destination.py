@@ -15,7 +15,7 @@ from tasks.logs import about
 from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Spent, Usage
 from tasks.queue.ledger import Taken
 from tasks.storable import storable_usage
-from tasks.texts import clean_line
+from tasks.texts import clean_line, count
 from workers.llm.cancellation import Halt
 from workers.observe.call_journal import CallRecorder, Recording, recording
 from workers.observe.counters import field
@@ -147,7 +147,7 @@ class DestinationRunner:
         """Record that a chunk's only destination takes its workers down with it."""
         lost = taken.deliveries - 1
         (destination,) = taken.chunk.destinations
-        error = WorkerLostError(f"{lost} workers died while they held this destination")
+        error = WorkerLostError(f"{count(lost, 'worker')} died while holding this destination")
         await self._fail(taken, destination, error, attempts=taken.chunk.attempt + lost)
 
     async def fail_rest(self, taken: Taken, error: Exception) -> None:

@@ -1,0 +1,44 @@
+"""Numbers with their nouns, and names that are nearly right."""
+
+import pytest
+
+from tasks.texts import count, folded, known_name, nearest
+from workers.observe.format import amount_of
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "said"),
+    [
+        (0, "destination", "0 destinations"),
+        (1, "destination", "1 destination"),
+        (2, "destination", "2 destinations"),
+        (1_234_567, "call", "1,234,567 calls"),
+        (1, "entry", "1 entry"),
+        (2, "entry", "2 entries"),
+        (2, "day", "2 days"),
+        (2, "process", "2 processes"),
+        (1, "process", "1 process"),
+        (2, "other reason", "2 other reasons"),
+        (2, "cache hit", "2 cache hits"),
+    ],
+)
+def test_a_noun_is_singular_for_one_alone(number: int, noun: str, said: str) -> None:
+    assert count(number, noun) == said
+
+
+def test_a_mean_that_is_next_to_one_is_one() -> None:
+    assert [amount_of(mean, "lane") for mean in (1.004, 1.5, 12.01)] == ["1 lane", "1.5 lanes", "12 lanes"]
+
+
+def test_case_and_the_encoding_of_a_letter_do_not_matter() -> None:
+    assert folded("STRASSE") == folded("straße")
+    assert folded("E\u0301VORA") == folded("évora")
+    assert known_name("Country", ["name", "country"]) == "country"
+    assert known_name("tier", ["TIER", "tier"]) == "tier"
+    assert known_name("x", ["name"]) is None
+
+
+def test_the_nearest_name_and_some_of_all_are_said() -> None:
+    assert nearest("FOOOD", ["culture", "Food"]) == "; did you mean Food? There are: culture, Food"
+    assert nearest("x", []) == ". There are: none"
+    assert nearest("q", [str(n) for n in range(11)]) == ". There are: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"
