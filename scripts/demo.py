@@ -23,6 +23,7 @@ from tasks.connection import connect
 from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
 from tasks.queue.producer import enqueue
+from tasks.texts import count
 from tasks.waits import duration
 from workers.observe.measurement_store import read_job_picture
 from workers.observe.measurements import JobPicture
@@ -112,10 +113,10 @@ async def show(settings: Settings, job_id: str) -> None:
 
 def say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
     """Say in three lines how a job ended, what it cost, and where the results are."""
-    took = (status.finished_at or 0.0) - (status.started_at or 0.0)
     say(
-        f"job {status.job_id}: {status.done} profiles, {status.failed} failed in {duration(took)}, "
-        f"{status.llm_calls} LLM calls, {status.cache_hits} cache hits, {status.coalesced} coalesced"
+        f"job {status.job_id}: {count(status.done, 'profile')}, {status.failed} failed in "
+        f"{duration(status.seconds or 0.0)}, {count(status.llm_calls, 'LLM call')}, "
+        f"{count(status.cache_hits, 'cache hit')}, {status.coalesced} coalesced"
     )
     if status.llm_calls == 0 and status.cache_hits:
         say("every answer came from the cache: nothing was asked, nothing was paid")

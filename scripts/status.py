@@ -106,9 +106,8 @@ def _table(known: list[jobs.JobStatus]) -> Table:
     table.columns[0].no_wrap = True
     table.columns[0].min_width = JOB_ID_WIDTH
     for status in known:
-        took = (status.finished_at or 0) - (status.started_at or 0)
         table.add_row(
             status.job_id, status.name, _state(status), str(status.done), str(status.failed), str(status.total),
-            str(status.llm_calls), str(status.cache_hits), duration(took) if status.finished_at else "",
+            str(status.llm_calls), str(status.cache_hits), "" if status.seconds is None else duration(status.seconds),
         )  # fmt: skip
     return table

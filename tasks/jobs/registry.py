@@ -20,7 +20,7 @@ from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import budget
 from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
 from tasks.storable import entry_fields
-from tasks.texts import clean_line
+from tasks.texts import clean_line, count
 from tasks.waits import Wait
 
 JobState = Literal["queued", "running", "done", "cancelled", "stalled", "unreadable"]
@@ -81,6 +81,13 @@ class JobStatus:
     def succeeded(self) -> bool:
         """Whether every destination has a profile."""
         return self.state == "done" and self.failed == 0
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the job took; None before its end, and where it ended before anything was begun."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return max(0.0, self.finished_at - self.started_at)
 
     def fields(self) -> dict[str, Any]:
         """By name, in a stable order; `unreadable` only where it says something."""
@@ -366,7 +373,7 @@ def last_event(known: JobStatus) -> Event:
 
 def paused_words(known: JobStatus, *, resume: str = "themes resume") -> str:
     """Why a job is paused, how far it is, and the command that lets it go on."""
-    done = f"{known.done + known.failed} of {known.total} destinations done"
+    done = f"{known.done + known.failed:,} of {count(known.total, 'destination')} done"
     if known.paused == "user":
         return f"paused: {done}; go on with: {resume} {known.job_id}"
     if known.paused == "price":

@@ -102,8 +102,9 @@ class Site:
 
 
 def _status_of(row: JobRow) -> JobStatus:
-    took = max(0.001, (row.finished_at or 0) - (row.started_at or 0))
-    return replace(status_of(row), rate_per_second=row.finished / took if row.finished_at else 0.0)
+    status = status_of(row)
+    took = status.seconds
+    return replace(status, rate_per_second=0.0 if took is None else row.finished / max(0.001, took))
 
 
 class Page(Handler):

@@ -48,7 +48,6 @@ def job_words(status: JobStatus) -> dict[str, Any]:
         words = f"Waiting: {status.waiting_for}"
     elif status.state == "stalled":
         words = "Nothing has happened for a minute: is a worker running? (themes doctor)"
-    took = (status.finished_at or 0) - (status.started_at or 0)
     return {
         "job_id": status.job_id,
         "name": status.name,
@@ -64,7 +63,7 @@ def job_words(status: JobStatus) -> dict[str, Any]:
         "hits": f"{status.cache_hits:,}",
         "tokens": f"{status.prompt_tokens + status.completion_tokens:,}",
         "cost": dollars(status.cost_usd),
-        "time": duration(took) if status.finished_at and status.started_at else NOTHING,
+        "time": duration(status.seconds),
     }
 
 
