@@ -1,8 +1,11 @@
 """What `themes run` shows on standard error while it works: what `themes watch` shows of a job elsewhere."""
 
 import asyncio
-import sys
+import contextlib
+import logging
+import os
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from rich.console import Console
@@ -85,8 +88,23 @@ class Progress:
         return waiting(stored_status(row, **more), None if job.is_stopped else job.wait)
 
     def say_failures(self, job_id: str) -> None:
-        """Say why destinations failed, the commonest reason and how many others there are."""
-        if self._view.reasons:
-            (reason, count), *others = self._view.reasons.most_common()
-            more = f" (and {len(others)} other reasons)" if others else ""
-            print(f"themes: {count} failed: {reason}{more}: see `themes failures {job_id}`", file=sys.stderr)
+        """Say why destinations failed."""
+        self._view.say_failures(job_id)
+
+
+@contextlib.contextmanager
+def quiet_logs(settings: Settings) -> Iterator[None]:
+    """Within the body, what the progress shows is not logged too: destinations one by one, and why they fail.
+
+    Who has set a level, or asked for more with --debug, gets that.
+    """
+    is_asked_for = settings.is_set("logging.level") or os.environ.get("THEMES_DEBUG")
+    levels = {} if is_asked_for else {"themes": logging.WARNING, "themes.chunks": logging.ERROR}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -20,13 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from config.settings import Settings
-from scripts.main import settings_from
+from scripts.main import INTERRUPTED, settings_from
 from scripts.partial import partial_lines
 from tasks.connection import check_server, connect, locate
 from tasks.errors import JobNotFoundError
 from tasks.jobs import registry as jobs
 from tasks.jobs.events import flat, follow
 from tasks.messages import Event
+from tasks.texts import count
 from tasks.waits import duration
 
 #: Destinations shown under the bar.
@@ -59,10 +60,22 @@ def command(job: str | None, after: str, *, as_json: bool, is_partial_failure: b
     job_id = job or jobs.latest(redis)
     if job_id is None:
         raise JobNotFoundError("there is no job yet: `themes enqueue FILE` makes one")
-    if as_json:
+    if not as_json:
+        return watch_to_end(redis, job_id, settings, after=after, is_partial_failure=is_partial_failure)
+    try:
         _print_events(redis, job_id, settings, after)
-        return exit_code(jobs.status(redis, job_id), is_partial_failure=is_partial_failure)
-    return watch_to_end(redis, job_id, settings, after=after, is_partial_failure=is_partial_failure)
+    except KeyboardInterrupt:
+        return _said_to_go_on(job_id)
+    return exit_code(jobs.status(redis, job_id), is_partial_failure=is_partial_failure)
+
+
+def _said_to_go_on(job_id: str) -> int:
+    """Say that a job goes on without its watcher; returns the exit code of Ctrl-C."""
+    print(
+        f"themes: job {job_id} goes on: `themes watch {job_id}` shows it again, `themes cancel {job_id}` stops it",
+        file=sys.stderr,
+    )
+    return INTERRUPTED
 
 
 def _print_events(redis: Redis, job_id: str, settings: Settings, after: str) -> None:
@@ -95,7 +108,14 @@ def reliable_events(
 def watch_to_end(
     redis: Redis, job_id: str, settings: Settings, *, after: str = "0-0", is_partial_failure: bool = False
 ) -> int:
-    """Show a job on standard error until it ends or stays paused; returns the exit code."""
+    """Show a job on standard error until it ends or stays paused, or until Ctrl-C; returns the exit code."""
+    try:
+        return _watched(redis, job_id, settings, after=after, is_partial_failure=is_partial_failure)
+    except KeyboardInterrupt:
+        return _said_to_go_on(job_id)
+
+
+def _watched(redis: Redis, job_id: str, settings: Settings, *, after: str, is_partial_failure: bool) -> int:
     console = Console(stderr=True)
     view = View()
     events = reliable_events(redis, job_id, settings, after, look_seconds=LINE_SECONDS)
@@ -114,10 +134,7 @@ def watch_to_end(
                 console.print(line, highlight=False, soft_wrap=True)
         if (last := jobs.status(redis, job_id)).paused:
             console.print(summary(last), highlight=False, soft_wrap=True)
-    if view.reasons:
-        (reason, count), *others = view.reasons.most_common()
-        more = f" (and {len(others)} other reasons)" if others else ""
-        print(f"themes: {count} failed: {reason}{more}: see `themes failures {job_id}`", file=sys.stderr)
+    view.say_failures(job_id)
     last = jobs.status(redis, job_id)
     for text in partial_lines(settings, last) if last.is_final else ():
         print(f"themes: {text}", file=sys.stderr)
@@ -180,6 +197,13 @@ class View:
             self.reasons[str(data.get("message"))] += 1
             self._last.append(_line(("✗ ", "red"), (f"{_label(data)}  ", "bold"), (why, "red")))
 
+    def say_failures(self, job_id: str) -> None:
+        """Say why destinations failed: the commonest reason, and how many others there are."""
+        if self.reasons:
+            (reason, number), *others = self.reasons.most_common()
+            more = f" (and {count(len(others), 'other reason')})" if others else ""
+            print(f"themes: {number:,} failed: {reason}{more}: see `themes failures {job_id}`", file=sys.stderr)
+
     def render(self, status: jobs.JobStatus) -> Group:
         """The view as it stands."""
         ended = status.done + status.failed
@@ -215,8 +239,8 @@ def summary(
         figures.append(f"{status.rate_per_second:.1f}/s")
     if status.eta_seconds is not None:
         figures.append(f"ETA {duration(status.eta_seconds)}")
-    figures.append(f"{status.llm_calls} calls")
-    figures.append(f"{status.cache_hits} cache hits")
+    figures.append(count(status.llm_calls, "call"))
+    figures.append(count(status.cache_hits, "cache hit"))
     figures.append(f"{(status.prompt_tokens + status.completion_tokens) / 1000:.0f}k tokens")
     if status.cost_usd:
         figures.append(f"${status.cost_usd:.2f}")

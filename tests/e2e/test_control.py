@@ -1,13 +1,19 @@
 """`themes cancel`, `pause` and `resume` on a stack of real processes, and the books afterwards."""
 
+import json
+import re
+import signal
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 from redis import Redis
 
 from tasks import keys
-from tests.e2e.conftest import Engine, until
+from tasks.messages import Event
+from tasks.queue.retry import is_drained
+from tests.e2e.conftest import DEADLINE, Engine, until
 
 
 def _file(folder: Path, count: int) -> str:
@@ -135,3 +141,50 @@ def test_while_nobody_writes_results_workers_stop_at_a_bound_and_go_on_by_themse
     watched = stack.run("watch", job_id)
     assert watched.returncode == 0, watched.stderr
     assert stack.status(job_id)["done"] == 400
+
+
+def _interrupted(stack: Engine, name: str, *arguments: str) -> str:
+    """What a verb that watches has said after Ctrl-C; it exits with 130."""
+    process = stack.themes(name, *arguments)
+    watching = "job.progress" if "--json" in arguments else "  0/1  "
+    until("it to watch", lambda: watching in stack.log(name) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(DEADLINE) == 130, stack.log(name)
+    return stack.log(name)
+
+
+def test_ctrl_c_on_what_watches_a_job_says_that_it_goes_on(stack: Engine) -> None:
+    file = _file(stack.folder, 1)
+    said = _interrupted(stack, "enqueue", "enqueue", file, "--wait")
+    (job,) = [json.loads(line) for line in stack.run("status", "--json").stdout.splitlines()]
+    assert job["state"] == "queued"
+    job_id = job["job_id"]
+    words = f"themes: job {job_id} goes on: `themes watch {job_id}` shows it again, `themes cancel {job_id}` stops it"
+    assert words in said
+    assert words in _interrupted(stack, "watch", "watch", job_id)
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        redis.xadd(keys.events(job_id), {"e": msgspec.json.encode(Event("job.progress", job_id))}, maxlen=9)
+        redis.expire(keys.events(job_id), 600)
+    assert words in _interrupted(stack, "events", "watch", job_id, "--json")
+    assert stack.run("cancel", job_id).returncode == 0
+    until("the consumer to know", lambda: stack.status(job_id)["state"] == "cancelled" and _drained(stack))
+    assert words in _interrupted(stack, "retry", "retry", job_id, "--wait")
+    assert stack.status(job_id)["state"] in {"queued", "running"}
+    assert "Traceback" not in "".join(stack.log(name) for name in ("enqueue", "watch", "events", "retry"))
+
+
+def _drained(stack: Engine) -> bool:
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        return is_drained(redis)
+
+
+def test_a_job_that_ended_before_it_began_shows_no_time(stack: Engine) -> None:
+    job_id = stack.run("enqueue", _file(stack.folder, 1)).stdout.strip()
+    assert stack.run("cancel", job_id).returncode == 0
+    rows = "name,country\n" + "".join(f"City {number},x\n" for number in range(3_000)) + ",x\n"
+    refused = stack.run("enqueue", "-", "--strict", stdin=rows)
+    assert refused.returncode == 2
+    said = stack.run("status").stdout
+    assert said.count("cancelled") == 2, said
+    assert not re.search(r"[0-9]h[0-9]", said), said
+    assert stack.status(job_id)["started_at"] is None
