@@ -11,6 +11,7 @@ if __name__ == "__main__" or sys.argv[0].endswith("/themes"):
     leave_at_once()
 
 import importlib
+import inspect
 import logging
 import os
 import traceback
@@ -55,7 +56,18 @@ PRIVATE: Final = frozenset({"demo", "up", "run", "worker", "consumer", "dashboar
 INTERRUPTED: Final = 130
 
 
-class Verbs(click.Group):
+class Summaries(click.Group):
+    """A group whose `--help` says of each command what the beginning of its own help says, not cut."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with their summaries, wrapped to the terminal's width."""
+        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, inspect.cleandoc(verb.help or "").partition("\n\n")[0]) for name, verb in named if verb]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Verbs(Summaries):
     """The group of verbs, imported one at a time."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -84,7 +96,11 @@ class Verbs(click.Group):
             return 0
 
 
-@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Verbs,
+    # `--help` is as wide as the terminal; of a pipe, COLUMNS says how wide it is.
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": sys.maxsize},
+)
 @click.option("--config", "config_file", metavar="FILE", help="Settings file (THEMES_CONFIG).")
 @click.option("--debug", is_flag=True, help="Log in detail, and show tracebacks of errors.")
 @click.version_option(package_name="smart-destination-themes")

@@ -343,6 +343,21 @@ def test_the_verbs_of_the_manual_are_there(engine: Engine) -> None:
     assert engine.run("enqueue").returncode == 2
 
 
+@pytest.mark.parametrize("group", [[], ["cache"], ["config"]])
+def test_help_says_whole_sentences_as_wide_as_the_terminal(group: list[str], engine: Engine) -> None:
+    for columns in ("60", "100", "200"):
+        said = engine.run(*group, "--help", COLUMNS=columns).stdout
+        shown = said.partition("Commands:")[2]
+        assert "..." not in shown
+        assert max(map(len, said.splitlines())) <= int(columns)
+        # A verb's name stands at the left, what it does beside it.
+        rows = re.split(r"^  (?=\S)", shown, flags=re.MULTILINE)[1:]
+        for row in rows:
+            name, summary = row.split(maxsplit=1)
+            assert " ".join(summary.split()).endswith("."), name
+    assert "Run Redis (if none is set), workers, consumer and dashboard here until Ctrl-C." in said or group
+
+
 def test_importing_the_producer_is_light() -> None:
     # Where OpenTelemetry is installed (an extra), redis-py imports all of it by itself.
     code = (
