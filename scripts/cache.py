@@ -10,18 +10,20 @@ from typing import Any, Final
 import click
 from redis import Redis
 
-from scripts.main import settings_from
+from scripts.main import Summaries, settings_from
+from scripts.output import confirm
 from tasks import keys
 from tasks.connection import check_server, connect, locate
 from tasks.jobs.registry import status
 from tasks.readings import number as decimal
 from tasks.readings import replies_of, texts, whole
+from tasks.texts import count
 
 #: Keys looked at in one round trip.
 PAGE: Final = 1_000
 
 
-@click.group()
+@click.group(cls=Summaries)
 def command() -> None:
     """Look into the shared cache of LLM completions, or empty it."""
 
@@ -37,9 +39,7 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
         from workers.local import state_file
 
         kept = state_file.statistics(settings.state_dir)
-        print(
-            json.dumps(kept) if as_json else f"{kept['entries']} completions, {kept['bytes'] / 2**20:.1f} MiB as stored"
-        )
+        print(json.dumps(kept) if as_json else _said(kept))
         return
     redis = _redis()
     found = _of_job(redis, job_id) if job_id else _overall(redis)
@@ -47,7 +47,7 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
         print(json.dumps(found))
         return
     if not job_id:
-        print(f"{found['entries']} completions, {found['bytes'] / 2**20:.1f} MiB as stored")
+        print(_said(found))
         since = found["since"]
         if since is None:
             print("no worker has counted anything yet")
@@ -58,19 +58,37 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
 
 
 @command.command()
-def clear() -> None:
-    """Drop every cached completion and its counts; jobs and results stay. Workers keep what they hold in memory."""
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where standard input is no terminal.")
+def clear(*, yes: bool) -> int:
+    """Drop every cached completion and its counts; jobs and results stay. Workers keep what they hold in memory.
+
+    Asks first, on a terminal; exit 1 where the answer is no.
+    """
     settings = settings_from()
     if not settings.redis.enabled:
         # Late: as above.
         from workers.local import state_file
 
-        print(f"dropped {state_file.clear(settings.state_dir)} completions", file=sys.stderr)
-        return
-    redis = _redis()
-    dropped = sum(int(redis.unlink(*page)) for page in _pages(redis))
-    redis.delete(keys.CACHE_STATISTICS)
-    print(f"dropped {dropped} completions", file=sys.stderr)
+        if not yes and not _is_wanted(state_file.statistics(settings.state_dir)):
+            return 1
+        dropped = state_file.clear(settings.state_dir)
+    else:
+        redis = _redis()
+        if not yes and not _is_wanted(_held(redis)):
+            return 1
+        dropped = sum(int(redis.unlink(*page)) for page in _pages(redis))
+        redis.delete(keys.CACHE_STATISTICS)
+    print(f"dropped {count(dropped, 'completion')}", file=sys.stderr)
+    return 0
+
+
+def _is_wanted(held: dict[str, Any]) -> bool:
+    """Whether the user wants to drop what a cache holds."""
+    return confirm(f"This drops {_said(held)}, which were paid for. Go on?")
+
+
+def _said(held: dict[str, Any]) -> str:
+    return f"{count(held['entries'], 'completion')}, {held['bytes'] / 2**20:.1f} MiB as stored"
 
 
 def _redis() -> Redis:
@@ -91,6 +109,11 @@ def _overall(redis: Redis) -> dict[str, Any]:
     """What the cache holds, and the counts of all processes."""
     from workers.llm.cache import stats as cache_statistics  # only where it is needed
 
+    return _held(redis) | cache_statistics.read(redis)
+
+
+def _held(redis: Redis) -> dict[str, Any]:
+    """How many completions the cache holds, and their bytes as stored."""
     found: dict[str, Any] = {"entries": 0, "bytes": 0}
     for page in _pages(redis):
         with redis.pipeline(transaction=False) as pipeline:
@@ -98,7 +121,7 @@ def _overall(redis: Redis) -> dict[str, Any]:
                 pipeline.strlen(key)
             found["entries"] += len(page)
             found["bytes"] += sum(pipeline.execute())
-    return found | cache_statistics.read(redis)
+    return found
 
 
 def _of_job(redis: Redis, job_id: str) -> dict[str, Any]:
@@ -138,9 +161,9 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"stored     {found['stores']} ({size}), {found['corrupt']} unreadable"
     if "evictions" in found:
         yield f"evicted    {found['evictions']} from memory"
-    tokens = f"{found['saved_prompt_tokens']} prompt and {found['saved_completion_tokens']} completion tokens"
+    tokens = f"{found['saved_prompt_tokens']} prompt and {count(found['saved_completion_tokens'], 'completion token')}"
     usd = found["saved_usd"]
     unpriced = found.get("unpriced_hits")
     money = "cost unknown (llm.prices)" if usd is None else f"{usd:.4f} USD"
-    more = f" and {unpriced} hits without a price" if unpriced else ""
-    yield f"saved      {hits + found['coalesced']} calls; by hits {tokens}, {money}{more}"
+    more = f" and {count(unpriced, 'hit')} without a price" if unpriced else ""
+    yield f"saved      {count(hits + found['coalesced'], 'call')}; by hits {tokens}, {money}{more}"

@@ -15,14 +15,14 @@ from rich.text import Text
 from config.endpoints import public_endpoint
 from config.settings import EndpointSettings, Price, Secret, load, notices, problems
 from config.values import without_password
-from scripts.main import settings_from
+from scripts.main import Summaries, settings_from
 
 _SECRET_NAME: Final = re.compile(r"(?i)password|secret|token|api_?key|authorization")
 #: They say where a key is, and have none.
 _NAMES_OF_KEYS: Final = frozenset({"api_key_env", "api_key_file"})
 
 
-@click.group()
+@click.group(cls=Summaries)
 def command() -> None:
     """Show the settings, or check them."""
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.main import settings_from
-from scripts.results import destination_of
+from scripts.output import destination_of, output_options
 from workers.observe.format import size, times
 from workers.observe.format import time as span_of
 from workers.observe.measurements import HOPS
@@ -33,16 +33,20 @@ STEPS: Final = " ▁▂▃▄▅▆▇█"
 
 @click.command()
 @click.argument("job", metavar="JOB")
-@click.option("-o", "--output", metavar="FILE", help="Write one HTML file there (or text, for a name in .txt).")
+@output_options
 @click.option("--json", "as_json", is_flag=True, help="One object, on standard output.")
-def command(job: str, output: str | None, *, as_json: bool) -> None:
-    """Tell where the time and the money of JOB went, what bounds it, and what to change; also while it runs."""
+def command(job: str, output: str | None, *, force: bool, as_json: bool) -> None:
+    """Tell where the time and the money of JOB went, what bounds it, and what to change; also while it runs.
+
+    With -o FILE the report is one HTML file, or text where its name ends in .txt.
+    """
     settings = settings_from()
     rounds = [len(names) for names in Graph(load_stages(settings.pipeline.prompts_dir)).rounds()]
-    report = asyncio.run(gather(settings, job, rounds=rounds))
-    if output:
-        with destination_of(output) as out:
+    with destination_of(output, force=force) as out:
+        report = asyncio.run(gather(settings, job, rounds=rounds))
+        if output:
             out.write(text_of(report) if output.endswith(".txt") else page(report))
+    if output:
         print(f"the report is in {output}", file=sys.stderr)
     if as_json:
         print(report.json())

@@ -336,7 +336,7 @@ def test_the_cache_can_be_looked_at_and_emptied_without_touching_anything_else(s
     assert made["bytes_raw"] > 3 * made["bytes_stored"] == 3 * found["bytes_stored"]
     assert "saved      48 calls" in stack.run("cache", "stats", again).stdout
     assert stack.run("cache", "stats", "nope").returncode == 2
-    said = stack.run("cache", "clear")
+    said = stack.run("cache", "clear", "--yes")
     assert "dropped 48 completions" in said.stderr
     empty = json.loads(stack.run("cache", "stats", "--json").stdout)
     assert (empty["entries"], empty["memory_hits"]) == (0, 0)

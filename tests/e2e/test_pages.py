@@ -134,7 +134,7 @@ def test_pages_say_what_is_wrong_and_what_to_do(engine: Engine) -> None:
     assert "unsafe" not in headers["Content-Security-Policy"]
     assert 'href="/jobs">Jobs</a>' in _page(f"{url}/workers", 200), "Flower leads to our pages"
     # Redis forgets, the database does not.
-    engine.run("cache", "clear")
+    engine.run("cache", "clear", "--yes")
     _forget(engine, job)
     told = _page(f"{url}/jobs/{job}", 200)
     assert "Redis no longer knows this job" in told
