@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import os
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import IO, Any, Final
 
 import click
@@ -16,14 +15,17 @@ from rich.table import Table
 
 from config.settings import Settings
 from scripts.main import settings_from
+from scripts.output import destination_of, output_options
 from tasks.errors import ConfigError, JobNotFoundError
 from tasks.identity import own_id
 from tasks.messages import JobOptions
+from tasks.texts import clean_line
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import ProfileRow
 from workers.results.queries.export import WRITERS
 from workers.results.queries.lookups import input_titles
 from workers.results.queries.selection import Selection, month, where
+from workers.results.spelling import spelt
 
 #: Themes named in a table's row.
 TOP: Final = 3
@@ -40,7 +42,7 @@ TABLE_LINES: Final = 1_000
     default="table",
     show_default=True,
 )
-@click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output.")
+@output_options
 @click.option(
     "--where", "pairs", metavar="KEY=VALUE", multiple=True,
     help="Only destinations with this value: country, region, name, destination_id, status, model, or a column of the "
@@ -52,12 +54,17 @@ TABLE_LINES: Final = 1_000
 @click.option("--month", "months", metavar="MONTH", multiple=True, help="Only themes at their best in this month.")
 @click.option("--traveler", "travelers", metavar="TYPE", multiple=True, help="Only themes for these travellers.")
 @click.option("--price", "prices", metavar="PRICE", multiple=True, help="Only themes of this price point.")
+@click.option(
+    "--order", type=click.Choice(["input", "finished"]), default="input", show_default=True,
+    help="Destinations as the input has them, or as they were finished.",
+)  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N destinations.")
 def command(
     *,
     job: str,
     kind: str,
     output: str | None,
+    force: bool,
     pairs: tuple[str, ...],
     categories: tuple[str, ...],
     months: tuple[str, ...],
@@ -65,11 +72,13 @@ def command(
     prices: tuple[str, ...],
     min_quality: float | None,
     min_confidence: float | None,
+    order: str,
     limit: int | None,
-) -> None:
+) -> int:
     """Print the profiles of JOB that are in the database, also while it runs.
 
     Options about themes choose themes, and leave out destinations without one. An option that is given again widens.
+    Values are compared without case. Exit 1 where options choose and nothing is left.
     """
     settings = settings_from()
     if kind == "parquet" and output is None:
@@ -78,44 +87,8 @@ def command(
         min_quality=min_quality, categories=categories, min_confidence=min_confidence,
         months=tuple(month(text) for text in months), travelers=travelers, prices=prices,
     )  # fmt: skip
-    with destination_of(output, binary=kind == "parquet") as out:
-        asyncio.run(_write(settings, job, kind, out, pairs=pairs, chosen=chosen, limit=limit))
-
-
-@contextlib.contextmanager
-def destination_of(output: str | None, *, binary: bool = False) -> Iterator[IO[Any]]:
-    """Where to write. A file is there whole or not at all: it gets its name when everything is in it.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    if output is None:
-        yield sys.stdout
-        return
-    try:
-        target = Path(output)
-        if target.exists() and not target.is_file():
-            # A device or a pipe has no other name beside it.
-            with target.open("wb") if binary else target.open("w", encoding="utf-8", newline="") as file:
-                yield file
-            return
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") if binary else os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                yield file
-            Path(name).chmod(0o666 & ~_umask())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as exc:
-        raise ConfigError(f"-o {output}: cannot be written ({exc.strerror})") from exc
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    with destination_of(output, force=force, binary=kind == "parquet") as out:
+        return asyncio.run(_write(settings, job, kind, out, pairs=pairs, chosen=chosen, order=order, limit=limit))
 
 
 @contextlib.asynccontextmanager
@@ -144,24 +117,41 @@ async def _write(
     *,
     pairs: tuple[str, ...],
     chosen: Selection,
+    order: str,
     limit: int | None,
-) -> None:
+) -> int:
+    """Write what is chosen; 1 where something is to be chosen and nothing is left, else 0."""
+    written = Counter[str]()
+
+    async def counted(rows: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for row in rows:
+            written["rows"] += 1
+            yield row
+
     async with reading(settings, job_id) as store:
         titles = await input_titles(store, job_id)
         if pairs:
-            chosen = Selection(**{**_fields(chosen), "where": where(pairs, titles)})
+            chosen = replace(chosen, where=where(pairs, titles))
+        chosen, unknown = await spelt(store, job_id, chosen)
         conditions = chosen.conditions(store.dialect)
         if kind == "table":
             job = await store.job(job_id)
             options = msgspec.json.decode(job.options, type=JobOptions) if job and job.options else JobOptions()
-            await _table(store.profiles(job_id, conditions), out, chosen, limit, options.id_column)
+            await _table(
+                counted(store.profiles(job_id, conditions, as_finished=order == "finished")),
+                out,
+                chosen,
+                limit,
+                options.id_column,
+            )
         else:
-            rows = store.exported(job_id, conditions)
+            rows = counted(store.exported(job_id, conditions, as_finished=order == "finished"))
             await WRITERS[kind](rows if limit is None else _first(rows, limit), out, chosen, titles)
-
-
-def _fields(chosen: Selection) -> dict[str, Any]:
-    return {name: getattr(chosen, name) for name in Selection.__slots__}
+    if not written and chosen != Selection() and not unknown:
+        unknown = [f"no profile of job {job_id} meets all of the options"]
+    for said in unknown:
+        print(f"themes: {clean_line(said)}", file=sys.stderr)
+    return 0 if written or chosen == Selection() else 1
 
 
 async def _first(rows: AsyncIterator[Any], count: int) -> AsyncIterator[Any]:

@@ -1,10 +1,13 @@
 """Which destinations of a job a retry asks again, with Redis or without."""
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.messages import Destination
+from tasks.texts import clean_line
 from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.spelling import of_failures
 
 if TYPE_CHECKING:
     # Celery comes with it, which `themes run` does without.
@@ -20,10 +23,16 @@ class Wanted:
     partial: bool = False
 
     async def of(self, store: AsyncDatabaseManager, job_id: str) -> list[Destination]:
-        """These destinations."""
-        chosen = [row.destination async for row in store.failed(job_id, self.error_class, self.stages)]
+        """These destinations; a class or a stage that nothing of the job has is said on standard error."""
+        only = (self.error_class,) if self.error_class else ()
+        classes = await of_failures(store, job_id, "error_class", only, "--only ")
+        stages = await of_failures(store, job_id, "stage", self.stages, "--stage ")
+        for said in (*classes.unknown, *stages.unknown):
+            print(f"themes: {clean_line(said)}", file=sys.stderr)
+        error_class = next(iter(classes.values), None)
+        chosen = [row.destination async for row in store.failed(job_id, error_class, stages.values)]
         if self.partial:
-            chosen += [row.destination async for row in store.partial(job_id, self.error_class, self.stages)]
+            chosen += [row.destination async for row in store.partial(job_id, error_class, stages.values)]
         return chosen
 
     def nothing(self, known: "KnownJob") -> str:
@@ -34,5 +43,5 @@ class Wanted:
         if self.stages:
             said += f" at {', '.join(self.stages)}"
         if known.partial and not self.partial:
-            said += f"; {known.partial} are partial: `themes retry {known.job_id} --partial` asks for what they lack"
+            said += f"; partial: {known.partial}: `themes retry {known.job_id} --partial` asks for what they lack"
         return said

@@ -47,9 +47,11 @@ def test_failed_destinations_are_asked_again_by_their_class_of_error(stack: Engi
     nothing = stack.run("retry", job_id, "--only", "NoSuchError")
     assert (nothing.returncode, nothing.stdout) == (0, "")
     assert "nothing to retry" in nothing.stderr
-    said = stack.run("retry", job_id, "--only", "EndpointDownError", "--wait")
+    assert "--only NoSuchError: nothing has it" in nothing.stderr
+    assert "There are: BadRequestError, EndpointDownError" in nothing.stderr
+    said = stack.run("retry", job_id, "--only", "endpointdownerror", "--wait")
     assert said.returncode == 1, "City 5 has still failed"
-    assert "1 destinations" in said.stderr
+    assert "asking again for 1 destination of job" in said.stderr
     assert (stack.status(job_id)["done"], stack.status(job_id)["failed"]) == (7, 1)
     assert _requests(stack) == before + 16
     said = stack.run("retry", job_id, "--wait")

@@ -21,11 +21,12 @@ import sqlite_utils
 from tasks.errors import ConfigError
 from tasks.messages import Destination, JobInputs, Result, Seasonality, Theme
 from tests.integration.test_store import DATABASES
-from tests.support.stored import announced, done
+from tests.support.stored import announced, done, places
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.export import safe
 from workers.results.queries.lookups import input_titles
 from workers.results.queries.selection import Selection, month, where
+from workers.results.spelling import spelt
 
 NAMES = ("Paris", "Lyon", "Kyoto", "=cmd|' /C calc'!A0")
 COUNTRIES = ("France", "France", "Japan", None)
@@ -114,7 +115,68 @@ def test_a_condition_that_means_nothing_is_refused_with_what_there_is(pair: str,
     assert "tier" in str(error.value) or "=" not in pair
 
 
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (replace(ALL, where={"country": ("fRANCE",), "name": ("PARIS", "kyoto")}), ["Paris"]),
+        (replace(ALL, where={"Öre 'x\"": ("SS",)}), list(NAMES)),
+        (replace(ALL, where={"status": ("Partial",)}), ["Lyon"]),
+        (replace(ALL, categories=("FOOD",), prices=("Mid",), travelers=("SOLO",)), list(NAMES)),
+    ],
+)
+async def test_values_are_compared_without_case(
+    store: AsyncDatabaseManager, chosen: Selection, expected: list[str]
+) -> None:
+    spelled, unknown = await spelt(store, "j", chosen)
+    assert unknown == []
+    rows = [row async for row in store.profiles("j", spelled.conditions(store.dialect))]
+    assert [row.name for row in rows] == expected
+    assert all(spelled.of(row.profile()).themes for row in rows)
+
+
+async def test_all_spellings_of_a_value_are_found_and_a_letter_however_it_is_encoded(
+    store: AsyncDatabaseManager,
+) -> None:
+    towns = [Destination.of(name, name) for name in ("Orléans", "Orle\u0301ans 2", "Straße")]
+    towns.append(Destination.of("ORLÉANS", "y"))
+    await store.apply([*announced(*towns, job="k"), *(done(town, job="k") for town in towns)])
+    for asked, number in (("orléans", 2), ("ORLE\u0301ANS", 2), ("orléans 2", 1), ("STRASSE", 1)):
+        spelled, unknown = await spelt(store, "k", replace(ALL, where={"name": (asked,)}))
+        found = [row.name async for row in store.profiles("k", spelled.conditions(store.dialect))]
+        assert (len(found), unknown) == (number, []), asked
+
+
+async def test_a_value_that_nothing_has_is_named_with_what_there_is(store: AsyncDatabaseManager) -> None:
+    spelled, unknown = await spelt(store, "j", replace(ALL, categories=("foood", "culture"), travelers=("dogs",)))
+    assert spelled.categories == ("culture", "foood")
+    assert unknown == [
+        "--category foood: nothing has it; did you mean food? There are: culture, food",
+        "--traveler dogs: nothing has it. There are: family, solo",
+    ]
+    towns = places(30)
+    await store.apply([*announced(*towns, job="k"), *(done(town, job="k") for town in towns)])
+    _, unknown = await spelt(store, "k", replace(ALL, where={"name": ("Rome",), "row": ("x",)}))
+    assert [said.count("Town ") for said in unknown] == [10, 0]
+    assert all(said.endswith(", …") for said in unknown), "a job has a million names"
+
+
+async def test_the_order_is_that_of_the_input_or_of_what_was_finished_first(store: AsyncDatabaseManager) -> None:
+    towns = places(1_203)
+    await store.apply(announced(*towns, job="k"))
+    finished = [*reversed(towns)]
+    for start in range(0, len(finished), 400):
+        await store.apply([done(town, job="k") for town in finished[start : start + 400]])
+    await store.apply([done(towns[5], job="k", attempt=1, themes=1)])
+    assert [row.destination_id async for row in store.profiles("k")] == [one.id for one in towns]
+    seen = [row.destination_id async for row in store.profiles("k", as_finished=True)]
+    assert seen == [one.id for one in finished]
+    chosen = replace(ALL, where={"name": ("Town 7", "Town 900")}).conditions(store.dialect)
+    rows = [row async for row in store.exported("k", chosen, as_finished=True)]
+    assert [json.loads(row.payload)["name"] for row in rows] == ["Town 900", "Town 7"]
+
+
 def test_the_same_key_again_widens() -> None:
+    assert where(["COUNTRY=a", "Tier=1"], ["tier", "TIER"]) == {"country": ("a",), "tier": ("1",)}
     assert where(["country=a", "country=b=c", "tier=1"], ["tier"]) == {"country": ("a", "b=c"), "tier": ("1",)}
 
 
@@ -226,7 +288,17 @@ def test_choices_on_the_command_line(database: Path) -> None:
     assert [(line["name"], [theme["id"] for theme in line["themes"]]) for line in lines] == [
         ("Paris", ["t2"]), ("Lyon", ["t2"]),
     ]  # fmt: skip
-    assert run(database, "--format", "json", "--where", "country=Nowhere").stdout == "[]\n"
+    nothing = run(database, "--format", "json", "--where", "country=Frence")
+    assert (nothing.returncode, nothing.stdout) == (1, "[]\n")
+    assert nothing.stderr == (
+        "themes: --where country=Frence: nothing has it; did you mean France? There are: France, Japan\n"
+    )
+    both = run(database, "--format", "jsonl", "--category", "Food", "--category", "nope", "--where", "COUNTRY=japan")
+    assert (both.returncode, json.loads(both.stdout)["name"]) == (0, "Kyoto")
+    assert "--category nope: nothing has it" in both.stderr
+    together = run(database, "--where", "country=japan", "--where", "name=paris")
+    assert together.returncode == 1
+    assert "no profile of job j meets all of the options" in together.stderr
     assert len(run(database, "--format", "jsonl", "--limit", "3").stdout.splitlines()) == 3
     for arguments, words in (
         (("--where", "tear=1"), "did you mean tier?"),
@@ -246,11 +318,11 @@ def test_a_file_is_there_whole_or_not_at_all(database: Path) -> None:
     assert said.returncode == 2
     assert out.read_text() == "before"
     assert [file.name for file in database.iterdir() if "out.csv" in file.name] == ["out.csv"]
-    assert run(database, "--format", "csv", "-o", str(out)).returncode == 0
+    assert run(database, "--format", "csv", "-o", str(out), "--force").returncode == 0
     assert out.read_text().startswith("destination,")
     full = run(database, "--format", "jsonl", "-o", "/dev/full")
     assert full.returncode == 2
-    assert "-o /dev/full: cannot be written (No space left on device)" in full.stderr
+    assert "/dev/full: cannot be written (No space left on device)" in full.stderr
     assert "Traceback" not in full.stderr
     missing = run(database, "-o", str(database / "no" / "such" / "file"))
     assert (missing.returncode, "No such file" in missing.stderr) == (2, True)
@@ -299,9 +371,10 @@ def peak_mb(folder: Path, *arguments: str) -> float:
     return float(subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True).stdout)
 
 
+@pytest.mark.parametrize("order", ["input", "finished"])
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "table"])
-def test_a_large_job_needs_no_more_memory_than_a_small_one(large: Path, kind: str, tmp_path: Path) -> None:
-    target = ("-o", str(tmp_path / "out"))
+def test_a_large_job_needs_no_more_memory_than_a_small_one(large: Path, kind: str, order: str, tmp_path: Path) -> None:
+    target = ("-o", str(tmp_path / "out"), "--force", "--order", order)
     small = peak_mb(large, "--format", kind, *target, "--limit", "1500")
     whole = peak_mb(large, "--format", kind, *target)
     # The part of the file that readers map counts as theirs; Parquet holds one group of rows.

@@ -9,6 +9,7 @@ import pytest
 
 from scripts.partial import lines_of
 from scripts.stored_status import stored_status
+from scripts.wanted import Wanted
 from tasks.messages import Destination, Failure, Missing, Result, StageRecord, Usage
 from tests.support.stored import announced, failed, holding, places
 from workers.results.database.manager import AsyncDatabaseManager
@@ -119,3 +120,26 @@ async def test_more_kinds_than_can_be_held_are_counted_together(
     found = await failure_reasons(store, "j")
     assert [one.destinations for one in found] == [3, 1, 1]
     assert found[0].message == reasons.OTHERS
+
+
+async def test_a_retry_asks_by_class_and_stage_without_case(
+    store: AsyncDatabaseManager, capsys: pytest.CaptureFixture[str]
+) -> None:
+    towns = places(3)
+    await store.apply(
+        [
+            *announced(*towns),
+            _failed(towns[0], "discover.food", "BadRequestError", "no"),
+            _failed(towns[1], "discover.luxury", "EndpointDownError", "away"),
+            _partial(towns[2], ("analyse.price", "EndpointDownError: away")),
+        ]
+    )
+    assert await Wanted("badrequesterror").of(store, "j") == [towns[0]]
+    assert await Wanted("ENDPOINTDOWNERROR", partial=True).of(store, "j") == [towns[1], towns[2]]
+    assert await Wanted(stages=("Analyse.Price", "DISCOVER.FOOD"), partial=True).of(store, "j") == [towns[0], towns[2]]
+    assert capsys.readouterr().err == ""
+    assert await Wanted("EndpointDown", partial=True).of(store, "j") == []
+    assert capsys.readouterr().err == (
+        "themes: --only EndpointDown: nothing has it; did you mean EndpointDownError? There are: BadRequestError, "
+        "EndpointDownError\n"
+    )

@@ -7,8 +7,8 @@ opens it for reading. It knows nothing of Redis.
 import contextlib
 import sqlite3
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -33,6 +33,7 @@ from workers.results.database.rows import (
     FailureRow,
     JobRow,
     ProfileRow,
+    StoreStats,
 )
 from workers.results.database.schema import bring_up_to_date, schema_version
 from workers.results.database.statements import StatementStatistics
@@ -43,22 +44,6 @@ T = TypeVar("T")
 
 #: Rows of one page: a read transaction ends after each, because one left open stops WAL checkpoints.
 PAGE_ROWS: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """What one manager has written since it was opened. `seconds` is the time its committed batches took."""
-
-    batches: int = 0
-    entries: int = 0
-    rows: int = 0
-    rejected: int = 0
-    seconds: float = 0.0
-
-    @property
-    def seconds_per_batch(self) -> float:
-        """Mean; 0 before the first batch."""
-        return self.seconds / self.batches if self.batches else 0.0
 
 
 class AsyncDatabaseManager:
@@ -340,17 +325,25 @@ class AsyncDatabaseManager:
         async with self.reading() as connection:
             return set((await connection.execute(query)).scalars())
 
-    def profiles(self, job_id: str, conditions: Sequence[ColumnElement[bool]] = ()) -> AsyncIterator[ProfileRow]:
-        """A job's profiles in the order of its destinations, all or those that meet conditions on both tables."""
+    def profiles(
+        self, job_id: str, conditions: Sequence[ColumnElement[bool]] = (), *, as_finished: bool = False
+    ) -> AsyncIterator[ProfileRow]:
+        """A job's profiles that meet conditions on both tables, in the input's order, or `as_finished` first."""
         names = [c for c in tables.profiles.c if c.name not in {"updated_at", "profile_no"}]
         query = select(*names).join_from(tables.destinations, tables.profiles)
-        return self._pages(query.where(tables.destinations.c.job_id == job_id, *conditions), ProfileRow.of)
+        chosen = (tables.destinations.c.job_id == job_id, *conditions)
+        return (
+            self._finished(query, chosen, ProfileRow.of) if as_finished else self._pages(query, ProfileRow.of, chosen)
+        )
 
-    def exported(self, job_id: str, conditions: Sequence[ColumnElement[bool]] = ()) -> AsyncIterator[ExportRow]:
+    def exported(
+        self, job_id: str, conditions: Sequence[ColumnElement[bool]] = (), *, as_finished: bool = False
+    ) -> AsyncIterator[ExportRow]:
         """As `profiles`, of each its JSON as it was stored, and where its destination lies."""
         d, p = tables.destinations, tables.profiles
         query = select(p.c.payload, d.c.region, d.c.lat, d.c.lon).join_from(d, p)
-        return self._pages(query.where(d.c.job_id == job_id, *conditions), ExportRow.of)
+        chosen = (d.c.job_id == job_id, *conditions)
+        return self._finished(query, chosen, ExportRow.of) if as_finished else self._pages(query, ExportRow.of, chosen)
 
     def failures(self, job_id: str) -> AsyncIterator[FailureRow]:
         """A job's failures in the order of its destinations."""
@@ -381,12 +374,14 @@ class AsyncDatabaseManager:
         for row in found:
             yield JobRow.of(row)
 
-    async def _pages(self, query: Select[Any], make: Callable[[RowMapping], T]) -> AsyncIterator[T]:
+    async def _pages(
+        self, query: Select[Any], make: Callable[[RowMapping], T], chosen: Sequence[ColumnElement[bool]] = ()
+    ) -> AsyncIterator[T]:
         """The rows of a query over `destinations`, each page in a short transaction of its own."""
         place = literal_column("destinations.rowid", Integer).label("place")
         last = -1
         while True:
-            page = query.add_columns(place).where(place > last).order_by(column("place")).limit(PAGE_ROWS)
+            page = query.add_columns(place).where(place > last, *chosen).order_by(column("place")).limit(PAGE_ROWS)
             async with self.reading() as connection:
                 rows = (await connection.execute(page)).mappings().all()
             for row in rows:
@@ -394,3 +389,24 @@ class AsyncDatabaseManager:
                 yield make(row)
             if len(rows) < PAGE_ROWS:
                 return
+
+    async def _finished(
+        self, query: Select[Any], chosen: Sequence[ColumnElement[bool]], make: Callable[[RowMapping], T]
+    ) -> AsyncIterator[T]:
+        """As `_pages`, over the profiles that are chosen, in the order in which they were first written.
+
+        Their numbers are read first, 8 bytes each. A page is asked for by them alone: with the job beside them SQLite
+        would go through the whole job for each page.
+        """
+        number = tables.profiles.c.profile_no
+        numbers = array("q")
+        async with self.reading() as connection:
+            found = query.with_only_columns(number).where(*chosen).order_by(number)
+            async for each in await connection.stream_scalars(found):
+                numbers.append(each)
+        for start in range(0, len(numbers), PAGE_ROWS):
+            page = query.where(number.in_(numbers[start : start + PAGE_ROWS].tolist())).order_by(number)
+            async with self.reading() as connection:
+                rows = (await connection.execute(page)).mappings().all()
+            for row in rows:
+                yield make(row)

@@ -194,3 +194,19 @@ class Applied:
     rejected: list[Rejected]
     #: The counters over all jobs as they stand now; empty where nothing was added.
     totals: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What one manager has written since it was opened. `seconds` is the time its committed batches took."""
+
+    batches: int = 0
+    entries: int = 0
+    rows: int = 0
+    rejected: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seconds_per_batch(self) -> float:
+        """Mean; 0 before the first batch."""
+        return self.seconds / self.batches if self.batches else 0.0

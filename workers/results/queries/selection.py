@@ -4,22 +4,22 @@ Conditions on the destination choose profiles. Conditions on themes choose theme
 one; a theme must meet all of them, one value of each.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, String, cast, exists, func, or_, select
+from sqlalchemy import Column, ColumnElement, String, cast, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from tasks.errors import ConfigError
 from tasks.messages import Profile, Theme
+from tasks.texts import known_name, nearest
 from workers.results.database import tables
 from workers.results.database.values import MONTHS
 
 #: What `--where` knows by itself; whatever else the input had can be named too.
-COLUMNS: Final[Mapping[str, ColumnElement[str | None]]] = {
+COLUMNS: Final[Mapping[str, Column[str | None]]] = {
     "name": tables.destinations.c.name,
     "country": tables.destinations.c.country,
     "region": tables.destinations.c.region,
@@ -49,7 +49,7 @@ class Selection:
     def conditions(self, dialect: str) -> list[ColumnElement[bool]]:
         """For a query over destinations joined with their profiles."""
         found: list[ColumnElement[bool]] = [
-            or_(*(_column(name, dialect) == value for value in values)) for name, values in self.where.items()
+            or_(*(column_of(name, dialect) == value for value in values)) for name, values in self.where.items()
         ]
         if self.min_quality is not None:
             found.append(tables.profiles.c.quality >= self.min_quality)
@@ -90,7 +90,8 @@ class Selection:
         )
 
 
-def _column(name: str, dialect: str) -> ColumnElement[Any]:
+def column_of(name: str, dialect: str) -> ColumnElement[Any]:
+    """A column that `--where` names: ours, else the input's."""
     if name in COLUMNS:
         return COLUMNS[name]
     extra = tables.destinations.c.extra
@@ -103,7 +104,7 @@ def _column(name: str, dialect: str) -> ColumnElement[Any]:
 
 
 def where(pairs: Iterable[str], extra_columns: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """`KEY=VALUE` pairs as conditions: another key narrows, the same key again widens.
+    """`KEY=VALUE` pairs as conditions: another key narrows, the same key again widens. Case does not matter in a key.
 
     Raises:
         ConfigError: no `=`, or a key that neither we nor the job's input know, with the nearest that they do.
@@ -114,11 +115,10 @@ def where(pairs: Iterable[str], extra_columns: Iterable[str]) -> dict[str, tuple
         key, sign, value = pair.partition("=")
         if not sign:
             raise ConfigError(f"--where {pair}: expected KEY=VALUE, for instance --where country=France")
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise ConfigError(f"--where {pair}: {key} is no column{hint} There are: {', '.join(known)}")
-        found[key] = (*found.get(key, ()), value)
+        name = known_name(key, known)
+        if name is None:
+            raise ConfigError(f"--where {pair}: {key} is no column{nearest(key, known)}")
+        found[name] = (*found.get(name, ()), value)
     return found
 
 
