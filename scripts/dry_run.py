@@ -1,9 +1,11 @@
-"""What `themes enqueue --dry-run` prints: the forecast as a table for people, or as one JSON object."""
+"""What `enqueue --dry-run` and `run --dry-run` print: the forecast as a table for people, or as one JSON object."""
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from redis import Redis, RedisError
 from rich.console import Console
@@ -12,13 +14,18 @@ from rich.table import Table
 from config.settings import Settings
 from scripts import reading
 from tasks.connection import check_server, connect, locate
-from tasks.errors import RedisUnavailableError
+from tasks.errors import DatabaseError, RedisUnavailableError
 from tasks.identity import RULE
 from tasks.inputs.reader import ReadReport
 from tasks.jobs.budget import dollars
 from tasks.messages import Destination
+from tasks.texts import count
 from tasks.waits import duration
-from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample
+from workers.local.state_file import look_up
+from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample, model_of
+from workers.pipeline.prompts import stages_of
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.earlier import Earlier, earlier_jobs
 
 
 def dry_run(
@@ -29,12 +36,17 @@ def dry_run(
     *,
     use_cache: bool,
     as_json: bool,
+    is_in_process: bool = False,
 ) -> int:
-    """Read everything, forecast from a sample, print; nothing is enqueued. Redis may be away."""
+    """Read everything, forecast from a sample, print; nothing is asked. Redis may be away.
+
+    Of a job that is `is_in_process`, or that runs where there is to be no Redis, the state directory has the cache.
+    """
     sample = Sample()
     for row in destinations:
         sample.add(row)
-    forecast = _forecast(sample, settings, columns, use_cache=use_cache)
+    is_in_process = is_in_process or not settings.redis.enabled
+    forecast = _forecast(sample, settings, columns, use_cache=use_cache, is_in_process=is_in_process)
     if as_json:
         print(json.dumps(reading.as_json(report) | asdict(forecast), ensure_ascii=False))
     else:
@@ -43,12 +55,32 @@ def dry_run(
     return 0
 
 
-def _forecast(sample: Sample, settings: Settings, columns: Sequence[str], *, use_cache: bool) -> Forecast:
-    redis = _redis(settings)
+def _forecast(
+    sample: Sample, settings: Settings, columns: Sequence[str], *, use_cache: bool, is_in_process: bool
+) -> Forecast:
+    made = partial(Forecaster, settings, use_cache=use_cache, columns=columns, earlier=asyncio.run(_earlier(settings)))
+    if is_in_process:
+        return made(None, cached=partial(look_up, settings.state_dir)).forecast(sample)
     try:
-        return Forecaster(settings, redis, use_cache=use_cache, columns=columns).forecast(sample)
+        return made(_redis(settings)).forecast(sample)
     except RedisError:
-        return Forecaster(settings, None, use_cache=use_cache, columns=columns).forecast(sample)
+        return made(None).forecast(sample)
+
+
+async def _earlier(settings: Settings) -> Earlier:
+    """What earlier jobs have measured of the models that are set; nothing where there is no database to read."""
+    store = AsyncDatabaseManager.from_settings(settings)
+    try:
+        if not store.exists():
+            return Earlier()
+        await store.open()
+        models = {model for stage in stages_of(settings) if (model := model_of(settings, stage))}
+        return await earlier_jobs(store, models)
+    except DatabaseError as exc:
+        print(f"themes: earlier jobs cannot be looked at: {exc}", file=sys.stderr)
+        return Earlier()
+    finally:
+        await store.close()
 
 
 def _redis(settings: Settings) -> Redis | None:
@@ -63,8 +95,8 @@ def _redis(settings: Settings) -> Redis | None:
 
 def _show(forecast: Forecast, report: ReadReport) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    read = f"{reading.count(forecast.destinations, 'destination')} ({reading.summary(report)})"
-    console.print(f"{read}; nothing was enqueued", markup=False)
+    read = f"{count(forecast.destinations, 'destination')} ({reading.summary(report)})"
+    console.print(f"{read}; nothing was enqueued or asked", markup=False)
     console.print(RULE, markup=False)
     table = Table("", "expected", "±", box=None)
     for column in table.columns[1:]:
@@ -78,7 +110,9 @@ def _show(forecast: Forecast, report: ReadReport) -> None:
     console.print(table)
     if forecast.sample < forecast.destinations:
         console.print(
-            f"from a sample of {forecast.sample} destinations, evenly spread; ± is the standard error of that"
+            f"from a sample of {count(forecast.sample, 'destination')}, evenly spread; ± is the standard error of that"
         )
+    for said in forecast.basis:
+        console.print(said)
     for note in forecast.notes:
         console.print(f"note: {note}")

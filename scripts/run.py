@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ from scripts.pages import Pages
 from scripts.partial import lines_of
 from scripts.reading import BadRows, reading_options, show, show_start
 from scripts.reading import summary as summary_of_reading
-from scripts.run_progress import RESUME, STOPPED, Progress
+from scripts.run_progress import RESUME, STOPPED, Progress, quiet_logs
 from scripts.stored_status import stored_status
 from scripts.wanted import Wanted
 from scripts.watch import exit_code, fail_on_partial, summary
@@ -87,7 +86,11 @@ class Ran:
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; --resume goes on.")
-@click.option("--json", "as_json", is_flag=True, help="At the end print the job as one JSON object, instead of its id.")
+@click.option("--dry-run", is_flag=True, help="Ask nothing; forecast calls, tokens, cost and time.")
+@click.option(
+    "--json", "as_json", is_flag=True,
+    help="At the end print the job as one JSON object, instead of its id; with --dry-run the forecast.",
+)  # fmt: skip
 def command(
     *,
     file: str | None,
@@ -104,6 +107,7 @@ def command(
     only_missing: bool,
     no_cache: bool,
     strict: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> int:
     """Do the job of FILE (CSV, JSONL, JSON, text; - is standard input) here, without Redis, and print its id.
@@ -128,6 +132,10 @@ def command(
         again=Wanted(stages=stages, partial=partial or bool(stages)), mapped=mapped, id_column=id_column,
         columns=columns,
     )  # fmt: skip
+    if dry_run:
+        if resume or file is None:
+            raise click.UsageError("--dry-run forecasts a new job: name a FILE, and leave out --resume")
+        return _forecast(settings, file, wish, as_json=as_json)
     ran = run(settings, wish, on_job=None if as_json else _print_id)
     if as_json and ran.job:
         print(ran.job.json(), flush=True)
@@ -137,6 +145,25 @@ def command(
         sys.stderr.flush()
         os._exit(ran.code)
     return ran.code
+
+
+def _forecast(settings: Settings, file: str, wish: Wish, *, as_json: bool) -> int:
+    # Late: a job needs nothing of it.
+    from scripts.dry_run import dry_run
+
+    with reader_of(file, wish) as reader:
+        rows = OnlyMissing(reader, settings, columns=wish.columns) if wish.only_missing else reader
+        return dry_run(
+            rows, reader.report, settings, wish.columns, use_cache=wish.use_cache, as_json=as_json, is_in_process=True
+        )
+
+
+def reader_of(file: str, wish: Wish) -> Reader:
+    """A reader of a file that shows how it is read."""
+    return Reader(
+        file, strict=wish.strict, limit=wish.limit, columns=wish.columns, id_column=wish.id_column,
+        mapped=wish.mapped, on_bad_row=BadRows(), on_start=show_start,
+    )  # fmt: skip
 
 
 def _print_id(job_id: str) -> None:
@@ -149,26 +176,8 @@ def run(settings: Settings, wish: Wish, *, on_job: OnJob | None = None) -> Ran:
     Raises:
         ThemesError: it cannot be run; what was done of it is kept.
     """
-    with _quiet_logs(settings):
+    with quiet_logs(settings):
         return asyncio.run(_Run(settings, wish, on_job).run())
-
-
-@contextlib.contextmanager
-def _quiet_logs(settings: Settings) -> Iterator[None]:
-    """Within the body, what the progress shows is not logged too: destinations one by one, and why they fail.
-
-    Who has set a level, or asked for more with --debug, gets that.
-    """
-    is_asked_for = settings.is_set("logging.level") or os.environ.get("THEMES_DEBUG")
-    levels = {} if is_asked_for else {"themes": logging.WARNING, "themes.chunks": logging.ERROR}
-    before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
 
 
 class _Run:
@@ -238,7 +247,7 @@ class _Run:
         """A new job."""
         wish = self._wish
         assert wish.file  # noqa: S101  # the verb has seen to it
-        with self._reader(wish.file) as reader:
+        with reader_of(wish.file, wish) as reader:
             options = JobOptions(
                 use_cache=wish.use_cache, budget_usd=wish.budget_usd, is_in_process=True, columns=wish.columns,
                 id_column=reader.id_column,
@@ -294,16 +303,9 @@ class _Run:
         with contextlib.ExitStack() as stack:
             pages = None
             if self._wish.file is not None:
-                pages = await self._reading(stack.enter_context(self._reader(self._wish.file)))
+                pages = await self._reading(stack.enter_context(reader_of(self._wish.file, self._wish)))
             await self._work(job, progress, name=row.name, pages=pages, failed=failed)
         return await self._ended(store, job, progress)
-
-    def _reader(self, file: str) -> Reader:
-        wish = self._wish
-        return Reader(
-            file, strict=wish.strict, limit=wish.limit, columns=wish.columns, id_column=wish.id_column,
-            mapped=wish.mapped, on_bad_row=BadRows(), on_start=show_start,
-        )  # fmt: skip
 
     async def _reading(self, rows: Iterable[Destination]) -> Pages | None:
         """The input's pages, the first one read; None where it has none."""

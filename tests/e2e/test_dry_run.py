@@ -39,6 +39,9 @@ def test_a_dry_run_enqueues_nothing_and_foresees_what_is_then_asked(stack: Engin
     assert (half["calls"]["expected"], half["cache_hits"]["expected"]) == (160.0, 160.0)
     assert half["seconds"] > 0
     assert half["notes"] == []
+    assert half["basis"] == [
+        "calls, tokens and cost: measured in 1 earlier job", "time: measured by 1 running worker",
+    ]  # fmt: skip
     again = stack.run("enqueue", "-", "--dry-run", "--limit", "10", stdin=ROWS)
     assert again.stdout == ""
     assert "nothing was enqueued" in again.stderr
@@ -54,6 +57,47 @@ def test_a_dry_run_needs_no_redis(engine: Engine) -> None:
     assert "gpt has no price in llm.prices" in said.stderr
     assert "Traceback" not in said.stderr
     assert engine.run("enqueue", "-", "--json", stdin=ROWS, **away).returncode == 2
+
+
+def test_run_and_enqueue_forecast_the_same_without_redis_and_without_a_key(engine: Engine) -> None:
+    env = {"REDIS_URL": "redis://127.0.0.1:1/0", "THEMES_MODEL": "gpt", "OPENAI_API_KEY": ""}
+    said = {
+        name: engine.run(*arguments, "-", "--dry-run", stdin=BAD, **env, **more)
+        for name, arguments, more in (
+            ("run", ["run"], {}),
+            ("enqueue", ["enqueue"], {}),
+            ("enqueue, redis.enabled false", ["enqueue"], {"THEMES_REDIS__ENABLED": "false"}),
+        )
+    }
+    assert {name: (one.returncode, one.stdout) for name, one in said.items()} == dict.fromkeys(said, (0, "")), said
+    lines = {name: [line for line in one.stderr.splitlines() if "Redis" not in line] for name, one in said.items()}
+    assert lines["run"] == lines["enqueue, redis.enabled false"]
+    assert lines["enqueue"] == [line for line in lines["run"] if not line.startswith("note: the cache")]
+    text = "\n".join(lines["run"])
+    for words in (
+        "read as CSV", "first: City 0, Country 0 | City 1, Country 1 | City 2, Country 2\n",
+        "City 1, Country 1: a duplicate of line 3", "20 destinations (22 rows, 1 duplicate, 1 rejected)",
+        "calls, tokens and cost: assumed",
+    ):  # fmt: skip
+        assert words in text, text
+    assert not (engine.folder / "var" / "run.db").exists()
+    refused = engine.run("run", "--resume", "j", "--dry-run", **env)
+    assert (refused.returncode, "--dry-run forecasts a new job" in refused.stderr) == (2, True)
+
+
+def test_a_dry_run_of_run_knows_what_its_cache_holds_and_what_its_jobs_measured(engine: Engine) -> None:
+    engine.sandbox("--latency", "0")
+    engine.env["THEMES_LLM__PRICES"] = PRICES
+    assert engine.run("run", "-", "--limit", "5", stdin=ROWS).returncode == 0
+    asked = engine.ask_sandbox("/stats")
+    found = json.loads(engine.run("run", "-", "--dry-run", "--json", "--limit", "10", stdin=ROWS).stdout)
+    assert (found["calls"]["expected"], found["cache_hits"]["expected"]) == (80.0, 80.0)
+    assert found["basis"][0] == "calls, tokens and cost: measured in 1 earlier job"
+    assert found["basis"][1].startswith("time: measured in 1 earlier job (")
+    assert found["seconds"] > 0
+    assert found["completion_tokens"]["expected"] == asked["completion_tokens"]
+    assert found["notes"] == []
+    assert engine.ask_sandbox("/stats")["requests"] == asked["requests"] == 80
 
 
 def test_a_dry_run_says_what_may_be_one_place_and_what_is_not_sent(engine: Engine) -> None:

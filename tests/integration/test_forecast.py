@@ -2,22 +2,29 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
+from sqlalchemy import Engine, event
 
 from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.jobs.budget import LIMIT, NANO, SPENT
-from tasks.messages import Destination
+from tasks.messages import Destination, StageRecord, StreamEntry, Usage
+from tests.integration.test_store import DATABASES
+from tests.support.stored import announced, done
 from workers.llm.budget import JobBudget, RedisBook
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
@@ -29,6 +36,8 @@ from workers.pipeline.graph import Graph
 from workers.pipeline.pace import Fleet, pace_of
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
+from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.earlier import MAX_JOBS, Earlier, StageMeasured, earlier_jobs
 from workers.sandbox.server import SandboxServer
 
 CITIES = [Destination.of(f"City {number}", f"Country {number % 7}") for number in range(12)]
@@ -181,10 +190,117 @@ def test_the_time_comes_from_what_the_workers_have_measured_or_from_the_limits(
     assert _forecast(slow, redis).seconds == 192
     tokens = settings_for(THEMES_MODEL="sandbox", THEMES_LLM__TOKENS_PER_MINUTE="6000").llm
     fleet = Fleet(1, 10, 0.1)
-    assert pace_of(10, 12_000, settings=tokens, fleet=fleet).seconds == 120
-    assert pace_of(0, 0, settings=tokens, fleet=fleet).seconds == 0
-    assert pace_of(1, 1, settings=tokens, fleet=Fleet(1, 10, None)).seconds is None
-    assert pace_of(1, 1, settings=tokens, fleet=Fleet(0, 0, None)).seconds is None
+    assert pace_of(10, 12_000, settings=tokens, fleet=fleet, earlier=Earlier()).seconds == 120
+    assert pace_of(0, 0, settings=tokens, fleet=fleet, earlier=Earlier()).seconds == 0
+    assert pace_of(1, 1, settings=tokens, fleet=Fleet(1, 10, None), earlier=Earlier()).seconds is None
+    assert pace_of(1, 1, settings=tokens, fleet=Fleet(0, 0, None), earlier=Earlier()).seconds is None
+
+
+STAGES = [stage.name for stage in load_stages()]
+
+
+def test_what_earlier_jobs_have_measured_is_used_and_said(settings: Settings) -> None:
+    known = {stage: {"sandbox-2026-01-01": StageMeasured(1.5, 1_000, 200)} for stage in STAGES}
+    found = Forecaster(settings, None, earlier=Earlier(3, 4.0, known)).forecast(_sample(CITIES))
+    calls = 12 * 16 * 1.5
+    assert (found.calls, found.prompt_tokens) == (Amount(calls), Amount(12 * 16 * 1_000))
+    assert found.cost_usd is not None
+    assert found.cost_usd.expected == pytest.approx(12 * 16 * (1_000 + 2 * 200) / 1e6)
+    assert found.seconds == calls / 4
+    assert found.basis == [
+        "calls, tokens and cost: measured in 3 earlier jobs", "time: measured in 3 earlier jobs (4 calls/s)",
+    ]  # fmt: skip
+    assert not any("guess" in note for note in found.notes)
+    some = Forecaster(settings, None, earlier=Earlier(1, None, dict(list(known.items())[:4])))
+    assert some.forecast(_sample(CITIES)).basis == [
+        "calls, tokens and cost: measured in 1 earlier job for 4 of 16 stages, assumed for the others"
+    ]
+    assumed = _forecast(settings, None)
+    assert assumed.basis == ["calls, tokens and cost: assumed: no earlier job with this model is in the database"]
+    assert assumed.calls == Amount(192)
+
+
+def test_workers_that_run_know_the_time_better_than_earlier_jobs(settings: Settings) -> None:
+    earlier, llm = Earlier(2, 5.0), settings.llm
+    running = pace_of(100, 1, settings=llm, fleet=Fleet(1, 10, 0.5), earlier=earlier)
+    assert (running.seconds, running.basis) == (5, "measured by 1 running worker")
+    for fleet in (None, Fleet(0, 0, None), Fleet(1, 10, None)):
+        assert pace_of(100, 1, settings=llm, fleet=fleet, earlier=earlier).seconds == 20
+
+
+def _measured_by(model: str, job: str, calls: int, at: float) -> list[StreamEntry]:
+    """A finished job of five destinations, one of them answered by the cache."""
+    entries: list[StreamEntry] = [msgspec.structs.replace(announced(*CITIES[:5], job=job)[0], created_at=at)]
+    entries += announced(*CITIES[:5], job=job)[1:]
+    for number, city in enumerate(CITIES[:5]):
+        usage = Usage(cache_hits=1) if number == 4 else Usage(calls, 0, 0, 100 * calls, 10 * calls)
+        record = StageRecord("discover.food", "ok", "v1", model, "cached" if number == 4 else "called", usage, 5.0)
+        result = done(city, job=job, at=at + number, usage=usage, model=model)
+        assert result.profile
+        profile = msgspec.structs.replace(result.profile, stages=[record])
+        entries.append(msgspec.structs.replace(result, profile=profile))
+    return entries
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[AsyncDatabaseManager]:
+    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=5.0) as manager:
+        yield manager
+
+
+async def test_earlier_jobs_with_the_model_are_measured(store: AsyncDatabaseManager) -> None:
+    assert await earlier_jobs(store, {"gpt"}) == Earlier()
+    jobs = (("gpt", "a", 1), ("gpt-2026-01-01", "b", 3), ("gpt-mini", "c", 50), ("other", "d", 50))
+    for number, (model, job, calls) in enumerate(jobs):
+        await store.apply(_measured_by(model, job, calls, at=1_000.0 * number))
+    found = await earlier_jobs(store, {"gpt"})
+    assert found.jobs == 2
+    assert found.stages == {
+        "discover.food": {"gpt": StageMeasured(1, 100, 10), "gpt-2026-01-01": StageMeasured(3, 300, 30)}
+    }
+    assert found.of("discover.food", "gpt-mini") is None
+    assert found.of("discover.food", None) is None
+    assert found.of("analyse.price", "gpt") is None
+    rates = []
+    for name in "ab":
+        job = await store.job(name)
+        assert job
+        assert job.started_at is not None
+        assert job.finished_at is not None
+        rates.append(job.usage.llm_calls / (job.finished_at - job.started_at))
+    assert found.calls_per_second == pytest.approx(sum(rates) / 2)
+
+
+async def test_looking_at_earlier_jobs_reads_no_table_of_profiles_as_a_whole(tmp_path: Path) -> None:
+    statements: list[tuple[str, Any]] = []
+    async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}") as store:
+        for number in range(MAX_JOBS + 2):
+            await store.apply(_measured_by("gpt", f"job{number}", 1, at=1_000.0 * number))
+
+        def heard(_: Any, __: Any, statement: str, parameters: Any, ___: Any, ____: Any) -> None:
+            statements.append((statement, parameters))
+
+        event.listen(Engine, "before_cursor_execute", heard)
+        try:
+            found = await earlier_jobs(store, {"gpt"})
+        finally:
+            event.remove(Engine, "before_cursor_execute", heard)
+    assert found.jobs == MAX_JOBS
+    assert len(statements) == MAX_JOBS + 2
+    with sqlite3.connect(tmp_path / "themes.db") as database:
+        for statement, parameters in statements:
+            plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            read_whole = [step for step in plan if step.startswith("SCAN")]
+            assert read_whole in ([], ["SCAN jobs"]), plan
+    database.close()
 
 
 @given(count=st.integers(0, 5000), size=st.integers(1, 50).map(lambda half: 2 * half))

@@ -114,21 +114,10 @@ class StateFile:
 
     async def read(self, wanted: Sequence[str]) -> list[bytes | None]:
         """What is stored under some keys, None where there is nothing. Raises `StoreAwayError`."""
-
-        def look(connection: sqlite3.Connection) -> dict[str, bytes]:
-            found: dict[str, bytes] = {}
-            for start in range(0, len(wanted), KEYS_AT_ONCE):
-                some = wanted[start : start + KEYS_AT_ONCE]
-                marks = ",".join("?" * len(some))
-                query = f"SELECT key, stored FROM completions WHERE expires_at > ? AND key IN ({marks})"  # noqa: S608
-                found |= dict(connection.execute(query, (time.time(), *some)).fetchall())
-            return found
-
         try:
-            found = await self._in_thread(look)
+            return await self._in_thread(lambda connection: _stored(connection, wanted))
         except sqlite3.Error as exc:
             raise StoreAwayError(f"{self._path} cannot be read ({exc})") from exc
-        return [found.get(key) for key in wanted]
 
     async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
         """Store all of these for so long. Raises `StoreAwayError`."""
@@ -236,6 +225,22 @@ def _open(path: Path) -> sqlite3.Connection:
             f"{path}: {exc}; move this file away (what it has is asked again), or make its folder writable"
         ) from exc
     return connection
+
+
+def _stored(connection: sqlite3.Connection, wanted: Sequence[str]) -> list[bytes | None]:
+    found: dict[str, bytes] = {}
+    for start in range(0, len(wanted), KEYS_AT_ONCE):
+        some = wanted[start : start + KEYS_AT_ONCE]
+        marks = ",".join("?" * len(some))
+        query = f"SELECT key, stored FROM completions WHERE expires_at > ? AND key IN ({marks})"  # noqa: S608
+        found |= dict(connection.execute(query, (time.time(), *some)).fetchall())
+    return [found.get(key) for key in wanted]
+
+
+def look_up(state_dir: Path, wanted: Sequence[str]) -> list[bytes | None]:
+    """As `StateFile.read`, without being the process that works in the state directory."""
+    with _looking(state_dir) as connection:
+        return [None] * len(wanted) if connection is None else _stored(connection, wanted)
 
 
 def statistics(state_dir: Path) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 Of each destination in the sample the prompts are made as the processor makes them and looked up in Redis: the prompts
 that find themes, and where all of those are cached, the ones about the themes too. For the sample the hits are exact.
-What is not cached is estimated: prompts by their length, themes that nobody has found yet by how many a stage finds,
-answers by the mean of the stage's cached ones, else by the limiter's first guess. Calls that fail and are made again
-are not foreseen.
+What is not cached is estimated: by what the stage took in earlier jobs with the same model, calls that were made again
+included. Where there are none, prompts by their length, themes that nobody has found yet by how many a stage finds,
+answers by the mean of the stage's cached ones, else by the limiter's first guess.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.errors import ConfigError
 from tasks.messages import Destination
+from tasks.texts import count
 from workers.llm.cache.codec import CodecError
 from workers.llm.cache.tiers import CachedCompletion, decode
 from workers.llm.cost import cost_usd
@@ -29,6 +32,7 @@ from workers.pipeline.assembly import StageOutcome, numbered
 from workers.pipeline.pace import Fleet, Pace, pace_of
 from workers.pipeline.processor import batches_of
 from workers.pipeline.prompts import Input, Stage, stages_of
+from workers.results.earlier import Earlier, StageMeasured
 
 #: Destinations in a sample, at most.
 SAMPLE: Final = 200
@@ -36,6 +40,11 @@ SAMPLE: Final = 200
 PAGE: Final = 500
 #: Stands for the name of a theme that nobody has found yet: names have about so many characters.
 UNKNOWN_NAME: Final = "a theme yet to be found."
+
+
+#: Looks up packed completions: what is stored under each key, None where there is nothing.
+LookUp = Callable[[Sequence[str]], Sequence[bytes | None]]
+NOTHING_EARLIER: Final = Earlier()
 
 
 @dataclass(slots=True)
@@ -95,6 +104,8 @@ class Forecast:
     seconds: float | None
     stages: list[StageForecast]
     notes: list[str]
+    #: What the numbers come from: measured, and where, or assumed.
+    basis: list[str]
 
 
 @dataclass(slots=True)
@@ -140,13 +151,31 @@ def model_of(settings: Settings, stage: Stage) -> str | None:
 
 
 class Forecaster:
-    """Forecasts jobs under some settings. `redis` None: neither the cache nor the workers can be looked at."""
+    """Forecasts jobs under some settings.
+
+    Args:
+        settings: of the jobs.
+        redis: has the heartbeats of the workers; None: they cannot be looked at.
+        use_cache: whether the jobs take answers from the cache.
+        columns: of the input, sent to the model too.
+        cached: looks up packed completions by key; None: by Redis, where there is one.
+        earlier: what earlier jobs have measured.
+    """
 
     def __init__(
-        self, settings: Settings, redis: Redis | None, *, use_cache: bool = True, columns: Sequence[str] = ()
+        self,
+        settings: Settings,
+        redis: Redis | None,
+        *,
+        use_cache: bool = True,
+        columns: Sequence[str] = (),
+        cached: LookUp | None = None,
+        earlier: Earlier = NOTHING_EARLIER,
     ) -> None:
         self._settings = settings
         self._redis = redis
+        self._cached = cached if cached or redis is None else partial(_in_redis, redis)
+        self._earlier = earlier
         self._sampling = sampling_of(settings.llm)
         self._stages = stages_of(settings)
         self._finding = [stage for stage in self._stages if stage.asks == "new themes"]
@@ -182,7 +211,7 @@ class Forecaster:
             reason = "llm.model is not set (THEMES_MODEL), so the cache was not looked at"
         elif not self._settings.performance_optimization.enable_persistent_cache:
             reason = "enable_persistent_cache is off, so there is no shared cache to look at"
-        elif self._redis is None:
+        elif self._cached is None:
             reason = "Redis cannot be reached, so the cache was not looked at"
         if reason:
             self._notes.append(reason)
@@ -206,49 +235,66 @@ class Forecaster:
 
     def _look_up(self, asked: Iterable[Sequence[Question]], *, looked_at: bool) -> None:
         """Enter what is cached."""
-        if self._redis is None or not looked_at:
+        if self._cached is None or not looked_at:
             return
         questions = [question for row in asked for question in row if question.is_exact]
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for start in range(0, len(questions), PAGE):
-                pipeline.mget([self._key(question) for question in questions[start : start + PAGE]])
-            values = [value for page in pipeline.execute() for value in page]
+        values = self._cached([self._key(question) for question in questions])
         for question, packed in zip(questions, values, strict=True):
             question.known = _completion(question, packed)
 
     def _key(self, question: Question) -> str:
         model = model_of(self._settings, question.stage) or ""
-        return keys.cache(question.prompt.key(model=model, sampling=self._sampling))
+        return question.prompt.key(model=model, sampling=self._sampling)
 
-    def _extrapolated(self, asked: Sequence[Sequence[Question]], count: int, *, looked_at: bool) -> Forecast:
+    def _extrapolated(self, asked: Sequence[Sequence[Question]], rows: int, *, looked_at: bool) -> Forecast:
         answers = self._answer_tokens(asked)
         by_row, by_stage = [], {stage.name: _Cost() for stage in self._stages}
         for questions in asked:
-            costs = [self._cost(question, answers[question.stage.name]) for question in questions]
+            parts = Counter(question.stage.name for question in questions)
+            costs = [self._cost(one, answers[one.stage.name], parts=parts[one.stage.name]) for one in questions]
             by_row.append(sum(costs, _Cost()))
             for question, cost in zip(questions, costs, strict=True):
                 by_stage[question.stage.name] += cost
-        factor = count / len(asked) if asked else 0.0
+        factor = rows / len(asked) if asked else 0.0
         calls, prompt, completion = (
-            _total([getattr(row, name) for row in by_row], count) for name in ("calls", "prompt", "completion")
+            _total([getattr(row, name) for row in by_row], rows) for name in ("calls", "prompt", "completion")
         )
         self._note_guesses(asked, by_stage)
         usd = [row.usd for row in by_row if row.usd is not None]
         pace = self._pace(calls.expected, prompt.expected + completion.expected)
         self._notes += [pace.reason] if pace.reason else []
         return Forecast(
-            destinations=count,
+            destinations=rows,
             sample=len(asked),
             is_cache_known=looked_at,
             calls=calls,
-            cache_hits=_total([row.hits for row in by_row], count),
+            cache_hits=_total([row.hits for row in by_row], rows),
             prompt_tokens=prompt,
             completion_tokens=completion,
-            cost_usd=_total(usd, count) if len(usd) == len(by_row) else None,
+            cost_usd=_total(usd, rows) if len(usd) == len(by_row) else None,
             seconds=pace.seconds,
             stages=[self._stage(stage, by_stage[stage.name], factor) for stage in self._stages],
             notes=[*self._notes, *self._unpriced()],
+            basis=[self._basis(by_stage), *([f"time: {pace.basis}"] if pace.basis else [])],
         )
+
+    def _measured(self, stage: Stage) -> StageMeasured | None:
+        return self._earlier.of(stage.name, model_of(self._settings, stage))
+
+    def _basis(self, by_stage: dict[str, _Cost]) -> str:
+        """What calls and tokens come from."""
+        asked = [stage for stage in self._stages if by_stage[stage.name].calls]
+        measured = [stage for stage in asked if self._measured(stage)]
+        where = f"measured in {count(self._earlier.jobs, 'earlier job')}"
+        if not asked:
+            said = "known: everything is cached"
+        elif len(measured) == len(asked):
+            said = where
+        elif measured:
+            said = f"{where} for {len(measured)} of {count(len(asked), 'stage')}, assumed for the others"
+        else:
+            said = "assumed: no earlier job with this model is in the database"
+        return f"calls, tokens and cost: {said}"
 
     def _answer_tokens(self, asked: Sequence[Sequence[Question]]) -> dict[str, float]:
         """What an answer of each stage is taken for."""
@@ -263,6 +309,7 @@ class Forecaster:
 
     def _note_guesses(self, asked: Sequence[Sequence[Question]], by_stage: dict[str, _Cost]) -> None:
         seen = {question.stage.name for row in asked for question in row if question.known}
+        seen |= {stage.name for stage in self._stages if self._measured(stage)}
         guessed = [name for name, cost in by_stage.items() if cost.calls and name not in seen]
         if guessed:
             self._notes.append(
@@ -270,10 +317,14 @@ class Forecaster:
                 "none of theirs is cached"
             )
 
-    def _cost(self, question: Question, answer_tokens: float) -> _Cost:
+    def _cost(self, question: Question, answer_tokens: float, *, parts: int) -> _Cost:
+        """What a question comes to, which is one of so many `parts` of its stage."""
         if question.known:
             return _Cost(hits=1)
-        tokens = prompt_tokens(question.prompt)
+        calls, tokens = 1.0, float(prompt_tokens(question.prompt))
+        if measured := self._measured(question.stage):
+            calls, tokens = measured.calls / parts, measured.prompt_tokens / parts
+            answer_tokens = measured.completion_tokens / parts
         model = model_of(self._settings, question.stage) or ""
         usd = cost_usd(
             self._settings.llm.prices,
@@ -282,7 +333,7 @@ class Forecaster:
             prompt_tokens=tokens,
             completion_tokens=answer_tokens,
         )
-        return _Cost(1, 0, tokens, answer_tokens, usd)
+        return _Cost(calls, 0, tokens, answer_tokens, usd)
 
     def _stage(self, stage: Stage, cost: _Cost, factor: float) -> StageForecast:
         return StageForecast(
@@ -296,9 +347,8 @@ class Forecaster:
         )
 
     def _pace(self, calls: float, tokens: float) -> Pace:
-        if self._redis is None:
-            return Pace(None, "the time is unknown: without Redis the workers cannot be seen")
-        return pace_of(calls, tokens, settings=self._settings.llm, fleet=Fleet.seen(self._redis))
+        fleet = None if self._redis is None else Fleet.seen(self._redis)
+        return pace_of(calls, tokens, settings=self._settings.llm, fleet=fleet, earlier=self._earlier)
 
     def _unpriced(self) -> list[str]:
         models = {model_of(self._settings, stage) for stage in self._stages}
@@ -306,6 +356,14 @@ class Forecaster:
             return ["the cost is unknown: llm.model is not set (THEMES_MODEL)"]
         unpriced = sorted(model for model in models if model and model not in self._settings.llm.prices)
         return [f"the cost is unknown: {', '.join(unpriced)} has no price in llm.prices"] if unpriced else []
+
+
+def _in_redis(redis: Redis, wanted: Sequence[str]) -> list[bytes | None]:
+    """What Redis has under some keys, in one round trip."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for start in range(0, len(wanted), PAGE):
+            pipeline.mget([keys.cache(key) for key in wanted[start : start + PAGE]])
+        return [value for page in pipeline.execute() for value in page]
 
 
 def _completion(question: Question, packed: Any) -> CachedCompletion | None:

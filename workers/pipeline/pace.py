@@ -8,6 +8,8 @@ from redis import Redis
 
 from config.settings import LlmSettings
 from tasks import worker_reports as fleet
+from tasks.texts import count
+from workers.results.earlier import Earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,38 +23,50 @@ class Fleet:
     @classmethod
     def seen(cls, redis: Redis) -> Self:
         """Read the heartbeats."""
-        workers, connections, count, total = 0, 0, 0, 0.0
+        workers, connections, made, total = 0, 0, 0, 0.0
         for report in fleet.workers(redis).values():
             workers += 1
             connections += int(report.get("connections") or 0)
             calls = json.loads(report.get("profile") or "{}").get("spans", {}).get("llm.call")
             if calls:
-                count, total = count + calls["count"], total + calls["total_seconds"]
-        return cls(workers, connections, total / count if count else None)
+                made, total = made + calls["count"], total + calls["total_seconds"]
+        return cls(workers, connections, total / made if made else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds that some calls take; None where nobody can know, with the reason."""
+    """Seconds that some calls take; None where that is unknown, with the reason. `basis` says what they come from."""
 
     seconds: float | None
     reason: str | None = None
+    basis: str | None = None
 
 
-def pace_of(calls: float, tokens: float, *, settings: LlmSettings, fleet: Fleet) -> Pace:
-    """The time of some calls: all connections busy, or as fast as the limits allow, whichever is slower."""
-    if not fleet.workers:
-        return Pace(None, "the time is unknown: no worker is running")
+def pace_of(calls: float, tokens: float, *, settings: LlmSettings, fleet: Fleet | None, earlier: Earlier) -> Pace:
+    """The time of some calls, or as long as the limits on rates make it, whichever is more.
+
+    The calls go out as fast as the running workers (`fleet`; None: it cannot be seen) can with all connections busy,
+    or, where these have measured nothing, as fast as in earlier jobs.
+    """
     if calls == 0:
         return Pace(0.0)
-    if not fleet.connections or fleet.call_seconds is None:
+    if fleet and fleet.connections and fleet.call_seconds is not None:
+        seconds = calls * fleet.call_seconds / fleet.connections
+        basis = f"measured by {count(fleet.workers, 'running worker')}"
+    elif earlier.calls_per_second:
+        seconds = calls / earlier.calls_per_second
+        basis = f"measured in {count(earlier.jobs, 'earlier job')} ({earlier.calls_per_second:.3g} calls/s)"
+    elif fleet is None:
+        return Pace(None, "the time is unknown: no earlier job with this model is in the database")
+    elif not fleet.workers:
+        return Pace(None, "the time is unknown: no worker is running")
+    else:
         return Pace(None, "the time is unknown: the running workers have not measured a call yet")
-    seconds = calls * fleet.call_seconds / fleet.connections
     for amount, name in ((calls, "requests_per_minute"), (tokens, "tokens_per_minute")):
         per_minute = _allowed(settings, name)
         if per_minute:
             seconds = max(seconds, amount / per_minute * 60)
-    return Pace(round(seconds, 1))
+    return Pace(round(seconds, 1), basis=basis)
 
 
 def _allowed(settings: LlmSettings, name: str) -> float | None:
