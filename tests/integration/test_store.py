@@ -98,14 +98,14 @@ async def test_jobs_are_listed_newest_first(store: AsyncDatabaseManager) -> None
     assert await store.job("z") is None
 
 
-def rich_profile() -> Result:
+def rich_profile(*, confidence: float = 0.5, **more: Any) -> Result:
     """A result with everything in it that has rows of its own."""
     full = theme(
         1,
         seasonality=Seasonality(["April", "May", "April"], ["August"]),
         traveler_types=["solo", "family"],
         price_point="mid",
-        confidence=0.5,
+        confidence=confidence,
         authenticity_score=0.25,
         sub_themes=["Noodles", "Noodles"],
         nano_themes=["Soba at noon"],
@@ -116,7 +116,7 @@ def rich_profile() -> Result:
         StageRecord("analyse.price", "partial", "v2", "sandbox", "cached", Usage(cache_hits=1), 0.5, "cut off"),
     ]
     missing = [Missing("analyse.price", "price_point", "cut off", ["t2"])]
-    result = done(themes=0, more={"new": [1]})
+    result = done(themes=0, **{"more": {"new": [1]}, **more})
     assert result.profile
     profile = msgspec.structs.replace(result.profile, themes=[full, theme(2)], stages=stages, missing=missing)
     return msgspec.structs.replace(result, profile=profile)
@@ -174,17 +174,31 @@ async def test_views_answer_what_users_ask(store: AsyncDatabaseManager) -> None:
     await store.apply([*announced(KYOTO, osaka), rich_profile(), other, *announced(KYOTO, job="k"), again])
     newest = "SELECT name, job_id FROM newest_profiles ORDER BY name"
     assert await select(store, newest) == [("Kyoto", "k"), ("Osaka", "j")]
-    by_theme = "SELECT destination FROM destinations_by_theme WHERE theme = 'Theme 1' ORDER BY destination"
+    by_theme = "SELECT destination FROM destinations_by_theme WHERE theme = 'Theme 0' ORDER BY destination"
     assert await select(store, by_theme) == [("Kyoto",), ("Osaka",)]
     in_may = "SELECT destination, themes, confidence FROM destinations_by_month WHERE month = 5 AND season = 'peak'"
-    assert await select(store, in_may) == [("Kyoto", 1, 0.5)]
+    assert await select(store, in_may) == [], "Kyoto's newest profile says nothing of May"
     top = "SELECT theme, destinations, place FROM top_themes_by_country WHERE country = 'Japan' AND place = 1"
-    assert [row[1:] for row in await select(store, top)] == [(2, 1)]
+    assert await select(store, top) == [("Theme 0", 2, 1)]
     made = "SELECT stage, source FROM provenance WHERE destination = 'Kyoto' ORDER BY stage"
     assert await select(store, made) == [("analyse.price", "cached"), ("discover.food", "called")]
     costs = "SELECT stage, profiles, not_ok, cached FROM stage_costs WHERE job_id = 'j' ORDER BY stage"
     assert await select(store, costs) == [("analyse.price", 1, 1, 1), ("discover.food", 1, 0, 0)]
     assert await select(store, "SELECT field, reason, profiles FROM gaps") == [("price_point", "cut off", 1)]
+
+
+async def test_views_count_a_destination_once_however_many_jobs_have_it(store: AsyncDatabaseManager) -> None:
+    for number, job in enumerate("abc"):
+        made = rich_profile(job=job, at=1000.0 + number, confidence=0.5 + number / 10)
+        await store.apply([*announced(KYOTO, job=job), made])
+    # Made at the same time in two jobs: one of them is the newest.
+    await store.apply([*announced(KYOTO, job="d"), rich_profile(job="d", at=1002.0, confidence=0.8)])
+    in_may = "SELECT destination, themes, confidence, job_id FROM destinations_by_month WHERE month = 5"
+    assert await select(store, in_may) == [("Kyoto", 1, 0.8, "d")]
+    by_theme = "SELECT destination, confidence, job_id FROM destinations_by_theme WHERE theme = 'Theme 1'"
+    assert await select(store, by_theme) == [("Kyoto", 0.8, "d")]
+    top = "SELECT destinations, confidence FROM top_themes_by_country WHERE theme = 'Theme 1'"
+    assert await select(store, top) == [(1, 0.8)]
 
 
 async def test_readers_page_through_a_large_job_in_the_order_of_its_input(

@@ -6,6 +6,12 @@ migrations; a view that changes gets a migration of its own.
 
 from typing import Final
 
+#: Holds for the profile of a destination that was made last, as in `newest_profiles`: one look into an index, where a
+#: window would read all profiles for the one that is asked for.
+_NEWEST: Final = """NOT EXISTS (
+  SELECT 1 FROM profiles AS newer WHERE newer.destination_id = profiles.destination_id
+    AND (newer.created_at, newer.job_id) > (profiles.created_at, profiles.job_id)
+)"""
 #: Name -> SELECT; the words are the same for SQLite and PostgreSQL.
 VIEWS: Final = {
     # One row a destination: the profile that was made last, over all jobs.
@@ -16,22 +22,24 @@ SELECT * FROM (
   FROM profiles
 ) AS ranked WHERE newest = 1""",
     # Which destinations have a theme: WHERE theme = 'Street food', WHERE category = 'food' AND country = 'Japan'.
-    "destinations_by_theme": """
+    "destinations_by_theme": f"""
 SELECT themes.category, themes.name AS theme, profiles.name AS destination, profiles.country, themes.confidence,
   themes.price_point, themes.authenticity, themes.rank, themes.description, themes.theme_no, themes.job_id,
   themes.destination_id
-FROM themes JOIN profiles ON profiles.job_id = themes.job_id AND profiles.destination_id = themes.destination_id""",
+FROM themes JOIN profiles ON profiles.job_id = themes.job_id AND profiles.destination_id = themes.destination_id
+WHERE {_NEWEST}""",  # noqa: S608 - a constant
     # Where to go when, and for what: WHERE month = 5 AND season = 'peak'.
-    "destinations_by_month": """
+    "destinations_by_month": f"""
 SELECT theme_months.month, theme_months.season, profiles.name AS destination, profiles.country,
   count(*) AS themes, avg(themes.confidence) AS confidence, themes.job_id, themes.destination_id
 FROM theme_months
 JOIN themes ON themes.theme_no = theme_months.theme_no
 JOIN profiles ON profiles.job_id = themes.job_id AND profiles.destination_id = themes.destination_id
+WHERE {_NEWEST}
 GROUP BY theme_months.month, theme_months.season, themes.job_id, themes.destination_id, profiles.name,
-  profiles.country""",
+  profiles.country""",  # noqa: S608 - a constant
     # What a country is known for: WHERE country = 'Japan' ORDER BY place.
-    "top_themes_by_country": """
+    "top_themes_by_country": f"""
 SELECT country, category, theme, destinations, confidence,
   row_number() OVER (PARTITION BY country ORDER BY destinations DESC, confidence DESC, theme) AS place
 FROM (
@@ -39,8 +47,9 @@ FROM (
     count(DISTINCT profiles.destination_id) AS destinations, avg(themes.confidence) AS confidence
   FROM themes
   JOIN profiles ON profiles.job_id = themes.job_id AND profiles.destination_id = themes.destination_id
+  WHERE {_NEWEST}
   GROUP BY profiles.country, themes.category, themes.name
-) AS counted""",
+) AS counted""",  # noqa: S608 - a constant
     # How a profile was made: WHERE destination = 'Kyoto'.
     "provenance": """
 SELECT profiles.name AS destination, profiles.country, stages.stage, stages.status, stages.source, stages.model,
