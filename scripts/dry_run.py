@@ -25,7 +25,7 @@ from workers.local.state_file import look_up
 from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample, model_of
 from workers.pipeline.prompts import stages_of
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.earlier import Earlier, earlier_jobs
+from workers.results.queries.earlier import Earlier, earlier_jobs
 
 
 def dry_run(

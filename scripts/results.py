@@ -25,7 +25,7 @@ from workers.results.database.rows import ProfileRow
 from workers.results.queries.export import WRITERS
 from workers.results.queries.lookups import input_titles
 from workers.results.queries.selection import Selection, month, where
-from workers.results.spelling import spelt
+from workers.results.queries.spelling import spelt
 
 #: Themes named in a table's row.
 TOP: Final = 3

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tasks.messages import Destination
 from tasks.texts import clean_line
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.spelling import of_failures
+from workers.results.queries.spelling import of_failures
 
 if TYPE_CHECKING:
     # Celery comes with it, which `themes run` does without.

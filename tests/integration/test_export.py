@@ -26,7 +26,7 @@ from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.export import safe
 from workers.results.queries.lookups import input_titles
 from workers.results.queries.selection import Selection, month, where
-from workers.results.spelling import spelt
+from workers.results.queries.spelling import spelt
 
 NAMES = ("Paris", "Lyon", "Kyoto", "=cmd|' /C calc'!A0")
 COUNTRIES = ("France", "France", "Japan", None)

@@ -37,7 +37,7 @@ from workers.pipeline.pace import Fleet, pace_of
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.earlier import MAX_JOBS, Earlier, StageMeasured, earlier_jobs
+from workers.results.queries.earlier import MAX_JOBS, Earlier, StageMeasured, earlier_jobs
 from workers.sandbox.server import SandboxServer
 
 CITIES = [Destination.of(f"City {number}", f"Country {number % 7}") for number in range(12)]

@@ -32,7 +32,7 @@ from workers.pipeline.assembly import StageOutcome, numbered
 from workers.pipeline.pace import Fleet, Pace, pace_of
 from workers.pipeline.processor import batches_of
 from workers.pipeline.prompts import Input, Stage, stages_of
-from workers.results.earlier import Earlier, StageMeasured
+from workers.results.queries.earlier import Earlier, StageMeasured
 
 #: Destinations in a sample, at most.
 SAMPLE: Final = 200

@@ -9,7 +9,7 @@ from redis import Redis
 from config.settings import LlmSettings
 from tasks import worker_reports as fleet
 from tasks.texts import count
-from workers.results.earlier import Earlier
+from workers.results.queries.earlier import Earlier
 
 
 @dataclass(frozen=True, slots=True)
