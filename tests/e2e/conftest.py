@@ -82,7 +82,7 @@ class Engine:
             process.kill()
         else:
             process.terminate()
-        process.wait(20)
+        process.wait(180)
 
     def log(self, name: str) -> str:
         """What a process has written."""
@@ -127,7 +127,7 @@ class Engine:
         request = urllib.request.Request(self.llm.removesuffix("/v1") + path, data=data)  # noqa: S310
         if data is not None:
             request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310
             return json.load(answer)
 
     def status(self, job_id: str) -> dict[str, Any]:

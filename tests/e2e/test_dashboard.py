@@ -71,7 +71,7 @@ def test_a_person_sees_destinations_workers_and_the_queue(stack: Engine, chromiu
             "--dump-dom",
             url + path,
         ]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
 
     tasks = until("the tasks to be listed", lambda: (dom := page("/tasks")).count("SUCCESS") >= 3 and dom)
     for name in ("Kyoto, Japan", "Xi'an, China", "Maldives", "themes.process_chunk", "w@"):
@@ -109,7 +109,7 @@ def test_it_ends_at_once_without_a_traceback_even_while_redis_says_nothing(
         # Flower's threads ask the workers through it, and would wait for it for ever.
         assert _get(f"{url}/workers?refresh=1", seconds=0.5)[0] in {0, 200}
         process.send_signal(number)
-        assert process.wait(20) == 0
+        assert process.wait(180) == 0
     finally:
         os.kill(server, signal.SIGCONT)
     assert "Traceback" not in stack.log("dashboard")

@@ -25,7 +25,7 @@ def _answers(port: int, password: str | None = None) -> bool:
     if password:
         request.add_header("Authorization", "Basic " + base64.b64encode(password.encode()).decode())
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310  # ours
+        with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310  # ours
             return bool(answer.status == 200)
     except urllib.error.HTTPError as exc:
         return exc.code == 401

@@ -32,7 +32,7 @@ HEADERS = ("X-Frame-Options", "X-Content-Type-Options", "Referrer-Policy", "Cont
 
 
 def _ask(port: int, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=180)
     try:
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
@@ -86,11 +86,11 @@ def test_nothing_answers_without_the_password_and_every_answer_is_guarded(way: s
 def test_a_body_that_is_too_large_is_refused_before_it_is_read_and_a_half_one_is_not_waited_for(stack: Engine) -> None:
     port = _start(stack, "themes", THEMES_DASHBOARD__BASIC_AUTH="me:secret")
     head = f"POST /api/workers HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: "
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as large:
+    with socket.create_connection(("127.0.0.1", port), timeout=180) as large:
         large.sendall(f"{head}95000000\r\n\r\n".encode())
         assert large.recv(1_000).startswith((b"HTTP/1.1 4", b"")), "not a byte of the body was sent"
         assert large.recv(1_000) == b""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as half:
+    with socket.create_connection(("127.0.0.1", port), timeout=180) as half:
         half.sendall(f"{head}1000\r\n\r\nabc".encode())
         while half.recv(1_000):
             pass
@@ -145,7 +145,7 @@ def test_without_a_password_nobody_changes_anything_and_only_this_machine_is_ans
 def _refused(engine: Engine, folder: Path, *options: str, **env: str) -> str:
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", f"--port={_free_port()}", *options]
     said = subprocess.run(
-        command, env={**engine.env, **env}, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        command, env={**engine.env, **env}, cwd=folder, capture_output=True, text=True, timeout=180, check=False
     )
     assert said.returncode == 2, said.stderr
     assert "Traceback" not in said.stderr
@@ -224,7 +224,7 @@ def test_no_key_and_no_prompt_is_on_any_page(stack: Engine) -> None:
         _, headers, text = _ask(port, "GET", place)
         assert key not in text + str(headers), place
         assert prompt not in text, place
-    with urllib.request.urlopen(f"{url}/jobs/{job}/events", timeout=20) as events:  # noqa: S310
+    with urllib.request.urlopen(f"{url}/jobs/{job}/events", timeout=180) as events:  # noqa: S310
         text = events.read().decode()
     assert "destination.done" in text
     assert key not in text

@@ -36,7 +36,7 @@ def as_user(engine: Engine) -> Iterator[Any]:
     ["~themes:* +@all", "~themes:* &themes:* +@all", "~other:* &other +@all", f"{LEAST} -@pubsub", f"{LEAST} -eval"],
 )
 def test_less_is_refused_with_the_command_that_gives_what_is_missing(rule: str, as_user: Any) -> None:
-    with connect(as_user(rule), socket_timeout_seconds=5) as client:
+    with connect(as_user(rule), socket_timeout_seconds=180) as client:
         with pytest.raises(RedisUnavailableError) as caught:
             check_rights(client)
         command = re.search(r"`ACL SETUSER app (.*)`", str(caught.value))
@@ -75,7 +75,7 @@ def test_a_job_runs_to_its_end_with_the_least_rights(engine: Engine, as_user: An
         assert "SETUSER" not in engine.run(*verb).stderr
     port = until("the dashboard", lambda: re.search(r"http://127\.0\.0\.1:(\d+)", engine.log("dashboard")))[1]
     for page in ("jobs", f"jobs/{job_id}", "llm", "metrics", "workers", "tasks"):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=180) as answer:
             assert answer.status == 200
     denied = [(entry["reason"], entry["object"]) for entry in map(_texts, as_user.admin.execute_command("ACL", "LOG"))]
     assert [one for one in denied if one != ("command", "info")] == []

@@ -132,7 +132,7 @@ def test_what_workers_say_is_only_text(stack: Engine) -> None:
         redis.hset(keys.worker(nasty), mapping=report)
         redis.expire(keys.worker(nasty), 60)
         redis.zadd(keys.WORKERS, {nasty: 1})
-    with urllib.request.urlopen(f"{url}/llm", timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{url}/llm", timeout=180) as answer:  # noqa: S310
         text = answer.read().decode()
     assert nasty not in text
     assert text.count("&lt;img src=x") >= 3

@@ -40,6 +40,6 @@ def test_no_role_imports_from_the_current_directory(engine: Engine, tmp_path: Pa
             said = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, check=False)
         finally:
             up.send_signal(signal.SIGTERM)
-            up.wait(60)
+            up.wait(180)
     assert said.returncode == 0, said.stderr
     assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()

@@ -127,7 +127,7 @@ def test_pages_say_what_is_wrong_and_what_to_do(engine: Engine) -> None:
     assert msgspec.json.decode(_page(f"{url}/jobs.json", 200))[0]["job_id"] == job
     counts = msgspec.json.decode(_page(f"{url}/jobs/{job}/status.json", 200))
     assert (counts["tag"], counts["is_final"], counts["counts"]["done"]) == ("done", True, 1)
-    with urllib.request.urlopen(f"{url}/jobs/{job}", timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{url}/jobs/{job}", timeout=180) as answer:  # noqa: S310
         headers = answer.headers
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -164,7 +164,7 @@ def test_without_a_database_and_with_a_password(stack: Engine) -> None:
     job = stack.run("enqueue", "-", stdin="Kyoto, Japan\n").stdout.strip()
     request = urllib.request.Request(f"{url}/jobs/{job}/events")  # noqa: S310
     request.add_header("Authorization", f"Basic {b64encode(b'me:secret').decode()}")
-    with urllib.request.urlopen(request, timeout=10) as one:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=180) as one:  # noqa: S310
         assert one.readline().startswith(b"retry:")
         assert _get(f"{url}/jobs/{job}/events", "me:secret")[0] == 503, "dashboard.max_watchers"
     assert "Traceback" not in stack.log("dashboard")
@@ -172,7 +172,7 @@ def test_without_a_database_and_with_a_password(stack: Engine) -> None:
 
 def _page(url: str, status: int) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=180) as answer:  # noqa: S310
             found, text = answer.status, answer.read().decode()
     except urllib.error.HTTPError as exc:
         with exc:

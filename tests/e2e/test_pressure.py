@@ -65,7 +65,7 @@ def test_roles_refuse_to_start_without_the_file_descriptors_that_they_need(stack
     for role, needed in (("worker", 139), ("consumer", 160)):
         command = f"ulimit -n 128; exec {sys.executable} -m scripts.main {role}"
         process = stack.start(f"few-{role}", "bash", "-c", command)
-        assert process.wait(60) == 2
+        assert process.wait(180) == 2
         assert f"ulimit -n {needed}" in stack.log(f"few-{role}")
     soft = f"ulimit -Sn 128; exec {sys.executable} -m scripts.main worker --name soft"
     stack.start("soft", "bash", "-c", soft)

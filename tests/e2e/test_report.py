@@ -63,7 +63,7 @@ def _report(light: Engine, job: str) -> dict[str, Any]:
         (whole,) = [hop.count for hop in report.hops if hop.name == "destination"] or [0]
         return report if whole >= report.job["done"] else None
 
-    found: dict[str, Any] = json.loads(until("the measurements", look, 20).json())
+    found: dict[str, Any] = json.loads(until("the measurements", look).json())
     return found
 
 
@@ -163,7 +163,7 @@ def test_a_database_that_another_process_holds_is_named(light: Engine) -> None:
 #: Holds the write lock for most of every 1.6 s.
 HOLDER = """
 import sqlite3, sys, time
-connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=180)
 while True:
     connection.execute("BEGIN IMMEDIATE")
     time.sleep(1.5)
@@ -179,7 +179,7 @@ def _plant(light: Engine, statement: str) -> Path:
     def look() -> bool:
         if not path.exists():
             return False
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as connection:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=180)) as connection:
             found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'").fetchone()
             if found:
                 connection.execute(statement)

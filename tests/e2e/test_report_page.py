@@ -225,7 +225,7 @@ def test_the_live_view_is_drawn_survives_a_redis_restart_and_ends_with_q(engine:
             screen.clear()
             until("it goes on", lambda: "for top" in screen.text() and "does not answer" not in screen.fresh())
             screen.press("q")
-            assert screen.process.wait(20) == 0
+            assert screen.process.wait(180) == 0
         finally:
             screen.close()
 

@@ -70,7 +70,7 @@ class Place:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.llm.removesuffix("/v1") + path, data=data)  # noqa: S310
         request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310
             return json.load(answer)
 
 

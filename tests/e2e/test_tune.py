@@ -218,8 +218,8 @@ def test_a_worker_whose_terminal_is_closed_ends(stack: Engine) -> None:
     until("the worker to be there", lambda: _workers(stack))
     family = psutil.Process(worker.pid).children(recursive=True)
     os.close(ours)
-    worker.wait(60)
-    gone, alive = psutil.wait_procs(family, timeout=60)
+    worker.wait(180)
+    gone, alive = psutil.wait_procs(family, timeout=180)
     assert not alive
     assert gone
     until("it to have taken leave", lambda: not _workers(stack))

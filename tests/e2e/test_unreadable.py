@@ -13,7 +13,7 @@ from tests.e2e.test_dashboard import _dashboard
 
 def _page(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=180) as answer:  # noqa: S310
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as bad:
         return bad.code, bad.read().decode()

@@ -92,8 +92,8 @@ def nothing_is_left(redis: Redis, job_id: str) -> None:
     def unread() -> int:
         return int(redis.xpending(keys.RESULTS, keys.GROUP)["pending"]) + int(redis.xlen(keys.RESULTS))
 
-    until(f"nothing of the job to be left in Redis, not {left()}", lambda: not left(), 20)
-    until(f"an empty results stream, not {unread()}", lambda: unread() == 0, 20)
+    until(f"nothing of the job to be left in Redis, not {left()}", lambda: not left(), 180)
+    until(f"an empty results stream, not {unread()}", lambda: unread() == 0, 180)
     assert job_id.encode() not in redis.smembers(keys.ACTIVE)
     forever = [key for key in redis.scan_iter(f"{keys.job(job_id)}*", count=1000) if redis.ttl(key) == -1]
     assert not forever, forever
@@ -149,7 +149,7 @@ class Trial:
         until("the LLM to be idle", lambda: self.stack.ask_llm("/stats")["in_flight"] <= 1)
         # What dead processes had in hand is booked by whoever comes by, and that may be after the job's end.
         with contextlib.suppress(AssertionError):
-            until("every call in the books", lambda: self.asked() == calls(self.stack) - self.calls_before, 10)
+            until("every call in the books", lambda: self.asked() == calls(self.stack) - self.calls_before, 180)
         books = read(self.stack, self.job_id, self.count, calls_before=self.calls_before, asked=self.asked())
         deaths = self.stack.deaths() - self.deaths_before
         self._report(books, recovered, deaths)

@@ -224,5 +224,5 @@ class Lab:
         )
 
     def _query(self, sql: str, *values: Any) -> Any:
-        with closing(sqlite3.connect(self._state / "themes.db", timeout=30)) as database:
+        with closing(sqlite3.connect(self._state / "themes.db", timeout=180)) as database:
             return database.execute(sql, values).fetchone()

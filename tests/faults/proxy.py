@@ -292,7 +292,7 @@ class Proxy:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(180)
         self._process.stdout.close()
 
     def _ask(self, order: str, name: str, **options: Any) -> Any:

@@ -167,7 +167,7 @@ class Roles:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(180)
         self._process.stdout.close()
 
     def _ask(self, order: str, **options: Any) -> Any:

@@ -287,7 +287,7 @@ class Stack:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._llm_port}{path}", data=data, headers={"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310
             return json.load(answer)
 
     def asked(self) -> int:
@@ -297,7 +297,7 @@ class Stack:
     @contextlib.contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
         """The results database, for reading, or for standing in the consumer's way."""
-        with contextlib.closing(sqlite3.connect(self.folder / "themes.db", timeout=30)) as connection:
+        with contextlib.closing(sqlite3.connect(self.folder / "themes.db", timeout=180)) as connection:
             yield connection
 
     def rows(self) -> int:

@@ -38,7 +38,7 @@ PRICES = {"THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}"}
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    client = connect_async(redis_url, socket_timeout_seconds=5)
+    client = connect_async(redis_url, socket_timeout_seconds=180)
     yield client
     await client.aclose()
 
@@ -62,7 +62,7 @@ def _budget(client: AsyncRedis, job_id: str = JOB, dead_after_seconds: float = 6
 async def _quietly(budget: JobBudget) -> None:
     """Wait until Redis knows what this process has spent."""
     if budget._pump:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(180):
             await budget._pump
 
 
@@ -103,7 +103,7 @@ class Held:
 
 
 async def _began(held: Held) -> Held:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         await held.began.wait()
     return held
 
@@ -127,7 +127,7 @@ async def test_what_would_fit_without_the_calls_under_way_waits_for_them(
     mine, others = _budget(client), _budget(client)
     held = await _began(Held(others, worst=60, cost=10))
     waiting = Held(mine, worst=90, cost=90)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         while not redis.hexists(keys.budget(JOB), f"{mine._book.process}:seen"):
             await asyncio.sleep(0.01)
     assert not waiting.began.is_set()
@@ -198,7 +198,7 @@ async def test_a_process_with_a_call_under_way_gives_signs_of_life(
     budget = _budget(client)
     held = await _began(Held(budget, worst=10, cost=1))
     first = redis.hget(keys.budget(JOB), f"{budget._book.process}:seen")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         while redis.hget(keys.budget(JOB), f"{budget._book.process}:seen") == first:
             await asyncio.sleep(0.02)
     await held.end()
@@ -267,10 +267,10 @@ async def test_a_call_waits_for_redis_and_is_counted_when_it_is_back(redis_serve
         redis.expire(keys.budget("away"), 600)
         # Nobody listens there; later the budget asks the real one.
         client = connect_async("redis://127.0.0.1:1/0", socket_timeout_seconds=1)
-        real = connect_async(url, socket_timeout_seconds=5)
+        real = connect_async(url, socket_timeout_seconds=180)
         budget = _budget(client, "away")
         waiting = Held(budget, worst=10, cost=3)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while not budget._is_away:
                 await asyncio.sleep(0.02)
         assert not waiting.began.is_set()

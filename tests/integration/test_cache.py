@@ -41,7 +41,7 @@ def _cache(
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    client = connect_async(redis_url, socket_timeout_seconds=5)
+    client = connect_async(redis_url, socket_timeout_seconds=180)
     yield client
     await client.aclose()
 
@@ -369,5 +369,5 @@ async def test_a_report_whose_reply_was_lost_is_counted_once(client: AsyncRedis,
 
 
 if __name__ == "__main__":
-    _client = connect_async(os.environ["REDIS_URL"], socket_timeout_seconds=5)
+    _client = connect_async(os.environ["REDIS_URL"], socket_timeout_seconds=180)
     asyncio.run(_count(_client, sys.argv[1]))

@@ -35,7 +35,7 @@ async def client(redis_url: str, redis: Redis) -> AsyncIterator[AsyncRedis]:
     with redis.pipeline() as pipeline:
         write_chunks(pipeline, JOB, [(CHUNK, "City 0 + 3 more")], compress=True)
         pipeline.execute()
-    client = connect_async(redis_url, socket_timeout_seconds=5)
+    client = connect_async(redis_url, socket_timeout_seconds=180)
     yield client
     await client.aclose()
 
@@ -54,7 +54,7 @@ class Rig:
         self.woken: list[str] = []
         self.is_readable = True
         self.runner = ChunkRunner(
-            ledger=Ledger(client, token=f"worker {id(self)}", lease_seconds=10),
+            ledger=Ledger(client, token=f"worker {id(self)}", lease_seconds=600),
             lanes=lanes,
             process=process,
             wake=self._wake,
@@ -222,7 +222,7 @@ async def test_a_fault_after_a_chunk_was_split_fails_nothing(
 ) -> None:
     dead = Ledger(client, token="dead", lease_seconds=0.01)
     assert isinstance(await dead.take(JOB, CHUNK.chunk_id, max_unwritten=100), Taken)
-    async with Lanes[Destination](2, steal=True) as lanes, asyncio.timeout(60):
+    async with Lanes[Destination](2, steal=True) as lanes, asyncio.timeout(180):
         rig = Rig(client, settings_for(), lanes, _fails)
         rig.runner._quarantine._wake = broken_wake
         while (end := await rig.runner.run(JOB, CHUNK.chunk_id)) is ChunkEnd.HELD:
@@ -253,7 +253,7 @@ async def test_a_job_that_cannot_be_read_keeps_no_worker_and_counts_no_death(
         rig = Rig(client, settings_for(), lanes, _fails)
         redis.set(keys.job(JOB), "a string")
         for _ in range(2):
-            assert await asyncio.wait_for(rig.runner.run(JOB, CHUNK.chunk_id), 60) is ChunkEnd.GONE
+            assert await asyncio.wait_for(rig.runner.run(JOB, CHUNK.chunk_id), 180) is ChunkEnd.GONE
         redis.delete(keys.job(JOB))
         rig.is_readable = False
         for _ in range(5):
@@ -277,11 +277,11 @@ async def test_leases_are_renewed_although_another_jobs_keys_hold_something_else
     async with Lanes[Destination](4, steal=True) as lanes:
         rig = Rig(client, settings_for(), lanes, process)
         running = asyncio.create_task(rig.runner.run(JOB, CHUNK.chunk_id))
-        await asyncio.wait_for(started.wait(), 60)
+        await asyncio.wait_for(started.wait(), 180)
         redis.set(keys.job(JOB), "a string")
         before = redis.zscore(keys.leases(JOB), CHUNK.chunk_id)
         assert before is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while (redis.zscore(keys.leases(JOB), CHUNK.chunk_id) or 0) <= before:
                 await rig.runner.renew()
         redis.delete(keys.job(JOB))
@@ -384,7 +384,7 @@ async def test_a_consumer_that_is_behind_is_waited_for(
         assert not done
         assert rig.runner.held == 0
         redis.xtrim(keys.RESULTS, maxlen=0, approximate=False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(180):
             assert await run is ChunkEnd.DONE
 
 
@@ -493,12 +493,13 @@ async def test_destinations_whose_workers_died_twice_are_tried_one_at_a_time(
 ) -> None:
     """The one that kills and those that were only near it would die together, three times."""
     at_work, most = 0, 0
+    go_on = asyncio.Event()
 
     async def process(*_: object) -> Processed:
         nonlocal at_work, most
         at_work += 1
         most = max(most, at_work)
-        await asyncio.sleep(0.02)
+        await go_on.wait()
         at_work -= 1
         return None, FAILED, Usage(llm_calls=1), False
 
@@ -508,7 +509,13 @@ async def test_destinations_whose_workers_died_twice_are_tried_one_at_a_time(
         assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.SPLIT
         singles = list(rig.woken)
         redis.hset(keys.deliveries(JOB), mapping=dict.fromkeys(singles, 2))
-        ends = await asyncio.gather(*(rig.runner.run(JOB, one) for one in singles))
+        async with asyncio.timeout(180):
+            running = [asyncio.create_task(rig.runner.run(JOB, one)) for one in singles]
+            # One is at work until the others have been given back.
+            while sum(task.done() for task in running) < 3:
+                await asyncio.sleep(0.001)
+            go_on.set()
+            ends = await asyncio.gather(*running)
         assert sorted(ends) == [ChunkEnd.DONE, *[ChunkEnd.GIVEN_BACK] * 3]
         for _ in range(3):
             assert await rig.runner.run(JOB, rig.woken[-1]) is ChunkEnd.DONE

@@ -68,7 +68,7 @@ def server() -> Iterator[dict[str, Any]]:
         yield address
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=180)
 
 
 def _wait_until_it_answers(address: dict[str, Any]) -> None:
@@ -630,7 +630,7 @@ async def test_a_consumer_stops_in_time_while_the_database_is_held_and_acknowled
     redis: Redis, tmp_path: Path
 ) -> None:
     towns = places(2)
-    async with manager_of(tmp_path, timeout_seconds=60) as store:
+    async with manager_of(tmp_path, timeout_seconds=3_600) as store:
         holder = sqlite3.connect(store.place, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         await published(redis, announced(towns))
@@ -638,10 +638,9 @@ async def test_a_consumer_stops_in_time_while_the_database_is_held_and_acknowled
         running = asyncio.create_task(consumer.run())
         await eventually(lambda: redis.exists(keys.RESULTS))
         await eventually(lambda: _is_pending(redis))
-        started = time.monotonic()
         consumer.stop()
-        await running
-        assert time.monotonic() - started < 30, "long before the database's own patience ends"
+        # Long before the database's own patience ends.
+        await asyncio.wait_for(running, 180)
         assert await pending(redis) == 3
         holder.close()
 

@@ -28,7 +28,7 @@ async def test_what_cannot_be_stored_ends_its_destination_and_the_run_goes_on(tm
                 done(towns[4]),
                 done(clean_destination(odd)),
             ):
-                await asyncio.wait_for(await writer.put(entry), 30)
+                await asyncio.wait_for(await writer.put(entry), 180)
         job = await store.job("j")
         assert job
         assert (job.state, job.done, job.failed) == ("done", 2, 4)

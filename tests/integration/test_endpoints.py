@@ -124,7 +124,7 @@ async def test_a_refused_endpoint_s_share_goes_to_the_other_during_its_cool_down
 ) -> None:
     two[0].set_faults(["429=1,retry_after=30"])
     settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(*two), **QUICK)
-    async with _generator(settings) as generator, asyncio.timeout(20):
+    async with _generator(settings) as generator, asyncio.timeout(180):
         account = await _ask(generator, *CITIES)
     assert account.spend.calls - 60 == two[0].stats()["requests"] <= 15
 
@@ -163,7 +163,7 @@ async def test_hedging_takes_the_second_answer_where_the_first_is_late(two, sett
     async with _generator(settings("true")) as generator:
         await _ask(generator, *CITIES[: ENOUGH + 5])
         two[0].set_faults(["hang=1"])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(180):
             account = await _ask(generator, *[f"Late {number}" for number in range(10)])
         caller = generator._caller
         assert 0 < caller.hedged == account.spend.calls - 10
@@ -188,7 +188,7 @@ async def test_connections_are_opened_once_recycled_by_age_and_closed_when_idle(
             for number in range(20):
                 await _ask(generator, f"{sorted(env)} {number}")
             await asyncio.sleep(0.02)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(180):
                 while env and pool.idle:
                     await asyncio.sleep(0.01)
             return pool.statistics()
@@ -217,7 +217,7 @@ async def test_a_cancelled_call_gives_its_connection_back_at_once(
         generator = await stack.enter_async_context(_generator(settings))
         pool = generator._caller._pool
         asking = asyncio.create_task(_ask(generator, *CITIES[:20]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(180):
             while pool.in_use < 15 or pool.waiting < 5:
                 await asyncio.sleep(0.001)
             asking.cancel()
@@ -310,7 +310,7 @@ async def test_a_key_that_a_server_repeats_is_in_no_error_and_no_log(
 
 
 async def _until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(180):
         while not what():
             await asyncio.sleep(0.005)
 

@@ -64,7 +64,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[AsyncDatabaseManager]:
-    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=5.0) as manager:
+    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=180.0) as manager:
         towns, found = results()
         await manager.apply([*announced(*towns), *found])
         yield manager
@@ -212,7 +212,7 @@ def database(tmp_path: Path) -> Path:
 def run(folder: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.main", "results", "j", *arguments]
     env = {**os.environ, "THEMES_STATE_DIR": str(folder)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False, **more)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=180, check=False, **more)
 
 
 def test_every_format_has_the_same_themes(database: Path) -> None:
@@ -398,5 +398,5 @@ def test_who_reads_slowly_does_not_hold_up_the_log_of_the_writer(large: Path) ->
         writer.close()
         assert (busy, frames, copied) == (0, 0, 0)
         reader.stdout.close()  # as `| head -1` does
-        assert reader.wait(30) == 0
+        assert reader.wait(180) == 0
         assert reader.stderr.read() == b""

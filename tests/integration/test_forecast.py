@@ -63,7 +63,7 @@ def _forecast(settings: Settings, redis: Redis | None, rows: list[Destination] =
 @asynccontextmanager
 async def _processor(settings: Settings) -> AsyncIterator[FocusedPromptProcessor]:
     profiler = PerformanceProfiler(enabled=False)
-    redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
+    redis = connect_async(settings.redis_url, socket_timeout_seconds=180)
     cache = PersistentLLMCache(redis, max_memory_mb=0, pressure_mb=4096, ttl_days=1, compress=True)
     async with LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool:
         generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
@@ -97,7 +97,7 @@ async def test_the_calls_that_were_foreseen_are_the_calls_that_are_made(
     await _run(settings, CITIES[:4])
     # Of one more destination as much as a budget allowed.
     redis.hset(keys.budget("job"), mapping={LIMIT: int(0.015 * NANO), SPENT: 0})
-    client = connect_async(settings.redis_url, socket_timeout_seconds=5)
+    client = connect_async(settings.redis_url, socket_timeout_seconds=180)
     budget = JobBudget(RedisBook(client, "job", dead_after_seconds=60), "job", touch_seconds=1)
     async with _processor(settings) as processor:
         with pytest.raises(BudgetExceededError):

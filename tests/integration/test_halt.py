@@ -42,14 +42,14 @@ async def _processor(
 
 
 async def _until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(180):
         while not what():
             await asyncio.sleep(0.005)
 
 
 async def _stopped(run: Awaitable[Outcome]) -> JobStoppedError:
     with pytest.raises(JobStoppedError, match="enough") as caught:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(180):
             await run
     return caught.value
 

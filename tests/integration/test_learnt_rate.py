@@ -33,7 +33,7 @@ NAMES = [keys.limit("e"), keys.limit_users("e"), keys.cooldown("e"), keys.learnt
 @asynccontextmanager
 async def _process(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
     profiler = PerformanceProfiler(enabled=True)
-    redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
+    redis = connect_async(settings.redis_url, socket_timeout_seconds=180)
     async with LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool:
         for route in pool.routes:
             await route.limiter.cool_down.listening.wait()
@@ -64,12 +64,13 @@ async def test_two_processes_that_learn_are_refused_less_often_than_two_that_do_
 ) -> None:
     refused = {}
     for learn in ("true", "false"):
-        async with SandboxServer(latency="10ms", rate_limit=f"50/s,burst=20,retry_after={style}") as server:
+        # So low a rate that any machine is faster: each run is refused often, or learns not to be.
+        async with SandboxServer(latency="10ms", rate_limit=f"12/s,burst=6,retry_after={style}") as server:
             settings = settings_for(
                 OPENAI_BASE_URL=server.base_url, THEMES_MODEL="sandbox", REDIS_URL=redis_url,
                 THEMES_LLM__LEARN_RATE_LIMIT=learn, THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY="0.2",
             )  # fmt: skip
-            refused[learn] = await _refusals(server, settings, 200)
+            refused[learn] = await _refusals(server, settings, 80)
         learnt = list(redis.scan_iter("themes:limit:*:learnt"))
         assert len(learnt) == (learn == "true")
         for key in learnt:
@@ -111,7 +112,7 @@ async def test_headers_that_say_that_nothing_remains_hold_all_processes_back(
         told, other = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
         await _ask(told, "First")
         (route,) = other._caller._pool.routes
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(180):
             while not route.limiter.is_cooling:
                 await asyncio.sleep(0.001)
             await asyncio.gather(*(_ask(other, f"City {number}") for number in range(5)), _ask(told, "Later"))
@@ -134,13 +135,13 @@ async def test_closing_does_not_wait_for_the_end_of_a_cool_down(client: AsyncRed
             pytest.fail("sent in a cool-down")
 
     asking = [asyncio.create_task(ask()) for _ in range(6)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         while not limiter.reservations:
             await asyncio.sleep(0.001)
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         await limiter.close()
 
 
@@ -149,7 +150,7 @@ async def test_closing_does_not_wait_for_the_end_of_a_cool_down(client: AsyncRed
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    client = connect_async(redis_url, socket_timeout_seconds=5)
+    client = connect_async(redis_url, socket_timeout_seconds=180)
     yield client
     await client.aclose()
 

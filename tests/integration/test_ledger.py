@@ -27,7 +27,7 @@ def _result(destination: Destination, chunk: Chunk = CHUNK) -> Result:
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    client = connect_async(redis_url, socket_timeout_seconds=5)
+    client = connect_async(redis_url, socket_timeout_seconds=180)
     yield client
     await client.aclose()
 

@@ -23,7 +23,7 @@ from workers.results.stream import ResultsStream
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    made = connect_async(redis_url, socket_timeout_seconds=5)
+    made = connect_async(redis_url, socket_timeout_seconds=180)
     yield made
     await made.aclose()
 
@@ -47,7 +47,7 @@ def _deliver(settings: Settings, redis_url: str, count: int) -> Connection:
     channel.qos.restore_at_shutdown = False
     with Consumer(channel, [queue], on_message=taken.append, accept=["json"]):
         while len(taken) < count:
-            connection.drain_events(timeout=20)
+            connection.drain_events(timeout=180)
     return connection
 
 

@@ -125,10 +125,8 @@ async def test_one_deadline_and_one_size_bound_every_answer(
         THEMES_LLM__REQUEST_TIMEOUT_SECONDS="0.5", THEMES_LLM__MAX_RESPONSE_BYTES="100000",
         THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES="0",
     )  # fmt: skip
-    began = time.monotonic()
     with pytest.raises(EndpointDownError, match=r"within 0\.5 s|exceeds 100000 bytes"):
         await _ask(settings)
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("kind", ["fenced=1", "trailing_comma=1", "upper_keys=1", "wrapped=1"])

@@ -54,7 +54,7 @@ def test_a_start_right_after_a_kill_does_not_adopt_the_dying_server(tmp_path: Pa
             with Redis.from_url(private_url(tmp_path) or "") as client:
                 assert client.incr("kept") == number + 1
             os.kill(owner.pid, signal.SIGKILL)
-            owner.wait(10)
+            owner.wait(180)
             with LocalRedis(tmp_path) as again, Redis.from_url(again.url) as client:
                 assert again.pid not in {None, server.pid}
                 assert _has_ended(server)

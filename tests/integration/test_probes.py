@@ -151,7 +151,7 @@ async def test_one_call_of_all_processes_tries_a_long_wait_at_growing_intervals_
     assert told.header == "Retry-After: 3000"
     assert 2000 < redis.ttl(key) <= 3001
     gate.retry_after = None
-    outs = [await asyncio.to_thread(process.communicate, timeout=90) for process in processes]
+    outs = [await asyncio.to_thread(process.communicate, timeout=180) for process in processes]
     calls = sum(int(out) for out, _ in outs)
     assert gate.answered == 60
     assert calls == gate.answered + len(gate.refused), "each probe is a prompt's own call, and counted"
@@ -162,7 +162,7 @@ async def test_one_call_of_all_processes_tries_a_long_wait_at_growing_intervals_
 async def test_a_process_alone_tries_a_long_wait_too(
     gate: Gate, settings_for: Callable[..., Settings], limits: dict[str, str]
 ) -> None:
-    async with asyncio.timeout(60), _generator(settings_for(**_env(gate, **limits)), None) as (pool, generator):
+    async with asyncio.timeout(180), _generator(settings_for(**_env(gate, **limits)), None) as (pool, generator):
         asking = asyncio.create_task(_ask(generator, *[f"City {number}" for number in range(30)]))
         await _until(pool.wait)
         (route,) = pool.routes
@@ -180,7 +180,7 @@ async def test_a_long_wait_for_a_configured_rate_is_told_and_a_short_one_is_not(
     sandbox: SandboxServer, settings_for: Callable[..., Settings]
 ) -> None:
     env = {"OPENAI_BASE_URL": sandbox.base_url, "THEMES_MODEL": "sandbox", "THEMES_LLM__REQUEST_BURST": "1"}
-    async with asyncio.timeout(60), AsyncExitStack() as stack:
+    async with asyncio.timeout(180), AsyncExitStack() as stack:
         for per_minute, words in (
             ("60", None),
             ("1", "rate limit of llm (as configured: 1 request a minute), next try"),
@@ -200,7 +200,7 @@ async def test_a_long_wait_for_a_configured_rate_is_told_and_a_short_one_is_not(
 async def test_a_refused_probe_s_word_counts_also_where_it_is_shorter(
     gate: Gate, settings_for: Callable[..., Settings]
 ) -> None:
-    async with asyncio.timeout(60), _generator(settings_for(**_env(gate)), None) as (pool, generator):
+    async with asyncio.timeout(180), _generator(settings_for(**_env(gate)), None) as (pool, generator):
         asking = asyncio.create_task(_ask(generator, "Kyoto"))
         await _until(lambda: gate.refused)
         gate.retry_after = "2"
@@ -217,7 +217,7 @@ async def test_an_endpoint_with_a_long_wait_is_tried_although_another_one_answer
     servers = {"a": {"base_url": gate.base_url}, "b": {"base_url": sandbox.base_url}}
     env = _env(gate, THEMES_LLM__ENDPOINTS=json.dumps(servers))
     del env["OPENAI_BASE_URL"]
-    async with asyncio.timeout(60), _generator(settings_for(**env), None) as (pool, generator):
+    async with asyncio.timeout(180), _generator(settings_for(**env), None) as (pool, generator):
         ill = next(route for route in pool.routes if route.name == "a")
         number = 0
         while not ill.limiter.is_cooling:
@@ -235,8 +235,8 @@ async def test_an_endpoint_with_a_long_wait_is_tried_although_another_one_answer
 async def test_a_probe_whose_process_dies_is_made_by_another_one(
     gate: Gate, redis_url: str, redis: Redis, settings_for: Callable[..., Settings]
 ) -> None:
-    client = connect_async(redis_url, socket_timeout_seconds=5)
-    async with AsyncExitStack() as stack, asyncio.timeout(60):
+    client = connect_async(redis_url, socket_timeout_seconds=180)
+    async with AsyncExitStack() as stack, asyncio.timeout(180):
         stack.push_async_callback(client.aclose)
         env = _env(gate, REDIS_URL=redis_url)
         _, generator = await stack.enter_async_context(_generator(settings_for(**env), client))
@@ -253,7 +253,7 @@ async def test_a_probe_whose_process_dies_is_made_by_another_one(
 async def _go(number: int, count: int) -> None:
     """One process's part: so many prompts of its own at once; prints the calls that they took."""
     settings = load()
-    redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
+    redis = connect_async(settings.redis_url, socket_timeout_seconds=180)
     async with _generator(settings, redis) as (_, generator):
         sys.stdout.write("ready\n")
         sys.stdout.flush()

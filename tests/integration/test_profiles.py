@@ -28,7 +28,7 @@ from workers.results.stream import Decoded
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    made = connect_async(redis_url, socket_timeout_seconds=5)
+    made = connect_async(redis_url, socket_timeout_seconds=180)
     yield made
     await made.aclose()
 
@@ -110,7 +110,7 @@ async def test_the_end_of_a_jobs_work_is_told_at_once(client: AsyncRedis, redis:
     running = asyncio.create_task(PartReporter(client, profiler, seconds=3600).run())
     await asyncio.sleep(0)
     _worked(profiler)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(180):
         while not read_job_picture(redis, "job").parts:
             await asyncio.sleep(0.02)
     # So is the end of the process, whatever has come since.
@@ -314,7 +314,7 @@ async def test_a_report_of_metrics_whose_reply_was_lost_is_counted_once(client: 
 async def test_metrics_are_told_a_last_time_at_the_end(client: AsyncRedis, redis: Redis) -> None:
     profiler = PerformanceProfiler(enabled=True)
     running = asyncio.create_task(MetricsReporter(client, profiler).run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(180):
         while not redis.exists(keys.METRICS):
             await asyncio.sleep(0.01)
     profiler.counters.add("things_total")

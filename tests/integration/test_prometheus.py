@@ -171,7 +171,7 @@ async def test_many_scrapers_cause_one_read_and_the_loop_goes_on_meanwhile(redis
     class Slow(SystemReader):
         def read(self) -> Any:
             reads.append(1)
-            assert going_on.wait(20), "the loop was blocked"
+            assert going_on.wait(180), "the loop was blocked"
             return reader.read()
 
     scrape = Scrape(Slow(redis, broker=redis))

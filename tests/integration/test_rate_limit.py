@@ -43,7 +43,7 @@ def _limiter(redis: AsyncRedis | None, limits: Limits = LIMITS, *, max_ahead: in
 
 @pytest.fixture
 async def clients(redis_url: str) -> AsyncIterator[tuple[AsyncRedis, AsyncRedis]]:
-    first, second = (connect_async(redis_url, socket_timeout_seconds=5) for _ in range(2))
+    first, second = (connect_async(redis_url, socket_timeout_seconds=180) for _ in range(2))
     yield first, second
     await first.aclose()
     await second.aclose()
@@ -92,7 +92,7 @@ async def test_who_waits_far_off_is_served_at_once_when_the_limit_is_raised_and_
     slow, fast = Limits.per_minute(1, None, 1), Limits.per_minute(6_000, None, 5)
     limiters = [_limiter(client, slow) for client in clients]
     sending = [asyncio.create_task(_send(limiter)) for _ in range(30) for limiter in limiters]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         while not any(task.done() for task in sending) or any(limiter._ahead < 8 for limiter in limiters):
             await asyncio.sleep(0.01)
         assert sum(task.done() for task in sending) <= 2, "a minute each"
@@ -121,7 +121,7 @@ async def test_a_limit_that_is_set_holds_for_who_had_none_and_one_that_is_lifted
     await asyncio.wait(waiting, timeout=0.3)
     for limiter in limiters:
         limiter.tune(settings_for().llm, max_ahead=8)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         await asyncio.gather(*waiting)
     assert not any(limiter.is_limited for limiter in limiters)
 
@@ -133,7 +133,7 @@ from workers.llm.limits.gcra import Limits
 from workers.llm.limits.limiter import RateLimiter
 
 async def main():
-    redis = connect_async(sys.argv[1], socket_timeout_seconds=5)
+    redis = connect_async(sys.argv[1], socket_timeout_seconds=180)
     limiter = RateLimiter(redis, endpoint="e", limits=Limits.per_minute(6000, None, 5), max_ahead=8)
     times = []
     async def send():
@@ -154,7 +154,7 @@ def test_two_processes_share_one_limit(redis_url: str) -> None:
         subprocess.Popen([sys.executable, "-c", _OTHER_PROCESS, redis_url], stdout=subprocess.PIPE, cwd=root)
         for _ in range(2)
     ]
-    times = [at for process in processes for at in json.loads(process.communicate(timeout=60)[0])]
+    times = [at for process in processes for at in json.loads(process.communicate(timeout=180)[0])]
     assert len(times) == 120
     _within(times, LIMITS)
 
@@ -196,7 +196,7 @@ async def test_a_cancelled_waiter_gives_the_last_slot_back(
     slot = await _send(limiter)
     used = redis.hget(keys.limit("e"), "r")
     waiting = [asyncio.create_task(_send(limiter)) for _ in range(3)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(180):
         while limiter._ahead < 3 or not (limiter._pump is None or limiter._pump.done()):
             await asyncio.sleep(0.001)
     assert float(redis.hget(keys.limit("e"), "r") or 0) - slot.at_us == pytest.approx(240_000_000, abs=1000)
@@ -221,7 +221,7 @@ async def test_every_key_of_the_limits_has_a_ttl(clients: tuple[AsyncRedis, Asyn
 async def test_a_cool_down_is_heard_by_the_others_and_holds_for_who_comes_later(
     clients: tuple[AsyncRedis, AsyncRedis],
 ) -> None:
-    async with asyncio.timeout(20), AsyncExitStack() as stack:
+    async with asyncio.timeout(180), AsyncExitStack() as stack:
         told, hears, later, other = (
             CoolDown(clients[0], "e"), CoolDown(clients[1], "e"), CoolDown(clients[1], "e"), CoolDown(clients[1], "x"),
         )  # fmt: skip
@@ -285,7 +285,7 @@ async def test_redis_killed_in_the_middle_leaves_a_share_and_the_limits_are_shar
             limiters[0]._reservations._script = connect_async(server.url, socket_timeout_seconds=1).register_script(
                 reservations_module.RESERVE
             )
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(180):
                 while "shared" not in repr(limiters[0]):
                     await _send(limiters[0])
             await limiters[0]._reservations._script.registered_client.aclose()  # type: ignore[union-attr]
@@ -350,7 +350,7 @@ async def test_one_process_s_429_holds_the_other_back_too(
     clients: tuple[AsyncRedis, AsyncRedis], settings_for: Callable[..., Settings], sandbox: SandboxServer
 ) -> None:
     settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="sandbox")
-    async with asyncio.timeout(60), AsyncExitStack() as stack:
+    async with asyncio.timeout(180), AsyncExitStack() as stack:
         told, other = [await stack.enter_async_context(_generator(settings, client)) for client in clients]
         sandbox.set_faults(["429=1,retry_after=2,match=Refused,times=1"])
         first = asyncio.create_task(_ask(told, "Refused"))
@@ -391,7 +391,7 @@ async def test_four_processes_keep_to_one_limit_and_lose_nothing(configured: boo
             process.stdin.write(b"\n")
             process.stdin.flush()
         for process in processes:
-            out, _ = await asyncio.to_thread(process.communicate, timeout=90)
+            out, _ = await asyncio.to_thread(process.communicate, timeout=180)
             answered += int(out)
         stats = server.stats()
     assert answered == 200
@@ -402,7 +402,7 @@ async def test_four_processes_keep_to_one_limit_and_lose_nothing(configured: boo
 async def _go(number: int, count: int) -> None:
     """One process's part: so many prompts of its own, as many at once as it has connections."""
     settings = load()
-    redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
+    redis = connect_async(settings.redis_url, socket_timeout_seconds=180)
     async with _generator(settings, redis) as generator:
         sys.stdout.write("ready\n")
         sys.stdout.flush()

@@ -601,6 +601,6 @@ async def test_a_call_that_is_withdrawn_before_it_is_sent_is_none(sandbox: Sandb
                 await asyncio.sleep(0)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         while sandbox.stats()["requests"] != spend.calls:
             await asyncio.sleep(0.01)

@@ -57,7 +57,7 @@ def _server(answer: Callable[[bytes], bytes]) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         listener.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
+    thread.join(180)
 
 
 def test_a_healthy_server_says_what_it_is(redis_url: str) -> None:

@@ -35,7 +35,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[AsyncDatabaseManager]:
-    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=5.0) as manager:
+    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=180.0) as manager:
         yield manager
 
 

@@ -48,7 +48,7 @@ async def _process(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
     """What a worker process has of this, without the rest of it."""
     profiler = PerformanceProfiler(enabled=True)
     async with AsyncExitStack() as stack:
-        redis = connect_async(settings.redis_url, socket_timeout_seconds=5)
+        redis = connect_async(settings.redis_url, socket_timeout_seconds=180)
         stack.push_async_callback(redis.aclose)
         cache = PersistentLLMCache(redis, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
         stack.push_async_callback(cache.close)
@@ -315,7 +315,7 @@ if __name__ == "__main__":
 async def test_who_waits_for_a_process_that_is_known_to_be_dead_takes_over_long_before_its_lease_ends(
     redis_url: str, redis: Redis
 ) -> None:
-    client = connect_async(redis_url, socket_timeout_seconds=5)
+    client = connect_async(redis_url, socket_timeout_seconds=180)
     first = SharedFlights(client, lease_seconds=600, ttl_ms=60_000, process="first")
     second = SharedFlights(client, lease_seconds=600, ttl_ms=60_000, process="second")
     async with first.flight("f", "c") as (claimed, _):

@@ -54,7 +54,7 @@ class Site:
 
 @pytest.fixture
 async def site(redis: Redis, redis_url: str) -> AsyncIterator[Site]:
-    client = connect_async(redis_url, socket_timeout_seconds=10)
+    client = connect_async(redis_url, socket_timeout_seconds=180)
     feeds = Feeds(client, max_watchers=50)
     application = Application(sse.handlers(feeds))
     application.options = SimpleNamespace(basic_auth=None, auth=None)  # type: ignore[attr-defined]
@@ -319,7 +319,7 @@ async def test_what_is_no_event_on_the_stream_stops_nobody(site: Site, watch: Wa
 async def test_an_asyncio_program_follows_a_job_and_goes_on_where_it_stopped(site: Site, redis_url: str) -> None:
     site.begin()
     site.tell(count=700)
-    client = connect_async(redis_url, socket_timeout_seconds=10)
+    client = connect_async(redis_url, socket_timeout_seconds=180)
     seen = []
     async for event in follow_async(JOB, redis=client, timeout_seconds=SECONDS):
         seen.append(event)

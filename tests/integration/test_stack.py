@@ -41,7 +41,7 @@ def test_slow_workers_are_waited_for_while_they_live_and_that_is_said(
     monkeypatch.setattr(up, "say", say)
 
     def start() -> None:
-        assert is_said_twice.wait(60)
+        assert is_said_twice.wait(180)
         redis.hset(keys.worker("worker1@h"), mapping={"lanes": 1})
         redis.expire(keys.worker("worker1@h"), 60)
         redis.zadd(keys.WORKERS, {"worker1@h": 1})

@@ -94,7 +94,7 @@ def damaged(request: pytest.FixtureRequest, redis: Redis, good: str) -> tuple[st
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    made = connect_async(redis_url, socket_timeout_seconds=5)
+    made = connect_async(redis_url, socket_timeout_seconds=180)
     yield made
     await made.aclose()
 
@@ -240,7 +240,7 @@ def test_an_event_that_is_none_is_passed_over(redis: Redis) -> None:
     redis.xadd(keys.events(job), {"e": b"\xff"})
     redis.xadd(keys.events(job), {"other": b"x"})
     redis.hset(keys.job(job), "state", "done")
-    assert [event.type for event in follow(job, redis=redis, timeout_seconds=60)] == ["job.done"]
+    assert [event.type for event in follow(job, redis=redis, timeout_seconds=180)] == ["job.done"]
 
 
 @pytest.fixture

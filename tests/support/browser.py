@@ -131,6 +131,6 @@ async def page(chromium: str) -> AsyncIterator[Page]:
                     await made._reading
         finally:
             running.terminate()
-            running.wait(20)
+            running.wait(180)
             if running.stderr:
                 running.stderr.close()

@@ -76,12 +76,12 @@ def in_a_thread(habit: Habit) -> Iterator[Server]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
-    assert is_up.wait(30)
+    assert is_up.wait(180)
     try:
         yield started[0]
     finally:
         loop.call_soon_threadsafe(ended.set)
-        thread.join(30)
+        thread.join(180)
         loop.close()
 
 

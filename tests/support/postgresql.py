@@ -50,4 +50,4 @@ def server(folder: Path) -> Iterator[str]:
                 yield place
             finally:
                 running.terminate()
-                running.wait(30)
+                running.wait(180)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def themes_config(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.main", "config", *arguments]
-    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False, timeout=180)
 
 
 def test_show_names_every_setting_with_its_value_and_origin(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_show_is_a_table_on_a_terminal_and_plain_lines_in_a_pipe() -> None:
     assert "work.lease_seconds\t15.0\tdefault" in piped
     assert len(piped) == len(known_keys())
     ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-m", "scripts.main", "config", "show"], stdout=theirs, check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "scripts.main", "config", "show"], stdout=theirs, check=True, timeout=180)
     os.close(theirs)
     assert b"\x1b[" in os.read(ours, 1024)
     os.close(ours)

@@ -59,7 +59,7 @@ except KeyboardInterrupt:
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", DEAF + code], capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run([sys.executable, "-c", DEAF + code], capture_output=True, text=True, timeout=180, check=False)
 
 
 @pytest.mark.parametrize("code", [VERB, STACK], ids=["a verb", "a stack"])

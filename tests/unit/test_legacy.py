@@ -246,9 +246,9 @@ def test_a_command_says_it_once_also_where_it_starts_others(tmp_path: Path) -> N
     file.write_text("performance:\n  max_worker_threads: 3\n")
     env = os.environ | {"THEMES_CONFIG": str(file), "THEMES_STATE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "scripts.main", "config", "show", "--json"]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=180)
     assert run.stderr.count("performance.max_worker_threads") == 1
     assert json.loads(run.stdout)["performance_optimization.worker_pool_size"]["value"] == 3
     env["THEMES_NOTED"] = "1"  # as a command sets it for the processes that it starts
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=180)
     assert run.stderr == ""
