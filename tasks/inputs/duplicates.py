@@ -4,17 +4,21 @@ Little is kept in memory, and the rest in SQLite's private temporary file.
 """
 
 import itertools
-import sqlite3
 import struct
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tasks.identity import SAME_PLACE_KM, distance_km, point_km
 from tasks.inputs.columns import Identified
-from tasks.inputs.scratch import no_room, temporary, translated
+from tasks.inputs.scratch import temporary, translated
 
-#: Rows that are kept in memory before they move to disk.
-KEYS_IN_MEMORY: Final = 20_000
+if TYPE_CHECKING:
+    import sqlite3
+
+#: Rows that are kept in memory before they move to disk together.
+KEYS_IN_MEMORY: Final = 5_000
+#: Bits of a Bloom filter with one hash (https://doi.org/10.1145/362686.362692): a key whose bit is not set is new.
+FILTER_BITS: Final = 1 << 25
 
 #: What is remembered of a row: line, digest of all it says, coordinates.
 _RECORD: Final = struct.Struct("<qIff")
@@ -40,10 +44,14 @@ class _Earlier(NamedTuple):
 
 
 class SeenRows:
-    """Remembers every accepted row, in memory while they are few, then in SQLite's private temporary file."""
+    """Remembers every accepted row, in memory while they are few, then in SQLite's private temporary file.
+
+    The file is written many rows at a time, and read only for a row that may not be new.
+    """
 
     def __init__(self) -> None:
         self._few: dict[bytes, bytes] = {}
+        self._filter = bytearray(FILTER_BITS // 8)
         self._many: sqlite3.Connection | None = None
 
     def duplicate(self, one: Identified, line: int) -> Duplicate | None:
@@ -86,33 +94,30 @@ class SeenRows:
 
     def _setdefault(self, key: bytes, value: bytes) -> bytes | None:
         """Remember a value under a key that has none; else what it has."""
-        if self._many is None:
-            known = self._few.get(key)
-            if known is None:
-                self._put(key, value)
-            return known
-        try:
-            inserted = self._many.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, value))
-        except sqlite3.OperationalError as exc:
-            raise no_room(exc) from exc
-        return None if inserted.rowcount else self._get(key)
+        bit = hash(key) % FILTER_BITS
+        known = self._get(key) if self._filter[bit >> 3] & (1 << (bit & 7)) else None
+        if known is None:
+            self._put(key, value)
+        return known
 
     def _get(self, key: bytes) -> bytes | None:
-        if self._many is None:
-            return self._few.get(key)
-        found = self._many.execute("SELECT value FROM seen WHERE key = ?", (key,)).fetchone()
-        return found[0] if found else None
+        known = self._few.get(key)
+        if known is None and self._many is not None:
+            with translated():
+                found = self._many.execute("SELECT value FROM seen WHERE key = ?", (key,)).fetchone()
+            known = found[0] if found else None
+        return known
 
     def _put(self, key: bytes, value: bytes) -> None:
-        if self._many is not None:
-            with translated():
-                self._many.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (key, value))
-            return
         self._few[key] = value
+        bit = hash(key) % FILTER_BITS
+        self._filter[bit >> 3] |= 1 << (bit & 7)
         if len(self._few) >= KEYS_IN_MEMORY:
-            self._many = temporary("CREATE TABLE seen (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID", cache_kib=8192)
+            if self._many is None:
+                table = "CREATE TABLE seen (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
+                self._many = temporary(table, cache_kib=8192)
             with translated():
-                self._many.executemany("INSERT INTO seen VALUES (?, ?)", sorted(self._few.items()))
+                self._many.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?)", sorted(self._few.items()))
             self._few = {}
 
 

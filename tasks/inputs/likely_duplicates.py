@@ -74,9 +74,7 @@ class LikelyDuplicates:
     """Finds accepted rows that may be one place. Use as a context manager; `add` all rows, then ask for `found`."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, str, str | None, str | None, float | None, float | None, str | None]] = []
-        self._cubes: list[tuple[int, int]] = []
-        self._ids: list[tuple[str, int]] = []
+        self._rows: list[tuple[Identified, int]] = []
         self._count = 0
         self._database: sqlite3.Connection | None = None
 
@@ -92,16 +90,7 @@ class LikelyDuplicates:
 
     def add(self, one: Identified, line: int) -> None:
         """Take in an accepted row."""
-        self._count += 1
-        row = one.destination
-        known_as = f"{one.own.column} {one.own.value}" if one.own else None
-        folded = hash(_folded(row.name))
-        self._rows.append((self._count, line, folded, row.name, row.country, row.region, row.lat, row.lon, known_as))
-        if one.own and not one.own.is_public:
-            public = (own for own in own_ids(row.extra) if own.is_public)
-            self._ids += [(f"{own.catalogue} {own.value}", self._count) for own in public]
-        if row.lat is not None and row.lon is not None:
-            self._cubes += [(hash(cube), self._count) for cube in _cubes_of(row.lat, row.lon)]
+        self._rows.append((one, line))
         if len(self._rows) >= ROWS_TOGETHER:
             self._flush()
 
@@ -127,11 +116,25 @@ class LikelyDuplicates:
                 "CREATE TABLE pairs (a INTEGER, b INTEGER, km REAL, alike INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID",
                 cache_kib=2048,
             )
+        rows: list[tuple[int, int, int, str, str | None, str | None, float | None, float | None, str | None]] = []
+        cubes: list[tuple[int, int]] = []
+        ids: list[tuple[str, int]] = []
+        for number, (one, line) in enumerate(self._rows, start=self._count + 1):
+            row, own = one.destination, one.own
+            lat, lon = row.lat, row.lon
+            known_as = f"{own.column} {own.value}" if own else None
+            rows.append((number, line, hash(_folded(row.name)), row.name, row.country, row.region, lat, lon, known_as))
+            if own and not own.is_public:
+                public = (each for each in own_ids(row.extra) if each.is_public)
+                ids += [(f"{each.catalogue} {each.value}", number) for each in public]
+            if lat is not None and lon is not None:
+                cubes += [(cube, number) for cube in _cubes_of(lat, lon)]
+        self._count += len(self._rows)
+        self._rows = []
         with translated():
-            self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows)
-            self._database.executemany("INSERT INTO cubes VALUES (?, ?)", self._cubes)
-            self._database.executemany("INSERT INTO ids VALUES (?, ?)", self._ids)
-        self._rows, self._cubes, self._ids = [], [], []
+            self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._database.executemany("INSERT INTO cubes VALUES (?, ?)", cubes)
+            self._database.executemany("INSERT INTO ids VALUES (?, ?)", ids)
         return self._database
 
 
@@ -256,8 +259,12 @@ def _folded(name: str) -> str:
     return _SEPARATORS.sub("", text).translate(_NO_PUNCTUATION) or text
 
 
-def _cubes_of(lat: float, lon: float) -> Iterator[tuple[int, ...]]:
-    """The cubes within half of `NEAR_KM` of a place: two places within `NEAR_KM` share one."""
+def _cubes_of(lat: float, lon: float) -> list[int]:
+    """The numbers of the cubes within half of `NEAR_KM` of a place: two places within `NEAR_KM` share one."""
     half = NEAR_KM / 2
-    axes = [{int((axis - half) // CUBE_KM), int((axis + half) // CUBE_KM)} for axis in point_km(lat, lon)]
-    return itertools.product(*axes)
+    cubes = [0]
+    for axis in point_km(lat, lon):
+        low, high = int((axis - half) // CUBE_KM), int((axis + half) // CUBE_KM)
+        # The Earth is 1,275 cubes wide.
+        cubes = [4096 * cube + low for cube in cubes] + ([4096 * cube + high for cube in cubes] if high > low else [])
+    return cubes

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -168,14 +169,14 @@ class Reader:
 
         They are held back only where they come at once: the first rows of a slow pipe are not.
         """
-        for destination in destinations:
-            if len(self.report.first) < SHOWN_FIRST:
-                self.report.first.append(destination.label)
-                if len(self.report.first) == SHOWN_FIRST:
-                    self._start()
+        for destination in islice(destinations, SHOWN_FIRST):
+            self.report.first.append(destination.label)
+            if len(self.report.first) == SHOWN_FIRST:
+                self._start()
             yield destination
         if 0 < len(self.report.first) < SHOWN_FIRST:
             self._start()
+        yield from destinations
 
     def _start(self) -> None:
         self.report.read_as = self._read_as()
@@ -193,7 +194,7 @@ class Reader:
                 continue
             if one.note:
                 self._note(BadRow(line, one.note))
-            if isinstance(row, Mapping) and not row.keys() <= self._titles.keys():
+            if (type(row) is dict or isinstance(row, Mapping)) and not row.keys() <= self._titles.keys():
                 self._note_titles(row)
             yield line, one
 
@@ -206,17 +207,18 @@ class Reader:
             InputError: they are, and no column was named by `mapped`.
         """
         held: list[tuple[int, Identified]] = []
-        is_checked = "name" in self._columns.mapped
+        if "name" in self._columns.mapped:
+            yield from rows
         for line, one in rows:
-            if not is_checked and _NUMBER.fullmatch(one.destination.name):
+            if _NUMBER.fullmatch(one.destination.name):
                 held.append((line, one))
                 if len(held) < NUMBERS_ALLOWED:
                     continue
                 break
-            is_checked = True
             yield from held
-            held = []
             yield line, one
+            yield from rows
+            return
         if held:
             column = next((title for title, role in self._roles.items() if role == "name"), "")
             numbers = ", ".join(one.destination.name for _, one in held[:SHOWN_FIRST])

@@ -22,9 +22,4 @@ def translated() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as exc:
-        raise no_room(exc) from exc
-
-
-def no_room(exc: sqlite3.OperationalError) -> InputError:
-    """The error of a temporary folder that is full."""
-    return InputError(f"so many destinations find no room in the temporary folder ({exc})")
+        raise InputError(f"so many destinations find no room in the temporary folder ({exc})") from exc
