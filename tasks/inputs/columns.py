@@ -4,9 +4,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from tasks.identity import OwnId, identify, normalise, own_id, title_key
+from tasks.inputs.placeholders import is_doubtful, is_placeholder
 from tasks.inputs.titles import Columns, Plan
 from tasks.messages import Destination
 
@@ -23,6 +25,7 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _BROKEN: Final = re.compile("[\ud800-\udfff\ufffd]")
 _ADDRESS: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.)\S+$", re.IGNORECASE)
+_NUL: Final = "has a NUL byte (U+0000)"
 #: Well-known text, as Wikidata writes coordinates: longitude first.
 _POINT: Final = re.compile(r"POINT ?\(([-+\d.eE]+) ([-+\d.eE]+)\)$", re.IGNORECASE)
 _PLAIN_DEGREES: Final = re.compile(r"-?[0-9]{1,3}(?:\.[0-9]{1,20})?")
@@ -63,7 +66,7 @@ def identified(row: Any, columns: Columns | None = None) -> Identified:
     item = None
     if isinstance(row, str):
         known = _of_text(row)
-    elif not isinstance(row, Mapping):
+    elif type(row) is not dict and not isinstance(row, Mapping):
         raise BadRowError(f"expected a name or an object with `name`, got {type(row).__name__}")
     elif len(row) > MAX_COLUMNS:
         raise BadRowError(f"{len(row)} columns, at most {MAX_COLUMNS} are read")
@@ -71,14 +74,20 @@ def identified(row: Any, columns: Columns | None = None) -> Identified:
         plan = columns.plan(tuple(row))
         known, extra = _sorted(row, plan)
         item = plan.item
-    if len(extra) > MAX_EXTRA_COLUMNS:
-        raise BadRowError(f"{len(extra)} extra columns, at most {MAX_EXTRA_COLUMNS} are kept")
-    own = own_id(extra, id_column=columns.id_column, item=item) if extra else None
+    own = None
+    if extra:
+        if len(extra) > MAX_EXTRA_COLUMNS:
+            raise BadRowError(f"{len(extra)} extra columns, at most {MAX_EXTRA_COLUMNS} are kept")
+        own = own_id(extra, id_column=columns.id_column, item=item)
     if columns.id_column and (own is None or title_key(own.column) != title_key(columns.id_column)):
         raise BadRowError(f"no {columns.id_column} (--id-column)")
     name, country = _name(known.get("name"), item, own), _optional("country", known.get("country"))
     region = _optional("region", known.get("region"))
-    note, lat, lon = _place(known)
+    note, lat, lon = _place(known) if "lat" in known or "lon" in known else ("", None, None)
+    if lat is None and not country and not region and not (own and own.is_public) and is_doubtful(name):
+        raise BadRowError(
+            f"name: {name!r} stands for no name; a place of this name needs its country, region or coordinates"
+        )
     id_, key = identify(name, country, region, lat, lon, own=own)
     return Identified(Destination(id_, name, country, region, lat, lon, extra), key, own, note)
 
@@ -97,8 +106,10 @@ def _sorted(row: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[st
         known[role] = value
         used.add(title)
     extra: dict[str, str] = {}
+    if len(used) == len(row):
+        return known, extra
     for title, value in row.items():
-        if title in used or value is None or value == "":
+        if value is None or value == "" or title in used:
             continue
         if "lat" not in known and is_point(value) and (point := _POINT.match(value)):
             known["lon"], known["lat"] = point.groups()
@@ -109,6 +120,8 @@ def _sorted(row: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[st
 
 def _name(value: Any, item: str | None, own: OwnId | None) -> str:
     name = _text("name", value)
+    if is_placeholder(name):
+        raise BadRowError(f"name: {name!r} stands for no name")
     if _is_address(name):
         raise BadRowError(f"name: an address ({name[:60]}), not a name; which column holds names? --map name=COLUMN")
     if item is not None and own is not None and name == own.value:
@@ -138,7 +151,8 @@ def is_point(value: Any) -> bool:
 
 
 def _is_address(value: Any) -> bool:
-    return isinstance(value, str) and ("/" in value or "." in value) and _ADDRESS.match(value) is not None
+    # The first look spares most values the expression.
+    return isinstance(value, str) and ("/" in value or "w." in value.lower()) and _ADDRESS.match(value) is not None
 
 
 def _text(what: str, value: Any) -> str:
@@ -153,6 +167,8 @@ def _text(what: str, value: Any) -> str:
         raise BadRowError(f"{what}: {len(text)} characters, at most {MAX_NAME} are allowed{_open_quote(text)}")
     if text.isascii() and text.isprintable():
         return text
+    if "\0" in text:
+        raise BadRowError(f"{what}: {_NUL}")
     if _CONTROL.search(text):
         raise BadRowError(f"{what}: has control characters{_open_quote(text)}")
     if broken := _BROKEN.search(text):
@@ -176,7 +192,20 @@ def _open_quote(text: str) -> str:
 
 
 def _optional(what: str, value: Any) -> str | None:
-    return None if value is None or (isinstance(value, str) and not value.strip()) else _text(what, value)
+    """A country or region; None where there is none, or what stands for none."""
+    if value is None:
+        return None
+    return _optional_text(what, value) if isinstance(value, str) else _text(what, value)
+
+
+@lru_cache(maxsize=1024)
+def _optional_text(what: str, value: str) -> str | None:
+    """Many rows have the same country."""
+    if not value.strip():
+        return None
+    text = _text(what, value)
+    # NA is Namibia, and Naples.
+    return None if is_placeholder(text) or (is_doubtful(text) and text.upper() != "NA") else text
 
 
 def _extra(key: str, value: Any) -> str:
@@ -187,9 +216,16 @@ def _extra(key: str, value: Any) -> str:
     if len(key) > MAX_NAME:
         raise BadRowError(f"column {key[:40]!r}…: a title of {len(key)} characters, at most {MAX_NAME} are kept")
     if len(text) > MAX_EXTRA:
-        raise BadRowError(f"column {key[:40]!r}: {len(text)} characters, at most {MAX_EXTRA} are kept")
-    if broken := _LONE_SURROGATE.search(text) or _LONE_SURROGATE.search(key):
-        raise BadRowError(f"column {key[:40]!r}: {broken_character(broken.group())}")
+        raise BadRowError(
+            f"column {key[:40]!r}: {len(text)} characters, at most {MAX_EXTRA} are kept{_open_quote(text)}"
+        )
+    if "\0" in text:
+        raise BadRowError(f"column {key[:40]!r}: {_NUL}")
+    if not (text.isascii() and key.isascii()) and (
+        broken := _LONE_SURROGATE.search(text) or _LONE_SURROGATE.search(key)
+    ):
+        shown = _LONE_SURROGATE.sub("\ufffd", key[:40])
+        raise BadRowError(f"column {shown!r}: {broken_character(broken.group())}")
     return text
 
 

@@ -99,7 +99,6 @@ class _Window:
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._text = ""
         self._is_at_end = False
-        self._lines_read = 0
         self._pos = 0
         #: The line of `pos`, from 1.
         self.line = 1
@@ -159,7 +158,8 @@ class _Window:
         """Why, and where the element ends; no end while it may only be incomplete."""
         reason = exc.args[0] if exc.args else type(exc).__name__
         # The decoder's own line and column count from the window, not from the file.
-        return BadRowError(f"not valid JSON: {getattr(exc, 'msg', reason)}"), self._scan(_Scan(self._pos))
+        why = str(getattr(exc, "msg", reason)).removesuffix(" at")
+        return BadRowError(f"not valid JSON: {why}"), self._scan(_Scan(self._pos))
 
     def _scan(self, scan: _Scan) -> int | None:
         """Look for the end of an element; None when it is not in the piece."""
@@ -195,10 +195,7 @@ class _Window:
         return len(self._text) > len(pieces[0])
 
     def _decoded(self, raw: bytes) -> str:
-        if b"\x00" in raw:
-            raise self._source.binary(self._lines_read + raw[: raw.index(b"\x00")].count(b"\n") + 1)
         text = self._decode.decode(raw, final=not raw)
-        self._lines_read += raw.count(b"\n")
         if ESCAPED.search(text):
             return self._source.legacy(text)
         if not text.isascii():

@@ -75,35 +75,23 @@ def _is_wrapper(first: str, head: str) -> bool:
 def text_rows(lines: Lines) -> Iterator[Row]:
     """One destination a line; blank lines, `#` comments and bullets are passed over."""
     is_first = True
-    for line, text in _each(lines):
+    for text in lines:
         if isinstance(text, BadRowError):
-            yield line, text
+            yield lines.number, text
         elif (row := text.strip()) and not row.startswith("#"):
             # `Destinations` above a list is its title.
             if not is_first or (role_of(row.rstrip(":")) or ("", 0))[0] != "name":
-                yield line, _BULLET.sub("", row, count=1) if _BULLET.match(row) else row
+                yield lines.number, _BULLET.sub("", row, count=1) if _BULLET.match(row) else row
             is_first = False
 
 
 def jsonl_rows(lines: Lines) -> Iterator[Row]:
     """One JSON value a line."""
-    for line, text in _each(lines):
+    for text in lines:
         if isinstance(text, BadRowError):
-            yield line, text
-        elif text.strip():
-            yield line, _parsed(text)
-
-
-def _each(lines: Lines) -> Iterator[tuple[int, str | BadRowError]]:
-    while True:
-        try:
-            text = next(lines)
-        except StopIteration:
-            return
-        except BadRowError as exc:
-            yield lines.number, exc
-        else:
             yield lines.number, text
+        elif text.strip():
+            yield lines.number, _parsed(text)
 
 
 def _parsed(text: str) -> Any:

@@ -12,14 +12,18 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Final
 
 from tasks.errors import InputError
-from tasks.inputs.columns import BadRowError, broken_character
+from tasks.inputs.columns import BadRowError
 
 #: Bytes of one line, at most; characters of one row.
 MAX_ROW: Final = 1024 * 1024
+#: Bytes read at once.
+READ_BYTES: Final = 256 * 1024
+#: A file is binary where one in so many bytes of its beginning is NUL; fewer cost their rows.
+BINARY_SHARE: Final = 8
 #: Bytes looked at to tell the format.
 SNIFF_BYTES: Final = 64 * 1024
 #: Bytes of a workbook that are kept in memory.
@@ -72,6 +76,8 @@ class Source:
                 raise InputError(f"{name}: {what}")
         self._only_cr = False
         self._unread = start if self.is_zip else self._first_lines(start)
+        if not self.is_zip and self._unread.count(0) * BINARY_SHARE >= len(self._unread) > 0:
+            raise InputError(f"{name}: binary data (NUL bytes), not text; if it is UTF-16, save it as UTF-8")
         self._only_cr = b"\r" in self._unread and b"\n" not in self._unread
         self._unread = self._line_ends(self._unread)
         #: The beginning, decoded as well as it can be.
@@ -85,19 +91,12 @@ class Source:
         return self._line_ends(self._read(size))
 
     def text(self, raw: bytes) -> str:
-        """A line or a piece of text.
-
-        Raises:
-            BadRowError: a byte of it is neither UTF-8 nor Windows-1252.
-        """
+        """A line as text; a byte that is neither UTF-8 nor Windows-1252 stays escaped, as a lone surrogate."""
         try:
             text = raw.decode("utf-8")
-        except UnicodeDecodeError as exc:
-            legacy = self.legacy(raw.decode("utf-8", "surrogateescape"))
-            if found := ESCAPED.search(legacy):
-                raise BadRowError(broken_character(found.group())) from exc
-            return legacy
-        if not self._has_utf8 and not raw.isascii():
+        except UnicodeDecodeError:
+            return self.legacy(raw.decode("utf-8", "surrogateescape"))
+        if not text.isascii():
             self._has_utf8 = True
         return text
 
@@ -112,12 +111,6 @@ class Source:
     def note_utf8(self) -> None:
         """Take in that valid UTF-8 beyond ASCII was read."""
         self._has_utf8 = True
-
-    def binary(self, line: int) -> InputError:
-        """The error of a NUL byte."""
-        return InputError(
-            f"{self.name}: line {line}: binary data (a NUL byte), not text; if it is UTF-16, save it as UTF-8"
-        )
 
     def whole(self) -> IO[bytes]:
         """Everything, in a file that can be sought; close it."""
@@ -244,31 +237,46 @@ class _Raw(io.RawIOBase):
 
 
 class Lines:
-    """The decoded lines of a source, counted. A line that cannot be taken is passed over and raises `BadRowError`."""
+    """The decoded lines of a source, counted; iterate once. A line that is too long comes as a `BadRowError`."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._file = io.BufferedReader(_Raw(source), 256 * 1024)
         #: The line that was read last, from 1.
         self.number = 0
 
-    def __iter__(self) -> Iterator[str]:
-        return self
+    def __iter__(self) -> Iterator[str | BadRowError]:
+        rest = b""
+        is_passed_over = False
+        is_first = True
+        while True:
+            piece = self._source.read(READ_BYTES)
+            if is_first:
+                piece, is_first = piece.removeprefix(codecs.BOM_UTF8), False
+            # The lines that are whole now; at the end of the source the last one may lack its line feed.
+            end = piece.rfind(b"\n") + 1 if piece else 0
+            block, rest = (rest + piece[:end], piece[end:]) if end or not piece else (b"", rest + piece)
+            if block and (is_passed_over or block.find(b"\n") > MAX_ROW):
+                block = block[block.find(b"\n") + 1 :] if b"\n" in block else b""
+                is_passed_over = False
+                self.number += 1
+                yield BadRowError(f"a line of more than {MAX_ROW} bytes")
+            for line in self._decoded(block):
+                self.number += 1
+                yield line
+            if len(rest) > MAX_ROW or is_passed_over:
+                rest, is_passed_over = b"", True
+            if not piece:
+                if is_passed_over:
+                    self.number += 1
+                    yield BadRowError(f"a line of more than {MAX_ROW} bytes")
+                return
 
-    def __next__(self) -> str:
-        raw = self._file.readline(MAX_ROW + 1)
-        if not raw:
-            raise StopIteration
-        self.number += 1
-        if len(raw) > MAX_ROW and not raw.endswith(b"\n"):
-            self._pass_over()
-            raise BadRowError(f"a line of more than {MAX_ROW} bytes")
-        if self.number == 1:
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        if b"\x00" in raw:
-            raise self._source.binary(self.number)
-        return self._source.text(raw)
-
-    def _pass_over(self) -> None:
-        while (piece := self._file.readline(MAX_ROW)) and not piece.endswith(b"\n"):
-            pass
+    def _decoded(self, block: bytes) -> Iterable[str]:
+        """The lines of a block, decoded at once where all of it is UTF-8."""
+        try:
+            text = block.decode("utf-8")
+        except UnicodeDecodeError:
+            return map(self._source.text, io.BytesIO(block))
+        if not text.isascii():
+            self._source.note_utf8()
+        return io.StringIO(text)

@@ -6,6 +6,7 @@ one column needs no title.
 
 import csv
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,9 +16,14 @@ from tasks.identity import title_key
 from tasks.inputs.columns import MAX_COLUMNS, BadRowError
 from tasks.inputs.source import MAX_ROW, Lines, Source
 from tasks.inputs.titles import GEONAMES, Columns, role_of
+from tasks.texts import clean_line
 
 #: Lines looked at to tell the delimiter.
 SNIFF_LINES: Final = 20
+
+#: Characters of one file that are read again, at most, where a quote was not closed.
+REREAD: Final = 64 * MAX_ROW
+_OPEN_QUOTE: Final = "a quote is not closed"
 
 #: Lone cells above a table that are taken for its heading.
 MOST_HEADINGS: Final = 5
@@ -166,7 +172,7 @@ def _unique(cells: Cells) -> list[str]:
     """A key for each column of a header: unique, and the title as it was written."""
     titles: dict[str, None] = {}
     for number, cell in enumerate(cells, start=1):
-        unique = cell.strip().removeprefix("#").strip() or f"column_{number}"
+        unique = clean_line(cell).strip().removeprefix("#").strip() or f"column_{number}"
         while unique in titles:
             unique = f"{unique}_{number}"
         titles[unique] = None
@@ -179,6 +185,7 @@ def _row(titles: list[str], cells: Cells) -> dict[str, str] | BadRowError:
     if len(cells) > len(titles) and any(not_blank(cells[len(titles) :])):
         return BadRowError(f"{len(cells)} columns where {len(titles)} are expected; is a name with a comma not quoted?")
     row = dict(zip(titles, cells, strict=False))
+    # The column that a GeoNames dump has and that is left out.
     row.pop("", None)
     return row
 
@@ -190,62 +197,139 @@ def not_blank(cells: Iterable[str]) -> Iterator[str]:
 
 def _records(lines: Lines, layout: Layout) -> Iterator[Record]:
     """The records that are not blank, each with the line on which it starts."""
-    csv.field_size_limit(MAX_ROW)
-    feed = _Feed(lines)
-    # GeoNames quotes nothing, and has names with quotation marks.
-    quotes: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if layout.is_geonames else {}
-    reader = csv.reader(feed, delimiter=layout.delimiter, **quotes)
+    # Records are bounded before their cells are.
+    csv.field_size_limit(2 * MAX_ROW)
+    book = _Book(lines)
     while True:
-        feed.start = None
-        try:
-            cells = next(reader)
-        except StopIteration:
+        for number, line in book.lines:
+            found = line if isinstance(line, BadRowError) else _cells(number, line, book, layout)
+            if found:
+                yield number, found
+        if not book.rewind():
             return
-        except (csv.Error, BadRowError) as exc:
-            start = feed.start or lines.number
-            reason = f"not valid CSV: {exc}" if isinstance(exc, csv.Error) else str(exc)
-            yield start, BadRowError(f"{reason}{_lost(start, lines.number)}")
-        else:
-            if any(cell and not cell.isspace() for cell in cells):
-                yield feed.start or lines.number, cells
 
 
-def _lost(start: int, end: int) -> str:
-    return f" (lines {start} to {end}; is a quote not closed?)" if end > start else ""
+def _cells(number: int, line: str, book: "_Book", layout: Layout) -> Cells | BadRowError | None:
+    """The cells of the record that starts on this line; None where it is a comment or blank."""
+    if not book.width and _SEP.match(line.strip()):
+        return None
+    if line[0] == "#" and _is_comment(line):
+        return None
+    cells: Cells | BadRowError
+    text = line.rstrip("\r\n")
+    # What has no quotes needs no parser. GeoNames quotes nothing, and has names with quotation marks.
+    if "\r" not in text and ('"' not in text or layout.is_geonames):
+        cells = text.split(layout.delimiter)
+    else:
+        cells = _Record(number, line, book, layout.delimiter).cells()
+        if isinstance(cells, BadRowError):
+            return cells
+    if not any(map(str.strip, cells)):
+        return None
+    book.width = book.width or len(cells)
+    return cells
 
 
-class _Feed:
-    """Lines for the CSV reader: without comments and Excel's `sep=;`, and records bounded by `MAX_ROW`."""
+class _Book:
+    """The numbered lines of a table. Lines that were taken into a record in error are given back to it."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
-        self._room = MAX_ROW
-        self._is_first = True
-        #: The line on which the record starts; None before its first line.
-        self.start: int | None = None
+        self._each = iter(lines)
+        self._again: deque[tuple[int, str]] = deque()
+        #: Characters that may still be given back: a file of open quotes must not be read again for each of them.
+        self._room = REREAD
+        #: Cells of the first record; 0 before it.
+        self.width = 0
+        self.lines = self._numbered()
 
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if self.start is not None:
-            line = next(self._lines)
-        else:
-            line = self._first_line()
-            self.start, self._room = self._lines.number, MAX_ROW
-        self._room -= len(line)
+    def give_back(self, lines: list[tuple[int, str]]) -> bool:
+        """Read these lines next; False where too much was given back before."""
+        self._room -= sum(len(line) for _, line in lines)
         if self._room < 0:
-            raise BadRowError(f"a row of more than {MAX_ROW} characters")
-        return line
+            return False
+        self._again.extendleft(reversed(lines))
+        return True
 
-    def _first_line(self) -> str:
-        """The next line on which a record may start."""
-        while True:
-            line = next(self._lines)
-            is_first, self._is_first = self._is_first, self._is_first and not line.strip()
-            if (is_first and _SEP.match(line.strip())) or _is_comment(line):
-                continue
-            return line
+    def rewind(self) -> bool:
+        """Go on with what was given back at the end of the file; False where nothing was."""
+        self.lines = self._numbered()
+        return bool(self._again)
+
+    def _numbered(self) -> Iterator[tuple[int, str | BadRowError]]:
+        while self._again:
+            yield self._again.popleft()
+        for line in self._each:
+            yield self._lines.number, line
+            while self._again:
+                yield self._again.popleft()
+
+
+class _Record:
+    """One record with quotes, over one or several lines, bounded by `MAX_ROW`."""
+
+    def __init__(self, number: int, line: str, book: _Book, delimiter: str) -> None:
+        self._book = book
+        self._delimiter = delimiter
+        self._taken = [(number, line)]
+        self._room = MAX_ROW - len(line)
+
+    def cells(self) -> Cells | BadRowError:
+        """Its cells. Where its quote is not closed it is bad, and the lines behind it are rows of their own."""
+        try:
+            cells = next(csv.reader(self._fed(), delimiter=self._delimiter))
+        except (csv.Error, BadRowError) as exc:
+            reason = f"not valid CSV: {exc}" if isinstance(exc, csv.Error) else str(exc)
+            if self._is_torn() and self._book.give_back(self._taken[1:]):
+                return BadRowError(_OPEN_QUOTE)
+            start, end = self._taken[0][0], self._taken[-1][0]
+            if self._room < 0:
+                end = self._pass_over(end)
+            return BadRowError(f"{reason}{f' (lines {start} to {end}; is a quote not closed?)' if end > start else ''}")
+        if len(self._taken) > 1 and self._is_loose() and self._is_torn() and self._book.give_back(self._taken[1:]):
+            return BadRowError(_OPEN_QUOTE)
+        return cells
+
+    def _fed(self) -> Iterator[str]:
+        yield self._taken[0][1]
+        for number, line in self._book.lines:
+            if isinstance(line, BadRowError):
+                raise line
+            self._taken.append((number, line))
+            self._room -= len(line)
+            if self._room < 0:
+                raise BadRowError(f"a row of more than {MAX_ROW} characters")
+            yield line
+        raise BadRowError(_OPEN_QUOTE)
+
+    def _is_loose(self) -> bool:
+        """Whether something stands between a closing quote and the delimiter: it may have opened another row's cell."""
+        try:
+            next(csv.reader((line for _, line in self._taken), delimiter=self._delimiter, strict=True))
+        except csv.Error:
+            return True
+        return False
+
+    def _is_torn(self) -> bool:
+        """Whether most lines behind the first have as many cells as the table: they are rows, not a cell of it."""
+        others = [line for _, line in self._taken[1 : SNIFF_LINES + 1]]
+        return sum(_width(line, self._delimiter) == self._book.width for line in others) * 2 > len(others)
+
+    def _pass_over(self, end: int) -> int:
+        """Pass over the rest of a cell that is too long, up to the line that closes it; its number."""
+        for number, line in self._book.lines:
+            if isinstance(line, BadRowError) or line.count('"') % 2:
+                return number
+            end = number
+        return end
+
+
+def _width(line: str, delimiter: str) -> int:
+    """Cells of a line by itself; 0 where it has none."""
+    try:
+        return len(next(csv.reader([line], delimiter=delimiter), []))
+    except csv.Error:
+        return 0
 
 
 def _is_comment(line: str) -> bool:

@@ -144,6 +144,55 @@ def test_names_that_are_numbers_throughout_are_refused_and_a_place_that_is_calle
     assert labels("city,country\n1,France\n", mapped=["name=city"]) == ["1, France"]
 
 
+_NO_NAMES = [
+    "-", "?", ".", "\u2026", "\u2014", "???", "\uff0d", "null", "NULL", "<null>", "(Null)", "N/A", "n/a", "#N/A",
+    "n.a.", "\uff2e\uff0f\uff21", "TBD", "t.b.d.", "Unknown", "[unknown]", "\uff55nknow\uff4e", "unbekannt",
+    "not available", "(none)", "#REF!", "\\N", "<NA>", "-none-",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", _NO_NAMES)
+def test_what_stands_for_no_name_is_refused_whatever_else_its_row_says(word: str) -> None:
+    for data, name in (
+        (f"name,country,lat,lon\nKyoto,Japan,,\n{word},Japan,35,135\n", "a.csv"),
+        (f"Kyoto, Japan\n{word}, Japan\n", "a.txt" if word[0] not in "#-" else "a.jsonl"),
+        ("\n".join(json.dumps({"name": each, "country": "Japan"}) for each in ("Kyoto", word)), "a.jsonl"),
+        (json.dumps(["Kyoto, Japan", word]), "a.json"),
+    ):
+        if name == "a.jsonl" and not data.startswith("{"):
+            continue
+        found, report = read(data, name)
+        assert [one.label for one in found] == ["Kyoto, Japan"]
+        assert [row.reason.endswith("stands for no name") for row in report.bad] == [True]
+
+
+@pytest.mark.parametrize("word", ["None", "none", "NaN", "NA", "nil", "\uff2e\uff4f\uff4e\uff45"])
+def test_a_word_for_nothing_that_is_a_place_too_is_a_name_where_its_row_says_which(word: str) -> None:
+    _, report = read(f"id,name,note\n1,Kyoto,x\n2,{word},x\n")
+    assert [(row.line, "needs its country, region or coordinates" in row.reason) for row in report.bad] == [(3, True)]
+    assert labels(f"{word}\nKyoto\n", "a.txt") == ["Kyoto"]
+    for header, rest in (
+        ("country", "Italy"), ("region", "Piedmont"), ("lat,lon", "45.9,7.8"), ("wikidata", "Q1"), ("geonameid", "7"),
+    ):  # fmt: skip
+        assert read(f"name,{header}\n{word},{rest}\n")[0][0].name == word
+    assert labels(f"{word}, Italy\n", "a.txt") == [f"{word}, Italy"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Å", "Y", "Ü", "O", "Nana", "Nanning", "Nuland", "Tbdistan", "1770", "!Kung", "S.", "北", "\u0627", "Unknown Bay"],
+)
+def test_a_short_name_is_a_name(name: str) -> None:
+    assert [one.name for one in read(f"name\n{name}\nKyoto\n")[0]] == [name, "Kyoto"]
+
+
+def test_what_stands_for_no_country_or_region_is_none() -> None:
+    found, _ = read("name,country,region\nRome,N/A,-\nOslo,unknown,None\nSwakopmund,NA,NA\nRome,,\n")
+    assert [(one.name, one.country, one.region) for one in found] == [
+        ("Rome", None, None), ("Oslo", None, None), ("Swakopmund", "NA", "NA"),
+    ]  # fmt: skip
+
+
 def test_an_address_is_no_name() -> None:
     message = refusal("city,country\nhttp://www.wikidata.org/entity/Q1,France\nhttps://x.org/2,Spain\n")
     assert "all 2 rows are bad; line 2: name: an address (http://www.wikidata.org/entity/Q1), not a name" in message
