@@ -119,7 +119,11 @@ def identify(
     if lat is None or lon is None:
         id_ = _digest(text)
         return id_, id_
-    return _placed(text, _cell(lat, lon)), _digest(f"{text}\x1e")
+    digest = hashlib.sha256(f"{text}\x1e".encode("utf-8", "surrogatepass"))
+    key = digest.hexdigest()[:20]
+    # As `_placed` makes it.
+    digest.update("{},{}".format(*_cell(lat, lon)).encode())
+    return digest.hexdigest()[:20], key
 
 
 def nearby_ids(name: str, country: str | None, region: str | None, lat: float, lon: float) -> list[str]:

@@ -100,7 +100,11 @@ def _sorted(row: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[st
         value = row[title]
         if value is None or value == "" or role in known:
             continue
-        if is_point(value) or (role != "name" and _is_address(value)):
+        if (
+            isinstance(value, str)
+            and (value[-1] == ")" or "/" in value or value[0] in "wW")
+            and (is_point(value) or (role != "name" and _is_address(value)))
+        ):
             # Coordinates in a column called location; the address of a country, which is not its name.
             continue
         known[role] = value
@@ -152,7 +156,7 @@ def is_point(value: Any) -> bool:
 
 def _is_address(value: Any) -> bool:
     # The first look spares most values the expression.
-    return isinstance(value, str) and ("/" in value or "w." in value.lower()) and _ADDRESS.match(value) is not None
+    return isinstance(value, str) and ("/" in value or value[:1] in "wW") and _ADDRESS.match(value) is not None
 
 
 def _text(what: str, value: Any) -> str:
