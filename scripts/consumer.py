@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 
@@ -49,7 +50,8 @@ async def consume(settings: Settings, url: str) -> None:
     redis = connect_async(url, socket_timeout_seconds=timeout)
     broker_url = settings.celery.broker_url or url
     broker = connect_async(broker_url, socket_timeout_seconds=timeout)
-    name = f"{socket.gethostname()}-{os.getpid()}"
+    # Containers may share a host's name and have the same process id: two of one name would take each other's entries.
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     async with AsyncDatabaseManager.from_settings(settings) as store:
         profiler = PerformanceProfiler(
             enabled=settings.performance_optimization.enable_performance_profiling,
