@@ -78,7 +78,9 @@ async def _a_profile_is_read(tab: Page, url: str, job: str) -> None:
     assert await tab.value("document.querySelectorAll('tbody tr').length") == 1
     await tab.value("document.querySelector('tbody a').focus()")
     await tab.press("Enter")
-    await tab.until("document.querySelector('h1')?.textContent.includes('Kyoto, Japan')")
+    await tab.until(
+        "document.querySelector('h1')?.textContent.includes('Kyoto, Japan') && document.readyState === 'complete'"
+    )
     themes = await tab.value("document.querySelectorAll('.theme').length")
     assert themes >= 10
     assert await tab.value("document.querySelectorAll('.months').length") == themes

@@ -120,7 +120,7 @@ def test_the_report_of_a_run_has_what_was_measured_in_its_one_process(engine: En
     (process,) = report["processes"]
     assert process["name"] == _query(engine, "SELECT DISTINCT worker FROM attempts")[0][0]
     (writes,) = (one for one in report["optimisations"] if one["name"] == "Batched writes")
-    assert "results in" in str(writes), writes
+    assert writes["brought"].startswith("6 results in "), writes
 
 
 def test_the_second_run_of_a_file_asks_nothing_and_a_resumed_job_that_is_done_neither(engine: Engine) -> None:

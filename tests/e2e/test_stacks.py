@@ -14,6 +14,8 @@ from scripts.local_redis import LocalRedis
 from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -100,7 +100,7 @@ def test_without_the_switch_nothing_is_traced(stack: Engine, collector: Collecto
     assert not collector.bodies
 
 
-def test_without_opentelemetry_the_switch_says_what_to_install(stack: Engine) -> None:
+def test_without_opentelemetry_the_switch_says_what_to_install(cold: None, stack: Engine) -> None:
     hide = stack.folder / "hide" / "opentelemetry"
     hide.mkdir(parents=True)
     (hide / "__init__.py").write_text("raise ImportError('hidden')")

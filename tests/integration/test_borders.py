@@ -182,7 +182,7 @@ async def test_the_other_stages_of_a_model_that_thinks_have_the_same_room(settin
 
 async def test_thoughts_stop_growing_at_the_set_bound(settings_for: MakeSettings) -> None:
     async with server_that(lambda _, body: _thinks(body | {"max_tokens": 1})) as server:
-        with pytest.raises(TruncatedAnswerError, match="5000 tokens"):
+        with pytest.raises(TruncatedAnswerError, match="5,000 tokens"):
             await _ask(_settings(settings_for, server, THEMES_LLM__MAX_COMPLETION_TOKENS="5000"))
     asked = [body["max_tokens"] for body in server.asked]
     assert asked[-1] == 5_000 == max(asked)

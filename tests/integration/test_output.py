@@ -21,12 +21,10 @@ from tests.support.stored import announced, done, places
 from workers.local import state_file
 from workers.results.database.manager import AsyncDatabaseManager
 
-OLD = "performance:\n  chunk_size: 3\n"
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A state directory with a finished job, and a file of settings with an old name."""
+    """A state directory with a finished job."""
 
     async def fill() -> None:
         async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}") as manager:
@@ -34,7 +32,6 @@ def folder(tmp_path: Path) -> Path:
             await manager.apply([*announced(*towns), *(done(town) for town in towns)])
 
     asyncio.run(fill())
-    (tmp_path / "old.yaml").write_text(OLD)
     return tmp_path
 
 
@@ -48,7 +45,6 @@ def themes(folder: Path, *arguments: object, **more: Any) -> subprocess.Complete
 VERBS: dict[str, Callable[[Path], list[object]]] = {
     "results": lambda _: ["results", "j", "--format", "csv"],
     "report": lambda _: ["report", "j"],
-    "config": lambda folder: ["config", "migrate", folder / "old.yaml"],
 }
 
 

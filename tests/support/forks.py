@@ -45,8 +45,8 @@ class Forked:
 
     def poll(self) -> int | None:
         """The exit code, or None while the child lives."""
-        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
-            self._ended()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -56,7 +56,9 @@ class Forked:
             TimeoutExpired: the child lives.
         """
         if self.returncode is None:
-            if not select.select([self._connection], [], [], timeout)[0]:
+            ready = select.poll()  # `select` takes no descriptor above 1,023
+            ready.register(self._connection, select.POLLIN)
+            if not ready.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             self._ended()
         assert self.returncode is not None

@@ -200,6 +200,8 @@ class InProcessJob:
             recorder = CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=slots)
             # Closed after the writer: what it has written is out of the journal.
             stack.callback(recorder.close)
+            # After the writer too: its last batch counts.
+            stack.push_async_callback(self._keep_profile)
             writer = await stack.enter_async_context(
                 DirectWriter(self._store, self._settings, self._written, self.profiler)
             )
@@ -232,7 +234,6 @@ class InProcessJob:
                 stack.push_async_callback(end_tasks, self._listing)
             look_at(self.profiler, self._settings, Watched(lanes=self.lanes, pool=engine.pool, cache=engine.cache))
             watching = asyncio.create_task(self._watch(recorder), name="profiler")
-            stack.push_async_callback(self._keep_profile)
             stack.push_async_callback(end_tasks, watching)
             await self._work(engine, writer, budget, recorder)
             if self._listing is not None:

@@ -25,6 +25,8 @@ LINES_TOLD: Final = 15
 LEAST_BYTES: Final = 64 * 1024
 #: Looks that are kept: when there are more, every second one goes.
 LOOKS_KEPT: Final = 60
+#: Where our packages are.
+_ROOT: Final = Path(__file__).parents[2]
 #: What the tracing itself holds.
 _IGNORED: Final = frozenset({tracemalloc.__file__, __file__})
 
@@ -154,8 +156,10 @@ def grown(looks: Sequence[tuple[float, Mapping[tuple[str, int], int]]], reasons:
 
 
 def _shown(filename: str) -> str:
-    """A file's name as people know it: from the folder of packages on, or its last three parts."""
+    """A file's name as people know it: from our packages on, or its last three parts."""
     path = Path(filename)
+    if path.is_relative_to(_ROOT):
+        return str(path.relative_to(_ROOT))
     parts = path.parts
     return "/".join(parts[-3:]) if len(parts) > 3 else filename  # noqa: PLR2004  # package, module
 
