@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scripts.output import destination_of
+from scripts.lib.output import destination_of
 from tasks.errors import ConfigError
 from tests.support.stored import announced, done, places
 from workers.local import state_file
@@ -48,7 +48,6 @@ def themes(folder: Path, *arguments: object, **more: Any) -> subprocess.Complete
 VERBS: dict[str, Callable[[Path], list[object]]] = {
     "results": lambda _: ["results", "j", "--format", "csv"],
     "report": lambda _: ["report", "j"],
-    "config": lambda folder: ["config", "migrate", folder / "old.yaml"],
 }
 
 

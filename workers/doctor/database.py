@@ -38,7 +38,6 @@ _PROBE: Final = "CREATE TABLE themes_doctor (found INTEGER)"
 
 
 def look(settings: Settings) -> Iterator[Check]:
-    """The database that the settings name."""
     if make_url(settings.database_url).get_backend_name() == "sqlite":
         yield from _sqlite(path_of(make_url(settings.database_url)))
     else:
@@ -66,7 +65,6 @@ def _existing(folder: Path) -> Path:
 
 
 def _folder(path: Path, folder: Path) -> Check:
-    """Where there is no database yet: whether one can be made."""
     refusal = _refusal(folder)
     if refusal is None:
         return Check("database", ok=True, found=f"{path}: not made yet, its folder can be written")
@@ -125,8 +123,8 @@ def _written(path: Path, connection: sqlite3.Connection) -> Check:
     except sqlite3.OperationalError as exc:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-            found = f"{path}: somebody has held its lock for {LOCK_SECONDS:g} s"
-            fix = f"`fuser -v {path}` names who; a consumer holds it for milliseconds only"
+            found = f"{path}: another program has held its lock for {LOCK_SECONDS:g} s"
+            fix = f"`fuser -v {path}` names it; a consumer holds it for milliseconds only"
             return Check("database", ok=False, found=found, fix=fix)
         return Check("database", ok=False, found=f"{path}: cannot be written ({exc})", fix=_mend(path, exc))
     mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
@@ -175,7 +173,6 @@ def _judged(place: str, version: int, *, is_empty: bool) -> Check:
 
 
 def _whole(path: Path, connection: sqlite3.Connection) -> Check:
-    """Look for damage, as far as the time goes."""
     deadline = time.monotonic() + INTEGRITY_SECONDS
     connection.set_progress_handler(lambda: int(time.monotonic() > deadline), STEPS)
     name, size = "database integrity", f"{os.stat(path).st_size // 2**20} MiB"  # noqa: PTH116
@@ -196,7 +193,6 @@ def _whole(path: Path, connection: sqlite3.Connection) -> Check:
 
 
 async def _server(settings: Settings) -> Check:
-    """A database server: reached, written, and rolled back."""
     place = masked(settings.database_url)
     backend = backend_of(settings.database_url, pool_size=2, timeout_seconds=LOCK_SECONDS)
     found: list[Check] = []

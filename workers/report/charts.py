@@ -1,7 +1,4 @@
-"""Charts as inline SVG: shapes alone, coloured by classes. Words stand beside them, so that they stay readable small.
-
-No style attributes and no script, so they pass a content security policy that allows neither.
-"""
+"""Charts as inline SVG, coloured by classes: without style attributes and script, for a strict security policy."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -26,7 +23,6 @@ def kind_of(hop: str) -> str:
 
 
 def curve(values: Sequence[float], label: str, *, kind: str = "llm") -> str:
-    """Values over time as steps, from 0 to the largest."""
     most = max(values, default=0.0) or 1.0
     width = WIDTH / max(1, len(values))
     points = [f"M0 {HEIGHT}"]
@@ -54,7 +50,6 @@ def bar(start: float, share: float, kind: str, label: str) -> str:
 
 
 def stack(shares: Mapping[str, float], label: str) -> str:
-    """Shares of a whole one after the other, each in the colour of its hop."""
     parts, begin = [], 0.0
     for hop, share in shares.items():
         wide = min(_clamp(share), max(0.0, 1 - begin))

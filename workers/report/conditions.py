@@ -31,14 +31,14 @@ def conditions(
     alive: int | None,
     statements: Mapping[str, Mapping[str, float]],
 ) -> list[Finding]:
-    """What is to be said before any bottleneck, the most pressing first.
+    """What precedes any bottleneck, the most pressing first.
 
     Args:
         status: how the job stands.
         account: its time and failures, by the database.
         picture: what its processes have measured.
         alive: workers that live now; None where Redis cannot be asked.
-        statements: how the consumer's statements have run, by name (`StatementTimes.as_dict`).
+        statements: durations of the consumer's statements, by name (`StatementTimes.as_dict`).
     """
     found = [
         _standing(status, alive),
@@ -53,7 +53,6 @@ def conditions(
 
 
 def _standing(status: JobStatus, alive: int | None) -> Finding | None:
-    """Why an unfinished job does not move."""
     if status.is_final:
         return None
     if status.paused:
@@ -156,7 +155,7 @@ def _tail(account: Account) -> Finding | None:
 
 
 def _reached(points: list[Point], count: float) -> float:
-    """When so many destinations had ended, in seconds since the start."""
+    """Seconds from the start until `count` destinations had ended."""
     seen = 0
     for point in points:
         seen += point.ended
@@ -166,7 +165,6 @@ def _reached(points: list[Point], count: float) -> float:
 
 
 def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
-    """The statement that is slowest in sum, when it is slow."""
     slow = {
         name: row
         for name, row in statements.items()
@@ -186,7 +184,6 @@ def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
 
 
 def _growth(part: JobPart) -> Finding | None:
-    """A process whose memory went up all the time, by the trend test of its own samples."""
     hourly = part.peaks.get("rss_growth_bytes_per_hour", 0.0)
     if not hourly:
         return None

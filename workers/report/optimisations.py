@@ -1,8 +1,7 @@
 """The seven optimisations of `performance_optimization`, each with what it brought in one job.
 
-They are the systems that the settings' section can turn on or size (DESIGN section 8): the connection pool, the shared
-cache, work stealing, streaming, batched writes, compression, and asking less (equal prompts asked once, themes in
-batches). What is told is counted or measured in this job; where nothing was, that is said.
+They are the connection pool, the shared cache, work stealing, streaming, batched writes, compression, and asking less
+(equal prompts asked once, themes in batches).
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ NOT_MEASURED: Final = "not measured: profiling was off, or its numbers are gone"
 
 
 class Optimisation(msgspec.Struct, frozen=True):
-    """One of the seven. `is_on` is None where nobody knows how it was set."""
+    """One of the seven. `is_on` is None where its setting is not known."""
 
     name: str
     setting: str
@@ -33,7 +32,6 @@ class Optimisation(msgspec.Struct, frozen=True):
 def optimisations(
     usage: Usage, account: Account, m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any]
 ) -> list[Optimisation]:
-    """All seven, in the order of the settings."""
     return [
         _pool(m, sums, facts),
         _cache(usage, m, facts),

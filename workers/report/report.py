@@ -1,7 +1,7 @@
-"""A job's report: where the time and the money went, and what to change. Plain values, for a page, a terminal or JSON.
+"""A job's report as plain values, for a page, a terminal or JSON.
 
-Counts come from the database and are exact; times come from what the job's processes have measured (`JobPicture`), and
-may lack the last second of a process that was killed. What is not known is None, and `notes` says why.
+Counts come from the database and are exact; times are measured (`JobPicture`), and may lack the last second of a killed
+process. What is not known is None, and `notes` says why.
 """
 
 import time
@@ -45,7 +45,7 @@ class Hop(msgspec.Struct, frozen=True):
 
 
 class Saving(msgspec.Struct, frozen=True):
-    """What was not asked. Tokens and US dollars are None where nobody knows them."""
+    """What was not asked. Tokens and US dollars are None where they are not known."""
 
     by: Literal["memory", "cache", "coalesced"]
     words: str
@@ -117,7 +117,6 @@ class JobReport(msgspec.Struct, frozen=True):
     notes: list[str]
 
     def json(self) -> str:
-        """One object, without line breaks."""
         return msgspec.json.encode(self).decode()
 
 
@@ -137,15 +136,15 @@ def report_of(
     """Put a report together.
 
     Args:
-        status: how the job stands, from Redis or, where that has forgotten it, from the database.
+        status: how the job stands, from Redis or else from the database.
         row: its counters, by the database.
         account: its time and failures, by the database.
         picture: what its processes have measured; without parts when that is gone or was off.
-        settings: those of whoever asks, by key, for what no part says.
+        settings: the reader's, by key, for what no part says.
         rounds: prompts of a destination that can be under way together, round by round.
         alive: live workers; None when Redis cannot be asked.
-        statements: how the consumer's statements have run.
-        notes: what the reader should know of the sources.
+        statements: durations of the consumer's statements.
+        notes: on the sources.
         now: seconds since 1970.
     """
     m = _measured(picture, row, account, rounds)
@@ -197,7 +196,6 @@ def _findings(
     alive: int | None,
     statements: Mapping[str, Mapping[str, float]],
 ) -> list[Finding]:
-    """The standing and what took most of the time first, then the bounds; each resource once but for its details."""
     special = conditions(status, account, picture, alive=alive, statements=statements)
     pressing = [each for each in special if each.share >= bottleneck.EXPLAINS]
     beside = [each for each in special if each not in pressing]

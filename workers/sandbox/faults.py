@@ -1,7 +1,6 @@
 """What the sandbox LLM does wrong on demand, and how long it takes: `--fault` and `--latency`.
 
-Both are drawn by hash, so that a run can be repeated: a latency depends on prompt and seed, a fault also on
-how many times the prompt was asked before, so that a retry may succeed.
+Both are drawn by hash, so that a run can be repeated; a fault also depends on how many times the prompt was asked.
 """
 
 import hashlib
@@ -73,11 +72,7 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """Read one rule, such as `429=0.2,retry_after=1,match=Paris,times=1`. MATCH ends at the next comma.
-
-    Raises:
-        ConfigError: names the rule and what is wrong with it.
-    """
+    """Read `429=0.2,retry_after=1,match=Paris,times=1`; MATCH ends at the next comma. Raises ConfigError."""
     head, *options = text.split(",")
     kind, _, rate = head.partition("=")
     if kind not in KINDS:
@@ -128,7 +123,6 @@ class Latency:
     sigma: float = 0.0
 
     def seconds(self, key: str) -> float:
-        """Draw the latency of one prompt, in seconds."""
         if not self.sigma or not self.median_seconds:
             return self.median_seconds
         # A draw of exactly 0 has no finite place on the bell curve.
@@ -136,11 +130,7 @@ class Latency:
 
 
 def parse_latency(text: str) -> Latency:
-    """Read `0`, `50ms`, `0.2` or `0.2s` (seconds), or `lognormal:MEDIAN:SIGMA`.
-
-    Raises:
-        ConfigError: the text is none of these.
-    """
+    """Read `0`, `50ms`, `0.2` or `0.2s` (seconds), or `lognormal:MEDIAN:SIGMA`. Raises ConfigError."""
     try:
         if text.startswith("lognormal:"):
             _, median, sigma = text.split(":")
