@@ -19,7 +19,6 @@ from tasks.readings import number as decimal
 from tasks.readings import replies_of, texts, whole
 from tasks.texts import count
 
-#: Keys looked at in one round trip.
 PAGE: Final = 1_000
 
 
@@ -116,23 +115,13 @@ def _of_job(redis: Redis, job_id: str) -> dict[str, Any]:
     (reply,) = replies_of(redis, [keys.job(job_id)])
     raw = texts(reply)
 
-    def number(name: str) -> int:
-        return whole(raw, name)
-
+    same = ("memory_hits", "bytes_raw", "bytes_stored", "saved_prompt_tokens", "saved_completion_tokens")
+    found = {name: whole(raw, name) for name in same}
+    found |= {name: whole(raw, f"cache_{name}") for name in ("misses", "stores", "corrupt")}
     return {
-        "job_id": job_id,
-        "memory_hits": number("memory_hits"),
-        "redis_hits": known.cache_hits - number("memory_hits"),
-        "misses": number("cache_misses"),
-        "stores": number("cache_stores"),
-        "corrupt": number("cache_corrupt"),
-        "coalesced": known.coalesced,
-        "bytes_raw": number("bytes_raw"),
-        "bytes_stored": number("bytes_stored"),
-        "saved_prompt_tokens": number("saved_prompt_tokens"),
-        "saved_completion_tokens": number("saved_completion_tokens"),
+        "job_id": job_id, **found, "redis_hits": known.cache_hits - found["memory_hits"], "coalesced": known.coalesced,
         "saved_usd": decimal(raw, "saved_usd") if "saved_usd" in raw else 0.0,
-    }
+    }  # fmt: skip
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:

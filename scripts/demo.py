@@ -96,7 +96,7 @@ def _run_job(made: Stack, file: str | None) -> int:
 
 async def show(settings: Settings, job_id: str) -> None:
     async with job_in_database(settings, job_id) as (store, _):
-        table = await table_of(store.profiles(job_id))
+        table = table_of([row async for row in store.profiles(job_id)])
     console().print(table)
 
 

@@ -3,12 +3,11 @@
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from redis import RedisError
 
-from config.settings import Settings
 from scripts.lib.connections import connected
 from scripts.lib.follow import follow_to_end
 from scripts.lib.job_view import fail_on_partial
@@ -20,9 +19,6 @@ from tasks.inputs.reader import Reader
 from tasks.jobs.budget import check
 from tasks.queue.producer import enqueue
 from tasks.texts import count
-
-if TYPE_CHECKING:
-    from scripts.lib.only_missing import OnlyMissing
 
 
 @click.command()
@@ -47,7 +43,12 @@ def command(
     if budget is not None:
         check(budget, settings)
     reader = Reader(file, columns=columns, on_bad_row=BadRows(), on_start=show_start, **reading)
-    missing = _missing(reader, settings, columns) if only_missing else None
+    missing = None
+    if only_missing:
+        # Late: otherwise `enqueue` needs neither prompts nor a database.
+        from scripts.lib.only_missing import OnlyMissing
+
+        missing = OnlyMissing(reader, settings, columns=columns)
     rows = reader if missing is None else missing
     if dry_run:
         # Late: the forecast makes prompts, which `enqueue` itself never does.
@@ -92,10 +93,3 @@ def command(
     show(report)
     print(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})", file=sys.stderr)
     return follow_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure) if wait else 0
-
-
-def _missing(reader: Reader, settings: Settings, columns: tuple[str, ...]) -> "OnlyMissing":
-    # Late: otherwise `enqueue` needs neither prompts nor a database.
-    from scripts.lib.only_missing import OnlyMissing
-
-    return OnlyMissing(reader, settings, columns=columns)

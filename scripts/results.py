@@ -121,22 +121,15 @@ async def _table(
 ) -> None:
     console = Console(file=out, width=None if out.isatty() else 160)
     shown = [row async for row in _first(rows, (limit or TABLE_LINES) + 1)]
-    console.print(await table_of(_each(shown[: limit or TABLE_LINES]), chosen, id_column))
+    console.print(table_of(shown[: limit or TABLE_LINES], chosen, id_column))
     if limit is None and len(shown) > TABLE_LINES:
         print(f"the first {TABLE_LINES}; all of them: --format jsonl (or csv, json), or --limit N", file=sys.stderr)
 
 
-async def _each(rows: list[ProfileRow]) -> AsyncIterator[ProfileRow]:
-    for row in rows:
-        yield row
-
-
-async def table_of(
-    rows: AsyncIterator[ProfileRow], chosen: Selection | None = None, id_column: str | None = None
-) -> Table:
+def table_of(rows: list[ProfileRow], chosen: Selection | None = None, id_column: str | None = None) -> Table:
     """One line a destination: its id in the input, if any has one, themes, the surest of them, calls and cache hits."""
     lines: list[tuple[str, ...]] = []
-    async for row in rows:
+    for row in rows:
         profile = row.profile() if chosen is None else chosen.of(row.profile())
         own = own_id(profile.extra, id_column=id_column)
         lines.append((

@@ -10,9 +10,8 @@ from rich.table import Table
 
 from config.errors import ConfigError
 from config.tuning import SHARED, TUNED, changes_of, tuned
-from scripts.lib.connections import connected
+from scripts.lib.connections import ask, connected
 from scripts.lib.terminal import console, table, warn
-from scripts.lib.workers import ask
 from scripts.main import settings_from
 from tasks import tuned as kept
 from tasks import worker_reports as fleet
@@ -73,8 +72,8 @@ class Workers:
         if worker and len(self.names) > 1:
             raise ConfigError(f"--worker: {worker!r} is more than one; there are: {', '.join(self.names)}")
 
-    def ask(self, what: str, *, awaited: int | None = None, **arguments: Any) -> dict[str, Any]:
-        return ask(self._app, self.names, what, seconds=ANSWER_SECONDS, awaited=awaited, **arguments)
+    def ask(self, what: str, *, awaited: int = 0, **arguments: Any) -> dict[str, Any]:
+        return ask(self._app, self.names, what, arguments, seconds=ANSWER_SECONDS, awaited=awaited)
 
 
 def _refuse_if_any_does(answers: dict[str, Any]) -> None:

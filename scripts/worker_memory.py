@@ -6,8 +6,7 @@ from typing import Any, Final
 
 import click
 
-from scripts.lib.connections import connected
-from scripts.lib.workers import ask
+from scripts.lib.connections import ask, connected
 from scripts.main import settings_from
 from tasks import worker_reports as fleet
 from tasks.connection import locate
@@ -40,7 +39,7 @@ def command(action: str, worker: str | None, every: float, *, as_json: bool) -> 
         print(f"no worker{f' {worker}' if worker else ''} lives: `themes doctor` lists those that do", file=sys.stderr)
         return 1
     app = configure(settings, settings.celery.broker_url or url)
-    answers = ask(app, asked, "themes_memory", seconds=ANSWER_SECONDS, action=action, every_seconds=every)
+    answers = ask(app, asked, "themes_memory", {"action": action, "every_seconds": every}, seconds=ANSWER_SECONDS)
     if as_json:
         print(json.dumps(answers))
     for name in sorted({*asked} - {*answers}):

@@ -19,7 +19,6 @@ from tasks.jobs import registry as jobs
 from tasks.jobs.events import follow
 from tasks.messages import Event
 
-#: Seconds between two tries while Redis does not answer.
 RECONNECT_SECONDS: Final = 1.0
 
 

@@ -25,7 +25,6 @@ class LlmProbe:
         self._settings = settings
         self._redis = redis
         self._found: list[Probed] = []
-        # It must not keep the process.
         self._thread = threading.Thread(target=self._ask, name="llm probe", daemon=True)
         self._thread.start()
 

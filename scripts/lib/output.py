@@ -48,7 +48,6 @@ def destination_of(output: str | None, *, force: bool, binary: bool = False) -> 
             with _opened(target, binary=binary) as file:
                 yield file
         else:
-            # The file that a symbolic link leads to, not the link.
             target = target.resolve()
             _refuse_existing(target, output, force=force)
             with _beside(target, binary=binary) as (file, name):

@@ -1,7 +1,4 @@
-"""Destinations in pages, read by a thread of its own.
-
-A pipe may be silent for hours, and a thread that waits for it cannot be interrupted; the process ends without it.
-"""
+"""Destinations in pages, read by a thread that nothing awaits: it cannot be interrupted while a pipe is silent."""
 
 import asyncio
 import contextlib

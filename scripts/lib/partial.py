@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 #: Reasons that are named; `themes failures JOB --partial` has all.
 MAX_REASONS: Final = 4
-#: Stages that are named of one reason.
 MAX_STAGES: Final = 3
 
 

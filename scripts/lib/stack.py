@@ -30,7 +30,6 @@ GRACE_SECONDS: Final = 1.5
 WORKERS_STOP_SECONDS: Final = 1.3
 #: Seconds that the other roles may take; the consumer needs 1.5 where another program holds the database.
 STOP_SECONDS: Final = 1.8
-#: Seconds between two lines that say that workers are still starting.
 SAY_SECONDS: Final = 10.0
 #: The role that may end without ending the stack: jobs do without it.
 DASHBOARD: Final = "dashboard"
@@ -126,11 +125,7 @@ def shares_of_memory(settings: Settings, count: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def stack(settings: Settings, *, sandbox: bool, latency: str | None = None) -> Iterator[Stack]:
-    """Redis and, if wanted, the sandbox; the roles are started on what is yielded, and all is stopped at the end.
-
-    Raises:
-        ThemesError: another stack runs in the state directory, or a part cannot be started.
-    """
+    """Redis and, if wanted, the sandbox; what is started on the yielded stack ends with it. Raises ThemesError."""
     logs = settings.state_dir / "logs"
     with contextlib.ExitStack() as parts:
         try:

@@ -30,9 +30,7 @@ async def database_if_any(settings: Settings) -> AsyncIterator[AsyncDatabaseMana
 async def job_in_database(settings: Settings, job_id: str) -> AsyncIterator[tuple[AsyncDatabaseManager, JobRow]]:
     """The results database, opened for reading, and this job's row.
 
-    Raises:
-        DatabaseError: there is none, or it cannot be read.
-        JobNotFoundError: it does not know the job.
+    Raises DatabaseError, or JobNotFoundError where it does not know the job.
     """
     store = AsyncDatabaseManager.from_settings(settings)
     try:

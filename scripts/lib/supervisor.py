@@ -1,7 +1,6 @@
 """Keeps one Celery worker process alive.
 
-Celery's worker on Redis may end when Redis restarts or a message is garbage, and may live without consuming. It is
-started again in all three cases; leases make the duplicates free.
+On Redis it may end when Redis restarts or a message is garbage, and may live without consuming.
 """
 
 import logging

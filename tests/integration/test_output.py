@@ -21,8 +21,6 @@ from tests.support.stored import announced, done, places
 from workers.local import state_file
 from workers.results.database.manager import AsyncDatabaseManager
 
-OLD = "performance:\n  chunk_size: 3\n"
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -34,7 +32,6 @@ def folder(tmp_path: Path) -> Path:
             await manager.apply([*announced(*towns), *(done(town) for town in towns)])
 
     asyncio.run(fill())
-    (tmp_path / "old.yaml").write_text(OLD)
     return tmp_path
 
 

@@ -20,6 +20,7 @@ from tasks import keys
 from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
 from tasks.jobs.events import decode, ended_after, entries_of, flat, standing
+from tasks.messages import Event
 
 log = logging.getLogger("themes.dashboard")
 
@@ -79,9 +80,13 @@ def _frame(entry_id: bytes, fields: dict[bytes, bytes]) -> Frame:
     except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as bad:
         log.warning("action=event_unreadable entry_id=%s %s", entry_id.decode(), bad)
         return Frame(place_of(entry_id.decode()), b"")
+    return _sent(event, place_of(event.id))
+
+
+def _sent(event: Event, place: Place) -> Frame:
     # One line: msgspec writes no line feeds.
     data = f"id: {event.id}\nevent: {event.type}\ndata: ".encode() + msgspec.json.encode(flat(event)) + b"\n\n"
-    return Frame(place_of(event.id), data)
+    return Frame(place, data)
 
 
 class JobFeed:
@@ -217,10 +222,7 @@ class JobFeed:
             return
         last = jobs.last_event(ended)
         place = (int(last.at * 1000), 0)
-        entry = {
-            b"e": msgspec.json.encode({"type": last.type, "job_id": last.job_id, "at": last.at, "data": last.data})
-        }
-        self._keep(_frame(id_of(place).encode(), entry))
+        self._keep(_sent(msgspec.structs.replace(last, id=id_of(place)), place))
 
     def _end(self) -> None:
         if self._floor is None:

@@ -1,8 +1,7 @@
-"""Flower as the dashboard: its own pages, with readable tasks, safe by default.
+"""Flower as the dashboard, safe by default.
 
-Flower 2.2 listens on all interfaces without a password. Here it listens on loopback, and elsewhere only with a password
-or an auth provider, however it is started (`themes dashboard`, `celery -A workers.app flower`) and configured (options,
-`FLOWER_*`, `flowerconfig.py`).
+Flower 2.2 listens on all interfaces without a password; here on loopback, and elsewhere only with a password or an auth
+provider, however it is started and configured (options, `FLOWER_*`, `flowerconfig.py`).
 """
 
 import errno
@@ -53,11 +52,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
 
 
 def check(options: Any, settings: Settings) -> None:
-    """Refuse unsafe options of Flower, wherever they come from; an unset address becomes ours.
-
-    Raises:
-        ConfigError: it would be open to others, no user could log in, or its port is taken.
-    """
+    """Raise ConfigError for unsafe or useless options of Flower, wherever set; an unset address becomes ours."""
     if not options.address and not options.unix_socket:
         options.address = settings.dashboard.host
     _refuse_odd_users(options.basic_auth or ())

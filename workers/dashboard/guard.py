@@ -1,11 +1,8 @@
 """The guard before every page and answer of the dashboard, Flower's own included.
 
-Flower's metrics, health check and static files ask for no password, and no header says what a page may do. Therefore:
-
-* without a login only names of this machine are answered, against DNS rebinding;
-* a request that changes something must come from our own pages, and needs a login;
-* every other request needs the login too, where there is one;
-* every response has the security headers.
+Without a login it answers to names of this machine alone (DNS rebinding) and lets nothing be changed; with one it asks
+for it everywhere, metrics and static files included. A change must come from our own pages. Every response has the
+security headers.
 """
 
 import asyncio

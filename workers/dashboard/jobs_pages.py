@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlencode
@@ -47,9 +47,6 @@ class Site:
         self._listing = asyncio.Lock()
         self.recent = recent
 
-    def __repr__(self) -> str:
-        return f"<Site store={self._store!r}>"
-
     async def list(self) -> list[JobStatus]:
         """The newest jobs first, as they stood at most `LIST_SECONDS` ago."""
         async with self._listing:
@@ -59,12 +56,7 @@ class Site:
         return self._listed[1]
 
     async def status(self, job_id: str) -> tuple[JobStatus, bool]:
-        """A job's status, and whether it is Redis's; else it is the database's.
-
-        Raises:
-            JobNotFoundError: neither knows it.
-            DatabaseError: Redis does not know it, and the database cannot be read.
-        """
+        """A job's status, and whether it is Redis's; else the database's. Raises JobNotFoundError or DatabaseError."""
         try:
             return await asyncio.to_thread(jobs.status, self._redis, job_id), True
         except JobNotFoundError:
@@ -144,7 +136,7 @@ class JobPage(Page):
         if not is_known:
             note = f"Redis no longer knows this job: these are the results. themes retry {job_id} goes on with it."
             found = await first_failures(await self.site.store(), job_id, FAILURES)
-            failures = [_failure({**_fields(each), "name": each.name, "country": each.country}) for each in found]
+            failures = [_failure(asdict(each)) for each in found]
         data = {
             "job_id": job_id,
             "is_final": status.is_final or not is_known,
@@ -254,10 +246,6 @@ def _latest(event: dict[str, Any]) -> dict[str, Any]:
 def _failure(event: Mapping[str, Any]) -> dict[str, Any]:
     names = ("error_class", "stage", "message")
     return {"label": label(str(event.get("name", "")), event.get("country")), **{n: event.get(n) for n in names}}
-
-
-def _fields(failure: Any) -> dict[str, Any]:
-    return {name: getattr(failure, name) for name in ("error_class", "stage", "message")}
 
 
 def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:

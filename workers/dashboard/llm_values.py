@@ -54,26 +54,26 @@ def page_values(system: System, points: Sequence[SeriesPoint]) -> dict[str, Any]
 def notices(system: System) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
 
-    def say(text: str, kind: str = "") -> None:
+    def note(text: str, kind: str = "") -> None:
         found.append({"text": text, "kind": kind})
 
     if not system.workers:
         waiting = system.destinations_open
         left = f" {count(waiting, 'destination')} waiting for one." if waiting else ""
-        say(f"No worker is running, so nothing is measured now: themes worker starts one.{left}", "bad")
+        note(f"No worker is running, so nothing is measured now: themes worker starts one.{left}", "bad")
     elif not system.is_profiled:
-        say(
+        note(
             "Profiling is off (performance_optimization.enable_performance_profiling): rates, charts and durations are "
             "not measured. What is shown beside them is counted all the same."
         )
     if not system.consumers:
-        say("No results consumer is running: nothing becomes durable until one does (themes consumer).", "bad")
+        note("No results consumer is running: nothing becomes durable until one does (themes consumer).", "bad")
     if system.lost:
-        say(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
+        note(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
     for text in system.unreadable:
-        say(f"Cannot be read: {text}", "bad")
+        note(f"Cannot be read: {text}", "bad")
     for wait in {worker.wait.reason: worker.wait for worker in system.workers if worker.wait}.values():
-        say(f"Waiting: {wait.words()}", "bad")
+        note(f"Waiting: {wait.words()}", "bad")
     return found
 
 
@@ -197,22 +197,16 @@ def _area(values: Sequence[float | None], most: float) -> str:
 
 def steps(system: System) -> list[dict[str, str]]:
     """How long each step takes, over all processes since they were counted first."""
-    found = []
-    for name, words in {**HOPS, **WHOLES}.items():
-        histogram = system.metrics.spans.get(name)
-        if histogram and histogram.count:
-            found.append(
-                {
-                    "name": name,
-                    "words": words,
-                    "count": f"{histogram.count:,}",
-                    "p50": milliseconds(histogram.quantile(0.5)),
-                    "p95": milliseconds(histogram.quantile(0.95)),
-                    "p99": milliseconds(histogram.quantile(0.99)),
-                    "sum": duration(histogram.total),
-                }
-            )
-    return found
+    spans = system.metrics.spans
+    return [
+        {
+            "name": name, "words": words, "count": f"{histogram.count:,}",
+            **{f"p{part}": milliseconds(histogram.quantile(part / 100)) for part in (50, 95, 99)},
+            "sum": duration(histogram.total),
+        }
+        for name, words in {**HOPS, **WHOLES}.items()
+        if (histogram := spans.get(name)) and histogram.count
+    ]  # fmt: skip
 
 
 def worker_row(worker: Worker) -> dict[str, Any]:

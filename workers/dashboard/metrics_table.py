@@ -1,7 +1,6 @@
 """Every exported metric, named as https://prometheus.io/docs/practices/naming/ has it.
 
-Values of labels are bounded: no job, destination or worker is a label. A test holds docs/reference/metrics.md against
-this table.
+No job, destination or worker is a label. A test holds docs/reference/metrics.md against this table.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -135,7 +134,6 @@ def _call(system: System) -> Iterator[tuple[tuple[str, ...], Histogram]]:
 
 
 ROUTE: Final = ("endpoint", "model")
-#: Series that one counter of `_profiled` may have.
 MAX_SERIES: Final = 200
 DURABLE: Final = "exact and durable: as the database has it"
 

@@ -1,7 +1,6 @@
 """`/metrics`: one scrape for all processes and machines, beside Flower's own metrics of this process.
 
-All processes report to Redis: no worker needs a port, none is missed between two scrapes, and counters outlive
-processes.
+All processes report to Redis, so that no worker needs a port and counters outlive processes.
 """
 
 import asyncio
@@ -90,9 +89,6 @@ class Scrape:
         self._registry.register(SystemCollector(reader))
         self._lock = asyncio.Lock()
         self._made: tuple[float, bytes] = (float("-inf"), b"")
-
-    def __repr__(self) -> str:
-        return f"<Scrape {len(self._made[1])} bytes>"
 
     async def text(self) -> bytes:
         """Flower's metrics and ours, as they were at most `FRESH_SECONDS` ago."""

@@ -27,7 +27,6 @@ class Recent:
     last_id: str = "0-0"
     latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
     failures: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
-    #: Time and destinations a second.
     points: list[tuple[float, float]] = field(default_factory=list)
     read_at: float = float("-inf")
 
@@ -48,9 +47,6 @@ class RecentJobs:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._jobs: dict[str, Recent] = {}
-
-    def __repr__(self) -> str:
-        return f"<RecentJobs {len(self._jobs)} jobs>"
 
     async def of(self, job_id: str) -> Recent:
         recent = self._jobs.pop(job_id, None) or Recent()

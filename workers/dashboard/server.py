@@ -82,10 +82,9 @@ class Dashboard(Flower):
         return port
 
     def start(self) -> None:
-        """Serve until SIGTERM or SIGINT, then end the process.
+        """Serve until SIGTERM or SIGINT, save Flower's state, end the process.
 
-        Flower would raise an exception wherever the process is, and wait for threads that wait for Redis. Here the loop
-        ends, Flower's state is saved, and the threads are not awaited.
+        Flower's threads are not awaited: they ask workers, and wait for a silent Redis.
         """
         loop = self.io_loop.asyncio_loop
         for number in (signal.SIGTERM, signal.SIGINT):

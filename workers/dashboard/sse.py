@@ -1,7 +1,6 @@
 """`/jobs/ID/events`: a job's events as they happen, for browsers (EventSource) and `curl -N`.
 
-As https://html.spec.whatwg.org/multipage/server-sent-events.html has them: a browser reconnects with `Last-Event-ID`,
-and 204 ends that.
+Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html); 204 ends a browser's reconnects.
 """
 
 import asyncio

@@ -144,9 +144,6 @@ class SystemReader:
         self._known: tuple[float, System] | None = None
         self._points: tuple[float, list[SeriesPoint]] | None = None
 
-    def __repr__(self) -> str:
-        return f"<SystemReader known={self._known is not None}>"
-
     def read(self) -> System:
         """Everything as it stood at most `FRESH_SECONDS` ago. Errors of Redis pass through."""
         with self._lock:
@@ -202,7 +199,8 @@ def workers_of(reports: Mapping[str, Mapping[str, str]]) -> tuple[Worker, ...]:
 
 
 def _worker(name: str, report: Mapping[str, str]) -> Worker:
-    pool, profile = _json(report.get("pool")), _json(report.get("profile"))
+    pool: dict[str, Any] = msgspec.json.decode(report.get("pool") or "{}")
+    profile: dict[str, Any] = msgspec.json.decode(report.get("profile") or "{}")
     usage = profile.get("process") or {}
     wait = Wait.decode(report.get("waiting_for"))
     return Worker(
@@ -248,11 +246,6 @@ def queue_lengths(broker: Redis) -> tuple[int, int]:
             pipeline.llen(key)
         *waiting, dead = pipeline.execute()
     return sum(waiting), dead
-
-
-def _json(text: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.json.decode(text) if text else {}
-    return found
 
 
 def _results(redis: Redis) -> tuple[int, int]:

@@ -26,9 +26,6 @@ class DashboardWatch:
         self._seconds = min(performance.profile_interval_seconds, keys.WORKER_SECONDS / 3)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def __repr__(self) -> str:
-        return f"<DashboardWatch {self.profiler!r}>"
-
     def start(self) -> None:
         if self.profiler.enabled:
             self._tasks = [

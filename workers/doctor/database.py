@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from config.settings import Settings
 from tasks.connection import masked
@@ -25,11 +24,8 @@ from workers.results.database.sqlite import path_of
 from workers.results.database.tables import SCHEMA_VERSION
 from workers.results.database.wal import WAL_HELD_BYTES, checkpoint, mebibytes, readers, size_bytes
 
-#: Free bytes below which the database's disk is called full.
 FREE_BYTES: Final = 200 * 1024 * 1024
-#: Seconds that a lock, or a server, is waited for.
 LOCK_SECONDS: Final = 3.0
-#: Seconds that the file is looked through for damage.
 INTEGRITY_SECONDS: Final = 4.0
 #: Instructions of SQLite's machine between two looks at the clock.
 STEPS: Final = 10_000
@@ -195,14 +191,13 @@ def _whole(path: Path, connection: sqlite3.Connection) -> Check:
 async def _server(settings: Settings) -> Check:
     place = masked(settings.database_url)
     backend = backend_of(settings.database_url, pool_size=2, timeout_seconds=LOCK_SECONDS)
-    found: list[Check] = []
     try:
         began = time.perf_counter()
         with backend.translated():
             async with backend.writer.connect() as connection, connection.begin() as transaction:
                 await connection.exec_driver_sql(_PROBE)
                 await connection.exec_driver_sql("DROP TABLE themes_doctor")
-                found.append(await _server_schema(connection, place))
+                version = await schema_version(connection, place)
                 await transaction.rollback()
         took = (time.perf_counter() - began) * 1000
     except DatabaseBusyError as exc:
@@ -213,12 +208,7 @@ async def _server(settings: Settings) -> Check:
         return Check("database", ok=False, found=str(exc), fix=fix)
     finally:
         await backend.close()
-    (schema,) = found
+    schema = _judged(place, version, is_empty=version == 0)
     if not schema.ok:
         return schema
     return Check("database", ok=True, found=f"{place}: written and rolled back in {took:.0f} ms, {schema.found}")
-
-
-async def _server_schema(connection: AsyncConnection, place: str) -> Check:
-    version = await schema_version(connection, place)
-    return _judged(place, version, is_empty=version == 0)

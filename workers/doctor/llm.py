@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from config.settings import LlmSettings, Settings
@@ -22,6 +22,8 @@ from workers.llm.limits.cooldown import read_wait
 from workers.llm.limits.limiter import endpoint_digest
 from workers.llm.spend import Spend
 
+T = TypeVar("T")
+
 #: Seconds that a question may take here, whatever the settings allow.
 QUESTION_SECONDS: Final = 6.0
 #: The same for a probe; it asks twice at most.
@@ -38,7 +40,7 @@ _SCHEMA: Final = {
 
 
 def look(settings: Settings) -> Iterator[Check]:
-    yield from asyncio.run(_look(settings))
+    yield from asyncio.run(_each(_within(settings.llm, QUESTION_SECONDS), _endpoint))
 
 
 def limits(settings: Settings) -> Iterator[Check]:
@@ -75,11 +77,11 @@ def _connections(llm: LlmSettings, endpoint: Endpoint) -> Connections:
     )
 
 
-async def _look(settings: Settings) -> list[Check]:
-    llm = _within(settings.llm, QUESTION_SECONDS)
+async def _each(llm: LlmSettings, ask: Callable[..., Awaitable[list[T]]]) -> list[T]:
+    """What every endpoint says, asked at once."""
     known = endpoints(llm)
-    found = await asyncio.gather(*(_endpoint(llm, endpoint, alone=len(known) == 1) for endpoint in known))
-    return [check for checks in found for check in checks]
+    found = await asyncio.gather(*(ask(llm, endpoint, alone=len(known) == 1) for endpoint in known))
+    return [one for several in found for one in several]
 
 
 async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Check]:
@@ -189,13 +191,7 @@ class Probed:
 
 def probe(settings: Settings) -> list[Probed]:
     """Ask each endpoint for its models, and where that proves nothing, the smallest question. Raises ConfigError."""
-    return asyncio.run(_probe(_within(settings.llm, PROBE_SECONDS)))
-
-
-async def _probe(llm: LlmSettings) -> list[Probed]:
-    known = endpoints(llm)
-    found = await asyncio.gather(*(_probe_endpoint(llm, endpoint, alone=len(known) == 1) for endpoint in known))
-    return [probed for all_of_one in found for probed in all_of_one]
+    return asyncio.run(_each(_within(settings.llm, PROBE_SECONDS), _probe_endpoint))
 
 
 async def _probe_endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Probed]:

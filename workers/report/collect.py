@@ -47,17 +47,11 @@ class Live:
     parts: list[JobPart] = field(default_factory=list)
     alive: int | None = None
     statements: dict[str, dict[str, float]] = field(default_factory=dict)
-    #: Why there is nothing.
     trouble: str = ""
 
 
 async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5, 11)) -> JobReport:
-    """The report of a job.
-
-    Raises:
-        JobNotFoundError: neither the database nor Redis knows the job.
-        DatabaseError: the database cannot be read, and Redis does not answer.
-    """
+    """The report of a job. Raises JobNotFoundError; DatabaseError where neither database nor Redis can be read."""
     live = look(settings, job_id)
     notes = [live.trouble] if live.trouble else []
     now = time.time()

@@ -11,11 +11,9 @@ from typing import Final
 from workers.observe.measurements import JobPart, JobPicture
 from workers.observe.metrics import Histogram
 
-#: Classes of error that mean: too many requests (429).
 REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
 #: The span of a destination's search for evidence on the web, which comes before its prompts.
 WEB: Final = "web.evidence"
-#: Steps of the numeric integral over a histogram.
 STEPS: Final = 200
 
 
@@ -57,8 +55,6 @@ class Measured:
     errors: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, str | float | bool | None] = field(default_factory=dict)
     spans: Mapping[str, Histogram] = field(default_factory=dict)
-    #: Processes with their parts, for what is said of one of them.
-    parts: Sequence[JobPart] = ()
 
     @property
     def rate(self) -> float:
@@ -123,12 +119,8 @@ def measured(
 ) -> Measured:
     """Put a job's parts together.
 
-    Args:
-        picture: what its processes have measured.
-        total: destinations of the job.
-        ended: those with an outcome, by the database.
-        calls: their LLM calls, by the database.
-        rounds: how many prompts of a destination can be under way together, round by round.
+    `total` is the job's destinations; `ended` and `calls` are by the database; `rounds` says how many prompts of a
+    destination can be under way together, round by round.
     """
     workers, sums, spans = picture.workers, picture.sums, picture.spans
     seconds = worked_seconds(workers)
@@ -174,7 +166,6 @@ def measured(
         errors=errors,
         facts={key: value for part in reversed(workers) for key, value in part.facts.items()},
         spans=spans,
-        parts=picture.parts,
     )
 
 

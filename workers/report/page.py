@@ -1,7 +1,4 @@
-"""A report as one HTML file without network and script, for a screen, a phone and paper.
-
-The template escapes every value, the charts their labels; the policy allows the style sheet alone, by its hash.
-"""
+"""A report as one HTML file without network and script; the policy allows the style sheet alone, by its hash."""
 
 import base64
 import hashlib
@@ -22,7 +19,6 @@ from workers.report.report import Hop, JobReport, ProcessLine, Saving, Slow
 
 _PAGES: Final = Path(__file__).parent / "pages"
 _BASE: Final = Path(workers.dashboard.__path__[0]) / "pages" / "base.css"
-#: Seconds from which on a time is told in minutes.
 MINUTE: Final = 60
 #: Share of a destination's time from which on a hop is named beside its bar.
 NAMED_SHARE: Final = 0.005

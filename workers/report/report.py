@@ -21,9 +21,8 @@ from workers.report.conditions import conditions
 from workers.report.measured import WEB, Measured, measured
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.database.rows import JobRow
-from workers.results.queries.job_stats import Account
+from workers.results.queries.job_stats import Account, WorkerRow
 
-#: Slowest destinations shown.
 SLOWEST: Final = 10
 #: Hops of a destination that lie outside its lane: their time is not time of the lane.
 OUTSIDE: Final = frozenset({"queue.wait", "lane.wait", "result.wait", "db.commit", "publish"})
@@ -135,17 +134,8 @@ def report_of(
 ) -> JobReport:
     """Put a report together.
 
-    Args:
-        status: how the job stands, from Redis or else from the database.
-        row: its counters, by the database.
-        account: its time and failures, by the database.
-        picture: what its processes have measured; without parts when that is gone or was off.
-        settings: the reader's, by key, for what no part says.
-        rounds: prompts of a destination that can be under way together, round by round.
-        alive: live workers; None when Redis cannot be asked.
-        statements: durations of the consumer's statements.
-        notes: on the sources.
-        now: seconds since 1970.
+    `settings` are the reader's, for what no part says; `rounds` says how many prompts of a destination can be under way
+    together, round by round; `alive` is None when Redis cannot be asked.
     """
     m = _measured(picture, row, account, rounds)
     facts = {**settings, **(m.facts if m else {})}
@@ -246,14 +236,11 @@ def _processes(account: Account, picture: JobPicture) -> list[ProcessLine]:
     for part in picture.workers:
         parts.setdefault(part.name, []).append(part)
     done = {each.worker: each for each in account.workers}
-    return [
-        _process(name, parts.get(name, []), done[name].runs if name in done else 0, calls)
-        for name in sorted({*parts, *done})
-        for calls in [done[name].llm_calls if name in done else 0]
-    ]
+    return [_process(name, parts.get(name, []), done.get(name)) for name in sorted({*parts, *done})]
 
 
-def _process(name: str, parts: Sequence[JobPart], runs: int, calls: int) -> ProcessLine:
+def _process(name: str, parts: Sequence[JobPart], done: WorkerRow | None) -> ProcessLine:
+    runs, calls = (done.runs, done.llm_calls) if done else (0, 0)
     sums: dict[str, float] = {}
     for part in parts:
         for key, amount in part.sums.items():

@@ -110,13 +110,13 @@ class Chat:
                 f"'response_format' of type '{wanted.type}' is not supported with this model.",
                 code="unsupported_response_format",
             )
-        named = wanted.json_schema
+        named = wanted.json_schema if wanted.type == "json_schema" else None
         if wanted.type == "json_schema" and (named is None or bytes(named.schema) == b"true"):
             raise Refusal(400, "Missing parameter: 'response_format.json_schema.schema'.", code="missing_parameter")
         text = "\n".join(message.text for message in asked.messages)
-        schema = bytes(named.schema) if wanted.type == "json_schema" and named is not None else _schema_line(text)
+        schema = bytes(named.schema) if named else _schema_line(text)
         instances = self._compiled(schema) if schema is not None else None
-        name = named.name if wanted.type == "json_schema" and named is not None else ""
+        name = named.name if named else ""
         return Prompt(
             text=text,
             digest=hashlib.blake2b(msgspec.json.encode(asked.messages), digest_size=16).hexdigest(),

@@ -1,7 +1,4 @@
-"""What the sandbox LLM does wrong on demand, and how long it takes: `--fault` and `--latency`.
-
-Both are drawn by hash, so that a run can be repeated; a fault also depends on how many times the prompt was asked.
-"""
+"""What the sandbox LLM does wrong on demand, and how long it takes, drawn by hash so that a run can be repeated."""
 
 import hashlib
 import json
@@ -42,7 +39,6 @@ KINDS: Final = {
 GRAMMAR: Final = "KIND=RATE[,retry_after=SECONDS|date][,interval=SECONDS][,match=TEXT][,times=N]"
 #: Latency without `--latency`: a median of 250 ms with a long tail, as hosted models have.
 DEFAULT_LATENCY: Final = "lognormal:250ms:0.4"
-#: Seconds between two bytes of a `drip`.
 DRIP_SECONDS: Final = 0.1
 
 
@@ -58,17 +54,13 @@ class Fault:
     times: int | None = None
 
     def __str__(self) -> str:
-        options = [f"{self.kind}={self.rate:g}"]
-        if self.retry_after is not None:
-            shown = self.retry_after if isinstance(self.retry_after, str) else f"{self.retry_after:g}"
-            options.append(f"retry_after={shown}")
-        if self.interval_seconds != DRIP_SECONDS:
-            options.append(f"interval={self.interval_seconds:g}")
-        if self.match:
-            options.append(f"match={self.match}")
-        if self.times is not None:
-            options.append(f"times={self.times}")
-        return ",".join(options)
+        options = (
+            ("retry_after", self.retry_after, None), ("interval", self.interval_seconds, DRIP_SECONDS),
+            ("match", self.match, ""), ("times", self.times, None),
+        )  # fmt: skip
+        given = [(name, value) for name, value, default in options if value != default]
+        shown = (f",{name}={value if isinstance(value, str | int) else f'{value:g}'}" for name, value in given)
+        return f"{self.kind}={self.rate:g}{''.join(shown)}"
 
 
 def parse_fault(text: str) -> Fault:

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-#: Draws before a schema counts as one without an instance.
 ATTEMPTS: Final = 100
 #: Levels of nesting below which optional members and items are left out, and at which a draw is abandoned.
 DEEP: Final = 6
@@ -20,7 +19,6 @@ TOO_DEEP: Final = 40
 #: Items beyond its minimum that an array without `maxItems` may have; the same for the characters of a string.
 OPEN_ITEMS: Final = 4
 OPEN_LENGTH: Final = 40
-#: Magnitude of numbers without a bound.
 OPEN_NUMBER: Final = 1000
 #: No bound, however generous, makes an array or string longer than its minimum plus this.
 MAX_LENGTH: Final = 2000

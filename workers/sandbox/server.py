@@ -21,11 +21,9 @@ from workers.sandbox.chat import FORMATS, MODEL, Chat, Prompt, Refusal, error_bo
 from workers.sandbox.faults import DEFAULT_LATENCY, Fault, choose_fault, parse_fault, parse_latency
 from workers.sandbox.limit import parse_limit
 
-#: Requests that `/log` remembers.
 LOG_LENGTH: Final = 100_000
 #: Seconds that running requests get when the server ends; then they are cut off.
 SHUTDOWN_SECONDS: Final = 0.2
-#: Bytes that a request may have.
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 _JSON: Final = "application/json"
 _HTML: Final = "<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"
@@ -171,9 +169,8 @@ class SandboxServer:
 
     def _application(self) -> web.Application:
         app = web.Application(client_max_size=MAX_REQUEST_BYTES)
-        models = {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "themes"}]}
         app.router.add_post("/v1/chat/completions", self._handle_chat)
-        app.router.add_get("/v1/models", self._guarded(lambda _: models))
+        app.router.add_get("/v1/models", _answering(self._models))
         app.router.add_get("/health", _answering(lambda _: {"status": "ok"}))
         app.router.add_get("/stats", _answering(lambda asked: self.stats(prompts=asked.query.get("prompts") == "1")))
         app.router.add_post("/stats/reset", self._reset_stats)
@@ -183,15 +180,9 @@ class SandboxServer:
         app.router.add_route("*", "/{path:.*}", _not_found)
         return app
 
-    def _guarded(self, answer: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handle(request: web.Request) -> web.Response:
-            try:
-                self._check_key(request)
-            except Refusal as refusal:
-                return _respond(refusal.body, status=refusal.status)
-            return _respond(answer(request))
-
-        return handle
+    def _models(self, request: web.Request) -> dict[str, Any]:
+        self._check_key(request)
+        return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "themes"}]}
 
     def _check_key(self, request: web.Request) -> None:
         if self._api_key is not None and request.headers.get("Authorization") != f"Bearer {self._api_key}":
@@ -326,7 +317,10 @@ def _respond(value: Any, *, status: int = 200, headers: dict[str, str] | None = 
 
 def _answering(answer: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
-        return _respond(answer(request))
+        try:
+            return _respond(answer(request))
+        except Refusal as refusal:
+            return _respond(refusal.body, status=refusal.status)
 
     return handle
 
