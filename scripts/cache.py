@@ -1,7 +1,6 @@
 """`themes cache`: what the shared cache of completions holds, how often it was of use, and how to empty it."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -10,16 +9,16 @@ from typing import Any, Final
 import click
 from redis import Redis
 
+from scripts.lib.connections import connected
+from scripts.lib.output import confirm
+from scripts.lib.terminal import say
 from scripts.main import Summaries, settings_from
-from scripts.output import confirm
 from tasks import keys
-from tasks.connection import check_server, connect, locate
 from tasks.jobs.registry import status
 from tasks.readings import number as decimal
 from tasks.readings import replies_of, texts, whole
 from tasks.texts import count
 
-#: Keys looked at in one round trip.
 PAGE: Final = 1_000
 
 
@@ -41,7 +40,7 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
         kept = state_file.statistics(settings.state_dir)
         print(json.dumps(kept) if as_json else _said(kept))
         return
-    redis = _redis()
+    redis = connected(settings)
     found = _of_job(redis, job_id) if job_id else _overall(redis)
     if as_json:
         print(json.dumps(found))
@@ -65,37 +64,25 @@ def clear(*, yes: bool) -> int:
     Asks first, on a terminal; exit 1 where the answer is no.
     """
     settings = settings_from()
-    if not settings.redis.enabled:
-        # Late: as above.
-        from workers.local import state_file
+    redis = connected(settings) if settings.redis.enabled else None
+    # Late: with Redis nothing of it is needed.
+    from workers.local import state_file
 
-        if not yes and not _is_wanted(state_file.statistics(settings.state_dir)):
+    if not yes:
+        held = _held(redis) if redis is not None else state_file.statistics(settings.state_dir)
+        if not confirm(f"This drops {_said(held)}, which were paid for. Go on?"):
             return 1
+    if redis is None:
         dropped = state_file.clear(settings.state_dir)
     else:
-        redis = _redis()
-        if not yes and not _is_wanted(_held(redis)):
-            return 1
         dropped = sum(int(redis.unlink(*page)) for page in _pages(redis))
         redis.delete(keys.CACHE_STATISTICS)
-    print(f"dropped {count(dropped, 'completion')}", file=sys.stderr)
+    say(f"dropped {count(dropped, 'completion')}")
     return 0
-
-
-def _is_wanted(held: dict[str, Any]) -> bool:
-    """Whether the user wants to drop what a cache holds."""
-    return confirm(f"This drops {_said(held)}, which were paid for. Go on?")
 
 
 def _said(held: dict[str, Any]) -> str:
     return f"{count(held['entries'], 'completion')}, {held['bytes'] / 2**20:.1f} MiB as stored"
-
-
-def _redis() -> Redis:
-    settings = settings_from()
-    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-    check_server(redis)
-    return redis
 
 
 def _pages(redis: Redis) -> Iterator[list[bytes]]:
@@ -106,14 +93,12 @@ def _pages(redis: Redis) -> Iterator[list[bytes]]:
 
 
 def _overall(redis: Redis) -> dict[str, Any]:
-    """What the cache holds, and the counts of all processes."""
     from workers.llm.cache import stats as cache_statistics  # only where it is needed
 
     return _held(redis) | cache_statistics.read(redis)
 
 
 def _held(redis: Redis) -> dict[str, Any]:
-    """How many completions the cache holds, and their bytes as stored."""
     found: dict[str, Any] = {"entries": 0, "bytes": 0}
     for page in _pages(redis):
         with redis.pipeline(transaction=False) as pipeline:
@@ -130,27 +115,16 @@ def _of_job(redis: Redis, job_id: str) -> dict[str, Any]:
     (reply,) = replies_of(redis, [keys.job(job_id)])
     raw = texts(reply)
 
-    def number(name: str) -> int:
-        return whole(raw, name)
-
+    same = ("memory_hits", "bytes_raw", "bytes_stored", "saved_prompt_tokens", "saved_completion_tokens")
+    found = {name: whole(raw, name) for name in same}
+    found |= {name: whole(raw, f"cache_{name}") for name in ("misses", "stores", "corrupt")}
     return {
-        "job_id": job_id,
-        "memory_hits": number("memory_hits"),
-        "redis_hits": known.cache_hits - number("memory_hits"),
-        "misses": number("cache_misses"),
-        "stores": number("cache_stores"),
-        "corrupt": number("cache_corrupt"),
-        "coalesced": known.coalesced,
-        "bytes_raw": number("bytes_raw"),
-        "bytes_stored": number("bytes_stored"),
-        "saved_prompt_tokens": number("saved_prompt_tokens"),
-        "saved_completion_tokens": number("saved_completion_tokens"),
+        "job_id": job_id, **found, "redis_hits": known.cache_hits - found["memory_hits"], "coalesced": known.coalesced,
         "saved_usd": decimal(raw, "saved_usd") if "saved_usd" in raw else 0.0,
-    }
+    }  # fmt: skip
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
-    """Counts in words."""
     hits = found["memory_hits"] + found["redis_hits"]
     asked = hits + found["misses"]
     rate = f"{hits / asked:.1%} of {asked}" if asked else "nothing asked"

@@ -1,6 +1,6 @@
-"""The process that `themes worker` supervises: Celery's command line with our app.
+"""Celery's command line with our app, for `themes worker`.
 
-`celery -A workers.app` looks for the app in the current directory first, where anybody's file may lie.
+`celery -A workers.app` would look for the app in the current directory first.
 """
 
 import sys

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from config.endpoints import public_endpoint
 from config.settings import EndpointSettings, Price, Secret, load, notices, problems
 from config.values import without_password
+from scripts.lib.terminal import console, say, table, warn
 from scripts.main import Summaries, settings_from
 
 _SECRET_NAME: Final = re.compile(r"(?i)password|secret|token|api_?key|authorization")
@@ -48,11 +47,11 @@ def check(file: str | None) -> int:
     """Name everything that is wrong in FILE (by default the file in use) and the environment; exit 2 if anything is."""
     found = problems(file)
     for problem in found:
-        print(f"themes: {problem}", file=sys.stderr)
+        warn(problem)
     if not found:
         for notice in notices(load(path=file)):
-            print(f"themes: note: {notice}", file=sys.stderr)
-        print("ok", file=sys.stderr)
+            warn(f"note: {notice}")
+        say("ok")
     return 2 if found else 0
 
 
@@ -82,8 +81,8 @@ def _text(value: Any) -> str:
 
 
 def _print_table(rows: list[tuple[str, Any, str]]) -> None:
-    table = Table("setting", "value", "origin", box=None)
+    shown = table("setting", "value", "origin")
     for key, value, origin in rows:
         style = "dim" if origin == "default" else "bold"
-        table.add_row(Text(key), Text(_text(value)), Text(origin), style=style)
-    Console().print(table)
+        shown.add_row(Text(key), Text(_text(value)), Text(origin), style=style)
+    console().print(shown)

@@ -10,9 +10,10 @@ import socket
 import click
 
 from config.settings import Settings
+from scripts.lib.connections import connected
 from scripts.main import settings_from
 from tasks import tracing
-from tasks.connection import check_rights, check_server, connect, connect_async, locate
+from tasks.connection import connect_async, locate
 from tasks.queue.app import configure
 from workers.process.file_descriptors import consumer_descriptors, ensure_descriptors
 
@@ -24,9 +25,7 @@ def command() -> None:
     """Write results to the database until stopped."""
     settings = settings_from()
     url = locate(settings)
-    with connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as redis:
-        check_server(redis)
-        check_rights(redis)
+    connected(settings, url, rights=True).close()
     ensure_descriptors("consumer", consumer_descriptors(settings))
     tracing.start(settings, "consumer")
     try:

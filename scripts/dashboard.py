@@ -2,8 +2,9 @@
 
 import click
 
+from scripts.lib.connections import connected
 from scripts.main import settings_from
-from tasks.connection import check_rights, check_server, connect, locate
+from tasks.connection import locate
 
 
 @click.command()
@@ -15,9 +16,7 @@ def command(host: str | None, port: int | None) -> None:
     url = locate(settings)
     broker_url = settings.celery.broker_url or url
     for each in {url, broker_url}:
-        with connect(each, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as redis:
-            check_server(redis)
-            check_rights(redis)
+        connected(settings, each, rights=True).close()
     # Late: Flower and Tornado are of no use to the other verbs.
     from tasks.queue.app import configure
     from workers.dashboard.flower import run

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +9,16 @@ from typing import Final
 
 import click
 from redis import Redis
-from rich.console import Console
 
 import config
 from config.settings import Settings
+from scripts.lib.follow import follow_to_end
+from scripts.lib.processes import Interrupted, interruptible
+from scripts.lib.stack import WATCH_SECONDS, Stack, database_place, stack
+from scripts.lib.stored import job_in_database
+from scripts.lib.terminal import console, say
 from scripts.main import settings_from
-from scripts.processes import Interrupted, interruptible
-from scripts.results import reading, table_of
-from scripts.up import WATCH_SECONDS, Stack, database_place, say, stack
-from scripts.watch import watch_to_end
+from scripts.results import table_of
 from tasks.connection import connect
 from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
@@ -29,13 +29,9 @@ from workers.observe.measurement_store import read_job_picture
 from workers.observe.measurements import JobPicture
 from workers.observe.metrics import Histogram
 
-#: The demo's destinations.
 DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
-#: Columns of the table where nobody says how wide the terminal is.
-TABLE_WIDTH: Final = 150
 #: Seconds that the workers' reports may take: they write one a second.
 REPORT_SECONDS: Final = 3.0
-#: Worker processes of the demo.
 WORKERS: Final = 2
 
 
@@ -50,8 +46,7 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
     """
     settings = settings_from()
     if not settings.redis.enabled:
-        # Late: the parts of a run are of no use to the stack.
-        from scripts.demo_in_process import demo
+        from scripts.lib.demo_local import demo
 
         if keep:
             raise click.UsageError("--keep keeps the stack; with redis.enabled off there is none")
@@ -60,11 +55,7 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
     # A base URL is named on purpose; a key alone may just lie in the environment, and would cost money.
     sandbox = settings.llm.base_url is None
     code = 130
-    with (
-        contextlib.suppress(Interrupted),
-        interruptible(),
-        stack(settings, sandbox=sandbox, latency=latency) as made,
-    ):
+    with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox, latency=latency) as made:
         say(which_llm(settings, sandbox=sandbox))
         made.start("consumer", "consumer")
         made.start_workers(WORKERS)
@@ -85,7 +76,6 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
 
 
 def which_llm(settings: Settings, *, sandbox: bool) -> str:
-    """Who answers, in words."""
     if sandbox:
         return "LLM: the sandbox (set OPENAI_BASE_URL, OPENAI_API_KEY and THEMES_MODEL to use a real one)"
     return f"LLM: {settings.llm.model} at {settings.llm.base_url}"
@@ -96,7 +86,7 @@ def _run_job(made: Stack, file: str | None) -> int:
     redis = connect(made.redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     with Reader(file or DESTINATIONS) as reader:
         job = enqueue(reader, name="demo", settings=settings, redis=redis)
-    code = watch_to_end(redis, job.job_id, settings)
+    code = follow_to_end(redis, job.job_id, settings)
     status = jobs.status(redis, job.job_id)
     asyncio.run(show(settings, job.job_id))
     say_what_came_of_it(status, settings)
@@ -105,14 +95,12 @@ def _run_job(made: Stack, file: str | None) -> int:
 
 
 async def show(settings: Settings, job_id: str) -> None:
-    """Print a job's profiles."""
-    async with reading(settings, job_id) as store:
-        table = await table_of(store.profiles(job_id))
-    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
+    async with job_in_database(settings, job_id) as (store, _):
+        table = table_of([row async for row in store.profiles(job_id)])
+    console().print(table)
 
 
 def say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
-    """Say in three lines how a job ended, what it cost, and where the results are."""
     say(
         f"job {status.job_id}: {count(status.done, 'profile')}, {status.failed} failed in "
         f"{duration(status.seconds or 0.0)}, {count(status.llm_calls, 'LLM call')}, "
@@ -124,7 +112,6 @@ def say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
 
 
 def say_where_the_time_went(spans: Mapping[str, Histogram]) -> None:
-    """Say, of what a user can change, how long the calls and the waits for a connection took."""
     for name, what in (("llm.call", "LLM calls"), ("llm.pool_wait", "waits for a connection")):
         if span := spans.get(name):
             say(

@@ -3,25 +3,22 @@
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 from redis import RedisError
 
-from config.settings import Settings
-from scripts.llm_probe import LlmProbe
+from scripts.lib.connections import connected
+from scripts.lib.follow import follow_to_end
+from scripts.lib.job_view import fail_on_partial
+from scripts.lib.llm_probe import LlmProbe
+from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
 from scripts.main import settings_from
-from scripts.reading import BadRows, reading_options, show, show_start, summary
-from scripts.watch import fail_on_partial, watch_to_end
-from tasks.connection import check_server, connect, locate
 from tasks.errors import InputError
 from tasks.inputs.reader import Reader
 from tasks.jobs.budget import check
 from tasks.queue.producer import enqueue
 from tasks.texts import count
-
-if TYPE_CHECKING:
-    from scripts.only_missing import OnlyMissing
 
 
 @click.command()
@@ -38,37 +35,24 @@ if TYPE_CHECKING:
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
 @fail_on_partial
 def command(
-    *,
-    file: str,
-    name: str | None,
-    limit: int | None,
-    mapped: tuple[str, ...],
-    id_column: str | None,
-    columns: tuple[str, ...],
-    priority: int,
-    budget: float | None,
-    only_missing: bool,
-    no_cache: bool,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-    strict: bool,
-    wait: bool,
-    is_partial_failure: bool,
-) -> int:
+    *, file: str, name: str | None, columns: tuple[str, ...], priority: int, budget: float | None, only_missing: bool,
+    no_cache: bool, force: bool, dry_run: bool, as_json: bool, wait: bool, is_partial_failure: bool, **reading: Any,
+) -> int:  # fmt: skip
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
     settings = settings_from()
     if budget is not None:
         check(budget, settings)
-    reader = Reader(
-        file, strict=strict, limit=limit, columns=columns, id_column=id_column, mapped=mapped,
-        on_bad_row=BadRows(), on_start=show_start,
-    )  # fmt: skip
-    missing = _missing(reader, settings, columns) if only_missing else None
+    reader = Reader(file, columns=columns, on_bad_row=BadRows(), on_start=show_start, **reading)
+    missing = None
+    if only_missing:
+        # Late: otherwise `enqueue` needs neither prompts nor a database.
+        from scripts.lib.only_missing import OnlyMissing
+
+        missing = OnlyMissing(reader, settings, columns=columns)
     rows = reader if missing is None else missing
     if dry_run:
         # Late: the forecast makes prompts, which `enqueue` itself never does.
-        from scripts.dry_run import dry_run as forecast
+        from scripts.lib.dry_run import dry_run as forecast
 
         with reader:
             return forecast(rows, reader.report, settings, columns, use_cache=not no_cache, as_json=as_json)
@@ -78,8 +62,7 @@ def command(
     from workers.observe.production import Production
 
     # Looked at before the file: a million rows are not read to find that Redis is away.
-    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-    check_server(redis)
+    redis = connected(settings)
     probe = None if force else LlmProbe(settings, redis)
     production = Production(settings)
     with reader:
@@ -109,11 +92,4 @@ def command(
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     show(report)
     print(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})", file=sys.stderr)
-    return watch_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure) if wait else 0
-
-
-def _missing(reader: Reader, settings: Settings, columns: tuple[str, ...]) -> "OnlyMissing":
-    # Late: otherwise `enqueue` needs neither prompts nor a database.
-    from scripts.only_missing import OnlyMissing
-
-    return OnlyMissing(reader, settings, columns=columns)
+    return follow_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure) if wait else 0

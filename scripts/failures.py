@@ -7,8 +7,8 @@ from typing import Any
 import click
 import msgspec
 
+from scripts.lib.stored import job_in_database
 from scripts.main import settings_from
-from scripts.results import reading
 from tasks.texts import clean_line
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.reasons import Reason, failure_reasons, partial_reasons, split
@@ -28,9 +28,8 @@ def command(job: str, *, partial: bool, is_each: bool, as_json: bool) -> int:
 
 
 async def _show(job_id: str, *, partial: bool, is_each: bool, as_json: bool) -> int:
-    """Print it, line by line: a job may have a million."""
     count = 0
-    async with reading(settings_from(), job_id) as store:
+    async with job_in_database(settings_from(), job_id) as (store, _):
         if is_each:
             async for fields in _each(store, job_id, partial=partial):
                 print(msgspec.json.encode(fields).decode() if as_json else _line(fields))
@@ -57,7 +56,6 @@ def _line(fields: dict[str, Any]) -> str:
 
 
 async def _each(store: AsyncDatabaseManager, job_id: str, *, partial: bool) -> AsyncIterator[dict[str, Any]]:
-    """Each failure, then what each partial profile lacks, one for each stage and reason."""
     async for failure in store.failures(job_id):
         yield msgspec.to_builtins(failure)
     if not partial:

@@ -5,7 +5,7 @@ A verb is imported only when it is called, so that `themes enqueue` never pays f
 
 import sys
 
-from scripts.interrupts import leave_at_once, raise_from_now_on
+from scripts.lib.interrupts import leave_at_once, raise_from_now_on
 
 if __name__ == "__main__" or sys.argv[0].endswith("/themes"):
     leave_at_once()
@@ -24,43 +24,22 @@ from config.settings import NOTED, Settings, load, notices
 from tasks import logs
 from tasks.texts import cleaned
 
-#: Verb -> module. Each module has a click command called `command`.
-VERBS: Final = {
-    "demo": "scripts.demo",
-    "up": "scripts.up",
-    "enqueue": "scripts.enqueue",
-    "run": "scripts.run",
-    "watch": "scripts.watch",
-    "status": "scripts.status",
-    "top": "scripts.top",
-    "results": "scripts.results",
-    "report": "scripts.report",
-    "failures": "scripts.failures",
-    "retry": "scripts.retry",
-    "cancel": "scripts.cancel",
-    "pause": "scripts.pause",
-    "resume": "scripts.resume",
-    "tune": "scripts.tune",
-    "cache": "scripts.cache",
-    "worker": "scripts.worker",
-    "worker-memory": "scripts.worker_memory",
-    "consumer": "scripts.consumer",
-    "dashboard": "scripts.dashboard",
-    "sandbox-llm": "scripts.sandbox_llm",
-    "doctor": "scripts.doctor",
-    "config": "scripts.config",
-}
-#: Verbs that write into the state directory, for nobody else to read.
+#: In the manual's order. Each is a module here that has a click command called `command`.
+VERBS: Final = (
+    "demo", "up", "enqueue", "run", "watch", "status", "top", "results", "report", "failures", "retry", "cancel",
+    "pause", "resume", "tune", "cache", "worker", "worker-memory", "consumer", "dashboard", "sandbox-llm", "doctor",
+    "config",
+)  # fmt: skip
+#: Verbs whose files in the state directory are for this user alone.
 PRIVATE: Final = frozenset({"demo", "up", "run", "worker", "consumer", "dashboard", "cache"})
 #: Exit code of a program that Ctrl-C ended, as shells expect it.
 INTERRUPTED: Final = 130
 
 
 class Summaries(click.Group):
-    """A group whose `--help` says of each command what the beginning of its own help says, not cut."""
+    """A group whose `--help` has the first paragraph of each command's help, not cut."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands with their summaries, wrapped to the terminal's width."""
         named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         rows = [(name, inspect.cleandoc(verb.help or "").partition("\n\n")[0]) for name, verb in named if verb]
         with formatter.section("Commands"):
@@ -68,21 +47,17 @@ class Summaries(click.Group):
 
 
 class Verbs(Summaries):
-    """The group of verbs, imported one at a time."""
-
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the verbs in the order of the manual."""
         del ctx
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the verb's module."""
         del ctx
         if cmd_name not in VERBS:
             return None
         if cmd_name in PRIVATE:
             os.umask(0o077)
-        command: click.Command = importlib.import_module(VERBS[cmd_name]).command
+        command: click.Command = importlib.import_module(f"scripts.{cmd_name}".replace("-", "_")).command
         raise_from_now_on()
         return command
 
@@ -120,12 +95,12 @@ def settings_from(**overrides: object) -> Settings:
     given = {key.replace("__", "."): str(value) for key, value in overrides.items() if value is not None}
     settings = load(overrides=given)
     logs.configure(log_level(settings), settings.logging.format)
-    _tell_once(settings)
+    _print_notices(settings)
     return settings
 
 
-def _tell_once(settings: Settings) -> None:
-    """Say what is to be said of the settings, once for this command and the processes that it starts."""
+def _print_notices(settings: Settings) -> None:
+    """Print notices about the settings, once for this command and the processes that it starts."""
     if not os.environ.get(NOTED):
         for notice in notices(settings):
             print(f"themes: note: {notice}", file=sys.stderr)
@@ -133,7 +108,6 @@ def _tell_once(settings: Settings) -> None:
 
 
 def log_level(settings: Settings) -> str:
-    """How much is logged: `--debug` says more than the settings."""
     return "DEBUG" if os.environ.get("THEMES_DEBUG") else settings.logging.level
 
 

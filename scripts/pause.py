@@ -1,11 +1,10 @@
 """`themes pause`: a job rests until it is resumed."""
 
-import sys
-
 import click
 
+from scripts.lib.job_view import summary
+from scripts.lib.terminal import say
 from scripts.main import settings_from
-from scripts.watch import summary
 from tasks.queue.control import pause
 
 
@@ -13,4 +12,4 @@ from tasks.queue.control import pause
 @click.argument("job", metavar="JOB")
 def command(job: str) -> None:
     """Ask nothing more of JOB until `themes resume`; what is under way is awaited and kept."""
-    print(summary(pause(job, settings=settings_from())), file=sys.stderr)
+    say(summary(pause(job, settings=settings_from())))

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import sys
 from typing import Final
 
 import click
@@ -12,8 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from scripts.lib.output import destination_of, output_options
+from scripts.lib.terminal import console as terminal
+from scripts.lib.terminal import say, table
 from scripts.main import settings_from
-from scripts.output import destination_of, output_options
 from workers.observe.format import size, times
 from workers.observe.format import time as span_of
 from workers.observe.measurements import HOPS
@@ -23,11 +24,8 @@ from workers.report.collect import gather
 from workers.report.page import NAMED_SHARE, cost, figures, headline, of, page, share
 from workers.report.report import JobReport
 
-#: Columns of the text where nobody says how wide the terminal is.
 PLAIN_WIDTH: Final = 120
-#: Columns of a bar.
 BAR: Final = 24
-#: Eighths of a column, for curves.
 STEPS: Final = " ▁▂▃▄▅▆▇█"
 
 
@@ -47,22 +45,20 @@ def command(job: str, output: str | None, *, force: bool, as_json: bool) -> None
         if output:
             out.write(text_of(report) if output.endswith(".txt") else page(report))
     if output:
-        print(f"the report is in {output}", file=sys.stderr)
+        say(f"the report is in {output}")
     if as_json:
         print(report.json())
     elif not output:
-        show(report, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False))
+        show(report, terminal(PLAIN_WIDTH))
 
 
 def text_of(report: JobReport) -> str:
-    """The report as plain text."""
     console = Console(width=PLAIN_WIDTH, record=True, file=io.StringIO(), highlight=False)
     show(report, console)
     return console.export_text()
 
 
 def show(report: JobReport, console: Console) -> None:
-    """Print it, part by part; what there is nothing to say of is left out."""
     for part in (_head, _findings, _curves, _waterfall, _savings, _optimisations, _failures, _slowest, _workers):
         shown = part(report)
         if shown is not None:
@@ -111,7 +107,6 @@ def _curves(report: JobReport) -> RenderableType | None:
 
 
 def curve(values: list[float]) -> str:
-    """Values over time as one line of blocks."""
     most = max(values, default=0.0) or 1.0
     return "".join(STEPS[0 if value <= 0 else max(1, round(value / most * (len(STEPS) - 1)))] for value in values)
 
@@ -119,70 +114,66 @@ def curve(values: list[float]) -> str:
 def _waterfall(report: JobReport) -> RenderableType | None:
     if not report.hops:
         return None
-    table = Table("where the time went", "", "share", "times", "median", "p95", "p99", "in all", box=None)
-    for column in table.columns[2:]:
-        column.justify = "right"
+    titles = ("where the time went", "", "share", "times", "median", "p95", "p99", "in all")
+    shown = table(*titles, right=slice(2, None))
     begin = 0.0
     for hop in report.hops:
         part = hop.share or 0.0
         before, wide = round(begin * BAR), max(1, round(part * BAR)) if part else 0
         bar = " " * min(before, BAR - min(wide, BAR)) + "█" * min(wide, BAR)
         begin += part
-        table.add_row(
+        shown.add_row(
             hop.words, Text(bar, style="cyan"), "" if hop.share is None else share(hop.share), f"{hop.count:,}",
             *(span_of(ms / 1000) for ms in (hop.p50_ms, hop.p95_ms, hop.p99_ms)), span_of(hop.total_seconds),
         )  # fmt: skip
-    return table
+    return shown
 
 
 def _savings(report: JobReport) -> RenderableType:
-    table = Table("what was not asked", "calls", "tokens", "money", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    shown = table("what was not asked", "calls", "tokens", "money", right=slice(1, None))
     for each in report.savings:
         tokens = "" if each.tokens is None else f"{each.tokens:,}"
-        table.add_row(each.words, f"{each.calls:,}", tokens, "" if each.by == "memory" else cost(each.usd))
-    return table
+        shown.add_row(each.words, f"{each.calls:,}", tokens, "" if each.by == "memory" else cost(each.usd))
+    return shown
 
 
 def _optimisations(report: JobReport) -> RenderableType:
-    table = Table("optimisation", "", "what it brought", box=None)
+    shown = table("optimisation", "", "what it brought")
     for each in report.optimisations:
         switch = "?" if each.is_on is None else "on" if each.is_on else "off"
-        table.add_row(each.name, switch, Text(each.brought))
-    return table
+        shown.add_row(each.name, switch, Text(each.brought))
+    return shown
 
 
 def _failures(report: JobReport) -> RenderableType | None:
     if not report.account.failures:
         return None
-    table = Table("failures", "stage", "destinations", "one of the messages", box=None)
+    shown = table("failures", "stage", "destinations", "one of the messages")
     for each in report.account.failures:
-        table.add_row(Text(each.error_class), Text(each.stage), f"{each.destinations:,}", Text(each.message))
-    return table
+        shown.add_row(Text(each.error_class), Text(each.stage), f"{each.destinations:,}", Text(each.message))
+    return shown
 
 
 def _slowest(report: JobReport) -> RenderableType | None:
     if not report.slowest:
         return None
-    table = Table("slowest", "time", "calls", "outcome", "where it went", box=None)
+    shown = table("slowest", "time", "calls", "outcome", "where it went")
     for each in report.slowest:
         parts = sorted(each.shares.items(), key=lambda item: -item[1])[:3]
         went = ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts if part >= NAMED_SHARE)
-        table.add_row(Text(each.name), span_of(each.seconds), str(each.calls), each.outcome, went or "not kept")
-    return table
+        shown.add_row(Text(each.name), span_of(each.seconds), str(each.calls), each.outcome, went or "not kept")
+    return shown
 
 
 def _workers(report: JobReport) -> RenderableType | None:
     if not report.processes:
         return None
-    table = Table("worker", "runs", "calls", "lanes busy", "connections", "cores", "memory at most", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    titles = ("worker", "runs", "calls", "lanes busy", "connections", "cores", "memory at most")
+    shown = table(*titles, right=slice(1, None))
     for each in report.processes:
-        table.add_row(
+        shown.add_row(
             Text(each.name), f"{each.runs:,}", f"{each.calls:,}", of(each.lanes_busy, each.lanes),
             of(each.pool_busy, each.pool), "" if each.cpu_cores is None else f"{each.cpu_cores:.2f}",
             "" if each.rss_bytes is None else size(each.rss_bytes),
         )  # fmt: skip
-    return table
+    return shown

@@ -1,7 +1,6 @@
 """`themes results`: a job's profiles out of the database."""
 
 import asyncio
-import contextlib
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,20 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from config.settings import Settings
+from scripts.lib.output import destination_of, output_options
+from scripts.lib.stored import job_in_database
+from scripts.lib.terminal import table, warn
 from scripts.main import settings_from
-from scripts.output import destination_of, output_options
-from tasks.errors import ConfigError, JobNotFoundError
+from tasks.errors import ConfigError
 from tasks.identity import own_id
 from tasks.messages import JobOptions
 from tasks.texts import clean_line
-from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import ProfileRow
 from workers.results.queries.export import WRITERS
 from workers.results.queries.lookups import input_titles
 from workers.results.queries.selection import Selection, month, where
 from workers.results.queries.spelling import spelt
 
-#: Themes named in a table's row.
 TOP: Final = 3
 #: Lines of a table, unless `--limit` says otherwise: a table is for eyes, and is laid out as a whole.
 TABLE_LINES: Final = 1_000
@@ -35,13 +34,7 @@ TABLE_LINES: Final = 1_000
 
 @click.command()
 @click.argument("job", metavar="JOB")
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["table", *WRITERS]),
-    default="table",
-    show_default=True,
-)
+@click.option("--format", "kind", type=click.Choice(["table", *WRITERS]), default="table", show_default=True)
 @output_options
 @click.option(
     "--where", "pairs", metavar="KEY=VALUE", multiple=True,
@@ -60,21 +53,9 @@ TABLE_LINES: Final = 1_000
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N destinations.")
 def command(
-    *,
-    job: str,
-    kind: str,
-    output: str | None,
-    force: bool,
-    pairs: tuple[str, ...],
-    categories: tuple[str, ...],
-    months: tuple[str, ...],
-    travelers: tuple[str, ...],
-    prices: tuple[str, ...],
-    min_quality: float | None,
-    min_confidence: float | None,
-    order: str,
-    limit: int | None,
-) -> int:
+    *, job: str, kind: str, output: str | None, force: bool, pairs: tuple[str, ...], months: tuple[str, ...],
+    order: str, limit: int | None, **chosen: Any,
+) -> int:  # fmt: skip
     """Print the profiles of JOB that are in the database, also while it runs.
 
     Options about themes choose themes, and leave out destinations without one. An option that is given again widens.
@@ -83,30 +64,9 @@ def command(
     settings = settings_from()
     if kind == "parquet" and output is None:
         raise ConfigError("--format parquet: is no text; name a file with -o FILE")
-    chosen = Selection(
-        min_quality=min_quality, categories=categories, min_confidence=min_confidence,
-        months=tuple(month(text) for text in months), travelers=travelers, prices=prices,
-    )  # fmt: skip
+    selection = Selection(months=tuple(month(text) for text in months), **chosen)
     with destination_of(output, force=force, binary=kind == "parquet") as out:
-        return asyncio.run(_write(settings, job, kind, out, pairs=pairs, chosen=chosen, order=order, limit=limit))
-
-
-@contextlib.asynccontextmanager
-async def reading(settings: Settings, job_id: str) -> AsyncIterator[AsyncDatabaseManager]:
-    """The results database, opened for reading, which knows this job.
-
-    Raises:
-        DatabaseError: there is none, or it cannot be read.
-        JobNotFoundError: it does not know the job.
-    """
-    store = AsyncDatabaseManager.from_settings(settings)
-    try:
-        await store.open()
-        if await store.job(job_id) is None:
-            raise JobNotFoundError(f"no job {job_id!r} in {store.place}; `themes status` lists the jobs")
-        yield store
-    finally:
-        await store.close()
+        return asyncio.run(_write(settings, job, kind, out, pairs=pairs, chosen=selection, order=order, limit=limit))
 
 
 async def _write(
@@ -128,29 +88,23 @@ async def _write(
             written["rows"] += 1
             yield row
 
-    async with reading(settings, job_id) as store:
+    async with job_in_database(settings, job_id) as (store, job):
         titles = await input_titles(store, job_id)
         if pairs:
             chosen = replace(chosen, where=where(pairs, titles))
         chosen, unknown = await spelt(store, job_id, chosen)
         conditions = chosen.conditions(store.dialect)
         if kind == "table":
-            job = await store.job(job_id)
-            options = msgspec.json.decode(job.options, type=JobOptions) if job and job.options else JobOptions()
-            await _table(
-                counted(store.profiles(job_id, conditions, as_finished=order == "finished")),
-                out,
-                chosen,
-                limit,
-                options.id_column,
-            )
+            options = msgspec.json.decode(job.options, type=JobOptions) if job.options else JobOptions()
+            profiles = counted(store.profiles(job_id, conditions, as_finished=order == "finished"))
+            await _table(profiles, out, chosen, limit, options.id_column)
         else:
             rows = counted(store.exported(job_id, conditions, as_finished=order == "finished"))
             await WRITERS[kind](rows if limit is None else _first(rows, limit), out, chosen, titles)
     if not written and chosen != Selection() and not unknown:
         unknown = [f"no profile of job {job_id} meets all of the options"]
     for said in unknown:
-        print(f"themes: {clean_line(said)}", file=sys.stderr)
+        warn(clean_line(said))
     return 0 if written or chosen == Selection() else 1
 
 
@@ -167,22 +121,15 @@ async def _table(
 ) -> None:
     console = Console(file=out, width=None if out.isatty() else 160)
     shown = [row async for row in _first(rows, (limit or TABLE_LINES) + 1)]
-    console.print(await table_of(_each(shown[: limit or TABLE_LINES]), chosen, id_column))
+    console.print(table_of(shown[: limit or TABLE_LINES], chosen, id_column))
     if limit is None and len(shown) > TABLE_LINES:
         print(f"the first {TABLE_LINES}; all of them: --format jsonl (or csv, json), or --limit N", file=sys.stderr)
 
 
-async def _each(rows: list[ProfileRow]) -> AsyncIterator[ProfileRow]:
-    for row in rows:
-        yield row
-
-
-async def table_of(
-    rows: AsyncIterator[ProfileRow], chosen: Selection | None = None, id_column: str | None = None
-) -> Table:
+def table_of(rows: list[ProfileRow], chosen: Selection | None = None, id_column: str | None = None) -> Table:
     """One line a destination: its id in the input, if any has one, themes, the surest of them, calls and cache hits."""
     lines: list[tuple[str, ...]] = []
-    async for row in rows:
+    for row in rows:
         profile = row.profile() if chosen is None else chosen.of(row.profile())
         own = own_id(profile.extra, id_column=id_column)
         lines.append((
@@ -197,9 +144,9 @@ async def table_of(
         ))  # fmt: skip
     first = 0 if any(line[0] for line in lines) else 1
     titles = ("id", "destination", "themes", "top themes", "quality", "calls", "hits", "status")
-    table = Table(*titles[first:], box=None)
-    for column in table.columns:
+    found = table(*titles[first:])
+    for column in found.columns:
         column.justify = "right" if column.header in {"themes", "quality", "calls", "hits"} else "left"
     for line in lines:
-        table.add_row(*line[first:])
-    return table
+        found.add_row(*line[first:])
+    return found

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from typing import Any
 
 import click
 
@@ -15,50 +16,21 @@ from workers.sandbox.server import SandboxServer, serve
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8089, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option(
-    "--latency",
-    default=DEFAULT_LATENCY,
-    show_default=True,
-    help="0, 50ms, 0.2 (s) or lognormal:MEDIAN:SIGMA.",
+    "--latency", default=DEFAULT_LATENCY, show_default=True, help="0, 50ms, 0.2 (s) or lognormal:MEDIAN:SIGMA."
 )
 @click.option("--seed", default=0, show_default=True, help="Another seed gives other answers, delays and faults.")
 @click.option("--fault", "faults", multiple=True, metavar="RULE", help=f"{GRAMMAR}; may be repeated.")
 @click.option("--style", default=STYLES[0], show_default=True, type=click.Choice(STYLES), help="How to answer.")
 @click.option("--formats", default=",".join(FORMATS), show_default=True, help="Response formats that are accepted.")
 @click.option(
-    "--format-refusal",
-    default="400",
-    show_default=True,
-    type=click.Choice(["400", "500"]),
-    help="For the others.",
+    "--format-refusal", default="400", show_default=True, type=click.Choice(["400", "500"]), help="For the others."
 )
 @click.option("--api-key", metavar="KEY", help="Refuse requests without this key.")
 @click.option("--rate-limit", metavar="LIMIT", help=f"Answer 429 to what exceeds it: {LIMIT_GRAMMAR}.")
-def command(
-    *,
-    host: str,
-    port: int,
-    latency: str,
-    seed: int,
-    faults: tuple[str, ...],
-    style: str,
-    formats: str,
-    format_refusal: str,
-    api_key: str | None,
-    rate_limit: str | None,
-) -> None:
+def command(*, formats: str, format_refusal: str, **options: Any) -> None:
     """Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line."""
-    server = SandboxServer(
-        host=host,
-        port=port,
-        latency=latency,
-        seed=seed,
-        faults=faults,
-        style=style,
-        formats=[name.strip() for name in formats.split(",")],
-        format_refusal=int(format_refusal),
-        api_key=api_key,
-        rate_limit=rate_limit,
-    )
+    accepted = [name.strip() for name in formats.split(",")]
+    server = SandboxServer(formats=accepted, format_refusal=int(format_refusal), **options)
     asyncio.run(serve(server, started=_announce))
 
 

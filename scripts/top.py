@@ -7,7 +7,6 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Final
 
 import click
@@ -18,21 +17,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from scripts.lib.terminal import table
 from scripts.main import settings_from
 from tasks.connection import check_server, connect, locate
 from tasks.errors import RedisUnavailableError
+from tasks.jobs.registry import JobStatus
 from tasks.texts import count
 from tasks.waits import duration
-from workers.dashboard.live import JobLine, System, Watcher
-from workers.observe.format import size
+from workers.dashboard.live import LiveReader, Snapshot
+from workers.observe.format import percent, size
 
-#: Seconds between two looks.
 EVERY_SECONDS: Final = 1.0
 #: Seconds between two plain lines where the output is no terminal.
 LINE_SECONDS: Final = 2.0
 #: Longest wait for Redis, in seconds: a view that stands still for longer is of no use.
-PATIENCE_SECONDS: Final = 3.0
-#: Columns of a job's bar.
+REDIS_SECONDS: Final = 3.0
 BAR: Final = 20
 
 
@@ -45,46 +44,45 @@ def command(*, once: bool, as_json: bool) -> None:
     A worker whose lanes are all busy, a pool in full use, or a growing queue of results shows here first.
     """
     settings = settings_from()
-    timeout = min(PATIENCE_SECONDS, settings.redis.socket_timeout_seconds)
+    timeout = min(REDIS_SECONDS, settings.redis.socket_timeout_seconds)
     redis = connect(locate(settings), socket_timeout_seconds=timeout)
     broker = redis
     if settings.celery.broker_url:
         broker = connect(settings.celery.broker_url, socket_timeout_seconds=timeout)
-    watcher = Watcher(redis, broker)
+    reader = LiveReader(redis, broker)
     if once:
         check_server(redis)
-        _print(watcher.look(), as_json=as_json)
+        _print(reader.read(), as_json=as_json)
         return
     try:
-        _watch(watcher, as_json=as_json)
+        _show(reader, as_json=as_json)
     except KeyboardInterrupt:
-        # The usual way to end it.
         return
 
 
-def _watch(watcher: Watcher, *, as_json: bool) -> None:
+def _show(reader: LiveReader, *, as_json: bool) -> None:
     console = Console()
     if as_json or not console.is_terminal:
         while True:
-            _print(_looked(watcher), as_json=as_json)
+            _print(_read(reader), as_json=as_json)
             time.sleep(EVERY_SECONDS if as_json else LINE_SECONDS)
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(view(_looked(watcher)), refresh=True)
+            live.update(view(_read(reader)), refresh=True)
             if pressed(EVERY_SECONDS) in {"q", "Q", "\x1b"}:
                 return
 
 
-def _looked(watcher: Watcher) -> System:
-    """A look; while Redis is away, what was seen last, with the reason."""
+def _read(reader: LiveReader) -> Snapshot:
+    """The system; while Redis is away, what was read last, with the reason."""
     try:
-        return watcher.look()
+        return reader.read()
     except (RedisError, OSError, RedisUnavailableError) as bad:
-        return watcher.without(f"Redis does not answer: {bad}")
+        return reader.stale(f"Redis does not answer: {bad}")
 
 
-def _print(system: System, *, as_json: bool) -> None:
-    print(json.dumps(asdict(system), ensure_ascii=False) if as_json else line(system), flush=True)
+def _print(system: Snapshot, *, as_json: bool) -> None:
+    print(json.dumps(system.as_dict(), ensure_ascii=False) if as_json else line(system), flush=True)
 
 
 @contextlib.contextmanager
@@ -115,8 +113,7 @@ def _no_keys(seconds: float) -> str:
     return ""
 
 
-def line(system: System) -> str:
-    """The system in one line."""
+def line(system: Snapshot) -> str:
     if system.trouble:
         return system.trouble
     moment = time.strftime("%H:%M:%S", time.gmtime(system.at))
@@ -127,26 +124,21 @@ def line(system: System) -> str:
         f"queue {system.queued}",
         f"results behind {system.results_lag}",
         f"{rate(system.calls_per_second)} calls/s",
-        f"hits {percent(system.hit_rate)}",
+        f"hits {percent(system.hit_rate, '-')}",
         f"429s {rate(system.refusals_per_second)}/s",
     ]
-    parts += [f"{job.name}: {_state(job)} {job.ended}/{job.total}" for job in system.jobs if not job.is_final]
+    parts += [
+        f"{job.name}: {_state(job)} {job.done + job.failed}/{job.total}" for job in system.jobs if not job.is_final
+    ]
     parts += [f"waiting: {words}" for words in system.waits]
     return "  ".join(parts)
 
 
 def rate(per_second: float | None) -> str:
-    """A rate; a dash before there are two looks."""
     return "-" if per_second is None else f"{per_second:.1f}" if per_second < 100 else f"{per_second:,.0f}"  # noqa: PLR2004
 
 
-def percent(part: float | None) -> str:
-    """A share; a dash where nothing was asked."""
-    return "-" if part is None else f"{part:.0%}"
-
-
-def view(system: System) -> RenderableType:
-    """The whole screen."""
+def view(system: Snapshot) -> RenderableType:
     parts: list[RenderableType] = [_head(system)]
     if system.trouble:
         parts.append(Text(f"{system.trouble}; what follows is from before", style="bold red"))
@@ -159,7 +151,7 @@ def view(system: System) -> RenderableType:
     return Group(*parts)
 
 
-def _head(system: System) -> RenderableType:
+def _head(system: Snapshot) -> RenderableType:
     grid = Table.grid(padding=(0, 3))
     moment = time.strftime("%H:%M:%S UTC", time.gmtime(system.at))
 
@@ -176,65 +168,62 @@ def _head(system: System) -> RenderableType:
     grid.add_row(
         Text(moment, style="dim"),
         cell("calls/s", rate(system.calls_per_second)),
-        cell("answers without a call", percent(system.hit_rate)),
+        cell("answers without a call", percent(system.hit_rate, "-")),
         cell("429s/s", rate(system.refusals_per_second), is_bad=bool(system.refusals_per_second)),
         cell("failed calls/s", rate(system.errors_per_second), is_bad=bool(system.errors_per_second)),
     )
     return grid
 
 
-def _jobs(system: System) -> RenderableType:
+def _jobs(system: Snapshot) -> RenderableType:
     if not system.jobs:
         return Text("no job yet: themes enqueue FILE", style="dim")
-    table = Table("job", "name", "state", "", "done", "failed", "rate", "left", "calls", "hits", box=None)
-    for column in table.columns[4:]:
-        column.justify = "right"
-    table.columns[0].no_wrap = True
+    shown = table("job", "name", "state", "", "done", "failed", "rate", "left", "calls", "hits", right=slice(4, None))
+    shown.columns[0].no_wrap = True
     for job in system.jobs:
-        table.add_row(
+        shown.add_row(
             job.job_id, Text(job.name, overflow="ellipsis", no_wrap=True), Text(_state(job), style=_style(job)),
-            ProgressBar(total=max(1, job.total), completed=job.ended, width=BAR), f"{job.ended:,}/{job.total:,}",
+            ProgressBar(total=max(1, job.total), completed=job.done + job.failed, width=BAR),
+            f"{job.done + job.failed:,}/{job.total:,}",
             Text(f"{job.failed:,}", style="red" if job.failed else ""), f"{rate(job.rate_per_second)}/s",
             duration(job.eta_seconds) if job.eta_seconds is not None else "", f"{job.llm_calls:,}",
             f"{job.cache_hits:,}",
         )  # fmt: skip
-    return table
+    return shown
 
 
-def _state(job: JobLine) -> str:
+def _state(job: JobStatus) -> str:
     if job.unreadable:
         return f"unreadable: {job.unreadable}"
     return "waiting" if job.waiting_for else f"paused ({job.paused})" if job.paused else job.state
 
 
-def _style(job: JobLine) -> str:
+def _style(job: JobStatus) -> str:
     return {"done": "green", "running": "cyan", "stalled": "yellow", "cancelled": "red"}.get(job.state, "")
 
 
-def _workers(system: System) -> RenderableType:
+def _workers(system: Snapshot) -> RenderableType:
     if not system.workers:
         return Text("no worker is alive: themes worker (or themes up)", style="yellow")
-    table = Table("worker", "lanes", "waiting", "connections", "CPU", "memory", "restarts", "says", box=None)
-    for column in table.columns[1:7]:
-        column.justify = "right"
+    titles = ("worker", "lanes", "waiting", "connections", "CPU", "memory", "restarts", "says")
+    shown = table(*titles, right=slice(1, 7))
     for worker in system.workers:
-        table.add_row(
+        shown.add_row(
             Text(worker.name), f"{worker.lanes_busy}/{worker.lanes}", str(worker.lanes_waiting),
             f"{worker.connections_in_use}/{worker.connections} +{worker.connections_waiting}",
             "-" if worker.cpu_percent is None else f"{worker.cpu_percent:.0f} %",
             "-" if worker.rss_bytes is None else size(worker.rss_bytes), str(worker.restarts),
             Text(worker.says, style="yellow"),
         )  # fmt: skip
-    return table
+    return shown
 
 
-def _consumers(system: System) -> RenderableType:
-    table = Table("consumer", "behind", "entries/s", "ms a batch", "last batch", "refused", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+def _consumers(system: Snapshot) -> RenderableType:
+    titles = ("consumer", "behind", "entries/s", "ms a batch", "last batch", "refused")
+    shown = table(*titles, right=slice(1, None))
     for each in system.consumers:
-        table.add_row(
+        shown.add_row(
             Text(each.name), f"{each.lag:,}", f"{each.entries_per_second:.1f}", f"{each.ms_per_batch:.1f}",
             str(each.last_batch), str(each.rejected),
         )  # fmt: skip
-    return table
+    return shown

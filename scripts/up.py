@@ -1,239 +1,36 @@
 """`themes up`: the whole stack on this machine, in the foreground, ending with it."""
 
 import contextlib
-import fcntl
-import hashlib
-import os
 import shlex
-import socket
-import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
 import click
 
-from config.container import CONTAINER, cpus_allowed, here
-from config.settings import Settings, least_of
-from scripts.llm_probe import LlmProbe
-from scripts.local_redis import LocalRedis
+from config.container import cpus_allowed, here
+from config.settings import Settings
+from scripts.lib.llm_probe import LlmProbe
+from scripts.lib.processes import Interrupted, interruptible
+from scripts.lib.stack import REDIS_URL, WATCH_SECONDS, Stack, database_place, stack
+from scripts.lib.terminal import say
 from scripts.main import settings_from
-from scripts.processes import Interrupted, interruptible, spawn, stop, themes
-from tasks import logs
-from tasks import worker_reports as fleet
-from tasks.connection import check_enabled, check_server, connect, masked
-from tasks.errors import ConfigError, ThemesError
-from tasks.state_dir import UP_LOCK
+from tasks.connection import masked
 from workers.llm.endpoints.registry import endpoints
 
-#: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
-GRACE_SECONDS: Final = 1.5
-#: Seconds beyond the grace time that workers may take to stop before they are killed, with what they have started.
-WORKERS_STOP_SECONDS: Final = 1.3
-#: Seconds that the other roles may take; the consumer needs 1.5 where the database is held by somebody else.
-STOP_SECONDS: Final = 1.8
-#: Worker processes that nobody has asked for, at most.
-MOST_WORKERS: Final = 2
-#: Seconds between two lines that say that workers are still starting.
-SAY_SECONDS: Final = 10.0
-#: The role that may end without ending the stack: jobs do without it.
-DASHBOARD: Final = "dashboard"
-#: The setting that names a Redis of the user's.
-REDIS_URL: Final = "performance_optimization.redis_url"
-#: Ports tried for the dashboard, from the one in the settings upwards.
-PORTS: Final = 20
-#: Seconds between two looks at the processes.
-WATCH_SECONDS: Final = 0.1
-
-
-@dataclass
-class Stack:
-    """The processes of one stack, and how to reach its parts."""
-
-    settings: Settings
-    redis_url: str
-    logs: Path
-    #: What the roles get into their environment.
-    env: dict[str, str]
-    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    others: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    #: Where the dashboard listens, once it is started.
-    port: int | None = None
-
-    def start(self, name: str, *command: str, worker: bool = False) -> None:
-        """Start one role; its words go to `logs/NAME.log`."""
-        process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log")
-        (self.workers if worker else self.others)[name] = process
-
-    def start_workers(self, count: int) -> None:
-        """Start worker processes, each under its supervisor."""
-        self.env |= shares_of_memory(self.settings, count)
-        # A Redis of the user's may have other stacks' workers too.
-        behind = f"-{token_of(self.settings.state_dir)}" if self.settings.is_set(REDIS_URL) else ""
-        for number in range(1, count + 1):
-            name = f"worker{number}{behind}"
-            self.start(name, "worker", "--name", name, worker=True)
-
-    def start_dashboard(self) -> None:
-        """Start the dashboard, on the next free port where the usual one is taken."""
-        dashboard = self.settings.dashboard
-        self.port = dashboard_port(self.settings)
-        if self.port != dashboard.port and dashboard.port:
-            say(f"dashboard.port {dashboard.port} is taken: the dashboard listens on {self.port}")
-        self.start(DASHBOARD, "dashboard", "--port", str(self.port))
-
-    def check(self) -> None:
-        """See that everything still runs. A dashboard that has ended is said once, and the rest goes on.
-
-        Raises:
-            ThemesError: a role has ended; the message has its last words.
-        """
-        for name, process in {**self.workers, **self.others}.items():
-            if process.poll() is None:
-                continue
-            if name == DASHBOARD:
-                del self.others[name]
-                self.port = None
-                say(f"no dashboard, everything else goes on: {self.last_words(name)}")
-            else:
-                raise ThemesError(f"{name} ended with code {process.returncode}: {self.last_words(name)}")
-
-    def last_words(self, name: str) -> str:
-        """The last line that a role has written, and where the others are."""
-        path = self.logs / f"{name}.log"
-        lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
-        said = next((logs.sentence(line) for line in reversed(lines) if line.strip()), "it said nothing")
-        return f"{said.removeprefix('themes: ')} (more in {path})"
-
-    def wait_until_ready(self) -> None:
-        """Wait until every worker has a heartbeat, for as long as the worker processes live."""
-        redis = connect(self.redis_url, socket_timeout_seconds=self.settings.redis.socket_timeout_seconds)
-        began = said = time.monotonic()
-        while True:
-            self.check()
-            known = {name.partition("@")[0] for name in fleet.workers(redis)}
-            if not (starting := sorted(self.workers.keys() - known)):
-                return
-            if (now := time.monotonic()) - said >= SAY_SECONDS:
-                said = now
-                say(f"still starting after {now - began:.0f} s: {', '.join(starting)} (logs in {self.logs})")
-            time.sleep(WATCH_SECONDS)
-
-    def stop(self) -> None:
-        """Workers first, so that their last results are written; then the rest."""
-        stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
-        stop(list(self.others.values()), seconds=STOP_SECONDS)
-
-
-def token_of(state_dir: Path) -> str:
-    """Four characters that tell a stack's workers from those of other folders and machines, the same at each start."""
-    place = f"{uuid.getnode():x} {state_dir.absolute()}"
-    return hashlib.sha256(place.encode()).hexdigest()[:4]
-
-
-def shares_of_memory(settings: Settings, count: int) -> dict[str, str]:
-    """What worker processes that share a container's memory get into their environment: a part of it each.
-
-    What the user has chosen holds for each of them.
-    """
-    return {
-        f"THEMES_{key.upper().replace('.', '__')}": str(max(least_of(key), int(value) // count))
-        for key, value in settings.items()
-        if settings.origin(key) == CONTAINER
-    }
-
-
-@contextlib.contextmanager
-def stack(settings: Settings, *, sandbox: bool, latency: str | None = None) -> Iterator[Stack]:
-    """Redis and, if wanted, the sandbox; the roles are started on what is yielded, and all is stopped at the end.
-
-    Raises:
-        ThemesError: another stack runs in the state directory, or a part cannot be started.
-    """
-    logs = settings.state_dir / "logs"
-    with contextlib.ExitStack() as parts:
-        try:
-            logs.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(f"state_dir: {settings.state_dir} cannot be written ({exc.strerror})") from exc
-        parts.enter_context(_alone(settings.state_dir))
-        url = parts.enter_context(_redis(settings))
-        env = {
-            "REDIS_URL": url,
-            "THEMES_STATE_DIR": str(settings.state_dir.absolute()),
-            "THEMES_WORK__SHUTDOWN_GRACE_SECONDS": f"{_grace(settings):g}",
-        }
-        made = Stack(settings, url, logs, env)
-        parts.callback(made.stop)
-        if sandbox:
-            env |= _start_sandbox(made, latency)
-        yield made
-
-
-def _grace(settings: Settings) -> float:
-    if settings.is_set("work.shutdown_grace_seconds"):
-        return settings.work.shutdown_grace_seconds
-    return GRACE_SECONDS
-
-
-@contextlib.contextmanager
-def _alone(state_dir: Path) -> Iterator[None]:
-    """Within the body, no other stack starts in this state directory."""
-    with (state_dir / UP_LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ConfigError(
-                f"`themes up` runs already in {state_dir} (process {lock.read().strip()}): enqueue there, stop it, or "
-                "choose another THEMES_STATE_DIR"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
-@contextlib.contextmanager
-def _redis(settings: Settings) -> Iterator[str]:
-    """The Redis that the user named, or a private one."""
-    check_enabled(settings)
-    timeout = settings.redis.socket_timeout_seconds
-    if settings.is_set(REDIS_URL):
-        check_server(connect(settings.redis_url, socket_timeout_seconds=timeout))
-        yield settings.redis_url
-        return
-    with LocalRedis(settings.state_dir, settings.redis.server) as server:
-        yield server.url
-
-
-def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
-    """Start the sandbox LLM on a free port; returns the environment that points at it."""
-    command = themes("sandbox-llm", "--port", "0", *(("--latency", latency) if latency else ()))
-    child = spawn(command, env=made.env, log=made.logs / "sandbox.log", stdout=subprocess.PIPE)
-    made.others["sandbox"] = child
-    assert child.stdout  # noqa: S101  # asked for above
-    base_url = child.stdout.readline().decode().strip()
-    if not base_url:
-        raise ThemesError(f"the sandbox LLM did not start: {made.last_words('sandbox')}")
-    return {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "sandbox", "THEMES_MODEL": "sandbox"}
+#: Worker processes without `--workers`, at most.
+MAX_WORKERS: Final = 2
 
 
 @click.command()
 @click.option(
-    "--workers", type=click.IntRange(1, 64), help=f"Worker processes; by default one a CPU, at most {MOST_WORKERS}."
+    "--workers", type=click.IntRange(1, 64), help=f"Worker processes; by default one a CPU, at most {MAX_WORKERS}."
 )
 @click.option("--sandbox", is_flag=True, help="Answer from the sandbox LLM instead of a real one.")
 @click.option("--dashboard/--no-dashboard", default=True, show_default=True, help="Run Flower too.")
 def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
     """Run Redis (if none is set), workers, consumer and dashboard here until Ctrl-C."""
     settings = settings_from()
-    workers = workers or min(MOST_WORKERS, cpus_allowed(here()))
+    workers = workers or min(MAX_WORKERS, cpus_allowed(here()))
     if not sandbox:
         endpoints(settings.llm)
     with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox) as made:
@@ -244,7 +41,7 @@ def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
         # After the last start: a process that runs threads should not fork.
         probe = None if sandbox else LlmProbe(settings)
         made.wait_until_ready()
-        _tell(made)
+        _print_ready(made)
         if probe:
             probe.warn()
         while True:
@@ -254,28 +51,6 @@ def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
     return 0
 
 
-def database_place(settings: Settings) -> str:
-    """Where the results are: a path, or a server's address."""
-    return unquote(masked(settings.database_url).removeprefix("sqlite+aiosqlite:///"))
-
-
-def dashboard_port(settings: Settings) -> int:
-    """The dashboard's port; where it is taken the next free one above it."""
-    host, wanted = settings.dashboard.host, settings.dashboard.port
-    for port in (*range(wanted, min(wanted + PORTS, 65_536)), 0) if wanted else (0,):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((host, port))
-                return int(probe.getsockname()[1])
-    return wanted
-
-
-def say(text: str) -> None:
-    """Words for people."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def _prefix(settings: Settings) -> str:
     """What another terminal must say to find this stack by its state directory."""
     if not settings.is_set("state_dir") or settings.is_set(REDIS_URL):
@@ -283,7 +58,7 @@ def _prefix(settings: Settings) -> str:
     return f"THEMES_STATE_DIR={shlex.quote(str(settings.state_dir.absolute()))} "
 
 
-def _tell(made: Stack) -> None:
+def _print_ready(made: Stack) -> None:
     settings = made.settings
     lines = [
         f"redis      {masked(made.redis_url)}",

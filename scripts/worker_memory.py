@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import click
 
+from scripts.lib.connections import ask, connected
 from scripts.main import settings_from
 from tasks import worker_reports as fleet
-from tasks.connection import check_server, connect, locate
+from tasks.connection import locate
 from tasks.queue.app import configure
 from tasks.texts import count
 
@@ -21,13 +22,9 @@ MIB: Final = 2**20
 @click.argument("action", type=click.Choice(["start", "compare", "stop"]))
 @click.option("--worker", metavar="NAME", help="Only this one, by its whole name (NAME@HOST); by default all.")
 @click.option(
-    "--every",
-    type=click.FloatRange(0.1, 3600),
-    default=5.0,
-    show_default=True,
-    metavar="SECONDS",
+    "--every", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, metavar="SECONDS",
     help="With start: between two looks.",
-)
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: the answers by worker.")
 def command(action: str, worker: str | None, every: float, *, as_json: bool) -> int:
     """Trace the memory of running workers: start, compare (after some minutes of work), stop.
@@ -36,23 +33,13 @@ def command(action: str, worker: str | None, every: float, *, as_json: bool) -> 
     """
     settings = settings_from()
     url = locate(settings)
-    redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-    check_server(redis)
+    redis = connected(settings, url)
     asked = [name for name in fleet.workers(redis) if worker in {None, name}]
     if not asked:
         print(f"no worker{f' {worker}' if worker else ''} lives: `themes doctor` lists those that do", file=sys.stderr)
         return 1
     app = configure(settings, settings.celery.broker_url or url)
-    # As soon as all have answered: without their number Celery waits for as long as it may.
-    replies = app.control.broadcast(
-        "themes_memory",
-        arguments={"action": action, "every_seconds": every},
-        destination=asked,
-        reply=True,
-        timeout=ANSWER_SECONDS,
-        limit=len(asked),
-    )
-    answers: dict[str, Any] = {name: said for reply in replies or [] for name, said in reply.items()}
+    answers = ask(app, asked, "themes_memory", {"action": action, "every_seconds": every}, seconds=ANSWER_SECONDS)
     if as_json:
         print(json.dumps(answers))
     for name in sorted({*asked} - {*answers}):
@@ -69,10 +56,8 @@ def _show(name: str, said: dict[str, Any]) -> None:
     elif "lines" not in said:
         print(f"{name}: {'tracing' if said['tracing'] else 'not tracing'}")
     else:
-        print(
-            f"{name}: {count(len(said['suspects']), 'suspect')} in {said['seconds']:g} s, "
-            f"{count(said['looks'], 'look')}"
-        )
+        suspects, looks = count(len(said["suspects"]), "suspect"), count(said["looks"], "look")
+        print(f"{name}: {suspects} in {said['seconds']:g} s, {looks}")
         for line in said["lines"]:
             hourly = line["bytes_per_hour"] / MIB
             grows = f"grows all the time, {hourly:.1f} MiB/h" if line in said["suspects"] else line["reason"]

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from redis import Redis
 
 from config.settings import Settings, load
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tests.support import postgresql
 from workers.sandbox.server import SandboxServer
 

@@ -19,8 +19,8 @@ import psutil
 import pytest
 from redis import Redis
 
-from scripts.local_redis import LocalRedis
-from scripts.processes import spawn, stop, themes
+from scripts.lib.local_redis import LocalRedis
+from scripts.lib.processes import spawn, stop, themes
 from tasks import keys
 from tasks import worker_reports as fleet
 from tests.benchmarks.paced_server import write_prompts

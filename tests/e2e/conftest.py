@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from config.settings import load
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from scripts.status import known_jobs
 from tests.support.forks import Forked, Forks
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tasks.connection import ADDRESS_FILE
 from tests.e2e.conftest import Engine, until
 from tests.faults.stack import is_up
@@ -67,7 +67,7 @@ def test_the_demo_makes_25_profiles_from_nothing_and_the_second_time_from_the_ca
 #: Moments of a demo, and how each is seen from outside.
 MOMENTS: dict[str, Callable[[Engine], bool]] = {
     "the settings are imported": lambda engine: _imported(engine, "config.settings"),
-    "the verb is imported": lambda engine: _imported(engine, "scripts.up"),
+    "the verb is imported": lambda engine: _imported(engine, "scripts.lib.stack"),
     "Redis stands": lambda engine: (Path(engine.env["THEMES_STATE_DIR"]) / ADDRESS_FILE).exists(),
     "the workers start": lambda engine: "starting Redis" in engine.log("demo"),
     "the stack stands": lambda engine: "the stack is up" in engine.log("demo"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tasks.connection import check_rights, connect
 from tasks.errors import RedisUnavailableError
 from tests.e2e.conftest import Engine, until

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tests.e2e.conftest import Engine, until
 

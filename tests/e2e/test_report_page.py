@@ -20,7 +20,7 @@ import pytest
 from redis import Redis
 
 from config.settings import load
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tests.e2e.conftest import Engine, until
 from tests.support import browser
 from tests.support.browser import Page

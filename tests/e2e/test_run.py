@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tests.e2e.conftest import DEADLINE, Engine, until
 
 PRICES = {"THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}"}

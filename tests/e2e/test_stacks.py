@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
 

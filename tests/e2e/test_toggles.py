@@ -20,9 +20,9 @@ from redis import Redis
 
 from config.settings import Settings, load
 from scripts.demo import DESTINATIONS
-from scripts.demo_in_process import sandbox_in_thread
-from scripts.local_redis import LocalRedis
-from scripts.run import Wish, run
+from scripts.lib.demo_local import sandbox_in_thread
+from scripts.lib.local_redis import LocalRedis
+from scripts.lib.local_run import RunRequest, run
 from tasks import keys
 from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
@@ -210,7 +210,7 @@ def reference(place: Place) -> dict[str, Any]:
 def _run(place: Place, folder: Path, env: dict[str, str]) -> dict[str, Any]:
     """The profiles of a job without Redis."""
     settings = load(env=_environment(place, folder, {"THEMES_REDIS__ENABLED": "false", **env}))
-    ran = run(settings, Wish(file=str(DESTINATIONS)))
+    ran = run(settings, RunRequest(file=str(DESTINATIONS)))
     assert ran.code == 0
     assert ran.job is not None
     found = _profiles(folder / "var" / "themes.db", ran.job.job_id)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from scripts.processes import spawn, stop, themes
+from scripts.lib.processes import spawn, stop, themes
 from tests.faults import prompts
 from tests.faults.proxy import Mode, Proxy
 from tests.faults.roles import Roles

@@ -20,8 +20,8 @@ from typing import Any, Self
 import psutil
 from redis import Redis, RedisError
 
-from scripts.local_redis import find_binary
-from scripts.processes import spawn, stop, themes
+from scripts.lib.local_redis import find_binary
+from scripts.lib.processes import spawn, stop, themes
 from tests.faults import prompts
 from tests.faults.proxy import Proxy
 

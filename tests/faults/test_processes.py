@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from scripts.processes import themes
+from scripts.lib.processes import themes
 from tests.faults.books import Trial, trial
 from tests.faults.proxy import Mode
 from tests.faults.stack import Stack, ended, until

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from scripts.processes import themes
+from scripts.lib.processes import themes
 from tests.faults.books import Trial, trial
 from tests.faults.stack import Stack, ended, until
 

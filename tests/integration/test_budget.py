@@ -12,7 +12,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError, RateLimitedError

@@ -16,7 +16,7 @@ from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import ConfigError, DatabaseError

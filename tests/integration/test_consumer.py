@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from config.settings import DatabaseSettings, PerformanceSettings, Settings, WorkSettings
-from scripts.local_redis import find_binary
+from scripts.lib.local_redis import find_binary
 from tasks import keys
 from tasks.errors import DatabaseError
 from tasks.jobs.totals import read_totals_async

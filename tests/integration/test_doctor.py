@@ -20,7 +20,7 @@ from redis import Redis
 
 from config.settings import Settings, load
 from scripts.doctor import _subjects
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tasks.jobs import registry as jobs
 from tasks.messages import JobOptions

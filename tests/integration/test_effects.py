@@ -17,8 +17,8 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
-from scripts.local_redis import find_binary
-from scripts.worker import celery_command
+from scripts.lib.local_redis import find_binary
+from scripts.lib.supervisor import celery_command
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import DatabaseError, RedisUnavailableError, ThemesError

@@ -13,7 +13,7 @@ from aiohttp import web
 from redis import Redis
 
 from config.settings import Settings
-from scripts.llm_probe import LlmProbe
+from scripts.lib.llm_probe import LlmProbe
 from tasks import keys
 from tasks.errors import ConfigError
 from workers.doctor.llm import PROBE_SECONDS, Probed, probe

@@ -14,15 +14,15 @@ import psutil
 import pytest
 from redis import Redis
 
-from scripts import local_redis
-from scripts.local_redis import LocalRedis
+from scripts.lib import local_redis
+from scripts.lib.local_redis import LocalRedis
 from tasks.connection import ADDRESS_FILE, private_url
 from tasks.errors import ConfigError, RedisUnavailableError
 
 _OWNER = """
 import sys, time
 from pathlib import Path
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 with LocalRedis(Path(sys.argv[1])) as server:
     print(server.pid, flush=True)
     time.sleep(60)

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from config.settings import load
-from scripts.only_missing import OnlyMissing
+from scripts.lib.only_missing import OnlyMissing
 from tasks.messages import Destination
 from tests.support.stored import announced, done
 from workers.pipeline.prompts import pipeline_version, stages_of

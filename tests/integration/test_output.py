@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scripts.output import destination_of
+from scripts.lib.output import destination_of
 from tasks.errors import ConfigError
 from tests.support.stored import announced, done, places
 from workers.local import state_file

@@ -18,7 +18,7 @@ from tasks import keys
 from tests.unit.test_grafana import promql_names
 from workers.dashboard.metrics_table import HISTOGRAMS, METRICS
 from workers.dashboard.prometheus import EDGES, Scrape
-from workers.dashboard.system import MOST_ROUTES, SystemReader, read_system
+from workers.dashboard.system import MAX_ROUTES, SystemReader, read_system
 from workers.observe.metrics import GROWTH, SMALLEST, Histogram
 
 TOTALS = {
@@ -128,10 +128,10 @@ async def test_a_thousand_jobs_models_and_workers_make_a_bounded_number_of_serie
         _say_alive(redis, f"w{number}@here", 1_000)
     found = _ours(await _text(redis))
     assert len(found) < 700
-    assert len(found) - few <= 4 * (MOST_ROUTES + 1)
+    assert len(found) - few <= 4 * (MAX_ROUTES + 1)
     assert not any("20260101" in value for _, labels in found for _, value in labels)
     assert found["themes_llm_endpoint_failures", frozenset({("endpoint", "other"), ("model", "other")})] == 2 * 50 * (
-        1_000 - MOST_ROUTES
+        1_000 - MAX_ROUTES
     )
     states = {dict(labels)["state"]: value for (name, labels), value in found.items() if name == "themes_jobs"}
     assert states["done"] == 500

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from scripts.partial import lines_of
-from scripts.stored_status import stored_status
-from scripts.wanted import Wanted
+from scripts.lib.partial import lines_of
+from scripts.lib.stored import stored_status
+from scripts.lib.wanted import Wanted
 from tasks.messages import Destination, Failure, Missing, Result, StageRecord, Usage
 from tests.support.stored import announced, failed, holding, places
 from workers.results.database.manager import AsyncDatabaseManager

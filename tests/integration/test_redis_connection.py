@@ -20,7 +20,7 @@ from kombu import Connection as KombuConnection
 from redis import Redis
 
 from config.settings import Settings
-from scripts.local_redis import LocalRedis, find_binary, version_of
+from scripts.lib.local_redis import LocalRedis, find_binary, version_of
 from tasks import connection
 from tasks.connection import ADDRESS_FILE, OLDEST, check_server, connect, connect_async, locate, masked
 from tasks.errors import ConfigError, RedisUnavailableError
@@ -283,7 +283,7 @@ def test_what_was_acknowledged_survives_a_restart(tmp_path: Path) -> None:
 
 def test_it_dies_with_its_parent_however_that_dies(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from scripts.local_redis import LocalRedis\n"
+        "import sys, time; from pathlib import Path; from scripts.lib.local_redis import LocalRedis\n"
         "with LocalRedis(Path(sys.argv[1])) as server:\n"
         "    print(server.pid, flush=True); time.sleep(60)\n"
     )

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings, load
-from scripts.local_redis import LocalRedis
+from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import InvalidAnswerError, PermanentError, RefusedError

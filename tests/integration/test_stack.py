@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
-from scripts import up
-from scripts.up import Stack
+from scripts.lib import stack
+from scripts.lib.stack import Stack
 from tasks import keys
 from tasks.errors import ThemesError
 
@@ -29,7 +29,7 @@ def _child(code: str) -> "subprocess.Popen[bytes]":
 def test_slow_workers_are_waited_for_while_they_live_and_that_is_said(
     made: Stack, redis: Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(up, "SAY_SECONDS", 0.2)
+    monkeypatch.setattr(stack, "SAY_SECONDS", 0.2)
     said: list[str] = []
     is_said_twice = threading.Event()
 
@@ -38,7 +38,7 @@ def test_slow_workers_are_waited_for_while_they_live_and_that_is_said(
         if len(said) == 2:
             is_said_twice.set()
 
-    monkeypatch.setattr(up, "say", say)
+    monkeypatch.setattr(stack, "say", say)
 
     def start() -> None:
         assert is_said_twice.wait(180)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from config.settings import Settings
-from scripts.local_redis import LocalRedis
-from scripts.up import database_place
+from scripts.lib.local_redis import LocalRedis
+from scripts.lib.stack import database_place
 from tasks.connection import ADDRESS_FILE, locate
 from tasks.errors import ConfigError
 from tasks.state_dir import make_private

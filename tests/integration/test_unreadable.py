@@ -28,9 +28,9 @@ from tasks.messages import JobOptions
 from tasks.queue.app import configure
 from tasks.queue.producer import enqueue
 from tests.support.stored import announced, done, places
-from workers.dashboard.live import Watcher
-from workers.dashboard.llm_words import page_words
-from workers.dashboard.present import job_words
+from workers.dashboard.job_values import job_values
+from workers.dashboard.live import LiveReader
+from workers.dashboard.llm_values import page_values
 from workers.dashboard.system import read_system
 from workers.results.announcer import Announcer
 from workers.results.database.manager import AsyncDatabaseManager
@@ -133,7 +133,7 @@ def test_the_list_shows_it_with_its_reason_and_the_others_as_they_are(
 
 def test_the_live_system_and_the_dashboard_show_it(redis: Redis, good: str, damaged: tuple[str, str]) -> None:
     job, why = damaged
-    looked = Watcher(redis).look()
+    looked = LiveReader(redis).read()
     assert {one.job_id: one.state for one in looked.jobs} == {good: "queued", job: "unreadable"}
     console = Console(width=250, file=io.StringIO())
     with console.capture() as shown:
@@ -143,8 +143,8 @@ def test_the_live_system_and_the_dashboard_show_it(redis: Redis, good: str, dama
     system = read_system(redis, redis)
     assert (system.jobs["queued"], system.jobs["unreadable"]) == (1, 1)
     assert any(job in text and why in text for text in system.unreadable)
-    assert any(why in notice["text"] for notice in page_words(system, [])["notices"])
-    words = [job_words(one) for one in jobs.list_jobs(redis)]
+    assert any(why in notice["text"] for notice in page_values(system, [])["notices"])
+    words = [job_values(one) for one in jobs.list_jobs(redis)]
     assert [one["tag"] for one in words] == ["unreadable", "queued"]
     assert why in words[0]["words"]
 
@@ -177,14 +177,14 @@ def test_a_heartbeat_that_cannot_be_read_is_shown_and_the_other_workers_count(
 ) -> None:
     _beat(redis, "good@h")
     _beat(redis, "odd@h", **fields)
-    looked = Watcher(redis).look()
+    looked = LiveReader(redis).read()
     assert [worker.name for worker in looked.workers] == ["good@h", "odd@h"]
     assert why in looked.workers[1].says
     assert looked.workers[0].says == ""
     system = read_system(redis, redis)
     assert next(worker.lanes for worker in system.workers) == 4
     assert any(text.startswith("odd@h: ") and why in text for text in system.unreadable)
-    assert page_words(system, [])["workers"]
+    assert page_values(system, [])["workers"]
     assert fleet.live_lanes(redis) >= 4
     assert jobs.status(redis, good).state == "queued"
     assert themes("status").exit_code == 0
@@ -224,7 +224,7 @@ def test_counters_that_are_no_numbers_are_left_out(redis: Redis) -> None:
         redis.set(key, "a string", ex=60)
     system = read_system(redis, redis)
     assert (system.totals, system.metrics.counters) == ({}, {})
-    assert Watcher(redis).look().calls_per_second is None
+    assert LiveReader(redis).read().calls_per_second is None
 
 
 def test_kept_changes_of_another_type_are_named(redis: Redis, themes: Callable[..., Any]) -> None:

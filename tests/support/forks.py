@@ -210,7 +210,7 @@ def _become(order: dict[str, Any], handles: Sequence[int]) -> None:
 def _import_everything() -> None:
     from scripts.main import VERBS
 
-    for module in (*VERBS.values(), *LATE):
+    for module in (*(f"scripts.{verb}".replace("-", "_") for verb in VERBS), *LATE):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()
@@ -219,7 +219,7 @@ def _import_everything() -> None:
 if __name__ == "__main__":
     _import_everything()
     _serve(sys.argv[1])
-    from scripts.interrupts import leave_at_once
+    from scripts.lib.interrupts import leave_at_once
     from scripts.main import main
 
     leave_at_once()

@@ -15,7 +15,7 @@ class Deaf:
             pass
 """
 VERB = """
-from scripts.interrupts import leave_at_once, raise_from_now_on
+from scripts.lib.interrupts import leave_at_once, raise_from_now_on
 leave_at_once()
 raise_from_now_on()
 try:
@@ -25,7 +25,7 @@ except KeyboardInterrupt:
     print("heard", end="")
 """
 STACK = """
-from scripts.processes import Interrupted, interruptible
+from scripts.lib.processes import Interrupted, interruptible
 try:
     with interruptible():
         Deaf()
@@ -34,7 +34,7 @@ except Interrupted:
     print("heard", end="")
 """
 IMPORTS = """
-from scripts.interrupts import leave_at_once
+from scripts.lib.interrupts import leave_at_once
 leave_at_once()
 try:
     Deaf()
@@ -43,7 +43,7 @@ finally:
     print("tidied", end="")
 """
 OTHERS = """
-from scripts.interrupts import raise_again_when_lost
+from scripts.lib.interrupts import raise_again_when_lost
 class Broken:
     def __del__(self):
         raise ValueError("shown as ever")

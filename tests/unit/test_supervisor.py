@@ -1,4 +1,4 @@
-from scripts.worker import MAX_BACKOFF_SECONDS, backoff_seconds
+from scripts.lib.supervisor import MAX_BACKOFF_SECONDS, backoff_seconds
 from workers.worker.liveness import WedgeDetector
 
 

@@ -12,7 +12,7 @@ from scripts.top import line, rate, view
 from tasks import keys
 from tasks.jobs import registry as jobs
 from tasks.messages import JobOptions
-from workers.dashboard.live import Counted, System, Watcher
+from workers.dashboard.live import Counted, LiveReader, Snapshot
 from workers.observe.reporter import Metrics
 
 
@@ -23,7 +23,7 @@ def _worker(redis: Redis, name: str, **fields: Any) -> None:
     redis.zadd(keys.WORKERS, {name: time.time()})
 
 
-def _text(system: System) -> str:
+def _text(system: Snapshot) -> str:
     console = Console(width=150, file=io.StringIO())
     with console.capture() as shown:
         console.print(view(system))
@@ -31,7 +31,7 @@ def _text(system: System) -> str:
 
 
 def test_an_empty_system_says_what_to_start(redis: Redis) -> None:
-    system = Watcher(redis).look()
+    system = LiveReader(redis).read()
     assert (system.jobs, system.workers, system.queued, system.calls_per_second) == ([], [], 0, None)
     shown = _text(system)
     assert "no worker is alive" in shown
@@ -47,7 +47,7 @@ def test_workers_add_up_and_the_troubled_one_says_why(redis: Redis) -> None:
     _worker(redis, "w5@h", lanes_busy=0, journal_off="var/calls cannot be written (No space left on device)")
     job = jobs.create(redis, name="[bold]a job[/]", options=JobOptions(), compress=False)
     redis.rpush(keys.queue_keys()[0], "a", "b")
-    system = Watcher(redis).look()
+    system = LiveReader(redis).read()
     assert (system.lanes, system.lanes_busy, system.queued, system.results_lag) == (48, 9, 2, 1)
     assert [worker.says for worker in system.workers] == [
         "", "east: connection refused", "silent for 10 s", "stopping",
@@ -63,16 +63,16 @@ def test_workers_add_up_and_the_troubled_one_says_why(redis: Redis) -> None:
 
 
 def test_rates_are_between_two_looks_and_begin_anew_with_redis(redis: Redis) -> None:
-    watcher = Watcher(redis)
-    watcher.look()
-    first = watcher._counts[0].at
-    watcher._count(Counted(first + 2, 20, 4, 2, 20))
-    assert watcher._rates() == {
+    reader = LiveReader(redis)
+    reader.read()
+    first = reader._counts[0].at
+    reader._count(Counted(first + 2, 20, 4, 2, 20))
+    assert reader._rates() == {
         "calls_per_second": 10.0, "errors_per_second": 2.0, "refusals_per_second": 1.0, "hit_rate": 0.5,
     }  # fmt: skip
     # Its counts were lost: a rate would be negative.
-    watcher.look()
-    assert watcher._rates() == {}
+    reader.read()
+    assert reader._rates() == {}
 
 
 def test_a_first_look_has_the_rates_of_the_last_seconds(redis: Redis) -> None:
@@ -81,16 +81,16 @@ def test_a_first_look_has_the_rates_of_the_last_seconds(redis: Redis) -> None:
         key = keys.series(time.time() - seconds)
         redis.hset(key, mapping=amounts)
         redis.expire(key, 60)
-    system = Watcher(redis).look()
+    system = LiveReader(redis).read()
     assert system.calls_per_second == 20.0
     assert (system.errors_per_second, system.refusals_per_second, system.hit_rate) == (0.5, 1.0, 0.2)
 
 
 def test_what_was_seen_last_stays_while_redis_is_away(redis: Redis) -> None:
     _worker(redis, "w1@h")
-    watcher = Watcher(redis)
-    watcher.look()
-    old = watcher.without("Redis does not answer: refused")
+    reader = LiveReader(redis)
+    reader.read()
+    old = reader.stale("Redis does not answer: refused")
     assert [worker.name for worker in old.workers] == ["w1@h"]
     assert "what follows is from before" in _text(old)
     assert line(old) == "Redis does not answer: refused"

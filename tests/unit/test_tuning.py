@@ -13,7 +13,7 @@ from config.container import ContainerLimits
 from config.errors import ConfigError
 from config.settings import COMMAND_LINE, known_keys, load, with_value
 from config.tuning import TUNABLE, TUNED, changes_of, reloaded, tuned
-from scripts.up import shares_of_memory
+from scripts.lib.stack import shares_of_memory
 from tasks import tuned as kept
 from workers.llm.cache.memory import MIB, MemoryTier
 from workers.llm.limits.concurrency import AdaptiveConcurrency

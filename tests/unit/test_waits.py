@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from scripts import watch
-from scripts.watch import QUIET_SECONDS, Lines, View, summary
+from scripts.lib import job_view
+from scripts.lib.job_view import QUIET_SECONDS, Lines, View, summary
 from tasks.jobs.registry import JobStatus, waiting
 from tasks.waits import Wait
 
@@ -73,8 +74,8 @@ def test_the_reason_stays_while_only_numbers_in_the_message_change() -> None:
 
 def test_a_line_comes_with_each_new_reason_and_after_a_while_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
-    assert QUIET_SECONDS + 2 * watch.LINE_SECONDS < 30
+    monkeypatch.setattr(job_view.time, "monotonic", lambda: clock[0])
+    assert QUIET_SECONDS + 2 * job_view.LINE_SECONDS < 30
     lines = Lines()
     assert lines.next(STATUS) == summary(STATUS)
     assert lines.next(STATUS) is None
@@ -97,6 +98,6 @@ def test_a_job_that_stands_still_asks_for_workers_only_where_there_are_any() -> 
     assert "worker" not in summary(stopped, stalled="stopped")
     console = Console(width=150, file=io.StringIO())
     with console.capture() as shown:
-        console.print(View(stalled="stopped").render(stopped))
+        console.print(View(partial(summary, stalled="stopped")).render(stopped))
     assert "stopped" in shown.get()
     assert "worker" not in shown.get()

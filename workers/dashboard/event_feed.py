@@ -1,8 +1,7 @@
 """A job's events for any number of watchers: read from Redis once, given to each at its own pace.
 
-Each job that is watched has one reader. It keeps the last events, ready to be sent; whoever is up to date takes from
-there. Whoever is further behind (has just come, or reads slowly) takes pages from the stream in Redis until it has
-caught up, so a slow watcher holds one page and slows nobody. A watcher's place is the id of its last event.
+Each watched job has one reader, which keeps the last events ready to be sent. A watcher that is further behind takes
+pages from the stream in Redis until it has caught up, so a slow one holds one page and delays no other.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
-from itertools import islice
+from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -21,14 +20,14 @@ from tasks import keys
 from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
 from tasks.jobs.events import decode, ended_after, entries_of, flat, standing
+from tasks.messages import Event
 
 log = logging.getLogger("themes.dashboard")
 
-#: Events kept ready for those who are up to date.
+#: Events kept ready for watchers that are up to date.
 KEPT: Final = 2_000
-#: Events taken at once, by the reader and by who catches up.
+#: Events taken at once, by the reader and by a watcher that catches up.
 PAGE: Final = 200
-#: Seconds of one read that waits for news.
 BLOCK_SECONDS: Final = 1.0
 #: Seconds between two looks while Redis is away.
 AWAY_SECONDS: Final = 1.0
@@ -37,7 +36,7 @@ AWAY_SECONDS: Final = 1.0
 PACE_SECONDS: Final = 0.02
 PACE_PER_WATCHER_SECONDS: Final = 0.0002
 
-#: Watchers who ask Redis at the same time; a thousand that come at once take their turns.
+#: Watchers that ask Redis at the same time; a thousand that come at once take their turns.
 ASKING: Final = 16
 
 #: A stream's id as numbers: they order as the events do.
@@ -46,8 +45,6 @@ START: Final[Place] = (0, 0)
 
 
 class Frame(NamedTuple):
-    """One event as it is sent."""
-
     place: Place
     data: bytes
 
@@ -58,16 +55,11 @@ class Page(NamedTuple):
     frames: list[Frame]
     #: Events between the watcher's last one and these are no longer kept.
     has_gap: bool = False
-    #: Nothing follows: the job has ended.
     is_end: bool = False
 
 
 def place_of(event_id: str) -> Place:
-    """An event's id as numbers.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """An event's id as numbers. Raises ValueError."""
     first, _, second = event_id.partition("-")
     if not first.isdecimal() or not (second or "0").isdecimal() or not first.isascii() or not second.isascii():
         raise ValueError(f"not an event's id: {event_id[:40]!r}")
@@ -78,7 +70,6 @@ def place_of(event_id: str) -> Place:
 
 
 def id_of(place: Place) -> str:
-    """The id of an event."""
     return f"{place[0]}-{place[1]}"
 
 
@@ -89,9 +80,13 @@ def _frame(entry_id: bytes, fields: dict[bytes, bytes]) -> Frame:
     except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as bad:
         log.warning("action=event_unreadable entry_id=%s %s", entry_id.decode(), bad)
         return Frame(place_of(entry_id.decode()), b"")
+    return _sent(event, place_of(event.id))
+
+
+def _sent(event: Event, place: Place) -> Frame:
     # One line: msgspec writes no line feeds.
     data = f"id: {event.id}\nevent: {event.type}\ndata: ".encode() + msgspec.json.encode(flat(event)) + b"\n\n"
-    return Frame(place_of(event.id), data)
+    return Frame(place, data)
 
 
 class JobFeed:
@@ -109,25 +104,20 @@ class JobFeed:
         self._task: asyncio.Task[None] | None = None
         self.watchers = 0
         self.has_ended = False
-        #: Why nothing comes, where that is known.
         self.trouble = ""
 
     def __repr__(self) -> str:
         return f"<JobFeed {self._job_id} watchers={self.watchers} kept={len(self._frames)} ended={self.has_ended}>"
 
     def start(self) -> None:
-        """Begin to read."""
         self._task = asyncio.create_task(self._read(), name=f"feed of {self._job_id}")
         self._task.add_done_callback(self._has_stopped)
 
     async def stop(self) -> None:
-        """Stop reading."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-
-    # --- what a watcher asks ------------------------------------------------------------------------------
 
     async def after(self, place: Place, *, wait_seconds: float) -> Page:
         """What follows `place`: at once what is known, else the next news within `wait_seconds`."""
@@ -144,9 +134,8 @@ class JobFeed:
         return Page(self._kept_after(place), is_end=self.has_ended)
 
     def _kept_after(self, place: Place) -> list[Frame]:
-        # From the newest backwards: who is up to date lacks only the last few.
-        lacking = sum(1 for _ in _while_after(self._frames, place))
-        return list(islice(self._frames, len(self._frames) - lacking, None))
+        # From the newest backwards: a watcher that is up to date lacks only the last few.
+        return list(takewhile(lambda frame: frame.place > place, reversed(self._frames)))[::-1]
 
     async def _catch_up(self, place: Place) -> Page:
         """A page out of Redis; where the next one is kept here, or the stream is gone, the last."""
@@ -179,12 +168,10 @@ class JobFeed:
             await asyncio.wait_for(asyncio.shield(self._news), seconds)
 
     def _has_stopped(self, task: asyncio.Task[None]) -> None:
-        """A fault of our own must not leave watchers waiting for ever: they come back to a new feed."""
+        """After a fault of our own watchers end, and come back to a new feed."""
         if not task.cancelled() and (fault := task.exception()):
             log.error("action=feed_failed job_id=%s", self._job_id, exc_info=fault)
             self._end()
-
-    # --- the reader ---------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
         while not self.has_ended:
@@ -235,10 +222,7 @@ class JobFeed:
             return
         last = jobs.last_event(ended)
         place = (int(last.at * 1000), 0)
-        entry = {
-            b"e": msgspec.json.encode({"type": last.type, "job_id": last.job_id, "at": last.at, "data": last.data})
-        }
-        self._keep(_frame(id_of(place).encode(), entry))
+        self._keep(_sent(msgspec.structs.replace(last, id=id_of(place)), place))
 
     def _end(self) -> None:
         if self._floor is None:
@@ -251,16 +235,7 @@ class JobFeed:
         told.set_result(None)
 
 
-def _while_after(frames: deque[Frame], place: Place) -> Any:
-    for frame in reversed(frames):
-        if frame.place <= place:
-            return
-        yield frame
-
-
 class Feeds:
-    """The feeds of all jobs that are watched now."""
-
     def __init__(self, redis: Redis, *, max_watchers: int) -> None:
         self._redis = redis
         self._feeds: dict[str, JobFeed] = {}
@@ -273,12 +248,10 @@ class Feeds:
 
     @property
     def is_full(self) -> bool:
-        """Whether nobody more can watch now."""
         return self.watchers >= self._max_watchers
 
     @contextlib.asynccontextmanager
     async def watching(self, job_id: str) -> AsyncIterator[JobFeed]:
-        """A job's feed, for as long as it is watched."""
         feed = self._feeds.get(job_id)
         if feed is None or feed.has_ended:
             # A job that has ended may have been asked again.
@@ -297,11 +270,7 @@ class Feeds:
                 await feed.stop()
 
     async def is_over(self, job_id: str, place: Place) -> bool:
-        """Whether a job has ended and has nothing to say after `place`.
-
-        Raises:
-            JobNotFoundError: no such job.
-        """
+        """Whether a job has ended without an event after `place`. Raises JobNotFoundError."""
         async with self._turns:
             known = await standing(self._redis, job_id)
             if not known.is_final or place == START:

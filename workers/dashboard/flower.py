@@ -1,8 +1,7 @@
-"""Flower as the dashboard: its own pages, with readable tasks, safe by default.
+"""Flower as the dashboard, safe by default.
 
-Flower 2.2 listens on all interfaces, without a password, unless told otherwise: anybody near could read task arguments
-and shut workers down. Here it listens on loopback, and anywhere else only with a password or an auth provider, however
-it was started (`themes dashboard`, `celery -A workers.app flower`) and told (options, `FLOWER_*`, `flowerconfig.py`).
+Flower 2.2 listens on all interfaces without a password; here on loopback, and elsewhere only with a password or an auth
+provider, however it is started and configured (options, `FLOWER_*`, `flowerconfig.py`).
 """
 
 import errno
@@ -29,7 +28,6 @@ PURGE_SECONDS: Final = 3_600
 TASK_COLUMNS: Final = "name,args,state,received,runtime,worker"
 #: Flower cuts a list of users at commas, so that `me:a,b` would let `me:a` in, and compares ASCII only.
 _USER_AND_PASSWORD: Final = re.compile(r"[!-+\--9;-~]+:[!-+\--~]+")
-#: Exit code where the configuration is wrong.
 EX_CONFIG: Final = 2
 
 
@@ -40,7 +38,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
         "address": dashboard.host,
         "port": dashboard.port,
         "max_tasks": MAX_TASKS,
-        # Flower keeps its state as a pickle, which runs what somebody may have put there.
+        # Flower keeps its state as a pickle, which runs what another user may have put there.
         "persistent": False,
         # A flowerconfig.py is a program: one that lies in the current directory is not run, one that is named is.
         "conf": os.devnull,
@@ -54,11 +52,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
 
 
 def check(options: Any, settings: Settings) -> None:
-    """Make sure that what Flower has been told, from wherever, is safe; an address that nobody chose becomes ours.
-
-    Raises:
-        ConfigError: it would be open to others, nobody could log in, or its port is taken.
-    """
+    """Raise ConfigError for unsafe or useless options of Flower, wherever set; an unset address becomes ours."""
     if not options.address and not options.unix_socket:
         options.address = settings.dashboard.host
     _refuse_odd_users(options.basic_auth or ())
@@ -73,11 +67,7 @@ def check(options: Any, settings: Settings) -> None:
 
 
 def refuse_open(settings: Settings) -> None:
-    """Refuse settings of a dashboard that others could use, or with a password that Flower cannot ask for.
-
-    Raises:
-        ConfigError: with the mend.
-    """
+    """Raise ConfigError where others could use the dashboard, or Flower cannot ask for its password."""
     dashboard = settings.dashboard
     users = [str.__str__(dashboard.basic_auth)] if dashboard.basic_auth else []
     _refuse_odd_users(users)
@@ -101,10 +91,7 @@ def _refuse_without_login(address: str, *, has_login: bool) -> None:
 
 
 def offer(settings: Settings, redis_url: str) -> None:
-    """Make Flower's command, wherever it is started in this process, build our dashboard.
-
-    Cheap: Celery has loaded that command already, as it loads all of them whichever is run.
-    """
+    """Make Flower's command build our dashboard. Cheap: Celery has imported that command already."""
     import flower.command
     from tornado.options import options
 
@@ -112,7 +99,6 @@ def offer(settings: Settings, redis_url: str) -> None:
         setattr(options, name, value)
 
     def build(**told: Any) -> Any:
-        # Late: of no use to any other command.
         from workers.dashboard.server import Dashboard, install
 
         try:

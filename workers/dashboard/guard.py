@@ -1,13 +1,8 @@
-"""What stands in front of every page and answer of the dashboard, Flower's own included.
+"""The guard before every page and answer of the dashboard, Flower's own included.
 
-Flower's handlers each do a part of it, and some nothing: its metrics, health check and static files ask for no
-password, and nothing tells a browser what a page may do. So every handler is asked through here, whichever it is:
-
-* without a login only names of this machine are answered, so that no web page can come in by a name of its own that it
-  points at 127.0.0.1 (DNS rebinding);
-* what changes something must come from our own pages, and needs a login;
-* all else needs the login too, where there is one;
-* every response says what a browser may do with it.
+Without a login it answers to names of this machine alone (DNS rebinding) and lets nothing be changed; with one it asks
+for it everywhere, metrics and static files included. A change must come from our own pages. Every response has the
+security headers.
 """
 
 import asyncio
@@ -27,7 +22,6 @@ from tornado.web import HTTPError, RequestHandler
 #: Seconds that a wrong password takes to be refused; others wait behind it.
 WRONG_SECONDS: Final = 0.25
 _WRONG: Final = asyncio.Lock()
-#: Methods that change nothing.
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Headers of every response beside the content security policy.
 HEADERS: Final = {
@@ -68,20 +62,18 @@ def is_ours(host: str, address: str) -> bool:
 
 
 def is_cross_site(*, host: str, origin: str | None, fetch_site: str | None) -> bool:
-    """Whether a browser says that a request comes from another site's page. Who says nothing is no browser."""
+    """Whether a request comes from another site's page; one without these headers is not from a browser."""
     if fetch_site:
         return fetch_site not in {"same-origin", "none"}
     return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
 
 
 def has_login(options: Any) -> bool:
-    """Whether the dashboard asks who is there: by a password or by an auth provider."""
+    """Whether the dashboard asks for a password or an auth provider's login."""
     return bool(options.basic_auth or options.auth)
 
 
 class Guarded(RequestHandler):
-    """Stands in front of a handler; see `guarded`."""
-
     #: Flower's, which has `options`.
     application: Any
     #: Whether it is the way to an auth provider, which must answer without the login.
@@ -100,11 +92,9 @@ class Guarded(RequestHandler):
 
     @functools.cached_property
     def nonce(self) -> str:
-        """What a script inside this one page must carry."""
         return secrets.token_urlsafe(16)
 
     async def prepare(self) -> None:
-        """Refuse, ask for the login, or let the handler go on."""
         reason = self._refusal()
         if reason:
             self._refuse(403, reason)

@@ -6,15 +6,11 @@ from flower.views import BaseHandler
 
 
 class Handler(BaseHandler):
-    """A page of ours."""
-
     def set_default_headers(self) -> None:
-        """What is shown is of this moment."""
         super().set_default_headers()
         self.set_header("Cache-Control", "no-store")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """One line."""
         del kwargs
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(f"{status_code} {self._reason}\n")

@@ -1,14 +1,13 @@
-"""The pages of jobs: all of them, one live, its destinations, a profile as a person reads it.
+"""The pages of jobs: all of them, one live, its destinations, a profile.
 
-What Redis knows of a job comes from there, in one cheap read; profiles come from the results database, in short reads
-beside the writer. A page without JavaScript shows how things stood; `pages/job.js` keeps it up to date.
+A job comes from Redis, profiles from the results database. `pages/job.js` keeps a page up to date.
 """
 
 import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlencode
@@ -21,25 +20,17 @@ from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError, Unr
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
 from workers.dashboard.handler import Handler
-from workers.dashboard.present import embedded, job_counts, job_words, label, profile_words
+from workers.dashboard.job_values import embedded, job_counts, job_values, label, profile_values
 from workers.dashboard.recent import Recent, RecentJobs
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import DestinationState, JobRow
 from workers.results.queries.lookups import first_failures, lines, profile_of
 from workers.results.queries.status import status_of
 
-#: Where templates, style and scripts are.
 PAGES: Final = Path(__file__).parent / "pages"
-#: Served files and what they are.
-ASSETS: Final = {
-    "themes.css": "text/css",
-    **dict.fromkeys(("jobs.js", "job.js", "llm.js"), "text/javascript"),
-}
-#: Seconds for which a list of all jobs is good enough, for however many lookers.
+#: Seconds for which a list of all jobs is good enough for every reader.
 LIST_SECONDS: Final = 1.0
-#: Destinations of one page.
 PER_PAGE: Final = 50
-#: Failures shown on a job's page.
 FAILURES: Final = 50
 #: The furthest page; beyond it a search finds sooner.
 LAST_PAGE: Final = 100_000
@@ -47,8 +38,6 @@ _STATES: Final = ("queued", "done", "failed")
 
 
 class Site:
-    """What the pages share: where jobs and results are."""
-
     def __init__(self, settings: Settings, redis_url: str, recent: RecentJobs) -> None:
         timeout = settings.redis.socket_timeout_seconds
         self._redis: Redis = connect(redis_url, socket_timeout_seconds=timeout)
@@ -57,9 +46,6 @@ class Site:
         self._listed: tuple[float, list[JobStatus]] = (float("-inf"), [])
         self._listing = asyncio.Lock()
         self.recent = recent
-
-    def __repr__(self) -> str:
-        return f"<Site store={self._store!r}>"
 
     async def list(self) -> list[JobStatus]:
         """The newest jobs first, as they stood at most `LIST_SECONDS` ago."""
@@ -70,12 +56,7 @@ class Site:
         return self._listed[1]
 
     async def status(self, job_id: str) -> tuple[JobStatus, bool]:
-        """How a job stands, and whether Redis knows it: else the database does.
-
-        Raises:
-            JobNotFoundError: neither knows it.
-            DatabaseError: Redis does not know it, and the database cannot be asked.
-        """
+        """A job's status, and whether it is Redis's; else the database's. Raises JobNotFoundError or DatabaseError."""
         try:
             return await asyncio.to_thread(jobs.status, self._redis, job_id), True
         except JobNotFoundError:
@@ -85,11 +66,7 @@ class Site:
             return _status_of(row), False
 
     async def store(self) -> AsyncDatabaseManager:
-        """The results database, opened for reading.
-
-        Raises:
-            DatabaseError: there is none yet, or it cannot be used.
-        """
+        """The results database, opened for reading. Raises DatabaseError."""
         if self._store is None:
             store = AsyncDatabaseManager.from_settings(self._settings)
             try:
@@ -108,10 +85,7 @@ def _status_of(row: JobRow) -> JobStatus:
 
 
 class Page(Handler):
-    """A page of ours: what goes wrong is a page too, with what to do."""
-
     def initialize(self, site: Site) -> None:
-        """Called by Tornado with the handler's arguments."""
         self.site = site
 
     def show(self, template: str, **values: Any) -> None:
@@ -120,12 +94,10 @@ class Page(Handler):
         self.render(f"themes/{template}", root=f"/{prefix.strip('/')}" if prefix else "", **{"here": "", **values})
 
     def say(self, status: int, title: str, text: str) -> None:
-        """A page with one message."""
         self.set_status(status)
         self.show("message.html", title=title, text=text)
 
     async def get(self, *parts: str) -> None:
-        """Answer, or say what is wrong."""
         try:
             await self.answer(*parts)
         except JobNotFoundError as unknown:
@@ -145,11 +117,8 @@ class Page(Handler):
 
 
 class JobList(Page):
-    """`/jobs`."""
-
     async def answer(self, *parts: str) -> None:
-        """The newest jobs; as JSON where the address says so."""
-        listed = [job_words(status) for status in await self.site.list()]
+        listed = [job_values(status) for status in await self.site.list()]
         if parts[0]:
             self.set_header("Content-Type", "application/json; charset=utf-8")
             self.finish(embedded({"jobs": listed})[len('{"jobs":') : -1])
@@ -158,10 +127,7 @@ class JobList(Page):
 
 
 class JobPage(Page):
-    """`/jobs/ID`."""
-
     async def answer(self, *parts: str) -> None:
-        """One job, live where its events are still there."""
         (job_id,) = parts
         status, is_known = await self.site.status(job_id)
         recent = await self.site.recent.of(job_id) if is_known else Recent()
@@ -170,7 +136,7 @@ class JobPage(Page):
         if not is_known:
             note = f"Redis no longer knows this job: these are the results. themes retry {job_id} goes on with it."
             found = await first_failures(await self.site.store(), job_id, FAILURES)
-            failures = [_failure({**_fields(each), "name": each.name, "country": each.country}) for each in found]
+            failures = [_failure(asdict(each)) for each in found]
         data = {
             "job_id": job_id,
             "is_final": status.is_final or not is_known,
@@ -181,28 +147,22 @@ class JobPage(Page):
         }
         latest = [_latest(each) for each in reversed(recent.latest)]
         self.show(
-            "job.html", job=job_words(status), live=is_known, latest=latest, failures=failures, note=note,
+            "job.html", job=job_values(status), live=is_known, latest=latest, failures=failures, note=note,
             data=embedded(data),
         )  # fmt: skip
 
 
 class JobNow(Page):
-    """`/jobs/ID/status.json`."""
-
     async def answer(self, *parts: str) -> None:
-        """The job's figures, as the page asks for them after it lost its connection."""
         status, _ = await self.site.status(parts[0])
-        words = job_words(status)
+        words = job_values(status)
         self.set_header("Content-Type", "application/json; charset=utf-8")
         known = {"tag": words["tag"], "words": words["words"], "is_final": status.is_final}
         self.finish(embedded({**known, "counts": job_counts(status)}))
 
 
 class DestinationList(Page):
-    """`/jobs/ID/destinations`."""
-
     async def answer(self, *parts: str) -> None:
-        """A page of a job's destinations, by state and by what stands in name or country."""
         (job_id,) = parts
         store = await self.site.store()
         row = await store.job(job_id)
@@ -247,28 +207,23 @@ class DestinationList(Page):
 
 
 class ProfilePage(Page):
-    """`/jobs/ID/destinations/ID`."""
-
     async def answer(self, *parts: str) -> None:
-        """One profile."""
         job_id, destination_id = parts
         row = await profile_of(await self.site.store(), job_id, destination_id)
         if row is None:
             self.say(404, "There is no such profile", f"Job {job_id} has none for {destination_id}, or not yet.")
             return
         profile = row.profile()
-        self.show("profile.html", job_id=job_id, profile=profile, **profile_words(profile))
+        self.show("profile.html", job_id=job_id, profile=profile, **profile_values(profile))
 
 
 class Asset(Handler):
     """Style and scripts, kept by browsers until they change."""
 
     def initialize(self, files: Mapping[str, tuple[bytes, str]]) -> None:
-        """Called by Tornado with the handler's arguments."""
         self._files = files
 
     def get(self, name: str) -> None:
-        """One file."""
         content, kind = self._files[name]
         self.set_header("Content-Type", f"{kind}; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
@@ -293,19 +248,15 @@ def _failure(event: Mapping[str, Any]) -> dict[str, Any]:
     return {"label": label(str(event.get("name", "")), event.get("country")), **{n: event.get(n) for n in names}}
 
 
-def _fields(failure: Any) -> dict[str, Any]:
-    return {name: getattr(failure, name) for name in ("error_class", "stage", "message")}
-
-
 def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:
-    """What `server` adds to Flower's."""
-    files = {name: ((PAGES / name).read_bytes(), kind) for name, kind in ASSETS.items()}
+    files = {name: ((PAGES / name).read_bytes(), "text/javascript") for name in ("jobs.js", "job.js", "llm.js")}
+    files["themes.css"] = (PAGES / "base.css").read_bytes() + (PAGES / "themes.css").read_bytes(), "text/css"
     job = r"/jobs/([A-Za-z0-9_.-]{1,100})"
     shared = {"site": site}
     return [
         (r"/jobs()/?", JobList, shared),
         (r"/jobs(\.json)", JobList, shared),
-        (rf"/jobs/assets/({'|'.join(name.replace('.', '[.]') for name in ASSETS)})", Asset, {"files": files}),
+        (rf"/jobs/assets/({'|'.join(name.replace('.', '[.]') for name in files)})", Asset, {"files": files}),
         (rf"{job}/?", JobPage, shared),
         (rf"{job}/status\.json", JobNow, shared),
         (rf"{job}/destinations/?", DestinationList, shared),

@@ -1,86 +1,47 @@
-"""The system as it is now, out of Redis: jobs, workers, queue, consumers, and the rates between two looks."""
+"""The live system for `themes top`: what `system` reads, the newest jobs, and the rates between two reads."""
 
-import json
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, NamedTuple
 
 from redis import Redis
 
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.jobs import registry as jobs
-from tasks.waits import Wait
+from tasks.jobs.registry import JobStatus
+from workers.dashboard.system import Consumer, Worker, consumers_of, queue_lengths, workers_of
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 #: Jobs shown: those that run, and the newest of the others.
 JOBS: Final = 12
-#: Seconds before a first look that its rates are of: the whole tens of seconds within them.
+#: Seconds before a first read that its rates are of: the whole tens of seconds within them.
 LATELY_SECONDS: Final = 30.0
-#: Seconds over which rates are taken: workers tell once a second, so less would flicker.
+#: Seconds over which rates are taken: workers report once a second, so less would flicker.
 RATE_SECONDS: Final = 5.0
+#: Fields of jobs, workers and consumers in `themes top --json`, and those of workers that are added up.
+JOB_FIELDS: Final = (
+    "job_id", "name", "state", "is_final", "total", "ended", "failed", "rate_per_second", "eta_seconds", "llm_calls",
+    "cache_hits", "paused", "waiting_for", "unreadable",
+)  # fmt: skip
+SUMS: Final = ("lanes", "lanes_busy", "connections", "connections_in_use", "connections_waiting")
+WORKER_FIELDS: Final = (
+    "name", "lanes", "lanes_busy", "lanes_waiting", "connections", "connections_in_use", "connections_waiting",
+    "restarts", "cpu_percent", "rss_bytes", "says",
+)  # fmt: skip
+CONSUMER_FIELDS: Final = ("name", "lag", "entries_per_second", "ms_per_batch", "last_batch", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
-class JobLine:
-    """A job."""
-
-    job_id: str
-    name: str
-    state: str
-    is_final: bool
-    total: int
-    ended: int
-    failed: int
-    rate_per_second: float
-    eta_seconds: float | None
-    llm_calls: int
-    cache_hits: int
-    paused: str | None
-    waiting_for: str | None
-    #: Why its entry in Redis cannot be read.
-    unreadable: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLine:
-    """A worker process; `says` is what is wrong with it, where something is."""
-
-    name: str
-    lanes: int
-    lanes_busy: int
-    lanes_waiting: int
-    connections: int
-    connections_in_use: int
-    connections_waiting: int
-    restarts: int
-    cpu_percent: float | None
-    rss_bytes: float | None
-    says: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerLine:
-    """A consumer."""
-
-    name: str
-    lag: int
-    entries_per_second: float
-    ms_per_batch: float
-    last_batch: int
-    rejected: int
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """One look. Rates are None where nothing was counted lately, or processes do not measure."""
+class Snapshot:
+    """The system at one moment. Rates are None where nothing was counted lately, or processes do not measure."""
 
     at: float
-    jobs: list[JobLine] = field(default_factory=list)
-    workers: list[WorkerLine] = field(default_factory=list)
-    consumers: list[ConsumerLine] = field(default_factory=list)
+    jobs: Sequence[JobStatus] = ()
+    workers: Sequence[Worker] = ()
+    consumers: Sequence[Consumer] = ()
     queued: int = 0
     results_lag: int = 0
     lanes: int = 0
@@ -94,14 +55,24 @@ class System:
     #: Of the prompts of the last seconds, those that needed no call.
     hit_rate: float | None = None
     #: What everything waits for, each reason once.
-    waits: list[str] = field(default_factory=list)
+    waits: Sequence[str] = ()
     #: Why what is shown is old; empty when it is not.
     trouble: str = ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """What `themes top --json` prints."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found["jobs"] = [
+            {name: job.done + job.failed if name == "ended" else getattr(job, name) for name in JOB_FIELDS}
+            for job in self.jobs
+        ]
+        found["workers"] = [{name: getattr(worker, name) for name in WORKER_FIELDS} for worker in self.workers]
+        found["consumers"] = [{name: getattr(each, name) for name in CONSUMER_FIELDS} for each in self.consumers]
+        return found
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """All processes' counts at one time (monotonic seconds)."""
+
+class Counted(NamedTuple):
+    """Counts of all processes at one time (monotonic seconds), or between two."""
 
     at: float
     calls: float
@@ -111,58 +82,71 @@ class Counted:
 
     @classmethod
     def of(cls, metrics: Metrics, at: float) -> "Counted":
-        """What the counters say."""
         calls = metrics.total("llm_requests_total")
         refusals = metrics.total("llm_requests_total", outcome="rate_limited")
         answered = metrics.total("llm_requests_total", outcome="ok")
         saved = metrics.total("cache_gets_total", result="hit") + metrics.total("cache_coalesced_total")
         return cls(at, calls, calls - answered - refusals, refusals, saved)
 
+    @classmethod
+    def lately(cls, series: list[SeriesPoint]) -> "Counted":
+        """By the points that are whole."""
+        whole = series[:-1]
+        refusals = sum(point.rate_limited for point in whole)
+        return cls(
+            len(whole) * keys.SERIES_STEP_SECONDS, sum(point.calls for point in whole),
+            sum(point.errors for point in whole) - refusals, refusals,
+            sum(point.hits + point.coalesced for point in whole),
+        )  # fmt: skip
 
-class Watcher:
-    """Looks again and again, and remembers what it counted for the rates."""
+    def rates(self) -> dict[str, Any]:
+        """Per second of `at`."""
+        asked = self.calls + self.saved
+        return {
+            "calls_per_second": round(self.calls / self.at, 3),
+            "errors_per_second": round(self.errors / self.at, 3),
+            "refusals_per_second": round(self.refusals / self.at, 3),
+            "hit_rate": round(self.saved / asked, 4) if asked else None,
+        }
+
+
+class LiveReader:
+    """Reads the system again and again, and keeps what was counted for the rates."""
 
     def __init__(self, redis: Redis, broker: Redis | None = None) -> None:
         self._redis = redis
         self._broker = broker or redis
         self._counts: deque[Counted] = deque()
-        self._last = System(time.time())
+        self._last = Snapshot(time.time())
 
     def __repr__(self) -> str:
-        return f"<Watcher looks={len(self._counts)}>"
+        return f"<LiveReader reads={len(self._counts)}>"
 
-    def look(self) -> System:
+    def read(self) -> Snapshot:
         """The system now. Errors of Redis pass through."""
         redis, now = self._redis, time.monotonic()
-        reports = fleet.workers(redis)
-        workers = [_worker(name, report) for name, report in sorted(reports.items())]
-        waits = [wait for report in reports.values() if (wait := Wait.decode(report.get("waiting_for")))]
+        workers = list(workers_of(fleet.workers(redis)))
         self._count(Counted.of(read_metrics(redis), now))
-        self._last = System(
+        self._last = Snapshot(
             at=time.time(),
-            jobs=_jobs(redis),
+            jobs=sorted(jobs.list_jobs(redis), key=lambda job: job.is_final)[:JOBS],
             workers=workers,
-            consumers=[_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items())],
-            waits=[wait.words() for wait in {wait.reason: wait for wait in waits}.values()],
-            queued=_queued(self._broker),
+            consumers=consumers_of(redis),
+            waits=[wait.words() for wait in {each.wait.reason: each.wait for each in workers if each.wait}.values()],
+            queued=queue_lengths(self._broker)[0],
             results_lag=int(redis.xlen(keys.RESULTS)),
-            lanes=sum(worker.lanes for worker in workers),
-            lanes_busy=sum(worker.lanes_busy for worker in workers),
-            connections=sum(worker.connections for worker in workers),
-            connections_in_use=sum(worker.connections_in_use for worker in workers),
-            connections_waiting=sum(worker.connections_waiting for worker in workers),
+            **{name: sum(getattr(worker, name) for worker in workers) for name in SUMS},
             **self._rates(),
         )
         return self._last
 
-    def without(self, trouble: str) -> System:
-        """What was seen last, and why it is old."""
+    def stale(self, trouble: str) -> Snapshot:
+        """What was read last, and why it is old."""
         self._counts.clear()
         return replace(self._last, trouble=trouble)
 
     def _count(self, counted: Counted) -> None:
         if self._counts and counted.calls < self._counts[-1].calls:
-            # Redis has begun anew.
             self._counts.clear()
         self._counts.append(counted)
         while len(self._counts) > 2 and counted.at - self._counts[1].at >= RATE_SECONDS:  # noqa: PLR2004  # two ends
@@ -170,90 +154,7 @@ class Watcher:
 
     def _rates(self) -> dict[str, Any]:
         first, last = self._counts[0], self._counts[-1]
-        seconds = last.at - first.at
-        if seconds <= 0:
-            return _rates_of(read_series(self._redis, LATELY_SECONDS))
-        calls, saved = last.calls - first.calls, last.saved - first.saved
-        return {
-            "calls_per_second": round(calls / seconds, 3),
-            "errors_per_second": round((last.errors - first.errors) / seconds, 3),
-            "refusals_per_second": round((last.refusals - first.refusals) / seconds, 3),
-            "hit_rate": round(saved / (calls + saved), 4) if calls + saved else None,
-        }
-
-
-def _rates_of(series: list[SeriesPoint]) -> dict[str, Any]:
-    """Rates by the last points that are whole; none where nothing was counted lately."""
-    whole = series[:-1]
-    seconds = len(whole) * keys.SERIES_STEP_SECONDS
-    calls = sum(point.calls for point in whole)
-    saved = sum(point.hits + point.coalesced for point in whole)
-    if not seconds or not calls + saved:
-        return {}
-    refusals = sum(point.rate_limited for point in whole)
-    return {
-        "calls_per_second": round(calls / seconds, 3),
-        "errors_per_second": round((sum(point.errors for point in whole) - refusals) / seconds, 3),
-        "refusals_per_second": round(refusals / seconds, 3),
-        "hit_rate": round(saved / (calls + saved), 4),
-    }
-
-
-def _queued(broker: Redis) -> int:
-    """Messages in the queue."""
-    with broker.pipeline(transaction=False) as pipeline:
-        for key in keys.queue_keys():
-            pipeline.llen(key)
-        return sum(int(found) for found in pipeline.execute())
-
-
-def _jobs(redis: Redis) -> list[JobLine]:
-    """Those that are not finished first, then the newest."""
-    known = [_job(status) for status in jobs.list_jobs(redis)]
-    return sorted(known, key=lambda job: job.is_final)[:JOBS]
-
-
-def _job(status: jobs.JobStatus) -> JobLine:
-    return JobLine(
-        status.job_id, status.name, status.state, status.is_final, status.total, status.done + status.failed,
-        status.failed, status.rate_per_second, status.eta_seconds, status.llm_calls, status.cache_hits, status.paused,
-        status.waiting_for, status.unreadable,
-    )  # fmt: skip
-
-
-def _worker(name: str, report: Mapping[str, str]) -> WorkerLine:
-    usage = _process(report)
-
-    def number(key: str) -> int:
-        return int(report.get(key) or 0)
-
-    age = time.time() - float(report.get("at") or 0)
-    wait = Wait.decode(report.get("waiting_for"))
-    says = wait.words() if wait else str(report.get(fleet.UNREADABLE, ""))
-    if not says and (reason := report.get("journal_off")):
-        says = f"call journal off: {reason}"
-    if not says and age > keys.WORKER_SECONDS / 2:
-        says = f"silent for {age:.0f} s"
-    if not says and not number("lanes"):
-        says = "stopping"
-    return WorkerLine(
-        name, number("lanes"), number("lanes_busy"), number("lanes_waiting"), number("connections"),
-        number("connections_in_use"), number("connections_waiting"), number("restarts"), usage.get("cpu_percent"),
-        usage.get("rss_bytes"), says,
-    )  # fmt: skip
-
-
-def _process(report: Mapping[str, str]) -> dict[str, float]:
-    """What a worker's process uses; empty with profiling off."""
-    found: dict[str, float] = json.loads(report.get("profile") or "{}").get("process") or {}
-    return found
-
-
-def _consumer(name: str, report: Mapping[str, str]) -> ConsumerLine:
-    def number(key: str) -> float:
-        return float(report.get(key) or 0)
-
-    return ConsumerLine(
-        name, int(number("lag")), number("entries_per_second"), number("ms_per_batch"), int(number("last_batch")),
-        int(number("rejected")),
-    )  # fmt: skip
+        if last.at > first.at:
+            return Counted(*(after - before for before, after in zip(first, last, strict=True))).rates()
+        lately = Counted.lately(read_series(self._redis, LATELY_SECONDS))
+        return lately.rates() if lately.at and lately.calls + lately.saved else {}

@@ -1,7 +1,4 @@
-"""`/llm`: what LLM calls, cache, pools and queues of all processes are doing, now and over the last hour.
-
-`pages/llm.js` asks for the page again and puts in what has changed, so there is one place that says how it looks.
-"""
+"""`/llm`: LLM calls, cache, pools and queues of all processes; `pages/llm.js` replaces what has changed."""
 
 import asyncio
 from typing import Any
@@ -10,26 +7,22 @@ import msgspec
 
 from workers.dashboard.handler import Handler
 from workers.dashboard.jobs_pages import Page, Site
-from workers.dashboard.llm_words import HEIGHT, WIDTH, page_words
+from workers.dashboard.llm_values import HEIGHT, WIDTH, page_values
 from workers.dashboard.system import SystemReader
 
 
 class LlmPage(Page):
-    """`/llm`, and `/llm.json` for programs."""
-
     def initialize(self, site: Site, system: SystemReader, turns: asyncio.Lock) -> None:  # type: ignore[override]  # Tornado's keywords
-        """Called by Tornado with the handler's arguments."""
         super().initialize(site)
         self._system = system
         self._turns = turns
 
     async def answer(self, *parts: str) -> None:
-        """The page; as JSON where the address says so."""
         # One at a time: the others find what the first has read, and keep no thread of Flower's waiting meanwhile.
         async with self._turns:
             system = await asyncio.to_thread(self._system.read)
             points = await asyncio.to_thread(self._system.points)
-        words = page_words(system, points)
+        words = page_values(system, points)
         if parts[0]:
             self.set_header("Content-Type", "application/json; charset=utf-8")
             self.finish(msgspec.json.encode({"at": system.at, **words}))
@@ -38,6 +31,5 @@ class LlmPage(Page):
 
 
 def handlers(site: Site, system: SystemReader) -> list[tuple[str, type[Handler], dict[str, Any]]]:
-    """What `server` adds to Flower's."""
     shared = {"site": site, "system": system, "turns": asyncio.Lock()}
     return [(r"/llm()/?", LlmPage, shared), (r"/llm(\.json)", LlmPage, shared)]

@@ -1,7 +1,6 @@
-"""Every metric that we export: name, type, unit, meaning, and where its value comes from.
+"""Every exported metric, named as https://prometheus.io/docs/practices/naming/ has it.
 
-Names and units as https://prometheus.io/docs/practices/naming/ has them. Values of labels are bounded: no job, no
-destination and no worker is a label. docs/reference/metrics.md is held against this table by a test.
+No job, destination or worker is a label. A test holds docs/reference/metrics.md against this table.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,8 +31,6 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """A histogram of seconds."""
-
     name: str
     help: str
     read: Callable[[System], Iterator[tuple[tuple[str, ...], Histogram]]]
@@ -80,7 +77,7 @@ def _counted(name: str) -> Callable[[System], float | None]:
 
 
 def _profiled(name: str, *labels: str) -> Callable[[System], Iterator[Sample]]:
-    """A counter that processes add to where profiling is on; of many series the largest `MOST_SERIES`."""
+    """A counter that processes add to where profiling is on; of many series the largest `MAX_SERIES`."""
 
     def read(system: System) -> Iterator[Sample]:
         found: dict[tuple[str, ...], float] = {}
@@ -90,7 +87,7 @@ def _profiled(name: str, *labels: str) -> Callable[[System], Iterator[Sample]]:
                 values = tuple(having.get(label, "") for label in labels)
                 found[values] = found.get(values, 0.0) + amount
         # Those beyond the bound are left out, not added up: a sum of what is left would fall when one of them grows.
-        yield from sorted(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:MOST_SERIES])
+        yield from sorted(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:MAX_SERIES])
 
     return read
 
@@ -137,8 +134,7 @@ def _call(system: System) -> Iterator[tuple[tuple[str, ...], Histogram]]:
 
 
 ROUTE: Final = ("endpoint", "model")
-#: Series that one counter of `_profiled` may have.
-MOST_SERIES: Final = 200
+MAX_SERIES: Final = 200
 DURABLE: Final = "exact and durable: as the database has it"
 
 METRICS: Final[tuple[Metric, ...]] = (

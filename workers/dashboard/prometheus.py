@@ -1,8 +1,6 @@
 """`/metrics`: one scrape for all processes and machines, beside Flower's own metrics of this process.
 
-What we export is read from Redis, where all processes report, and from sums that the database keeps: so no worker needs
-a port, none is missed because it lived between two scrapes, and counters go on where they were when a worker, or this
-dashboard, starts again.
+All processes report to Redis, so that no worker needs a port and counters outlive processes.
 """
 
 import asyncio
@@ -24,13 +22,11 @@ from workers.observe.metrics import GROWTH, SMALLEST, Histogram
 #: Buckets of our histograms that are edges of Prometheus's: about 1 ms to 5 min, each twice as wide as the one before.
 #: Edges of our own, so that every count is exact.
 EDGES: Final = tuple(range(math.ceil(math.log(1e-3 / SMALLEST) / math.log(GROWTH)), 208, 7))
-#: Seconds for which an answer is good enough, for however many scrapers.
+#: Seconds for which an answer is good enough for every scraper.
 FRESH_SECONDS: Final = 2.0
 
 
 class SystemCollector(Collector):
-    """Turns what was read of the system into families of metrics; a registry asks it."""
-
     def __init__(self, reader: SystemReader) -> None:
         self._reader = reader
 
@@ -56,7 +52,6 @@ UP_HELP: Final = "1 where Redis answers; 0: nothing else is known."
 
 
 def families(system: System) -> Iterator[Any]:
-    """Everything that we export of a system."""
     for metric in METRICS:
         kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
         family = kind(metric.name, metric.help, labels=metric.labels)
@@ -87,16 +82,13 @@ def _buckets(histogram: Histogram, edges: Iterable[int]) -> Iterator[tuple[str, 
 
 
 class Scrape:
-    """The whole text, made in a thread: a slow Redis keeps nobody else waiting."""
+    """The whole text, made in a thread: a slow Redis delays no other page."""
 
     def __init__(self, reader: SystemReader) -> None:
         self._registry = prometheus_client.CollectorRegistry()
         self._registry.register(SystemCollector(reader))
         self._lock = asyncio.Lock()
         self._made: tuple[float, bytes] = (float("-inf"), b"")
-
-    def __repr__(self) -> str:
-        return f"<Scrape {len(self._made[1])} bytes>"
 
     async def text(self) -> bytes:
         """Flower's metrics and ours, as they were at most `FRESH_SECONDS` ago."""
@@ -111,14 +103,10 @@ class Scrape:
 
 
 class AllMetrics(Metrics):
-    """`/metrics`."""
-
     def initialize(self, scrape: Scrape) -> None:
-        """Called by Tornado with the handler's arguments."""
         self._scrape = scrape
 
     async def get(self) -> None:
-        """Everything in Prometheus's text format."""
         self.application.purge_offline_worker_metrics()
         self.set_header("Content-Type", prometheus_client.exposition.CONTENT_TYPE_PLAIN_0_0_4)
         self.finish(await self._scrape.text())

@@ -12,15 +12,11 @@ from tasks import keys
 from tasks.jobs.events import decode
 from tasks.messages import Event
 
-#: Profiles and failures that are remembered.
 LATEST: Final = 50
-#: Points of the chart.
 POINTS: Final = 400
-#: Entries read at once.
 PAGE: Final = 1_000
 #: Seconds for which what was read is good enough; the page goes on from there by itself.
 FRESH_SECONDS: Final = 2.0
-#: Jobs whose past is remembered.
 JOBS: Final = 100
 
 
@@ -31,12 +27,10 @@ class Recent:
     last_id: str = "0-0"
     latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
     failures: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
-    #: Time and destinations a second.
     points: list[tuple[float, float]] = field(default_factory=list)
     read_at: float = float("-inf")
 
     def take(self, event: Event) -> None:
-        """Take in one event."""
         self.last_id = event.id
         data = event.data
         if event.type == "destination.done":
@@ -50,17 +44,11 @@ class Recent:
 
 
 class RecentJobs:
-    """Reads the events of jobs whose page is asked for; only what is new since the last time."""
-
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._jobs: dict[str, Recent] = {}
 
-    def __repr__(self) -> str:
-        return f"<RecentJobs {len(self._jobs)} jobs>"
-
     async def of(self, job_id: str) -> Recent:
-        """A job's past up to now, or a moment ago."""
         recent = self._jobs.pop(job_id, None) or Recent()
         while len(self._jobs) >= JOBS:
             del self._jobs[next(iter(self._jobs))]

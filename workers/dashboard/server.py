@@ -1,7 +1,6 @@
-"""The dashboard's server: Flower's application with our pages in front of its own, and the guard before all.
+"""Flower's application with our pages in front of its own, and the guard before all.
 
-Flower has no place for plug-ins. Its command builds `flower.command.Flower`, so that name is given this subclass (see
-`workers.dashboard.flower`); its handlers go on as they are, and ours are asked first.
+Flower has no plug-ins: its command builds `flower.command.Flower`, which `workers.dashboard.flower` replaces.
 """
 
 import logging
@@ -83,11 +82,9 @@ class Dashboard(Flower):
         return port
 
     def start(self) -> None:
-        """Serve until SIGTERM or SIGINT, then end the process.
+        """Serve until SIGTERM or SIGINT, save Flower's state, end the process.
 
-        Flower lets a signal raise an exception wherever the process happens to be, and then waits for the threads that
-        ask workers about themselves; such a thread waits for Redis as long as Redis is silent. Here the loop just ends,
-        what Flower knows is saved, and nobody waits for threads that have nothing to save.
+        Flower's threads are not awaited: they ask workers, and wait for a silent Redis.
         """
         loop = self.io_loop.asyncio_loop
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -105,14 +102,12 @@ class Dashboard(Flower):
         return super().get_handler_delegate(request, guarded(target_class, provider), *args, **kwargs)
 
     def log_request(self, handler: Any) -> None:
-        """Measure what was served, beside Tornado's log."""
         if handler.request.path.rpartition("/")[2] != "events":
             self._watch.served(handler.request.request_time())
         super().log_request(handler)
 
 
 def install(settings: Settings, redis_url: str) -> None:
-    """What the next `Dashboard` shows."""
     Dashboard.settings_of_themes = settings
     Dashboard.redis_url = redis_url
     # Fewer watchers than allowed are no reason not to start.

@@ -1,7 +1,6 @@
 """`/jobs/ID/events`: a job's events as they happen, for browsers (EventSource) and `curl -N`.
 
-Server-sent events as the HTML standard has them (https://html.spec.whatwg.org/multipage/server-sent-events.html): a
-browser that loses its connection comes back with `Last-Event-ID` and goes on after it; 204 tells it to come no more.
+Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html); 204 ends a browser's reconnects.
 """
 
 import asyncio
@@ -18,7 +17,6 @@ from workers.dashboard.handler import Handler
 
 #: Seconds without an event after which a comment shows that the connection lives (proxies close silent ones).
 HEARTBEAT_SECONDS: Final = 15.0
-#: Milliseconds that a browser waits before it comes back.
 RETRY_MS: Final = 2_000
 #: Seconds after which a watcher for whom there is no room may ask again.
 FULL_SECONDS: Final = 30
@@ -28,7 +26,6 @@ class JobEvents(Handler):
     """Streams one job's events until it ends or the watcher goes."""
 
     def initialize(self, feeds: Feeds) -> None:
-        """Called by Tornado with the handler's arguments."""
         self._feeds = feeds
         self._streaming: asyncio.Task[None] | None = None
 
@@ -98,5 +95,4 @@ def _written(page: Page, trouble: str) -> bytes:
 
 
 def handlers(feeds: Feeds) -> list[tuple[str, type[Handler], dict[str, Any]]]:
-    """What `server` adds to Flower's."""
     return [(r"/jobs/([A-Za-z0-9_.-]{1,100})/events", JobEvents, {"feeds": feeds})]

@@ -1,7 +1,4 @@
-"""What the whole system is doing, read from Redis: the source of the LLM page and of the metrics for Prometheus.
-
-Nothing here is counted by the dashboard itself, so nothing is lost when it restarts, and two dashboards agree.
-"""
+"""The one reader of the live system in Redis: for `themes top`, the LLM page, and Prometheus."""
 
 import contextlib
 import threading
@@ -24,17 +21,21 @@ from tasks.waits import Wait
 from workers.llm.cache.stats import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
-#: Seconds for which what was read is good enough, for however many lookers.
+#: Seconds for which what was read is good enough for every reader.
 FRESH_SECONDS: Final = 2.0
 #: Jobs whose state is counted, the newest first.
-MOST_JOBS: Final = 1_000
+MAX_JOBS: Final = 1_000
 #: Jobs that have not ended whose whole status is looked at.
-MOST_ACTIVE: Final = 200
+MAX_ACTIVE: Final = 200
 #: Ways to an LLM that are told apart; those in addition are added up as `OTHER`.
-MOST_ROUTES: Final = 30
+MAX_ROUTES: Final = 30
 OTHER: Final = "other"
 #: States of a job, `paused` apart from `stalled`.
 JOB_STATES: Final = ("queued", "running", "paused", "stalled", "done", "cancelled", "unreadable")
+#: Whole numbers of a worker's report that `Worker` has under the same name.
+WORKER_COUNTS: Final = (
+    "lanes", "lanes_busy", "lanes_waiting", "connections", "connections_in_use", "connections_waiting", "restarts",
+)  # fmt: skip
 #: How bad a circuit's state is: of several workers' the worst is shown.
 CIRCUITS: Final = ("closed", "half-open", "open")
 
@@ -52,7 +53,7 @@ class Route:
     failures: int = 0
     cool_downs: int = 0
     cooling_seconds: float = 0.0
-    #: Who has asked for that, and how.
+    #: What asked for that, and how.
     cooling_for: str = ""
     #: Mean of the workers' own recent means; None before the first answer.
     latency_ms: float | None = None
@@ -64,8 +65,6 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker process's last sign of life."""
-
     name: str
     lanes: int
     lanes_busy: int
@@ -75,24 +74,25 @@ class Worker:
     connections_idle: int
     connections_waiting: int
     pool_wait_p95_ms: float | None
-    executed: int
-    stolen: int
     restarts: int
     cpu_percent: float | None
     rss_bytes: float | None
     wait: Wait | None
     profiles: bool
     routes: Mapping[str, Mapping[str, Any]]
+    #: What is wrong with it; empty where nothing is.
+    says: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """One results consumer's last report."""
-
     name: str
     entries_per_second: float
     ms_per_batch: float
     rejected: int
+    #: Entries that wait for it, and those of its last batch.
+    lag: int = 0
+    last_batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,10 @@ class System:
     #: Messages in the Celery queue, all priorities together; and those that are no messages of ours.
     queue: int
     queue_dead: int
-    #: Entries of the results stream: all that are there, and those of them that nobody has read yet.
+    #: Entries of the results stream: all that are there, and those of them that no consumer has read yet.
     results: int
     results_unread: int
-    #: Jobs by state; the newest `MOST_JOBS`.
+    #: Jobs by state; the newest `MAX_JOBS`.
     jobs: Mapping[str, int]
     #: Destinations of jobs that have not ended that have no outcome yet.
     destinations_open: int
@@ -144,9 +144,6 @@ class SystemReader:
         self._known: tuple[float, System] | None = None
         self._points: tuple[float, list[SeriesPoint]] | None = None
 
-    def __repr__(self) -> str:
-        return f"<SystemReader known={self._known is not None}>"
-
     def read(self) -> System:
         """Everything as it stood at most `FRESH_SECONDS` ago. Errors of Redis pass through."""
         with self._lock:
@@ -165,14 +162,10 @@ class SystemReader:
 def read_system(redis: Redis, broker: Redis) -> System:
     """Read everything now, in a handful of round trips."""
     reports = fleet.workers(redis)
-    workers = tuple(_worker(name, report) for name, report in sorted(reports.items()))
+    workers = workers_of(reports)
     names = [text_of(name) for name in redis.zrange(keys.WORKERS, 0, -1)]
     results, unread = _results(redis)
-    with broker.pipeline(transaction=False) as pipeline:
-        for key in keys.queue_keys():
-            pipeline.llen(key)
-        pipeline.llen(keys.QUEUE_DEAD)
-        *waiting, dead = pipeline.execute()
+    queue, dead = queue_lengths(broker)
     statuses, states = _jobs(redis, workers=reports)
     shares = [one.spent_usd / one.budget_usd for one in statuses if one.budget_usd and one.spent_usd is not None]
     memory = server_info(redis)
@@ -180,9 +173,9 @@ def read_system(redis: Redis, broker: Redis) -> System:
         at=time.time(),
         workers=workers,
         lost=tuple(name for name in names if name not in reports),
-        consumers=tuple(_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items())),
+        consumers=consumers_of(redis),
         routes=_routes(redis, workers),
-        queue=sum(waiting),
+        queue=queue,
         queue_dead=dead,
         results=results,
         results_unread=unread,
@@ -201,46 +194,58 @@ def read_system(redis: Redis, broker: Redis) -> System:
     )
 
 
+def workers_of(reports: Mapping[str, Mapping[str, str]]) -> tuple[Worker, ...]:
+    return tuple(_worker(name, report) for name, report in sorted(reports.items()))
+
+
 def _worker(name: str, report: Mapping[str, str]) -> Worker:
-    pool, profile = _json(report.get("pool")), _json(report.get("profile"))
+    pool: dict[str, Any] = msgspec.json.decode(report.get("pool") or "{}")
+    profile: dict[str, Any] = msgspec.json.decode(report.get("profile") or "{}")
     usage = profile.get("process") or {}
-
-    def whole(field: str) -> int:
-        return int(report.get(field) or 0)
-
+    wait = Wait.decode(report.get("waiting_for"))
     return Worker(
         name=name,
-        lanes=whole("lanes"),
-        lanes_busy=whole("lanes_busy"),
-        lanes_waiting=whole("lanes_waiting"),
-        connections=whole("connections"),
-        connections_in_use=whole("connections_in_use"),
         connections_idle=int(pool.get("idle") or 0),
-        connections_waiting=whole("connections_waiting"),
         pool_wait_p95_ms=pool.get("wait_p95_ms"),
-        executed=whole("executed"),
-        stolen=whole("stolen"),
-        restarts=whole("restarts"),
         cpu_percent=usage.get("cpu_percent"),
         rss_bytes=usage.get("rss_bytes"),
-        wait=Wait.decode(report.get("waiting_for")),
+        wait=wait,
         profiles=bool(profile),
         routes=pool.get("routes") or {},
+        says=wait.words() if wait else _says(report),
+        **{field: int(report.get(field) or 0) for field in WORKER_COUNTS},
     )
+
+
+def _says(report: Mapping[str, str]) -> str:
+    """What is wrong with a worker that waits for nothing."""
+    if unreadable := report.get(fleet.UNREADABLE):
+        return unreadable
+    if reason := report.get("journal_off"):
+        return f"call journal off: {reason}"
+    age = time.time() - float(report.get("at") or 0)
+    if age > keys.WORKER_SECONDS / 2:
+        return f"silent for {age:.0f} s"
+    return "" if int(report.get("lanes") or 0) else "stopping"
+
+
+def consumers_of(redis: Redis) -> tuple[Consumer, ...]:
+    return tuple(_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items()))
 
 
 def _consumer(name: str, report: Mapping[str, str]) -> Consumer:
-    return Consumer(
-        name=name,
-        entries_per_second=float(report.get("entries_per_second") or 0),
-        ms_per_batch=float(report.get("ms_per_batch") or 0),
-        rejected=int(report.get("rejected") or 0),
-    )
+    lag, last_batch, rejected = (int(report.get(field) or 0) for field in ("lag", "last_batch", "rejected"))
+    rate, took = (float(report.get(field) or 0) for field in ("entries_per_second", "ms_per_batch"))
+    return Consumer(name, rate, took, rejected, lag, last_batch)
 
 
-def _json(text: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.json.decode(text) if text else {}
-    return found
+def queue_lengths(broker: Redis) -> tuple[int, int]:
+    """Messages in the Celery queue, all priorities together, and those that are no messages of ours."""
+    with broker.pipeline(transaction=False) as pipeline:
+        for key in (*keys.queue_keys(), keys.QUEUE_DEAD):
+            pipeline.llen(key)
+        *waiting, dead = pipeline.execute()
+    return sum(waiting), dead
 
 
 def _results(redis: Redis) -> tuple[int, int]:
@@ -256,7 +261,7 @@ def _results(redis: Redis) -> tuple[int, int]:
 
 def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[list[JobStatus], dict[str, int]]:
     """The jobs that have not ended, and how many are in each state."""
-    newest = [text_of(job_id) for job_id in redis.zrevrange(keys.JOBS, 0, MOST_JOBS - 1)]
+    newest = [text_of(job_id) for job_id in redis.zrevrange(keys.JOBS, 0, MAX_JOBS - 1)]
     with redis.pipeline(transaction=False) as pipeline:
         for job_id in newest:
             pipeline.hget(keys.job(job_id), "state")
@@ -269,7 +274,7 @@ def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[li
     # Those without a state last: most of them have reached the end of their life.
     others = [(not state, job_id) for job_id, state in zip(newest, said, strict=True) if state not in FINAL]
     open_ones = [job_id for _, job_id in sorted(others, key=lambda one: one[0])]
-    statuses = _statuses(redis, open_ones[:MOST_ACTIVE])
+    statuses = _statuses(redis, open_ones[:MAX_ACTIVE])
     is_busy = any(int(report.get("chunks_held") or 0) for report in workers.values())
     for status in statuses:
         stalled = status.state == "stalled" and not status.paused
@@ -286,13 +291,13 @@ def _statuses(redis: Redis, job_ids: list[str]) -> list[JobStatus]:
 
 
 def _routes(redis: Redis, workers: Iterable[Worker]) -> tuple[Route, ...]:
-    """Every way to an LLM, what the workers say of it put together; at most `MOST_ROUTES` and one for the rest."""
+    """Every way to an LLM, what the workers say of it put together; at most `MAX_ROUTES` and one for the rest."""
     found: dict[str, Route] = {}
     latencies: dict[str, list[float]] = {}
     digests: dict[str, str] = {}
     for worker in workers:
         for name, said in worker.routes.items():
-            if name not in found and len(found) >= MOST_ROUTES:
+            if name not in found and len(found) >= MAX_ROUTES:
                 key, endpoint, model = OTHER, OTHER, OTHER
             else:
                 key, endpoint, model = name, name.removesuffix(f"/{said.get('model')}"), str(said.get("model"))

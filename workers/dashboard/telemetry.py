@@ -14,8 +14,6 @@ from workers.observe.reporter import MetricsReporter
 
 
 class DashboardWatch:
-    """Measures from `start` on, for as long as the loop runs."""
-
     #: The span of a page, from the request's first line to the answer's last byte; a stream of events is none.
     PAGE: Final = "page"
 
@@ -28,11 +26,7 @@ class DashboardWatch:
         self._seconds = min(performance.profile_interval_seconds, keys.WORKER_SECONDS / 3)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def __repr__(self) -> str:
-        return f"<DashboardWatch {self.profiler!r}>"
-
     def start(self) -> None:
-        """Begin, on the loop that runs."""
         if self.profiler.enabled:
             self._tasks = [
                 asyncio.create_task(self.profiler.watch_loop(), name="loop lag"),
@@ -41,7 +35,6 @@ class DashboardWatch:
             ]
 
     def served(self, seconds: float) -> None:
-        """A page was served."""
         self.profiler.record(self.PAGE, seconds)
 
     async def _sample(self) -> None:

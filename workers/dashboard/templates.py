@@ -17,7 +17,6 @@ _STRICT: Final = {
     '<script type="text/javascript">': '<script nonce="{{ handler.nonce }}">',
     '<th style="width: 125px;">': "<th>",
 }
-#: What stands before the name of a template of ours.
 PREFIX: Final = "themes/"
 
 

@@ -11,7 +11,6 @@ from tasks.connection import check_rights, check_server, connect, locate, masked
 from tasks.errors import ThemesError
 from workers.doctor.check import Check, reached
 
-#: PINGs that latency is judged by.
 PINGS: Final = 100
 #: Milliseconds of a PING beyond which work is slowed down visibly: each destination takes some tens of commands.
 SLOW_MS: Final = 10.0
@@ -21,7 +20,6 @@ FULL: Final = 0.8
 
 
 def look(settings: Settings) -> Iterator[Check]:
-    """Everything about Redis; one that cannot be used is one finding."""
     url = locate(settings)
     try:
         with connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as client:
@@ -52,7 +50,6 @@ def look(settings: Settings) -> Iterator[Check]:
 
 
 def _broker(settings: Settings) -> Check:
-    """The other Redis, where the Celery queue is."""
     url = settings.celery.broker_url or ""
     with connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as client:
         facts = check_server(client)

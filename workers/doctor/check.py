@@ -13,7 +13,6 @@ from config.errors import ThemesError
 from config.settings import Settings
 from tasks.connection import check_server, connect, locate, masked
 
-#: Seconds that a check may take.
 CHECK_SECONDS: Final = 20.0
 #: Characters of an unforeseen error that are shown.
 SHOWN_CHARACTERS: Final = 300
@@ -21,10 +20,7 @@ SHOWN_CHARACTERS: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at: whether it is fine, what was found, and what to do.
-
-    A `fix` where it is fine is advice.
-    """
+    """One finding. A `fix` where it is `ok` is advice."""
 
     name: str
     ok: bool
@@ -81,11 +77,7 @@ def _look(subject: Subject, settings: Settings, checks: list[Check]) -> None:
 
 @contextmanager
 def reached(settings: Settings, *, seconds: float = 5.0) -> Iterator[Redis]:
-    """A client of the Redis in use, which answers.
-
-    Raises:
-        RedisUnavailableError: it does not, or it will not do.
-    """
+    """A client of the Redis in use, which answers. Raises RedisUnavailableError."""
     with connect(
         locate(settings), socket_timeout_seconds=min(seconds, settings.redis.socket_timeout_seconds)
     ) as client:

@@ -10,7 +10,6 @@ from tasks.errors import ConfigError
 from workers.dashboard.flower import refuse_open
 from workers.doctor.check import Check
 
-#: Seconds that it may take to answer.
 ANSWER_SECONDS: Final = 4.0
 #: Addresses that mean all of them, and where such a server is reached from here.
 _ALL: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # compared with, not bound to
@@ -20,7 +19,6 @@ PAGE_BYTES: Final = 200_000
 
 
 def look(settings: Settings) -> Iterator[Check]:
-    """What listens where the dashboard should."""
     place = f"http://{settings.dashboard.host}:{settings.dashboard.port}"
     try:
         refuse_open(settings)
@@ -56,7 +54,6 @@ def _another(settings: Settings) -> str:
 
 
 def _get(host: str, port: int) -> tuple[int, bytes]:
-    """The first page, without a password."""
     if not port:
         raise ConnectionRefusedError  # any free port: nobody can know which
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)

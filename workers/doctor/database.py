@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from config.settings import Settings
 from tasks.connection import masked
@@ -25,11 +24,8 @@ from workers.results.database.sqlite import path_of
 from workers.results.database.tables import SCHEMA_VERSION
 from workers.results.database.wal import WAL_HELD_BYTES, checkpoint, mebibytes, readers, size_bytes
 
-#: Free bytes below which the database's disk is called full.
 FREE_BYTES: Final = 200 * 1024 * 1024
-#: Seconds that a lock, or a server, is waited for.
 LOCK_SECONDS: Final = 3.0
-#: Seconds that the file is looked through for damage.
 INTEGRITY_SECONDS: Final = 4.0
 #: Instructions of SQLite's machine between two looks at the clock.
 STEPS: Final = 10_000
@@ -38,7 +34,6 @@ _PROBE: Final = "CREATE TABLE themes_doctor (found INTEGER)"
 
 
 def look(settings: Settings) -> Iterator[Check]:
-    """The database that the settings name."""
     if make_url(settings.database_url).get_backend_name() == "sqlite":
         yield from _sqlite(path_of(make_url(settings.database_url)))
     else:
@@ -66,7 +61,6 @@ def _existing(folder: Path) -> Path:
 
 
 def _folder(path: Path, folder: Path) -> Check:
-    """Where there is no database yet: whether one can be made."""
     refusal = _refusal(folder)
     if refusal is None:
         return Check("database", ok=True, found=f"{path}: not made yet, its folder can be written")
@@ -125,8 +119,8 @@ def _written(path: Path, connection: sqlite3.Connection) -> Check:
     except sqlite3.OperationalError as exc:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-            found = f"{path}: somebody has held its lock for {LOCK_SECONDS:g} s"
-            fix = f"`fuser -v {path}` names who; a consumer holds it for milliseconds only"
+            found = f"{path}: another program has held its lock for {LOCK_SECONDS:g} s"
+            fix = f"`fuser -v {path}` names it; a consumer holds it for milliseconds only"
             return Check("database", ok=False, found=found, fix=fix)
         return Check("database", ok=False, found=f"{path}: cannot be written ({exc})", fix=_mend(path, exc))
     mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
@@ -175,7 +169,6 @@ def _judged(place: str, version: int, *, is_empty: bool) -> Check:
 
 
 def _whole(path: Path, connection: sqlite3.Connection) -> Check:
-    """Look for damage, as far as the time goes."""
     deadline = time.monotonic() + INTEGRITY_SECONDS
     connection.set_progress_handler(lambda: int(time.monotonic() > deadline), STEPS)
     name, size = "database integrity", f"{os.stat(path).st_size // 2**20} MiB"  # noqa: PTH116
@@ -196,17 +189,15 @@ def _whole(path: Path, connection: sqlite3.Connection) -> Check:
 
 
 async def _server(settings: Settings) -> Check:
-    """A database server: reached, written, and rolled back."""
     place = masked(settings.database_url)
     backend = backend_of(settings.database_url, pool_size=2, timeout_seconds=LOCK_SECONDS)
-    found: list[Check] = []
     try:
         began = time.perf_counter()
         with backend.translated():
             async with backend.writer.connect() as connection, connection.begin() as transaction:
                 await connection.exec_driver_sql(_PROBE)
                 await connection.exec_driver_sql("DROP TABLE themes_doctor")
-                found.append(await _server_schema(connection, place))
+                version = await schema_version(connection, place)
                 await transaction.rollback()
         took = (time.perf_counter() - began) * 1000
     except DatabaseBusyError as exc:
@@ -217,12 +208,7 @@ async def _server(settings: Settings) -> Check:
         return Check("database", ok=False, found=str(exc), fix=fix)
     finally:
         await backend.close()
-    (schema,) = found
+    schema = _judged(place, version, is_empty=version == 0)
     if not schema.ok:
         return schema
     return Check("database", ok=True, found=f"{place}: written and rolled back in {took:.0f} ms, {schema.found}")
-
-
-async def _server_schema(connection: AsyncConnection, place: str) -> Check:
-    version = await schema_version(connection, place)
-    return _judged(place, version, is_empty=version == 0)

@@ -1,4 +1,4 @@
-"""Who works: workers, the consumer, the queue, and jobs that nobody goes on with."""
+"""Workers, the consumer, the queue, and jobs that no worker goes on with."""
 
 import json
 from collections.abc import Iterator
@@ -13,17 +13,14 @@ from tasks.jobs import registry as jobs
 from tasks.queue.retry import has_nothing_left
 from tasks.texts import count
 from tasks.waits import Wait
+from workers.dashboard.system import consumers_of, queue_lengths
 from workers.doctor.check import Check, reached
-from workers.worker.liveness import waiting_messages
 
-#: Jobs that are named.
 SHOWN_JOBS: Final = 5
-#: Jobs that are looked at, the newest ones.
-MOST_JOBS: Final = 200
+MAX_JOBS: Final = 200
 
 
 def workers(settings: Settings) -> Iterator[Check]:
-    """The workers that have a heartbeat."""
     with reached(settings) as client:
         found = fleet.workers(client)
         changes = tuned.kept(client)
@@ -47,7 +44,6 @@ def workers(settings: Settings) -> Iterator[Check]:
 
 
 def _worker(name: str, report: dict[str, str]) -> str:
-    """A worker's name and lanes, its memory, what was changed on it, and how often it had to be started again."""
     again = int(report.get("restarts") or 0)
     lanes = count(int(report.get("lanes") or 0), "lane")
     text = f"{name} ({lanes}, {float(report.get('busy_share') or 0):.0%} busy so far"
@@ -68,47 +64,42 @@ def _worker(name: str, report: dict[str, str]) -> str:
 
 
 def consumer(settings: Settings) -> Iterator[Check]:
-    """Who writes results, how far behind, and whether anything was set aside."""
     with reached(settings) as client:
-        found = fleet.consumers(client)
+        found = consumers_of(client)
         waiting = int(client.xlen(keys.RESULTS))
     if not found:
         fix = "`themes consumer` in another terminal, or `themes up`"
         yield Check("consumer", ok=False, found=f"none is running; {count(waiting, 'entry')} not stored yet", fix=fix)
         return
     said = ", ".join(
-        f"{name} ({count(int(report.get('lag') or 0), 'entry')} behind, "
-        f"{float(report.get('entries_per_second') or 0):.0f}/s lately, "
-        f"{float(report.get('ms_per_batch') or 0):.1f} ms a batch)"
-        for name, report in sorted(found.items())
+        f"{one.name} ({count(one.lag, 'entry')} behind, {one.entries_per_second:.0f}/s lately, "
+        f"{one.ms_per_batch:.1f} ms a batch)"
+        for one in found
     )
-    dead = sum(int(report.get("rejected") or 0) for report in found.values())
+    dead = sum(one.rejected for one in found)
     mend = f"{count(dead, 'entry')} could not be stored; why stands in the table dead_letters" if dead else None
     yield Check("consumer", ok=not dead, found=said, fix=mend)
 
 
 def queue(settings: Settings) -> Iterator[Check]:
-    """What waits in the queue, and what was in it and is no message of ours."""
     with reached(settings) as client:
         broker = client
         if settings.celery.broker_url:
             seconds = settings.redis.socket_timeout_seconds
             broker = connect(settings.celery.broker_url, socket_timeout_seconds=seconds)
-        waiting, lanes = waiting_messages(broker), fleet.live_lanes(client)
-        dead = int(broker.llen(keys.QUEUE_DEAD))
+        (waiting, dead), lanes = queue_lengths(broker), fleet.live_lanes(client)
     fix = None
     if dead:
-        fix = f"somebody else writes into it: `redis-cli LRANGE {keys.QUEUE_DEAD} 0 9` shows what, and why"
+        fix = f"another program writes into it: `redis-cli LRANGE {keys.QUEUE_DEAD} 0 9` shows what, and why"
     elif waiting and not lanes:
-        fix = "`themes worker`: nobody works on them"
+        fix = "`themes worker`: no worker takes them"
     found = f"{count(waiting, 'message')} waiting, {count(lanes, 'lane')}, {count(dead, 'entry')} set aside"
     yield Check("queue", ok=not (waiting and not lanes), found=found, fix=fix)
 
 
 def leftover_jobs(settings: Settings) -> Iterator[Check]:
-    """Jobs that are not finished and go no further."""
     with reached(settings) as client:
-        found = list(jobs.list_jobs(client, limit=MOST_JOBS))
+        found = list(jobs.list_jobs(client, limit=MAX_JOBS))
         stalled = [status for status in found if status.state == "stalled"]
         lacking = [status for status in stalled if not status.paused and has_nothing_left(client, status.job_id)]
     for one in [status for status in found if status.unreadable][:SHOWN_JOBS]:

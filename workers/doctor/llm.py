@@ -1,18 +1,16 @@
-"""LLM endpoints: each is asked a real question, the smallest there is, in every response format.
-
-`probe` asks less, for commands that are about to give them work: a list of models costs nothing.
-"""
+"""LLM endpoints: `look` asks the smallest question in every response format, `probe` for the list of models."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from config.settings import LlmSettings, Settings
 from tasks.connection import masked
 from tasks.errors import BadRequestError, ConfigError, EndpointAwayError, EndpointRefusedError, ThemesError
+from tasks.texts import count
 from workers.doctor.check import Check, reached
 from workers.llm.endpoints.answers import AnswerSchema
 from workers.llm.endpoints.client import ChatClient
@@ -24,14 +22,15 @@ from workers.llm.limits.cooldown import read_wait
 from workers.llm.limits.limiter import endpoint_digest
 from workers.llm.spend import Spend
 
+T = TypeVar("T")
+
 #: Seconds that a question may take here, whatever the settings allow.
 QUESTION_SECONDS: Final = 6.0
 #: The same for a probe; it asks twice at most.
 PROBE_SECONDS: Final = 3.0
 #: Tokens that its answer may have: a model that thinks needs most of them for that.
 ANSWER_TOKENS: Final = 2_000
-#: Models of one endpoint that are asked.
-MOST_MODELS: Final = 4
+MAX_MODELS: Final = 4
 _SCHEMA: Final = {
     "type": "object",
     "properties": {"ready": {"type": "boolean"}},
@@ -41,8 +40,7 @@ _SCHEMA: Final = {
 
 
 def look(settings: Settings) -> Iterator[Check]:
-    """Every endpoint, at once."""
-    yield from asyncio.run(_look(settings))
+    yield from asyncio.run(_each(_within(settings.llm, QUESTION_SECONDS), _endpoint))
 
 
 def limits(settings: Settings) -> Iterator[Check]:
@@ -61,7 +59,6 @@ def limits(settings: Settings) -> Iterator[Check]:
 
 
 def _within(llm: LlmSettings, seconds: float) -> LlmSettings:
-    """The settings for a question that a person waits for."""
     return replace(
         llm,
         request_timeout_seconds=min(seconds, llm.request_timeout_seconds),
@@ -80,11 +77,11 @@ def _connections(llm: LlmSettings, endpoint: Endpoint) -> Connections:
     )
 
 
-async def _look(settings: Settings) -> list[Check]:
-    llm = _within(settings.llm, QUESTION_SECONDS)
+async def _each(llm: LlmSettings, ask: Callable[..., Awaitable[list[T]]]) -> list[T]:
+    """What every endpoint says, asked at once."""
     known = endpoints(llm)
-    found = await asyncio.gather(*(_endpoint(llm, endpoint, alone=len(known) == 1) for endpoint in known))
-    return [check for checks in found for check in checks]
+    found = await asyncio.gather(*(ask(llm, endpoint, alone=len(known) == 1) for endpoint in known))
+    return [one for several in found for one in several]
 
 
 async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Check]:
@@ -102,8 +99,7 @@ async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> lis
     finally:
         await connections.close()
     if checks and spend.calls:
-        plural = "" if spend.calls == 1 else "s"
-        said = f"{checks[0].found} ({spend.calls} call{plural} of doctor's own, in no books)"
+        said = f"{checks[0].found} ({count(spend.calls, 'call')} of doctor's own, in no books)"
         checks[0] = replace(checks[0], found=said)
     return checks
 
@@ -111,7 +107,7 @@ async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> lis
 def _models(llm: LlmSettings, endpoint: Endpoint) -> list[str]:
     """The models that are asked for here, by our names, each once."""
     wanted = [llm.model, *llm.roles.values(), *endpoint.models]
-    return list(dict.fromkeys(model for model in wanted if model and endpoint.serves(model)))[:MOST_MODELS]
+    return list(dict.fromkeys(model for model in wanted if model and endpoint.serves(model)))[:MAX_MODELS]
 
 
 async def _model(
@@ -141,7 +137,6 @@ async def _model(
 
 
 async def _supports(client: ChatClient, style: AnswerFormat, spend: Spend) -> bool:
-    """Whether a valid answer comes in this format."""
     try:
         answer = await client.complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=spend)
     except ThemesError:
@@ -181,15 +176,11 @@ _PROMPT: Final = Prompt(
 )
 
 
-# --- before work is given to them -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What an endpoint says when it is about to be asked for a model.
+    """What an endpoint says of a model before work.
 
-    `problem` is a line with its mend, None where nothing is known to be wrong. `is_refused` says that no prompt would
-    be answered: the key, the account or the model is refused. `calls` are those that the probe has made: they may cost.
+    `problem` is a line with its mend. `is_refused`: no prompt would be answered. `calls` may have cost something.
     """
 
     model: str
@@ -199,18 +190,8 @@ class Probed:
 
 
 def probe(settings: Settings) -> list[Probed]:
-    """Ask each endpoint for its models with `GET /models`, and where that leaves it open, the smallest question.
-
-    Raises:
-        ConfigError: there is no endpoint.
-    """
-    return asyncio.run(_probe(_within(settings.llm, PROBE_SECONDS)))
-
-
-async def _probe(llm: LlmSettings) -> list[Probed]:
-    known = endpoints(llm)
-    found = await asyncio.gather(*(_probe_endpoint(llm, endpoint, alone=len(known) == 1) for endpoint in known))
-    return [probed for all_of_one in found for probed in all_of_one]
+    """Ask each endpoint for its models, and where that proves nothing, the smallest question. Raises ConfigError."""
+    return asyncio.run(_each(_within(settings.llm, PROBE_SECONDS), _probe_endpoint))
 
 
 async def _probe_endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> list[Probed]:
@@ -232,11 +213,7 @@ async def _probe_endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) 
 
 
 async def _proven(llm: LlmSettings, endpoint: Endpoint, client: ChatClient) -> frozenset[str]:
-    """The models that the endpoint certainly answers for: it lists them to this key, and to nobody without one.
-
-    Raises:
-        EndpointAwayError: nothing answers there.
-    """
+    """The models that are listed with this key, and not without one. Raises EndpointAwayError."""
     listed, is_public = await asyncio.gather(client.models(), _is_public(llm, endpoint), return_exceptions=True)
     if isinstance(listed, EndpointAwayError):
         raise listed

@@ -16,13 +16,7 @@ from tasks.errors import ThemesError
 from workers.doctor.check import Check, reached
 from workers.llm.endpoints.connections import Connections
 from workers.llm.endpoints.registry import endpoints
-from workers.process.file_descriptors import (
-    allowed_descriptors,
-    consumer_descriptors,
-    dashboard_descriptors,
-    raise_descriptors,
-    worker_descriptors,
-)
+from workers.process import file_descriptors as files
 
 #: Seconds for which the two clocks are watched, and by which they may differ after that.
 WATCH_SECONDS: Final = 0.2
@@ -31,19 +25,16 @@ STEP_SECONDS: Final = 0.1
 REDIS_SKEW_SECONDS: Final = 2.0
 #: Seconds by which a server's `Date` may differ, which has whole seconds.
 DATE_SKEW_SECONDS: Final = 30.0
-#: Seconds that a server may take to say its date.
 DATE_SECONDS: Final = 5.0
 _MEND_CLOCK: Final = "`timedatectl set-ntp true` (or chrony) here and on that machine"
 
 
 def python(settings: Settings) -> Iterator[Check]:
-    """Which Python this is."""
     del settings
     yield Check("python", ok=True, found=sys.version.split()[0])
 
 
 def clock(settings: Settings) -> Iterator[Check]:
-    """Our clocks against each other, against Redis's, and against the LLM servers'."""
     yield _own()
     yield from _redis(settings)
     yield from asyncio.run(_servers(settings))
@@ -91,15 +82,14 @@ async def _servers(settings: Settings) -> list[Check]:
 
 
 def descriptors(settings: Settings) -> Iterator[Check]:
-    """What each role needs, against what the system gives."""
-    soft, hard = allowed_descriptors()
+    soft, hard = files.allowed_descriptors()
     roles = (
-        ("worker", worker_descriptors(settings), True),
-        ("consumer", consumer_descriptors(settings), True),
-        ("dashboard", dashboard_descriptors(settings), False),
+        ("worker", files.worker_descriptors(settings), True),
+        ("consumer", files.consumer_descriptors(settings), True),
+        ("dashboard", files.dashboard_descriptors(settings), False),
     )
     needed = max(number for _, number, _ in roles)
-    allowed = raise_descriptors(needed)
+    allowed = files.raise_descriptors(needed)
     short = [(role, number, must) for role, number, must in roles if number > allowed]
     found = f"{soft} allowed, up to {hard if hard >= 0 else 'any number'} when asked for; needed: " + ", ".join(
         f"{role} {number}" for role, number, _ in roles
@@ -109,7 +99,6 @@ def descriptors(settings: Settings) -> Iterator[Check]:
 
 
 def memory(settings: Settings) -> Iterator[Check]:
-    """What there is, against the threshold at which a worker shrinks."""
     limits, performance = here(), settings.performance_optimization
     machine = psutil.virtual_memory()
     total = machine.total if limits.memory_bytes is None else min(machine.total, limits.memory_bytes)

@@ -1,9 +1,46 @@
 """Numbers as people read them: with their unit, and no more digits than were measured."""
 
 import math
+from typing import Final
 
+from tasks import waits
 from tasks.texts import plural
 from workers.observe.metrics import Histogram
+
+#: What is shown where nothing is known.
+NOTHING: Final = "\u2013"
+
+
+def dollars(usd: float | None) -> str:
+    """US dollars: $0.0123, $12.50; "unknown" without a price."""
+    if usd is None:
+        return "unknown"
+    if usd == 0:
+        return "$0"
+    return f"${usd:.3g}" if usd < 1 else f"${usd:,.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """42s, 3m10s, 2h05m; a dash where it is not known."""
+    return NOTHING if seconds is None else waits.duration(seconds)
+
+
+def percent(share: float | None, unknown: str = "") -> str:
+    """0.83 as 83%."""
+    return unknown if share is None else f"{share:.0%}"
+
+
+def rate(per_second: float | None, unit: str = "/s") -> str:
+    """12.3/s, 0.04/s; a dash where it is not measured."""
+    if per_second is None:
+        return NOTHING
+    if 0 < per_second < 0.1:  # noqa: PLR2004  # digits
+        return f"{per_second:.1g}{unit}"
+    return f"{per_second:,.0f}{unit}" if per_second >= 100 else f"{per_second:.1f}{unit}"  # noqa: PLR2004  # digits
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms"  # noqa: PLR2004  # digits
 
 
 def rounded(amount: float) -> float:

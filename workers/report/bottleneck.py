@@ -1,11 +1,9 @@
 """What bounds a job, how that is known, and what changing it would bring.
 
-Each resource could carry so many destinations a second, were it never idle; the lowest of these bounds is the
-bottleneck, and raising it helps until the next one (asymptotic bounds of closed queueing networks: Denning & Buzen,
-"The Operational Analysis of Queueing Network Models", ACM Computing Surveys 10 (3), 1978; Lazowska, Zahorjan, Graham &
-Sevcik, "Quantitative System Performance", 1984, chapter 5). The demands come from `measured`, by Little's law.
-
-A forecast holds as long as an answer takes as long as before: a server that gets slower under more load gives less.
+The lowest of the resources' capacities is the bottleneck; raising it helps until the next one (asymptotic bounds of
+closed queueing networks: Denning & Buzen, "The Operational Analysis of Queueing Network Models", ACM Computing Surveys
+10 (3), 1978; Lazowska, Zahorjan, Graham & Sevcik, "Quantitative System Performance", 1984, chapter 5). The demands come
+from `measured`, by Little's law. A forecast assumes that an answer takes as long under more load.
 """
 
 import math
@@ -23,7 +21,6 @@ Resource = Literal[
     "connections", "rate limit", "lanes", "cpu", "redis", "database", "work", "tail", "workers", "llm", "endpoint",
     "memory", "web", "unknown",
 ]  # fmt: skip
-#: What a person calls them.
 NAMES: Final[Mapping[str, str]] = {
     "connections": "LLM connections",
     "rate limit": "the rate limit",
@@ -80,7 +77,6 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What a person calls the resource."""
         return NAMES[self.resource]
 
 
@@ -133,10 +129,7 @@ def allowed_calls(m: Measured) -> float | None:
 
 
 def diagnose(m: Measured) -> list[Finding]:
-    """What holds the job up, by what its processes have measured: the bottleneck first, then what comes near.
-
-    Conditions of the moment (no worker, a pause) are `conditions`; they come before these.
-    """
+    """The measured bottleneck first, then what comes near; `conditions` (no worker, a pause) come before these."""
     troubles = [found for found in (_endpoint(m), _loop(m), _redis(m), _web(m)) if found]
     if m.calls < ENOUGH_CALLS or m.destinations < ENOUGH_DESTINATIONS or not m.seconds:
         return [*troubles, _too_little(m)] if m.calls else troubles
@@ -157,7 +150,6 @@ def _urgency(finding: Finding) -> int:
 
 
 def _beside(m: Measured, troubles: Sequence[Finding], found: Sequence[Finding]) -> list[Finding]:
-    """What is no bound by itself: it makes each destination longer."""
     named = {each.resource for each in found}
     beside = [each for each in troubles if each.resource != "endpoint" and each.resource not in named]
     llm = _llm(m)
@@ -165,7 +157,6 @@ def _beside(m: Measured, troubles: Sequence[Finding], found: Sequence[Finding]) 
 
 
 def _of(m: Measured, bound: Bound, known: Sequence[Bound]) -> Finding:
-    """One bound as a finding: what is seen, what to change, and how far that would carry."""
     others = [other for other in known if other.resource != bound.resource]
     following = min(others, key=lambda other: other.rate, default=None)
     evidence, change = _SPEAKERS[bound.resource](m, following.rate if following else m.rate)
@@ -355,7 +346,6 @@ def _loop(m: Measured) -> Finding | None:
 
 
 def _redis(m: Measured) -> Finding | None:
-    """What the trips to Redis take of the time of a destination's prompts."""
     trips = [m.span(name) for name in ("cache.get", "cache.put", "publish")]
     whole = sum(m.span(name).total for name in ("cache.get", "cache.put", "publish", "llm.call", "llm.pool_wait"))
     total = sum(each.total for each in trips)
@@ -375,7 +365,6 @@ def _redis(m: Measured) -> Finding | None:
 
 
 def _web(m: Measured) -> Finding | None:
-    """What a destination waits for pages before its first prompt."""
     searches = m.span(WEB)
     each = searches.total / m.destinations if m.destinations else 0.0
     if not searches.count or each < NAMED_SHARE * m.destination_seconds:

@@ -1,13 +1,9 @@
-"""Charts as inline SVG: shapes alone, coloured by classes. Words stand beside them, so that they stay readable small.
-
-No style attributes and no script, so they pass a content security policy that allows neither.
-"""
+"""Charts as inline SVG, coloured by classes: without style attributes and script, for a strict security policy."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
-#: Width and height of a curve in its own units; it is stretched to the room that there is.
 WIDTH: Final = 600
 HEIGHT: Final = 100
 #: Kinds of what takes time -> hops; a class of the style sheet each.
@@ -26,7 +22,6 @@ def kind_of(hop: str) -> str:
 
 
 def curve(values: Sequence[float], label: str, *, kind: str = "llm") -> str:
-    """Values over time as steps, from 0 to the largest."""
     most = max(values, default=0.0) or 1.0
     width = WIDTH / max(1, len(values))
     points = [f"M0 {HEIGHT}"]
@@ -46,15 +41,10 @@ def bar(start: float, share: float, kind: str, label: str) -> str:
     """One bar of a waterfall: where it begins, and how wide it is, as shares of the whole (0-1)."""
     begin, wide = _clamp(start), _clamp(share)
     wide = min(max(wide, 0.003 if share else 0.0), 1 - begin + 0.003)
-    return (
-        f'<svg class="bar" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
-        f'<rect class="track" width="1000" height="10"/>'
-        f'<rect class="{kind}" x="{begin * 1000:.1f}" width="{wide * 1000:.1f}" height="10"/></svg>'
-    )
+    return _bar(f'<rect class="{kind}" x="{begin * 1000:.1f}" width="{wide * 1000:.1f}" height="10"/>', label)
 
 
 def stack(shares: Mapping[str, float], label: str) -> str:
-    """Shares of a whole one after the other, each in the colour of its hop."""
     parts, begin = [], 0.0
     for hop, share in shares.items():
         wide = min(_clamp(share), max(0.0, 1 - begin))
@@ -63,9 +53,13 @@ def stack(shares: Mapping[str, float], label: str) -> str:
             f'<rect class="{kind_of(hop)}" x="{begin * 1000:.1f}" width="{wide * 1000:.1f}" height="10">{title}</rect>'
         )
         begin += wide
+    return _bar("".join(parts), label)
+
+
+def _bar(parts: str, label: str) -> str:
     return (
         f'<svg class="bar" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
-        f'<rect class="track" width="1000" height="10"/>{"".join(parts)}</svg>'
+        f'<rect class="track" width="1000" height="10"/>{parts}</svg>'
     )
 
 

@@ -47,17 +47,11 @@ class Live:
     parts: list[JobPart] = field(default_factory=list)
     alive: int | None = None
     statements: dict[str, dict[str, float]] = field(default_factory=dict)
-    #: Why there is nothing.
     trouble: str = ""
 
 
 async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5, 11)) -> JobReport:
-    """The report of a job, out of whatever knows it.
-
-    Raises:
-        JobNotFoundError: neither the database nor Redis knows the job.
-        DatabaseError: the database cannot be read, and Redis does not answer.
-    """
+    """The report of a job. Raises JobNotFoundError; DatabaseError where neither database nor Redis can be read."""
     live = look(settings, job_id)
     notes = [live.trouble] if live.trouble else []
     now = time.time()
@@ -86,11 +80,7 @@ async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5,
 async def _stored(
     settings: Settings, job_id: str, stack: AsyncExitStack, live: Live, now: float
 ) -> tuple[JobRow, Account, list[JobPart]] | str:
-    """What the database has of a job; else why it has nothing, as far as Redis may know more.
-
-    Raises:
-        DatabaseError: it cannot be read, and Redis does not know the job either.
-    """
+    """What the database has of a job, or why it has nothing. Raises DatabaseError where Redis is away too."""
     store = AsyncDatabaseManager.from_settings(settings)
     stack.push_async_callback(store.close)
     try:
@@ -137,7 +127,7 @@ def _statements(report: Mapping[str, str]) -> dict[str, dict[str, float]]:
 
 
 def said(settings: Settings) -> dict[str, Any]:
-    """The settings of whoever asks that bear on a job's speed."""
+    """The reader's settings that bear on a job's speed."""
     limits = settings.performance_optimization
     return {name: getattr(limits, name) for name in SAID} | {
         "requests_per_minute": settings.llm.requests_per_minute,
@@ -146,27 +136,10 @@ def said(settings: Settings) -> dict[str, Any]:
 
 
 def row_of(status: JobStatus) -> JobRow:
-    """A job's counters by Redis alone."""
+    spent = ("llm_calls", "cache_hits", "coalesced", "prompt_tokens", "completion_tokens", "cost_usd")
+    same = ("job_id", "name", "total", "done", "failed", "partial", "created_at", "started_at", "finished_at")
+    known: dict[str, Any] = {name: getattr(status, name) for name in same}
     return JobRow(
-        job_id=status.job_id,
-        name=status.name,
-        state=status.state if status.state in {"queued", "done", "cancelled"} else "running",
-        total=status.total,
-        sealed=False,
-        done=status.done,
-        failed=status.failed,
-        partial=status.partial,
-        usage=Usage(
-            llm_calls=status.llm_calls,
-            cache_hits=status.cache_hits,
-            coalesced=status.coalesced,
-            prompt_tokens=status.prompt_tokens,
-            completion_tokens=status.completion_tokens,
-            cost_usd=status.cost_usd,
-        ),
-        created_at=status.created_at,
-        started_at=status.started_at,
-        finished_at=status.finished_at,
-        options=None,
-        revision=0,
-    )
+        **known, state=status.state if status.state in {"queued", "done", "cancelled"} else "running", sealed=False,
+        usage=Usage(**{name: getattr(status, name) for name in spent}), options=None, revision=0,
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from tasks.jobs.registry import JobStatus, paused_words
 from tasks.texts import count
 from workers.observe.format import size, time
 from workers.observe.measurements import JobPart, JobPicture
-from workers.report.bottleneck import DATABASE_ADVICE, Finding
+from workers.report.bottleneck import DATABASE_ADVICE, Finding, Resource
 from workers.results.queries.job_stats import Account, Point
 
 #: Share of the job's time from which on a gap or a tail is named.
@@ -31,15 +31,7 @@ def conditions(
     alive: int | None,
     statements: Mapping[str, Mapping[str, float]],
 ) -> list[Finding]:
-    """What is to be said before any bottleneck, the most pressing first.
-
-    Args:
-        status: how the job stands.
-        account: its time and failures, by the database.
-        picture: what its processes have measured.
-        alive: workers that live now; None where Redis cannot be asked.
-        statements: how the consumer's statements have run, by name (`StatementTimes.as_dict`).
-    """
+    """What precedes any bottleneck, the most pressing first; `alive` is None where Redis cannot be asked."""
     found = [
         _standing(status, alive),
         _failures(status, account),
@@ -53,30 +45,23 @@ def conditions(
 
 
 def _standing(status: JobStatus, alive: int | None) -> Finding | None:
-    """Why an unfinished job does not move."""
+    def held(resource: Resource, evidence: str, advice: str) -> Finding:
+        return Finding(resource=resource, share=1.0, evidence=evidence, advice=advice)
+
     if status.is_final:
         return None
     if status.paused:
-        return Finding(
-            resource="work", share=1.0, evidence=paused_words(status), advice=f"themes resume {status.job_id}"
-        )  # fmt: skip
-    if status.wait and status.wait.kind == "other":
-        return Finding(
-            resource="database", share=1.0, evidence=f"everything waits: {status.waiting_for}",
-            advice="start a consumer (themes consumer), or see why it is slow: themes doctor",
-        )  # fmt: skip
+        return held("work", paused_words(status), f"themes resume {status.job_id}")
     if status.waiting_for:
-        return Finding(
-            resource="endpoint", share=1.0, evidence=f"everything waits: {status.waiting_for}",
-            advice="bring the endpoint back, ask for a higher limit, or add another endpoint (llm.endpoints); the work "
-            "goes on by itself",
-        )  # fmt: skip
+        evidence, kind = f"everything waits: {status.waiting_for}", status.wait.kind if status.wait else ""
+        if kind == "other":
+            advice = "start a consumer (themes consumer), or see why it is slow: themes doctor"
+            return held("database", evidence, advice)
+        advice = "bring the endpoint back, ask for a higher limit, or add another endpoint (llm.endpoints); the work "
+        return held("endpoint", evidence, f"{advice}goes on by itself")
     if alive == 0:
-        return Finding(
-            resource="workers", share=1.0,
-            evidence=f"no worker is alive; {count(_left(status), 'destination')} waiting",
-            advice="start one: themes worker (or themes up)",
-        )  # fmt: skip
+        left = count(_left(status), "destination")
+        return held("workers", f"no worker is alive; {left} waiting", "start one: themes worker (or themes up)")
     return None
 
 
@@ -156,7 +141,7 @@ def _tail(account: Account) -> Finding | None:
 
 
 def _reached(points: list[Point], count: float) -> float:
-    """When so many destinations had ended, in seconds since the start."""
+    """Seconds from the start until `count` destinations had ended."""
     seen = 0
     for point in points:
         seen += point.ended
@@ -166,7 +151,6 @@ def _reached(points: list[Point], count: float) -> float:
 
 
 def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
-    """The statement that is slowest in sum, when it is slow."""
     slow = {
         name: row
         for name, row in statements.items()
@@ -186,7 +170,6 @@ def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
 
 
 def _growth(part: JobPart) -> Finding | None:
-    """A process whose memory went up all the time, by the trend test of its own samples."""
     hourly = part.peaks.get("rss_growth_bytes_per_hour", 0.0)
     if not hourly:
         return None

@@ -1,8 +1,7 @@
-"""A job's measurements as rates and averages: what the laws of queueing need.
+"""A job's measurements as rates and averages.
 
-Little's law holds for every part of a system that gives out what it takes in, however the times are distributed: what
-is in it on average = what passes a second x how long each stays (L = λW: Little 1961). So the integrals that processes
-keep (connections in use x time, lanes busy x time) give mean times without a single clock around a request.
+Little's law: mean number in a system = throughput x mean time in it (L = λW, 1961), however the times are distributed.
+So the integrals that processes keep (connections in use x time, lanes busy x time) give mean times.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,9 @@ from typing import Final
 from workers.observe.measurements import JobPart, JobPicture
 from workers.observe.metrics import Histogram
 
-#: Classes of error that mean: too many requests (429).
 REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
 #: The span of a destination's search for evidence on the web, which comes before its prompts.
 WEB: Final = "web.evidence"
-#: Steps of the numeric integral over a histogram.
 STEPS: Final = 200
 
 
@@ -58,17 +55,13 @@ class Measured:
     errors: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, str | float | bool | None] = field(default_factory=dict)
     spans: Mapping[str, Histogram] = field(default_factory=dict)
-    #: Processes with their parts, for what is said of one of them.
-    parts: Sequence[JobPart] = ()
 
     @property
     def rate(self) -> float:
-        """Destinations a second."""
         return self.destinations / self.seconds if self.seconds else 0.0
 
     @property
     def call_rate(self) -> float:
-        """LLM calls a second."""
         return self.rate * self.calls_per_destination
 
     def fact(self, key: str) -> str | float | bool | None:
@@ -80,7 +73,6 @@ class Measured:
         return None
 
     def number(self, key: str) -> float | None:
-        """A setting that is a number; None where it is not set or not known."""
         found = self.fact(key)
         return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
@@ -92,7 +84,6 @@ class Measured:
         return sum(known) if known else None
 
     def span(self, name: str) -> Histogram:
-        """The durations of one hop; empty where none was measured."""
         return self.spans.get(name) or Histogram()
 
 
@@ -102,10 +93,7 @@ def mean(histogram: Histogram) -> float:
 
 
 def expected_slowest(histogram: Histogram, among: float) -> float:
-    """Mean of the slowest of `among` values that are drawn from a histogram: how long a round of prompts takes.
-
-    The integral of 1 - F(t)^n over its quantiles, which is exact for independent draws.
-    """
+    """Mean of the slowest of `among` independent draws from a histogram: the integral of 1 - F(t)^n."""
     if not histogram.count or among <= 0:
         return 0.0
     # Mean of a maximum = mean over u of the quantile at u^(1/n), u even on 0-1.
@@ -115,7 +103,7 @@ def expected_slowest(histogram: Histogram, among: float) -> float:
 
 
 def worked_seconds(parts: Sequence[JobPart]) -> float:
-    """For how long anybody had work: the union of the parts' times, less the pauses within them."""
+    """Seconds in which any worker had work: the union of the parts' times, less the pauses within them."""
     spans = sorted((part.since, part.until) for part in parts)
     union, end = 0.0, float("-inf")
     for since, until in spans:
@@ -131,12 +119,8 @@ def measured(
 ) -> Measured:
     """Put a job's parts together.
 
-    Args:
-        picture: what its processes have measured.
-        total: destinations of the job.
-        ended: those with an outcome, by the database.
-        calls: their LLM calls, by the database: exact, so the calls of a destination are.
-        rounds: how many prompts of a destination can be under way together, round by round.
+    `total` is the job's destinations; `ended` and `calls` are by the database; `rounds` says how many prompts of a
+    destination can be under way together, round by round.
     """
     workers, sums, spans = picture.workers, picture.sums, picture.spans
     seconds = worked_seconds(workers)
@@ -182,7 +166,6 @@ def measured(
         errors=errors,
         facts={key: value for part in reversed(workers) for key, value in part.facts.items()},
         spans=spans,
-        parts=picture.parts,
     )
 
 
@@ -195,18 +178,13 @@ def _held(part: JobPart) -> bool:
 
 
 def _web_seconds(spans: Mapping[str, Histogram], destinations: int) -> float:
-    """What the search for evidence adds to a destination, before its prompts."""
     return spans[WEB].total / destinations if WEB in spans and destinations else 0.0
 
 
 def _unqueued(
     whole: float, sent: Histogram, waits: float, calls: float, rounds: Sequence[int], *, before: float
 ) -> float:
-    """What a destination takes when none of its prompts stands in a line.
-
-    With short lines that is what it took. With long ones it is the slowest call of each round: prompts of a round go
-    together, and cached ones take nothing.
-    """
+    """Mean seconds of a destination whose prompts never queue: with long lines the slowest call of each round."""
     if not sent.count or waits < mean(sent) / 10:
         return whole
     asked = min(1.0, calls / (sum(rounds) or 1))

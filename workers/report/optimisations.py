@@ -1,11 +1,7 @@
-"""The seven optimisations of `performance_optimization`, each with what it brought in one job.
+"""What each of the seven optimisations of `performance_optimization` brought in one job."""
 
-They are the systems that the settings' section can turn on or size (DESIGN section 8): the connection pool, the shared
-cache, work stealing, streaming, batched writes, compression, and asking less (equal prompts asked once, themes in
-batches). What is told is counted or measured in this job; where nothing was, that is said.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +16,7 @@ NOT_MEASURED: Final = "not measured: profiling was off, or its numbers are gone"
 
 
 class Optimisation(msgspec.Struct, frozen=True):
-    """One of the seven. `is_on` is None where nobody knows how it was set."""
+    """One of the seven. `is_on` is None where its setting is not known."""
 
     name: str
     setting: str
@@ -30,129 +26,132 @@ class Optimisation(msgspec.Struct, frozen=True):
     share: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    usage: Usage
+    account: Account
+    m: Measured | None
+    sums: Mapping[str, float]
+    is_on: bool | None
+
+
+#: In words what one of the seven brought, and `Optimisation.share`.
+_Brought = tuple[str, float | None]
+
+
 def optimisations(
     usage: Usage, account: Account, m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any]
 ) -> list[Optimisation]:
-    """All seven, in the order of the settings."""
-    return [
-        _pool(m, sums, facts),
-        _cache(usage, m, facts),
-        _stealing(sums, facts, is_measured=m is not None),
-        _streaming(account, facts),
-        _batches(m, sums, facts),
-        _compression(usage, facts),
-        _asking_less(usage, account, facts),
-    ]
+    found = []
+    for name, setting, brought_by in _SEVEN:
+        is_on = _is_on(facts, setting)
+        found.append(Optimisation(name, setting, is_on, *brought_by(_Job(usage, account, m, sums, is_on))))
+    return found
 
 
-def _is_on(facts: Mapping[str, Any], name: str) -> bool | None:
-    found = facts.get(f"performance_optimization.{name}", facts.get(name))
-    return None if found is None else bool(found)
+def _is_on(facts: Mapping[str, Any], setting: str) -> bool | None:
+    """Of a size, whether it is above 1."""
+    found = facts.get(f"performance_optimization.{setting}", facts.get(setting))
+    if found is None:
+        return None
+    return bool(found) if setting.startswith("enable_") else float(found) > 1
 
 
-def _pool(m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any]) -> Optimisation:
-    name, setting = "Connection pool", "llm_connection_pool_size"
-    size_set = facts.get(f"performance_optimization.{setting}", facts.get(setting))
-    is_on = None if size_set is None else float(size_set) > 1
-    if m is None or not m.calls:
-        return Optimisation(name, setting, is_on, "nothing to gain here: no call was made" if m else NOT_MEASURED)
-    words = f"{m.connections_busy:.1f} calls at once on average"
-    opened, reused = sums.get("connections_opened", 0.0), sums.get("connections_reused", 0.0)
-    share = None
-    if opened + reused:
-        share = reused / (opened + reused)
-        words += f"; {reused:,.0f} of {count(round(opened + reused), 'request')} went over a connection "
-        words += "that was open already"
-        if (connect := m.span("llm.connect")).count:
-            words += f", which saved {time(reused * mean(connect))} of connecting"
-    return Optimisation(name, setting, is_on, words, share)
+def _pool(job: _Job) -> _Brought:
+    if job.m is None or not job.m.calls:
+        return "nothing to gain here: no call was made" if job.m else NOT_MEASURED, None
+    words = f"{job.m.connections_busy:.1f} calls at once on average"
+    opened, reused = job.sums.get("connections_opened", 0.0), job.sums.get("connections_reused", 0.0)
+    if not opened + reused:
+        return words, None
+    words += (
+        f"; {reused:,.0f} of {count(round(opened + reused), 'request')} went over a connection that was open already"
+    )
+    if (connect := job.m.span("llm.connect")).count:
+        words += f", which saved {time(reused * mean(connect))} of connecting"
+    return words, reused / (opened + reused)
 
 
-def _cache(usage: Usage, m: Measured | None, facts: Mapping[str, Any]) -> Optimisation:
-    name, setting = "Shared cache", "enable_persistent_cache"
-    is_on = _is_on(facts, setting)
+def _cache(job: _Job) -> _Brought:
+    usage = job.usage
     looked = usage.cache_hits + usage.cache_misses
     if not usage.cache_hits:
-        words = "nothing to gain here: no prompt had been answered before" if is_on is not False else "off"
-        return Optimisation(name, setting, is_on, words, 0.0 if looked else None)
+        words = "nothing to gain here: no prompt had been answered before" if job.is_on is not False else "off"
+        return words, 0.0 if looked else None
     words = f"{count(usage.cache_hits, 'call')} not made"
-    if m and m.hold_seconds:
-        words += f", {time(usage.cache_hits * m.hold_seconds)} of waiting for the LLM"
-    if is_on is False:
+    if job.m and job.m.hold_seconds:
+        words += f", {time(usage.cache_hits * job.m.hold_seconds)} of waiting for the LLM"
+    if job.is_on is False:
         words += " (by the memory of each process alone)"
-    return Optimisation(name, setting, is_on, words, usage.cache_hits / looked if looked else 1.0)
+    return words, usage.cache_hits / looked if looked else 1.0
 
 
-def _stealing(sums: Mapping[str, float], facts: Mapping[str, Any], *, is_measured: bool) -> Optimisation:
-    name, setting = "Work stealing", "enable_work_stealing"
-    is_on = _is_on(facts, setting)
-    executed, stolen, shared = (sums.get(key, 0.0) for key in ("executed", "stolen", "shared"))
-    if is_on is False:
-        return Optimisation(name, setting, is_on, "off")
-    if not is_measured or not executed:
-        return Optimisation(name, setting, is_on, NOT_MEASURED)
+def _stealing(job: _Job) -> _Brought:
+    executed, stolen, shared = (job.sums.get(key, 0.0) for key in ("executed", "stolen", "shared"))
+    if job.is_on is False:
+        return "off", None
+    if job.m is None or not executed:
+        return NOT_MEASURED, None
     if not stolen and not shared:
-        return Optimisation(name, setting, is_on, "nothing to gain here: every lane had work of its own", 0.0)
+        return "nothing to gain here: every lane had work of its own", 0.0
     words = f"{stolen:,.0f} of {count(round(executed), 'destination')} taken over by a lane that was free"
     if shared:
         words += f"; {shared:,.0f} were given to other workers"
-    return Optimisation(name, setting, is_on, words, min(1.0, (stolen + shared) / executed))
+    return words, min(1.0, (stolen + shared) / executed)
 
 
-def _streaming(account: Account, facts: Mapping[str, Any]) -> Optimisation:
-    name, setting = "Streaming", "enable_streaming_results"
-    is_on = _is_on(facts, setting)
-    if is_on is False:
-        return Optimisation(name, setting, is_on, "off: no events; the rows were in the database all the same")
+def _streaming(job: _Job) -> _Brought:
+    account = job.account
+    if job.is_on is False:
+        return "off: no events; the rows were in the database all the same", None
     if account.first_at is None or not account.seconds:
-        return Optimisation(name, setting, is_on, "nothing to gain here: no destination has come to an end")
+        return "nothing to gain here: no destination has come to an end", None
     first = max(0.0, account.first_at - account.started_at)
     words = f"the first result was there after {time(first)}, the whole job took {time(account.seconds)}"
-    return Optimisation(name, setting, is_on, words, max(0.0, 1 - first / account.seconds))
+    return words, max(0.0, 1 - first / account.seconds)
 
 
-def _batches(m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any]) -> Optimisation:
-    name, setting = "Batched writes", "database_batch_size"
-    size_set = facts.get(f"performance_optimization.{setting}", facts.get(setting))
-    is_on = None if size_set is None else float(size_set) > 1
-    batches, rows = sums.get("batches", 0.0), sums.get("rows", 0.0)
-    if m is None or not batches:
-        return Optimisation(name, setting, is_on, NOT_MEASURED)
-    results = sums.get("results", 0.0)
+def _batches(job: _Job) -> _Brought:
+    batches, rows, results = (job.sums.get(key, 0.0) for key in ("batches", "rows", "results"))
+    if job.m is None or not batches:
+        return NOT_MEASURED, None
     words = f"{count(round(results), 'result')} in {count(round(batches), 'commit')}"
     words += f", {count(round(rows / batches), 'row')} a commit"
-    if (commits := m.span("db.commit")).count:
+    if (commits := job.m.span("db.commit")).count:
         words += f", {time(mean(commits))} each"
-    return Optimisation(name, setting, is_on, words)
+    return words, None
 
 
-def _compression(usage: Usage, facts: Mapping[str, Any]) -> Optimisation:
-    name, setting = "Compression", "enable_result_compression"
-    is_on = _is_on(facts, setting)
-    if is_on is False:
-        return Optimisation(name, setting, is_on, "off")
-    if not usage.bytes_raw:
-        return Optimisation(name, setting, is_on, "nothing to gain here: nothing was stored in the cache")
-    saved = usage.bytes_raw - usage.bytes_stored
-    words = (
-        f"{size(usage.bytes_raw)} of answers took {size(usage.bytes_stored)} in the cache "
-        f"({usage.bytes_raw / max(1, usage.bytes_stored):.1f} times smaller)"
-    )
-    return Optimisation(name, setting, is_on, words, max(0.0, saved / usage.bytes_raw))
+def _compression(job: _Job) -> _Brought:
+    raw, stored = job.usage.bytes_raw, job.usage.bytes_stored
+    if job.is_on is False:
+        return "off", None
+    if not raw:
+        return "nothing to gain here: nothing was stored in the cache", None
+    smaller = f"({raw / max(1, stored):.1f} times smaller)"
+    return f"{size(raw)} of answers took {size(stored)} in the cache {smaller}", max(0.0, (raw - stored) / raw)
 
 
-def _asking_less(usage: Usage, account: Account, facts: Mapping[str, Any]) -> Optimisation:
-    name, setting = "Asking less", "enable_intelligent_batching"
-    is_on = _is_on(facts, setting)
+def _asking_less(job: _Job) -> _Brought:
+    usage, stages = job.usage, job.account.stages
     answers = usage.llm_calls + usage.cache_hits + usage.coalesced
     if not answers:
-        return Optimisation(name, setting, is_on, "nothing to gain here: nothing was asked")
-    profiles = max((stage.profiles for stage in account.stages), default=0)
-    words = (
-        f"{count(usage.coalesced, 'call')} not made because an equal one was under way"
-        if usage.coalesced
-        else "no two equal prompts were under way at once"
-    )
-    if profiles and account.stages:
-        words += f"; {answers / profiles:.1f} answers a profile, for {count(len(account.stages), 'stage')}"
-    return Optimisation(name, setting, is_on, words, usage.coalesced / answers)
+        return "nothing to gain here: nothing was asked", None
+    words = "no two equal prompts were under way at once"
+    if usage.coalesced:
+        words = f"{count(usage.coalesced, 'call')} not made because an equal one was under way"
+    if profiles := max((stage.profiles for stage in stages), default=0):
+        words += f"; {answers / profiles:.1f} answers a profile, for {count(len(stages), 'stage')}"
+    return words, usage.coalesced / answers
+
+
+#: Name, setting and what it brought, in the order of the settings.
+_SEVEN: Final[tuple[tuple[str, str, Callable[[_Job], _Brought]], ...]] = (
+    ("Connection pool", "llm_connection_pool_size", _pool),
+    ("Shared cache", "enable_persistent_cache", _cache),
+    ("Work stealing", "enable_work_stealing", _stealing),
+    ("Streaming", "enable_streaming_results", _streaming),
+    ("Batched writes", "database_batch_size", _batches),
+    ("Compression", "enable_result_compression", _compression),
+    ("Asking less", "enable_intelligent_batching", _asking_less),
+)

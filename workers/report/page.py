@@ -1,8 +1,4 @@
-"""A report as one HTML file: no network, no script, light and dark, for a screen, a phone and paper.
-
-Every value goes through the template's escaping; the charts escape their own labels. The page's policy allows nothing
-but its own style sheet, by its hash.
-"""
+"""A report as one HTML file without network and script; the policy allows the style sheet alone, by its hash."""
 
 import base64
 import hashlib
@@ -13,16 +9,16 @@ from typing import Any, Final
 
 from tornado.template import Template
 
+import workers.dashboard
 from tasks.texts import count
-from workers.dashboard.present import NOTHING, dollars, duration
-from workers.observe.format import size, times
+from workers.observe.format import NOTHING, dollars, duration, size, times
 from workers.observe.format import time as span_of
 from workers.observe.measurements import HOPS
 from workers.report import charts
 from workers.report.report import Hop, JobReport, ProcessLine, Saving, Slow
 
 _PAGES: Final = Path(__file__).parent / "pages"
-#: Seconds from which on a time is told in minutes.
+_BASE: Final = Path(workers.dashboard.__path__[0]) / "pages" / "base.css"
 MINUTE: Final = 60
 #: Share of a destination's time from which on a hop is named beside its bar.
 NAMED_SHARE: Final = 0.005
@@ -33,15 +29,13 @@ _LEGEND: Final = {
 
 
 def page(report: JobReport) -> str:
-    """The whole file."""
-    style = (_PAGES / "report.css").read_text("utf-8")
+    style = "".join(path.read_text("utf-8") for path in (_BASE, _PAGES / "report.css"))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     template = Template((_PAGES / "report.html").read_text("utf-8"), name="report.html", autoescape="xhtml_escape")
     return template.generate(style=style, digest=digest, **values(report)).decode()
 
 
 def values(report: JobReport) -> dict[str, Any]:
-    """What the template shows, as words."""
     job, account = report.job, report.account
     return {
         "job": job,
@@ -93,7 +87,6 @@ def breakable(words: str) -> str:
 
 
 def headline(report: JobReport) -> str:
-    """The report in one sentence."""
     if not report.findings:
         return "Nothing holds this job up that was measured."
     first = report.findings[0]
@@ -130,7 +123,6 @@ def cost(usd: float | None) -> str:
 
 
 def share(part: float | None) -> str:
-    """A share in percent."""
     if part is None:
         return NOTHING
     if 0 < part < 0.0001:  # noqa: PLR2004
@@ -141,12 +133,10 @@ def share(part: float | None) -> str:
 
 
 def moment(at: float) -> str:
-    """A time of day, UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 def _capacities(report: JobReport) -> list[dict[str, str]]:
-    """Each resource: how much of what it could carry is used."""
     rate = report.working_rate
     return [
         {
@@ -232,5 +222,4 @@ def _process(each: ProcessLine) -> dict[str, str]:
 
 
 def of(part: float | None, whole: float | None) -> str:
-    """3.2 of 12."""
     return NOTHING if part is None or whole is None else f"{part:.1f} of {whole:.3g}"

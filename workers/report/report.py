@@ -1,7 +1,7 @@
-"""A job's report: where the time and the money went, and what to change. Plain values, for a page, a terminal or JSON.
+"""A job's report as plain values, for a page, a terminal or JSON.
 
-Counts come from the database and are exact; times come from what the job's processes have measured (`JobPicture`), and
-may lack the last second of a process that was killed. What is not known is None, and `notes` says why.
+Counts come from the database and are exact; times are measured (`JobPicture`), and may lack the last second of a killed
+process. What is not known is None, and `notes` says why.
 """
 
 import time
@@ -21,9 +21,8 @@ from workers.report.conditions import conditions
 from workers.report.measured import WEB, Measured, measured
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.database.rows import JobRow
-from workers.results.queries.job_stats import Account
+from workers.results.queries.job_stats import Account, WorkerRow
 
-#: Slowest destinations shown.
 SLOWEST: Final = 10
 #: Hops of a destination that lie outside its lane: their time is not time of the lane.
 OUTSIDE: Final = frozenset({"queue.wait", "lane.wait", "result.wait", "db.commit", "publish"})
@@ -45,7 +44,7 @@ class Hop(msgspec.Struct, frozen=True):
 
 
 class Saving(msgspec.Struct, frozen=True):
-    """What was not asked. Tokens and US dollars are None where nobody knows them."""
+    """What was not asked. Tokens and US dollars are None where they are not known."""
 
     by: Literal["memory", "cache", "coalesced"]
     words: str
@@ -117,7 +116,6 @@ class JobReport(msgspec.Struct, frozen=True):
     notes: list[str]
 
     def json(self) -> str:
-        """One object, without line breaks."""
         return msgspec.json.encode(self).decode()
 
 
@@ -136,17 +134,8 @@ def report_of(
 ) -> JobReport:
     """Put a report together.
 
-    Args:
-        status: how the job stands, from Redis or, where that has forgotten it, from the database.
-        row: its counters, by the database.
-        account: its time and failures, by the database.
-        picture: what its processes have measured; without parts when that is gone or was off.
-        settings: those of whoever asks, by key, for what no part says.
-        rounds: prompts of a destination that can be under way together, round by round.
-        alive: live workers; None when Redis cannot be asked.
-        statements: how the consumer's statements have run.
-        notes: what the reader should know of the sources.
-        now: seconds since 1970.
+    `settings` are the reader's, for what no part says; `rounds` says how many prompts of a destination can be under way
+    together, round by round; `alive` is None when Redis cannot be asked.
     """
     m = _measured(picture, row, account, rounds)
     facts = {**settings, **(m.facts if m else {})}
@@ -197,7 +186,6 @@ def _findings(
     alive: int | None,
     statements: Mapping[str, Mapping[str, float]],
 ) -> list[Finding]:
-    """The standing and what took most of the time first, then the bounds; each resource once but for its details."""
     special = conditions(status, account, picture, alive=alive, statements=statements)
     pressing = [each for each in special if each.share >= bottleneck.EXPLAINS]
     beside = [each for each in special if each not in pressing]
@@ -248,14 +236,11 @@ def _processes(account: Account, picture: JobPicture) -> list[ProcessLine]:
     for part in picture.workers:
         parts.setdefault(part.name, []).append(part)
     done = {each.worker: each for each in account.workers}
-    return [
-        _process(name, parts.get(name, []), done[name].runs if name in done else 0, calls)
-        for name in sorted({*parts, *done})
-        for calls in [done[name].llm_calls if name in done else 0]
-    ]
+    return [_process(name, parts.get(name, []), done.get(name)) for name in sorted({*parts, *done})]
 
 
-def _process(name: str, parts: Sequence[JobPart], runs: int, calls: int) -> ProcessLine:
+def _process(name: str, parts: Sequence[JobPart], done: WorkerRow | None) -> ProcessLine:
+    runs, calls = (done.runs, done.llm_calls) if done else (0, 0)
     sums: dict[str, float] = {}
     for part in parts:
         for key, amount in part.sums.items():

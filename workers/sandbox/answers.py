@@ -1,8 +1,7 @@
-"""What the sandbox LLM says: answers filled from a small hand-written knowledge base.
+"""The sandbox's answers, filled from a small hand-written knowledge base.
 
-An answer's words depend on the seed, the destination, the theme and the field alone, not on the batch or the
-wording of the prompt: one batch of 25 themes and four smaller ones give the same profile. Destinations that
-are not in the knowledge base get themes made of their name, and months that are as good as dice.
+An answer depends on the seed, the destination, the theme and the field alone: one batch of 25 themes and four smaller
+ones give the same profile. Destinations that are not in the knowledge base get themes made of their name.
 """
 
 import functools
@@ -18,19 +17,8 @@ from tasks.identity import normalise
 
 KNOWLEDGE_FILE: Final = Path(__file__).with_name("knowledge.yaml")
 CATEGORIES: Final = ("culture", "food", "adventure", "entertainment", "luxury")
-MONTHS: Final = (
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
+MONTHS: Final = tuple(
+    "January February March April May June July August September October November December".split()  # noqa: SIM905
 )
 #: Field of a prompt's schema -> the stage that asks for it: how a stage is known where it is not named.
 STAGE_OF_FIELD: Final = {
@@ -79,13 +67,10 @@ class Place(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True):
         return [_split(entry) for entry in _generic_entries(self.name, category)]
 
     def find(self, theme: str) -> tuple[str, str] | None:
-        """Return the category and description of a theme by its name."""
         return _index(self).get(theme)
 
 
 class Knowledge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The knowledge base: places, and the phrases that the other fields are made of, by category."""
-
     places: list[Place]
     generic: dict[str, list[str]]
     nouns: list[str]
@@ -98,8 +83,6 @@ class Knowledge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Theme(msgspec.Struct, frozen=True):
-    """A theme that a prompt asks about, as the prompt's input names it."""
-
     id: str
     name: str
     category: str = ""
@@ -107,30 +90,22 @@ class Theme(msgspec.Struct, frozen=True):
 
 
 class Input(msgspec.Struct, frozen=True):
-    """The data block at a prompt's end."""
-
     destination: "Name"
     themes: list[Theme] = []
     evidence: list["Passage"] = []
 
 
 class Passage(msgspec.Struct, frozen=True):
-    """A passage of a web page that the prompt quotes."""
-
     source: str = ""
     text: str = ""
 
 
 class Name(msgspec.Struct, frozen=True):
-    """The destination as the input names it."""
-
     name: str = "Nowhere"
     country: str | None = None
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One prompt as the sandbox understood it."""
-
     stage: str
     category: str
     input: Input
@@ -166,9 +141,7 @@ class Dice:
 
 def understand(text: str, *, schema: Any, schema_name: str = "") -> Question:
     """Read a prompt: its stage (by the schema's name, else by its shape) and the data block at its end."""
-    stage = schema_name.replace("_", ".", 1) if schema_name else ""
-    if not stage:
-        stage = _stage_by_shape(text, schema)
+    stage = schema_name.replace("_", ".", 1) or _stage_by_shape(text, schema)
     kind, _, category = stage.partition(".")
     return Question(stage=stage, category=category if kind == "discover" else "", input=_input_of(text))
 
@@ -184,20 +157,15 @@ def _stage_by_shape(text: str, schema: Any) -> str:
 
 
 def _input_of(text: str) -> Input:
-    before, mark, after = text.rpartition("<input>")
-    del before
-    block = after.partition("\n</input>")[0].strip() if mark else ""
+    _, mark, after = text.rpartition("<input>")
     try:
-        return msgspec.json.decode(block, type=Input)
+        return msgspec.json.decode(after.partition("\n</input>")[0].strip() if mark else "", type=Input)
     except msgspec.DecodeError:
         return Input(Name())
 
 
 def fill(question: Question, schema: Any, seed: int) -> Any:
-    """Answer a question of the pipeline from knowledge; None when the schema is not one of the pipeline's.
-
-    What comes back follows the schema's bounds on lengths and counts, but the caller validates it.
-    """
+    """Answer a question within the schema's upper bounds; None for a schema that is not the pipeline's."""
     place = _place(question.input.destination)
     members = _members(schema)
     if "themes" in members:
@@ -220,8 +188,8 @@ def _discovered(place: Place, question: Question, schema: Schema, seed: int) -> 
     answer = []
     for name, description in found:
         dice = Dice(seed, place.name, name, "discover")
-        facts: dict[str, Any] = {"name": name, "description": description}
-        facts["citations"] = _citations(place, question.input.evidence, dice)
+        citations = _citations(place, question.input.evidence, dice)
+        facts: dict[str, Any] = {"name": name, "description": description, "citations": citations}
         answer.append({key: _clip(facts[key], part) for key, part in members.items() if key in facts})
     return answer
 
@@ -244,10 +212,8 @@ def _each_theme(place: Place, question: Question, members: Schema, seed: int) ->
     answer: dict[str, Any] = {}
     for theme_id, part in members.items():
         theme = known.get(theme_id, Theme(theme_id, f"Sights of {place.name}", CATEGORIES[0]))
-        category, description = place.find(theme.name) or (
-            theme.category,
-            theme.description or f"{theme.name} in {place.name}.",
-        )
+        made_up = theme.category, theme.description or f"{theme.name} in {place.name}."
+        category, description = place.find(theme.name) or made_up
         about = About(place, theme.name, theme.category or category, description)
         fields = _members(part)
         if not fields.keys() <= _FIELDS.keys():
@@ -260,15 +226,12 @@ def _each_theme(place: Place, question: Question, members: Schema, seed: int) ->
 
 
 class About(msgspec.Struct, frozen=True):
-    """What is known about one theme."""
-
     place: Place
     name: str
     category: str
     description: str
 
     def say(self, sentence: str) -> str:
-        """Put names into a sentence's gaps."""
         return sentence.replace("{theme}", self.name).replace("{place}", self.place.name)
 
 
@@ -316,10 +279,6 @@ def _recommendations(place: Place, themes: Sequence[Theme], schema: Schema, dice
     most = min(3, schema.get("maxItems", 3))
     chosen = dice.some(knowledge().recommendations, 1 + dice.below(max(1, most)))[:most]
     return [_clip(sentence.replace("{place}", place.name), schema.get("items", {})) for sentence in chosen]
-
-
-def _score(low: float, high: float) -> Callable[[Place, Sequence[Theme], Schema, Dice], float]:
-    return lambda _place, _themes, _schema, dice: dice.between(low, high)
 
 
 def _clip(value: Any, schema: Any) -> Any:
@@ -375,7 +334,6 @@ def _places() -> dict[str, Place]:
 
 @functools.cache
 def knowledge() -> Knowledge:
-    """Read the knowledge base, validated, once in a process."""
     return msgspec.yaml.decode(KNOWLEDGE_FILE.read_bytes(), type=Knowledge)
 
 
@@ -387,16 +345,13 @@ def _countries(place: Place) -> set[str]:
 def _generic_place(name: str) -> Place:
     months = Dice(name, "months")
     start = months.below(12)
+    entries: dict[str, Any] = {category: _generic_entries(name, category) for category in CATEGORIES}
     return Place(
         name=name,
         peak=[MONTHS[(start + step) % 12] for step in range(3)],
         avoid=[MONTHS[(start + 6) % 12]],
         generic=True,
-        culture=_generic_entries(name, "culture"),
-        food=_generic_entries(name, "food"),
-        adventure=_generic_entries(name, "adventure"),
-        entertainment=_generic_entries(name, "entertainment"),
-        luxury=_generic_entries(name, "luxury"),
+        **entries,
     )
 
 
@@ -426,16 +381,15 @@ _FIELDS: Final[dict[str, Callable[[About, Dice], Any]]] = {
     "seasonality": _seasonality,
     "traveler_types": _traveler_types,
     "price_point": _price_point,
-    "confidence": lambda _about, dice: dice.between(0.6, 0.97),
-    "authenticity_score": lambda _about, dice: dice.between(0.6, 0.97),
-    "sub_themes": _some_of("sub_themes"),
-    "nano_themes": _some_of("nano_themes"),
-    "unique_selling_points": _some_of("unique_selling_points"),
+    **dict.fromkeys(("confidence", "authenticity_score"), lambda _about, dice: dice.between(0.6, 0.97)),
+    **{field: _some_of(field) for field in ("sub_themes", "nano_themes", "unique_selling_points")},
     "rationale": _rationale,
 }
-_SCORE: Final = _score(0.7, 0.95)
 _WHOLE: Final[dict[str, Callable[[Place, Sequence[Theme], Schema, Dice], Any]]] = {
     "overlapping_groups": _groups,
     "recommendations": _recommendations,
-    **dict.fromkeys(("diversity", "quality", "coverage", "completeness", "overall"), _SCORE),
+    **dict.fromkeys(
+        ("diversity", "quality", "coverage", "completeness", "overall"),
+        lambda _p, _t, _s, dice: dice.between(0.7, 0.95),
+    ),
 }

@@ -1,7 +1,4 @@
-"""One chat completion of the sandbox LLM: a request's bytes in, what it asks, and the completion out.
-
-Nothing here waits or touches the network; `workers.sandbox` does.
-"""
+"""One chat completion of the sandbox LLM: a request's bytes in, the completion out. `server` speaks HTTP."""
 
 import hashlib
 import random
@@ -37,7 +34,6 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The message's text, without images or sounds."""
         if isinstance(self.content, list):
             return "".join(str(part.get("text", "")) for part in self.content)
         return self.content or ""
@@ -51,8 +47,6 @@ class NamedSchema(msgspec.Struct, frozen=True):
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):
-    """What kind of text the caller wants."""
-
     type: Literal["json_schema", "json_object", "text"] = "text"
     json_schema: NamedSchema | None = None
 
@@ -78,8 +72,6 @@ class Refusal(Exception):  # noqa: N818  # an answer to the caller, not a failur
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """One request, understood."""
-
     text: str
     digest: str
     seed: int
@@ -104,11 +96,7 @@ class Chat:
         self._schemas: dict[bytes, Instances] = {}
 
     def understand(self, body: bytes) -> Prompt:
-        """Read a request.
-
-        Raises:
-            Refusal: it cannot be read, or asks for what the sandbox does not do.
-        """
+        """Read a request. Raises Refusal."""
         try:
             asked = msgspec.json.decode(body, type=ChatRequest)
         except msgspec.DecodeError as exc:
@@ -122,13 +110,13 @@ class Chat:
                 f"'response_format' of type '{wanted.type}' is not supported with this model.",
                 code="unsupported_response_format",
             )
-        named = wanted.json_schema
+        named = wanted.json_schema if wanted.type == "json_schema" else None
         if wanted.type == "json_schema" and (named is None or bytes(named.schema) == b"true"):
             raise Refusal(400, "Missing parameter: 'response_format.json_schema.schema'.", code="missing_parameter")
         text = "\n".join(message.text for message in asked.messages)
-        schema = bytes(named.schema) if wanted.type == "json_schema" and named is not None else _schema_line(text)
+        schema = bytes(named.schema) if named else _schema_line(text)
         instances = self._compiled(schema) if schema is not None else None
-        name = named.name if wanted.type == "json_schema" and named is not None else ""
+        name = named.name if named else ""
         return Prompt(
             text=text,
             digest=hashlib.blake2b(msgspec.json.encode(asked.messages), digest_size=16).hexdigest(),
@@ -152,7 +140,6 @@ class Chat:
         return compiled
 
     def _content(self, prompt: Prompt) -> str:
-        """Answer the prompt well."""
         if prompt.instances is None:
             return '{"answer":"sandbox"}' if prompt.wants_json else "This is the sandbox, not a model."
         if not self._wild:
@@ -167,11 +154,7 @@ class Chat:
         return msgspec.json.encode(instance).decode()
 
     def completion(self, prompt: Prompt, fault: str = "") -> dict[str, Any]:
-        """Make the body of the answer, spoilt as this kind of fault wants it.
-
-        Raises:
-            Refusal: the schema has no instance that the sandbox can find.
-        """
+        """The body of the answer, spoilt by this kind of fault. Raises Refusal: the schema has no instance."""
         content: str | None = self._content(prompt)
         finish = {"truncated": "length", "content_filter": "content_filter"}.get(fault, "stop")
         check = prompt.instances.is_valid if prompt.instances else lambda _: False
@@ -202,7 +185,6 @@ def tokens(text: str) -> int:
 
 
 def _schema_line(text: str) -> bytes | None:
-    """Find the last line of the messages that carries a schema."""
     before, mark, after = text.rpartition(SCHEMA_LINE)
     if not mark or (before and not before.endswith("\n")):
         return None
@@ -210,5 +192,4 @@ def _schema_line(text: str) -> bytes | None:
 
 
 def error_body(message: str, *, kind: str, code: str) -> dict[str, Any]:
-    """Make an error body as the original API has it."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

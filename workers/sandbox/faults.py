@@ -1,8 +1,4 @@
-"""What the sandbox LLM does wrong on demand, and how long it takes: `--fault` and `--latency`.
-
-Both are drawn by hash, so that a run can be repeated: a latency depends on prompt and seed, a fault also on
-how many times the prompt was asked before, so that a retry may succeed.
-"""
+"""What the sandbox LLM does wrong on demand, and how long it takes, drawn by hash so that a run can be repeated."""
 
 import hashlib
 import json
@@ -43,7 +39,6 @@ KINDS: Final = {
 GRAMMAR: Final = "KIND=RATE[,retry_after=SECONDS|date][,interval=SECONDS][,match=TEXT][,times=N]"
 #: Latency without `--latency`: a median of 250 ms with a long tail, as hosted models have.
 DEFAULT_LATENCY: Final = "lognormal:250ms:0.4"
-#: Seconds between two bytes of a `drip`.
 DRIP_SECONDS: Final = 0.1
 
 
@@ -59,25 +54,17 @@ class Fault:
     times: int | None = None
 
     def __str__(self) -> str:
-        options = [f"{self.kind}={self.rate:g}"]
-        if self.retry_after is not None:
-            shown = self.retry_after if isinstance(self.retry_after, str) else f"{self.retry_after:g}"
-            options.append(f"retry_after={shown}")
-        if self.interval_seconds != DRIP_SECONDS:
-            options.append(f"interval={self.interval_seconds:g}")
-        if self.match:
-            options.append(f"match={self.match}")
-        if self.times is not None:
-            options.append(f"times={self.times}")
-        return ",".join(options)
+        options = (
+            ("retry_after", self.retry_after, None), ("interval", self.interval_seconds, DRIP_SECONDS),
+            ("match", self.match, ""), ("times", self.times, None),
+        )  # fmt: skip
+        given = [(name, value) for name, value, default in options if value != default]
+        shown = (f",{name}={value if isinstance(value, str | int) else f'{value:g}'}" for name, value in given)
+        return f"{self.kind}={self.rate:g}{''.join(shown)}"
 
 
 def parse_fault(text: str) -> Fault:
-    """Read one rule, such as `429=0.2,retry_after=1,match=Paris,times=1`. MATCH ends at the next comma.
-
-    Raises:
-        ConfigError: names the rule and what is wrong with it.
-    """
+    """Read `429=0.2,retry_after=1,match=Paris,times=1`; MATCH ends at the next comma. Raises ConfigError."""
     head, *options = text.split(",")
     kind, _, rate = head.partition("=")
     if kind not in KINDS:
@@ -128,7 +115,6 @@ class Latency:
     sigma: float = 0.0
 
     def seconds(self, key: str) -> float:
-        """Draw the latency of one prompt, in seconds."""
         if not self.sigma or not self.median_seconds:
             return self.median_seconds
         # A draw of exactly 0 has no finite place on the bell curve.
@@ -136,11 +122,7 @@ class Latency:
 
 
 def parse_latency(text: str) -> Latency:
-    """Read `0`, `50ms`, `0.2` or `0.2s` (seconds), or `lognormal:MEDIAN:SIGMA`.
-
-    Raises:
-        ConfigError: the text is none of these.
-    """
+    """Read `0`, `50ms`, `0.2` or `0.2s` (seconds), or `lognormal:MEDIAN:SIGMA`. Raises ConfigError."""
     try:
         if text.startswith("lognormal:"):
             _, median, sigma = text.split(":")

@@ -1,8 +1,7 @@
 """Valid instances of a JSON Schema, drawn by a seeded generator: what constrained decoding may say.
 
-Drawn from is the strict subset that providers take: types and lists of types, `enum`, `const`, objects, arrays, bounds,
-`anyOf` and local references. Any other keyword that a schema has is checked on what was drawn, and a schema without an
-instance within `ATTEMPTS` draws is refused.
+The strict subset that providers take is drawn: types and lists of types, `enum`, `const`, objects, arrays, bounds,
+`anyOf` and local references. Any other keyword is checked on what was drawn.
 """
 
 import json
@@ -13,7 +12,6 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-#: Draws before a schema counts as one without an instance.
 ATTEMPTS: Final = 100
 #: Levels of nesting below which optional members and items are left out, and at which a draw is abandoned.
 DEEP: Final = 6
@@ -21,7 +19,6 @@ TOO_DEEP: Final = 40
 #: Items beyond its minimum that an array without `maxItems` may have; the same for the characters of a string.
 OPEN_ITEMS: Final = 4
 OPEN_LENGTH: Final = 40
-#: Magnitude of numbers without a bound.
 OPEN_NUMBER: Final = 1000
 #: No bound, however generous, makes an array or string longer than its minimum plus this.
 MAX_LENGTH: Final = 2000
@@ -47,13 +44,9 @@ class NoInstanceError(ValueError):
 
 
 class Instances:
-    """One schema: draws valid instances of it and validates others.
+    """Draws and validates instances of one schema. Raises ValueError where it is no JSON Schema.
 
-    `wild` draws anything between the bounds: lengths, scripts, left out members, empty arrays where they are allowed;
-    otherwise the draw is plain: words, every optional member, few items, the first branch.
-
-    Raises:
-        ValueError: this is no JSON Schema.
+    `wild` draws anything between the bounds; otherwise words, every optional member, few items, the first branch.
     """
 
     def __init__(self, schema: Any, *, wild: bool = False) -> None:
@@ -62,15 +55,10 @@ class Instances:
         self._validator = jsonschema_rs.validator_for(schema)
 
     def is_valid(self, instance: Any) -> bool:
-        """Say whether an instance is valid under the schema."""
         return self._validator.is_valid(instance)
 
     def draw(self, rng: random.Random) -> Any:
-        """Draw a valid instance; the same generator state gives the same one.
-
-        Raises:
-            NoInstanceError: none was found in `ATTEMPTS` draws.
-        """
+        """Draw a valid instance. Raises NoInstanceError after `ATTEMPTS` draws."""
         reason = "it has none, or uses keywords that the sandbox does not draw"
         for _ in range(ATTEMPTS):
             try:
@@ -126,7 +114,6 @@ class Instances:
         return rng.choice(branches) if self._wild else branches[0]
 
     def _length(self, rng: random.Random, low: int, high: int) -> int:
-        """Choose a length; the bounds themselves come up often when drawing wildly."""
         high = min(high, low + MAX_LENGTH)
         if high < low:
             raise NoInstanceError("a minimum is above its maximum")

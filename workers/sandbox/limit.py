@@ -14,7 +14,7 @@ _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/(s|m)")
 class RequestLimit:
     """Lets `burst` requests through at once and then `per_second`; counts what it refused.
 
-    `retry_after` is how the wait is told: in whole seconds rounded up, as HTTP has it, exactly, or not at all.
+    `retry_after` is the form of the wait: whole seconds rounded up, exact, or none.
     """
 
     def __init__(self, per_second: float, *, burst: float, retry_after: str = "whole") -> None:
@@ -39,18 +39,13 @@ class RequestLimit:
         return (1 - self._level) / self.per_second
 
     def headers(self, wait_seconds: float) -> dict[str, str]:
-        """What a refusal tells."""
         if self.retry_after == "none":
             return {}
         return {"Retry-After": str(math.ceil(wait_seconds)) if self.retry_after == "whole" else f"{wait_seconds:.3f}"}
 
 
 def parse_limit(text: str) -> RequestLimit:
-    """Read `50/s,burst=300`; without a burst it is one second's worth.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Read `50/s,burst=300`; without a burst it is one second's worth. Raises ConfigError."""
     rate, *options = text.split(",")
     given = dict(option.partition("=")[::2] for option in options)
     match = _RATE.fullmatch(rate)

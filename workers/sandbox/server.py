@@ -1,11 +1,7 @@
-"""The sandbox LLM: an OpenAI-compatible HTTP server that stands in where there is no key.
+"""The sandbox LLM over HTTP, on the event loop that enters it.
 
-It answers any JSON Schema with a valid instance, filled from a small knowledge base where that helps; it
-takes its time and makes mistakes as it is told. It calls itself `sandbox` in every answer, so that nobody
-takes it for a model. It lives on the event loop that enters it, keeps no state on disk and logs no request.
-
-Besides the API it serves `/health`, `/stats` (`?prompts=1` for each prompt), `/stats/reset`, `/log` and
-`/faults`.
+It answers any JSON Schema with a valid instance, and calls itself `sandbox` in every answer. Besides the API it serves
+`/health`, `/stats` (`?prompts=1` for each prompt), `/stats/reset`, `/log` and `/faults`.
 """
 
 import asyncio
@@ -25,11 +21,9 @@ from workers.sandbox.chat import FORMATS, MODEL, Chat, Prompt, Refusal, error_bo
 from workers.sandbox.faults import DEFAULT_LATENCY, Fault, choose_fault, parse_fault, parse_latency
 from workers.sandbox.limit import parse_limit
 
-#: Requests that `/log` remembers.
 LOG_LENGTH: Final = 100_000
 #: Seconds that running requests get when the server ends; then they are cut off.
 SHUTDOWN_SECONDS: Final = 0.2
-#: Bytes that a request may have.
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 _JSON: Final = "application/json"
 _HTML: Final = "<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"
@@ -49,26 +43,22 @@ _ERRORS: Final = {
 _AT_ONCE: Final = ("400", "401", "404", "429")
 
 
-class _Record:
-    """One line of the log, filled in while its request runs."""
+class _Record(msgspec.Struct):
+    """One request in the log; times in monotonic seconds."""
 
-    __slots__ = ("destination", "digest", "ended", "stage", "started", "status")
-
-    def __init__(self) -> None:
-        self.stage, self.destination, self.digest = "unknown", "", ""
-        self.started, self.ended = time.monotonic(), 0.0
-        self.status = "499"
+    stage: str = "unknown"
+    destination: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+    status: str = "499"
+    digest: str = ""
 
 
 class SandboxServer:
     """The server; entering it binds the port, leaving it closes every connection.
 
-    `port` 0 takes a free one. `seed` and the prompt decide every answer, latency and fault. `formats` are the
-    response formats that are accepted, others get `format_refusal` (400 or 500). `rate_limit` refuses what exceeds it
-    (`workers.sandbox.limit.GRAMMAR`).
-
-    Raises:
-        ConfigError: an option cannot be read; on entering: the address cannot be bound.
+    `port` 0 takes a free one. `seed` and the prompt decide every answer, latency and fault. Response formats
+    that are not in `formats` get `format_refusal` (400 or 500). Raises ConfigError.
     """
 
     def __init__(
@@ -136,11 +126,7 @@ class SandboxServer:
         return f"{self.root_url}/v1"
 
     def set_faults(self, faults: Sequence[str]) -> None:
-        """Replace all fault rules; `[]` clears them. The grammar is `workers.sandbox.faults.GRAMMAR`.
-
-        Raises:
-            ConfigError: a rule cannot be read; the old rules stay.
-        """
+        """Replace all fault rules (`workers.sandbox.faults.GRAMMAR`). Raises ConfigError; then the old rules stay."""
         self._faults = [parse_fault(text) for text in faults]
 
     def reset_stats(self) -> None:
@@ -157,10 +143,10 @@ class SandboxServer:
         self._log: deque[_Record] = deque(maxlen=LOG_LENGTH)
 
     def stats(self, *, prompts: bool = False) -> dict[str, Any]:
-        """Counts since the start or the last reset.
+        """Counts since the start or the last reset; with `prompts`, the times each prompt was asked, by its digest.
 
-        `refused` are answers with a 4xx status. Keys of `by_status` are statuses, or `reset` (connection cut)
-        and `499` (the caller hung up first). With `prompts`, the times each prompt was asked, by its digest.
+        `refused` are answers with a 4xx status. Keys of `by_status` are statuses, `reset` (connection cut) and `499`
+        (the caller hung up).
         """
         counts: dict[str, Any] = {
             "requests": self._requests,
@@ -179,26 +165,12 @@ class SandboxServer:
 
     def log(self) -> list[dict[str, Any]]:
         """List the last `LOG_LENGTH` requests in the order of their end; times in monotonic seconds."""
-        return [
-            {
-                "stage": record.stage,
-                "destination": record.destination,
-                "started": record.started,
-                "ended": record.ended,
-                "status": record.status,
-                "digest": record.digest,
-            }
-            for record in self._log
-        ]
+        return [msgspec.to_builtins(record) for record in self._log]
 
     def _application(self) -> web.Application:
         app = web.Application(client_max_size=MAX_REQUEST_BYTES)
-        models = {
-            "object": "list",
-            "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "themes"}],
-        }
         app.router.add_post("/v1/chat/completions", self._handle_chat)
-        app.router.add_get("/v1/models", self._guarded(lambda _: models))
+        app.router.add_get("/v1/models", _answering(self._models))
         app.router.add_get("/health", _answering(lambda _: {"status": "ok"}))
         app.router.add_get("/stats", _answering(lambda asked: self.stats(prompts=asked.query.get("prompts") == "1")))
         app.router.add_post("/stats/reset", self._reset_stats)
@@ -208,15 +180,9 @@ class SandboxServer:
         app.router.add_route("*", "/{path:.*}", _not_found)
         return app
 
-    def _guarded(self, answer: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handle(request: web.Request) -> web.Response:
-            try:
-                self._check_key(request)
-            except Refusal as refusal:
-                return _respond(refusal.body, status=refusal.status)
-            return _respond(answer(request))
-
-        return handle
+    def _models(self, request: web.Request) -> dict[str, Any]:
+        self._check_key(request)
+        return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "themes"}]}
 
     def _check_key(self, request: web.Request) -> None:
         if self._api_key is not None and request.headers.get("Authorization") != f"Bearer {self._api_key}":
@@ -234,8 +200,7 @@ class SandboxServer:
         return _respond([str(fault) for fault in self._faults])
 
     async def _handle_chat(self, request: web.Request) -> web.StreamResponse:
-        """Count one request around its answer."""
-        record = _Record()
+        record = _Record(started=time.monotonic())
         self._requests += 1
         self._in_flight += 1
         self._max_in_flight = max(self._max_in_flight, self._in_flight)
@@ -352,7 +317,10 @@ def _respond(value: Any, *, status: int = 200, headers: dict[str, str] | None = 
 
 def _answering(answer: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
-        return _respond(answer(request))
+        try:
+            return _respond(answer(request))
+        except Refusal as refusal:
+            return _respond(refusal.body, status=refusal.status)
 
     return handle
 

@@ -169,13 +169,15 @@ function remember(id) {
   if (shown.size > 20000) shown.delete(shown.values().next().value);
 }
 
+// The job's figures as the server has them; undefined where it does not answer with them.
 async function refresh() {
   const answer = await fetch(`${root}/jobs/${encodeURIComponent(data.job_id)}/status.json`);
-  if (!answer.ok) return;
+  if (!answer.ok) return undefined;
   const status = await answer.json();
   Object.assign(job, status.counts);
   state(status.tag, status.words);
   later();
+  return status;
 }
 
 function watch() {
@@ -201,14 +203,10 @@ function watch() {
 // Only while the job may have more to say.
 async function again() {
   try {
-    const answer = await fetch(`${root}/jobs/${encodeURIComponent(data.job_id)}/status.json`);
-    const status = answer.ok ? await answer.json() : undefined;
+    const status = await refresh();
     if (status && status.is_final) {
       $("lost").hidden = true;
-      Object.assign(job, status.counts);
-      state(status.tag, status.words);
       $("making-section").hidden = true;
-      later();
       return;
     }
   } catch {

@@ -18,7 +18,6 @@ SHOWN_ROWS: Final = 20
 
 
 def reading_options(command: F) -> F:
-    """Add the options of a command that say how its FILE is read."""
     for option in (
         click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations."),
         click.option(
@@ -37,7 +36,6 @@ def reading_options(command: F) -> F:
 
 
 def show_start(report: ReadReport) -> None:
-    """Print how a file is read, and its first destinations, on standard error."""
     _print(f"read as {report.read_as}")
     _print(f"first: {' | '.join(report.first)}")
 
@@ -49,7 +47,6 @@ class BadRows:
         self._count = 0
 
     def __call__(self, row: BadRow) -> None:
-        """Print a row."""
         self._count += 1
         if self._count <= SHOWN_ROWS:
             _print(f"line {row.line}: {row.reason}: skipped")
@@ -58,7 +55,6 @@ class BadRows:
 
 
 def summary(report: ReadReport) -> str:
-    """The rows by what became of them."""
     parts = [count(report.rows, "row"), count(report.duplicates, "duplicate"), f"{report.rejected:,} rejected"]
     if report.likely_duplicates:
         parts.append(f"{report.likely_duplicates:,} may be the same place as another")

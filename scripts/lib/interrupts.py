@@ -1,9 +1,7 @@
 """Ctrl-C ends a command at every moment, its first ones included.
 
-While modules are imported there is nothing to put in order: the process just ends. Afterwards a signal becomes an
-exception, and one that Python drops, because the signal came inside a finalizer or a callback of the import system, is
-raised again. Imports almost nothing, because whatever comes before `leave_at_once` is a moment in which Ctrl-C shows a
-traceback.
+While modules are imported the process just ends. Afterwards a signal becomes an exception, which is raised again where
+Python drops it. Imports almost nothing: a Ctrl-C before `leave_at_once` shows a traceback.
 """
 
 import os
@@ -30,10 +28,10 @@ def raise_from_now_on() -> None:
 
 
 def raise_again_when_lost(*kinds: type[BaseException]) -> Callable[[], None]:
-    """Raise exceptions of these kinds again when Python had to ignore them; returns what ends that.
+    """Raise exceptions of these kinds again where Python ignores them; returns what ends that.
 
-    An exception in a finalizer or a weak reference's callback goes nowhere. The import system has such a callback for
-    every module, so that one Ctrl-C in some hundreds would be lost.
+    An exception in a finalizer or a weak reference's callback goes nowhere, and the import system has such a callback
+    for every module.
     """
     before = sys.unraisablehook
 

@@ -11,15 +11,13 @@ from tasks.messages import Destination
 from workers.pipeline.prompts import pipeline_version, stages_of
 from workers.results.database.manager import AsyncDatabaseManager
 
-#: Destinations that one query asks about.
 PAGE: Final = 500
 
 
 class OnlyMissing:
-    """Passes on the destinations of a stream that have no complete profile made by today's prompts, in no job.
+    """The destinations of a stream without a complete profile by today's prompts in any job.
 
-    A profile counts also where it was made for coordinates in the grid's next cell (`tasks.identity`). Without a
-    database nothing has one.
+    A profile for coordinates in the grid's next cell counts too (`tasks.identity`).
     """
 
     def __init__(self, destinations: Iterable[Destination], settings: Settings, *, columns: Sequence[str] = ()) -> None:
@@ -49,7 +47,6 @@ class OnlyMissing:
                 runner.run(store.close())
 
     async def _current(self, store: AsyncDatabaseManager, ids: list[str]) -> set[str]:
-        """Those of the ids that have a current profile."""
         found: set[str] = set()
         for start in range(0, len(ids), PAGE):
             found |= await store.current(ids[start : start + PAGE], self._version)

@@ -1,14 +1,15 @@
 """Asks the LLM's endpoints once before work is given to them, beside what a command does anyway."""
 
-import sys
 import threading
 from typing import TYPE_CHECKING, Final
 
 from redis import Redis
 
 from config.settings import Settings
+from scripts.lib.terminal import warn
 from tasks import worker_reports as fleet
 from tasks.errors import ConfigError
+from tasks.texts import count
 
 if TYPE_CHECKING:
     from workers.doctor.llm import Probed
@@ -18,17 +19,12 @@ WAIT_SECONDS: Final = 8.0
 
 
 class LlmProbe:
-    """Asks from the start on; `warn` and `refuse` wait for what is said.
-
-    With `redis`, nothing is asked where the workers that live there ask other endpoints than these settings name, such
-    as the sandbox.
-    """
+    """Asks in a thread; with `redis` not where its workers ask other endpoints than these settings name."""
 
     def __init__(self, settings: Settings, redis: Redis | None = None) -> None:
         self._settings = settings
         self._redis = redis
         self._found: list[Probed] = []
-        # It must not keep the process.
         self._thread = threading.Thread(target=self._ask, name="llm probe", daemon=True)
         self._thread.start()
 
@@ -50,20 +46,14 @@ class LlmProbe:
             pass  # no LLM is set here: the workers have settings of their own
 
     def warn(self) -> None:
-        """Print what is wrong, and what was asked at a cost."""
         self._thread.join(WAIT_SECONDS)
         for line in dict.fromkeys(one.problem for one in self._found if one.problem):
-            print(f"themes: the LLM does not answer: {line}", file=sys.stderr)
+            warn(f"the LLM does not answer: {line}")
         if calls := sum(one.calls for one in self._found):
-            plural = "" if calls == 1 else "s"
-            print(f"themes: asked the LLM whether it answers: {calls} call{plural}, in no books", file=sys.stderr)
+            warn(f"asked the LLM whether it answers: {count(calls, 'call')}, in no books")
 
     def refuse(self) -> None:
-        """As `warn`, but where a model is refused everywhere.
-
-        Raises:
-            ConfigError: no destination would get an answer.
-        """
+        """As `warn`; raises ConfigError where a model is refused everywhere."""
         self._thread.join(WAIT_SECONDS)
         for model in {one.model for one in self._found}:
             told = [one for one in self._found if one.model == model]

@@ -1,13 +1,13 @@
-"""The LLM page in words: what was read of the system, as a person reads it."""
+"""The values of the LLM page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tasks.jobs.budget import NANO
 from tasks.texts import count
-from workers.dashboard.present import NOTHING, dollars, duration, percent
 from workers.dashboard.system import Route, System, Worker
+from workers.observe.format import NOTHING, dollars, duration, milliseconds, percent, rate
 from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.reporter import SeriesPoint
 
@@ -18,8 +18,7 @@ STEP_SECONDS: Final = 10
 LEAST_POINTS: Final = 30
 #: Size of a chart's drawing; the page stretches it.
 WIDTH, HEIGHT = 720, 120
-#: Workers that the page lists.
-MOST_WORKERS: Final = 100
+MAX_WORKERS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +35,14 @@ class Chart:
     words: str
 
 
-def page_words(system: System, points: Sequence[SeriesPoint]) -> dict[str, Any]:
-    """Everything that the page shows."""
+def page_values(system: System, points: Sequence[SeriesPoint]) -> dict[str, Any]:
     return {
         "notices": notices(system),
         "figures": figures(system, points),
         "charts": charts(points) if any(_is_busy(point) for point in points) else [],
         "steps": steps(system),
-        "workers": [worker_row(worker) for worker in system.workers[:MOST_WORKERS]],
-        "more_workers": max(0, len(system.workers) - MOST_WORKERS),
+        "workers": [worker_row(worker) for worker in system.workers[:MAX_WORKERS]],
+        "more_workers": max(0, len(system.workers) - MAX_WORKERS),
         "routes": [route_row(route, system) for route in system.routes],
         "cache": cache_rows(system),
         "saved": saved(system),
@@ -54,30 +52,28 @@ def page_words(system: System, points: Sequence[SeriesPoint]) -> dict[str, Any]:
 
 
 def notices(system: System) -> list[dict[str, str]]:
-    """What a person must know before any number is read."""
     found: list[dict[str, str]] = []
 
-    def say(text: str, kind: str = "") -> None:
+    def note(text: str, kind: str = "") -> None:
         found.append({"text": text, "kind": kind})
 
     if not system.workers:
-        waiting = (
-            f" {count(system.destinations_open, 'destination')} waiting for one." if system.destinations_open else ""
-        )
-        say(f"No worker is running, so nothing is measured now: themes worker starts one.{waiting}", "bad")
+        waiting = system.destinations_open
+        left = f" {count(waiting, 'destination')} waiting for one." if waiting else ""
+        note(f"No worker is running, so nothing is measured now: themes worker starts one.{left}", "bad")
     elif not system.is_profiled:
-        say(
+        note(
             "Profiling is off (performance_optimization.enable_performance_profiling): rates, charts and durations are "
             "not measured. What is shown beside them is counted all the same."
         )
     if not system.consumers:
-        say("No results consumer is running: nothing becomes durable until one does (themes consumer).", "bad")
+        note("No results consumer is running: nothing becomes durable until one does (themes consumer).", "bad")
     if system.lost:
-        say(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
+        note(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
     for text in system.unreadable:
-        say(f"Cannot be read: {text}", "bad")
+        note(f"Cannot be read: {text}", "bad")
     for wait in {worker.wait.reason: worker.wait for worker in system.workers if worker.wait}.values():
-        say(f"Waiting: {wait.words()}", "bad")
+        note(f"Waiting: {wait.words()}", "bad")
     return found
 
 
@@ -97,15 +93,6 @@ def _hit_share(points: Sequence[SeriesPoint]) -> float | None:
     return sum(point.hits for point in last) / asked if asked else None
 
 
-def rate(per_second: float | None, unit: str = "/s") -> str:
-    """12.3/s; a dash where it is not measured."""
-    if per_second is None:
-        return NOTHING
-    if 0 < per_second < 0.1:  # noqa: PLR2004  # digits
-        return f"{per_second:.1g}{unit}"
-    return f"{per_second:,.0f}{unit}" if per_second >= 100 else f"{per_second:.1f}{unit}"  # noqa: PLR2004  # digits
-
-
 def figures(system: System, points: Sequence[SeriesPoint]) -> list[dict[str, str]]:
     """The figures at the top: rates are of the last minute."""
     measured = points if system.is_profiled else ()
@@ -119,22 +106,21 @@ def figures(system: System, points: Sequence[SeriesPoint]) -> list[dict[str, str
         ("errors", "Errors", rate(_per_second(measured, "errors"))),
         ("destinations", "Destinations", rate(_per_second(measured, "destinations"))),
         ("tokens", "Tokens", rate(None if None in tokens else sum(t for t in tokens if t is not None))),
-        ("hit-rate", "From the cache", percent(_hit_share(measured)) or NOTHING),
+        ("hit-rate", "From the cache", percent(_hit_share(measured), NOTHING)),
         ("coalesced", "Coalesced", rate(_per_second(measured, "coalesced"))),
-        ("p95", "Call, 95 of 100", _ms(call.quantile(0.95)) if call else NOTHING),
+        ("p95", "Call, 95 of 100", milliseconds(call.quantile(0.95)) if call else NOTHING),
         ("pool", "Connections in use", f"{in_use:,} of {connections:,}" if system.workers else NOTHING),
         ("queue", "Messages queued", f"{system.queue:,}"),
         ("results", "Results not durable", f"{system.results:,}"),
     )
+    return _with_ids(rows)
+
+
+def _with_ids(rows: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
     return [{"id": name, "title": title, "value": value} for name, title, value in rows]
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms"  # noqa: PLR2004  # digits
-
-
 def charts(points: Sequence[SeriesPoint]) -> list[Chart]:
-    """The last hour."""
     whole = _since_work_began(points[:-1])  # the last one is still growing
 
     def per_second(name: str) -> list[float | None]:
@@ -211,26 +197,19 @@ def _area(values: Sequence[float | None], most: float) -> str:
 
 def steps(system: System) -> list[dict[str, str]]:
     """How long each step takes, over all processes since they were counted first."""
-    found = []
-    for name, words in {**HOPS, **WHOLES}.items():
-        histogram = system.metrics.spans.get(name)
-        if histogram and histogram.count:
-            found.append(
-                {
-                    "name": name,
-                    "words": words,
-                    "count": f"{histogram.count:,}",
-                    "p50": _ms(histogram.quantile(0.5)),
-                    "p95": _ms(histogram.quantile(0.95)),
-                    "p99": _ms(histogram.quantile(0.99)),
-                    "sum": duration(histogram.total),
-                }
-            )
-    return found
+    spans = system.metrics.spans
+    return [
+        {
+            "name": name, "words": words, "count": f"{histogram.count:,}",
+            **{f"p{part}": milliseconds(histogram.quantile(part / 100)) for part in (50, 95, 99)},
+            "sum": duration(histogram.total),
+        }
+        for name, words in {**HOPS, **WHOLES}.items()
+        if (histogram := spans.get(name)) and histogram.count
+    ]  # fmt: skip
 
 
 def worker_row(worker: Worker) -> dict[str, Any]:
-    """One worker."""
     return {
         "name": worker.name,
         "lanes": f"{worker.lanes_busy} of {worker.lanes}" if worker.lanes else "stopping",
@@ -247,7 +226,6 @@ def worker_row(worker: Worker) -> dict[str, Any]:
 
 
 def route_row(route: Route, system: System) -> dict[str, Any]:
-    """One way to an LLM."""
     metrics = system.metrics
     asked = metrics.total("llm_requests_total", endpoint=route.endpoint, model=route.model)
     good = metrics.total("llm_requests_total", endpoint=route.endpoint, model=route.model, outcome="ok")
@@ -271,7 +249,6 @@ def route_row(route: Route, system: System) -> dict[str, Any]:
 
 
 def cache_rows(system: System) -> list[dict[str, str]]:
-    """The tiers of the cache, as all processes have asked them."""
     said = system.cache
     if said.get("since") is None:
         return []
@@ -282,13 +259,17 @@ def cache_rows(system: System) -> list[dict[str, str]]:
         ("Both", memory + shared + missed, memory + shared),
     )
     return [
-        {"tier": tier, "asked": f"{asked:,}", "hits": f"{hits:,}", "share": percent(hits / asked) if asked else NOTHING}
+        {
+            "tier": tier,
+            "asked": f"{asked:,}",
+            "hits": f"{hits:,}",
+            "share": percent(hits / asked if asked else None, NOTHING),
+        }
         for tier, asked, hits in rows
     ]
 
 
 def saved(system: System) -> str:
-    """What the cache and coalescing have saved, in one sentence."""
     said = system.cache
     if said.get("since") is None:
         return ""
@@ -303,7 +284,6 @@ def saved(system: System) -> str:
 
 
 def totals(system: System) -> list[dict[str, str]]:
-    """Exact sums over all jobs, as the database has them; nothing where there is no result yet."""
     said = system.totals
     if not said:
         return []
@@ -317,7 +297,7 @@ def totals(system: System) -> list[dict[str, str]]:
         ("total-partial", "Partial", f"{said.get('destinations_partial', 0):,}"),
         ("total-failed", "Failed", f"{said.get('destinations_failed', 0):,}"),
     )
-    return [{"id": name, "title": title, "value": value} for name, title, value in rows]
+    return _with_ids(rows)
 
 
 def _cost(said: Mapping[str, int]) -> str:
@@ -329,7 +309,6 @@ def _cost(said: Mapping[str, int]) -> str:
 
 
 def flow(system: System) -> list[dict[str, str]]:
-    """Where work waits on its way, from the queue to the database."""
     by_state = ", ".join(f"{number:,} {state}" for state, number in system.jobs.items() if number)
     consumers = system.consumers
     waits = system.metrics.spans.get("llm.rate_wait")
@@ -340,7 +319,7 @@ def flow(system: System) -> list[dict[str, str]]:
         ("Destinations that wait for a lane", f"{sum(worker.lanes_waiting for worker in system.workers):,}"),
         ("Callers that wait for a connection", f"{sum(worker.connections_waiting for worker in system.workers):,}"),
         ("Callers that wait for a rate limit", f"{sum(route.queued for route in system.routes):,}"),
-        ("Wait for a rate limit, 95 of 100", _ms(waits.quantile(0.95)) if waits and waits.count else NOTHING),
+        ("Wait for a rate limit, 95 of 100", milliseconds(waits.quantile(0.95)) if waits and waits.count else NOTHING),
         ("Results in the stream", f"{system.results:,}, of which {system.results_unread:,} unread"),
         ("Consumers", f"{len(consumers)}, {sum(one.entries_per_second for one in consumers):,.0f} entries/s"),
         ("Entries that could not be stored", f"{sum(one.rejected for one in consumers):,}"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def output_options(command: F) -> F:
-    """Add `-o FILE` and `--force` to a command."""
     for option in (
         click.option("--force", is_flag=True, help="With -o: replace a file that exists."),
         click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output."),
@@ -27,16 +25,13 @@ def output_options(command: F) -> F:
 
 
 @contextlib.contextmanager
-def destination_of(
-    output: str | None, *, force: bool, binary: bool = False, like: Path | None = None
-) -> Iterator[IO[Any]]:
-    """Where to write. A file gets its name when everything is in it; until then an older one stays as it is.
+def destination_of(output: str | None, *, force: bool, binary: bool = False) -> Iterator[IO[Any]]:
+    """Where to write. A new file replaces an older one when everything is in it.
 
     Args:
         output: the file; None is standard output. A device and a pipe are written to directly.
         force: replace a file that exists.
         binary: bytes are written, not text.
-        like: a file whose permissions the new one gets.
 
     Raises:
         ConfigError: the file exists, or cannot be written.
@@ -53,14 +48,13 @@ def destination_of(
             with _opened(target, binary=binary) as file:
                 yield file
         else:
-            # The file that a symbolic link leads to, not the link.
             target = target.resolve()
             _refuse_existing(target, output, force=force)
-            with _beside(target, binary=binary, like=like) as (file, name):
+            with _beside(target, binary=binary) as (file, name):
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                # Another may have written it meanwhile.
+                # Another process may have written it meanwhile.
                 _refuse_existing(target, output, force=force)
                 Path(name).replace(target)
     except BrokenPipeError:
@@ -70,11 +64,7 @@ def destination_of(
 
 
 def confirm(question: str) -> bool:
-    """Ask the user on the terminal whether to go on.
-
-    Raises:
-        ConfigError: standard input is no terminal, so the command needs `--yes`.
-    """
+    """Ask the user on the terminal; raises ConfigError where standard input is none, so that `--yes` is needed."""
     if not sys.stdin.isatty():
         raise ConfigError(f"{question} Standard input is no terminal: add --yes")
     return click.confirm(question, err=True)
@@ -99,15 +89,12 @@ def _opened(place: Path | int, *, binary: bool) -> IO[Any]:
 
 
 @contextlib.contextmanager
-def _beside(target: Path, *, binary: bool, like: Path | None) -> Iterator[tuple[IO[Any], str]]:
+def _beside(target: Path, *, binary: bool) -> Iterator[tuple[IO[Any], str]]:
     """An open file in the target's folder; what has no other name by the end of the body is deleted."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
         with _opened(handle, binary=binary) as file:
-            if like is None:
-                Path(name).chmod(0o666 & ~_umask())
-            else:
-                shutil.copymode(like, name)
+            Path(name).chmod(0o666 & ~_umask())
             yield file, name
     finally:
         Path(name).unlink(missing_ok=True)

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from workers.results.database.manager import AsyncDatabaseManager
 
 #: Reasons that are named; `themes failures JOB --partial` has all.
-MOST_REASONS: Final = 4
-#: Stages that are named of one reason.
-MOST_STAGES: Final = 3
+MAX_REASONS: Final = 4
+MAX_STAGES: Final = 3
 
 
 def partial_lines(settings: Settings, status: JobStatus) -> list[str]:
@@ -22,10 +21,10 @@ def partial_lines(settings: Settings, status: JobStatus) -> list[str]:
     if not status.partial:
         return []
     # Late: a job without partial profiles needs no database.
-    from scripts.results import reading
+    from scripts.lib.stored import job_in_database
 
     async def read() -> list[str]:
-        async with reading(settings, status.job_id) as store:
+        async with job_in_database(settings, status.job_id) as (store, _):
             verb = "retry" if settings.redis.enabled else "run --resume"
             return await lines_of(store, status, again=f"themes {verb} {status.job_id} --partial")
 
@@ -48,17 +47,17 @@ async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: s
     reasons = await partial_reasons(store, status.job_id)
     total = await stages_of_partial(store, status.job_id)
     lines = [f"{_of_profiles(status)}:"]
-    for reason in reasons[:MOST_REASONS]:
+    for reason in reasons[:MAX_REASONS]:
         names = sorted(reason.stages)
         what = names[0] if len(names) == 1 else f"{len(names)} of {count(total, 'stage')}"
-        named = "" if len(names) == 1 else f" ({', '.join(names[:MOST_STAGES])}{', …' if names[MOST_STAGES:] else ''})"
+        named = "" if len(names) == 1 else f" ({', '.join(names[:MAX_STAGES])}{', …' if names[MAX_STAGES:] else ''})"
         said = clean_line(f"{reason.error_class}: {reason.message}" if reason.error_class else reason.message)
         # Where destinations lack different stages, how many they are together is not known.
         is_each = len({*reason.stages.values()}) == 1
         lack = "lack" if is_each else "or more lack some of"
         lines.append(f"  {reason.destinations} {lack} {what}{named}: {said}")
-    if len(reasons) > MOST_REASONS:
+    if len(reasons) > MAX_REASONS:
         lines.append(
-            f"  and {count(len(reasons) - MOST_REASONS, 'other reason')}: themes failures {status.job_id} --partial"
+            f"  and {count(len(reasons) - MAX_REASONS, 'other reason')}: themes failures {status.job_id} --partial"
         )
     return [*lines, f"ask again for what they lack: {again}"]

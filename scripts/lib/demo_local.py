@@ -9,9 +9,9 @@ from typing import Final
 
 from config.settings import Settings
 from scripts.demo import say_what_came_of_it, say_where_the_time_went, show, which_llm
+from scripts.lib.local_run import RunRequest, run
+from scripts.lib.terminal import say
 from scripts.main import settings_from
-from scripts.run import Wish, run
-from scripts.up import say
 from workers.sandbox.faults import DEFAULT_LATENCY
 from workers.sandbox.server import SandboxServer
 
@@ -20,7 +20,6 @@ SANDBOX_SECONDS: Final = 10.0
 
 
 def demo(settings: Settings, file: str, latency: str | None) -> int:
-    """Run a file's job and show what came of it; returns the exit code."""
     # A base URL is named on purpose; a key alone may just lie in the environment, and would cost money.
     is_sandbox = settings.llm.base_url is None
     say(which_llm(settings, sandbox=is_sandbox))
@@ -29,17 +28,16 @@ def demo(settings: Settings, file: str, latency: str | None) -> int:
         if is_sandbox:
             url = stack.enter_context(sandbox_in_thread(latency or DEFAULT_LATENCY))
             settings = settings_from(llm__base_url=url, llm__api_key="sandbox", llm__model="sandbox")
-        ran = run(settings, Wish(file=file, name="demo"))
-    if ran.job is not None:
-        asyncio.run(show(settings, ran.job.job_id))
-        say_what_came_of_it(ran.job, settings)
-        say_where_the_time_went(ran.measured)
-    return ran.code
+        result = run(settings, RunRequest(file=file, name="demo"))
+    if result.job is not None:
+        asyncio.run(show(settings, result.job.job_id))
+        say_what_came_of_it(result.job, settings)
+        say_where_the_time_went(result.measured)
+    return result.code
 
 
 @contextlib.contextmanager
 def sandbox_in_thread(latency: str) -> Iterator[str]:
-    """The sandbox on a loop of its own; its base URL."""
     started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:

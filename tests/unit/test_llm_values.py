@@ -2,16 +2,16 @@
 
 import time
 
-from workers.dashboard.llm_words import HEIGHT, LEAST_POINTS, charts, notices, page_words, rate
-from workers.dashboard.present import NOTHING
+from workers.dashboard.llm_values import HEIGHT, LEAST_POINTS, charts, notices, page_values
 from workers.dashboard.system import Route, System, Worker
+from workers.observe.format import NOTHING, rate
 from workers.observe.reporter import Metrics, SeriesPoint
 
 
 def _worker(*, profiles: bool = True, name: str = "w@here") -> Worker:
     return Worker(
         name=name, lanes=12, lanes_busy=3, lanes_waiting=0, connections=15, connections_in_use=4, connections_idle=2,
-        connections_waiting=0, pool_wait_p95_ms=None, executed=0, stolen=0, restarts=0, cpu_percent=None,
+        connections_waiting=0, pool_wait_p95_ms=None, restarts=0, cpu_percent=None,
         rss_bytes=None, wait=None, profiles=profiles, routes={},
     )  # fmt: skip
 
@@ -30,7 +30,7 @@ def _points(*calls: float) -> list[SeriesPoint]:
 
 
 def _figures(system: System, points: list[SeriesPoint]) -> dict[str, str]:
-    return {each["id"]: each["value"] for each in page_words(system, points)["figures"]}
+    return {each["id"]: each["value"] for each in page_values(system, points)["figures"]}
 
 
 def test_rates_are_of_the_last_whole_minute() -> None:
@@ -76,11 +76,11 @@ def test_a_chart_begins_where_work_began_and_stays_in_its_box() -> None:
 
 def test_calls_without_a_price_are_not_free() -> None:
     totals = {"llm_calls": 9, "cost_nano_usd": 0, "unpriced_calls": 9}
-    shown = {each["id"]: each["value"] for each in page_words(_system(totals=totals), [])["totals"]}
+    shown = {each["id"]: each["value"] for each in page_values(_system(totals=totals), [])["totals"]}
     assert shown["total-cost"] == "unknown (9 calls without a price)"
     shown = {
         each["id"]: each["value"]
-        for each in page_words(_system(totals=totals | {"cost_nano_usd": 2_500_000_000}), [])["totals"]
+        for each in page_values(_system(totals=totals | {"cost_nano_usd": 2_500_000_000}), [])["totals"]
     }
     assert shown["total-cost"] == "$2.50 (9 calls without a price)"
 

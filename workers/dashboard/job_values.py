@@ -1,4 +1,4 @@
-"""Values as the pages show them: plain dictionaries of words, escaped by the templates."""
+"""A job and a profile as the pages show them: plain values, which the templates escape."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,39 +6,21 @@ from typing import Any, Final
 
 import msgspec
 
-from tasks import waits
 from tasks.jobs.registry import JobStatus, paused_words
 from tasks.messages import Profile, StageRecord, Theme
+from workers.observe.format import NOTHING, dollars, duration, percent
 
 MONTHS: Final = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
 )  # fmt: skip
-#: What is shown where nothing is known.
-NOTHING: Final = "\u2013"
 
 
 def tag_of(status: JobStatus) -> str:
-    """The state in one word."""
     return "paused" if status.paused else "waiting" if status.waiting_for else status.state
 
 
-def dollars(usd: float | None) -> str:
-    """US dollars as people write them; a price that nobody knows is not 0."""
-    if usd is None:
-        return "unknown"
-    if usd == 0:
-        return "$0"
-    return f"${usd:.3g}" if usd < 1 else f"${usd:,.2f}"
-
-
-def duration(seconds: float | None) -> str:
-    """42s, 3m10s, 2h05m; a dash where it is not known."""
-    return NOTHING if seconds is None else waits.duration(seconds)
-
-
-def job_words(status: JobStatus) -> dict[str, Any]:
-    """A job's figures as words, and what a person can do about its state."""
+def job_values(status: JobStatus) -> dict[str, Any]:
     words = ""
     if status.unreadable:
         words = f"Its entry in Redis cannot be read: {status.unreadable}"
@@ -83,17 +65,10 @@ def embedded(data: Mapping[str, Any]) -> str:
 
 
 def label(name: str, country: str | None) -> str:
-    """Kyoto, Japan."""
     return f"{name}, {country}" if country else name
 
 
-def percent(share: float | None) -> str:
-    """0.83 as 83 %; empty where it is not known."""
-    return "" if share is None else f"{share:.0%}"
-
-
-def profile_words(profile: Profile) -> dict[str, Any]:
-    """A profile as a person reads it: its themes by category, its scores, how each stage was made."""
+def profile_values(profile: Profile) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for theme in profile.themes:
         groups.setdefault(theme.category, []).append(_theme(theme))
@@ -106,7 +81,7 @@ def profile_words(profile: Profile) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "groups": [(category.capitalize(), themes) for category, themes in groups.items()],
-        "scores": [(words, percent(score) or NOTHING) for words, score in scores],
+        "scores": [(words, percent(score, NOTHING)) for words, score in scores],
         "recommendations": quality.recommendations or [],
         "overlaps": [
             ", ".join(names.get(each, each) for each in group)

@@ -6,28 +6,26 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from rich.console import Console
 from rich.live import Live
 
 from config.settings import Settings
-from scripts.stored_status import stored_status
-from scripts.watch import LINE_SECONDS, Lines, View
+from scripts.lib.job_view import LINE_SECONDS, Lines, View, summary
+from scripts.lib.stored import stored_status
 from tasks.jobs.budget import NANO
 from tasks.jobs.registry import JobStatus, waiting
 from workers.local.job import InProcessJob
 from workers.results.database.rows import Applied, JobRow
 from workers.results.progress import RateWindow, counters, destination_event
 
-#: Seconds between two looks on a terminal.
-LOOK_SECONDS: Final = 0.2
+#: Seconds between two pictures on a terminal.
+DRAW_SECONDS: Final = 0.2
 
-
-#: Lets a job that was run without Redis go on.
-RESUME: Final = "themes run --resume"
-#: What is said of one that has ended before its work was done: there are no workers that could go on with it.
-STOPPED: Final = "stopped"
+#: A job's figures in one line; there are no workers that could go on with it.
+words: Final = partial(summary, resume="themes run --resume", stalled="stopped")
 
 
 class Progress:
@@ -35,21 +33,19 @@ class Progress:
 
     def __init__(self, settings: Settings) -> None:
         self._is_wanted = settings.performance_optimization.enable_streaming_results
-        self._view = View(resume=RESUME, stalled=STOPPED)
+        self._view = View(words)
         self._rates = RateWindow()
         self._row: JobRow | None = None
         self._rate = 0.0
 
     def written(self, applied: Applied) -> None:
-        """Take in a committed batch."""
         for outcome in applied.outcomes:
-            self._view.see(destination_event(outcome))
+            self._view.add(destination_event(outcome))
         for row in applied.jobs.values():
             self._row = row
             self._rate = self._rates.rate(row, time.time())
 
     async def show(self, job: InProcessJob) -> None:
-        """Show it until cancelled."""
         if not self._is_wanted:
             return
         console = Console(stderr=True)
@@ -63,17 +59,16 @@ class Progress:
             while True:
                 if self._row:
                     live.update(self._view.render(self.status_of(self._row, job)), refresh=True)
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(DRAW_SECONDS)
 
     async def _show_lines(self, console: Console, job: InProcessJob) -> None:
-        lines = Lines(resume=RESUME, stalled=STOPPED)
+        lines = Lines(words)
         while True:
             await asyncio.sleep(LINE_SECONDS)
             if self._row and (line := lines.next(self.status_of(self._row, job))):
                 console.print(line, highlight=False, soft_wrap=True)
 
     def status_of(self, row: JobRow, job: InProcessJob) -> JobStatus:
-        """The job's status: what the database has, and what this process knows beyond that."""
         figures = counters(row, self._rate)
         more: dict[str, object] = {}
         if job.book is not None:
@@ -87,17 +82,13 @@ class Progress:
         # A stopped run waits for nothing but the calls that are under way.
         return waiting(stored_status(row, **more), None if job.is_stopped else job.wait)
 
-    def say_failures(self, job_id: str) -> None:
-        """Say why destinations failed."""
-        self._view.say_failures(job_id)
+    def print_failures(self, job_id: str) -> None:
+        self._view.print_failures(job_id)
 
 
 @contextlib.contextmanager
 def quiet_logs(settings: Settings) -> Iterator[None]:
-    """Within the body, what the progress shows is not logged too: destinations one by one, and why they fail.
-
-    Who has set a level, or asked for more with --debug, gets that.
-    """
+    """Within the body, what the progress shows is not logged, unless the user has set a level or --debug."""
     is_asked_for = settings.is_set("logging.level") or os.environ.get("THEMES_DEBUG")
     levels = {} if is_asked_for else {"themes": logging.WARNING, "themes.chunks": logging.ERROR}
     before = {name: logging.getLogger(name).level for name in levels}

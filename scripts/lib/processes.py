@@ -1,11 +1,12 @@
 """Child processes that never outlive their parent.
 
-A child gets a session of its own, so that a terminal's Ctrl-C reaches only us and the order of stopping is ours; and
-on Linux the kernel sends it SIGTERM when we die, however we die (prctl PR_SET_PDEATHSIG).
+A child has its own session, so that a terminal's Ctrl-C reaches the parent alone; on Linux the kernel sends it SIGTERM
+when the parent dies (prctl PR_SET_PDEATHSIG).
 """
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -20,11 +21,10 @@ from typing import IO, Any, Final
 
 import psutil
 
-from scripts.interrupts import raise_again_when_lost
+from scripts.lib.interrupts import raise_again_when_lost
 
 #: Seconds that the kernel may take to end a killed process.
 KILL_SECONDS: Final = 5.0
-#: Seconds between two looks whether stopping processes have ended.
 POLL_SECONDS: Final = 0.02
 #: Set by the second signal: nothing is waited for any more.
 _hurry: Final = threading.Event()
@@ -33,7 +33,7 @@ _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with_parent(parent: int) -> None:
-    """In the child, between fork and exec; `parent` is the process id of who forked."""
+    """In the child, between fork and exec; `parent` is the process id of the forking process."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
@@ -53,7 +53,7 @@ def spawn(
     log: Path | None = None,
     stdout: int | IO[Any] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child; its words go to the end of the file `log`, or where ours go.
+    """Start a child; its output goes to the end of the file `log`, or where ours goes.
 
     Call it from the main thread: the kernel ties a child's life to the thread that made it.
     """
@@ -74,10 +74,7 @@ def spawn(
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]], *, seconds: float) -> bool:
-    """SIGTERM to all, wait together, SIGKILL to what is left after `seconds`; True when none had to be killed.
-
-    After a second signal nothing is waited for.
-    """
+    """SIGTERM to all, SIGKILL to the rest after `seconds` or a second signal; True when none had to be killed."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -100,6 +97,18 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
                 child.kill()
         psutil.wait_procs(children, timeout=KILL_SECONDS)
     process.wait()
+
+
+def lock_with_pid(file: IO[str]) -> bool:
+    """Lock a file and write our process id into it; False where another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return True
 
 
 class Interrupted(BaseException):  # as KeyboardInterrupt, it is no error

@@ -2,18 +2,18 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 
 from redis import Redis, RedisError
 from rich.console import Console
-from rich.table import Table
 
 from config.settings import Settings
-from scripts import reading
-from tasks.connection import check_server, connect, locate
+from scripts.lib import reading
+from scripts.lib.connections import connected
+from scripts.lib.stored import database_if_any
+from scripts.lib.terminal import table, warn
 from tasks.errors import DatabaseError, RedisUnavailableError
 from tasks.identity import RULE
 from tasks.inputs.reader import ReadReport
@@ -24,7 +24,6 @@ from tasks.waits import duration
 from workers.local.state_file import look_up
 from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample, model_of
 from workers.pipeline.prompts import stages_of
-from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.earlier import Earlier, earlier_jobs
 
 
@@ -38,10 +37,7 @@ def dry_run(
     as_json: bool,
     is_in_process: bool = False,
 ) -> int:
-    """Read everything, forecast from a sample, print; nothing is asked. Redis may be away.
-
-    Of a job that is `is_in_process`, or that runs where there is to be no Redis, the state directory has the cache.
-    """
+    """Read everything, forecast from a sample, print; the LLM is not asked. Redis may be away."""
     sample = Sample()
     for row in destinations:
         sample.add(row)
@@ -69,28 +65,21 @@ def _forecast(
 
 async def _earlier(settings: Settings) -> Earlier:
     """What earlier jobs have measured of the models that are set; nothing where there is no database to read."""
-    store = AsyncDatabaseManager.from_settings(settings)
     try:
-        if not store.exists():
-            return Earlier()
-        await store.open()
-        models = {model for stage in stages_of(settings) if (model := model_of(settings, stage))}
-        return await earlier_jobs(store, models)
+        async with database_if_any(settings) as store:
+            models = {model for stage in stages_of(settings) if (model := model_of(settings, stage))}
+            return Earlier() if store is None else await earlier_jobs(store, models)
     except DatabaseError as exc:
-        print(f"themes: earlier jobs cannot be looked at: {exc}", file=sys.stderr)
+        warn(f"earlier jobs cannot be read: {exc}")
         return Earlier()
-    finally:
-        await store.close()
 
 
 def _redis(settings: Settings) -> Redis | None:
-    redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     try:
-        check_server(redis)
+        return connected(settings)
     except RedisUnavailableError as exc:
-        print(f"themes: {exc}", file=sys.stderr)
+        warn(str(exc))
         return None
-    return redis
 
 
 def _show(forecast: Forecast, report: ReadReport) -> None:
@@ -98,16 +87,14 @@ def _show(forecast: Forecast, report: ReadReport) -> None:
     read = f"{count(forecast.destinations, 'destination')} ({reading.summary(report)})"
     console.print(f"{read}; nothing was enqueued or asked", markup=False)
     console.print(RULE, markup=False)
-    table = Table("", "expected", "±", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = table("", "expected", "±", right=slice(1, None))
     for name in ("calls", "cache_hits", "prompt_tokens", "completion_tokens"):
         amount: Amount = getattr(forecast, name)
-        table.add_row(name.replace("_", " "), f"{amount.expected:,.0f}", f"{amount.plus_minus:,.0f}")
+        rows.add_row(name.replace("_", " "), f"{amount.expected:,.0f}", f"{amount.plus_minus:,.0f}")
     cost = forecast.cost_usd
-    table.add_row("cost", dollars(cost.expected) if cost else "unknown", dollars(cost.plus_minus) if cost else "")
-    table.add_row("time", "unknown" if forecast.seconds is None else f"about {duration(forecast.seconds)}", "")
-    console.print(table)
+    rows.add_row("cost", dollars(cost.expected) if cost else "unknown", dollars(cost.plus_minus) if cost else "")
+    rows.add_row("time", "unknown" if forecast.seconds is None else f"about {duration(forecast.seconds)}", "")
+    console.print(rows)
     if forecast.sample < forecast.destinations:
         console.print(
             f"from a sample of {count(forecast.sample, 'destination')}, evenly spread; ± is the standard error of that"

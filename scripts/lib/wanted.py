@@ -36,7 +36,6 @@ class Wanted:
         return chosen
 
     def nothing(self, known: "KnownJob") -> str:
-        """Why there is nothing to ask again."""
         said = f"{known.done} of {known.listed} done, {known.failed} failed"
         if self.error_class:
             said += f" with {self.error_class}"

@@ -1,0 +1,83 @@
+"""Follow a job until it ends: its events, and what a terminal shows of them."""
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from redis import ConnectionError as RedisConnectionError
+from redis import Redis
+from redis import TimeoutError as RedisTimeoutError
+from rich.console import Console
+from rich.live import Live
+
+from config.settings import Settings
+from scripts.lib.job_view import LINE_SECONDS, Lines, View, exit_code, summary
+from scripts.lib.partial import partial_lines
+from scripts.lib.terminal import warn
+from scripts.main import INTERRUPTED
+from tasks.jobs import registry as jobs
+from tasks.jobs.events import follow
+from tasks.messages import Event
+
+RECONNECT_SECONDS: Final = 1.0
+
+
+def reliable_events(
+    redis: Redis, job_id: str, settings: Settings, after: str = "0-0", *, look_seconds: float | None = None
+) -> Iterator[Event | None]:
+    """A job's events, going on after the last one seen when Redis has been away; None after each `look_seconds`."""
+    position, is_away = after, False
+    while True:
+        try:
+            for event in follow(job_id, after=position, timeout_seconds=look_seconds, settings=settings, redis=redis):
+                position, is_away = event.id or position, False
+                yield event
+            return
+        except TimeoutError:
+            yield None
+        except (RedisConnectionError, RedisTimeoutError) as exc:
+            if not is_away:
+                warn(f"Redis does not answer, waiting for it: {exc}")
+                is_away = True
+            time.sleep(RECONNECT_SECONDS)
+
+
+def follow_to_end(
+    redis: Redis, job_id: str, settings: Settings, *, after: str = "0-0", is_partial_failure: bool = False
+) -> int:
+    """Show a job on standard error until it ends or stays paused, or until Ctrl-C; returns the exit code."""
+    view = View()
+    try:
+        _show(redis, job_id, view, reliable_events(redis, job_id, settings, after, look_seconds=LINE_SECONDS))
+        view.print_failures(job_id)
+        last = jobs.status(redis, job_id)
+        for text in partial_lines(settings, last) if last.is_final else ():
+            warn(text)
+    except KeyboardInterrupt:
+        return goes_on(job_id)
+    return exit_code(last, is_partial_failure=is_partial_failure)
+
+
+def goes_on(job_id: str) -> int:
+    """Print that a job goes on without its watcher; returns the exit code of Ctrl-C."""
+    warn(f"job {job_id} goes on: `themes watch {job_id}` shows it again, `themes cancel {job_id}` stops it")
+    return INTERRUPTED
+
+
+def _show(redis: Redis, job_id: str, view: View, events: Iterator[Event | None]) -> None:
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Live(view.render(jobs.status(redis, job_id)), console=console, refresh_per_second=8) as live:
+            for event in events:
+                view.add(event)
+                live.update(view.render(jobs.status(redis, job_id)))
+            live.update(view.render(jobs.status(redis, job_id)))
+        return
+    lines = Lines()
+    for event in events:
+        view.add(event)
+        is_last = event is not None and event.type == "job.done"
+        if (lines.is_due() or is_last) and (line := lines.next(jobs.status(redis, job_id))):
+            console.print(line, highlight=False, soft_wrap=True)
+    if (last := jobs.status(redis, job_id)).paused:
+        console.print(summary(last), highlight=False, soft_wrap=True)
