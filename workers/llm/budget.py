@@ -35,6 +35,7 @@ from tasks.lua import lua
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.request import Turn
 from workers.llm.spend import Spend
+from workers.process.outage import Outage
 from workers.process.shutdown import end_tasks
 
 log = logging.getLogger("themes.budget")
@@ -61,7 +62,7 @@ def worst_case_nano(
 ) -> int | None:
     """The most that one call can cost, in nano-dollars; None where the model has no price.
 
-    The schema counts once as the response format or as text, and once more with every turn that is asked again.
+    The schema counts once, as the response format or as text, and once more for every earlier turn.
     """
     price = prices.get(model)
     if price is None:
@@ -79,8 +80,8 @@ def worst_case_nano(
 def settled_nano(call: Spend, error: BaseException | None, *, reserved: int) -> int:
     """What a call has cost, in nano-dollars.
 
-    Nothing where the server never heard of it or refused it; what was counted where an answer came; else, as it may
-    have been charged, all that was reserved. The tokens of one that was withdrawn are a guess, and no answer.
+    Nothing where the server did not get it or refused it; what was counted where an answer came; else all that was
+    reserved, as it may have been charged. The tokens of a cancelled call are an estimate, and no answer.
     """
     if call.calls == 0 or isinstance(error, RateLimitedError | BadRequestError):
         return 0
@@ -93,7 +94,7 @@ def settled_nano(call: Spend, error: BaseException | None, *, reserved: int) -> 
 
 @dataclass(order=True, slots=True)
 class _Waiter:
-    rank: int
+    request_priority: int
     number: int
     nano: int
     future: asyncio.Future[None]
@@ -107,13 +108,10 @@ class BudgetBook(Protocol):
     """Where a job's limit stands, and what is spent and reserved."""
 
     async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
-        """Tell this process's totals, and ask whether it may reserve some amounts more, in nano-dollars.
+        """Report this process's totals, and ask whether it may reserve `amounts` more; all in nano-dollars.
 
-        Returns the limit, what all processes have spent, and a decision for each amount: 1 granted, 0 wait, -1 never.
-        Empty where there is no such budget any more.
-
-        Raises:
-            BookAwayError: nothing was granted; ask again.
+        Returns the limit, what all processes have spent, and a decision for each amount: 1 granted, 0 wait, -1 never;
+        [] where there is no such budget any more. Raises `BookAwayError`: nothing was granted.
         """
 
 
@@ -131,7 +129,6 @@ class RedisBook:
         return f"<RedisBook {self._key}>"
 
     async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
-        """See `BudgetBook`: one script call."""
         arguments: list[str | int] = [self.process, spent, reserved, self._dead_after_ms, *amounts]
         try:
             answer: Any = await self._script(keys=[self._key], args=arguments)
@@ -169,20 +166,26 @@ class JobBudget:
         self._waiting: list[_Waiter] = []
         self._order = itertools.count()
         self._news = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
-        self._is_away = False
+        self._flusher: asyncio.Task[None] | None = None
+        self._outage = Outage(
+            log,
+            lost="action=budget_wait job_id=%s calls wait: %s",
+            back="action=budget_back job_id=%s calls go on",
+        )
 
     def __repr__(self) -> str:
         spent, reserved = dollars(self._spent / NANO), dollars(self._reserved / NANO)
         return f"<JobBudget {self.job_id} spent={spent} reserved={reserved} waiting={len(self._waiting)}>"
 
-    async def pay(self, worst_nano: int | None, spend: Spend, call: Callable[[Spend], Awaitable[T]], *, rank: int) -> T:
-        """Make a call that costs `worst_nano` at most, when the budget allows it; lower ranks are served first.
+    async def pay(
+        self, worst_nano: int | None, spend: Spend, call: Callable[[Spend], Awaitable[T]], *, request_priority: int
+    ) -> T:
+        """Make a call that costs `worst_nano` at most, when the budget allows it; a lower number is served first.
 
         The call fills a `Spend` of its own, which is added to `spend` whatever its end.
 
         Raises:
-            BudgetExceededError: it does not; the call was not made.
+            BudgetExceededError: the budget does not allow it; the call was not made.
         """
         if worst_nano is None:
             raise BudgetExceededError(
@@ -190,7 +193,7 @@ class JobBudget:
                 job_id=self.job_id,
                 reason="price",
             )
-        await self._granted(worst_nano, rank)
+        await self._granted(worst_nano, request_priority)
         own = Spend(recording=spend.recording)
         error: BaseException | None = None
         try:
@@ -204,16 +207,16 @@ class JobBudget:
 
     async def close(self) -> None:
         """Tell the book what is not told yet; what it does not hear counts as spent."""
-        if self._pump is None:
+        if self._flusher is None:
             return
-        await end_tasks(self._pump)
+        await end_tasks(self._flusher)
         if self._told != (self._spent, self._reserved):
             with contextlib.suppress(BookAwayError, TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._exchange()
 
-    async def _granted(self, nano: int, rank: int) -> None:
-        waiter = _Waiter(rank, next(self._order), nano, asyncio.get_running_loop().create_future())
+    async def _granted(self, nano: int, request_priority: int) -> None:
+        waiter = _Waiter(request_priority, next(self._order), nano, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
         self._wake()
         try:
@@ -230,8 +233,8 @@ class JobBudget:
 
     def _wake(self) -> None:
         self._news.set()
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._serve(), name=f"budget {self.job_id}")
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._serve(), name=f"budget {self.job_id}")
 
     async def _serve(self) -> None:
         """Tell and ask in one script call a round, and give a sign of life while anything is reserved."""
@@ -240,12 +243,10 @@ class JobBudget:
             try:
                 await self._exchange()
             except BookAwayError as exc:
-                if not self._is_away:
-                    log.warning("action=budget_wait job_id=%s calls wait: %s", self.job_id, exc)
-                self._is_away = True
+                self._outage.begin(exc, self.job_id)
                 await asyncio.sleep(REDIS_PAUSE_SECONDS)
                 continue
-            self._is_away = False
+            self._outage.end(self.job_id)
             if self._waiting or self._reserved:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS if self._waiting else self._touch_seconds):
@@ -268,7 +269,7 @@ class JobBudget:
         self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
 
     def _forget(self, asking: Sequence[_Waiter]) -> None:
-        """The job has left Redis, or somebody deleted its budget: nothing is spent that nobody counts."""
+        """Refuse: the job has left Redis, or its budget was deleted, and no spending would be counted."""
         self._told = (self._spent, self._reserved)
         for waiter in asking:
             if not waiter.future.done():
@@ -299,7 +300,7 @@ class Budget:
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
-        #: A call may take so long, and its process two leases to be found dead.
+        #: The time of one call, and of two leases: then the process is found dead.
         self._dead_after_seconds = settings.llm.request_timeout_seconds + 2 * settings.work.lease_seconds
         self._touch_seconds = settings.work.heartbeat_seconds
         self._jobs: dict[str, JobBudget] = {}
@@ -308,7 +309,6 @@ class Budget:
         return f"<Budget jobs={len(self._jobs)}>"
 
     def of(self, job_id: str) -> JobBudget:
-        """The budget of a job that has one."""
         if job_id not in self._jobs:
             book = RedisBook(self._redis, job_id, dead_after_seconds=self._dead_after_seconds)
             self._jobs[job_id] = JobBudget(book, job_id, touch_seconds=self._touch_seconds)

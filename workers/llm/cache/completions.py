@@ -28,12 +28,10 @@ class CompletionStore(Protocol):
         """What is stored under some keys, None where there is nothing. Raises `StoreAwayError`."""
 
     async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
-        """Store all of these for so long. Raises `StoreAwayError`."""
+        """Store all of these. Raises `StoreAwayError`."""
 
 
 class RedisCompletions:
-    """Completions in Redis, where every worker finds them."""
-
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
@@ -41,7 +39,6 @@ class RedisCompletions:
         return "<RedisCompletions>"
 
     async def read(self, wanted: Sequence[str]) -> list[bytes | None]:
-        """See `CompletionStore`: one MGET."""
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 values: Any = await self._redis.mget([keys.cache(key) for key in wanted])
@@ -50,7 +47,6 @@ class RedisCompletions:
         return list(values)
 
     async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
-        """See `CompletionStore`: one round trip."""
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_SECONDS), self._redis.pipeline(transaction=False) as pipeline:
                 for key, packed in stored.items():
