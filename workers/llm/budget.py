@@ -2,7 +2,7 @@
 
     reserve an upper bound -> make the call -> settle what it really cost
 
-Redis decides in one script (`_EXCHANGE`) with what is spent and reserved everywhere: what fits is granted; what would
+Redis decides in one script with what is spent and reserved everywhere: what fits is granted; what would
 fit without the calls under way waits, because most of what they have reserved comes back; what does not fit even then
 ends in `BudgetExceededError`. Whatever is uncertain counts as spent: a call that hung or broke after it was sent may
 have been charged, and so may what a process had under way when it died.
@@ -36,6 +36,7 @@ from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.request import Turn
 from workers.llm.spend import Spend
 from workers.process.outage import Outage
+from workers.process.retry import wait_at_most
 from workers.process.shutdown import end_tasks
 
 log = logging.getLogger("themes.budget")
@@ -53,8 +54,6 @@ CLOSE_SECONDS: Final = 2.0
 BYTES_PER_TOKEN: Final = 2
 #: Bytes that the client and the provider put around a prompt: roles, names, the words before a schema.
 WRAPPING_BYTES: Final = 512
-
-_EXCHANGE: Final = lua(__file__, "exchange")
 
 
 def worst_case_nano(
@@ -120,7 +119,7 @@ class RedisBook:
 
     def __init__(self, redis: Redis, job_id: str, *, dead_after_seconds: float) -> None:
         self._key = keys.budget(job_id)
-        self._script = redis.register_script(_EXCHANGE)
+        self._script = redis.register_script(lua(__file__, "exchange"))
         #: Unlike that of any other process.
         self.process = uuid.uuid4().hex[:12]
         self._dead_after_ms = int(dead_after_seconds * 1000)
@@ -138,7 +137,7 @@ class RedisBook:
 
 
 def decisions(limit: int, *, certain: int, under_way: int, amounts: Sequence[int]) -> list[int]:
-    """What one process alone decides, as `_EXCHANGE` does for all: 1 granted, 0 wait, -1 never."""
+    """What one process alone decides, as `lua/exchange.lua` does for all: 1 granted, 0 wait, -1 never."""
     decided, waits = [], False
     for amount in amounts:
         if certain + amount > limit:
@@ -206,7 +205,7 @@ class JobBudget:
             spend.take(own)
 
     async def close(self) -> None:
-        """Tell the book what is not told yet; what it does not hear counts as spent."""
+        """Report what the book does not have yet; what does not reach it counts as spent."""
         if self._flusher is None:
             return
         await end_tasks(self._flusher)
@@ -237,7 +236,7 @@ class JobBudget:
             self._flusher = asyncio.create_task(self._serve(), name=f"budget {self.job_id}")
 
     async def _serve(self) -> None:
-        """Tell and ask in one script call a round, and give a sign of life while anything is reserved."""
+        """Report and ask in one script call a round, and show that this process lives while anything is reserved."""
         while self._waiting or self._reserved or self._told != (self._spent, self._reserved):
             self._news.clear()
             try:
@@ -248,51 +247,31 @@ class JobBudget:
                 continue
             self._outage.end(self.job_id)
             if self._waiting or self._reserved:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS if self._waiting else self._touch_seconds):
-                        await self._news.wait()
+                await wait_at_most(POLL_SECONDS if self._waiting else self._touch_seconds, self._news)
 
     async def _exchange(self) -> None:
         asking = [waiter for waiter in sorted(self._waiting) if not waiter.future.done()]
         spent, reserved = self._spent, self._reserved
-        amounts = [waiter.nano for waiter in asking]
-        answer = await self._book.exchange(spent, reserved, amounts)
-        if not answer:
-            self._forget(asking)
-            self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
-            return
-        limit, certain, *decisions = answer
-        granted = sum(waiter.nano for waiter, decision in zip(asking, decisions, strict=True) if decision == 1)
-        self._told = (spent, reserved + granted)
-        for waiter, decision in zip(asking, decisions, strict=True):
-            self._decide(waiter, decision, limit_nano=limit, spent_nano=certain)
+        answer = await self._book.exchange(spent, reserved, [waiter.nano for waiter in asking])
+        limit, certain, *decided = answer or [-1, 0, *[-1] * len(asking)]
+        granted = sum(waiter.nano for waiter, decision in zip(asking, decided, strict=True) if decision == 1)
+        self._told = (spent, reserved + granted) if answer else (self._spent, self._reserved)
+        for waiter, decision in zip(asking, decided, strict=True):
+            if decision and not waiter.future.done():
+                if decision == 1:
+                    self._reserved += waiter.nano
+                    waiter.future.set_result(None)
+                else:
+                    waiter.future.set_exception(self._refusal(limit, certain, waiter.nano))
         self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
 
-    def _forget(self, asking: Sequence[_Waiter]) -> None:
-        """Refuse: the job has left Redis, or its budget was deleted, and no spending would be counted."""
-        self._told = (self._spent, self._reserved)
-        for waiter in asking:
-            if not waiter.future.done():
-                waiter.future.set_exception(
-                    BudgetExceededError("the job's budget has left Redis", job_id=self.job_id, reason="budget")
-                )
-
-    def _decide(self, waiter: _Waiter, decision: int, *, limit_nano: int, spent_nano: int) -> None:
-        if waiter.future.done():
-            return
-        if decision == 1:
-            self._reserved += waiter.nano
-            waiter.future.set_result(None)
-        elif decision == -1:
-            limit, spent, amount = (dollars(nano / NANO) for nano in (limit_nano, spent_nano, waiter.nano))
-            waiter.future.set_exception(
-                BudgetExceededError(
-                    f"the budget of {limit} is used up: {spent} are spent, and the next call may cost {amount}",
-                    job_id=self.job_id,
-                    reason="budget",
-                    limit_nano=limit_nano,
-                )
-            )
+    def _refusal(self, limit_nano: int, spent_nano: int, nano: int) -> BudgetExceededError:
+        """Why a call is not made; `limit_nano` below 0: the budget was deleted, and no spending would be counted."""
+        if limit_nano < 0:
+            return BudgetExceededError("the job's budget has left Redis", job_id=self.job_id, reason="budget")
+        limit, spent, amount = (dollars(each / NANO) for each in (limit_nano, spent_nano, nano))
+        said = f"the budget of {limit} is used up: {spent} are spent, and the next call may cost {amount}"
+        return BudgetExceededError(said, job_id=self.job_id, reason="budget", limit_nano=limit_nano)
 
 
 class Budget:
@@ -315,5 +294,4 @@ class Budget:
         return self._jobs[job_id]
 
     async def close(self) -> None:
-        """Tell Redis what every job has spent here."""
         await asyncio.gather(*(budget.close() for budget in self._jobs.values()))

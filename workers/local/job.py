@@ -46,7 +46,7 @@ from workers.observe.call_file import FOLDER
 from workers.observe.call_journal import CallRecorder, current
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.processor import Processed
-from workers.process.retry import StoppableRetry
+from workers.process.retry import StoppableRetry, wait_at_most
 from workers.process.shutdown import end_tasks
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
@@ -314,9 +314,7 @@ class InProcessJob:
                 elif is_listed:
                     break
                 else:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(NEWS_SECONDS):
-                            await self._news.wait()
+                    await wait_at_most(NEWS_SECONDS, self._news)
                 while len(running) >= PAGES_IN_HAND:
                     running = await _first_of(running)
             while running:

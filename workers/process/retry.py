@@ -1,6 +1,7 @@
 """Retrying a call to Redis until it is answered, or this process stops."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
@@ -57,8 +58,11 @@ class StoppableRetry:
 
     async def pause(self, seconds: float = PAUSE_SECONDS) -> None:
         """Sleep, at most until `stop`."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+        await wait_at_most(seconds, self._stopping)
+
+
+async def wait_at_most(seconds: float, event: asyncio.Event) -> None:
+    """Return when the event is set, or after `seconds`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

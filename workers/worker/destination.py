@@ -126,19 +126,10 @@ class DestinationRunner:
             with self._profiler.span("llm.backoff"):
                 await self._retry.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
         spent = self._spent(taken, destination, tried, began, run)
-        result = Result(
-            **{name: getattr(spent, name) for name in _SHARED},
-            profile=profile,
-            failure=failure,
-            trace=tracing.traceparent(),
-        )
+        shared = {name: getattr(spent, name) for name in _SHARED}
+        result = Result(**shared, profile=profile, failure=failure, trace=tracing.traceparent())
         with self._profiler.span("publish"), tracing.span("publish", "producer"):
-            is_first = await self._retry.call(lambda: self._ledger.finish(chunk, result))
-        if is_first:
-            self._profiler.counters.add(OUTCOMES[profile.status if profile else "failed"])
-        else:
-            # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
-            await self._book(spent)
+            await self._publish(chunk, result, spent)
         _say(destination, result)
 
     async def give_up(self, taken: Taken) -> None:
@@ -168,11 +159,20 @@ class DestinationRunner:
         attempts = spent.attempt if attempts is None else attempts
         failure = Failure("worker", type(error).__name__, str(error)[:MAX_MESSAGE], attempts)
         result = Result(**{name: getattr(spent, name) for name in _SHARED}, failure=failure)
-        if await self._retry.call(lambda: self._ledger.finish(taken.chunk, result)):
-            self._profiler.counters.add(OUTCOMES["failed"])
+        if await self._publish(taken.chunk, result, spent):
             _say(destination, result)
+
+    async def _publish(self, chunk: Chunk, result: Result, spent: Spent) -> bool:
+        """Hand in a result; False where only its cost was booked.
+
+        Then another worker was faster, the job was cancelled, or our own first reply was lost.
+        """
+        is_first = await self._retry.call(lambda: self._ledger.finish(chunk, result))
+        if is_first:
+            self._profiler.counters.add(OUTCOMES[result.profile.status if result.profile else "failed"])
         else:
             await self._book(spent)
+        return is_first
 
     def _spent(
         self, taken: Taken, destination: Destination, usage: Usage, began: float, run: Recording | None = None

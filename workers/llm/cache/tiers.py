@@ -38,10 +38,6 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(CachedCompletion)
 
 
-def _anything(_: Any) -> bool:
-    return True
-
-
 def decode(stored: bytes) -> CachedCompletion:
     """The completion that is stored. Raises `CodecError`: it is corrupt, foreign or too new."""
     try:
@@ -103,7 +99,7 @@ class PersistentLLMCache:
         return self._store is not None and not self.outage.is_paused
 
     def lookup(
-        self, key: str, *, is_valid: Callable[[Any], bool] = _anything, stats: CacheStats | None = None
+        self, key: str, *, is_valid: Callable[[Any], bool] = lambda _: True, stats: CacheStats | None = None
     ) -> "Lookup":
         """A prompt's place in the cache.
 

@@ -13,7 +13,6 @@ Fault-Tolerant Mechanism for Distributed File Cache Consistency", 1989.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -28,6 +27,7 @@ from redis.asyncio import Redis
 from tasks import keys
 from tasks.lua import lua
 from workers.process.outage import Outage
+from workers.process.retry import wait_at_most
 from workers.process.shutdown import end_tasks
 from workers.process.subscription import listen
 
@@ -83,12 +83,6 @@ class Flight:
     outcome: bytes | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _End:
-    claim: _Claim
-    flight: Flight
-
-
 class SharedFlights:
     """One process's part in the single flight of all. Start and close it on the loop that uses it."""
 
@@ -104,7 +98,7 @@ class SharedFlights:
         self._renew = redis.register_script(lua(__file__, "renew_flights"))
         self._waiting: dict[str, _Claim] = {}
         self._held: dict[str, _Claim] = {}
-        self._ending: list[_End] = []
+        self._ending: list[tuple[_Claim, Flight]] = []
         self._changed = asyncio.Event()
         self._claimer: asyncio.Task[None] | None = None
         self._ender: asyncio.Task[None] | None = None
@@ -198,9 +192,7 @@ class SharedFlights:
                 await self._look(due)
             if self._waiting:
                 soonest = min(claim.due for claim in self._waiting.values())
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, soonest - time.monotonic())):
-                        await self._changed.wait()
+                await wait_at_most(max(0.0, soonest - time.monotonic()), self._changed)
 
     async def _look(self, due: list[_Claim]) -> None:
         script_keys = [key for claim in due for key in keys.flight(claim.flight, claim.cache_key)]
@@ -240,7 +232,7 @@ class SharedFlights:
     def _end_soon(self, claim: _Claim, flight: Flight) -> None:
         """Store the answer, end the lease and wake the waiters, without keeping the caller waiting."""
         self._held.pop(claim.token, None)
-        self._ending.append(_End(claim, flight))
+        self._ending.append((claim, flight))
         if self._ender is None or self._ender.done():
             self._ender = asyncio.create_task(self._serve_ends(), name="flight ends")
 
@@ -248,10 +240,10 @@ class SharedFlights:
         while self._ending:
             await asyncio.sleep(STORE_SECONDS)
             ends, self._ending = self._ending, []
-            script_keys = [key for end in ends for key in keys.flight(end.claim.flight, end.claim.cache_key)]
+            script_keys = [key for claim, _ in ends for key in keys.flight(claim.flight, claim.cache_key)]
             arguments: list[Any] = [self._lease_ms, self._ttl_ms, keys.FLIGHTS]
-            for end in ends:
-                arguments += [end.claim.token, end.flight.stored or b"", end.flight.outcome or b"", end.claim.flight]
+            for claim, flight in ends:
+                arguments += [claim.token, flight.stored or b"", flight.outcome or b"", claim.flight]
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                     await self._end(keys=script_keys, args=arguments)

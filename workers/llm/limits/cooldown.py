@@ -28,6 +28,7 @@ from tasks.lua import lua
 from tasks.texts import one_line
 from tasks.waits import SAID_CHARACTERS, Wait
 from workers.llm.limits.headers import MAX_WAIT_SECONDS, HeaderSeconds
+from workers.process.retry import wait_at_most
 from workers.process.shutdown import end_tasks
 from workers.process.subscription import listen
 
@@ -121,8 +122,7 @@ class CoolDown:
             async with self._turn:
                 if self.left_seconds > 0:
                     self._changed.clear()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), self.next_try_seconds)
+                    await wait_at_most(self.next_try_seconds, self._changed)
                     if await self.takes_probe():
                         return True
         return False

@@ -25,6 +25,7 @@ from tasks.waits import Wait
 from workers.llm.limits.cooldown import CoolDown
 from workers.llm.limits.gcra import MICROSECONDS, Limits
 from workers.llm.limits.reservations import News, Reservations, Slot
+from workers.process.retry import wait_at_most
 
 #: Seconds that a cool-down must exceed a slot by to cost it: less is the clocks' difference.
 TOLERANCE_SECONDS: Final = 0.05
@@ -78,7 +79,8 @@ class RateLimiter:
         #: When the last wave of refusals began, by Redis's clock.
         self._wave_us = 0.0
         self._wave = 0
-        self._told: asyncio.Future[None] | None = None
+        #: Replaced with each wave.
+        self._wave_began = asyncio.Event()
 
     def __repr__(self) -> str:
         return (
@@ -105,9 +107,8 @@ class RateLimiter:
     def _new_wave(self) -> None:
         """Invalidate all reservations; waiters reserve again."""
         self._wave += 1
-        self._told, told = asyncio.get_running_loop().create_future(), self._told
-        if told is not None and not told.done():
-            told.set_result(None)
+        self._wave_began.set()
+        self._wave_began = asyncio.Event()
         self._wake()
 
     @property
@@ -185,16 +186,10 @@ class RateLimiter:
         self._tell()
 
     def _tell(self) -> None:
-        """Learn, or go on learning, and tell at once what was sent and refused: a wave is being counted."""
+        """Learn, and report at once what was sent and refused: a wave is being counted."""
         self._learning = self._news.is_urgent = True
         self._most_ahead = 1
         self._new_wave()
-
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, but not longer than until the next wave of refusals, or other limits."""
-        if self._told is None:
-            self._told = asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._told}, timeout=seconds)
 
     async def _until_due(self, tokens: float) -> Slot:
         if not self.is_limited:
@@ -205,7 +200,7 @@ class RateLimiter:
                 wait, cooling = slot.at - time.monotonic(), self.cool_down.left_seconds
                 if slot.wave == self._wave and wait > 0:
                     self._due[slot] = time.monotonic()
-                    await self._rest(wait)
+                    await wait_at_most(wait, self._wave_began)
                     del self._due[slot]
                 elif slot.wave == self._wave and cooling <= TOLERANCE_SECONDS:
                     if not cooling:
@@ -271,7 +266,7 @@ class RateLimiter:
         while self._has_work():
             is_held_up = self.is_cooling
             if is_held_up and not self._news:
-                await self._rest(self.cool_down.next_try_seconds)
+                await wait_at_most(self.cool_down.next_try_seconds, self._wave_began)
                 await self._lend_probe()
                 continue
             batch = [] if is_held_up else self._next_in_line()
