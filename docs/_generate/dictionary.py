@@ -27,7 +27,6 @@ from config.settings import load
 from tasks.inputs.reader import Reader
 from tasks.messages import Destination
 from workers.llm.cache import codec
-from workers.llm.cache.tally import CacheTally
 from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
@@ -58,9 +57,9 @@ class _Recording(PersistentLLMCache):
         super().__init__(None, max_memory_mb=256, pressure_mb=65_536, ttl_days=1, compress=False)
         self.stored: list[bytes] = []
 
-    def encode(self, completion: CachedCompletion, tally: CacheTally | None = None) -> bytes:
+    def encode(self, completion: CachedCompletion) -> tuple[bytes, int]:
         self.stored.append(msgspec.msgpack.encode(completion))
-        return super().encode(completion, tally)
+        return super().encode(completion)
 
 
 async def from_sandbox(places: list[Destination]) -> list[bytes]:

@@ -14,7 +14,6 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
 from workers.llm.cache import codec
-from workers.llm.cache.tally import CacheTally
 from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import Account, FocusedLLMGenerator
@@ -43,7 +42,7 @@ async def _cpu_rate(call: Callable[[], Awaitable[int]]) -> float:
 
 
 async def test_completions_from_redis(redis_url: str) -> None:
-    """100 % hits in Redis, nothing in memory: `get_many` of 16 at a time, beside MGET and validation alone."""
+    """100 % hits in Redis, nothing in memory: 16 lookups at a time, beside MGET and validation alone."""
     redis = connect_async(redis_url, socket_timeout_seconds=10)
     seasons = {f"t{n}": {"seasonality": {"peak": ["April", "May"], "avoid": ["August"]}} for n in range(1, 25)}
     schema = STAGE.schema(24)
@@ -52,7 +51,7 @@ async def test_completions_from_redis(redis_url: str) -> None:
     wanted = [f"{number:064x}" for number in range(COUNT)]
     for number in range(0, COUNT, 500):
         await asyncio.gather(
-            *(cache.put(key, CachedCompletion(seasons, "m", 400, 300)) for key in wanted[number : number + 500])
+            *(cache.lookup(key).put(CachedCompletion(seasons, "m", 400, 300)) for key in wanted[number : number + 500])
         )
     rounds = [wanted[number : number + 16] for number in range(0, COUNT, 16)]
     calm_collector()
@@ -68,7 +67,8 @@ async def test_completions_from_redis(redis_url: str) -> None:
         reader = PersistentLLMCache(redis, max_memory_mb=64, pressure_mb=8192, ttl_days=1, compress=True)
         found = 0
         for some in rounds:
-            found += sum(one is not None for one in await reader.get_many(some, fits=schema.is_valid))
+            lookups = [reader.lookup(key, is_valid=schema.is_valid) for key in some]
+            found += sum(one is not None for one in await asyncio.gather(*(lookup.get() for lookup in lookups)))
         return found
 
     rates: dict[str, list[float]] = {"floor": [], "ours": []}
@@ -76,7 +76,7 @@ async def test_completions_from_redis(redis_url: str) -> None:
         rates["floor"].append(await _cpu_rate(floor))
         rates["ours"].append(await _cpu_rate(ours))
     _told("MGET and validation alone", rates["floor"], "completions a second of one core")
-    _told("get_many", rates["ours"], "completions a second of one core")
+    _told("lookups", rates["ours"], "completions a second of one core")
     _told("ratio", [a / b for a, b in zip(rates["ours"], rates["floor"], strict=True)], "x")
     await redis.aclose()
 
@@ -86,9 +86,9 @@ async def test_compression_of_what_is_stored() -> None:
     raw: list[bytes] = []
 
     class Recording(PersistentLLMCache):
-        def encode(self, completion: CachedCompletion, tally: CacheTally | None = None) -> bytes:
+        def encode(self, completion: CachedCompletion) -> tuple[bytes, int]:
             raw.append(msgspec.msgpack.encode(completion))
-            return super().encode(completion, tally)
+            return super().encode(completion)
 
     profiler = PerformanceProfiler(enabled=False)
     async with SandboxServer(latency="0") as server:
@@ -133,13 +133,15 @@ async def test_a_prompt_from_memory(redis_url: str) -> None:
             stage = next(stage for stage in load_stages() if stage.name == "discover.food")
             prompts = [stage.prompt(Input.of(Destination.of(f"City {number}"))) for number in range(100)]
             for prompt in prompts:
-                await generator.answer(prompt, account=Account(), rank=0)
+                await generator.answer(prompt, account=Account(), request_priority=0)
             calm_collector()
 
             async def again() -> int:
                 for _ in range(20):
                     for prompt in prompts:
-                        assert (await generator.answer(prompt, account=Account(), rank=0)).source == "cached"
+                        assert (
+                            await generator.answer(prompt, account=Account(), request_priority=0)
+                        ).source == "cached"
                 return 20 * len(prompts)
 
             _told("prompts from memory", [await _cpu_rate(again) for _ in range(ROUNDS)], "a second of one core")

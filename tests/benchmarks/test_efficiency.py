@@ -85,7 +85,7 @@ async def test_efficiency_at_200_ms(
                 return msgspec.json.decode(await answer.read())
 
         async def whole(number: int) -> object:
-            return await generator.answer(_prompt(number), account=Account(), rank=number)
+            return await generator.answer(_prompt(number), account=Account(), request_priority=number)
 
         await pool.warm(in_flight)
         for turn in range(ROUNDS):

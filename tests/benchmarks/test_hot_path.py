@@ -101,7 +101,7 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
 
             async def whole(number: int, turn: int = turn, generator: FocusedLLMGenerator = generator) -> object:
                 prompt = _prompt(number + (turn + 1) * 1_000_000)
-                return await generator.answer(prompt, account=Account(), rank=number)
+                return await generator.answer(prompt, account=Account(), request_priority=number)
 
             floor, _ = await _all(bare)
             ours, _ = await _all(whole)

@@ -24,6 +24,7 @@ from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
 from workers.results.publisher import EventPublisher
 from workers.worker.lanes import Lanes
+from workers.worker.parts import Parts
 from workers.worker.telemetry import Watched, profiled
 
 pytestmark = pytest.mark.benchmark
@@ -34,10 +35,10 @@ TURNS, DESTINATIONS, LANES, CALLS = 8, 150, 12, 16
 RECORDS, BATCH = 200_000, 500
 
 
-class NoSharing:
-    """Work sharing of a process that is alone."""
+class NoRebalancing:
+    """A rebalancer of a process that is alone."""
 
-    shared = yielded = 0
+    shared = preempted = 0
 
 
 @contextmanager
@@ -67,10 +68,12 @@ async def _engine(
         shared.start()
         lanes: Lanes[Destination] = await stack.enter_async_context(Lanes(LANES, steal=True))
         publisher = await stack.enter_async_context(EventPublisher(redis, settings.streaming, enabled=False))
-        watched = Watched(lanes=lanes, pool=pool, cache=cache, publisher=publisher, sharing=NoSharing())  # type: ignore[arg-type]
-        await stack.enter_async_context(profiled(profiler, redis, settings, watched))
         generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
-        yield profiler, FocusedPromptProcessor(Graph(load_stages()), generator, settings=settings, profiler=profiler)
+        processor = FocusedPromptProcessor(Graph(load_stages()), generator, settings=settings, profiler=profiler)
+        parts = Parts(profiler, cache, None, pool, processor, lanes)
+        watched = Watched(parts, publisher, NoRebalancing())  # type: ignore[arg-type]
+        await stack.enter_async_context(profiled(redis, settings, watched))
+        yield profiler, processor
 
 
 async def _turn(

@@ -113,7 +113,7 @@ async def _process(number: int, count: int) -> int:
     async def lane() -> int:
         answered = 0
         for prompt in todo:
-            answered += (await generator.answer(prompt, account=Account(), rank=0)).source == "called"
+            answered += (await generator.answer(prompt, account=Account(), request_priority=0)).source == "called"
         return answered
 
     done = await asyncio.gather(*(lane() for _ in range(lanes)), return_exceptions=True)

@@ -27,7 +27,7 @@ from tasks.errors import (
 from tasks.messages import Destination
 from tests.support.habits import Server, refuses, says, server_that
 from workers.llm.cache.tiers import PersistentLLMCache
-from workers.llm.cancellation import Halt
+from workers.llm.cancellation import Cancellation
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import endpoints
@@ -71,7 +71,7 @@ async def _ask(settings: Settings, *names: str, stage: str = "discover.food") ->
     account = Account()
     async with _generator(settings) as generator:
         for name in names or ("Kyoto",):
-            await generator.answer(_prompt(name, stage), account=account, rank=0)
+            await generator.answer(_prompt(name, stage), account=account, request_priority=0)
     return account
 
 
@@ -174,9 +174,9 @@ async def test_a_model_that_thinks_is_given_room_and_only_the_first_call_is_lost
 
 async def test_the_other_stages_of_a_model_that_thinks_have_the_same_room(settings_for: MakeSettings) -> None:
     async with server_that(lambda _, body: _thinks(body)) as server, _generator(_settings(settings_for, server)) as one:
-        await one.answer(_prompt(stage="discover.food"), account=Account(), rank=0)
+        await one.answer(_prompt(stage="discover.food"), account=Account(), request_priority=0)
         before = len(server.asked)
-        await one.answer(_prompt(stage="discover.culture"), account=Account(), rank=0)
+        await one.answer(_prompt(stage="discover.culture"), account=Account(), request_priority=0)
         assert len(server.asked) == before + 1
 
 
@@ -289,15 +289,17 @@ async def test_a_refused_account_stops_the_job_after_a_few_calls_and_what_was_pa
     async with server_that(lambda number, _: refusal() if is_refused and number > answered else None) as server:
         settings = _settings(settings_for, server, THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE=str(size))
         async with _generator(settings) as generator:
-            processor, halt = _processor(generator, settings), Halt("job")
+            processor, cancellation = _processor(generator, settings), Cancellation("job")
             cities = [Destination.of(name) for name in CITIES]
-            ends = await asyncio.gather(*(processor.process(c, halt=halt) for c in cities), return_exceptions=True)
+            ends = await asyncio.gather(
+                *(processor.process(c, cancellation=cancellation) for c in cities), return_exceptions=True
+            )
             assert {type(end) for end in ends if isinstance(end, Exception)} == {AccountRefusedError}
             # What is under way when the third refusal comes is awaited; nothing more is sent.
             refused = len(server.asked) - answered
             assert refused <= size + 2
             is_refused = False
-            outcomes = [await processor.process(city, halt=Halt("job")) for city in cities[:2]]
+            outcomes = [await processor.process(city, cancellation=Cancellation("job")) for city in cities[:2]]
     assert all(outcome.profile and outcome.profile.status == "ok" for outcome in outcomes)
     assert len(server.asked) <= answered + refused + 2 * len(ALL)
 
@@ -308,11 +310,13 @@ async def test_a_server_that_refuses_all_prompts_from_the_first_on_stops_the_job
         async with server_that(lambda n, _, most=answered: refuses(400, "Shrug") if n > most else None) as server:
             settings = _settings(settings_for, server)
             async with _generator(settings) as generator:
-                processor, halt = _processor(generator, settings), Halt("job")
+                processor, cancellation = _processor(generator, settings), Cancellation("job")
                 cities = [Destination.of(name) for name in CITIES]
-                ends = await asyncio.gather(*(processor.process(c, halt=halt) for c in cities), return_exceptions=True)
+                ends = await asyncio.gather(
+                    *(processor.process(c, cancellation=cancellation) for c in cities), return_exceptions=True
+                )
         paused = [end for end in ends if isinstance(end, AccountRefusedError)]
-        assert bool(paused) is bool(halt.reason) is (answered == 0)
+        assert bool(paused) is bool(cancellation.reason) is (answered == 0)
         assert all("Shrug" in str(end) for end in paused)
         assert len(server.asked) < 100 or answered
 
@@ -321,11 +325,11 @@ async def test_one_odd_refusal_of_the_account_stops_nothing(settings_for: MakeSe
     async with server_that(lambda number, _: refuses(403, "Forbidden") if number % 5 == 0 else None) as server:
         settings = _settings(settings_for, server)
         async with _generator(settings) as generator:
-            processor, halt = _processor(generator, settings), Halt("job")
-            outcome = await processor.process(Destination.of("Kyoto"), halt=halt)
+            processor, cancellation = _processor(generator, settings), Cancellation("job")
+            outcome = await processor.process(Destination.of("Kyoto"), cancellation=cancellation)
     assert outcome.profile is not None
     assert outcome.profile.status == "ok"
-    assert not halt.reason
+    assert not cancellation.reason
 
 
 @pytest.mark.parametrize("key", ["sk-a\nb", "sk-a\r\nb", "sk-ü", "sk\x00a", "sk a"])

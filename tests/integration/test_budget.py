@@ -61,9 +61,9 @@ def _budget(client: AsyncRedis, job_id: str = JOB, dead_after_seconds: float = 6
 
 async def _quietly(budget: JobBudget) -> None:
     """Wait until Redis knows what this process has spent."""
-    if budget._pump:
+    if budget._flusher:
         async with asyncio.timeout(180):
-            await budget._pump
+            await budget._flusher
 
 
 def _books(redis: Redis, job_id: str = JOB) -> tuple[int, int]:
@@ -84,11 +84,11 @@ def _costs(nano: int) -> Callable[[Spend], object]:
 class Held:
     """A call that is under way until it is told to end."""
 
-    def __init__(self, budget: JobBudget, worst: int, cost: int, rank: int = 0) -> None:
+    def __init__(self, budget: JobBudget, worst: int, cost: int, request_priority: int = 0) -> None:
         self._end = asyncio.Event()
         self.began = asyncio.Event()
         self._cost = cost
-        self.task = asyncio.create_task(budget.pay(worst, Spend(), self._call, rank=rank))
+        self.task = asyncio.create_task(budget.pay(worst, Spend(), self._call, request_priority=request_priority))
 
     async def _call(self, spend: Spend) -> None:
         spend.calls += 1
@@ -143,11 +143,11 @@ async def test_what_does_not_fit_even_alone_ends_at_once_and_costs_nothing(
 ) -> None:
     limit(100)
     budget = _budget(client)
-    assert await budget.pay(50, Spend(), _costs(41), rank=0) == 41
+    assert await budget.pay(50, Spend(), _costs(41), request_priority=0) == 41
     with pytest.raises(BudgetExceededError) as caught:
-        await budget.pay(60, Spend(), _costs(1), rank=0)
+        await budget.pay(60, Spend(), _costs(1), request_priority=0)
     assert (caught.value.job_id, caught.value.limit_nano, caught.value.reason) == (JOB, 100, "budget")
-    assert await budget.pay(59, Spend(), _costs(1), rank=0) == 1, "the limit itself is allowed"
+    assert await budget.pay(59, Spend(), _costs(1), request_priority=0) == 1, "the limit itself is allowed"
     await _quietly(budget)
     assert _books(redis) == (42, 0)
 
@@ -162,7 +162,7 @@ async def test_a_limit_that_is_no_amount_lets_no_call_through_and_pauses_the_job
     redis.hset(keys.job(JOB), "state", "running")
     budget = _budget(client)
     with pytest.raises(BudgetExceededError) as caught:
-        await budget.pay(1, Spend(), _costs(1), rank=0)
+        await budget.pay(1, Spend(), _costs(1), request_priority=0)
     assert await Ledger(client, token="w", lease_seconds=10).pause(caught.value)
     assert redis.hget(keys.job(JOB), "paused") == b"budget"
 
@@ -171,8 +171,8 @@ async def test_the_destination_that_started_first_is_paid_first(client: AsyncRed
     limit(100)
     budget = _budget(client)
     held = await _began(Held(budget, worst=80, cost=10))
-    young = Held(budget, worst=50, cost=50, rank=2)
-    old = Held(budget, worst=60, cost=60, rank=1)
+    young = Held(budget, worst=50, cost=50, request_priority=2)
+    old = Held(budget, worst=60, cost=60, request_priority=1)
     await held.end()
     await _began(old)
     assert not young.began.is_set()
@@ -187,8 +187,8 @@ async def test_a_dead_process_s_reservations_count_as_spent(
     limit(100)
     redis.hset(keys.budget(JOB), mapping={f"gone{money.RESERVED}": 80, "gone:seen": 1})
     with pytest.raises(BudgetExceededError, match="budget"):
-        await _budget(client).pay(30, Spend(), _costs(1), rank=0)
-    assert await _budget(client).pay(20, Spend(), _costs(20), rank=0) == 20
+        await _budget(client).pay(30, Spend(), _costs(1), request_priority=0)
+    assert await _budget(client).pay(20, Spend(), _costs(20), request_priority=0) == 20
 
 
 async def test_a_process_with_a_call_under_way_gives_signs_of_life(
@@ -209,7 +209,9 @@ async def test_many_calls_of_two_processes_never_cross_the_limit(
 ) -> None:
     limit(1000)
     processes = [_budget(client), _budget(client)]
-    calls = [processes[number % 2].pay(50, Spend(), _costs(number % 11), rank=number) for number in range(600)]
+    calls = [
+        processes[number % 2].pay(50, Spend(), _costs(number % 11), request_priority=number) for number in range(600)
+    ]
     ends = await asyncio.gather(*calls, return_exceptions=True)
     paid = sum(end for end in ends if isinstance(end, int))
     assert 950 < paid <= 1000
@@ -255,7 +257,7 @@ async def test_a_budget_that_has_left_redis_lets_nobody_spend_and_does_not_come_
 ) -> None:
     budget = _budget(client)
     with pytest.raises(BudgetExceededError, match="left Redis"):
-        await budget.pay(1, Spend(), _costs(1), rank=0)
+        await budget.pay(1, Spend(), _costs(1), request_priority=0)
     await budget.close()
     assert not redis.exists(keys.budget(JOB))
 
@@ -271,7 +273,7 @@ async def test_a_call_waits_for_redis_and_is_counted_when_it_is_back(redis_serve
         budget = _budget(client, "away")
         waiting = Held(budget, worst=10, cost=3)
         async with asyncio.timeout(180):
-            while not budget._is_away:
+            while not budget._outage.is_on:
                 await asyncio.sleep(0.02)
         assert not waiting.began.is_set()
         budget._book = RedisBook(real, "away", dead_after_seconds=600)
@@ -348,7 +350,7 @@ async def test_a_hanging_call_keeps_its_reservation_and_an_unheard_one_does_not(
         account = Account(Spend(budget=budget))
         async with _generator(_settings(settings_for, url, **once)) as generator:
             with pytest.raises(EndpointDownError):
-                await generator.answer(FOOD, account=account, rank=0)
+                await generator.answer(FOOD, account=account, request_priority=0)
         await _quietly(budget)
         assert _books(redis, job_id) == (cost, 0)
 
@@ -360,8 +362,8 @@ async def test_whoever_waits_for_the_answer_of_a_job_without_money_asks_for_itse
     poor, free = Account(Spend(budget=_budget(client, "poor"))), Account()
     async with _generator(_settings(settings_for, sandbox.base_url)) as generator:
         ends = await asyncio.gather(
-            generator.answer(FOOD, account=poor, rank=0),
-            generator.answer(FOOD, account=free, rank=1),
+            generator.answer(FOOD, account=poor, request_priority=0),
+            generator.answer(FOOD, account=free, request_priority=1),
             return_exceptions=True,
         )
     assert isinstance(ends[0], BudgetExceededError)
@@ -383,7 +385,7 @@ async def test_a_budget_in_a_file_is_kept_by_the_same_rules_and_by_the_next_proc
         await first.end()
         await (await _began(second)).end()
         with pytest.raises(BudgetExceededError) as caught:
-            await budget.pay(41, Spend(), _costs(41), rank=0)  # type: ignore[arg-type]
+            await budget.pay(41, Spend(), _costs(41), request_priority=0)  # type: ignore[arg-type]
         assert caught.value.reason == "budget"
         await _began(Held(budget, worst=30, cost=30))
         # Killed with a call under way: it may have been charged.

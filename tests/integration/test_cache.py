@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,15 +20,14 @@ from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import ConfigError, DatabaseError
-from workers.llm.cache import tiers as cache_module
 from workers.llm.cache.completions import CompletionStore, RedisCompletions
 from workers.llm.cache.memory import ENTRY_OVERHEAD_BYTES, MemoryTier
-from workers.llm.cache.stats import CacheReporter
+from workers.llm.cache.stats import CacheReporter, CacheStats
 from workers.llm.cache.stats import read as read_statistics
-from workers.llm.cache.tally import CacheTally
 from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
 from workers.local import state_file
 from workers.local.state_file import StateFile
+from workers.process import outage
 
 ANSWER = CachedCompletion(value={"themes": ["a" * 600]}, model="sandbox", prompt_tokens=5, completion_tokens=7)
 
@@ -63,41 +62,47 @@ def store(request: pytest.FixtureRequest, client: AsyncRedis, tmp_path: Path) ->
         yield client if request.param == "redis" else file
 
 
+async def _get_many(
+    cache: PersistentLLMCache, wanted: Sequence[str], stats: CacheStats | None = None
+) -> list[CachedCompletion | None]:
+    return await asyncio.gather(*(cache.lookup(key, stats=stats).get() for key in wanted))
+
+
 async def test_what_was_stored_is_found_and_nothing_else(tier: PersistentLLMCache) -> None:
-    assert await tier.get("a") is None
-    await tier.put("a", ANSWER)
-    assert await tier.get("a") == ANSWER
-    assert await tier.get("b") is None
-    assert (tier.tally.misses, tier.tally.memory_hits) == (2, 1)
+    assert await tier.lookup("a").get() is None
+    await tier.lookup("a").put(ANSWER)
+    assert await tier.lookup("a").get() == ANSWER
+    assert await tier.lookup("b").get() is None
+    assert (tier.stats.misses, tier.stats.memory_hits) == (2, 1)
 
 
 async def test_another_process_finds_it_in_redis_until_its_ttl(client: AsyncRedis, redis: Redis) -> None:
-    await _cache(client).put("a", ANSWER)
+    await _cache(client).lookup("a").put(ANSWER)
     assert redis.ttl(keys.cache("a")) == pytest.approx(2 * 86_400, abs=5)
     other = _cache(client)
-    assert await other.get("a") == ANSWER
-    assert await other.get("a") == ANSWER
-    assert (other.tally.memory_hits, other.tally.redis_hits) == (1, 1)
+    assert await other.lookup("a").get() == ANSWER
+    assert await other.lookup("a").get() == ANSWER
+    assert (other.stats.memory_hits, other.stats.redis_hits) == (1, 1)
 
 
 async def test_another_process_finds_what_was_kept_in_the_codec_of_either(store: AsyncRedis | CompletionStore) -> None:
-    await _cache(store, compress=True).put("small", ANSWER)
-    await _cache(store, compress=False).put("plain", ANSWER)
+    await _cache(store, compress=True).lookup("small").put(ANSWER)
+    await _cache(store, compress=False).lookup("plain").put(ANSWER)
     other = _cache(store)
-    assert await other.get_many(["plain", "none", "small"]) == [ANSWER, None, ANSWER]
-    assert (other.tally.redis_hits, other.tally.misses) == (2, 1)
-    assert await other.get("small") == ANSWER
-    assert other.tally.memory_hits == 1
+    assert await _get_many(other, ["plain", "none", "small"]) == [ANSWER, None, ANSWER]
+    assert (other.stats.redis_hits, other.stats.misses) == (2, 1)
+    assert await other.lookup("small").get() == ANSWER
+    assert other.stats.memory_hits == 1
 
 
 async def test_a_value_that_cannot_be_read_is_a_miss_wherever_it_is_kept(store: AsyncRedis | CompletionStore) -> None:
     kept = RedisCompletions(store) if isinstance(store, AsyncRedis) else store
     await kept.write({"a": b"\x11\x01broken", "b": b"plain text"}, ttl_ms=60_000)
     cache = _cache(store)
-    assert await cache.get_many(["a", "b"]) == [None, None]
-    assert cache.tally.corrupt == 2
-    await cache.put("a", ANSWER)
-    assert await _cache(store).get("a") == ANSWER
+    assert await _get_many(cache, ["a", "b"]) == [None, None]
+    assert cache.stats.corrupt == 2
+    await cache.lookup("a").put(ANSWER)
+    assert await _cache(store).lookup("a").get() == ANSWER
 
 
 async def test_a_thousand_gets_and_puts_at_once_are_answered_each_with_its_own(
@@ -105,9 +110,9 @@ async def test_a_thousand_gets_and_puts_at_once_are_answered_each_with_its_own(
 ) -> None:
     answers = {str(number): replace(ANSWER, prompt_tokens=number) for number in range(1000)}
     writer = _cache(store)
-    await asyncio.gather(*(writer.put(key, answer) for key, answer in answers.items()))
+    await asyncio.gather(*(writer.lookup(key).put(answer) for key, answer in answers.items()))
     reader = _cache(store)
-    found = await asyncio.gather(*(reader.get(key) for key in answers))
+    found = await asyncio.gather(*(reader.lookup(key).get() for key in answers))
     assert found == list(answers.values())
 
 
@@ -128,21 +133,21 @@ async def test_what_is_kept_in_the_file_outlives_it_until_its_time_is_over(tmp_p
 async def test_a_file_that_cannot_be_written_leaves_the_memory_and_is_said_once_and_once_when_it_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "REDIS_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(outage, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(state_file, "BUSY_SECONDS", 0.01)
     caplog.set_level(logging.INFO)
     with StateFile(tmp_path) as file, contextlib.closing(sqlite3.connect(tmp_path / state_file.NAME)) as other:
         cache = _cache(file)
         other.execute("BEGIN EXCLUSIVE")
         for number in range(5):
-            await cache.put(str(number), ANSWER)
-            assert await cache.get(str(number)) == ANSWER
+            await cache.lookup(str(number)).put(ANSWER)
+            assert await cache.lookup(str(number)).get() == ANSWER
             await asyncio.sleep(0.03)
-        assert (cache.state, cache.outages) == ("away", 1)
+        assert (cache.state, cache.outage.count) == ("away", 1)
         other.rollback()
-        await cache.put("back", ANSWER)
-        assert (cache.state, cache.outages) == ("on", 1)
-        assert cache.away_seconds > 0
+        await cache.lookup("back").put(ANSWER)
+        assert (cache.state, cache.outage.count) == ("on", 1)
+        assert cache.outage.seconds > 0
     said = [record.message.partition(" ")[0] for record in caplog.records]
     assert said == ["action=cache_degraded", "action=cache_restored"]
 
@@ -159,10 +164,10 @@ def test_a_state_file_that_is_none_is_refused_with_the_mend(tmp_path: Path) -> N
 async def test_gets_of_one_round_are_one_read(client: AsyncRedis, redis: Redis) -> None:
     writer = _cache(client)
     for number in range(16):
-        await writer.put(str(number), ANSWER)
+        await writer.lookup(str(number)).put(ANSWER)
     reader = _cache(client)
     before = _mgets(redis)
-    found = await asyncio.gather(*(reader.get(str(number)) for number in range(16)))
+    found = await asyncio.gather(*(reader.lookup(str(number)).get() for number in range(16)))
     assert all(found)
     assert _mgets(redis) - before <= 2
 
@@ -180,37 +185,37 @@ async def test_a_value_that_cannot_be_read_is_a_miss_and_is_overwritten(
 ) -> None:
     redis.set(keys.cache("a"), garbage, ex=60)
     cache = _cache(client)
-    assert await cache.get("a") is None
-    assert cache.tally.corrupt == 1
-    await cache.put("a", ANSWER)
-    assert await _cache(client).get("a") == ANSWER
+    assert await cache.lookup("a").get() is None
+    assert cache.stats.corrupt == 1
+    await cache.lookup("a").put(ANSWER)
+    assert await _cache(client).lookup("a").get() == ANSWER
 
 
 async def test_compression_can_be_switched_off_and_either_is_readable(client: AsyncRedis, redis: Redis) -> None:
-    await _cache(client, compress=True).put("small", ANSWER)
-    await _cache(client, compress=False).put("plain", ANSWER)
+    await _cache(client, compress=True).lookup("small").put(ANSWER)
+    await _cache(client, compress=False).lookup("plain").put(ANSWER)
     assert redis.strlen(keys.cache("small")) < redis.strlen(keys.cache("plain")) / 3
-    assert await _cache(client).get("plain") == await _cache(client).get("small") == ANSWER
+    assert await _cache(client).lookup("plain").get() == await _cache(client).lookup("small").get() == ANSWER
 
 
 async def test_redis_lost_in_the_middle_leaves_the_memory_and_comes_back_by_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "REDIS_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(outage, "PAUSE_SECONDS", 0.2)
     caplog.set_level(logging.WARNING)
     with LocalRedis(tmp_path, "auto") as server:
         url = server.url
         client = connect_async(url, socket_timeout_seconds=1)
         cache = _cache(client)
-        await cache.put("a", ANSWER)
+        await cache.lookup("a").put(ANSWER)
         with Redis.from_url(url) as admin:
             admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        assert await _cache(client).get("a") == ANSWER, "a cut connection alone is mended"
-    assert await cache.get("a") == ANSWER
+        assert await _cache(client).lookup("a").get() == ANSWER, "a cut connection alone is mended"
+    assert await cache.lookup("a").get() == ANSWER
     for number in range(5):
-        assert await cache.get(f"new {number}") is None
-        await cache.put(f"new {number}", ANSWER)
-        assert await cache.get(f"new {number}") == ANSWER
+        assert await cache.lookup(f"new {number}").get() is None
+        await cache.lookup(f"new {number}").put(ANSWER)
+        assert await cache.lookup(f"new {number}").get() == ANSWER
     assert len([record for record in caplog.records if "cache_degraded" in record.message]) == 1
     await client.aclose()
 
@@ -250,33 +255,30 @@ def test_a_process_under_memory_pressure_gives_up_half_of_the_cache(caplog: pyte
 
 async def test_no_memory_at_all_still_serves_from_redis(client: AsyncRedis) -> None:
     cache = _cache(client, memory_mb=0)
-    await cache.put("a", ANSWER)
-    assert await cache.get("a") == ANSWER
-    assert (cache.tally.memory_hits, cache.tally.redis_hits) == (0, 1)
+    await cache.lookup("a").put(ANSWER)
+    assert await cache.lookup("a").get() == ANSWER
+    assert (cache.stats.memory_hits, cache.stats.redis_hits) == (0, 1)
 
 
 @pytest.mark.parametrize("memory_mb", [8, 0])
-async def test_get_many_is_one_read_in_the_order_that_was_asked(
-    memory_mb: int, client: AsyncRedis, redis: Redis
-) -> None:
+async def test_lookups_that_come_together_are_one_read(memory_mb: int, client: AsyncRedis, redis: Redis) -> None:
     writer = _cache(client)
     for number in range(0, 200, 2):
-        await writer.put(str(number), replace(ANSWER, prompt_tokens=number))
-    reader, tally = _cache(client, memory_mb=memory_mb), CacheTally()
+        await writer.lookup(str(number)).put(replace(ANSWER, prompt_tokens=number))
+    reader, stats = _cache(client, memory_mb=memory_mb), CacheStats()
     before = _mgets(redis)
-    found = await reader.get_many([str(number) for number in range(200)], tally)
+    found = await _get_many(reader, [str(number) for number in range(200)], stats)
     assert _mgets(redis) - before == 1
     assert [None if one is None else one.prompt_tokens for one in found] == [
         None if number % 2 else number for number in range(200)
     ]
-    assert (tally.redis_hits, tally.misses) == (100, 100)
-    assert await reader.get_many([]) == []
+    assert (stats.redis_hits, stats.misses) == (100, 100)
 
 
 async def test_puts_of_one_round_travel_together(client: AsyncRedis, redis: Redis) -> None:
     cache = _cache(client)
     before = redis.info("stats")["total_commands_processed"]
-    await asyncio.gather(*(cache.put(str(number), ANSWER) for number in range(100)))
+    await asyncio.gather(*(cache.lookup(str(number)).put(ANSWER) for number in range(100)))
     assert redis.dbsize() == 100
     connections = redis.info("stats")["total_commands_processed"] - before
     assert connections < 200, "no round trip each"
@@ -289,38 +291,38 @@ async def test_gzip_can_be_selected_and_every_codec_is_read(client: AsyncRedis, 
         cache = PersistentLLMCache(
             client, max_memory_mb=8, pressure_mb=65_536, ttl_days=1, compress=compress, codec=codec
         )
-        await cache.put(f"{codec}{compress}", ANSWER)
+        await cache.lookup(f"{codec}{compress}").put(ANSWER)
         heads[codec, compress] = (redis.get(keys.cache(f"{codec}{compress}")) or b"")[0]
     assert heads == {("zstd", True): 0x11, ("gzip", True): 0x12, ("zstd", False): 0x10}
-    found = await _cache(client).get_many(["zstdTrue", "gzipTrue", "zstdFalse"])
+    found = await _get_many(_cache(client), ["zstdTrue", "gzipTrue", "zstdFalse"])
     assert found == [ANSWER] * 3
 
 
 async def test_a_value_that_no_longer_fits_its_prompt_is_a_miss_and_not_a_hit(client: AsyncRedis) -> None:
     cache = _cache(client)
-    await cache.put("a", ANSWER)
-    assert await cache.get("a", fits=lambda value: "themes" not in value) is None
-    assert (cache.tally.hits, cache.tally.misses, cache.tally.corrupt) == (0, 1, 2), "once in each tier"
+    await cache.lookup("a").put(ANSWER)
+    assert await cache.lookup("a", is_valid=lambda value: "themes" not in value).get() is None
+    assert (cache.stats.hits, cache.stats.misses, cache.stats.corrupt) == (0, 1, 2), "once in each tier"
 
 
 async def test_what_hits_have_saved_is_counted_with_and_without_a_price() -> None:
-    cache, mine = _cache(None), CacheTally()
-    cache.saved(ANSWER, 0.25, mine)
-    cache.saved(ANSWER, None, mine)
-    for tally in (mine, cache.tally):
-        assert (tally.saved_prompt_tokens, tally.saved_completion_tokens) == (10, 14)
-        assert (tally.saved_usd, tally.unpriced_hits) == (0.25, 1)
+    cache, mine = _cache(None), CacheStats()
+    cache.lookup("a", stats=mine).saved(ANSWER, 0.25)
+    cache.lookup("a", stats=mine).saved(ANSWER, None)
+    for stats in (mine, cache.stats):
+        assert (stats.saved_prompt_tokens, stats.saved_completion_tokens) == (10, 14)
+        assert (stats.saved_usd, stats.unpriced_hits) == (0.25, 1)
 
 
 async def _count(client: AsyncRedis, name: str) -> None:
     cache = _cache(client)
     reporter = CacheReporter(cache, client)
     for number in range(20):
-        await cache.get(f"{name} {number}")
-        await cache.put(f"{name} {number}", ANSWER)
+        await cache.lookup(f"{name} {number}").get()
+        await cache.lookup(f"{name} {number}").put(ANSWER)
         await reporter.report()
-        await cache.get(f"{name} {number}")
-        cache.saved(ANSWER, 0.001)
+        await cache.lookup(f"{name} {number}").get()
+        cache.lookup(f"{name} {number}").saved(ANSWER, 0.001)
     await reporter.report()
     await reporter.report()
     await cache.close()
@@ -346,7 +348,7 @@ async def test_counts_of_two_processes_add_up(redis_url: str, redis: Redis) -> N
 async def test_a_report_whose_reply_was_lost_is_counted_once(client: AsyncRedis, redis: Redis) -> None:
     cache = _cache(client)
     reporter = CacheReporter(cache, client)
-    await cache.get("a")
+    await cache.lookup("a").get()
     reports = reporter._reports
     script, lost = reports._script, 0
 
@@ -361,7 +363,7 @@ async def test_a_report_whose_reply_was_lost_is_counted_once(client: AsyncRedis,
     reports._script = lossy  # type: ignore[assignment]
     with pytest.raises(RedisConnectionError):
         await reporter.report()
-    await cache.get("b")
+    await cache.lookup("b").get()
     await reporter.report()
     assert read_statistics(redis)["misses"] == 1
     await reporter.report()

@@ -17,7 +17,7 @@ from tasks.jobs.registry import options_of
 from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
 from tasks.queue.ledger import Ledger, Taken, write_chunks
 from tests.support.stored import holding, theme
-from workers.llm.cancellation import Halt, Ticket
+from workers.llm.cancellation import Cancellation, CancellationToken
 from workers.observe.call_journal import CallRecorder, current
 from workers.observe.profiler import PerformanceProfiler
 from workers.worker.chunks import ChunkEnd, ChunkRunner
@@ -86,7 +86,7 @@ def _entries(redis: Redis) -> list[StreamEntry]:
     return [unpack(fields[b"b"], StreamEntry) for _, fields in redis.xrange(keys.RESULTS)]
 
 
-async def _fails(_: Destination, __: Halt, ___: JobOptions, ____: int) -> Processed:
+async def _fails(_: Destination, __: Cancellation, ___: JobOptions, ____: int) -> Processed:
     return None, FAILED, Usage(llm_calls=1), False
 
 
@@ -295,7 +295,7 @@ async def test_an_error_that_may_pass_is_tried_again_and_paid_for_in_full(
     monkeypatch.setattr("workers.worker.destination.RETRY_SECONDS", 0.01)
     tried: dict[str, int] = {}
 
-    async def process(destination: Destination, _: Halt, __: JobOptions, number: int) -> Processed:
+    async def process(destination: Destination, _: Cancellation, __: JobOptions, number: int) -> Processed:
         tried[destination.name] = number
         return None, FAILED, Usage(llm_calls=3), True
 
@@ -382,7 +382,7 @@ async def test_a_consumer_that_is_behind_is_waited_for(
         run = asyncio.create_task(rig.runner.run(JOB, CHUNK.chunk_id))
         done, _ = await asyncio.wait({run}, timeout=0.3)
         assert not done
-        assert rig.runner.held == 0
+        assert len(rig.runner.held) == 0
         redis.xtrim(keys.RESULTS, maxlen=0, approximate=False)
         async with asyncio.timeout(180):
             assert await run is ChunkEnd.DONE
@@ -435,13 +435,13 @@ async def test_a_stopped_job_goes_no_further_and_what_it_has_cost_is_booked(
 ) -> None:
     started = asyncio.Event()
 
-    async def process(_: Destination, halt: Halt, *__: object) -> Processed:
-        with halt.heeded(Ticket(halt)):
+    async def process(_: Destination, cancellation: Cancellation, *__: object) -> Processed:
+        with cancellation.watching(CancellationToken(cancellation)):
             try:
                 started.set()
                 await asyncio.sleep(600)
             except asyncio.CancelledError:
-                error = halt.error()
+                error = cancellation.error()
                 error.usage = Usage(llm_calls=3)
                 raise error from None
         raise AssertionError
@@ -464,9 +464,9 @@ async def test_a_stopped_job_goes_no_further_and_what_it_has_cost_is_booked(
 async def test_a_resumed_job_goes_on_in_the_process_that_stopped_it(
     client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
 ) -> None:
-    async def process(_: Destination, halt: Halt, *__: object) -> Processed:
-        halt.stop("the job is paused")
-        raise halt.error()
+    async def process(_: Destination, cancellation: Cancellation, *__: object) -> Processed:
+        cancellation.stop("the job is paused")
+        raise cancellation.error()
 
     async with Lanes[Destination](1, steal=True) as lanes:
         rig = Rig(client, settings_for(), lanes, process)

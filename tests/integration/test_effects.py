@@ -58,8 +58,7 @@ class Worker:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self.settings, self.redis = settings, redis
         app = configure(settings, settings.redis_url)
-        lanes = settings.performance_optimization.worker_pool_size
-        self.runtime = Runtime(app, settings, settings.redis_url, name=WORKER, lanes=lanes)
+        self.runtime = Runtime(app, settings, settings.redis_url, name=WORKER)
 
     async def work(self, *towns: str) -> jobs.Job:
         """Do a job, chunk after chunk at once."""

@@ -60,7 +60,7 @@ async def _pooled(settings: Settings, *models: str) -> AsyncIterator[tuple[LLMCo
 
 async def _ask(generator: FocusedLLMGenerator, *names: str) -> Account:
     account = Account()
-    await asyncio.gather(*(generator.answer(_prompt(name), account=account, rank=0) for name in names))
+    await asyncio.gather(*(generator.answer(_prompt(name), account=account, request_priority=0) for name in names))
     return account
 
 
@@ -81,7 +81,7 @@ async def test_endpoints_share_the_work_by_their_weight(two, settings_for: MakeS
     counts = [server.stats()["requests"] for server in two]
     assert account.spend.calls == sum(counts) == 60
     assert counts[0] > counts[1] > 0
-    assert again.cache_hits == 60, "equivalent endpoints share completions"
+    assert again.cache.hits == 60, "equivalent endpoints share completions"
 
 
 @pytest.mark.parametrize("fault", ["500=1", "503=1", "reset=1", "html=1", "error200=1"])
@@ -148,7 +148,7 @@ async def test_each_role_asks_its_own_model_where_that_is_served(two, settings_f
     assert model_for(settings.llm, "discover.food", "a-model") == "a-model", "or a model"
     async with _generator(settings, "big", "little") as generator:
         for name in names:
-            await generator.answer(_prompt("Kyoto", name), account=Account(), rank=0)
+            await generator.answer(_prompt("Kyoto", name), account=Account(), request_priority=0)
     stages = [Counter(entry["stage"] for entry in server.log()) for server in two]
     assert stages == [Counter(["discover.food", "assess.quality"]), Counter(["analyse.price", "assess.overlap"])]
     with pytest.raises(ConfigError, match="no endpoint serves the model 'other'"):
@@ -317,7 +317,10 @@ async def _until(what: Callable[[], object]) -> None:
 
 async def _each(generator: FocusedLLMGenerator, count: int) -> list[object]:
     """Ask for so many destinations at once, each with a rank of its own."""
-    asked = (generator.answer(_prompt(f"City {number}"), account=Account(), rank=number) for number in range(count))
+    asked = (
+        generator.answer(_prompt(f"City {number}"), account=Account(), request_priority=number)
+        for number in range(count)
+    )
     return await asyncio.gather(*asked, return_exceptions=True)
 
 
@@ -362,7 +365,7 @@ async def test_one_destination_that_is_always_refused_with_503_is_no_outage(sett
         SandboxServer(latency="0", faults=["503=1,match=City 3"]) as server,
         _pooled(settings_for(OPENAI_BASE_URL=server.base_url, **QUICK)) as (pool, generator),
     ):
-        asked = (generator.answer(_prompt("City 3", stage), account=Account(), rank=3) for stage in stages)
+        asked = (generator.answer(_prompt("City 3", stage), account=Account(), request_priority=3) for stage in stages)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(answer, EndpointDownError) for answer in answers)
         assert pool.outage() == ""

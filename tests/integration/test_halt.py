@@ -10,12 +10,12 @@ from config.settings import Settings
 from tasks.errors import JobStoppedError
 from tasks.messages import Destination
 from workers.llm.cache.tiers import PersistentLLMCache
-from workers.llm.cancellation import Halt
+from workers.llm.cancellation import Cancellation
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
-from workers.pipeline.processor import FocusedPromptProcessor, Outcome
+from workers.pipeline.processor import FocusedPromptProcessor, Processed
 from workers.pipeline.prompts import load_stages
 from workers.sandbox.server import SandboxServer
 
@@ -47,7 +47,7 @@ async def _until(what: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def _stopped(run: Awaitable[Outcome]) -> JobStoppedError:
+async def _stopped(run: Awaitable[Processed]) -> JobStoppedError:
     with pytest.raises(JobStoppedError, match="enough") as caught:
         async with asyncio.timeout(180):
             await run
@@ -57,15 +57,15 @@ async def _stopped(run: Awaitable[Outcome]) -> JobStoppedError:
 async def test_what_waits_is_withdrawn_and_what_is_under_way_is_awaited_cached_and_counted(
     settings_for: Callable[..., Settings],
 ) -> None:
-    halt = Halt("job")
+    cancellation = Cancellation("job")
     async with SandboxServer(latency="1s") as server, _processor(settings_for, server) as processor:
-        run = asyncio.create_task(processor.process(KYOTO, halt=halt))
+        run = asyncio.create_task(processor.process(KYOTO, cancellation=cancellation))
         await _until(lambda: server.stats()["in_flight"] == CONNECTIONS)
-        halt.stop("enough")
+        cancellation.stop("enough")
         error = await _stopped(run)
         assert error.usage.llm_calls == len(server.log()) == CONNECTIONS
         assert error.usage.completion_tokens > 0
-        again = await processor.process(KYOTO, halt=Halt("job"))
+        again = await processor.process(KYOTO, cancellation=Cancellation("job"))
         assert again.usage.cache_hits == CONNECTIONS
         assert again.usage.llm_calls == 16 - CONNECTIONS
 
@@ -73,17 +73,17 @@ async def test_what_waits_is_withdrawn_and_what_is_under_way_is_awaited_cached_a
 async def test_at_once_means_that_calls_under_way_are_not_awaited_but_counted(
     settings_for: Callable[..., Settings],
 ) -> None:
-    halt = Halt("job")
+    cancellation = Cancellation("job")
     async with SandboxServer(latency="60s") as server, _processor(settings_for, server) as processor:
-        run = asyncio.create_task(processor.process(KYOTO, halt=halt))
+        run = asyncio.create_task(processor.process(KYOTO, cancellation=cancellation))
         await _until(lambda: server.stats()["in_flight"] == CONNECTIONS)
-        halt.stop("enough")
-        halt.stop("enough", at_once=True)
+        cancellation.stop("enough")
+        cancellation.stop("enough", at_once=True)
         assert (await _stopped(run)).usage.llm_calls == CONNECTIONS
 
 
 async def test_a_stopped_job_does_not_wait_for_its_next_try(settings_for: Callable[..., Settings]) -> None:
-    halt = Halt("job")
+    cancellation = Cancellation("job")
     env = {
         "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY": "600",
         "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_MAX_DELAY": "600",
@@ -92,19 +92,19 @@ async def test_a_stopped_job_does_not_wait_for_its_next_try(settings_for: Callab
         SandboxServer(latency="0", faults=["500=1"]) as server,
         _processor(settings_for, server, **env) as processor,
     ):
-        run = asyncio.create_task(processor.process(KYOTO, halt=halt))
+        run = asyncio.create_task(processor.process(KYOTO, cancellation=cancellation))
         await _until(lambda: len(server.log()) >= 5)
-        halt.stop("enough")
+        cancellation.stop("enough")
         assert (await _stopped(run)).usage.llm_calls == len(server.log())
 
 
 async def test_another_job_that_waits_for_the_same_answers_gets_them_all_the_same(
     settings_for: Callable[..., Settings],
 ) -> None:
-    first, second = Halt("first"), Halt("second")
+    first, second = Cancellation("first"), Cancellation("second")
     async with SandboxServer(latency="200ms") as server, _processor(settings_for, server) as processor:
-        stopped = asyncio.create_task(processor.process(KYOTO, halt=first))
-        goes_on = asyncio.create_task(processor.process(KYOTO, halt=second))
+        stopped = asyncio.create_task(processor.process(KYOTO, cancellation=first))
+        goes_on = asyncio.create_task(processor.process(KYOTO, cancellation=second))
         await _until(lambda: server.stats()["in_flight"] == CONNECTIONS)
         first.stop("enough")
         error = await _stopped(stopped)
@@ -115,8 +115,8 @@ async def test_another_job_that_waits_for_the_same_answers_gets_them_all_the_sam
 
 
 async def test_a_job_that_is_stopped_already_asks_nothing(settings_for: Callable[..., Settings]) -> None:
-    halt = Halt("job")
-    halt.stop("enough")
+    cancellation = Cancellation("job")
+    cancellation.stop("enough")
     async with SandboxServer(latency="0") as server, _processor(settings_for, server) as processor:
-        await _stopped(processor.process(KYOTO, halt=halt))
+        await _stopped(processor.process(KYOTO, cancellation=cancellation))
         assert server.log() == []

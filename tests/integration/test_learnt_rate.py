@@ -20,13 +20,14 @@ from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.llm.limits.gcra import RESERVE, Limits, reservation_arguments
 from workers.llm.limits.limiter import RateLimiter
-from workers.llm.limits.rate_learner import ENOUGH, FREE_US, MARGIN
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
 
 MakeSettings = Callable[..., Settings]
 STAGE = next(stage for stage in load_stages() if stage.name == "analyse.price")
+#: As in workers/llm/limits/lua/reserve.lua.
+ENOUGH, FREE_US, MARGIN = 20, 100, 1.01
 NAMES = [keys.limit("e"), keys.limit_users("e"), keys.cooldown("e"), keys.learnt("e")]
 
 
@@ -44,7 +45,7 @@ async def _process(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
 
 async def _ask(generator: FocusedLLMGenerator, name: str) -> Account:
     account = Account()
-    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), account=account, rank=0)
+    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), account=account, request_priority=0)
     return account
 
 
@@ -85,7 +86,7 @@ async def test_an_endpoint_that_never_refuses_is_never_asked_about_in_redis(
     settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="sandbox", REDIS_URL=redis_url)
     async with _process(settings) as generator:
         await asyncio.gather(*(_ask(generator, f"City {number}") for number in range(50)))
-        assert [route.limiter.reservations for route in generator._caller._pool.routes] == [0]
+        assert [route.limiter._reservations.count for route in generator._caller._pool.routes] == [0]
     assert not list(redis.scan_iter("themes:limit:*"))
 
 
@@ -136,7 +137,7 @@ async def test_closing_does_not_wait_for_the_end_of_a_cool_down(client: AsyncRed
 
     asking = [asyncio.create_task(ask()) for _ in range(6)]
     async with asyncio.timeout(180):
-        while not limiter.reservations:
+        while not limiter._reservations.count:
             await asyncio.sleep(0.001)
     for task in asking:
         task.cancel()

@@ -63,7 +63,7 @@ async def _ask(settings: Settings, prompt: Prompt | None = None) -> tuple[Any, A
     account = Account()
     async with _generator(settings) as generator:
         try:
-            return await generator.answer(prompt or _prompt(), account=account, rank=0), account
+            return await generator.answer(prompt or _prompt(), account=account, request_priority=0), account
         except Exception as exc:
             exc.account = account  # type: ignore[attr-defined]
             raise
@@ -178,7 +178,7 @@ async def test_a_refused_response_format_is_replaced_and_remembered(
         settings = _settings(settings_for, server)
         async with _generator(settings) as generator:
             for name in ("Kyoto", "Nara", "Osaka"):
-                completion = await generator.answer(_prompt(name), account=Account(), rank=0)
+                completion = await generator.answer(_prompt(name), account=Account(), request_priority=0)
                 assert len(completion.value["themes"]) >= 4
         assert server.stats()["requests"] == 3 + (3 - len(formats))
 
@@ -203,14 +203,16 @@ async def test_equal_prompts_at_once_are_one_call_and_later_ones_come_from_the_c
 ) -> None:
     account = Account()
     async with _generator(_settings(settings_for, sandbox)) as generator:
-        answers = await asyncio.gather(*(generator.answer(_prompt(), account=account, rank=0) for _ in range(20)))
-        again = await generator.answer(_prompt(), account=account, rank=0)
-        fresh = await generator.answer(_prompt(), account=account, rank=0, use_cache=False)
+        answers = await asyncio.gather(
+            *(generator.answer(_prompt(), account=account, request_priority=0) for _ in range(20))
+        )
+        again = await generator.answer(_prompt(), account=account, request_priority=0)
+        fresh = await generator.answer(_prompt(), account=account, request_priority=0, use_cache=False)
     assert [answer.source for answer in answers].count("coalesced") == 19
     assert again.source == "cached"
     assert fresh.source == "called"
     assert sandbox.stats()["requests"] == 2
-    assert (account.spend.calls, account.coalesced, account.cache_hits) == (2, 19, 1)
+    assert (account.spend.calls, account.cache.coalesced, account.cache.hits) == (2, 19, 1)
 
 
 async def test_no_unusable_answer_is_ever_cached(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
@@ -218,16 +220,16 @@ async def test_no_unusable_answer_is_ever_cached(settings_for: MakeSettings, san
         for kind in ("invalid=1", "refusal=1", "truncated=1", "wrong=1"):
             sandbox.set_faults([kind])
             with pytest.raises((InvalidAnswerError, RefusedError, TruncatedAnswerError)):
-                await generator.answer(_prompt(), account=Account(), rank=0)
+                await generator.answer(_prompt(), account=Account(), request_priority=0)
         sandbox.set_faults([])
-        assert (await generator.answer(_prompt(), account=Account(), rank=0)).source == "called"
+        assert (await generator.answer(_prompt(), account=Account(), request_priority=0)).source == "called"
 
 
 async def test_the_sandbox_is_never_cached_as_another_model(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
     settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="a-real-model")
     async with _generator(settings) as generator:
         for _ in range(2):
-            completion = await generator.answer(_prompt(), account=Account(), rank=0)
+            completion = await generator.answer(_prompt(), account=Account(), request_priority=0)
             assert (completion.model, completion.source) == ("sandbox", "called")
 
 
@@ -309,9 +311,11 @@ async def test_a_server_that_ignores_the_response_format_is_shown_the_schema(set
         settings = settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any")
         async with _generator(settings) as generator:
             names = ("Kyoto", "Nara", "Osaka", "Kobe")
-            await asyncio.gather(*(generator.answer(_prompt(name), account=Account(), rank=0) for name in names))
+            await asyncio.gather(
+                *(generator.answer(_prompt(name), account=Account(), request_priority=0) for name in names)
+            )
             before = len(asked)
-            await generator.answer(_prompt("Tokyo"), account=Account(), rank=0)
+            await generator.answer(_prompt("Tokyo"), account=Account(), request_priority=0)
     assert before <= 2 * len(names)
     assert len(asked) == before + 1, "what the server needs is remembered"
 
@@ -343,7 +347,7 @@ async def test_the_newer_name_of_the_token_limit_is_learnt(settings_for: MakeSet
         settings = settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any")
         async with _generator(settings) as generator:
             for name in ("Kyoto", "Nara"):
-                await generator.answer(_prompt(name), account=Account(), rank=0)
+                await generator.answer(_prompt(name), account=Account(), request_priority=0)
     assert ["max_tokens" in body for body in asked] == [True, False, False]
     assert all("temperature" not in body for body in asked), "what was not set is not sent"
 

@@ -66,7 +66,7 @@ async def _pooled(settings: Settings) -> AsyncIterator[tuple[Route, FocusedLLMGe
 
 async def _ask(generator: FocusedLLMGenerator, count: int) -> list[object]:
     prompts = (STAGE.prompt(Input.of(Destination.of(f"City {number}"))) for number in range(count))
-    asked = (generator.answer(prompt, account=Account(), rank=rank) for rank, prompt in enumerate(prompts))
+    asked = (generator.answer(prompt, account=Account(), request_priority=rank) for rank, prompt in enumerate(prompts))
     return await asyncio.gather(*asked, return_exceptions=True)
 
 

@@ -10,7 +10,7 @@ import pytest
 from config.settings import Settings
 from tasks.messages import Destination, Profile, StageRecord
 from tests.support.processors import processor_of
-from workers.pipeline.processor import FocusedPromptProcessor, Outcome
+from workers.pipeline.processor import FocusedPromptProcessor, Processed
 from workers.pipeline.prompts import load_stages
 from workers.sandbox.server import SandboxServer
 
@@ -43,7 +43,7 @@ def run(settings_for: MakeSettings) -> Callable[..., object]:
     return make
 
 
-def _profile(outcome: Outcome) -> Profile:
+def _profile(outcome: Processed) -> Profile:
     assert outcome.profile is not None
     return outcome.profile
 

@@ -99,7 +99,9 @@ async def _generator(
 async def _ask(generator: FocusedLLMGenerator, *names: str) -> int:
     account = Account()
     prompts = (STAGE.prompt(Input.of(Destination.of(name))) for name in names)
-    await asyncio.gather(*(generator.answer(prompt, account=account, rank=rank) for rank, prompt in enumerate(prompts)))
+    await asyncio.gather(
+        *(generator.answer(prompt, account=account, request_priority=rank) for rank, prompt in enumerate(prompts))
+    )
     return account.spend.calls
 
 

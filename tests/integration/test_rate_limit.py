@@ -23,7 +23,6 @@ from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.route import Route
 from workers.llm.generator import Account, FocusedLLMGenerator
-from workers.llm.limits import cooldown as cooldown_module
 from workers.llm.limits import reservations as reservations_module
 from workers.llm.limits.cooldown import CoolDown
 from workers.llm.limits.gcra import Limits
@@ -31,6 +30,7 @@ from workers.llm.limits.limiter import RateLimiter
 from workers.llm.limits.reservations import Slot
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
+from workers.process import outage, subscription
 from workers.sandbox.server import SandboxServer
 
 LIMITS = Limits.per_minute(6_000, None, 5)
@@ -61,8 +61,8 @@ async def _send(limiter: RateLimiter, tokens: float = 1, used: float | None = No
 async def _settled(*limiters: RateLimiter) -> None:
     """Whatever is known of real counts is in Redis."""
     for limiter in limiters:
-        if limiter._pump:
-            await limiter._pump
+        if limiter._flusher:
+            await limiter._flusher
 
 
 def _within(slots_us: list[float], limits: Limits) -> None:
@@ -169,7 +169,7 @@ async def test_one_line_is_served_in_order_with_few_reservations(clients: tuple[
 
     await asyncio.gather(*(send(number) for number in range(50)))
     assert order == list(range(50))
-    assert limiter.reservations <= 3, "the line asks as one"
+    assert limiter._reservations.count <= 3, "the line asks as one"
 
 
 async def test_what_was_reserved_too_much_comes_back_and_too_little_is_charged(
@@ -197,7 +197,7 @@ async def test_a_cancelled_waiter_gives_the_last_slot_back(
     used = redis.hget(keys.limit("e"), "r")
     waiting = [asyncio.create_task(_send(limiter)) for _ in range(3)]
     async with asyncio.timeout(180):
-        while limiter._ahead < 3 or not (limiter._pump is None or limiter._pump.done()):
+        while limiter._ahead < 3 or not (limiter._flusher is None or limiter._flusher.done()):
             await asyncio.sleep(0.001)
     assert float(redis.hget(keys.limit("e"), "r") or 0) - slot.at_us == pytest.approx(240_000_000, abs=1000)
     for task in waiting:
@@ -261,8 +261,8 @@ async def test_without_limits_a_call_asks_redis_nothing(clients: tuple[AsyncRedi
 async def test_redis_killed_in_the_middle_leaves_a_share_and_the_limits_are_shared_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reservations_module, "REDIS_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(cooldown_module, "LISTEN_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(outage, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(subscription, "RETRY_SECONDS", 0.05)
     caplog.set_level(logging.INFO)
     async with AsyncExitStack() as stack:
         with LocalRedis(tmp_path, "auto") as server:
@@ -308,7 +308,7 @@ def _route(pool: LLMConnectionPool) -> Route:
 
 async def _ask(generator: FocusedLLMGenerator, name: str) -> Account:
     account = Account()
-    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), account=account, rank=0)
+    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), account=account, request_priority=0)
     return account
 
 

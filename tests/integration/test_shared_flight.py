@@ -26,11 +26,12 @@ from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnsweredRefusalError
 from workers.llm.flights import shared as module
-from workers.llm.flights.outcomes import TruncatedError, heard, told_error, told_value
+from workers.llm.flights.outcomes import TruncatedError, decode_outcome, encode_error, encode_value
 from workers.llm.flights.shared import SharedFlights
 from workers.llm.generator import Account, FocusedLLMGenerator
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
+from workers.process import outage
 from workers.sandbox.server import SandboxServer
 
 MakeSettings = Callable[..., Settings]
@@ -96,13 +97,15 @@ async def test_256_requests_over_16_prompts_from_two_processes_are_16_calls(
     pair: list[FocusedLLMGenerator], sandbox: SandboxServer, redis: Redis
 ) -> None:
     account = Account()
-    asked = [pair[number % 2].answer(_prompt(number // 16), account=account, rank=0) for number in range(256)]
+    asked = [
+        pair[number % 2].answer(_prompt(number // 16), account=account, request_priority=0) for number in range(256)
+    ]
     answers = await _all(asked)
     assert sandbox.stats()["requests"] == account.spend.calls == 16
     sources = [answer.source for answer in answers]
     assert sources.count("called") == 16
-    assert account.coalesced == sources.count("coalesced")
-    assert account.cache_hits == sources.count("cached")
+    assert account.cache.coalesced == sources.count("coalesced")
+    assert account.cache.hits == sources.count("cached")
     for generator in pair:
         await generator._shared.flush()  # type: ignore[union-attr]
     assert not list(redis.scan_iter("themes:flight:*")), "no lease is left, and no sign of waiting"
@@ -115,14 +118,14 @@ async def test_an_error_that_will_not_pass_is_everybody_s_and_paid_for_once(
         settings = settings_for(**_env(server, redis_url))
         pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
         server.set_faults(["refusal=1,match=City 7"])
-        ends = await _all(generator.answer(_prompt(7), account=Account(), rank=0) for generator in pair * 5)
+        ends = await _all(generator.answer(_prompt(7), account=Account(), request_priority=0) for generator in pair * 5)
         assert [type(end) for end in ends].count(AnsweredRefusalError) == 5
         assert [type(end) for end in ends].count(RefusedError) == 5
         assert len({str(end) for end in ends}) == 1
         assert server.stats()["requests"] == 1
         server.set_faults([])
         for generator in pair:
-            later = await generator.answer(_prompt(7), account=Account(), rank=0)
+            later = await generator.answer(_prompt(7), account=Account(), request_priority=0)
             assert later.model == "sandbox", "later ones ask anew"
         assert server.stats()["requests"] == 2
 
@@ -131,9 +134,9 @@ async def test_an_owner_that_gives_up_leaves_the_prompt_to_who_waits(
     pair: list[FocusedLLMGenerator], sandbox: SandboxServer
 ) -> None:
     sandbox.set_faults(["hang=1,times=1"])
-    owner = asyncio.create_task(pair[0].answer(_prompt(1), account=Account(), rank=0))
+    owner = asyncio.create_task(pair[0].answer(_prompt(1), account=Account(), request_priority=0))
     await _begun(sandbox)
-    waiter = asyncio.create_task(pair[1].answer(_prompt(1), account=Account(), rank=0))
+    waiter = asyncio.create_task(pair[1].answer(_prompt(1), account=Account(), request_priority=0))
     async with asyncio.timeout(DEADLINE):
         while not pair[1]._shared.waited:  # type: ignore[union-attr]
             await asyncio.sleep(0.001)
@@ -145,15 +148,17 @@ async def test_an_owner_that_gives_up_leaves_the_prompt_to_who_waits(
 async def test_a_fresh_answer_is_never_an_older_one_and_is_shared_by_all_that_want_one(
     pair: list[FocusedLLMGenerator], sandbox: SandboxServer
 ) -> None:
-    await pair[0].answer(_prompt(1), account=Account(), rank=0)
+    await pair[0].answer(_prompt(1), account=Account(), request_priority=0)
     sandbox.reset_stats()
     account = Account()
-    ends = await _all(generator.answer(_prompt(1), account=account, rank=0, use_cache=False) for generator in pair * 4)
+    ends = await _all(
+        generator.answer(_prompt(1), account=account, request_priority=0, use_cache=False) for generator in pair * 4
+    )
     sources = sorted(end.source for end in ends)
     calls = sandbox.stats()["requests"]
     assert calls == account.spend.calls == sources.count("called") >= 1
     assert sources.count("coalesced") == 8 - calls, "none of them came from the cache"
-    assert account.cache_hits == 0
+    assert account.cache.hits == 0
 
 
 async def test_a_fresh_answer_reaches_who_waits_for_it_in_another_process(
@@ -162,7 +167,9 @@ async def test_a_fresh_answer_reaches_who_waits_for_it_in_another_process(
     async with SandboxServer(latency="300ms") as server, AsyncExitStack() as stack:
         settings = settings_for(**_env(server, redis_url))
         pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
-        ends = await _all(pair[n].answer(_prompt(1), account=Account(), rank=0, use_cache=False) for n in (0, 1))
+        ends = await _all(
+            pair[n].answer(_prompt(1), account=Account(), request_priority=0, use_cache=False) for n in (0, 1)
+        )
         assert sorted(end.source for end in ends) == ["called", "coalesced"]
         assert server.stats()["requests"] == 1
 
@@ -173,10 +180,10 @@ async def test_an_answer_that_may_not_be_cached_reaches_who_waits_and_nobody_els
     async with SandboxServer(latency="300ms") as server, AsyncExitStack() as stack:
         settings = settings_for(**_env(server, redis_url, THEMES_MODEL="a-real-model"))
         pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
-        ends = await _all(generator.answer(_prompt(1), account=Account(), rank=0) for generator in pair)
+        ends = await _all(generator.answer(_prompt(1), account=Account(), request_priority=0) for generator in pair)
         assert sorted(end.source for end in ends) == ["called", "coalesced"]
         assert not list(redis.scan_iter(keys.cache("*")))
-        later = await pair[1].answer(_prompt(1), account=Account(), rank=0)
+        later = await pair[1].answer(_prompt(1), account=Account(), request_priority=0)
         assert later.source == "called"
 
 
@@ -185,9 +192,9 @@ async def test_a_waiter_that_missed_the_word_looks_by_itself(
 ) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
     sandbox.set_faults(["hang=1,times=1"])
-    owner = asyncio.create_task(pair[0].answer(_prompt(1), account=Account(), rank=0))
+    owner = asyncio.create_task(pair[0].answer(_prompt(1), account=Account(), request_priority=0))
     await _begun(sandbox)
-    waiter = asyncio.create_task(pair[1].answer(_prompt(1), account=Account(), rank=0))
+    waiter = asyncio.create_task(pair[1].answer(_prompt(1), account=Account(), request_priority=0))
     async with asyncio.timeout(DEADLINE):
         while not (found := list(redis.scan_iter("themes:flight:*:waiters"))):
             await asyncio.sleep(0.001)
@@ -202,16 +209,16 @@ async def test_a_waiter_that_missed_the_word_looks_by_itself(
 async def test_redis_lost_leaves_the_single_flight_of_each_process_and_comes_back(
     tmp_path: Path, settings_for: MakeSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "REDIS_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(outage, "PAUSE_SECONDS", 0.2)
     caplog.set_level(logging.WARNING)
     async with SandboxServer(latency="50ms") as server, AsyncExitStack() as stack:
         with LocalRedis(tmp_path, "auto") as own:
             settings = settings_for(**_env(server, own.url))
             pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
-            await _all(generator.answer(_prompt(0), account=Account(), rank=0) for generator in pair)
+            await _all(generator.answer(_prompt(0), account=Account(), request_priority=0) for generator in pair)
             assert server.stats()["requests"] == 1
         account = Account()
-        asked = [pair[number % 2].answer(_prompt(1), account=account, rank=0) for number in range(20)]
+        asked = [pair[number % 2].answer(_prompt(1), account=account, request_priority=0) for number in range(20)]
         ends = await _all(asked)
         assert [end.source for end in ends].count("called") == 2, "one in each"
         assert server.stats()["requests"] == 3
@@ -228,8 +235,8 @@ async def _go(names: list[str]) -> None:
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.readline)
         account = Account()
-        await asyncio.gather(*(generator.answer(_prompt(name), account=account, rank=0) for name in names))
-        sys.stdout.write(json.dumps([account.spend.calls, account.coalesced, account.cache_hits]))
+        await asyncio.gather(*(generator.answer(_prompt(name), account=account, request_priority=0) for name in names))
+        sys.stdout.write(json.dumps([account.spend.calls, account.cache.coalesced, account.cache.hits]))
 
 
 def _start(env: dict[str, str], *names: object) -> subprocess.Popen[bytes]:
@@ -297,15 +304,15 @@ async def test_a_prompt_whose_owner_is_lost_is_asked_by_a_waiter_within_a_lease(
 
 
 def test_what_owners_tell_survives_the_way() -> None:
-    assert heard(told_value(b"stored")) == b"stored"
+    assert decode_outcome(encode_value(b"stored")) == b"stored"
     with pytest.raises(InvalidAnswerError, match="wrong shape"):
-        heard(told_error(InvalidAnswerError("wrong shape")))
+        decode_outcome(encode_error(InvalidAnswerError("wrong shape")))
     with pytest.raises(TruncatedError) as caught:
-        heard(told_error(TruncatedError("cut", [{"a": 1}])))
+        decode_outcome(encode_error(TruncatedError("cut", [{"a": 1}])))
     assert caught.value.complete == [{"a": 1}]
     for garbage in (b"e", b"e\xc1", b"e\x83"):
         with pytest.raises(PermanentError):
-            heard(garbage)
+            decode_outcome(garbage)
 
 
 if __name__ == "__main__":

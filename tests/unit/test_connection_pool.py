@@ -46,7 +46,7 @@ async def test_never_more_than_its_size_is_in_use_and_everybody_is_served() -> N
 
     async def borrow(rank: int) -> None:
         nonlocal most, served
-        async with pool.connection("m", rank=rank):
+        async with pool.connection("m", request_priority=rank):
             most = max(most, pool.in_use)
             await asyncio.sleep(0)
             served += 1
@@ -61,11 +61,11 @@ async def test_the_destination_that_started_first_is_served_first_whatever_it_wa
     order = []
 
     async def borrow(rank: int, model: str) -> None:
-        async with pool.connection(model, rank=rank):
+        async with pool.connection(model, request_priority=rank):
             order.append(rank)
             await asyncio.sleep(0)
 
-    async with pool.connection("m", rank=0):
+    async with pool.connection("m", request_priority=0):
         waiting = [asyncio.create_task(borrow(rank, "mn"[rank % 2])) for rank in (5, 2, 9, 2, 4)]
         await asyncio.sleep(0)
         assert repr(pool).startswith(
@@ -79,10 +79,10 @@ async def test_a_cancelled_waiter_takes_no_connection_with_it() -> None:
     pool = _pool(1)
 
     async def borrow() -> None:
-        async with pool.connection("m", rank=1):
+        async with pool.connection("m", request_priority=1):
             await asyncio.sleep(60)
 
-    async with pool.connection("m", rank=0):
+    async with pool.connection("m", request_priority=0):
         waiters = [asyncio.create_task(borrow()) for _ in range(3)]
         await asyncio.sleep(0)
         waiters[0].cancel()
@@ -92,7 +92,7 @@ async def test_a_cancelled_waiter_takes_no_connection_with_it() -> None:
     waiters[1].cancel()
     waiters[2].cancel()
     await asyncio.gather(*waiters, return_exceptions=True)
-    async with asyncio.timeout(180), pool.connection("m", rank=0):
+    async with asyncio.timeout(180), pool.connection("m", request_priority=0):
         assert pool.in_use == 1
     assert pool.in_use == 0
 
@@ -104,19 +104,19 @@ async def test_a_smaller_limit_takes_connections_back_as_they_are_released_and_a
 
     async def borrow() -> None:
         nonlocal most
-        async with pool.connection("m", rank=0):
+        async with pool.connection("m", request_priority=0):
             most = max(most, pool.in_use)
             await asyncio.sleep(0)
 
     await asyncio.gather(*(borrow() for _ in range(20)))
     assert most == 4
     most = 0
-    async with pool.connection("m", rank=0) as lent:
+    async with pool.connection("m", request_priority=0) as lent:
         pool.refused(lent)
     assert route.concurrency.limit == 2
     await asyncio.gather(*(borrow() for _ in range(20)))
     assert (most, pool.in_use, pool.waiting) == (2, 0, 0)
-    async with pool.connection("m", rank=0), pool.connection("m", rank=0) as lent:
+    async with pool.connection("m", request_priority=0), pool.connection("m", request_priority=0) as lent:
         third = asyncio.create_task(borrow())
         await asyncio.sleep(0)
         assert pool.waiting == 1
@@ -132,7 +132,7 @@ async def test_the_load_follows_weight_and_latency() -> None:
     pool = _pool(50, fast, slow)
 
     async def hold() -> None:
-        async with pool.connection("m", rank=0):
+        async with pool.connection("m", request_priority=0):
             await asyncio.sleep(60)
 
     held = [asyncio.create_task(hold()) for _ in range(50)]
@@ -164,7 +164,7 @@ async def test_a_full_endpoint_leaves_the_line_to_the_others() -> None:
     small, large = pool.routes
     large.latency_seconds = 100.0  # so that the small one is preferred
     small.latency_seconds = 0.001
-    async with pool.connection("m", rank=0) as one, pool.connection("m", rank=0) as two:
+    async with pool.connection("m", request_priority=0) as one, pool.connection("m", request_priority=0) as two:
         assert {one.route, two.route} == {small, large}
 
 
@@ -172,7 +172,7 @@ async def test_a_slot_of_one_endpoint_s_limit_is_used_at_that_endpoint() -> None
     pool = _pool(10, _route("limited", per_minute=60_000), _route("free"))
     seen = set()
     for _ in range(20):
-        async with pool.connection("m", rank=0) as lent:
+        async with pool.connection("m", request_priority=0) as lent:
             seen.add(lent.route.name)
             assert bool(lent.slot.at_us) == (lent.route.name == "limited")
             pool.answered(lent)
@@ -183,19 +183,19 @@ async def test_an_endpoint_that_fails_is_left_alone_and_comes_back_with_one_prob
     pool = _pool(10, _route("ill"), _route("well"))
     ill, well = pool.routes
     while ill.circuit.allows:
-        async with pool.connection("m", rank=0, avoid={well}) as lent:
+        async with pool.connection("m", request_priority=0, avoid={well}) as lent:
             pool.failed(lent, EndpointDownError("no"))
     assert ill.circuit.failures == FAILURES
     assert ill.statistics()["circuit"] == "open"
     for _ in range(10):
-        async with pool.connection("m", rank=0) as lent:
+        async with pool.connection("m", request_priority=0) as lent:
             assert lent.route is well
     async with asyncio.timeout(180):
         while not ill.circuit.allows:
             await asyncio.sleep(0.001)
-    async with pool.connection("m", rank=0, avoid={well}) as probe:
+    async with pool.connection("m", request_priority=0, avoid={well}) as probe:
         assert probe.route is ill
-        async with pool.connection("m", rank=0, avoid={well}) as lent:
+        async with pool.connection("m", request_priority=0, avoid={well}) as lent:
             assert lent.route is well, "one probe at a time"
         pool.answered(probe)
     assert ill.statistics()["circuit"] == "closed"
@@ -205,13 +205,13 @@ async def test_while_everything_is_down_a_probe_s_failure_is_everybody_s_failure
     pool = _pool(10, _route())
     (route,) = pool.routes
     for _ in range(FAILURES):
-        async with pool.connection("m", rank=0) as lent:
+        async with pool.connection("m", request_priority=0) as lent:
             pool.failed(lent, EndpointDownError("down"))
     asked = 0
 
     async def ask() -> None:
         nonlocal asked
-        async with pool.connection("m", rank=0) as lent:
+        async with pool.connection("m", request_priority=0) as lent:
             asked += 1
             error = EndpointDownError("still down")
             pool.failed(lent, error)
@@ -233,7 +233,7 @@ async def test_a_probe_that_is_cancelled_leaves_its_place_to_the_next() -> None:
     route.circuit._closed_until = 0.0
 
     async def probe() -> None:
-        async with pool.connection("m", rank=0):
+        async with pool.connection("m", request_priority=0):
             await asyncio.sleep(60)
 
     first = asyncio.create_task(probe())
@@ -252,14 +252,14 @@ async def test_a_probe_that_is_cancelled_leaves_its_place_to_the_next() -> None:
 
 async def test_a_model_that_nobody_serves_is_named() -> None:
     with pytest.raises(ConfigError, match="'other'"):
-        async with _pool(1).connection("other", rank=0):
+        async with _pool(1).connection("other", request_priority=0):
             pass
 
 
 async def test_statistics_tell_how_long_the_line_was() -> None:
     pool = _pool(1)
     for _ in range(5):
-        async with pool.connection("m", rank=0) as lent:
+        async with pool.connection("m", request_priority=0) as lent:
             pool.answered(lent)
     found = pool.statistics()
     assert (found["in_use"], found["waiting"], found["max"], found["failures"]) == (0, 0, 1, 0)
@@ -275,7 +275,7 @@ async def test_a_pool_that_grows_serves_who_waits_and_one_that_shrinks_drops_nob
 
     async def borrow(number: int) -> None:
         nonlocal most
-        async with pool.connection("m", rank=number):
+        async with pool.connection("m", request_priority=number):
             most = max(most, pool.in_use)
             await gate.wait()
 

@@ -2,7 +2,7 @@
 
     reserve an upper bound -> make the call -> settle what it really cost
 
-Redis decides in one script (`_EXCHANGE`) with what is spent and reserved everywhere: what fits is granted; what would
+Redis decides in one script with what is spent and reserved everywhere: what fits is granted; what would
 fit without the calls under way waits, because most of what they have reserved comes back; what does not fit even then
 ends in `BudgetExceededError`. Whatever is uncertain counts as spent: a call that hung or broke after it was sent may
 have been charged, and so may what a process had under way when it died.
@@ -35,6 +35,8 @@ from tasks.lua import lua
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.request import Turn
 from workers.llm.spend import Spend
+from workers.process.outage import Outage
+from workers.process.retry import wait_at_most
 from workers.process.shutdown import end_tasks
 
 log = logging.getLogger("themes.budget")
@@ -53,15 +55,13 @@ BYTES_PER_TOKEN: Final = 2
 #: Bytes that the client and the provider put around a prompt: roles, names, the words before a schema.
 WRAPPING_BYTES: Final = 512
 
-_EXCHANGE: Final = lua(__file__, "exchange")
-
 
 def worst_case_nano(
     prices: Prices, model: str, prompt: Prompt, *, max_tokens: int, history: Sequence[Turn] = ()
 ) -> int | None:
     """The most that one call can cost, in nano-dollars; None where the model has no price.
 
-    The schema counts once as the response format or as text, and once more with every turn that is asked again.
+    The schema counts once, as the response format or as text, and once more for every earlier turn.
     """
     price = prices.get(model)
     if price is None:
@@ -79,8 +79,8 @@ def worst_case_nano(
 def settled_nano(call: Spend, error: BaseException | None, *, reserved: int) -> int:
     """What a call has cost, in nano-dollars.
 
-    Nothing where the server never heard of it or refused it; what was counted where an answer came; else, as it may
-    have been charged, all that was reserved. The tokens of one that was withdrawn are a guess, and no answer.
+    Nothing where the server did not get it or refused it; what was counted where an answer came; else all that was
+    reserved, as it may have been charged. The tokens of a cancelled call are an estimate, and no answer.
     """
     if call.calls == 0 or isinstance(error, RateLimitedError | BadRequestError):
         return 0
@@ -93,7 +93,7 @@ def settled_nano(call: Spend, error: BaseException | None, *, reserved: int) -> 
 
 @dataclass(order=True, slots=True)
 class _Waiter:
-    rank: int
+    request_priority: int
     number: int
     nano: int
     future: asyncio.Future[None]
@@ -107,13 +107,10 @@ class BudgetBook(Protocol):
     """Where a job's limit stands, and what is spent and reserved."""
 
     async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
-        """Tell this process's totals, and ask whether it may reserve some amounts more, in nano-dollars.
+        """Report this process's totals, and ask whether it may reserve `amounts` more; all in nano-dollars.
 
-        Returns the limit, what all processes have spent, and a decision for each amount: 1 granted, 0 wait, -1 never.
-        Empty where there is no such budget any more.
-
-        Raises:
-            BookAwayError: nothing was granted; ask again.
+        Returns the limit, what all processes have spent, and a decision for each amount: 1 granted, 0 wait, -1 never;
+        [] where there is no such budget any more. Raises `BookAwayError`: nothing was granted.
         """
 
 
@@ -122,7 +119,7 @@ class RedisBook:
 
     def __init__(self, redis: Redis, job_id: str, *, dead_after_seconds: float) -> None:
         self._key = keys.budget(job_id)
-        self._script = redis.register_script(_EXCHANGE)
+        self._script = redis.register_script(lua(__file__, "exchange"))
         #: Unlike that of any other process.
         self.process = uuid.uuid4().hex[:12]
         self._dead_after_ms = int(dead_after_seconds * 1000)
@@ -131,7 +128,6 @@ class RedisBook:
         return f"<RedisBook {self._key}>"
 
     async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
-        """See `BudgetBook`: one script call."""
         arguments: list[str | int] = [self.process, spent, reserved, self._dead_after_ms, *amounts]
         try:
             answer: Any = await self._script(keys=[self._key], args=arguments)
@@ -141,7 +137,7 @@ class RedisBook:
 
 
 def decisions(limit: int, *, certain: int, under_way: int, amounts: Sequence[int]) -> list[int]:
-    """What one process alone decides, as `_EXCHANGE` does for all: 1 granted, 0 wait, -1 never."""
+    """What one process alone decides, as `lua/exchange.lua` does for all: 1 granted, 0 wait, -1 never."""
     decided, waits = [], False
     for amount in amounts:
         if certain + amount > limit:
@@ -169,20 +165,26 @@ class JobBudget:
         self._waiting: list[_Waiter] = []
         self._order = itertools.count()
         self._news = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
-        self._is_away = False
+        self._flusher: asyncio.Task[None] | None = None
+        self._outage = Outage(
+            log,
+            lost="action=budget_wait job_id=%s calls wait: %s",
+            back="action=budget_back job_id=%s calls go on",
+        )
 
     def __repr__(self) -> str:
         spent, reserved = dollars(self._spent / NANO), dollars(self._reserved / NANO)
         return f"<JobBudget {self.job_id} spent={spent} reserved={reserved} waiting={len(self._waiting)}>"
 
-    async def pay(self, worst_nano: int | None, spend: Spend, call: Callable[[Spend], Awaitable[T]], *, rank: int) -> T:
-        """Make a call that costs `worst_nano` at most, when the budget allows it; lower ranks are served first.
+    async def pay(
+        self, worst_nano: int | None, spend: Spend, call: Callable[[Spend], Awaitable[T]], *, request_priority: int
+    ) -> T:
+        """Make a call that costs `worst_nano` at most, when the budget allows it; a lower number is served first.
 
         The call fills a `Spend` of its own, which is added to `spend` whatever its end.
 
         Raises:
-            BudgetExceededError: it does not; the call was not made.
+            BudgetExceededError: the budget does not allow it; the call was not made.
         """
         if worst_nano is None:
             raise BudgetExceededError(
@@ -190,7 +192,7 @@ class JobBudget:
                 job_id=self.job_id,
                 reason="price",
             )
-        await self._granted(worst_nano, rank)
+        await self._granted(worst_nano, request_priority)
         own = Spend(recording=spend.recording)
         error: BaseException | None = None
         try:
@@ -203,17 +205,17 @@ class JobBudget:
             spend.take(own)
 
     async def close(self) -> None:
-        """Tell the book what is not told yet; what it does not hear counts as spent."""
-        if self._pump is None:
+        """Report what the book does not have yet; what does not reach it counts as spent."""
+        if self._flusher is None:
             return
-        await end_tasks(self._pump)
+        await end_tasks(self._flusher)
         if self._told != (self._spent, self._reserved):
             with contextlib.suppress(BookAwayError, TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._exchange()
 
-    async def _granted(self, nano: int, rank: int) -> None:
-        waiter = _Waiter(rank, next(self._order), nano, asyncio.get_running_loop().create_future())
+    async def _granted(self, nano: int, request_priority: int) -> None:
+        waiter = _Waiter(request_priority, next(self._order), nano, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
         self._wake()
         try:
@@ -230,68 +232,46 @@ class JobBudget:
 
     def _wake(self) -> None:
         self._news.set()
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._serve(), name=f"budget {self.job_id}")
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._serve(), name=f"budget {self.job_id}")
 
     async def _serve(self) -> None:
-        """Tell and ask in one script call a round, and give a sign of life while anything is reserved."""
+        """Report and ask in one script call a round, and show that this process lives while anything is reserved."""
         while self._waiting or self._reserved or self._told != (self._spent, self._reserved):
             self._news.clear()
             try:
                 await self._exchange()
             except BookAwayError as exc:
-                if not self._is_away:
-                    log.warning("action=budget_wait job_id=%s calls wait: %s", self.job_id, exc)
-                self._is_away = True
+                self._outage.begin(exc, self.job_id)
                 await asyncio.sleep(REDIS_PAUSE_SECONDS)
                 continue
-            self._is_away = False
+            self._outage.end(self.job_id)
             if self._waiting or self._reserved:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS if self._waiting else self._touch_seconds):
-                        await self._news.wait()
+                await wait_at_most(POLL_SECONDS if self._waiting else self._touch_seconds, self._news)
 
     async def _exchange(self) -> None:
         asking = [waiter for waiter in sorted(self._waiting) if not waiter.future.done()]
         spent, reserved = self._spent, self._reserved
-        amounts = [waiter.nano for waiter in asking]
-        answer = await self._book.exchange(spent, reserved, amounts)
-        if not answer:
-            self._forget(asking)
-            self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
-            return
-        limit, certain, *decisions = answer
-        granted = sum(waiter.nano for waiter, decision in zip(asking, decisions, strict=True) if decision == 1)
-        self._told = (spent, reserved + granted)
-        for waiter, decision in zip(asking, decisions, strict=True):
-            self._decide(waiter, decision, limit_nano=limit, spent_nano=certain)
+        answer = await self._book.exchange(spent, reserved, [waiter.nano for waiter in asking])
+        limit, certain, *decided = answer or [-1, 0, *[-1] * len(asking)]
+        granted = sum(waiter.nano for waiter, decision in zip(asking, decided, strict=True) if decision == 1)
+        self._told = (spent, reserved + granted) if answer else (self._spent, self._reserved)
+        for waiter, decision in zip(asking, decided, strict=True):
+            if decision and not waiter.future.done():
+                if decision == 1:
+                    self._reserved += waiter.nano
+                    waiter.future.set_result(None)
+                else:
+                    waiter.future.set_exception(self._refusal(limit, certain, waiter.nano))
         self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
 
-    def _forget(self, asking: Sequence[_Waiter]) -> None:
-        """The job has left Redis, or somebody deleted its budget: nothing is spent that nobody counts."""
-        self._told = (self._spent, self._reserved)
-        for waiter in asking:
-            if not waiter.future.done():
-                waiter.future.set_exception(
-                    BudgetExceededError("the job's budget has left Redis", job_id=self.job_id, reason="budget")
-                )
-
-    def _decide(self, waiter: _Waiter, decision: int, *, limit_nano: int, spent_nano: int) -> None:
-        if waiter.future.done():
-            return
-        if decision == 1:
-            self._reserved += waiter.nano
-            waiter.future.set_result(None)
-        elif decision == -1:
-            limit, spent, amount = (dollars(nano / NANO) for nano in (limit_nano, spent_nano, waiter.nano))
-            waiter.future.set_exception(
-                BudgetExceededError(
-                    f"the budget of {limit} is used up: {spent} are spent, and the next call may cost {amount}",
-                    job_id=self.job_id,
-                    reason="budget",
-                    limit_nano=limit_nano,
-                )
-            )
+    def _refusal(self, limit_nano: int, spent_nano: int, nano: int) -> BudgetExceededError:
+        """Why a call is not made; `limit_nano` below 0: the budget was deleted, and no spending would be counted."""
+        if limit_nano < 0:
+            return BudgetExceededError("the job's budget has left Redis", job_id=self.job_id, reason="budget")
+        limit, spent, amount = (dollars(each / NANO) for each in (limit_nano, spent_nano, nano))
+        said = f"the budget of {limit} is used up: {spent} are spent, and the next call may cost {amount}"
+        return BudgetExceededError(said, job_id=self.job_id, reason="budget", limit_nano=limit_nano)
 
 
 class Budget:
@@ -299,7 +279,7 @@ class Budget:
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
-        #: A call may take so long, and its process two leases to be found dead.
+        #: The time of one call, and of two leases: then the process is found dead.
         self._dead_after_seconds = settings.llm.request_timeout_seconds + 2 * settings.work.lease_seconds
         self._touch_seconds = settings.work.heartbeat_seconds
         self._jobs: dict[str, JobBudget] = {}
@@ -308,12 +288,10 @@ class Budget:
         return f"<Budget jobs={len(self._jobs)}>"
 
     def of(self, job_id: str) -> JobBudget:
-        """The budget of a job that has one."""
         if job_id not in self._jobs:
             book = RedisBook(self._redis, job_id, dead_after_seconds=self._dead_after_seconds)
             self._jobs[job_id] = JobBudget(book, job_id, touch_seconds=self._touch_seconds)
         return self._jobs[job_id]
 
     async def close(self) -> None:
-        """Tell Redis what every job has spent here."""
         await asyncio.gather(*(budget.close() for budget in self._jobs.values()))

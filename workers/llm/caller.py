@@ -1,6 +1,6 @@
 """From a request to an answer: retries, other endpoints, second requests for late ones, and what all of it costs.
 
-Nobody waits here while holding a connection.
+No caller waits here while it holds a connection.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from tasks.errors import (
     ThemesError,
 )
 from workers.llm.budget import worst_case_nano
-from workers.llm.cancellation import Ticket
+from workers.llm.cancellation import CancellationToken
 from workers.llm.cost import cost_usd
-from workers.llm.endpoints.pool import CircuitOpenError, Lent, LLMConnectionPool
+from workers.llm.endpoints.pool import CircuitOpenError, Lease, LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnsweredRefusalError, RawAnswer
 from workers.llm.endpoints.request import Turn
@@ -38,7 +38,7 @@ from workers.observe.profiler import PerformanceProfiler
 log = logging.getLogger("themes.llm")
 
 #: Refusals in a row that count as one failure while the endpoint answers others.
-PATIENCE: Final = 10
+REFUSALS_A_RETRY: Final = 10
 #: Refusals of the account in a row, without an answer to anything in between, after which the job pauses.
 MAX_ACCOUNT_REFUSALS: Final = 3
 #: Prompts that endpoints which have never answered may refuse one after the other, before the job pauses: it is not the
@@ -48,20 +48,20 @@ MAX_PROMPT_REFUSALS: Final = 30
 
 @dataclass(slots=True)
 class Request:
-    """One question on its way: whose it is, how it is put, and who is answering it."""
+    """One prompt on its way: for which destination, how it is asked, and which endpoint answers it."""
 
     prompt: Prompt
     model: str
     spend: Spend
     #: Lower ranks get the next free connection first.
-    rank: int
+    request_priority: int
     max_tokens: int
     history: Sequence[Turn] = ()
     #: Leave to ask; withdrawn when the job is stopped.
-    ticket: Ticket = field(default_factory=Ticket)
+    token: CancellationToken = field(default_factory=CancellationToken)
     #: Endpoints that have just failed on it.
     avoid: set[Route] = field(default_factory=set)
-    #: Who was asked last.
+    #: The endpoint that was asked last.
     route: Route | None = None
     sent: asyncio.Event = field(default_factory=asyncio.Event)
     is_answered: bool = False
@@ -78,15 +78,13 @@ def backoff_seconds(attempt: int, *, base: float, most: float, draw: float) -> f
 
 
 class Caller:
-    """Gets answers out of the endpoints of one worker process."""
-
     def __init__(self, pool: LLMConnectionPool, *, settings: Settings, profiler: PerformanceProfiler) -> None:
         self._pool = pool
         self._settings = settings
         self._profiler = profiler
         self._estimate = TokenEstimate()
         self._lateness = Lateness()
-        #: Answers that the endpoints have given to anyone here: they are alive, whatever they refuse.
+        #: Answers of the endpoints: they are alive, whatever they refuse.
         self._answers = 0
         #: Refusals of the account since an answer to a later request, and when the first came, by model.
         self._refusals: dict[str, tuple[int, float]] = {}
@@ -99,32 +97,32 @@ class Caller:
         return f"<Caller answers={self._answers} hedged={self.hedged} {self._pool!r}>"
 
     async def answer(self, request: Request) -> RawAnswer:
-        """One answer, retrying what may pass with backoff.
+        """One answer; what may pass is retried with backoff.
 
-        A 429 is waited for in the endpoint's cool-down, together with everybody else. While the endpoint answers
-        others meanwhile, this is a wait in line and no failure: it counts as a retry only one time in `PATIENCE`. When
-        it answers nobody, what it asks for is not enough: then the pause grows as after any other failure.
+        A 429 is waited for in the endpoint's cool-down. While the endpoint answers others meanwhile, it counts as a
+        retry only one time in `REFUSALS_A_RETRY`. When the endpoint answers nothing, the pause grows as after any other
+        failure.
 
-        Where another endpoint may answer, it is asked at once; only when all have failed is this one try. While all of
-        them are away it is none: then everything waits until one is back, or `wait_for_endpoint_seconds` have passed.
-        Where they refuse the account, and answer nothing in between, the job pauses; so it does where they have refused
-        `MAX_PROMPT_REFUSALS` prompts and never answered one.
+        Another endpoint that may answer is asked at once; only when all have failed is this one try. While all of them
+        are away, everything waits until one is back, or `wait_for_endpoint_seconds` have passed. The job pauses where
+        they refuse the account and answer nothing in between, and where they have refused `MAX_PROMPT_REFUSALS` prompts
+        and never answered one.
 
         Raises:
             PermanentError: the request is refused.
             RetryableError: no answer within `max_llm_retries` tries.
             JobPausedError: the job's budget allows no more, or the account is refused.
-            JobStoppedError: the job goes no further.
+            JobStoppedError: the job is to stop.
         """
         limits = self._settings.performance_optimization
         attempt, refusals, answers = 0, 0, self._answers
         while True:
-            request.ticket.check()
+            request.token.check()
             try:
-                return await self._in_time(request)
+                return await self._attempt(request)
             except RateLimitedError as exc:
                 refusals += 1
-                is_failure = self._answers == answers or refusals % PATIENCE == 0
+                is_failure = self._answers == answers or refusals % REFUSALS_A_RETRY == 0
                 attempt, answers = attempt + is_failure, self._answers
                 if attempt > limits.max_llm_retries:
                     raise
@@ -145,7 +143,7 @@ class Caller:
                 delay = 0.0 if isinstance(exc, CircuitOpenError) else self._backoff(attempt)
                 self._say(request, attempt, delay, exc)
                 # While the call was under way the job may have been stopped: then there is no next try to wait for.
-                request.ticket.check()
+                request.token.check()
                 with self._profiler.span("llm.backoff"):
                     await asyncio.sleep(delay)
             except BadRequestError as exc:
@@ -153,10 +151,7 @@ class Caller:
                 raise
 
     def _goes_on(self, request: Request, exc: ThemesError) -> bool:
-        """Whether what one endpoint could not answer is no failed try: another may, or all of them are away.
-
-        In an outage nothing can be answered: the request then waits for a circuit.
-        """
+        """Whether to ask again at once: another endpoint may answer, or all are away and a circuit is waited for."""
         if self._fails_over(request, exc) or self._pool.outage(request.model):
             return True
         if isinstance(exc, EndpointRefusedError):
@@ -164,40 +159,26 @@ class Caller:
         return False
 
     def _account_refused(self, request: Request, exc: EndpointRefusedError) -> None:
-        """Pause the job when the account was refused a few times in a row: one odd refusal is no reason.
-
-        Raises:
-            AccountRefusedError: the job pauses.
-            EndpointRefusedError: there is no job that could.
-        """
+        """Pause the job when the account was refused a few times in a row: one odd refusal is no reason."""
         count, first_at = self._refusals.get(request.model, (0, time.monotonic()))
         self._refusals[request.model] = count + 1, first_at
         if count + 1 >= MAX_ACCOUNT_REFUSALS:
             self._pause(request, exc)
 
     def _prompt_refused(self, request: Request, exc: BadRequestError) -> None:
-        """Pause the job when nothing but refusals has come from the first prompt on.
-
-        Raises:
-            AccountRefusedError: the job pauses.
-        """
+        """Pause the job when nothing but refusals has come from the first prompt on."""
         self._refused_prompts += self._answers == 0
         if self._answers == 0 and self._refused_prompts >= MAX_PROMPT_REFUSALS:
             self._pause(request, exc)
 
     @staticmethod
     def _pause(request: Request, exc: BadRequestError) -> NoReturn:
-        """Pause the request's job for what the endpoints say.
-
-        Raises:
-            AccountRefusedError: the job pauses.
-            BadRequestError: there is no job that could: the error itself.
-        """
-        halt = request.ticket.halt
-        if halt is None or not halt.job_id:
+        """Pause the request's job; without a job the error itself is raised."""
+        cancellation = request.token.cancellation
+        if not cancellation.job_id:
             raise exc
-        error = AccountRefusedError(str(exc), job_id=halt.job_id)
-        halt.pause(error)
+        error = AccountRefusedError(str(exc), job_id=cancellation.job_id)
+        cancellation.pause(error)
         raise error from exc
 
     def _fails_over(self, request: Request, exc: ThemesError) -> bool:
@@ -214,7 +195,7 @@ class Caller:
     def _say(request: Request, attempt: int, delay: float, exc: Exception) -> None:
         log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", request.prompt.stage, attempt, delay, exc)
 
-    async def _in_time(self, request: Request) -> RawAnswer:
+    async def _attempt(self, request: Request) -> RawAnswer:
         """One answer; where hedging is on, from the first of two requests when one alone is late."""
         after = self._lateness.after_seconds(request.prompt.stage) if self._settings.llm.hedge else None
         if after is None:
@@ -235,22 +216,14 @@ class Caller:
         try:
             return await first_of(self._paid(first), again, is_late=late())
         finally:
-            # Who answered is whom the answer is judged by.
+            # The answer is judged by the route that gave it.
             request.route = second.route if second.is_answered else first.route
 
     async def _paid(self, request: Request) -> RawAnswer:
         """One call, reserved from the job's budget first where it has one."""
-        spend = request.spend
-        if spend.budget is None:
-            return await self._once(request)
-
-        async def call(own: Spend) -> RawAnswer:
-            request.spend = own
-            try:
-                return await self._once(request)
-            finally:
-                request.spend = spend
-
+        budget = request.spend.budget
+        if budget is None:
+            return await self._send(request, request.spend)
         worst = worst_case_nano(
             self._settings.llm.prices,
             request.model,
@@ -258,42 +231,37 @@ class Caller:
             max_tokens=request.max_tokens,
             history=request.history,
         )
-        return await spend.budget.pay(worst, spend, call, rank=request.rank)
+        return await budget.pay(
+            worst, request.spend, lambda spend: self._send(request, spend), request_priority=request.request_priority
+        )
 
-    async def _once(self, request: Request) -> RawAnswer:
+    async def _send(self, request: Request, spend: Spend) -> RawAnswer:
         """One call, at its turn under the rate limits and over the next free connection."""
         tokens = self._estimate.tokens(request.prompt, request.max_tokens)
-        async with self._pool.connection(request.model, rank=request.rank, tokens=tokens, avoid=request.avoid) as lent:
+        async with self._pool.connection(
+            request.model, request_priority=request.request_priority, tokens=tokens, avoid=request.avoid
+        ) as lease:
             # In line the job may have been stopped.
-            request.ticket.check()
-            request.route = lent.route
+            request.token.check()
+            request.route = lease.route
             request.sent.set()
-            with request.ticket.call():
-                raw = await self._call(request, lent)
+            with request.token.call(), spend.call(self._expected(request)) as call:
+                raw = await self._complete(request, lease, call)
         request.is_answered = True
         if raw.cool_down_seconds:
-            await lent.route.limiter.cool_down.begin(raw.cool_down_seconds, asked=raw.cool_down_seconds)
+            await lease.route.limiter.cool_down.begin(raw.cool_down_seconds, asked=raw.cool_down_seconds)
         return raw
 
-    async def _call(self, request: Request, lent: Lent) -> RawAnswer:
-        call = request.spend.call(self._expected(request))
-        try:
-            return await self._answered(request, lent, call)
-        except asyncio.CancelledError:
-            call.abandoned()
-            raise
-        finally:
-            call.ended()
-
-    async def _answered(self, request: Request, lent: Lent, call: CallUnderWay) -> RawAnswer:
+    async def _complete(self, request: Request, lease: Lease, call: CallUnderWay) -> RawAnswer:
+        """The endpoint's answer; the pool and the books learn how the call ended."""
         began = time.perf_counter()
         try:
             with tracing.span(
-                "llm.call", "client", stage=request.prompt.stage, endpoint=lent.route.name,
+                "llm.call", "client", stage=request.prompt.stage, endpoint=lease.route.name,
                 gen_ai__operation__name="chat", gen_ai__request__model=request.model,
                 gen_ai__request__max_tokens=request.max_tokens,
             ) as span:  # fmt: skip
-                raw = await lent.route.client.complete(
+                raw = await lease.route.client.complete(
                     request.prompt, max_tokens=request.max_tokens, spend=call, history=request.history
                 )
                 tracing.note(
@@ -301,52 +269,41 @@ class Caller:
                     gen_ai__usage__output_tokens=raw.tokens.completion,
                 )  # fmt: skip
         except AnsweredRefusalError as exc:
-            self._settle(request, exc.answer, lent, call)
+            self._settle(request, exc.answer, lease, call)
             raise
         except RateLimitedError:
-            lent.slot.settle(0)
-            self._pool.refused(lent)
+            lease.slot.settle(0)
+            self._pool.refused(lease)
             raise
         except (EndpointDownError, EndpointRefusedError) as exc:
             # One that refuses us is left alone only where another may answer instead.
             for_good = isinstance(exc, EndpointRefusedError)
-            if not for_good or self._pool.others(request.model, {lent.route}):
-                self._pool.failed(lent, exc, for_good=for_good)
+            if not for_good or self._pool.others(request.model, {lease.route}):
+                self._pool.failed(lease, exc, for_good=for_good)
             raise
         if self._settings.llm.hedge:
             self._lateness.learn(request.prompt.stage, time.perf_counter() - began)
-        self._settle(request, raw, lent, call)
+        self._settle(request, raw, lease, call)
         return raw
 
-    def _settle(self, request: Request, raw: RawAnswer, lent: Lent, call: CallUnderWay) -> None:
+    def _settle(self, request: Request, raw: RawAnswer, lease: Lease, call: CallUnderWay) -> None:
         """An answer came: what was reserved for it becomes what it was, and it is paid for."""
         self._answers += 1
-        if request.model in self._refusals and lent.sent_at > self._refusals[request.model][1]:
+        if request.model in self._refusals and lease.sent_at > self._refusals[request.model][1]:
             del self._refusals[request.model]
-        self._pool.answered(lent)
+        self._pool.answered(lease)
         tokens = raw.tokens
         self._estimate.learn(request.prompt.stage, tokens.completion)
-        lent.slot.settle(tokens.prompt + tokens.completion)
-        cost = self._cost(request, raw.model, tokens.prompt, tokens.completion)
+        lease.slot.settle(tokens.prompt + tokens.completion)
+        cost = cost_usd(self._settings.llm.prices, request.model, raw.model, tokens.prompt, tokens.completion)
         call.answered(tokens.prompt, tokens.completion, cost, estimated=tokens.is_estimated)
-        lent.route.count_tokens(self._profiler.counters, tokens.prompt, tokens.completion)
+        lease.route.count_tokens(self._profiler.counters, tokens.prompt, tokens.completion)
 
     def _expected(self, request: Request) -> Expected:
         """What a call is likely to cost, by the length of its prompt and of its stage's other answers."""
-        asks, answers = (
-            prompt_tokens(request.prompt),
-            self._estimate.completion(request.prompt, request.max_tokens),
-        )
-        return Expected(asks, answers, self._cost(request, request.model, asks, answers))
-
-    def _cost(self, request: Request, answered: str, asks: int, answers: int) -> float | None:
-        return cost_usd(
-            self._settings.llm.prices,
-            asked=request.model,
-            answered=answered,
-            prompt_tokens=asks,
-            completion_tokens=answers,
-        )
+        asks = prompt_tokens(request.prompt)
+        answers = self._estimate.completion(request.prompt, request.max_tokens)
+        return Expected(asks, answers, cost_usd(self._settings.llm.prices, request.model, request.model, asks, answers))
 
     def _delay(self, exc: RateLimitedError, attempt: int) -> float:
         asked = exc.retry_after_seconds

@@ -3,9 +3,7 @@
 from config.settings import Prices
 
 
-def cost_usd(
-    prices: Prices, *, asked: str, answered: str, prompt_tokens: float, completion_tokens: float
-) -> float | None:
+def cost_usd(prices: Prices, asked: str, answered: str, prompt_tokens: float, completion_tokens: float) -> float | None:
     """The price of one call; None where neither the model that answered nor the one asked has a price."""
     price = prices.get(answered) or prices.get(asked)
     if price is None:

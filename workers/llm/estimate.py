@@ -12,7 +12,6 @@ FIRST_GUESS: Final = 0.5
 
 
 def prompt_tokens(prompt: Prompt) -> int:
-    """Tokens of a prompt with its schema, by its length."""
     characters = len(prompt.system) + len(prompt.instructions) + len(prompt.data) + len(prompt.schema.text)
     return characters // CHARACTERS_PER_TOKEN
 
@@ -20,22 +19,18 @@ def prompt_tokens(prompt: Prompt) -> int:
 class TokenEstimate:
     """Learns the length of each stage's completions: an exponentially weighted moving average.
 
-    Reserving `max_tokens` would waste most of the capacity: it is where an answer is cut, not how long it is. The
-    difference to the real count is booked when the answer is there.
+    Reserving `max_tokens` would waste most of the capacity. The difference to the real count is booked with the answer.
     """
 
     def __init__(self) -> None:
         self._completions: dict[str, float] = {}
 
     def tokens(self, prompt: Prompt, max_tokens: int) -> int:
-        """Tokens of the prompt and of its likely completion."""
         return prompt_tokens(prompt) + self.completion(prompt, max_tokens)
 
     def completion(self, prompt: Prompt, max_tokens: int) -> int:
-        """Tokens of the likely completion."""
         return round(min(self._completions.get(prompt.stage, max_tokens * FIRST_GUESS), max_tokens))
 
     def learn(self, stage: str, completion_tokens: int) -> None:
-        """Count the completion of a stage."""
         known = self._completions.get(stage, float(completion_tokens))
         self._completions[stage] = known + NEWEST * (completion_tokens - known)

@@ -14,10 +14,10 @@ from config.settings import Settings
 from tasks.errors import BudgetExceededError, InvalidAnswerError, JobStoppedError, PermanentError, RejectedAnswerError
 from tasks.messages import Usage
 from tasks.texts import count
-from workers.llm.cache.tally import CacheTally
-from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
+from workers.llm.cache.stats import CacheStats
+from workers.llm.cache.tiers import CachedCompletion, Lookup, PersistentLLMCache
 from workers.llm.caller import Caller, Request
-from workers.llm.cancellation import Ticket
+from workers.llm.cancellation import CancellationToken
 from workers.llm.cost import cost_usd
 from workers.llm.endpoints.answers import UnclosedAnswerError, salvaged, split_reasoning
 from workers.llm.endpoints.pool import LLMConnectionPool
@@ -26,7 +26,7 @@ from workers.llm.endpoints.registry import model_for
 from workers.llm.endpoints.reply import RawAnswer
 from workers.llm.endpoints.request import Turn
 from workers.llm.flights.local import SingleFlight
-from workers.llm.flights.outcomes import TruncatedError, heard, told_error, told_value
+from workers.llm.flights.outcomes import TruncatedError, decode_outcome, encode_error, encode_value
 from workers.llm.flights.shared import Claimed, Flight, SharedFlights
 from workers.llm.spend import Spend
 from workers.observe.profiler import PerformanceProfiler
@@ -59,31 +59,17 @@ class Completion:
 
 @dataclass(slots=True)
 class Account:
-    """What one destination's stage has cost and saved; filled while the stage runs, whatever its end.
-
-    The spend's `budget`, where there is one, pays for its calls; the `ticket` says whether it may make them.
-    """
+    """What one destination's stage has cost and saved; filled while the stage runs, whatever its end."""
 
     spend: Spend = field(default_factory=Spend)
-    cache: CacheTally = field(default_factory=CacheTally)
-    ticket: Ticket = field(default_factory=Ticket)
-
-    @property
-    def cache_hits(self) -> int:
-        """Prompts that the cache answered."""
-        return self.cache.hits
-
-    @property
-    def coalesced(self) -> int:
-        """Prompts that were answered together with an equal one."""
-        return self.cache.coalesced
+    cache: CacheStats = field(default_factory=CacheStats)
+    token: CancellationToken = field(default_factory=CancellationToken)
 
     def usage(self) -> Usage:
-        """The account as it stands."""
         return Usage(
             llm_calls=self.spend.calls,
             cache_hits=self.cache.hits,
-            coalesced=self.coalesced,
+            coalesced=self.cache.coalesced,
             prompt_tokens=self.spend.prompt_tokens,
             completion_tokens=self.spend.completion_tokens,
             estimated_calls=self.spend.estimated,
@@ -102,18 +88,16 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A prompt that the cache does not answer, and for whom it is asked."""
-
     prompt: Prompt
     key: str
+    lookup: Lookup
     model: str
     account: Account
-    rank: int
+    request_priority: int
     is_fresh: bool
 
     @property
     def flight(self) -> str:
-        """What equal questions at the same time have in common."""
         return f"{self.key}-fresh" if self.is_fresh else self.key
 
 
@@ -144,45 +128,47 @@ class FocusedLLMGenerator:
     def __repr__(self) -> str:
         return f"<FocusedLLMGenerator {self._caller!r} {self._flights!r} {self._shared!r}>"
 
-    async def answer(self, prompt: Prompt, *, account: Account, rank: int, use_cache: bool = True) -> Completion:
+    async def answer(
+        self, prompt: Prompt, *, account: Account, request_priority: int, use_cache: bool = True
+    ) -> Completion:
         """The completion of a prompt, from the cache, from an equal prompt in flight, or from the LLM.
 
         Args:
             prompt: what is asked.
             account: is charged for what this prompt costs, also when it fails.
-            rank: whose prompt it is; lower ranks get the next free connection first.
+            request_priority: of the destination; the lowest number gets the next free connection.
             use_cache: False asks the LLM even where the answer is known; the new answer is stored.
 
         Raises:
             PermanentError: this prompt has no usable answer.
             RetryableError: it had none within `max_llm_retries` tries.
-            BudgetExceededError: its job may spend no more.
-            JobStoppedError: its job goes no further.
+            JobStoppedError: its job is to stop; `BudgetExceededError`: it may spend no more.
         """
         model = model_for(self._settings.llm, prompt.stage, prompt.model)
         key = prompt.key(model=model, sampling=self._sampling)
-        question = _Question(prompt, key, model, account, rank, is_fresh=not use_cache)
+        lookup = self._cache.lookup(key, is_valid=prompt.schema.is_valid, stats=account.cache)
+        question = _Question(prompt, key, lookup, model, account, request_priority, is_fresh=not use_cache)
         if use_cache and (known := await self._look(question)):
             return self._hit(question, known)
         completion, joined = await self._together(question)
         if joined or completion.source == "coalesced":
-            self._cache.joined(account.cache)
+            lookup.count(coalesced=1)
             return replace(completion, source="coalesced")
         return completion
 
     async def _together(self, question: _Question) -> tuple[Completion, bool]:
-        """The answer to all equal questions of this process, and whether somebody else's asking gave it."""
-        budget, ticket = question.account.spend.budget, question.account.ticket
+        """The answer to all equal questions of this process, and whether another caller asked."""
+        budget, token = question.account.spend.budget, question.account.token
         while True:
             began = time.perf_counter()
             try:
                 completion, joined = await self._flights.run(question.flight, lambda: self._ask_once(question))
             except BudgetExceededError as exc:
-                # Another job's budget: whoever only waited for its answer asks for itself.
+                # Another job's budget: a caller that only waited for its answer asks again.
                 if budget is not None and budget.job_id == exc.job_id:
                     raise
             except JobStoppedError as exc:
-                if ticket.halt is not None and ticket.halt.job_id == exc.job_id:
+                if token.cancellation.job_id == exc.job_id:
                     raise
             else:
                 if joined:
@@ -190,12 +176,11 @@ class FocusedLLMGenerator:
                 return completion, joined
 
     async def _look(self, question: _Question) -> CachedCompletion | None:
-        """What the cache holds. Where little was found lately, who asks looks into Redis in the step that claims it."""
-        fits = question.prompt.schema.is_valid
+        """What the cache holds. Where little was found lately, the step that claims the flight looks into Redis."""
         if self._shared is not None and self._found_lately < FEW_HITS:
-            return self._cache.at_hand(question.key, question.account.cache, fits)
+            return question.lookup.in_memory()
         with self._profiler.span("cache.get"):
-            known = await self._cache.find(question.key, question.account.cache, fits)
+            known = await question.lookup.find()
         self._found(known is not None)
         return known
 
@@ -203,14 +188,9 @@ class FocusedLLMGenerator:
         self._found_lately += NEWEST * (is_hit - self._found_lately)
 
     def _hit(self, question: _Question, known: CachedCompletion) -> Completion:
-        usd = cost_usd(
-            self._settings.llm.prices,
-            asked=question.model,
-            answered=known.model,
-            prompt_tokens=known.prompt_tokens,
-            completion_tokens=known.completion_tokens,
-        )
-        self._cache.saved(known, usd, question.account.cache)
+        prices = self._settings.llm.prices
+        usd = cost_usd(prices, question.model, known.model, known.prompt_tokens, known.completion_tokens)
+        question.lookup.saved(known, usd)
         return Completion(value=known.value, model=known.model, source="cached")
 
     async def _ask_once(self, question: _Question) -> Completion:
@@ -225,35 +205,39 @@ class FocusedLLMGenerator:
                 try:
                     return await self._ask(question, ours, is_shared=True)
                 except PermanentError as exc:
-                    ours.outcome = told_error(exc)
+                    ours.outcome = encode_error(exc)
                     raise
             if claimed.end != "alone" and (completion := self._told(question, claimed)):
                 return completion
         return await self._ask(question, Flight())
 
     def _told(self, question: _Question, claimed: Claimed) -> Completion | None:
-        """What another process has stored, or told those who wait; None when it is of no use."""
-        tally, fits = question.account.cache, question.prompt.schema.is_valid
+        """What another process has stored, or left for waiters; None when it is of no use."""
         if claimed.end == "value" and not claimed.waited:
-            known = self._cache.accept(question.key, claimed.payload, tally, fits)
+            known = question.lookup.accept(claimed.payload)
             self._found(is_hit=True)
             return self._hit(question, known) if known else None
-        stored = claimed.payload if claimed.end == "value" else heard(claimed.payload)
-        known = self._cache.read(question.key, stored, tally, fits)
+        stored = claimed.payload if claimed.end == "value" else decode_outcome(claimed.payload)
+        known = question.lookup.decode(stored)
         if known is None:
             return None
         if _is_kept(known.model, question.model):
-            self._cache.keep(question.key, stored)
-        self._cache.missed(tally)
+            question.lookup.keep(stored)
+        question.lookup.count(misses=1)
         return Completion(known.value, known.model, "coalesced")
 
     async def _ask(self, question: _Question, flight: Flight, *, is_shared: bool = False) -> Completion:
         """Ask the LLM and store the answer: with the flight's end where it is shared, else at once."""
-        prompt, model, account, tally = question.prompt, question.model, question.account, question.account.cache
+        prompt, model, account, lookup = question.prompt, question.model, question.account, question.lookup
         if not question.is_fresh:
-            self._cache.missed(tally)
+            lookup.count(misses=1)
         request = Request(
-            prompt, model, account.spend, question.rank, max_tokens=self._room(prompt, model), ticket=account.ticket
+            prompt,
+            model,
+            account.spend,
+            question.request_priority,
+            max_tokens=self._room(prompt, model),
+            token=account.token,
         )
         value, raw = await self._usable(request)
         completion = CachedCompletion(
@@ -265,14 +249,14 @@ class FocusedLLMGenerator:
         is_kept = _is_kept(raw.model, model)
         with self._profiler.span("cache.put"):
             if is_shared:
-                stored = self._cache.encode(completion, tally)
+                stored = lookup.encode(completion)
                 if is_kept:
                     flight.stored = stored
-                    self._cache.remember(question.key, stored, tally)
+                    lookup.remember(stored)
                 if question.is_fresh or not is_kept:
-                    flight.outcome = told_value(stored)
+                    flight.outcome = encode_value(stored)
             elif is_kept:
-                await self._cache.put(question.key, completion, tally)
+                await lookup.put(completion)
         return Completion(value=value, model=raw.model, source="called")
 
     async def _usable(self, request: Request) -> tuple[Any, RawAnswer]:
@@ -312,10 +296,7 @@ class FocusedLLMGenerator:
     def _allow_more(self, request: Request, raw: RawAnswer, first_limit: int) -> None:
         """Let an answer that was cut off have more tokens: once, or as often as thoughts have used them up.
 
-        A model that thinks does so for every stage: its other prompts get the same room at once.
-
-        Raises:
-            TruncatedError: it may have no more.
+        A model that thinks does so for every stage: its other prompts get the same room. Raises `TruncatedError`.
         """
         most = self._settings.llm.max_completion_tokens
         thinks = bool(raw.thoughts) or not split_reasoning(raw.text)[0].strip()

@@ -19,13 +19,10 @@ SHARE: Final = 0.95
 
 
 class Lateness:
-    """Knows from its past answers when one of a stage is late."""
-
     def __init__(self) -> None:
         self._seen: dict[str, Histogram] = {}
 
     def learn(self, stage: str, seconds: float) -> None:
-        """Count an answer that took so long."""
         self._seen.setdefault(stage, Histogram()).add(seconds)
 
     def after_seconds(self, stage: str) -> float | None:

@@ -1,8 +1,9 @@
 """What calls cost, counted while they are made, so that a call that fails or is cut short is in the books too."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from workers.observe.call_journal import Expected, Recording
 
@@ -13,23 +14,18 @@ class Payer(Protocol):
     """What calls are paid from before they are made (`workers.llm.budget.JobBudget`)."""
 
     @property
-    def job_id(self) -> str:
-        """Whose budget it is."""
-        ...
+    def job_id(self) -> str: ...
 
     async def pay(
-        self, worst_nano: int | None, spend: "Spend", call: Callable[["Spend"], Awaitable[T]], *, rank: int
-    ) -> T:
-        """Make a call that costs `worst_nano` at most, when the budget allows it."""
-        ...
+        self, worst_nano: int | None, spend: "Spend", call: Callable[["Spend"], Awaitable[T]], *, request_priority: int
+    ) -> T: ...
 
 
 @dataclass(slots=True)
 class Spend:
-    """What a piece of work has cost so far; filled while it runs, so that a failure is paid for in the books too.
+    """What a piece of work has cost so far; filled while it runs, so that a failure is in the books too.
 
-    `budget` is what its calls are paid from first, where its job has one; `recording` is where they are written down so
-    that a kill cannot take them.
+    `budget` pays for its calls where the job has one; `recording` writes them down where a kill cannot take them.
     """
 
     calls: int = 0
@@ -44,15 +40,12 @@ class Spend:
     def sending(self) -> None:
         """See `CallCounter`."""
 
-    def unsent(self) -> None:
-        """See `CallCounter`."""
+    def unsent(self) -> None: ...
 
     def sent(self) -> None:
-        """Count a call of which nothing more is known."""
         self.calls += 1
 
     def call(self, expected: Expected) -> "CallUnderWay":
-        """A call that is about to be made, and what it is likely to cost."""
         return CallUnderWay(self, expected)
 
     def take(self, other: "Spend") -> None:
@@ -61,7 +54,7 @@ class Spend:
         self._add(other.prompt_tokens, other.completion_tokens, other.cost_usd, other.estimated)
 
     def add_tokens(self, prompt: int, completion: int, cost: float | None, *, estimated: int = 0) -> None:
-        """Count the tokens of one answer, or of several of which so many are estimates."""
+        """Count the tokens of some answers, `estimated` of which are estimates."""
         if self.recording:
             self.recording.ended(
                 0, prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost, estimated=estimated
@@ -76,7 +69,10 @@ class Spend:
 
 
 class CallUnderWay:
-    """One call on its way, or several while the client learns how to ask; each counts in its spend once it is sent."""
+    """One call, or several while the client learns how to ask; each counts in its spend once it is sent.
+
+    A `CallCounter`. Use as a context manager: at its end, calls that were sent and not answered are booked.
+    """
 
     __slots__ = ("_expected", "_recording", "_sent", "_spend")
 
@@ -90,17 +86,14 @@ class CallUnderWay:
         return f"<CallUnderWay sent={self._sent}>"
 
     def sending(self) -> None:
-        """The next thing that happens is that it is handed to the operating system."""
         if self._recording:
             self._recording.sending()
 
     def unsent(self) -> None:
-        """It was not: nobody will hear of it."""
         if self._recording:
             self._recording.unsent()
 
     def sent(self) -> None:
-        """It was."""
         self._spend.calls += 1
         self._sent += 1
         if self._recording:
@@ -110,16 +103,16 @@ class CallUnderWay:
         """Count the answer in place of what was expected."""
         self._end(prompt, completion, cost, int(estimated))
 
-    def abandoned(self) -> None:
-        """Nobody waits for the answer any more. Where it was sent it is paid for, as far as can be known."""
-        if self._sent:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """A call that was sent is paid for: one that was cancelled as expected, one without an answer by no tokens."""
+        if self._sent and kind is not None and issubclass(kind, asyncio.CancelledError):
             e, sent = self._expected, self._sent
             cost = None if e.cost_usd is None else sent * e.cost_usd
             self._end(sent * e.prompt_tokens, sent * e.completion_tokens, cost, sent)
-
-    def ended(self) -> None:
-        """It is over. Without an answer it has cost a call, and no tokens that anybody knows of."""
-        if self._sent:
+        elif self._sent:
             self._end(0, 0, 0.0, 0)
 
     def _end(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:

@@ -39,22 +39,19 @@ from tasks.messages import (
 from tasks.queue.ledger import Taken
 from tasks.waits import Wait
 from workers.llm.budget import JobBudget
-from workers.llm.cancellation import Halt
-from workers.llm.endpoints.health import look_after
+from workers.llm.cancellation import Cancellation
 from workers.local.state_file import FileBook, StateFile
 from workers.local.writer import DirectWriter, unwritten_entries
 from workers.observe.call_file import FOLDER
 from workers.observe.call_journal import CallRecorder, current
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.graph import Graph
-from workers.pipeline.prompts import stages_of
-from workers.process.retry import Patience
+from workers.pipeline.processor import Processed
+from workers.process.retry import StoppableRetry, wait_at_most
 from workers.process.shutdown import end_tasks
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
-from workers.worker.destination import DestinationRunner, Process, Processed
-from workers.worker.lanes import Lanes
-from workers.worker.parts import Engine, open_engine
+from workers.worker.destination import DestinationRunner
+from workers.worker.parts import Parts, open_parts
 from workers.worker.telemetry import Watched, look_at
 
 log = logging.getLogger("themes.run")
@@ -70,22 +67,17 @@ IDS_AT_ONCE: Final = 500
 
 
 class _Books:
-    """Results and costs into the database: what the ledger is to a worker.
-
-    The call journal keeps a run until its entry is durable.
-    """
+    """Results and costs into the database; the call journal keeps a run until its entry is durable."""
 
     def __init__(self, writer: DirectWriter) -> None:
         self._writer = writer
 
     async def finish(self, chunk: Chunk, result: Result) -> bool:
-        """Hand in a result: nobody else can have made one."""
         del chunk
         await self._put(result)
         return True
 
     async def book(self, spent: Spent) -> None:
-        """Hand in what a destination has cost without an outcome."""
         await self._put(spent)
 
     async def _put(self, entry: Result | Spent) -> None:
@@ -100,11 +92,11 @@ class InProcessJob:
     Args:
         settings: as a worker's.
         store: open for writing.
-        file: what Redis would keep.
+        file: keeps completions and the budget.
         job_id: the job's.
-        options: as its user gave them.
-        attempt: the attempt that its destinations have now, from 1: higher than any that they have had.
-        written: told of every committed batch.
+        options: the job's.
+        attempt: of its destinations, from 1: higher than any that they have had.
+        written: called with every committed batch.
         limit_usd: what the job may cost from now on; None: as before, which is at first what its options say.
     """
 
@@ -135,12 +127,9 @@ class InProcessJob:
             name=self._name,
             slowest_kept=settings.profiling.slowest_kept,
         )
-        self._halt = Halt(job_id)
-        self._patience = Patience()
-        self.lanes: Lanes[Destination] = Lanes(
-            limits.worker_pool_size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
-        )
-        self._engine: Engine | None = None
+        self._halt = Cancellation(job_id)
+        self._retry = StoppableRetry()
+        self._parts: Parts | None = None
         #: The job's budget, and why it let no more calls through.
         self.book: FileBook | None = None
         self.paused: JobPausedError | None = None
@@ -150,17 +139,15 @@ class InProcessJob:
         self._listing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<InProcessJob {self.job_id} {self._halt.reason or 'going on'} {self.lanes!r}>"
+        return f"<InProcessJob {self.job_id} {self._halt.reason or 'going on'}>"
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nothing more is started."""
         return bool(self._halt.reason)
 
     @property
     def wait(self) -> Wait | None:
-        """What all calls wait for now; None while they go on."""
-        return self._engine.pool.wait() if self._engine else None
+        return self._parts.pool.wait() if self._parts else None
 
     def stop(self, reason: str, *, at_once: bool = False) -> None:
         """Start nothing more, and read no more; calls under way are awaited, unless it is to be `at_once`."""
@@ -169,8 +156,9 @@ class InProcessJob:
         self._start_no_more(reason, at_once=at_once)
 
     def _start_no_more(self, reason: str, *, at_once: bool = False) -> None:
-        self._patience.stop()
-        self.lanes.stop()
+        self._retry.stop()
+        if self._parts is not None:
+            self._parts.lanes.stop()
         self._halt.stop(reason, at_once=at_once)
         self._news.set()
 
@@ -185,18 +173,16 @@ class InProcessJob:
         """Enter the job and work until nothing is left, or `stop`.
 
         Args:
-            name: the job's, where it is new.
-            created_at: likewise.
+            name: of a new job.
+            created_at: of a new job.
             pages: its input, or what may be missing of it; None where all of it is in the database.
             failed: destinations of an earlier run that are asked again; None where there was no earlier run.
             opened: called when the job is in the database.
 
-        Raises:
-            ThemesError: the input, the settings or the database cannot be used; what is done is kept.
+        Raises `ThemesError`: the input, the settings or the database cannot be used; what is done is kept.
         """
-        graph = Graph(stages_of(self._settings))
         async with contextlib.AsyncExitStack() as stack:
-            slots = self.lanes.size + unwritten_entries(self._settings)
+            slots = self._settings.performance_optimization.worker_pool_size + unwritten_entries(self._settings)
             recorder = CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=slots)
             # Closed after the writer: what it has written is out of the journal.
             stack.callback(recorder.close)
@@ -205,45 +191,31 @@ class InProcessJob:
             writer = await stack.enter_async_context(
                 DirectWriter(self._store, self._settings, self._written, self.profiler)
             )
-            engine = await stack.enter_async_context(
-                open_engine(self._settings, graph, profiler=self.profiler, redis=None, completions=self._file)
-            )
-            self._engine = engine
             budget = await self._budget()
             if budget is not None:
                 stack.push_async_callback(budget.close)
-            await stack.enter_async_context(self.lanes)
+            self._parts = parts = await stack.enter_async_context(
+                open_parts(self._settings, self.profiler, redis=None, completions=self._file)
+            )
             await writer.write(JobOpened(self.job_id, name, created_at, self._options))
             if opened is not None:
                 opened()
             if failed is not None:
                 await self._reopen(failed, writer)
-            limits = self._settings.performance_optimization
-            warming = asyncio.create_task(
-                look_after(
-                    engine.pool,
-                    minimum=limits.llm_connection_pool_min_size,
-                    seconds=limits.health_check_interval_seconds,
-                ),
-                name="warm",
-            )
-            stack.push_async_callback(end_tasks, warming)
             if pages is not None:
                 self._is_listed = False
                 self._listing = asyncio.create_task(self._list(pages, writer), name="listing")
                 stack.push_async_callback(end_tasks, self._listing)
-            look_at(self.profiler, self._settings, Watched(lanes=self.lanes, pool=engine.pool, cache=engine.cache))
+            look_at(self._settings, Watched(parts))
             watching = asyncio.create_task(self._watch(recorder), name="profiler")
             stack.push_async_callback(end_tasks, watching)
-            await self._work(engine, writer, budget, recorder)
+            await self._work(parts, writer, budget, recorder)
             if self._listing is not None:
                 await asyncio.wait({self._listing})
                 if not self._listing.cancelled():
                     self._listing.result()
 
     async def _watch(self, recorder: CallRecorder) -> None:
-        """Measure the process beside its work, and keep its call journal in its place, until cancelled."""
-
         async def look() -> None:
             while True:
                 await recorder.keep()
@@ -257,7 +229,6 @@ class InProcessJob:
                 group.create_task(self.profiler.watch_loop(), name="loop")
 
     async def _keep_profile(self) -> None:
-        """Store what was measured of the job, for `themes report`."""
         for records, part in self.profiler.parts():
             payload = msgspec.json.encode(part).decode()
             try:
@@ -271,13 +242,11 @@ class InProcessJob:
             await writer.write(JobClosed(self.job_id, "cancelled", time.time()))
 
     async def _reopen(self, failed: Sequence[str], writer: DirectWriter) -> None:
-        """Let an earlier run's job go on: what failed waits anew."""
         for start in range(0, max(1, len(failed)), IDS_AT_ONCE):
             some = tuple(failed[start : start + IDS_AT_ONCE])
             await writer.write(JobReopened(self.job_id, some, self._attempt))
 
     async def _budget(self) -> JobBudget | None:
-        """The job's budget, where it has one."""
         row = await self._store.job(self.job_id)
         spent = row.usage.cost_usd if row else 0.0
         now, first = (None if usd is None else nano_usd(usd) for usd in (self._limit_usd, self._options.budget_usd))
@@ -301,14 +270,25 @@ class InProcessJob:
             self._is_listed = True
             self._news.set()
 
-    async def _work(
-        self, engine: Engine, writer: DirectWriter, budget: JobBudget | None, recorder: CallRecorder
-    ) -> None:
+    async def _work(self, parts: Parts, writer: DirectWriter, budget: JobBudget | None, recorder: CallRecorder) -> None:
         """Give the lanes page after page of what is missing, until nothing is and no more can come."""
+
+        async def process(
+            destination: Destination, cancellation: Cancellation, options: JobOptions, attempt: int
+        ) -> Processed:
+            return await parts.processor.process(
+                destination,
+                use_cache=options.use_cache,
+                columns=options.columns,
+                attempt=attempt,
+                budget=budget,
+                cancellation=cancellation,
+            )
+
         runner = DestinationRunner(
             ledger=_Books(writer),
-            process=self._processing(engine, budget),
-            patience=self._patience,
+            process=process,
+            retry=self._retry,
             settings=self._settings,
             profiler=self.profiler,
             worker=self._name,
@@ -322,7 +302,7 @@ class InProcessJob:
             ):
                 await self._one(runner, destination)
 
-        count = max(self.lanes.size * PAGE_PER_LANE, self._settings.work.max_chunk_size)
+        count = max(parts.lanes.size * PAGE_PER_LANE, self._settings.work.max_chunk_size)
         place, running = -1, set[asyncio.Task[list[Destination]]]()
         try:
             while not self.is_stopped:
@@ -331,11 +311,11 @@ class InProcessJob:
                 self._news.clear()
                 page, place = await self._store.missing_after(self.job_id, place, count)
                 if page:
-                    running.add(asyncio.create_task(self.lanes.run(page, work), name="page"))
+                    running.add(asyncio.create_task(parts.lanes.run(page, work), name="page"))
                 elif is_listed:
                     break
                 else:
-                    await self._for_news()
+                    await wait_at_most(NEWS_SECONDS, self._news)
                 while len(running) >= PAGES_IN_HAND:
                     running = await _first_of(running)
             while running:
@@ -344,11 +324,6 @@ class InProcessJob:
             self.stop("an error ended the run")
             await asyncio.gather(*running, return_exceptions=True)
             raise
-
-    async def _for_news(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(NEWS_SECONDS):
-                await self._news.wait()
 
     async def _one(self, runner: DestinationRunner, destination: Destination) -> None:
         """One destination; one that may not go on is left as it is, for the next run."""
@@ -369,22 +344,6 @@ class InProcessJob:
             raise
         except JobStoppedError as exc:
             log.debug("action=destination_stopped job_id=%s name=%r %s", self.job_id, destination.label, exc)
-
-    def _processing(self, engine: Engine, budget: JobBudget | None) -> Process:
-        """What is called for each destination."""
-
-        async def process(destination: Destination, halt: Halt, options: JobOptions, attempt: int) -> Processed:
-            outcome = await engine.processor.process(
-                destination,
-                use_cache=options.use_cache,
-                columns=options.columns,
-                attempt=attempt,
-                budget=budget,
-                halt=halt,
-            )
-            return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
-
-        return process
 
 
 async def _first_of(running: set[asyncio.Task[list[Destination]]]) -> set[asyncio.Task[list[Destination]]]:

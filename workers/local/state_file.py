@@ -1,11 +1,8 @@
 """What Redis would keep, in a file of the state directory: completions that were paid for, and what jobs have spent.
 
-For one process at a time, which holds the lock file beside it: two would each keep to the whole rate limit, and could
-pay for one prompt twice. SQLite in WAL mode with `synchronous=NORMAL`: a process that is killed at any moment loses
-nothing that was written; a power cut may lose the last seconds, which are then asked again.
-
-Nothing here blocks the loop: statements run in a thread of this file's own, one after the other. What comes together
-travels together (`workers.llm.cache.tiers`), so a round of prompts is one statement.
+One process at a time uses it, under a lock file: two would each use the whole rate limit, and could pay for one prompt
+twice. SQLite in WAL mode with `synchronous=NORMAL`: a kill loses nothing that was written; a power cut may lose the
+last seconds, which are then asked again. Statements run one after the other in a thread of this file's own.
 """
 
 import asyncio
@@ -17,10 +14,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Final, Self, TypeVar
 
-from tasks.errors import ConfigError, DatabaseError
+from tasks.errors import ConfigError, DatabaseError, ThemesError
 from tasks.state_dir import make_private
 from workers.llm.budget import BookAwayError, decisions
 from workers.llm.cache.completions import StoreAwayError
@@ -46,9 +42,8 @@ CREATE TABLE IF NOT EXISTS budgets (
 class StateFile:
     """The file, open for this process alone. Use as a context manager, on the loop that uses it.
 
-    Raises:
-        ConfigError: on entering: the state directory cannot be written, or another process works there.
-        DatabaseError: on entering: this is no such file.
+    Entering raises `ConfigError`: the state directory cannot be written, or another process works there; or
+    `DatabaseError`: this is no such file.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -75,10 +70,7 @@ class StateFile:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del kind, exc, trace
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -114,13 +106,13 @@ class StateFile:
 
     async def read(self, wanted: Sequence[str]) -> list[bytes | None]:
         """What is stored under some keys, None where there is nothing. Raises `StoreAwayError`."""
-        try:
-            return await self._in_thread(lambda connection: _stored(connection, wanted))
-        except sqlite3.Error as exc:
-            raise StoreAwayError(f"{self._path} cannot be read ({exc})") from exc
+        return await self._in_thread(
+            lambda connection: _stored(connection, wanted),
+            lambda exc: StoreAwayError(f"{self._path} cannot be read ({exc})"),
+        )
 
     async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
-        """Store all of these for so long. Raises `StoreAwayError`."""
+        """Store all of these. Raises `StoreAwayError`."""
         until = time.time() + ttl_ms / 1000
         rows = [(key, packed, until) for key, packed in stored.items()]
 
@@ -129,19 +121,16 @@ class StateFile:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany("INSERT OR REPLACE INTO completions VALUES (?, ?, ?)", rows)
 
-        try:
-            await self._in_thread(store)
-        except sqlite3.Error as exc:
-            raise StoreAwayError(f"{self._path} cannot be written ({exc})") from exc
+        await self._in_thread(store, lambda exc: StoreAwayError(f"{self._path} cannot be written ({exc})"))
 
     # Budgets.
 
     async def budget(self, job_id: str, *, now: int | None, first: int | None, spent_nano: int) -> "FileBook | None":
-        """The books of a job's budget; None where it has none.
+        """The book of a job's budget; None where it has none. All amounts are nano-dollars.
 
         Args:
-            job_id: whose.
-            now: its limit from now on, in nano-dollars; None leaves the one that it has.
+            job_id: the job's.
+            now: its limit from now on; None leaves the one that it has.
             first: the limit that it began with, where the file does not know it.
             spent_nano: what the job has spent at least, as the results database knows.
         """
@@ -158,12 +147,10 @@ class StateFile:
             connection.execute("INSERT OR REPLACE INTO budgets VALUES (?, ?, ?, 0)", (job_id, limit, spent))
             return limit, spent
 
-        try:
-            found = await self._in_thread(settle)
-        except sqlite3.Error as exc:
-            raise DatabaseError(
-                f"{self._path}: the job's budget cannot be kept ({exc}); make room on its disk"
-            ) from exc
+        found = await self._in_thread(
+            settle,
+            lambda exc: DatabaseError(f"{self._path}: the job's budget cannot be kept ({exc}); make room on its disk"),
+        )
         return None if found is None else FileBook(self, job_id, limit_nano=found[0], spent_nano=found[1])
 
     async def keep(self, job_id: str, *, spent_nano: int, reserved_nano: int) -> None:
@@ -175,15 +162,16 @@ class StateFile:
                 (spent_nano, reserved_nano, job_id),
             )
 
-        try:
-            await self._in_thread(write)
-        except sqlite3.Error as exc:
-            raise BookAwayError(f"{self._path} cannot be written ({exc})") from exc
+        await self._in_thread(write, lambda exc: BookAwayError(f"{self._path} cannot be written ({exc})"))
 
-    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        connection = self._connection
-        assert connection  # noqa: S101  # used between entering and closing
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, connection)
+    async def _in_thread(
+        self, work: Callable[[sqlite3.Connection], T], error: Callable[[sqlite3.Error], ThemesError]
+    ) -> T:
+        assert self._connection  # noqa: S101  # used between entering and closing
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._connection)
+        except sqlite3.Error as exc:
+            raise error(exc) from exc
 
 
 class FileBook:

@@ -1,7 +1,7 @@
 """Entries straight into the database, with no stream between: for a run in one process.
 
-The same entries, batches and rows as the consumer's (`workers.results.consumer`). What waits is bounded: whoever hands
-in faster than the database writes is held up. Lost with the process is what was handed in and not yet committed, a
+The same entries, batches and rows as the consumer's (`workers.results.consumer`). What waits is bounded: `put` waits
+when entries come faster than the database writes. Lost with the process is what was handed in and not yet committed, a
 flush interval's worth; its answers are kept (`workers.local.state_file`), so it is made again without being paid again,
 and what it has cost is in the call journal until the commit.
 """
@@ -43,11 +43,7 @@ _Waiting = tuple[StreamEntry, asyncio.Future[None]]
 class DirectWriter:
     """Writes entries in batches. Use as an async context manager: at its end everything is written.
 
-    Args:
-        store: opened for writing; not closed here.
-        settings: batch size and flush interval.
-        written: told of every committed batch.
-        profiler: measures the batches, for their job.
+    `store` is open for writing, and not closed here; `written` is called with every committed batch.
     """
 
     def __init__(
@@ -86,20 +82,15 @@ class DirectWriter:
             await asyncio.wait({self._task})
 
     async def put(self, entry: StreamEntry) -> asyncio.Future[None]:
-        """Hand in an entry; the future is done when it is durable.
-
-        Raises:
-            DatabaseError: the database cannot be used until a person mends it.
-        """
+        """Hand in an entry; the future is done when it is durable. Raises `DatabaseError`."""
         if self._task is not None and self._task.done():
-            # There may be room, but nobody who would write it.
+            # There may be room, but nothing would write it.
             self._task.result()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._while_it_writes(self._queue.put((entry, done)))
         return done
 
     async def write(self, entry: StreamEntry) -> None:
-        """Hand in an entry, and wait until it is durable. Raises as `put`."""
         await self._while_it_writes(await self.put(entry))
 
     async def _while_it_writes(self, wait: Awaitable[None]) -> None:
@@ -159,7 +150,7 @@ class DirectWriter:
         self._written(applied)
 
     async def _apply(self, entries: list[StreamEntry]) -> Applied:
-        """Write, however long somebody else holds the database."""
+        """Write, however long another process holds the database."""
         tries = 0
         while True:
             try:
@@ -189,11 +180,9 @@ class _DatabaseDelivery:
         self._loop = loop
 
     def knows(self, job_id: str) -> bool:
-        """Whether the job is in the database."""
         return asyncio.run_coroutine_threadsafe(self._store.job(job_id), self._loop).result() is not None
 
     def deliver(self, spent: list[Spent]) -> None:
-        """Write all costs, and wait until they are durable."""
         asyncio.run_coroutine_threadsafe(self._write(spent), self._loop).result()
 
     async def _write(self, spent: list[Spent]) -> None:
@@ -201,10 +190,9 @@ class _DatabaseDelivery:
 
 
 async def book_orphans_in_database(settings: Settings, store: AsyncDatabaseManager) -> int:
-    """Book what dead processes of this state directory had in hand; returns how many calls that were.
+    """Book what dead processes of this state directory had in hand; returns the number of calls.
 
-    Raises:
-        ThemesError: the database cannot be used; the files stay.
+    Raises `ThemesError`: the database cannot be used; the files stay.
     """
     async with DirectWriter(store, settings, lambda _: None) as writer:
         delivery = _DatabaseDelivery(store, writer, asyncio.get_running_loop())

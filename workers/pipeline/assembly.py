@@ -17,6 +17,7 @@ from tasks.identity import normalise
 from tasks.messages import Destination, Missing, OverlapAnalysis, Profile, QualityAssessment, StageRecord, Theme, Usage
 from workers.pipeline.evidence import Evidence
 from workers.pipeline.prompts import Stage
+from workers.pipeline.schemas import theme_ids
 
 #: Names at least this alike (0-1) are reported as similar.
 SIMILAR_NAMES: Final = 0.8
@@ -56,9 +57,27 @@ class StageOutcome:
     usage: Usage = field(default_factory=Usage)
     elapsed_ms: float = 0.0
 
+    def fail(self, error: Exception, themes: Sequence[Theme] = ()) -> None:
+        """Record an error, and that it left these themes unanswered."""
+        self.error, self.reason = error, f"{type(error).__name__}: {error}"
+        self.unanswered.update((theme.id, self.reason) for theme in themes)
+
+    def answered_by(self, model: str, source: Literal["called", "cached", "coalesced"]) -> None:
+        self.model = model
+        self.source = source if self.source in {"none", source} else "mixed"
+
+    def merge(self, themes: Sequence[Theme], answered: Mapping[str, Any]) -> None:
+        """Enter fields that were answered by a batch's own numbers under the profile's."""
+        if not answered:
+            return
+        self.values = self.values or {}
+        for name, theme in zip(theme_ids(len(themes)), themes, strict=True):
+            if name in answered:
+                self.values[theme.id] = answered[name]
+                self.unanswered.pop(theme.id, None)
+
     @property
     def status(self) -> Literal["ok", "partial", "failed"]:
-        """Whether the stage has all, some or none of its answer."""
         if self.values is None:
             return "failed"
         return "partial" if self.unanswered else "ok"
@@ -70,7 +89,6 @@ class StageOutcome:
         return [str(found["name"])[:EXCERPT_CHARACTERS] for found in (self.values or ())[:EXCERPT_THEMES]]
 
     def record(self) -> StageRecord:
-        """The stage's line in the profile's provenance."""
         return StageRecord(
             stage=self.stage.name,
             status=self.status,
@@ -110,7 +128,6 @@ def assemble(
     elapsed_ms: float,
     evidence: Evidence | None = None,
 ) -> Profile:
-    """The profile of a destination from the outcomes of all its stages."""
     per_theme = [outcome for outcome in outcomes.values() if outcome.stage.asks == "each theme"]
     whole = {
         name: value
@@ -178,7 +195,7 @@ def _missing(outcome: StageOutcome) -> list[Missing]:
 
 
 def _overlap(themes: Sequence[Theme], whole: Mapping[str, Any]) -> OverlapAnalysis | None:
-    """Groups as answered; unique themes and similar names as computed. None when nobody answered."""
+    """Groups as answered; unique themes and similar names as computed. None without an answer."""
     groups = whole.get("overlapping_groups")
     if groups is None:
         return None

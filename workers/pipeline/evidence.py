@@ -71,7 +71,6 @@ class Evidence:
     _texts: dict[str, str] = field(default_factory=dict)
 
     def quoted(self) -> list[dict[str, str]]:
-        """The passages as data of a prompt."""
         return [{"source": one.source, "title": one.title, "text": one.text} for one in self.passages]
 
     def supports(self, citations: Sequence[str]) -> list[bool]:
@@ -88,7 +87,6 @@ class Evidence:
         return len(words) >= SHORTEST_QUOTE and words in self._texts.get(cited.group(1), "")
 
     def records(self) -> list[EvidenceRecord]:
-        """What a profile tells of it."""
         read = [
             EvidenceRecord(one.source, one.url, one.title, len(one.text), fetched_at=one.fetched_at)
             for one in self.passages

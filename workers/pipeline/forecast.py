@@ -3,7 +3,7 @@
 Of each destination in the sample the prompts are made as the processor makes them and looked up in Redis: the prompts
 that find themes, and where all of those are cached, the ones about the themes too. For the sample the hits are exact.
 What is not cached is estimated: by what the stage took in earlier jobs with the same model, calls that were made again
-included. Where there are none, prompts by their length, themes that nobody has found yet by how many a stage finds,
+included. Where there are none, prompts by their length, themes that are not found yet by how many a stage finds,
 answers by the mean of the stage's cached ones, else by the limiter's first guess.
 """
 
@@ -29,16 +29,16 @@ from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import model_for
 from workers.llm.estimate import FIRST_GUESS, prompt_tokens
 from workers.pipeline.assembly import StageOutcome, numbered
-from workers.pipeline.pace import Fleet, Pace, pace_of
 from workers.pipeline.processor import batches_of
 from workers.pipeline.prompts import Input, Stage, stages_of
+from workers.pipeline.throughput import Duration, Fleet, duration_of
 from workers.results.queries.earlier import Earlier, StageMeasured
 
 #: Destinations in a sample, at most.
 SAMPLE: Final = 200
 #: Keys that one MGET asks for.
 PAGE: Final = 500
-#: Stands for the name of a theme that nobody has found yet: names have about so many characters.
+#: Stands for the name of a theme that is not found yet, and has about the length of one.
 UNKNOWN_NAME: Final = "a theme yet to be found."
 
 
@@ -112,7 +112,7 @@ class Forecast:
 class Question:
     """One prompt of one destination, and its completion where that is cached.
 
-    Not `is_exact`: it is about themes that nobody has found yet, so only its length means something.
+    Where it is not `is_exact`, it is about themes that are not known yet: only its length means something.
     """
 
     stage: Stage
@@ -155,10 +155,10 @@ class Forecaster:
 
     Args:
         settings: of the jobs.
-        redis: has the heartbeats of the workers; None: they cannot be looked at.
+        redis: has the heartbeats of the workers; None: they are not read.
         use_cache: whether the jobs take answers from the cache.
         columns: of the input, sent to the model too.
-        cached: looks up packed completions by key; None: by Redis, where there is one.
+        cached: looks up packed completions by key; None: Redis does, where there is one.
         earlier: what earlier jobs have measured.
     """
 
@@ -188,11 +188,7 @@ class Forecaster:
         return f"<Forecaster stages={len(self._stages)} redis={self._redis is not None}>"
 
     def forecast(self, sample: Sample) -> Forecast:
-        """The forecast for all rows that a sample has seen.
-
-        Raises:
-            RedisError: Redis went away while it was looked at.
-        """
+        """The forecast for all rows that a sample has seen. Raises `RedisError`."""
         self._notes = []
         looked_at = self._can_look()
         asked = [self._finding_questions(row) for row in sample.rows]
@@ -234,7 +230,6 @@ class Forecaster:
         ]
 
     def _look_up(self, asked: Iterable[Sequence[Question]], *, looked_at: bool) -> None:
-        """Enter what is cached."""
         if self._cached is None or not looked_at:
             return
         questions = [question for row in asked for question in row if question.is_exact]
@@ -261,8 +256,8 @@ class Forecaster:
         )
         self._note_guesses(asked, by_stage)
         usd = [row.usd for row in by_row if row.usd is not None]
-        pace = self._pace(calls.expected, prompt.expected + completion.expected)
-        self._notes += [pace.reason] if pace.reason else []
+        duration = self._duration(calls.expected, prompt.expected + completion.expected)
+        self._notes += [duration.reason] if duration.reason else []
         return Forecast(
             destinations=rows,
             sample=len(asked),
@@ -272,17 +267,16 @@ class Forecaster:
             prompt_tokens=prompt,
             completion_tokens=completion,
             cost_usd=_total(usd, rows) if len(usd) == len(by_row) else None,
-            seconds=pace.seconds,
+            seconds=duration.seconds,
             stages=[self._stage(stage, by_stage[stage.name], factor) for stage in self._stages],
             notes=[*self._notes, *self._unpriced()],
-            basis=[self._basis(by_stage), *([f"time: {pace.basis}"] if pace.basis else [])],
+            basis=[self._basis(by_stage), *([f"time: {duration.basis}"] if duration.basis else [])],
         )
 
     def _measured(self, stage: Stage) -> StageMeasured | None:
         return self._earlier.of(stage.name, model_of(self._settings, stage))
 
     def _basis(self, by_stage: dict[str, _Cost]) -> str:
-        """What calls and tokens come from."""
         asked = [stage for stage in self._stages if by_stage[stage.name].calls]
         measured = [stage for stage in asked if self._measured(stage)]
         where = f"measured in {count(self._earlier.jobs, 'earlier job')}"
@@ -297,7 +291,6 @@ class Forecaster:
         return f"calls, tokens and cost: {said}"
 
     def _answer_tokens(self, asked: Sequence[Sequence[Question]]) -> dict[str, float]:
-        """What an answer of each stage is taken for."""
         seen: dict[str, list[int]] = {}
         for question in (question for row in asked for question in row):
             if question.known:
@@ -318,7 +311,7 @@ class Forecaster:
             )
 
     def _cost(self, question: Question, answer_tokens: float, *, parts: int) -> _Cost:
-        """What a question comes to, which is one of so many `parts` of its stage."""
+        """What a question comes to, which is one of the `parts` of its stage."""
         if question.known:
             return _Cost(hits=1)
         calls, tokens = 1.0, float(prompt_tokens(question.prompt))
@@ -326,13 +319,7 @@ class Forecaster:
             calls, tokens = measured.calls / parts, measured.prompt_tokens / parts
             answer_tokens = measured.completion_tokens / parts
         model = model_of(self._settings, question.stage) or ""
-        usd = cost_usd(
-            self._settings.llm.prices,
-            asked=model,
-            answered=model,
-            prompt_tokens=tokens,
-            completion_tokens=answer_tokens,
-        )
+        usd = cost_usd(self._settings.llm.prices, model, model, tokens, answer_tokens)
         return _Cost(calls, 0, tokens, answer_tokens, usd)
 
     def _stage(self, stage: Stage, cost: _Cost, factor: float) -> StageForecast:
@@ -346,9 +333,9 @@ class Forecaster:
             cost_usd=None if cost.usd is None else round(cost.usd * factor, 6),
         )
 
-    def _pace(self, calls: float, tokens: float) -> Pace:
+    def _duration(self, calls: float, tokens: float) -> Duration:
         fleet = None if self._redis is None else Fleet.seen(self._redis)
-        return pace_of(calls, tokens, settings=self._settings.llm, fleet=fleet, earlier=self._earlier)
+        return duration_of(calls, tokens, settings=self._settings.llm, fleet=fleet, earlier=self._earlier)
 
     def _unpriced(self) -> list[str]:
         models = {model_of(self._settings, stage) for stage in self._stages}
@@ -359,7 +346,6 @@ class Forecaster:
 
 
 def _in_redis(redis: Redis, wanted: Sequence[str]) -> list[bytes | None]:
-    """What Redis has under some keys, in one round trip."""
     with redis.pipeline(transaction=False) as pipeline:
         for start in range(0, len(wanted), PAGE):
             pipeline.mget([keys.cache(key) for key in wanted[start : start + PAGE]])

@@ -46,8 +46,6 @@ Asks = Literal["new themes", "each theme", "all themes"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the pipeline, as its file says it."""
-
     name: str
     asks: Asks
     needs: tuple[str, ...]
@@ -61,7 +59,6 @@ class Stage:
 
     @property
     def category(self) -> str:
-        """For a stage that finds new themes: their category."""
         return self.name.rpartition(".")[2]
 
     @cached_property
@@ -72,7 +69,6 @@ class Stage:
 
     @property
     def version(self) -> str:
-        """The fingerprint's beginning, for people."""
         return self.fingerprint[:VERSION_DIGITS]
 
     @cached_property
@@ -80,7 +76,6 @@ class Stage:
         return {}
 
     def schema(self, count: int) -> AnswerSchema:
-        """The schema of the answer about `count` themes, compiled once."""
         if count not in self._schemas:
             name = self.name.replace(".", "_")
             if self.asks == "new themes":
@@ -93,7 +88,6 @@ class Stage:
         return self._schemas[count]
 
     def prompt(self, about: "Input") -> Prompt:
-        """The prompt about a destination and its themes."""
         return Prompt(
             stage=self.name,
             version=self.fingerprint,
@@ -128,11 +122,8 @@ class Input:
     ) -> "Input":
         """Write the block of data.
 
-        Args:
-            destination: what the prompts are about.
-            themes: those that they ask about.
-            evidence: quotations, as `workers.pipeline.evidence` makes them.
-            columns: titles of the destination's further columns that belong to the data.
+        `evidence` are quotations from `workers.pipeline.evidence`; `columns` are titles of further columns of the
+        input.
         """
         listed = [
             {"id": number, "category": theme.category, "name": theme.name}
@@ -161,10 +152,9 @@ def _input_block(destination: dict[str, Any], themes: list[dict[str, str]], evid
 def load_stages(folder: Path | None = None, *, with_evidence: bool = False) -> list[Stage]:
     """Read every prompt file of a folder, by default the built-in ones, in the order of their names.
 
-    With evidence, stages that find themes are told how to cite it: those are other prompts, with other versions.
+    With evidence, the prompts of stages that find themes ask for citations, and have other versions.
 
-    Raises:
-        ConfigError: a file is missing or wrong; the message names the file and the mend.
+    Raises `ConfigError`: a file is missing or wrong; the message names the file and the mend.
     """
     folder = folder or BUILT_IN
     try:
@@ -182,11 +172,7 @@ def load_stages(folder: Path | None = None, *, with_evidence: bool = False) -> l
 
 
 def stages_of(settings: Settings) -> list[Stage]:
-    """The stages that these settings ask for.
-
-    Raises:
-        ConfigError: as `load_stages`.
-    """
+    """The stages that these settings ask for. Raises as `load_stages`."""
     return load_stages(settings.pipeline.prompts_dir, with_evidence=settings.web_discovery.enabled)
 
 

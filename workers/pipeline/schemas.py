@@ -32,7 +32,6 @@ def theme_ids(count: int) -> list[str]:
 
 
 def new_themes(name: str, low: int, high: int) -> AnswerSchema:
-    """An answer with `low` to `high` new themes."""
     themes = {"type": "array", "minItems": low, "maxItems": high, "items": _NEW_THEME}
     return AnswerSchema(name, _closed({"themes": themes}))
 
@@ -47,12 +46,10 @@ def each_theme(name: str, fields: Mapping[str, Any], count: int) -> AnswerSchema
 
 
 def all_themes(name: str, fields: Mapping[str, Any], count: int) -> AnswerSchema:
-    """An answer about `count` themes as one set."""
     return AnswerSchema(name, _strict(_closed(fields), count))
 
 
 def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """An object with exactly these properties."""
     return {
         "type": "object",
         "properties": dict(properties),

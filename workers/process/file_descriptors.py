@@ -20,24 +20,20 @@ FILES_A_CONNECTION: Final = 3
 
 
 def worker_descriptors(settings: Settings) -> int:
-    """What a worker process needs: connections to each LLM endpoint, and Redis's for each lane."""
     limits = settings.performance_optimization
     endpoints = max(1, len(settings.llm.endpoints))
     return SPARE + limits.llm_connection_pool_size * endpoints + limits.worker_pool_size * 2
 
 
 def consumer_descriptors(settings: Settings) -> int:
-    """What the consumer needs: its database connections."""
     return SPARE + settings.performance_optimization.database_connection_pool_size * FILES_A_CONNECTION
 
 
 def dashboard_descriptors(settings: Settings) -> int:
-    """What the dashboard needs when it has as many watchers as it may."""
     return consumer_descriptors(settings) + settings.dashboard.max_watchers
 
 
 def allowed_descriptors() -> tuple[int, int]:
-    """What this process may have open, and what it may raise that to."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
@@ -58,11 +54,7 @@ def raise_descriptors(needed: int) -> int:
 
 
 def refuse_too_few_descriptors(role: str, needed: int) -> None:
-    """As `ensure_descriptors`, for a change: what is refused is not made.
-
-    Raises:
-        ConfigError: the system does not give so many.
-    """
+    """Raise the limit, or raise `ConfigError` where the system allows fewer than `needed`."""
     allowed = raise_descriptors(needed)
     if allowed < needed:
         raise ConfigError(
@@ -72,16 +64,7 @@ def refuse_too_few_descriptors(role: str, needed: int) -> None:
 
 
 def ensure_descriptors(role: str, needed: int, *, must: bool = True) -> None:
-    """See to it that a role that starts has the file descriptors that it may need.
-
-    Args:
-        role: its name, for the message.
-        needed: how many.
-        must: refuse where there are fewer; else say so and go on.
-
-    Raises:
-        ConfigError: there are fewer, with the line that mends it.
-    """
+    """As `refuse_too_few_descriptors` for a role that starts; not `must`: too few are only logged."""
     try:
         refuse_too_few_descriptors(role, needed)
     except ConfigError as exc:

@@ -1,11 +1,14 @@
-"""Waiting for Redis, for as long as this process is not told to stop."""
+"""Retrying a call to Redis until it is answered, or this process stops."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from redis import RedisError
+
+from workers.process.outage import Outage
 
 log = logging.getLogger("themes.chunks")
 
@@ -15,50 +18,51 @@ T = TypeVar("T")
 PAUSE_SECONDS: Final = 0.5
 
 
-class Patience:
-    """Patient until `stop`."""
+class StoppableRetry:
+    """Retries until `stop`."""
 
     def __init__(self) -> None:
         self._stopping = asyncio.Event()
-        self._is_away = False
+        self._outage = Outage(
+            log,
+            lost="action=redis_wait Redis does not answer, waiting: %s",
+            back="action=redis_back Redis answers, the work goes on",
+        )
 
     def __repr__(self) -> str:
-        return f"<Patience is_over={self.is_over}>"
+        return f"<StoppableRetry is_stopped={self.is_stopped}>"
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing is waited for any more."""
+    def is_stopped(self) -> bool:
         return self._stopping.is_set()
 
     def stop(self) -> None:
-        """Wait for nothing any more."""
         self._stopping.set()
 
-    async def wait_for(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The call's answer, waiting for Redis as long as it takes; once we are stopping, its error.
+    async def call(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """The operation's answer, however long Redis is away; after `stop`, its error.
 
-        Every call made this way may be repeated: a reply that was lost changes nothing the second time.
+        The operation must be idempotent: it is repeated where only its reply was lost.
         """
         while True:
             try:
-                answer = await call()
+                answer = await operation()
             except (RedisError, OSError) as exc:
-                if self.is_over:
+                if self.is_stopped:
                     raise
-                if not self._is_away:
-                    self._is_away = True
-                    log.warning("action=redis_wait Redis does not answer, waiting: %s", exc)
+                self._outage.begin(exc)
             else:
-                if self._is_away:
-                    self._is_away = False
-                    log.info("action=redis_back Redis answers, the work goes on")
+                self._outage.end()
                 return answer
             await self.pause()
 
     async def pause(self, seconds: float = PAUSE_SECONDS) -> None:
-        """Wait, but not longer than until we are stopped."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+        """Sleep, at most until `stop`."""
+        await wait_at_most(seconds, self._stopping)
+
+
+async def wait_at_most(seconds: float, event: asyncio.Event) -> None:
+    """Return when the event is set, or after `seconds`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -8,12 +8,9 @@ CANCEL_AGAIN_SECONDS: Final = 0.5
 
 
 async def end_tasks(*tasks: asyncio.Task[Any], again_seconds: float = CANCEL_AGAIN_SECONDS) -> None:
-    """Cancel tasks until all of them have ended; their errors are nobody's any more.
+    """Cancel tasks until all have ended; their errors are dropped. Each cancellation gives `again_seconds` to end.
 
-    Those that have a last word to say get `again_seconds` for it.
-
-    Once is not enough: redis-py can lose a cancellation that comes in the moment in which it opens a connection, and a
-    task that goes round and round would then keep its worker from stopping.
+    Once is not enough: redis-py can lose a cancellation that comes while it opens a connection.
     """
     left = {task for task in tasks if not task.done()}
     while left:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def on_hangup(reload: Callable[[], None]) -> None:
-    """Reload on SIGHUP; who was started from a terminal and has lost it ends, as on SIGTERM. Main thread only."""
+    """Reload on SIGHUP; a process that has lost its terminal ends, as on SIGTERM. Main thread only."""
     had_terminal = has_terminal()
 
     def hear(*_: object) -> None:
@@ -19,7 +19,6 @@ def on_hangup(reload: Callable[[], None]) -> None:
 
 
 def has_terminal() -> bool:
-    """Whether this process has a controlling terminal now."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:

@@ -12,15 +12,16 @@ from config.settings import Settings
 from tasks import tracing
 from tasks.errors import JobStoppedError, ThemesError, WorkerLostError
 from tasks.logs import about
-from tasks.messages import Chunk, Destination, Failure, JobOptions, Profile, Result, Spent, Usage
+from tasks.messages import Chunk, Destination, Failure, JobOptions, Result, Spent, Usage
 from tasks.queue.ledger import Taken
 from tasks.storable import storable_usage
 from tasks.texts import clean_line, count
-from workers.llm.cancellation import Halt
+from workers.llm.cancellation import Cancellation
 from workers.observe.call_journal import CallRecorder, Recording, recording
 from workers.observe.counters import field
 from workers.observe.profiler import PerformanceProfiler
-from workers.process.retry import Patience
+from workers.pipeline.processor import Processed
+from workers.process.retry import StoppableRetry
 
 log = logging.getLogger("themes.chunks")
 
@@ -46,10 +47,8 @@ OUTCOMES: Final = {status: field("destinations_total", outcome=status) for statu
 #: What a `Result` and the `Spent` of the same run have in common.
 _SHARED: Final = tuple(name for name in Spent.__struct_fields__ if name in Result.__struct_fields__)
 
-#: A destination's profile or failure, what it cost, and whether another try may give more.
-Processed = tuple[Profile | None, Failure | None, Usage, bool]
 #: Processes one destination: `(destination, its job's stop sign, the job's options, number of the try)`.
-Process = Callable[[Destination, Halt, JobOptions, int], Awaitable[Processed]]
+Process = Callable[[Destination, Cancellation, JobOptions, int], Awaitable[Processed]]
 
 
 class Books(Protocol):
@@ -63,14 +62,12 @@ class Books(Protocol):
 
 
 class DestinationRunner:
-    """Runs the destinations of all chunks of one worker process."""
-
     def __init__(
         self,
         *,
         ledger: Books,
         process: Process,
-        patience: Patience,
+        retry: StoppableRetry,
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
@@ -79,7 +76,7 @@ class DestinationRunner:
         self._ledger = ledger
         self._recorder = recorder
         self._process = process
-        self._patience = patience
+        self._retry = retry
         self._tries = settings.work.destination_attempts
         self._profiler = profiler
         self._worker = worker
@@ -87,16 +84,17 @@ class DestinationRunner:
     def __repr__(self) -> str:
         return f"<DestinationRunner {self._worker} tries={self._tries}>"
 
-    async def run(self, taken: Taken, destination: Destination, options: JobOptions, halt: Halt) -> None:
+    async def run(
+        self, taken: Taken, destination: Destination, options: JobOptions, cancellation: Cancellation
+    ) -> None:
         """Make one destination's result and publish it; errors that may pass are tried again first.
 
-        Raises:
-            JobStoppedError: its job goes no further here; only what it has cost was published.
+        Raises `JobStoppedError`: its job is to stop; only what it has cost was published.
         """
         run = self._recorder.begin(taken.chunk.job_id, destination.id, _attempt(taken))
         with about(job_id=taken.chunk.job_id, destination_id=destination.id), recording(run):
             try:
-                await self._run(taken, destination, options, halt, run)
+                await self._run(taken, destination, options, cancellation, run)
             except (ThemesError, RedisError, OSError):
                 raise
             except Exception as exc:  # a fault of ours is of its destination, and no worker has died of it
@@ -108,7 +106,7 @@ class DestinationRunner:
         run.forget()
 
     async def _run(
-        self, taken: Taken, destination: Destination, options: JobOptions, halt: Halt, run: Recording
+        self, taken: Taken, destination: Destination, options: JobOptions, cancellation: Cancellation, run: Recording
     ) -> None:
         chunk, began, tried = taken.chunk, time.perf_counter(), Usage()
         number = 0
@@ -116,31 +114,22 @@ class DestinationRunner:
             number += 1
             try:
                 profile, failure, usage, retryable = await self._processed(
-                    destination, halt, options, chunk.attempt + number
+                    destination, cancellation, options, chunk.attempt + number
                 )
             except JobStoppedError as exc:
                 await self._book(self._spent(taken, destination, tried + exc.usage, began, run))
                 run.forget()
                 raise
             tried += usage
-            if not retryable or number >= self._tries or self._patience.is_over:
+            if not retryable or number >= self._tries or self._retry.is_stopped:
                 break
             with self._profiler.span("llm.backoff"):
-                await self._patience.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
+                await self._retry.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
         spent = self._spent(taken, destination, tried, began, run)
-        result = Result(
-            **{name: getattr(spent, name) for name in _SHARED},
-            profile=profile,
-            failure=failure,
-            trace=tracing.traceparent(),
-        )
+        shared = {name: getattr(spent, name) for name in _SHARED}
+        result = Result(**shared, profile=profile, failure=failure, trace=tracing.traceparent())
         with self._profiler.span("publish"), tracing.span("publish", "producer"):
-            is_first = await self._patience.wait_for(lambda: self._ledger.finish(chunk, result))
-        if is_first:
-            self._profiler.counters.add(OUTCOMES[profile.status if profile else "failed"])
-        else:
-            # Somebody else was faster, the job was cancelled, or our own first reply was lost: the money is spent.
-            await self._book(spent)
+            await self._publish(chunk, result, spent)
         _say(destination, result)
 
     async def give_up(self, taken: Taken) -> None:
@@ -170,11 +159,20 @@ class DestinationRunner:
         attempts = spent.attempt if attempts is None else attempts
         failure = Failure("worker", type(error).__name__, str(error)[:MAX_MESSAGE], attempts)
         result = Result(**{name: getattr(spent, name) for name in _SHARED}, failure=failure)
-        if await self._patience.wait_for(lambda: self._ledger.finish(taken.chunk, result)):
-            self._profiler.counters.add(OUTCOMES["failed"])
+        if await self._publish(taken.chunk, result, spent):
             _say(destination, result)
+
+    async def _publish(self, chunk: Chunk, result: Result, spent: Spent) -> bool:
+        """Hand in a result; False where only its cost was booked.
+
+        Then another worker was faster, the job was cancelled, or our own first reply was lost.
+        """
+        is_first = await self._retry.call(lambda: self._ledger.finish(chunk, result))
+        if is_first:
+            self._profiler.counters.add(OUTCOMES[result.profile.status if result.profile else "failed"])
         else:
             await self._book(spent)
+        return is_first
 
     def _spent(
         self, taken: Taken, destination: Destination, usage: Usage, began: float, run: Recording | None = None
@@ -200,24 +198,25 @@ class DestinationRunner:
 
     async def _book(self, spent: Spent) -> None:
         if spent.usage != Usage():
-            await self._patience.wait_for(lambda: self._ledger.book(spent))
+            await self._retry.call(lambda: self._ledger.book(spent))
 
-    async def _processed(self, destination: Destination, halt: Halt, options: JobOptions, number: int) -> Processed:
+    async def _processed(
+        self, destination: Destination, cancellation: Cancellation, options: JobOptions, number: int
+    ) -> Processed:
         """One try. A fault of our own fails its destination by name; the chunk's others go on."""
         try:
-            return await self._process(destination, halt, options, number)
+            return await self._process(destination, cancellation, options, number)
         except JobStoppedError:
             raise
         except Exception as exc:
-            log.exception("action=destination_crashed job_id=%s name=%r", halt.job_id, destination.label)
+            log.exception("action=destination_crashed job_id=%s name=%r", cancellation.job_id, destination.label)
             failure = Failure(
                 stage="pipeline", error_class=type(exc).__name__, message=str(exc)[:MAX_MESSAGE], attempts=number
             )
-            return None, failure, Usage(), False
+            return Processed(None, failure, Usage(), is_retryable=False)
 
 
 def _attempt(taken: Taken) -> int:
-    """Which attempt at its destinations a chunk in hand is."""
     return taken.chunk.attempt + taken.deliveries
 
 
@@ -227,7 +226,6 @@ def retry_seconds(number: int, draw: float) -> float:
 
 
 def _say(destination: Destination, result: Result) -> None:
-    """The one line of a destination: what became of it and what it has cost."""
     usage = result.usage
     values = (
         result.job_id, destination.id, destination.label, result.attempt, usage.llm_calls, usage.cache_hits,

@@ -14,17 +14,13 @@ from redis.asyncio import Redis
 
 from tasks import keys
 from tasks import worker_reports as fleet
-from tasks.messages import Destination, Event
+from tasks.messages import Event
 from tasks.waits import Wait
-from workers.llm.cache.stats import CacheReporter
-from workers.llm.cache.tiers import PersistentLLMCache
-from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.observe.call_journal import CallRecorder
-from workers.observe.profiler import PerformanceProfiler
 from workers.results.publisher import EventPublisher
 from workers.worker.chunks import ChunkRunner
-from workers.worker.lanes import Lanes
-from workers.worker.rebalance import WorkSharing
+from workers.worker.parts import Parts
+from workers.worker.rebalance import Rebalancer
 
 log = logging.getLogger("themes.worker")
 
@@ -39,30 +35,22 @@ class Heartbeat:
         self,
         redis: Redis,
         name: str,
+        parts: Parts,
         *,
-        lanes: Lanes[Destination],
         chunks: ChunkRunner,
-        pool: LLMConnectionPool,
-        cache: PersistentLLMCache,
-        counts: CacheReporter,
-        profiler: PerformanceProfiler,
         recorder: CallRecorder,
         publisher: EventPublisher,
-        sharing: WorkSharing,
+        rebalancer: Rebalancer,
         state: Callable[[], dict[str, Any]],
         seconds: float,
     ) -> None:
         self._redis = redis
         self._name = name
-        self._lanes = lanes
+        self._parts = parts
         self._chunks = chunks
-        self._pool = pool
-        self._cache = cache
-        self._counts = counts
-        self._profiler = profiler
         self._recorder = recorder
         self._publisher = publisher
-        self._sharing = sharing
+        self._rebalancer = rebalancer
         #: Memory, and the settings that can be changed.
         self._state = state
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
@@ -73,27 +61,28 @@ class Heartbeat:
         return f"<Heartbeat {self._name} every {self._seconds:g} s>"
 
     async def run(self) -> None:
-        """Report until cancelled; while Redis is away nobody hears it."""
+        """Report until cancelled."""
         while True:
-            self._profiler.sample()
+            self._parts.profiler.sample()
             self._tell_wait()
             await self._recorder.keep()
             try:
                 report, began = self._report(), time.perf_counter()
                 await fleet.tell(self._redis, self._name, report)
-                self._profiler.whole("redis", time.perf_counter() - began)
-                await self._counts.report()
-                self._cache.answered()
+                self._parts.profiler.whole("redis", time.perf_counter() - began)
+                if self._parts.cache_reporter is not None:
+                    await self._parts.cache_reporter.report()
+                self._parts.cache.outage.end()
             except (RedisError, OSError) as exc:
                 log.debug("action=report_missed Redis does not answer: %s", exc)
             await asyncio.sleep(self._seconds)
 
     async def leave(self) -> None:
-        """Say that this worker is going."""
         await fleet.leave(self._redis, self._name)
 
     def _report(self) -> dict[Any, Any]:
-        lanes, statistics = self._lanes, self._lanes.statistics
+        lanes = self._parts.lanes
+        statistics = lanes.statistics
         return {
             "name": self._name,
             "host": socket.gethostname(),
@@ -103,33 +92,33 @@ class Heartbeat:
             "lanes": 0 if self._chunks.is_stopping else lanes.size,
             "lanes_busy": lanes.busy,
             "lanes_waiting": lanes.waiting,
-            "chunks_held": self._chunks.held,
+            "chunks_held": len(self._chunks.held),
             "chunks_claimed": self._chunks.claimed,
             "restarts": os.environ.get("THEMES_RESTARTS", "0"),
             "wedged": os.environ.get("THEMES_WEDGED", "0"),
             "waiting_for": self._wait.encode() if self._wait else "",
-            "connections": self._pool.max_size,
-            "connections_in_use": self._pool.in_use,
-            "connections_waiting": self._pool.waiting,
+            "connections": self._parts.pool.max_size,
+            "connections_in_use": self._parts.pool.in_use,
+            "connections_waiting": self._parts.pool.waiting,
             "journal_off": self._recorder.off,
-            "cache": self._cache.state,
-            "cache_outages": self._cache.outages,
-            "cache_away_seconds": round(self._cache.away_seconds, 1),
+            "cache": self._parts.cache.state,
+            "cache_outages": self._parts.cache.outage.count,
+            "cache_away_seconds": round(self._parts.cache.outage.seconds, 1),
             "executed": sum(lane.executed for lane in statistics),
             "stolen": sum(lane.stolen for lane in statistics),
-            "shared": self._sharing.shared,
-            "yielded": self._sharing.yielded,
+            "shared": self._rebalancer.shared,
+            "yielded": self._rebalancer.preempted,
             "busy_share": round(lanes.busy_share, 4),
             "idle_seconds": round(sum(lane.idle_seconds for lane in statistics), 3),
             "lane_statistics": msgspec.json.encode(statistics),
-            "pool": msgspec.json.encode(self._pool.statistics()),
-            "profile": msgspec.json.encode(self._profiler.snapshot()),
+            "pool": msgspec.json.encode(self._parts.pool.statistics()),
+            "profile": msgspec.json.encode(self._parts.profiler.snapshot()),
             **self._state(),
         }
 
     def _tell_wait(self) -> None:
         """Tell the watchers of our jobs what all calls wait for, where that has changed; no message: they go on."""
-        before, self._wait = self._wait, self._pool.wait()
+        before, self._wait = self._wait, self._parts.pool.wait()
         if self._wait is None and self._chunks.is_full and self._chunks.claimed and not self._chunks.held:
             self._wait = Wait("other", "", time.time(), None, UNWRITTEN)
         if (before and before.reason) == (self._wait and self._wait.reason):
@@ -139,5 +128,5 @@ class Heartbeat:
             log.warning("action=endpoint_away the work waits: %s", words)
         else:
             log.info("action=endpoint_back the work goes on")
-        for job_id in self._chunks.jobs:
+        for job_id in self._chunks.cancellations.jobs:
             self._publisher.publish(Event("job.waiting", job_id, data={"message": words}))

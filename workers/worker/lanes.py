@@ -4,8 +4,8 @@ A lane serves its own queue from the head, so that a chunk is finished, and ackn
 whose own queue is empty takes from the tail of the fullest other one (Blumofe & Leiserson, "Scheduling multithreaded
 computations by work stealing", JACM 1999). With stealing off, every batch is dealt out in fixed shares instead.
 
-Batches have a priority: nothing is started while something more urgent waits in reach. What nobody has started can be
-withdrawn, for others to do.
+Batches have a priority: nothing is started while something more urgent waits in reach. What is not started can be
+withdrawn, for other workers.
 
 This module knows nothing of destinations, chunks or Redis.
 """
@@ -38,8 +38,6 @@ class LaneStatistics:
 
 @dataclass(slots=True, eq=False)
 class _Batch(Generic[T]):
-    """Items that were handed over together."""
-
     work: Callable[[T], Awaitable[None]]
     open: int
     priority: int
@@ -49,7 +47,6 @@ class _Batch(Generic[T]):
     errors: list[BaseException] = field(default_factory=list)
 
     def close(self, count: int = 1) -> None:
-        """Count items as ended."""
         self.open -= count
         if self.open <= 0:
             self.done.set()
@@ -95,12 +92,10 @@ class Lanes(Generic[T]):
 
     @property
     def busy(self) -> int:
-        """Lanes with an item in hand."""
         return len(self._busy)
 
     @property
     def waiting(self) -> int:
-        """Items that no lane has started."""
         return self._priorities.total()
 
     @property
@@ -117,10 +112,7 @@ class Lanes(Generic[T]):
         return sum(lane.busy_share for lane in self.statistics[: self.size]) / self.size
 
     def resize(self, size: int) -> None:
-        """Have so many lanes from now on, at least one.
-
-        What waits in a lane that is retired goes to the others; what it has in hand it ends.
-        """
+        """Have `size` lanes, at least one. A retired lane ends its item in hand; what waits in it goes to others."""
         if self._stopping or size == self.size:
             return
         left = [entry for queue in self._queues[size:] for entry in queue]
@@ -156,14 +148,8 @@ class Lanes(Generic[T]):
     ) -> list[T]:
         """Work on every item; returns, when all have ended, those that were never started because of `stop`.
 
-        Args:
-            items: what to work on.
-            work: called once for each item.
-            priority: what has a higher one is started first.
-            key: under this name what is not yet started can be withdrawn.
-
-        Raises:
-            BaseException: the first error that `work` raised, after the other items have ended.
+        Higher priorities are started first; unstarted items can be withdrawn by `key`. Raises the first error that
+        `work` raised, after the other items have ended.
         """
         if not items:
             return []
@@ -181,14 +167,14 @@ class Lanes(Generic[T]):
         return batch.unstarted
 
     def stop(self) -> None:
-        """Start nothing any more: what waits goes back to whoever runs it; what is in hand goes on."""
+        """Start nothing any more: `run` returns what waits; what is in hand goes on."""
         self._stopping = True
         for batch, item in self._remove(lambda _: True):
             batch.unstarted.append(item)
             batch.close()
 
     def unstarted(self) -> Counter[Hashable]:
-        """How many items of each batch's key nobody has started."""
+        """How many items of each batch's key wait."""
         return Counter(batch.key for queue in self._queues for batch, _ in queue)
 
     def withdraw(self, key: Hashable, count: int) -> list[T]:
@@ -219,7 +205,6 @@ class Lanes(Generic[T]):
         queue.insert(place, (batch, item))
 
     def _remove(self, which: Callable[[tuple[_Batch[T], T]], bool]) -> list[tuple[_Batch[T], T]]:
-        """Take entries out of all queues."""
         removed: list[tuple[_Batch[T], T]] = []
         for queue in self._queues:
             kept: list[tuple[_Batch[T], T]] = []
@@ -282,7 +267,7 @@ class Lanes(Generic[T]):
         try:
             await batch.work(item)
         except asyncio.CancelledError:
-            # The lanes are closing: whoever waits for the batch must not wait for ever.
+            # The lanes are closing: `run` must not wait for ever.
             batch.errors.append(asyncio.CancelledError())
             raise
         except Exception as exc:  # noqa: BLE001  # handed to the caller of `run`

@@ -1,7 +1,7 @@
 """Finds a worker that is alive but consumes nothing.
 
 kombu's consumer can stop consuming after a lost connection, without an error and for good. Seen from outside: nothing
-is in hand, and messages wait. The process then ends with `EX_WEDGED`, and whoever watches over it (`themes worker`,
+is in hand, and messages wait. The process then ends with `EX_WEDGED`, and its supervisor (`themes worker`,
 systemd, a container's restart policy) starts another; it holds nothing, so nothing is lost.
 """
 
@@ -43,7 +43,6 @@ class WedgeDetector:
 
 
 def waiting_messages(broker: Redis) -> int:
-    """Messages in the Celery queue."""
     with broker.pipeline(transaction=False) as pipeline:
         for key in keys.queue_keys():
             pipeline.llen(key)
@@ -55,7 +54,7 @@ class WedgeWatch:
 
     Args:
         broker: where the queue is; not closed here.
-        busy: messages in hand; None when there is nothing to watch, because the worker starts nothing any more.
+        busy: messages in hand; None when the worker starts nothing any more.
         after_seconds: how long it may be idle with messages waiting.
         end: ends the process; a worker's is `end_process`.
     """
@@ -73,11 +72,9 @@ class WedgeWatch:
         return f"<WedgeWatch after={self._detector.after_seconds:g} s since={self._detector.since}>"
 
     def start(self) -> None:
-        """Begin to watch."""
         threading.Thread(target=self._watch, name="wedge watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no more."""
         self._stopped.set()
 
     def _watch(self) -> None:
@@ -88,7 +85,7 @@ class WedgeWatch:
             try:
                 waiting = waiting_messages(self._broker)
             except (RedisError, OSError):
-                # Redis is away: nobody can consume, and nobody is to blame.
+                # Redis is away: no worker can consume.
                 self._detector.since = None
                 continue
             if self._detector.is_wedged(now=monotonic(), busy=busy, waiting=waiting):

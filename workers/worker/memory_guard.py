@@ -36,8 +36,6 @@ _RELIEF: Final = f"action=memory_relief {_FIELDS}"
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What the settings ask for."""
-
     threshold_bytes: int
     cache_bytes: int
     lanes: int
@@ -107,7 +105,6 @@ class MemoryGuard:
         return f"<MemoryGuard {self._allowed.step(self._bounds)} {self._allowed} of {self._bounds}>"
 
     async def run(self) -> None:
-        """Look until cancelled."""
         while True:
             self.look()
             await asyncio.sleep(LOOK_SECONDS)
@@ -131,13 +128,12 @@ class MemoryGuard:
         self._apply(replace(self._allowed, lanes=lanes, cache_bytes=cache_bytes))
 
     def may_take(self, in_hand: int) -> bool:
-        """Whether one more chunk may be taken while so many are in hand."""
+        """Whether one more chunk may be taken."""
         if self._allowed.holds:
             return in_hand == 0
         return self._allowed.lanes >= self._bounds.lanes or in_hand < self._allowed.lanes
 
     def report(self) -> dict[str, str | int]:
-        """For the heartbeat."""
         return {
             "memory_mb": self._resident_bytes // MIB,
             "memory_threshold_mb": self._bounds.threshold_bytes // MIB,

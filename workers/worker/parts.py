@@ -1,9 +1,11 @@
-"""What turns destinations into profiles, put together once for everybody: cache, connections, generator, processor.
+"""What turns destinations into profiles: cache, connections, generator, processor, lanes.
 
-A worker process (`workers.worker.runtime`) and a run without Redis (`workers.local.job`) are this and what surrounds
-it: where destinations come from, and where results go. Lives on the loop that opened it; closed in the reverse order.
+A worker process (`workers.worker.runtime`) and a run without Redis (`workers.local.job`) are these parts and what
+surrounds them: where destinations come from, and where results go. The parts live on the loop that opened them and are
+closed in the reverse order.
 """
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -12,8 +14,11 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from config.settings import Settings
+from tasks.messages import Destination
 from workers.llm.cache.completions import CompletionStore
+from workers.llm.cache.stats import CacheReporter
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.endpoints.health import look_after
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.registry import model_for
 from workers.llm.flights.shared import SharedFlights
@@ -22,69 +27,86 @@ from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
+from workers.pipeline.prompts import stages_of
+from workers.process.shutdown import end_tasks
+from workers.worker.lanes import Lanes
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """The parts that others look at, or use."""
-
+class Parts:
+    profiler: PerformanceProfiler
     cache: PersistentLLMCache
+    #: None where there is no Redis.
+    cache_reporter: CacheReporter | None
     pool: LLMConnectionPool
-    generator: FocusedLLMGenerator
     processor: FocusedPromptProcessor
+    lanes: Lanes[Destination]
 
 
 @contextlib.asynccontextmanager
-async def open_engine(
+async def open_parts(
     settings: Settings,
-    graph: Graph,
-    *,
     profiler: PerformanceProfiler,
+    *,
     redis: Redis | None,
     completions: CompletionStore | None = None,
     pressure_mb: int | None = None,
-) -> AsyncIterator[Engine]:
-    """Build the engine that the settings ask for; closed at the end.
+) -> AsyncIterator[Parts]:
+    """Open the parts that the settings ask for, and keep connections warm.
 
     Args:
-        settings: what to build.
-        graph: the stages of the pipeline.
-        profiler: measures all of it.
+        settings: of the process.
+        profiler: measures all parts.
         redis: shares limits, cool-downs, completions and single flight with other processes; None: this process is
             alone.
-        pressure_mb: where the memory cache gives way by itself; 0: somebody else sees to it; None: as the settings say.
         completions: keeps completions beyond the process where there is no Redis.
+        pressure_mb: where the memory cache shrinks by itself; 0: the memory guard shrinks it; None: as configured.
 
     Raises:
-        ConfigError: there is no endpoint for a model, or a key cannot be read.
+        ConfigError: there is no endpoint for a model, or a key or a prompt file cannot be read.
     """
     limits = settings.performance_optimization
+    graph = Graph(stages_of(settings))
+    shared_redis = redis if limits.enable_persistent_cache else None
     async with contextlib.AsyncExitStack() as stack:
-        kept: Redis | CompletionStore | None = redis if redis is not None else completions
-        cache = PersistentLLMCache(
-            kept if limits.enable_persistent_cache else None,
-            max_memory_mb=limits.max_memory_cache_mb,
-            pressure_mb=limits.memory_pressure_threshold_mb if pressure_mb is None else pressure_mb,
-            ttl_days=limits.cache_ttl_days,
-            compress=limits.enable_result_compression,
-            codec=settings.cache.codec,
-        )
+        cache = _cache(settings, redis if redis is not None else completions, pressure_mb)
         stack.push_async_callback(cache.close)
+        reporter = None if redis is None else CacheReporter(cache, redis)
+        if reporter is not None:
+            stack.push_async_callback(reporter.close)
         models = {model_for(settings.llm, stage.name, stage.model) for stage in graph.stages.values()}
         pool = await stack.enter_async_context(LLMConnectionPool.of(settings, models, profiler, redis))
-        shared = None
-        if redis is not None and limits.enable_persistent_cache:
-            shared = SharedFlights(
-                redis,
-                lease_seconds=settings.llm.flight_lease_seconds,
-                ttl_ms=cache.ttl_ms,
-                process=os.environ.get("THEMES_INCARNATION", ""),
-            )
-            stack.push_async_callback(shared.close)
-            shared.start()
-        generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
-        evidence = await stack.enter_async_context(
-            EvidenceReader.of(settings, redis if limits.enable_persistent_cache else None)
-        )
+        flights = None if shared_redis is None else _flights(settings, shared_redis, cache.ttl_ms)
+        if flights is not None:
+            stack.push_async_callback(flights.close)
+            flights.start()
+        evidence = await stack.enter_async_context(EvidenceReader.of(settings, shared_redis))
+        generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=flights)
         processor = FocusedPromptProcessor(graph, generator, settings=settings, profiler=profiler, evidence=evidence)
-        yield Engine(cache, pool, generator, processor)
+        lanes: Lanes[Destination] = await stack.enter_async_context(
+            Lanes(
+                limits.worker_pool_size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
+            )
+        )
+        warming = look_after(
+            pool, minimum=limits.llm_connection_pool_min_size, seconds=limits.health_check_interval_seconds
+        )
+        stack.push_async_callback(end_tasks, asyncio.create_task(warming, name="warm"))
+        yield Parts(profiler, cache, reporter, pool, processor, lanes)
+
+
+def _cache(settings: Settings, store: Redis | CompletionStore | None, pressure_mb: int | None) -> PersistentLLMCache:
+    limits = settings.performance_optimization
+    return PersistentLLMCache(
+        store if limits.enable_persistent_cache else None,
+        max_memory_mb=limits.max_memory_cache_mb,
+        pressure_mb=limits.memory_pressure_threshold_mb if pressure_mb is None else pressure_mb,
+        ttl_days=limits.cache_ttl_days,
+        compress=limits.enable_result_compression,
+        codec=settings.cache.codec,
+    )
+
+
+def _flights(settings: Settings, redis: Redis, ttl_ms: int) -> SharedFlights:
+    process = os.environ.get("THEMES_INCARNATION", "")
+    return SharedFlights(redis, lease_seconds=settings.llm.flight_lease_seconds, ttl_ms=ttl_ms, process=process)

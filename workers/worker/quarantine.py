@@ -7,13 +7,13 @@ from typing import Final
 
 from tasks.messages import JobOptions
 from tasks.queue.ledger import Ledger, Taken
-from workers.process.retry import Patience
+from workers.process.retry import StoppableRetry
 
 log = logging.getLogger("themes.chunks")
 
 #: The delivery from which on a destination is handled alone among its like.
 SUSPECT: Final = 3
-#: Of those that wait for that, so many are remembered; the sweeper finds the others.
+#: Chunks that wait for that and are remembered; the sweeper finds the others.
 POSTPONED: Final = 1_000
 
 #: Sends chunks' wake-up calls: `(job id, (chunk id, label) pairs, priority)`.
@@ -21,15 +21,14 @@ Wake = Callable[[str, list[tuple[str, str]], int], Awaitable[None]]
 
 
 class Quarantine:
-    """Splits a chunk that has lost its worker, and lets one suspect at a time be worked on in this process.
+    """Splits a chunk that has lost its worker, and admits one suspect at a time to this process.
 
-    The destination that kills and those that were only near it die together, again and again. One at a time they are
-    told apart.
+    A destination that kills takes those near it with it, again and again; one at a time they are told apart.
     """
 
-    def __init__(self, ledger: Ledger, patience: Patience, wake: Wake) -> None:
+    def __init__(self, ledger: Ledger, retry: StoppableRetry, wake: Wake) -> None:
         self._ledger = ledger
-        self._patience = patience
+        self._retry = retry
         self._wake = wake
         self._suspect: tuple[str, str] | None = None
         self._postponed: deque[tuple[str, str, str, int]] = deque(maxlen=POSTPONED)
@@ -40,7 +39,7 @@ class Quarantine:
     async def split(self, taken: Taken, options: JobOptions) -> None:
         """Send each destination of a chunk on its way alone, so that one that kills is found soon."""
         chunk = taken.chunk
-        singles = await self._patience.wait_for(lambda: self._ledger.split(taken))
+        singles = await self._retry.call(lambda: self._ledger.split(taken))
         await self._wake(chunk.job_id, [(one.chunk_id, one.destinations[0].label) for one in singles], options.priority)
         log.warning(
             "action=quarantine job_id=%s chunk_id=%s lost its worker %d times: %d destinations go one by one",
@@ -48,17 +47,14 @@ class Quarantine:
         )  # fmt: skip
 
     async def admits(self, taken: Taken, options: JobOptions) -> bool:
-        """Whether a chunk may be worked on now; one that has to wait is given back, and sent for by `leave`.
-
-        Should this process die, the sweeper finds what waits.
-        """
+        """Whether a chunk may be worked on now; else it is given back for `leave`, or the sweeper, to send again."""
         chunk = taken.chunk
         if taken.deliveries < SUSPECT:
             return True
         if self._suspect is None:
             self._suspect = (chunk.job_id, chunk.chunk_id)
             return True
-        await self._patience.wait_for(lambda: self._ledger.give_back(chunk.job_id, chunk.chunk_id))
+        await self._retry.call(lambda: self._ledger.give_back(chunk.job_id, chunk.chunk_id))
         self._postponed.append((chunk.job_id, chunk.chunk_id, chunk.destinations[0].label, options.priority))
         return False
 

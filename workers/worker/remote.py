@@ -26,7 +26,6 @@ def _command(**options: Any) -> Callable[[_Command], _Command]:
     type="inspect",
 )
 def themes_settings(state: Any, **_: Any) -> dict[str, Any]:
-    """What holds in this worker."""
     return {"ok": _tuner(state).values()}
 
 
@@ -37,26 +36,22 @@ def themes_settings(state: Any, **_: Any) -> dict[str, Any]:
     help="Change settings of the running worker; `themes tune` also keeps them for new ones.",
 )
 def themes_tune(state: Any, changes: list[str] | None = None, *, check: bool = False, **_: Any) -> dict[str, Any]:
-    """Change settings, or only say what would change."""
     tuner = _tuner(state)
     return _answer(lambda: tuner.check(changes or []) if check else tuner.tune(changes or []))
 
 
 @_command(name="themes_reset", help="Take back what was changed on the running worker.")
 def themes_reset(state: Any, **_: Any) -> dict[str, Any]:
-    """Go back to the file, and what is kept for this worker."""
     return _answer(_tuner(state).reset)
 
 
 @_command(name="pool_grow", args=[("n", int)], signature="[N=1]", help="N lanes more (worker_pool_size).")
 def pool_grow(state: Any, n: int = 1, **_: Any) -> dict[str, Any]:
-    """Celery's name for more lanes."""
     return _answer(lambda: _tuner(state).resize(n))
 
 
 @_command(name="pool_shrink", args=[("n", int)], signature="[N=1]", help="N lanes fewer (worker_pool_size).")
 def pool_shrink(state: Any, n: int = 1, **_: Any) -> dict[str, Any]:
-    """Celery's name for fewer lanes."""
     return _answer(lambda: _tuner(state).resize(-n))
 
 

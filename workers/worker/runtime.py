@@ -1,12 +1,11 @@
-"""One worker process's engine: an asyncio loop in a thread of its own, and the resources that live on it.
+"""One worker process: an asyncio loop in a thread of its own, and the resources that live on it.
 
-Celery's task threads hand a chunk over and wait. There is one loop for the life of the process, made after the process
-has started and closed once at its end; nothing that belongs to it is touched from anywhere else.
+Celery's task threads hand a chunk over and wait. One loop lives as long as the process; no other thread touches what
+belongs to it.
 
-Start: Redis, the engine (`workers.worker.parts`: cache, pool, whose limiters listen, generator, processor), publisher,
-lanes, heartbeat; connections are warmed meanwhile.
+Start: Redis, publisher, the parts (`workers.worker.parts`), call journal, heartbeat.
 Stop, in this order: no new destinations (`drain`); what is in hand ends within the grace time or is cancelled and given
-back; heartbeat; lanes; publisher; the engine; Redis; the loop.
+back; heartbeat; the parts, lanes first; publisher; Redis; the loop.
 """
 
 import asyncio
@@ -14,10 +13,9 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import uuid
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from celery import Celery
@@ -36,32 +34,23 @@ from tasks.queue.ledger import Ledger
 from tasks.queue.producer import publish
 from workers.llm.budget import Budget
 from workers.llm.cache.memory import MIB
-from workers.llm.cache.stats import CacheReporter
-from workers.llm.cache.tiers import PersistentLLMCache
-from workers.llm.cancellation import Halt
-from workers.llm.endpoints.health import look_after
+from workers.llm.cancellation import Cancellation
 from workers.observe.call_file import FOLDER
 from workers.observe.call_journal import CallRecorder
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.graph import Graph
-from workers.pipeline.processor import FocusedPromptProcessor
-from workers.pipeline.prompts import stages_of
+from workers.pipeline.processor import Processed
 from workers.process.shutdown import end_tasks
+from workers.process.subscription import listen
 from workers.results.journal import book_orphans
 from workers.results.publisher import EventPublisher
 from workers.worker.chunks import ChunkRunner
-from workers.worker.control import JobControl
-from workers.worker.destination import Processed
+from workers.worker.destination import Process
 from workers.worker.heartbeat import Heartbeat
-from workers.worker.lanes import Lanes
 from workers.worker.memory_guard import Bounds, MemoryGuard
-from workers.worker.parts import open_engine
-from workers.worker.rebalance import WorkSharing
+from workers.worker.parts import Parts, open_parts
+from workers.worker.rebalance import Rebalancer
 from workers.worker.telemetry import Watched, profiled
-
-if TYPE_CHECKING:
-    from workers.llm.endpoints.pool import LLMConnectionPool
 
 log = logging.getLogger("themes.runtime")
 
@@ -74,24 +63,19 @@ REMEMBERED_JOBS: Final = 1_000
 
 
 class Runtime:
-    """Everything that a worker process needs to turn chunks into results."""
-
-    def __init__(self, app: Celery, settings: Settings, redis_url: str, *, name: str, lanes: int) -> None:
+    def __init__(self, app: Celery, settings: Settings, redis_url: str, *, name: str) -> None:
         self._app = app
         self._settings = settings
         self._redis_url = redis_url
         self._name = name
-        self._size = lanes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._started: Future[None] = Future()
         self._close: asyncio.Event | None = None
         self._chunks: ChunkRunner | None = None
-        self._graph = Graph(stages_of(settings))
         self._options: dict[str, JobOptions] = {}
-        self._began = time.time()
         self._draining = False
-        self._pool: LLMConnectionPool | None = None
+        self._parts: Parts | None = None
         self._guard: MemoryGuard | None = None
         #: What can be changed while we run, as the heartbeat tells it.
         self._tuned: dict[str, Any] = {}
@@ -103,11 +87,7 @@ class Runtime:
     # Called from Celery's threads.
 
     def start(self) -> None:
-        """Build everything and wait until it stands.
-
-        Raises:
-            ThemesError: what the settings ask for cannot be built.
-        """
+        """Build everything, and wait for that. Raises `ThemesError`: what the settings ask for cannot be built."""
         self._thread = threading.Thread(target=self._run_loop, name="themes-loop", daemon=True)
         self._thread.start()
         self._started.result(timeout=LOOP_SECONDS)
@@ -135,11 +115,11 @@ class Runtime:
             self._loop.call_soon_threadsafe(self._chunks.stop)
 
     def tune(self, settings: Settings, report: dict[str, Any]) -> None:
-        """Keep to other sizes and limits from now on; `report` is what the heartbeat says of them.
+        """Change sizes and limits; the heartbeat tells `report`.
 
         Raises:
             ThemesError: this worker is stopping.
-            TimeoutError: the loop has not come to it; nothing was changed.
+            TimeoutError: the loop is too busy; nothing was changed.
         """
         if self._loop is None or self._draining or self._loop.is_closed():
             raise ThemesError("this worker is stopping: what is changed holds for the one that is started next")
@@ -162,9 +142,9 @@ class Runtime:
 
     async def _tune(self, settings: Settings, report: dict[str, Any]) -> None:
         """Plain assignments, none of which can fail: all of it is done, or nothing."""
-        if self._pool is not None and self._guard is not None:
-            self._pool.tune(settings)
-            self._guard.change(_bounds(settings, settings.performance_optimization.worker_pool_size))
+        if self._parts is not None and self._guard is not None:
+            self._parts.pool.tune(settings)
+            self._guard.change(_bounds(settings))
         self._tuned = report
 
     def _run_loop(self) -> None:
@@ -177,28 +157,12 @@ class Runtime:
                 self._started.set_exception(exc)
 
     async def _live(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._close = asyncio.Event()
-        settings = self._settings
-        limits = settings.performance_optimization
-        profiler = PerformanceProfiler(
-            enabled=limits.enable_performance_profiling,
-            role="worker",
-            name=self._name,
-            slowest_kept=settings.profiling.slowest_kept,
-        )
+        self._loop, self._close = asyncio.get_running_loop(), asyncio.Event()
+        settings, limits = self._settings, self._settings.performance_optimization
         async with contextlib.AsyncExitStack() as stack:
-            redis = connect_async(self._redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-            stack.push_async_callback(redis.aclose)
+            redis = self._connected(stack, self._redis_url)
             budget = Budget(redis, settings)
             stack.push_async_callback(budget.close)
-            # The guard looks at memory, for lanes and cache together.
-            engine = await stack.enter_async_context(
-                open_engine(settings, self._graph, profiler=profiler, redis=redis, pressure_mb=0)
-            )
-            self._pool = pool = engine.pool
-            counts = CacheReporter(engine.cache, redis)
-            stack.push_async_callback(self._tell_last, counts)
             publisher = await stack.enter_async_context(
                 EventPublisher(
                     redis,
@@ -207,135 +171,111 @@ class Runtime:
                     max_bytes=limits.max_streaming_chunk_size,
                 )
             )
-            lanes: Lanes[Destination] = Lanes(
-                self._size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold
-            )
-            await stack.enter_async_context(lanes)
-            guard = await self._watch_memory(stack, lanes, engine.cache)
-            ledger = Ledger(
-                redis,
-                token=f"{token_prefix(self._name, os.getpid())}{uuid.uuid4().hex[:8]}",
-                lease_seconds=settings.work.lease_seconds,
-                compress=limits.enable_result_compression,
+            # The guard keeps both lanes and cache to what memory allows.
+            self._parts = await stack.enter_async_context(
+                open_parts(settings, self._profiler(), redis=redis, pressure_mb=0)
             )
             recorder = await asyncio.to_thread(self._recorder)
             stack.callback(recorder.close)
-            self._chunks = ChunkRunner(
-                ledger=ledger,
-                lanes=lanes,
-                process=self._processing(engine.processor, publisher, budget),
-                wake=self._wake,
-                options=lambda job_id: self._read_options(redis, job_id),
-                settings=settings,
-                profiler=profiler,
-                worker=self._name,
-                recorder=recorder,
-                may_take=guard.may_take,
-            )
-            warming = asyncio.create_task(
-                look_after(
-                    pool, minimum=limits.llm_connection_pool_min_size, seconds=limits.health_check_interval_seconds
-                ),
-                name="warm",
-            )
-            broker = redis
-            if settings.celery.broker_url:
-                broker = connect_async(
-                    settings.celery.broker_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds
-                )
-                stack.push_async_callback(broker.aclose)
-            sharing = WorkSharing(
-                self._chunks,
-                queued=lambda: ledger.queued(broker),
-                idle_lanes=lambda: fleet.idle_lanes(redis, besides=self._name),
-                steal=limits.enable_work_stealing,
-            )
-            share = asyncio.create_task(sharing.run(), name="sharing")
-            control = asyncio.create_task(JobControl(redis, self._chunks.look).run(), name="control")
-            heart = asyncio.create_task(self._renew(self._chunks), name="leases")
-            heartbeat = Heartbeat(
-                redis,
-                self._name,
-                lanes=lanes,
-                chunks=self._chunks,
-                pool=pool,
-                cache=engine.cache,
-                counts=counts,
-                profiler=profiler,
-                recorder=recorder,
-                publisher=publisher,
-                sharing=sharing,
-                state=lambda: guard.report() | {"settings": msgspec.json.encode(self._tuned)},
-                seconds=limits.profile_interval_seconds,
-            )
-            report = asyncio.create_task(heartbeat.run(), name="heartbeat")
-            stack.push_async_callback(end_tasks, heart, report, warming, control, share)
-            await stack.enter_async_context(
-                profiled(
-                    profiler,
-                    redis,
-                    settings,
-                    Watched(lanes=lanes, pool=pool, cache=engine.cache, publisher=publisher, sharing=sharing),
-                )
-            )
-            calm_collector()
-            log.info("action=start %r %r", self, pool)
-            self._started.set_result(None)
-            await self._close.wait()
-            self._chunks.stop()
-            await self._chunks.settle(self._settings.work.shutdown_grace_seconds)
-            with contextlib.suppress(RedisError, OSError):
-                await heartbeat.leave()
+            await self._work(stack, redis, self._parts, budget, publisher, recorder)
 
-    async def _watch_memory(
-        self, stack: contextlib.AsyncExitStack, lanes: Lanes[Destination], cache: PersistentLLMCache
-    ) -> MemoryGuard:
-        """Keep lanes and cache to what memory allows, for as long as the stack stands."""
-        self._guard = MemoryGuard(_bounds(self._settings, self._size), lanes=lanes, cache=cache.memory)
-        watching = asyncio.create_task(self._guard.run(), name="memory")
-        stack.push_async_callback(end_tasks, watching)
-        return self._guard
-
-    def _processing(
+    async def _work(  # noqa: PLR0917  # what `_live` has opened
         self,
-        processor: FocusedPromptProcessor,
-        publisher: EventPublisher,
+        stack: contextlib.AsyncExitStack,
+        redis: Redis,
+        parts: Parts,
         budget: Budget,
-    ) -> Any:
-        """What the chunk runner calls for each destination."""
+        publisher: EventPublisher,
+        recorder: CallRecorder,
+    ) -> None:
+        """Run the tasks of this process until `close`."""
+        self._guard = guard = MemoryGuard(_bounds(self._settings), lanes=parts.lanes, cache=parts.cache.memory)
+        ledger = self._ledger(redis)
+        self._chunks = chunks = ChunkRunner(
+            ledger=ledger,
+            lanes=parts.lanes,
+            process=_process(parts, publisher, budget),
+            wake=self._wake,
+            options=lambda job_id: self._read_options(redis, job_id),
+            settings=self._settings,
+            profiler=parts.profiler,
+            worker=self._name,
+            recorder=recorder,
+            may_take=guard.may_take,
+        )
+        broker_url = self._settings.celery.broker_url
+        broker = self._connected(stack, broker_url) if broker_url else redis
+        rebalancer = Rebalancer(
+            chunks,
+            ledger,
+            wake=self._wake,
+            queued=lambda: ledger.queued(broker),
+            idle_lanes=lambda: fleet.idle_lanes(redis, besides=self._name),
+            steal=self._settings.performance_optimization.enable_work_stealing,
+        )
+        heartbeat = Heartbeat(
+            redis,
+            self._name,
+            parts,
+            chunks=chunks,
+            recorder=recorder,
+            publisher=publisher,
+            rebalancer=rebalancer,
+            state=lambda: guard.report() | {"settings": msgspec.json.encode(self._tuned)},
+            seconds=self._settings.performance_optimization.profile_interval_seconds,
+        )
+        tasks = {
+            "memory": guard.run(),
+            "sharing": rebalancer.run(),
+            "control": self._listen(redis, chunks),
+            "leases": self._renew(chunks),
+            "heartbeat": heartbeat.run(),
+        }
+        stack.push_async_callback(
+            end_tasks, *(asyncio.create_task(coroutine, name=name) for name, coroutine in tasks.items())
+        )
+        watched = Watched(parts, publisher, rebalancer)
+        await stack.enter_async_context(profiled(redis, self._settings, watched))
+        calm_collector()
+        log.info("action=start %r %r", self, parts.pool)
+        self._started.set_result(None)
+        await self._until_closed(chunks, heartbeat)
 
-        async def process(destination: Destination, halt: Halt, options: JobOptions, attempt: int) -> Processed:
-            job_id = halt.job_id
+    async def _until_closed(self, chunks: ChunkRunner, heartbeat: Heartbeat) -> None:
+        assert self._close  # noqa: S101  # made by `_live`
+        await self._close.wait()
+        chunks.stop()
+        await chunks.settle(self._settings.work.shutdown_grace_seconds)
+        with contextlib.suppress(RedisError, OSError):
+            await heartbeat.leave()
 
-            def on_stage(_: Destination, record: StageRecord, count: int, found: list[str]) -> None:
-                data = {
-                    "stage": record.stage,
-                    "status": record.status,
-                    "source": record.source,
-                    "answers": count,
-                    "found": found,
-                    "elapsed_ms": record.elapsed_ms,
-                }
-                publisher.publish(Event("stage.done", job_id, destination.id, data=data | {"name": destination.label}))
+    def _connected(self, stack: contextlib.AsyncExitStack, url: str) -> Redis:
+        redis = connect_async(url, socket_timeout_seconds=self._settings.redis.socket_timeout_seconds)
+        stack.push_async_callback(redis.aclose)
+        return redis
 
-            outcome = await processor.process(
-                destination,
-                use_cache=options.use_cache,
-                columns=options.columns,
-                attempt=attempt,
-                on_stage=on_stage,
-                budget=None if options.budget_usd is None else budget.of(job_id),
-                halt=halt,
-            )
-            return outcome.profile, outcome.failure, outcome.usage, outcome.is_retryable
+    def _profiler(self) -> PerformanceProfiler:
+        return PerformanceProfiler(
+            enabled=self._settings.performance_optimization.enable_performance_profiling,
+            role="worker",
+            name=self._name,
+            slowest_kept=self._settings.profiling.slowest_kept,
+        )
 
-        return process
+    def _ledger(self, redis: Redis) -> Ledger:
+        return Ledger(
+            redis,
+            token=f"{token_prefix(self._name, os.getpid())}{uuid.uuid4().hex[:8]}",
+            lease_seconds=self._settings.work.lease_seconds,
+            compress=self._settings.performance_optimization.enable_result_compression,
+        )
 
     def _recorder(self) -> CallRecorder:
         """Where this process writes down what is in work; first it books what dead ones have left."""
         with connect(self._redis_url, socket_timeout_seconds=self._settings.redis.socket_timeout_seconds) as redis:
             book_orphans(self._settings, redis)
-        return CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=self._size)
+        lanes = self._settings.performance_optimization.worker_pool_size
+        return CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=lanes)
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
         await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)
@@ -359,12 +299,54 @@ class Runtime:
                 log.warning("action=heartbeat_missed Redis does not answer: %s", exc)
             await asyncio.sleep(self._settings.work.heartbeat_seconds)
 
-    @staticmethod
-    async def _tell_last(counts: CacheReporter) -> None:
-        with contextlib.suppress(RedisError, OSError):  # Redis is away: they are lost, as after a kill
-            await counts.report()
+    async def _listen(self, redis: Redis, chunks: ChunkRunner) -> None:
+        """Look at a job as soon as it is cancelled or paused; the heartbeat looks at every job."""
+
+        async def look(job_id: str) -> None:
+            await chunks.cancellations.look([job_id])
+
+        await listen(
+            redis,
+            keys.CONTROL,
+            look,
+            listening=asyncio.Event(),
+            log=logging.getLogger("themes.control"),
+            unheard="action=control_unheard Redis does not answer: %s",
+        )
 
 
-def _bounds(settings: Settings, lanes: int) -> Bounds:
+def _process(parts: Parts, publisher: EventPublisher, budget: Budget) -> Process:
+    async def process(
+        destination: Destination, cancellation: Cancellation, options: JobOptions, attempt: int
+    ) -> Processed:
+        job_id = cancellation.job_id
+
+        def on_stage(_: Destination, record: StageRecord, count: int, found: list[str]) -> None:
+            data = {
+                "stage": record.stage,
+                "status": record.status,
+                "source": record.source,
+                "answers": count,
+                "found": found,
+                "elapsed_ms": record.elapsed_ms,
+                "name": destination.label,
+            }
+            publisher.publish(Event("stage.done", job_id, destination.id, data=data))
+
+        return await parts.processor.process(
+            destination,
+            use_cache=options.use_cache,
+            columns=options.columns,
+            attempt=attempt,
+            on_stage=on_stage,
+            budget=None if options.budget_usd is None else budget.of(job_id),
+            cancellation=cancellation,
+        )
+
+    return process
+
+
+def _bounds(settings: Settings) -> Bounds:
     limits = settings.performance_optimization
-    return Bounds(limits.memory_pressure_threshold_mb * MIB, limits.max_memory_cache_mb * MIB, lanes)
+    cache_bytes = limits.max_memory_cache_mb * MIB
+    return Bounds(limits.memory_pressure_threshold_mb * MIB, cache_bytes, limits.worker_pool_size)

@@ -13,22 +13,18 @@ from redis.asyncio import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.messages import Destination
 from tasks.readings import amounts
-from workers.llm.cache.tiers import PersistentLLMCache
-from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.observe.counters import field
 from workers.observe.leaks import WATCH
 from workers.observe.measurement_store import LAST_SECONDS, PartReporter
-from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter
 from workers.process.shutdown import end_tasks
-from workers.worker.lanes import Lanes
+from workers.worker.parts import Parts
 
 if TYPE_CHECKING:
     # Not there in a run without Redis, which is to import no Celery.
     from workers.results.publisher import EventPublisher
-    from workers.worker.rebalance import WorkSharing
+    from workers.worker.rebalance import Rebalancer
 
 #: Seconds between two looks at the rates that were learnt.
 RATES_SECONDS: Final = 2.0
@@ -37,60 +33,54 @@ MINUTE_US: Final = 60_000_000
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """The parts of a worker that keep counts."""
-
-    lanes: Lanes[Destination]
-    pool: LLMConnectionPool
-    cache: PersistentLLMCache
-    #: None where there is no Redis, so no watchers and nobody to share work with.
+    parts: Parts
+    #: None where there is no Redis, so no watchers and no worker to hand work to.
     publisher: "EventPublisher | None" = None
-    sharing: "WorkSharing | None" = None
+    rebalancer: "Rebalancer | None" = None
 
     def amounts(self) -> dict[str, float]:
         """Cumulative, of the whole process: integrals over time, exact at the moment of asking, and counts."""
-        lanes = self.lanes.statistics
+        lanes = self.parts.lanes.statistics
         busy = sum(lane.busy_seconds for lane in lanes)
         return {
             "lane_seconds": busy + sum(lane.idle_seconds for lane in lanes),
             "lane_busy_seconds": busy,
             "stolen": sum(lane.stolen for lane in lanes),
-            "shared": self.sharing.shared if self.sharing else 0,
-            "yielded": self.sharing.yielded if self.sharing else 0,
-            **self.pool.amounts(),
+            "shared": self.rebalancer.shared if self.rebalancer else 0,
+            "yielded": self.rebalancer.preempted if self.rebalancer else 0,
+            **self.parts.pool.amounts(),
         }
 
     def counters(self) -> dict[str, float]:
-        """Cumulative counts for Prometheus."""
-        tally = self.cache.tally
+        stats = self.parts.cache.stats
         return {
-            field("cache_gets_total", tier="memory", result="hit"): tally.memory_hits,
-            field("cache_gets_total", tier="redis", result="hit"): tally.redis_hits,
-            field("cache_gets_total", tier="none", result="miss"): tally.misses,
-            field("cache_gets_total", tier="none", result="corrupt"): tally.corrupt,
-            "cache_coalesced_total": tally.coalesced,
-            "cache_stores_total": tally.stores,
-            "cache_evictions_total": tally.evictions,
-            field("cache_bytes_total", form="raw"): tally.bytes_raw,
-            field("cache_bytes_total", form="stored"): tally.bytes_stored,
+            field("cache_gets_total", tier="memory", result="hit"): stats.memory_hits,
+            field("cache_gets_total", tier="redis", result="hit"): stats.redis_hits,
+            field("cache_gets_total", tier="none", result="miss"): stats.misses,
+            field("cache_gets_total", tier="none", result="corrupt"): stats.corrupt,
+            "cache_coalesced_total": stats.coalesced,
+            "cache_stores_total": stats.stores,
+            "cache_evictions_total": stats.evictions,
+            field("cache_bytes_total", form="raw"): stats.bytes_raw,
+            field("cache_bytes_total", form="stored"): stats.bytes_stored,
             field("events_total", result="sent"): self.publisher.sent if self.publisher else 0,
             field("events_total", result="dropped"): self.publisher.dropped if self.publisher else 0,
         }
 
 
 @asynccontextmanager
-async def profiled(
-    profiler: PerformanceProfiler, redis: Redis, settings: Settings, watched: Watched
-) -> AsyncIterator[None]:
+async def profiled(redis: Redis, settings: Settings, watched: Watched) -> AsyncIterator[None]:
     """Within the body, measure and tell; at the end tell a last time."""
+    profiler = watched.parts.profiler
     if not profiler.enabled:
         yield
         return
-    look_at(profiler, settings, watched)
+    look_at(settings, watched)
     seconds = min(settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
     tasks = [
         asyncio.create_task(profiler.watch_loop(), name="loop lag"),
         asyncio.create_task(PartReporter(redis, profiler, seconds=seconds).run(), name="profiles"),
-        asyncio.create_task(_watch_rates(profiler, redis, watched), name="learnt rates"),
+        asyncio.create_task(_watch_rates(redis, watched), name="learnt rates"),
         asyncio.create_task(MetricsReporter(redis, profiler, watched.counters).run(), name="metrics"),
     ]
     try:
@@ -99,21 +89,22 @@ async def profiled(
         await end_tasks(*tasks, again_seconds=2 * LAST_SECONDS)
 
 
-def look_at(profiler: PerformanceProfiler, settings: Settings, watched: Watched) -> None:
+def look_at(settings: Settings, watched: Watched) -> None:
     """Let a profiler book what the parts count, and name what bounds the throughput here."""
+    profiler = watched.parts.profiler
     profiler.amounts_from(watched.amounts)
-    profiler.holds_on_purpose(lambda: watched.cache.memory_bytes)
+    profiler.holds_on_purpose(lambda: watched.parts.cache.memory.size_bytes)
     for file in ("workers/llm/cache/codec.py", "workers/llm/cache/memory.py", "workers/llm/endpoints/prompt.py"):
         WATCH.expect(file, "the memory cache fills up to max_memory_cache_mb")
-    _state_facts(profiler, settings, watched)
+    _state_facts(settings, watched)
 
 
-def _state_facts(profiler: PerformanceProfiler, settings: Settings, watched: Watched) -> None:
-    """Name what bounds the throughput here."""
+def _state_facts(settings: Settings, watched: Watched) -> None:
+    profiler = watched.parts.profiler
     performance, llm = settings.performance_optimization, settings.llm
     fixed: dict[str, str | float | bool | None] = {
-        "worker_pool_size": watched.lanes.size,
-        "llm_connection_pool_size": watched.pool.max_size,
+        "worker_pool_size": watched.parts.lanes.size,
+        "llm_connection_pool_size": watched.parts.pool.max_size,
         "requests_per_minute": llm.requests_per_minute,
         "tokens_per_minute": llm.tokens_per_minute,
         "enable_work_stealing": performance.enable_work_stealing,
@@ -127,7 +118,7 @@ def _state_facts(profiler: PerformanceProfiler, settings: Settings, watched: Wat
     }
     for name, value in fixed.items():
         profiler.fact(name, lambda value=value: value)  # type: ignore[misc]  # bound now
-    for route in watched.pool.routes:
+    for route in watched.parts.pool.routes:
         place = f"{route.name}/{route.model}"
         profiler.fact(f"concurrency_limit:{place}", lambda route=route: route.concurrency.limit)  # type: ignore[misc]
         profiler.fact(
@@ -136,14 +127,14 @@ def _state_facts(profiler: PerformanceProfiler, settings: Settings, watched: Wat
         )
 
 
-async def _watch_rates(profiler: PerformanceProfiler, redis: Redis, watched: Watched) -> None:
+async def _watch_rates(redis: Redis, watched: Watched) -> None:
     """Keep in the facts which rates refusals have taught: requests a minute; None while nothing is learnt."""
-    known: dict[str, float | None] = {}
-    learning = [(f"{route.name}/{route.model}", route.limiter.learnt_key) for route in watched.pool.routes]
+    profiler, known = watched.parts.profiler, dict[str, float | None]()
+    learning = [(f"{route.name}/{route.model}", route.limiter.learnt_key) for route in watched.parts.pool.routes]
     while any(key for _, key in learning):
         for place, key in learning:
             if key is not None:
-                with contextlib.suppress(RedisError, OSError):  # said by who needs Redis
+                with contextlib.suppress(RedisError, OSError):  # others log it
                     spacing_us = amounts(await redis.hgetall(key), ["us"]).get("us")
                     known[place] = round(MINUTE_US / spacing_us, 1) if spacing_us else None
                     profiler.fact(f"learnt_requests_per_minute:{place}", lambda place=place: known[place])  # type: ignore[misc]

@@ -1,10 +1,9 @@
-"""kombu's Redis transport, made proof against what is no message of ours, and quick to come back.
+"""kombu's Redis transport, which survives garbage in the queue and reconnects quickly.
 
-kombu trusts what it pops: one entry in the queue that is no JSON, or JSON of another shape, ends a stock worker process
-("Unrecoverable error"). Here every entry is looked at before kombu sees it; what is not a call of our one task (in
-other queues: no reply to Celery's remote control) goes to `themes:queue:dead` with the reason, and the worker goes on.
-Celery loads this by name (`broker_transport`, set in worker processes alone), so users write redis:// and rediss:// as
-ever.
+kombu trusts what it pops: one entry that is no JSON, or JSON of another shape, ends a stock worker process
+("Unrecoverable error"). Here every entry is checked first; what is not a call of our one task (in other queues: no
+reply to Celery's remote control) goes to `themes:queue:dead` with the reason. Celery loads this by name
+(`broker_transport`, set in worker processes alone), so users write redis:// and rediss://.
 """
 
 import base64
@@ -43,8 +42,7 @@ class DeadMessageError(ValueError):
 def accepted(item: bytes, task: str | None) -> dict[str, Any]:
     """An entry of a queue as kombu takes it: a call of `task`, or any message of Celery's own where that is None.
 
-    Raises:
-        DeadMessageError: it is none, with the reason.
+    Raises `DeadMessageError` with the reason: it is none.
     """
     if task is not None and len(item) > MAX_BYTES:
         raise DeadMessageError(f"{len(item)} bytes, at most {MAX_BYTES} are allowed")
@@ -84,7 +82,6 @@ def _part(whole: Any, name: str) -> dict[str, Any]:
 
 
 def _body(text: Any) -> Any:
-    """A message's body, decoded."""
     try:
         return json.loads(base64.b64decode(text, validate=True))
     except (ValueError, TypeError, RecursionError) as exc:
@@ -106,10 +103,9 @@ def _check_call(body: Any) -> None:
 
 
 class QoS(kombu_redis.QoS):
-    """Keeps account of messages in hand also while Redis refuses to write, because its memory is full.
+    """Survives a Redis that refuses to write because its memory is full: kombu would end the process.
 
-    kombu raises that inside of the worker's event loop, and the process ends with answers in hand. Its record of
-    messages in hand is of no weight here: what is left to do stands in the ledger.
+    kombu's record of messages in hand is not needed: the ledger has what is left to do.
     """
 
     def append(self, message: Any, delivery_tag: Any) -> None:
@@ -137,8 +133,6 @@ class QoS(kombu_redis.QoS):
 
 
 class Channel(kombu_redis.Channel):
-    """A channel that looks at what it takes out of the queue."""
-
     QoS = QoS
     dead = 0
     _said_at = float("-inf")
@@ -205,8 +199,6 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """kombu's Redis transport with our channels."""
-
     Channel = Channel
 
 

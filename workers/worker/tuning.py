@@ -28,8 +28,6 @@ ATTRIBUTE: Final = "themes_tuner"
 
 
 class Tunable(Protocol):
-    """What keeps to the settings."""
-
     def tune(self, settings: Settings, report: dict[str, Any]) -> None:
         """Keep to these from now on; `report` is what the heartbeat says of them."""
 
@@ -37,7 +35,7 @@ class Tunable(Protocol):
 def start_settings(settings: Settings, redis: Redis, name: str) -> tuple[Settings, dict[str, str]]:
     """The settings that a new process of this worker starts with, and which changes are in them.
 
-    Changes that do not fit the file, or this machine's file descriptors, are left out, and that is said.
+    Changes that do not fit the file, or this machine's file descriptors, are left out, with a warning.
     """
     changes: dict[str, str] = {}
     try:
@@ -60,15 +58,15 @@ class Tuner:
 
     Args:
         worker: Celery's own (`celery.worker.WorkController`), whose threads bound the chunks in hand.
-        engine: the runtime.
-        base: what the file and the environment say.
-        changes: what was changed before, which the engine keeps to already.
+        runtime: has the changes already.
+        base: the settings of the file and the environment.
+        changes: what was changed before.
         redis: where changes are kept; read when some are taken back.
     """
 
-    def __init__(self, worker: Any, engine: Tunable, base: Settings, changes: Mapping[str, str], redis: Redis) -> None:
+    def __init__(self, worker: Any, runtime: Tunable, base: Settings, changes: Mapping[str, str], redis: Redis) -> None:
         self._worker = worker
-        self._engine = engine
+        self._runtime = runtime
         self._base = base
         self._changes = dict(changes)
         self._redis = redis
@@ -79,24 +77,17 @@ class Tuner:
         return f"<Tuner changes={self._changes}>"
 
     def values(self) -> dict[str, dict[str, Any]]:
-        """Everything that can be changed: its value now, and where that came from."""
         return report(self._now)
 
     def check(self, texts: Iterable[str]) -> dict[str, Any]:
-        """What `KEY=VALUE` words would change.
-
-        Raises:
-            ConfigError: one of them is refused.
-        """
+        """What `KEY=VALUE` words would change. Raises `ConfigError`: one of them is refused."""
         with self._lock:
             return _differences(self._now, self._judge(self._base, {**self._changes, **changes_of(texts)}))
 
     def tune(self, texts: Iterable[str]) -> dict[str, Any]:
         """Change what `KEY=VALUE` words say; returns key -> [before, after].
 
-        Raises:
-            ConfigError: one of them is refused, and nothing is changed.
-            ThemesError: the worker is too busy to be changed now.
+        Raises `ConfigError`: one of them is refused; `ThemesError`: the worker is too busy. Then nothing is changed.
         """
         with self._lock:
             return self._become(self._base, {**self._changes, **changes_of(texts)})
@@ -128,7 +119,7 @@ class Tuner:
     def _become(self, base: Settings, changes: dict[str, str]) -> dict[str, Any]:
         settings = self._judge(base, changes)
         try:
-            self._engine.tune(settings, report(settings))
+            self._runtime.tune(settings, report(settings))
         except FutureTimeoutError as exc:
             raise ThemesError("this worker is too busy to be changed now: try again in a moment") from exc
         resize_threads(self._worker, settings.performance_optimization.worker_pool_size)
@@ -147,7 +138,6 @@ class Tuner:
 
 
 def report(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The settings that can be changed: value and origin."""
     values = dict(settings.items())
     return {key: {"value": values[key], "origin": settings.origin(key)} for key in TUNABLE}
 
@@ -159,11 +149,10 @@ def _differences(before: Settings, after: Settings) -> dict[str, Any]:
 
 
 def resize_threads(worker: Any, size: int) -> None:
-    """Have Celery hand over so many chunks at once from now on.
+    """Have Celery hand over `size` chunks at once.
 
-    Celery's thread pool cannot grow or shrink (5.7). What bounds it are its executor's number of threads, which are
-    started when they are needed, and the messages that are fetched before others are acknowledged. Threads too many are
-    idle and cost nothing; chunks in hand are worked off.
+    Celery's thread pool cannot grow or shrink (5.7). Its executor starts threads when they are needed, up to a number;
+    the messages that are fetched before others are acknowledged bound it too. Idle threads cost nothing.
     """
     pool, consumer = worker.pool, worker.consumer
     by = size - pool.limit

@@ -55,11 +55,7 @@ def encode(raw: bytes, codec: str) -> bytes:
 
 
 def decode(stored: bytes) -> bytes:
-    """The bytes that were stored.
-
-    Raises:
-        CodecError: they cannot be had.
-    """
+    """The bytes that were stored. Raises `CodecError`."""
     if len(stored) < 2:  # noqa: PLR2004  # codec and version
         raise CodecError("shorter than its head")
     codec, version, payload = stored[0], stored[1], stored[2:]
@@ -95,13 +91,7 @@ def _from_gzip(payload: bytes) -> bytes:
 
 
 def versions() -> list[int]:
-    """The dictionaries that there are, the oldest first."""
     return sorted(int(path.stem) for path in DICTIONARIES.glob("*.b64"))
-
-
-def read_dictionary(path: Path) -> zstandard.ZstdCompressionDict:
-    """A dictionary, which is kept as text."""
-    return zstandard.ZstdCompressionDict(base64.b64decode(path.read_text("ascii")))
 
 
 @cache
@@ -109,7 +99,7 @@ def _dictionary(version: int) -> zstandard.ZstdCompressionDict:
     path = DICTIONARIES / f"{version}.b64"
     if not path.exists():
         raise CodecError(f"zstd dictionary {version} is foreign or too new")
-    return read_dictionary(path)
+    return zstandard.ZstdCompressionDict(base64.b64decode(path.read_text("ascii")))
 
 
 @cache

@@ -4,7 +4,8 @@ Both say `StoreAwayError` while they cannot be used: the cache then goes on with
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from redis import RedisError
@@ -28,37 +29,29 @@ class CompletionStore(Protocol):
         """What is stored under some keys, None where there is nothing. Raises `StoreAwayError`."""
 
     async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
-        """Store all of these for so long. Raises `StoreAwayError`."""
+        """Store all of these. Raises `StoreAwayError`."""
 
 
 class RedisCompletions:
-    """Completions in Redis, where every worker finds them."""
-
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def __repr__(self) -> str:
-        return "<RedisCompletions>"
-
     async def read(self, wanted: Sequence[str]) -> list[bytes | None]:
-        """See `CompletionStore`: one MGET."""
-        try:
-            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
-                values: Any = await self._redis.mget([keys.cache(key) for key in wanted])
-        except (RedisError, OSError, TimeoutError) as exc:
-            raise StoreAwayError(f"Redis does not answer ({_words(exc)})") from exc
-        return list(values)
+        async with _translated():
+            values: Any = await self._redis.mget([keys.cache(key) for key in wanted])
+            return list(values)
 
     async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
-        """See `CompletionStore`: one round trip."""
-        try:
-            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS), self._redis.pipeline(transaction=False) as pipeline:
-                for key, packed in stored.items():
-                    pipeline.set(keys.cache(key), packed, px=ttl_ms)
-                await pipeline.execute()
-        except (RedisError, OSError, TimeoutError) as exc:
-            raise StoreAwayError(f"Redis does not answer ({_words(exc)})") from exc
+        async with _translated(), self._redis.pipeline(transaction=False) as pipeline:
+            for key, packed in stored.items():
+                pipeline.set(keys.cache(key), packed, px=ttl_ms)
+            await pipeline.execute()
 
 
-def _words(exc: Exception) -> str:
-    return str(exc) or type(exc).__name__
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+            yield
+    except (RedisError, OSError, TimeoutError) as exc:
+        raise StoreAwayError(f"Redis does not answer ({str(exc) or type(exc).__name__})") from exc

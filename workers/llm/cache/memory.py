@@ -19,61 +19,48 @@ MIB: Final = 1024 * 1024
 class MemoryTier:
     """Packed completions, the least recently used leaving first when `max_bytes` are exceeded.
 
-    With `pressure_bytes` it looks at the process's size by itself; 0 leaves that to somebody else.
+    It shrinks when the process exceeds `pressure_bytes`; 0: the memory guard shrinks it.
     """
 
     def __init__(self, max_bytes: int, *, pressure_bytes: int) -> None:
         self._entries: OrderedDict[str, bytes] = OrderedDict()
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._pressure_bytes = pressure_bytes
-        self._bytes = 0
+        #: Bytes held, overhead included.
+        self.size_bytes = 0
         self._checked_at = 0.0
         self._process = psutil.Process()
         self.evictions = 0
 
     def __repr__(self) -> str:
-        return f"<MemoryTier entries={len(self._entries)} bytes={self._bytes} max={self._max_bytes}>"
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes held, overhead included."""
-        return self._bytes
-
-    @property
-    def max_bytes(self) -> int:
-        """Bytes that may be held."""
-        return self._max_bytes
+        return f"<MemoryTier entries={len(self._entries)} bytes={self.size_bytes} max={self.max_bytes}>"
 
     def resize(self, max_bytes: int) -> None:
-        """Hold no more than this from now on."""
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._shrink_to(max_bytes)
 
     def get(self, key: str) -> bytes | None:
-        """The packed value, which thereby becomes the most recently used."""
         packed = self._entries.get(key)
         if packed is not None:
             self._entries.move_to_end(key)
         return packed
 
     def put(self, key: str, packed: bytes) -> None:
-        """Keep a value, and let the oldest go where there is no room."""
         self.discard(key)
         self._entries[key] = packed
-        self._bytes += len(packed) + ENTRY_OVERHEAD_BYTES
-        self._shrink_to(self._max_bytes)
+        self.size_bytes += len(packed) + ENTRY_OVERHEAD_BYTES
+        self._shrink_to(self.max_bytes)
         self._relieve_pressure()
 
     def discard(self, key: str) -> None:
-        """Forget a value."""
         packed = self._entries.pop(key, None)
         if packed is not None:
-            self._bytes -= len(packed) + ENTRY_OVERHEAD_BYTES
+            self.size_bytes -= len(packed) + ENTRY_OVERHEAD_BYTES
 
     def _shrink_to(self, max_bytes: int) -> None:
-        while self._bytes > max_bytes and self._entries:
+        while self.size_bytes > max_bytes and self._entries:
             _, packed = self._entries.popitem(last=False)
-            self._bytes -= len(packed) + ENTRY_OVERHEAD_BYTES
+            self.size_bytes -= len(packed) + ENTRY_OVERHEAD_BYTES
             self.evictions += 1
 
     def _relieve_pressure(self) -> None:
@@ -82,9 +69,9 @@ class MemoryTier:
             return
         self._checked_at = now
         rss = self._process.memory_info().rss
-        if rss > self._pressure_bytes and self._bytes > MIB:
+        if rss > self._pressure_bytes and self.size_bytes > MIB:
             log.warning(
                 "action=cache_shrink %d MiB resident, memory_pressure_threshold_mb is %d: half of the cache goes",
                 rss // MIB, self._pressure_bytes // MIB,
             )  # fmt: skip
-            self._shrink_to(self._bytes // 2)
+            self._shrink_to(self.size_bytes // 2)

@@ -1,37 +1,81 @@
-"""The cache's counts of all processes together, in one hash of Redis (workers/observe/numbered.py).
+"""What a cache has done: counted for a process, for each destination of a job, and in Redis for all processes.
 
 A process that is killed takes the counts of its last second with it; those of a job travel with its results instead
 (`tasks.messages.Usage`), and are exact.
 """
 
-from dataclasses import replace
-from typing import Any
+import contextlib
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis as SyncRedis
+from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
 from tasks.readings import amounts, replies_of
-from workers.llm.cache.tally import CacheTally
-from workers.llm.cache.tiers import PersistentLLMCache
 from workers.observe.numbered import NumberedReports
+
+if TYPE_CHECKING:
+    from workers.llm.cache.tiers import PersistentLLMCache
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """Counts of one process, or of one destination.
+
+    A hit saves the tokens that the completion had cost when it was made, and US dollars where its model has a price;
+    `unpriced_hits` are those where it has none.
+    """
+
+    memory_hits: int = 0
+    redis_hits: int = 0
+    misses: int = 0
+    stores: int = 0
+    corrupt: int = 0
+    #: Prompts that were answered together with an equal one in flight, here or in another process.
+    coalesced: int = 0
+    evictions: int = 0
+    #: Bytes of what was stored, before and after compression.
+    bytes_raw: int = 0
+    bytes_stored: int = 0
+    saved_prompt_tokens: int = 0
+    saved_completion_tokens: int = 0
+    saved_usd: float = 0.0
+    unpriced_hits: int = 0
+
+    @property
+    def hits(self) -> int:
+        return self.memory_hits + self.redis_hits
+
+    def count(self, **counted: float) -> None:
+        for name, amount in counted.items():
+            setattr(self, name, getattr(self, name) + amount)
+
+    def since(self, before: "CacheStats") -> dict[str, float]:
+        return {item.name: getattr(self, item.name) - getattr(before, item.name) for item in fields(self)}
 
 
 class CacheReporter:
-    """Adds one process's counts to all processes'."""
+    """Adds one process's counts to those of all processes in Redis."""
 
-    def __init__(self, cache: PersistentLLMCache, redis: Redis) -> None:
+    def __init__(self, cache: "PersistentLLMCache", redis: Redis) -> None:
         self._cache = cache
         self._reports = NumberedReports(redis, total=keys.CACHE_STATISTICS, mark_of=keys.cache_reports)
-        self._taken = CacheTally()
+        self._reported = CacheStats()
 
     async def report(self) -> None:
-        """Tell what is new. Errors of Redis pass through: the same is told again next time."""
-        await self._reports.add(self._news)
+        """Report what is new. Errors of Redis pass through: the same is reported again next time."""
+        await self._reports.add(self._new)
 
-    def _news(self) -> dict[str, float]:
-        before, self._taken = self._taken, replace(self._cache.tally)
-        return self._taken.since(before)
+    async def close(self) -> None:
+        """Report for the last time; lost where Redis is away, as after a kill."""
+        with contextlib.suppress(RedisError, OSError):
+            await self.report()
+
+    def _new(self) -> dict[str, float]:
+        before, self._reported = self._reported, replace(self._cache.stats)
+        return self._reported.since(before)
 
 
 def read(redis: SyncRedis) -> dict[str, Any]:
@@ -39,7 +83,7 @@ def read(redis: SyncRedis) -> dict[str, Any]:
     (reply,) = replies_of(redis, [keys.CACHE_STATISTICS])
     raw = amounts(reply)
     since = raw.pop("since", None)
-    whole = CacheTally()
+    whole = CacheStats()
     return {
         name: amount if name == "saved_usd" else round(amount) for name, amount in (whole.since(whole) | raw).items()
     } | {"since": since}

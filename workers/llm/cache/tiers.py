@@ -9,7 +9,6 @@ together, and so do writes: a round of the graph is one MGET.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
@@ -20,12 +19,10 @@ from workers.llm.cache import codec
 from workers.llm.cache.codec import CodecError
 from workers.llm.cache.completions import CompletionStore, RedisCompletions, StoreAwayError
 from workers.llm.cache.memory import MIB, MemoryTier
-from workers.llm.cache.tally import CacheTally
+from workers.llm.cache.stats import CacheStats
+from workers.process.outage import Outage
 
 log = logging.getLogger("themes.cache")
-
-#: Seconds for which Redis is left alone after an error.
-REDIS_PAUSE_SECONDS: Final = 2.0
 
 
 class CachedCompletion(msgspec.Struct, frozen=True):
@@ -37,22 +34,12 @@ class CachedCompletion(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
-#: Whether a value is what the prompt's schema asks for.
-Fits = Callable[[Any], bool]
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(CachedCompletion)
 
 
-def _anything(_: Any) -> bool:
-    return True
-
-
 def decode(stored: bytes) -> CachedCompletion:
-    """The completion that is stored so.
-
-    Raises:
-        CodecError: it is corrupt, foreign or too new.
-    """
+    """The completion that is stored. Raises `CodecError`: it is corrupt, foreign or too new."""
     try:
         return _decoder.decode(codec.decode(stored))
     except (msgspec.MsgspecError, RecursionError) as exc:
@@ -60,11 +47,7 @@ def decode(stored: bytes) -> CachedCompletion:
 
 
 class PersistentLLMCache:
-    """Two tiers: memory, then `store`: Redis, or a file; None where the persistent tier is switched off.
-
-    Methods that take a `tally` count in it too, beside the process's own. `fits` says whether a value is of use: what
-    was stored under an older schema, or by hand, is not served.
-    """
+    """Two tiers: memory, then `store`: Redis, or a file; None where the persistent tier is switched off."""
 
     def __init__(
         self,
@@ -77,199 +60,79 @@ class PersistentLLMCache:
         codec: str = "zstd",
     ) -> None:
         self._store = RedisCompletions(store) if isinstance(store, Redis) else store
-        self._memory = MemoryTier(max_memory_mb * MIB, pressure_bytes=pressure_mb * MIB)
-        self._ttl_ms = int(ttl_days * 86_400_000)
+        self.memory = MemoryTier(max_memory_mb * MIB, pressure_bytes=pressure_mb * MIB)
+        #: Milliseconds that a completion stays.
+        self.ttl_ms = int(ttl_days * 86_400_000)
         self._codec = codec if compress else "raw"
-        self._paused_until = 0.0
-        self._away_since: float | None = None
-        self._away_seconds = 0.0
-        #: Times that the store was found away.
-        self.outages = 0
+        #: Of the persistent tier.
+        self.outage = Outage(
+            log,
+            lost="action=cache_degraded the memory cache goes on alone: %s",
+            back="action=cache_restored completions are shared again",
+        )
         self._asked: dict[str, asyncio.Future[bytes | None]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._unwritten: dict[str, bytes] = {}
         self._writer: asyncio.Task[None] | None = None
-        self._tally = CacheTally()
+        self._stats = CacheStats()
 
     def __repr__(self) -> str:
-        hits = f"memory_hits={self._tally.memory_hits} redis_hits={self._tally.redis_hits}"
-        return f"<PersistentLLMCache store={self.state} {hits} misses={self._tally.misses} {self._memory!r}>"
+        hits = f"memory_hits={self._stats.memory_hits} redis_hits={self._stats.redis_hits}"
+        return f"<PersistentLLMCache store={self.state} {hits} misses={self._stats.misses} {self.memory!r}>"
 
     @property
     def state(self) -> Literal["off", "on", "away"]:
         """Of the persistent tier: switched off, in use, or away, so that memory goes on alone."""
         if self._store is None:
             return "off"
-        return "on" if self._away_since is None else "away"
+        return "away" if self.outage.is_on else "on"
 
     @property
-    def away_seconds(self) -> float:
-        """Seconds that the persistent tier was away, the present outage included."""
-        now = 0.0 if self._away_since is None else time.monotonic() - self._away_since
-        return self._away_seconds + now
-
-    @property
-    def tally(self) -> CacheTally:
+    def stats(self) -> CacheStats:
         """Counts since the process started."""
-        self._tally.evictions = self._memory.evictions
-        return self._tally
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes that the memory tier holds."""
-        return self._memory.size_bytes
-
-    @property
-    def memory(self) -> MemoryTier:
-        """What this process has at hand."""
-        return self._memory
+        self._stats.evictions = self.memory.evictions
+        return self._stats
 
     @property
     def is_shared(self) -> bool:
         """Whether other processes see what is stored here."""
-        return self._store is not None and not self._is_paused()
+        return self._store is not None and not self.outage.is_paused
 
-    @property
-    def ttl_ms(self) -> int:
-        """Milliseconds that a completion stays."""
-        return self._ttl_ms
+    def lookup(
+        self, key: str, *, is_valid: Callable[[Any], bool] = lambda _: True, stats: CacheStats | None = None
+    ) -> "Lookup":
+        """A prompt's place in the cache.
 
-    async def get(self, key: str, tally: CacheTally | None = None, fits: Fits = _anything) -> CachedCompletion | None:
-        """The completion stored under a key, or None."""
-        found = await self.find(key, tally, fits)
-        if found is None:
-            self.missed(tally)
-        return found
+        `is_valid` tells whether a stored value is of use; one that was stored under an older schema, or by hand, is
+        not. `stats` are the counts of the prompt's destination.
+        """
+        return Lookup(self, key, is_valid, (self._stats,) if stats is None else (self._stats, stats))
 
-    async def find(self, key: str, tally: CacheTally | None = None, fits: Fits = _anything) -> CachedCompletion | None:
-        """As `get`, without counting a miss: who looks elsewhere first says `missed` when that was in vain."""
-        found = self.at_hand(key, tally, fits)
-        if found is None and self.is_shared:
-            stored = await self._read(key)
-            found = self.accept(key, stored, tally, fits) if stored is not None else None
-        return found
-
-    async def get_many(
-        self, wanted: Sequence[str], tally: CacheTally | None = None, fits: Fits = _anything
-    ) -> list[CachedCompletion | None]:
-        """The completions stored under some keys, None where there is none; one MGET for all that is not in memory."""
-        found = [self.at_hand(key, tally, fits) for key in wanted]
-        left = [key for key, completion in zip(wanted, found, strict=True) if completion is None]
-        if left and self.is_shared:
-            stored = dict(zip(left, await self._mget(left), strict=True))
-            for number, key in enumerate(wanted):
-                packed = stored.get(key)
-                if found[number] is None and packed is not None:
-                    found[number] = self.accept(key, packed, tally, fits)
-        for completion in found:
-            if completion is None:
-                self.missed(tally)
-        return found
-
-    def at_hand(self, key: str, tally: CacheTally | None = None, fits: Fits = _anything) -> CachedCompletion | None:
-        """The completion that memory holds under a key, counted as a hit; None is not counted."""
-        stored = self._memory.get(key)
-        found = None if stored is None else self.read(key, stored, tally, fits)
-        if found is not None:
-            self._tally.memory_hits += 1
-            if tally is not None:
-                tally.memory_hits += 1
-        return found
-
-    def accept(
-        self, key: str, stored: bytes, tally: CacheTally | None = None, fits: Fits = _anything
-    ) -> CachedCompletion | None:
-        """Read what came from Redis, count it as a hit there and keep it at hand; None when it is of no use."""
-        found = self.read(key, stored, tally, fits)
-        if found is not None:
-            self._memory.put(key, stored)
-            self._tally.redis_hits += 1
-            if tally is not None:
-                tally.redis_hits += 1
-        return found
-
-    def keep(self, key: str, stored: bytes) -> None:
-        """Keep at hand what somebody else has stored, without counting it."""
-        self._memory.put(key, stored)
-
-    def missed(self, tally: CacheTally | None = None) -> None:
-        """Count a question that the cache did not answer."""
-        self._tally.misses += 1
-        if tally is not None:
-            tally.misses += 1
-
-    def joined(self, tally: CacheTally | None = None) -> None:
-        """Count a question that was answered together with an equal one."""
-        self._tally.coalesced += 1
-        if tally is not None:
-            tally.coalesced += 1
-
-    def saved(self, found: CachedCompletion, usd: float | None, tally: CacheTally | None = None) -> None:
-        """Count what a hit has saved; `usd` None where its model has no price."""
-        self._tally.save(found.prompt_tokens, found.completion_tokens, usd)
-        if tally is not None:
-            tally.save(found.prompt_tokens, found.completion_tokens, usd)
-
-    def read(
-        self, key: str, stored: bytes, tally: CacheTally | None = None, fits: Fits = _anything
-    ) -> CachedCompletion | None:
-        """Decode what is stored under a key; None, counted, when it is of no use."""
-        try:
-            found = decode(stored)
-            if fits(found.value):
-                return found
-            why = "not what its prompt asks for"
-        except CodecError as exc:
-            why = str(exc)
-        # Corrupt, foreign or of a newer version: a miss; the next answer overwrites it.
-        self._tally.corrupt += 1
-        if tally is not None:
-            tally.corrupt += 1
-        self._memory.discard(key)
-        log.warning("action=cache_corrupt key=%s… is a miss: %s", key[:12], why)
-        return None
-
-    def encode(self, completion: CachedCompletion, tally: CacheTally | None = None) -> bytes:
-        """What is stored for a completion."""
+    def encode(self, completion: CachedCompletion) -> tuple[bytes, int]:
+        """What is stored for a completion, and its bytes before compression."""
         raw = _encoder.encode(completion)
-        stored = codec.encode(raw, self._codec)
-        for one in (self._tally, tally):
-            if one is not None:
-                one.bytes_raw += len(raw)
-                one.bytes_stored += len(stored)
-        return stored
+        return codec.encode(raw, self._codec), len(raw)
 
-    def remember(self, key: str, stored: bytes, tally: CacheTally | None = None) -> None:
-        """Keep at hand, and count, what is stored in Redis by another way."""
-        self._memory.put(key, stored)
-        self._tally.stores += 1
-        if tally is not None:
-            tally.stores += 1
-
-    async def put(self, key: str, completion: CachedCompletion, tally: CacheTally | None = None) -> None:
-        """Store a validated completion in both tiers."""
-        stored = self.encode(completion, tally)
-        self.remember(key, stored, tally)
-        if not self.is_shared:
-            return
-        self._unwritten[key] = stored
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_all(), name="cache writer")
-        await asyncio.shield(self._writer)
-
-    async def close(self) -> None:
-        """Let what is under way end."""
-        tasks = [task for task in (self._reader, self._writer) if task]
-        if tasks:
-            await asyncio.wait(tasks)
-
-    async def _read(self, key: str) -> bytes | None:
+    async def read(self, key: str) -> bytes | None:
+        """What the persistent tier holds under a key; reads that come together are one read of the store."""
         future = self._asked.get(key)
         if future is None:
             future = self._asked[key] = asyncio.get_running_loop().create_future()
             if self._reader is None or self._reader.done():
                 self._reader = asyncio.create_task(self._read_all(), name="cache reader")
         return await asyncio.shield(future)
+
+    async def write(self, key: str, stored: bytes) -> None:
+        """Store under a key in the persistent tier; writes that come together are one write to the store."""
+        self._unwritten[key] = stored
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_all(), name="cache writer")
+        await asyncio.shield(self._writer)
+
+    async def close(self) -> None:
+        tasks = [task for task in (self._reader, self._writer) if task]
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _read_all(self) -> None:
         while self._asked:
@@ -286,35 +149,107 @@ class PersistentLLMCache:
         try:
             if self._store is not None:
                 values = await self._store.read(wanted)
-                self.answered()
+                self.outage.end()
                 return values
         except StoreAwayError as exc:
-            self._pause(exc)
+            self.outage.begin(exc)
         return [None] * len(wanted)
 
     async def _write_all(self) -> None:
         while self._unwritten and self._store is not None:
             unwritten, self._unwritten = self._unwritten, {}
             try:
-                await self._store.write(unwritten, ttl_ms=self._ttl_ms)
-                self.answered()
+                await self._store.write(unwritten, ttl_ms=self.ttl_ms)
+                self.outage.end()
             except StoreAwayError as exc:
-                self._pause(exc)
+                self.outage.begin(exc)
 
-    def answered(self) -> None:
-        """The store is there; who has just spoken with the same Redis may say so too."""
-        if self._away_since is None:
-            return
-        self._away_seconds, seconds = self.away_seconds, time.monotonic() - self._away_since
-        self._away_since, self._paused_until = None, 0.0
-        log.info("action=cache_restored after %.1f s completions are shared again", seconds)
 
-    def _is_paused(self) -> bool:
-        return time.monotonic() < self._paused_until
+class Lookup:
+    """One prompt's place in the cache. Counts for the process, and for the prompt's destination."""
 
-    def _pause(self, exc: Exception) -> None:
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            self.outages += 1
-            log.warning("action=cache_degraded the memory cache goes on alone: %s", exc)
-        self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
+    __slots__ = ("_all_stats", "_cache", "_is_valid", "_key")
+
+    def __init__(
+        self, cache: PersistentLLMCache, key: str, is_valid: Callable[[Any], bool], all_stats: tuple[CacheStats, ...]
+    ) -> None:
+        self._cache = cache
+        self._key = key
+        self._is_valid = is_valid
+        self._all_stats = all_stats
+
+    def count(self, **counted: float) -> None:
+        """Count for the process and the destination: `misses=1`, `coalesced=1`."""
+        for stats in self._all_stats:
+            stats.count(**counted)
+
+    async def get(self) -> CachedCompletion | None:
+        """The completion, or None, which is counted as a miss."""
+        found = await self.find()
+        if found is None:
+            self.count(misses=1)
+        return found
+
+    async def find(self) -> CachedCompletion | None:
+        """As `get`, without counting a miss."""
+        found = self.in_memory()
+        if found is None and self._cache.is_shared:
+            stored = await self._cache.read(self._key)
+            found = None if stored is None else self.accept(stored)
+        return found
+
+    def in_memory(self) -> CachedCompletion | None:
+        """The completion that memory holds, counted as a hit; a miss is not counted."""
+        stored = self._cache.memory.get(self._key)
+        found = None if stored is None else self.decode(stored)
+        if found is not None:
+            self.count(memory_hits=1)
+        return found
+
+    def accept(self, stored: bytes) -> CachedCompletion | None:
+        """Read what came from Redis, count it as a hit there and keep it in memory; None when it is of no use."""
+        found = self.decode(stored)
+        if found is not None:
+            self.keep(stored)
+            self.count(redis_hits=1)
+        return found
+
+    def decode(self, stored: bytes) -> CachedCompletion | None:
+        """Decode what is stored; None, counted, when it is of no use."""
+        try:
+            found = decode(stored)
+            if self._is_valid(found.value):
+                return found
+            why = "not what its prompt asks for"
+        except CodecError as exc:
+            why = str(exc)
+        # Corrupt, foreign or of a newer version: a miss; the next answer overwrites it.
+        self.count(corrupt=1)
+        self._cache.memory.discard(self._key)
+        log.warning("action=cache_corrupt key=%s… is a miss: %s", self._key[:12], why)
+        return None
+
+    def saved(self, found: CachedCompletion, usd: float | None) -> None:
+        """Count what a hit has saved; `usd` None where its model has no price."""
+        dollars = {"unpriced_hits": 1} if usd is None else {"saved_usd": usd}
+        self.count(saved_prompt_tokens=found.prompt_tokens, saved_completion_tokens=found.completion_tokens, **dollars)
+
+    def keep(self, stored: bytes) -> None:
+        """Keep in memory what is stored elsewhere, without counting it."""
+        self._cache.memory.put(self._key, stored)
+
+    def encode(self, completion: CachedCompletion) -> bytes:
+        stored, raw_bytes = self._cache.encode(completion)
+        self.count(bytes_raw=raw_bytes, bytes_stored=len(stored))
+        return stored
+
+    def remember(self, stored: bytes) -> None:
+        """Keep in memory, and count, what goes to Redis with a flight."""
+        self.keep(stored)
+        self.count(stores=1)
+
+    async def put(self, completion: CachedCompletion) -> None:
+        stored = self.encode(completion)
+        self.remember(stored)
+        if self._cache.is_shared:
+            await self._cache.write(self._key, stored)

@@ -68,7 +68,6 @@ class AnswerSchema:
         return f"<AnswerSchema {self.name} {len(self.text)} bytes>"
 
     def is_valid(self, value: Any) -> bool:
-        """Whether a value is an instance of the schema."""
         return self._validator.is_valid(value) and not (self._has_open_numbers and _is_too_large(value))
 
     def problem(self, value: Any) -> str | None:
@@ -213,8 +212,7 @@ def _is_cut(text: str, exc: json.JSONDecodeError, end: int) -> bool:
 def split_reasoning(text: str) -> tuple[str, str]:
     """A text's part outside of reasoning, and the part inside.
 
-    A closing mark without an opening one ends reasoning that began with the text; an opening one without an end begins
-    reasoning up to the end.
+    Reasoning without an opening mark begins with the text; reasoning without a closing mark ends with it.
     """
     outside: list[str] = []
     inside: list[str] = []
@@ -240,10 +238,7 @@ def _ends_reasoning(text: str) -> bool:
 
 
 def salvaged(text: str) -> Any:
-    """What is complete in a JSON text that was cut off: open strings and items are dropped, brackets closed.
-
-    Returns None where nothing is.
-    """
+    """What is complete in a JSON text that was cut off: open items are dropped, brackets closed; None for nothing."""
     outside, _ = split_reasoning(text)
     start = _scanned(outside).open_at
     if start is None:

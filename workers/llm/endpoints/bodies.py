@@ -8,10 +8,7 @@ from tasks.errors import EndpointDownError
 
 
 async def bounded_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body, or an error as soon as it exceeds `limit` bytes, unpacked or not.
-
-    Identity is asked for; some proxies compress all the same, and a bomb must not be taken for an answer.
-    """
+    """The whole body; an error as soon as it exceeds `limit` bytes, unpacked or not: some proxies compress unasked."""
     encoding = response.headers.get("Content-Encoding", "").lower()
     if encoding not in {"", "identity", "gzip", "deflate"}:
         raise EndpointDownError(f"the endpoint answered with encoding {encoding!r} although identity was asked for")

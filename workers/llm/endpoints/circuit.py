@@ -1,8 +1,8 @@
 """Whether an endpoint is worth asking: a circuit breaker.
 
-closed: requests go. After `FAILURES` in a row it opens: nobody asks, and who asks waits. After a pause it is half-open:
-one request goes as a probe. Its success closes the circuit; its failure opens it again, for twice as long, and is the
-failure of everybody who waited: an endpoint that stays down is asked once a pause instead of once a prompt.
+closed: requests go. After `FAILURES` in a row it opens: callers wait. After a pause it is half-open: one request goes
+as a probe. Its success closes the circuit; its failure opens it again, for twice as long, and fails every waiting
+caller: an endpoint that stays down is asked once a pause instead of once a prompt.
 
 Source: Nygard, "Release It!", 2nd edition, 2018, chapter 5.
 """
@@ -25,8 +25,6 @@ REFUSED_SECONDS: Final = 60.0
 
 
 class CircuitState(StrEnum):
-    """What a circuit lets through: everything, nothing, one probe."""
-
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
@@ -66,19 +64,17 @@ class Circuit:
 
     @property
     def state(self) -> CircuitState:
-        """What it lets through now."""
         if self._closed_until is None:
             return CircuitState.CLOSED
         return CircuitState.OPEN if self._clock() < self._closed_until else CircuitState.HALF_OPEN
 
     @property
     def allows(self) -> bool:
-        """Whether a request may go now."""
         return self._closed_until is None or (self.state is CircuitState.HALF_OPEN and not self._probing)
 
     @property
     def is_outage(self) -> bool:
-        """Whether the endpoint is away for everybody: one request that kills it each time is another thing."""
+        """Whether the endpoint is away for all requests, not only for one that kills it each time."""
         error = self.error
         if self.down_since is None or not isinstance(error, EndpointAwayError):
             return False
@@ -95,7 +91,7 @@ class Circuit:
         return None if self._probing else max(0.0, (self._closed_until or 0.0) - self._clock())
 
     def admit(self) -> bool:
-        """Take the right to send a request, and to be the probe where one is due. Say how it ended."""
+        """Acquire the right to send a request, as the probe where one is due."""
         if not self.allows:
             return False
         self._probing = self._closed_until is not None
@@ -123,12 +119,12 @@ class Circuit:
                 self._open(error)
 
     def refused(self, error: Exception) -> None:
-        """The endpoint will go on failing until somebody mends its settings."""
+        """The endpoint will go on failing until its settings are mended."""
         self.failures += 1
         self._open(error, REFUSED_SECONDS)
 
     def withdrawn(self) -> None:
-        """The request ended without a word from the endpoint: whoever comes next may probe."""
+        """The request ended before the endpoint answered: the next one may probe."""
         if self._probing:
             self._probing = False
             self._tell(None)

@@ -78,8 +78,6 @@ class _ParameterRefusedError(ThemesError):
 
 @dataclass(slots=True)
 class Dialect:
-    """What an endpoint has been found to understand."""
-
     format: AnswerFormat = AnswerFormat.JSON_SCHEMA
     parameters: Parameters = field(default_factory=Parameters)
     #: 500s in a row without a word about the format.
@@ -91,10 +89,7 @@ class Dialect:
 
 
 class ChatClient:
-    """Asks for one model at one server. The connections are whoever's it shares them with.
-
-    `style` is the response format to begin with.
-    """
+    """Asks for one model at one server. `style` is the response format to begin with."""
 
     def __init__(
         self,
@@ -108,7 +103,7 @@ class ChatClient:
         style: AnswerFormat = AnswerFormat.JSON_SCHEMA,
     ) -> None:
         self.model = model
-        self._base_url = base_url
+        self.base_url = base_url
         #: As errors and logs show it.
         self._place = masked(base_url)
         self._secrets = connections.secrets
@@ -116,7 +111,7 @@ class ChatClient:
         self._chat_url, self._models_url = (f"{base_url}/{path}{behind}" for path in ("chat/completions", "models"))
         self._settings = settings
         self._session = connections.session
-        self._connections = connections
+        self._connector = connections.connector
         self._profiler = profiler
         #: Of the counter of requests, and its fields by outcome.
         self._labels = dict(labels or {})
@@ -127,13 +122,7 @@ class ChatClient:
     def __repr__(self) -> str:
         return f"<ChatClient {self._place} model={self.model} format={self._dialect.format.name.lower()}>"
 
-    @property
-    def base_url(self) -> str:
-        """The endpoint, up to and including /v1."""
-        return self._base_url
-
     async def warm(self, connections: int) -> int:
-        """Open connections before the first prompt needs them; returns how many were opened."""
         answers = await asyncio.gather(*(self._touch() for _ in range(connections)), return_exceptions=True)
         return sum(1 for answer in answers if answer is None)
 
@@ -157,9 +146,7 @@ class ChatClient:
     ) -> RawAnswer:
         """Make one call, and more only while learning what the server understands; each is counted when it is sent.
 
-        Raises:
-            RetryableError: it may succeed later.
-            PermanentError: it will not.
+        Raises `RetryableError` or `PermanentError`.
         """
         while True:
             style = self._dialect.format
@@ -181,7 +168,6 @@ class ChatClient:
                 return replace(answer, limit_tokens=parameters[self._dialect.parameters.limit_name])
 
     def _parameters(self, stage: str, max_tokens: int) -> dict[str, Any]:
-        """What a request has beside the question, as far as the endpoint takes it."""
         learnt, settings = self._dialect.parameters, self._settings
         found: dict[str, Any] = {learnt.limit_name: min(max_tokens, learnt.ceilings.get(stage, max_tokens))}
         found |= settings.extra_body
@@ -192,21 +178,17 @@ class ChatClient:
         return {name: value for name, value in found.items() if name not in learnt.dropped}
 
     def _change_parameters(self, exc: _ParameterRefusedError, parameters: Mapping[str, Any], stage: str) -> None:
-        """Ask differently from now on.
-
-        Raises:
-            BadRequestError: there is nothing that could be asked differently.
-        """
+        """Ask differently from now on. Raises `BadRequestError`: there is nothing to change."""
         changed = self._dialect.parameters.learn(exc.error, parameters, stage)
         if changed is None:
             raise BadRequestError(str(exc)) from exc
         log.warning("action=llm_parameter endpoint=%s model=%s %s: %s", self._place, self.model, changed, exc)
 
     def judge(self, answer: RawAnswer, *, valid: bool) -> None:
-        """Learn from the content of a first answer: a server may accept a response format and then ignore it.
+        """Learn from a first answer: a server may accept a response format and ignore it.
 
-        A model behind such a server has never seen the schema. After a few unusable answers, and none that was valid,
-        the schema is put into the prompt. (A re-ask shows it in any case, and so proves nothing.)
+        After a few unusable answers, and none that was valid, the schema is put into the prompt. A re-ask shows the
+        schema in any case, and proves nothing.
         """
         dialect, style = self._dialect, answer.style
         if valid:
@@ -219,7 +201,6 @@ class ChatClient:
                 dialect.format = AnswerFormat(style + 1)
 
     async def _post(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
-        """One HTTP request, counted by how it ends."""
         outcome = "cancelled"
         with self._profiler.span("llm.call"):
             try:
@@ -254,7 +235,7 @@ class ChatClient:
                 raw = await bounded_body(response, self._settings.max_response_bytes)
                 return raw, response.status, response.headers
         finally:
-            now, connecting = time.perf_counter(), self._connections.connecting_seconds()
+            now, connecting = time.perf_counter(), self._connector.connecting_seconds()
             self._profiler.record("llm.first_byte", max(0.0, (first or now) - began - connecting))
             if first:
                 self._profiler.record("llm.body", now - first)
@@ -277,8 +258,9 @@ class ChatClient:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 yield
         except aiohttp.ClientConnectorCertificateError as exc:
+            problem = getattr(exc.certificate_error, "verify_message", "") or exc.certificate_error
             raise EndpointRefusedError(
-                f"{self._place}: its certificate is not trusted ({_certificate_problem(exc)}): name the file of its "
+                f"{self._place}: its certificate is not trusted ({problem}): name the file of its "
                 "authority with llm.ca_file or SSL_CERT_FILE"
             ) from exc
         except aiohttp.ClientConnectorSSLError as exc:
@@ -326,10 +308,7 @@ class ChatClient:
         *,
         sent: int | None = None,
     ) -> ThemesError:
-        """What an error of the server means, by the table of `workers.llm.endpoints.faults`.
-
-        `sent` is the response's status where `status` is not.
-        """
+        """What an error of the server means (`workers.llm.endpoints.faults`); `sent` is the response's own status."""
         rule = fault_of(status, error)
         place = f"{self._place}: {sent or status} {self._without_secret(error.message)}"
         if rule.hint:
@@ -357,10 +336,7 @@ class ChatClient:
         return EndpointDownError(place) if status >= 500 else BadRequestError(place)  # noqa: PLR2004
 
     def _unexplained(self, place: str, status: int, style: AnswerFormat) -> ThemesError:
-        """The third 500 in a row on a format that has never worked is taken for the format's.
-
-        Some servers answer 500 to every schema that they cannot compile, and retries would be burnt on it.
-        """
+        """The third 500 in a row on a format that has never worked: some servers cannot compile a schema."""
         dialect = self._dialect
         if status not in {500, 501} or style in dialect.proven:
             return EndpointDownError(place)
@@ -382,13 +358,7 @@ class ChatClient:
         return said
 
 
-def _certificate_problem(exc: aiohttp.ClientConnectorCertificateError) -> str:
-    error = exc.certificate_error
-    return getattr(error, "verify_message", "") or str(error)
-
-
 def outcome_of(exc: Exception) -> str:
-    """How a request that failed is counted: a refusal for the rate, no server there, or the error's class."""
     if isinstance(exc, RateLimitedError):
         return "rate_limited"
     if isinstance(exc, EndpointAwayError) and exc.is_unreachable:

@@ -1,8 +1,7 @@
-"""The sockets to one server: counted, closed when they are old, idle or broken, never more than allowed.
+"""The sockets to one server: counted, bounded, and closed when they are old, idle or broken.
 
-aiohttp keeps a connection for as long as it is used. Behind a load balancer that pins a worker to one machine for ever,
-also after others were added: so each connection is given up after an age, spread a little so that they do not all go at
-once.
+aiohttp keeps a connection for as long as it is used, which behind a load balancer pins a worker to one machine. So each
+connection is closed after an age, which differs a little between connections.
 """
 
 import asyncio
@@ -54,16 +53,19 @@ class RecyclingConnector(aiohttp.TCPConnector):
 
     @property
     def open(self) -> int:
-        """Connections that are open now."""
         return self.idle + sum(1 for one in self._acquired if one in self._ends_at)
 
     @property
     def idle(self) -> int:
-        """Open connections that nobody uses."""
         return sum(len(idle) for idle in self._conns.values())
 
+    @property
+    def recycled(self) -> int:
+        """Connections that were open once and no longer are: old, idle for too long, or broken."""
+        return self.opened - self.open
+
     def resize(self, limit: int) -> None:
-        """Allow so many connections; those in use beyond that are closed by nobody, and go by themselves."""
+        """Allow `limit` connections; those above it close after their current request."""
         self._limit = limit
         self._release_waiter()
 
@@ -95,11 +97,7 @@ class RecyclingConnector(aiohttp.TCPConnector):
 
 
 def _trusting(ca_file: Path | None) -> ssl.SSLContext | bool:
-    """What servers' certificates are checked by: the system's authorities, and those of a file.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
+    """The authorities that check servers' certificates: the system's, and those of a file."""
     if ca_file is None:
         return True
     context = ssl.create_default_context()
@@ -135,7 +133,7 @@ class Connections:
         password = urlsplit(base_url).password
         secrets = (api_key, password, *(more_headers or {}).values(), *secret_values(query))
         self.secrets = [str.__str__(one) for one in secrets if one]
-        self._connector = RecyclingConnector(
+        self.connector = RecyclingConnector(
             limit=max_connections,
             keepalive_timeout=settings.idle_connection_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
@@ -145,7 +143,7 @@ class Connections:
         )
         self.session = aiohttp.ClientSession(
             headers=headers,
-            connector=self._connector,
+            connector=self.connector,
             # Proxies of the environment are for the outside; a server on this machine is reached without one.
             trust_env=urlsplit(base_url).hostname not in THIS_MACHINE,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
@@ -154,36 +152,8 @@ class Connections:
         )
 
     def __repr__(self) -> str:
-        return f"<Connections idle={self.idle} opened={self.opened} recycled={self.recycled}>"
-
-    @property
-    def opened(self) -> int:
-        """Connections opened so far."""
-        return self._connector.opened
-
-    @property
-    def idle(self) -> int:
-        """Open connections that nobody uses."""
-        return self._connector.idle
-
-    @property
-    def recycled(self) -> int:
-        """Connections that were open once and no longer are: old, idle for too long, or broken."""
-        return self._connector.opened - self._connector.open
-
-    def connecting_seconds(self) -> float:
-        """As the connector says it."""
-        return self._connector.connecting_seconds()
-
-    def resize(self, max_connections: int) -> None:
-        """Allow so many connections from now on; requests that are under way go on."""
-        self._connector.resize(max_connections)
-
-    @property
-    def limit(self) -> int:
-        """Connections that may be open at once."""
-        return self._connector.limit
+        one = self.connector
+        return f"<Connections idle={one.idle} opened={one.opened} recycled={one.recycled}>"
 
     async def close(self) -> None:
-        """Close every connection."""
         await self.session.close()

@@ -1,8 +1,7 @@
-"""The body of a request that says when it is sent.
+"""The body of a request, which counts the call when it is sent.
 
 A call counts from the moment in which its bytes are handed to the operating system, which delivers them also when this
-process is killed: so what we count is what the server gets. Before that (no connection yet, in line for one, a
-connection that closes) there was no call.
+process is killed. Before that there was no call.
 """
 
 from typing import Any, Protocol
@@ -11,16 +10,12 @@ from aiohttp import BytesPayload
 
 
 class CallCounter(Protocol):
-    """Counts calls as they are sent."""
-
     def sending(self) -> None:
-        """The next thing that happens is that the call is handed to the operating system."""
+        """The call is about to be handed to the operating system: `sent` or `unsent` follows."""
 
-    def unsent(self) -> None:
-        """It was not."""
+    def unsent(self) -> None: ...
 
-    def sent(self) -> None:
-        """It was."""
+    def sent(self) -> None: ...
 
 
 class CountedBody(BytesPayload):

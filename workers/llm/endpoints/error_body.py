@@ -63,12 +63,13 @@ def error_body(raw: bytes) -> ErrorBody:
 
 
 def error_value(data: Any) -> ErrorBody:
-    """Read an error that was decoded already, such as the `error` of a choice."""
     found = _Found()
     found.look(data, 0)
     # Looked at from the outside in: the last message is the innermost.
     shown = list(dict.fromkeys(one_line(text, ERROR_CHARACTERS) for text in reversed(found.messages)))
-    message = "; ".join(text for text in shown if text) or one_line(_compact(data), ERROR_CHARACTERS)
+    message = "; ".join(text for text in shown if text) or one_line(
+        msgspec.json.encode(data).decode(), ERROR_CHARACTERS
+    )
     return ErrorBody(
         message=message[:ERROR_CHARACTERS],
         words="\n".join(found.texts)[:WORDS_CHARACTERS].lower(),
@@ -78,13 +79,7 @@ def error_value(data: Any) -> ErrorBody:
     )
 
 
-def _compact(data: Any) -> str:
-    return msgspec.json.encode(data).decode()
-
-
 class _Found:
-    """What a walk through an error body has come across."""
-
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.texts: list[str] = []

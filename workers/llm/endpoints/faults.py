@@ -24,8 +24,6 @@ from workers.llm.endpoints.error_body import ErrorBody
 
 
 class Fault(StrEnum):
-    """What is at fault. See the module's table for what follows."""
-
     ACCOUNT = "account"
     PROMPT = "prompt"
     ANSWER = "answer"
@@ -65,11 +63,9 @@ class Rule:
 
     @property
     def has_words(self) -> bool:
-        """Whether it looks at more than the status."""
         return bool(self.codes or self.words)
 
     def fits(self, status: int, error: ErrorBody) -> bool:
-        """Whether this rule speaks of an error."""
         if (self.statuses and status not in self.statuses) or self.page not in {None, error.is_page}:
             return False
         if self.unless and self.unless.search(error.words):
@@ -245,7 +241,6 @@ RULES: Final = (
 
 
 def fault_of(status: int, error: ErrorBody) -> Rule:
-    """The rule that says whose fault an error is."""
     return next(rule for rule in RULES if rule.fits(status, error))
 
 
@@ -259,18 +254,13 @@ LEAST_TOKENS: Final = 256
 
 @dataclass(slots=True)
 class Parameters:
-    """Which parameters of a request an endpoint takes, as its refusals have taught."""
-
     limit_name: str = "max_tokens"
     dropped: set[str] = field(default_factory=set)
     #: The largest completion that the endpoint allows, by stage.
     ceilings: dict[str, int] = field(default_factory=dict)
 
     def learn(self, error: ErrorBody, body: Mapping[str, object], stage: str) -> str | None:
-        """Change what the next request has after a refusal of `body`.
-
-        Returns what was changed, for the log; None where there is nothing to change.
-        """
+        """Change the next requests after a refusal of `body`; returns the change for the log, or None."""
         if TOO_MANY.search(error.words) or "context_length_exceeded" in error.codes:
             return self._lower(body, stage)
         if "max_completion_tokens" in error.words and "max_tokens" in body:

@@ -1,8 +1,6 @@
-"""Looking after the LLM connections of a worker between its calls.
+"""Looking after the LLM connections of a worker between jobs, when no call shows whether its endpoints answer.
 
-While there is work, every call says how its endpoint is. Between jobs nothing does: connections go when they are idle
-for too long, and a server that went away is met by the first destination. So a pool that had nothing to do since the
-last look opens again what is missing to its minimum, and says which endpoints do not answer.
+An idle pool reopens the connections that are missing to its minimum, and logs when endpoints do not answer.
 """
 
 import asyncio
@@ -14,7 +12,7 @@ log = logging.getLogger("themes.health")
 
 
 async def look_after(pool: LLMConnectionPool, *, minimum: int, seconds: float) -> None:
-    """Open `minimum` connections, and look again every so many `seconds`, for ever; 0: only at the start."""
+    """Open `minimum` connections, and look again every `seconds`; 0: only at the start."""
     await pool.warm(minimum)
     while seconds:
         await asyncio.sleep(seconds)

@@ -1,4 +1,4 @@
-"""The LLM connections of one worker process: how many may be in use, who gets the next one, and to which endpoint.
+"""The LLM connections of one worker process: their number, their order, and to which endpoint.
 
     choose a route -> its rate limit's line -> the pool's line -> a connection
 
@@ -35,15 +35,15 @@ class CircuitOpenError(EndpointDownError):
 
 
 @dataclass(slots=True, eq=False)
-class Lent:
+class Lease:
     """A connection that is lent: to which route, with which slot of its rate limit, since when (monotonic seconds)."""
 
     route: Route
     slot: Slot
     sent_at: float
-    #: Whose request it is.
-    rank: int = 0
-    #: Sent, and nobody has said yet how it ended.
+    #: Of the destination.
+    request_priority: int = 0
+    #: Sent, and its end not yet reported.
     is_open: bool = False
 
 
@@ -62,16 +62,18 @@ class LLMConnectionPool:
         connections: Sequence[Connections] = (),
         outage_seconds: float = 0.0,
     ) -> None:
-        self._max_size = max_size
+        #: Connections that may be lent at once.
+        self.max_size = max_size
         self._outage_seconds = outage_seconds
         self._profiler = profiler
         self._connections = connections
         self._models: dict[str, tuple[Route, ...]] = {}
         for route in routes:
             self._models[route.model] = (*self._models.get(route.model, ()), route)
-        self._in_use = 0
+        self.routes = [*itertools.chain(*self._models.values())]
+        self.in_use = 0
         self._order = itertools.count()
-        #: Who waits, by the routes that would do: most urgent first.
+        #: Waiting callers by the routes that would do, the most urgent first.
         self._waiting: dict[tuple[Route, ...], list[_Waiter]] = {}
         self._waits = Histogram()
         self._in_line = 0
@@ -86,8 +88,7 @@ class LLMConnectionPool:
     ) -> AsyncIterator["LLMConnectionPool"]:
         """The pool that the settings ask for, to ask these models; closed at the end.
 
-        Raises:
-            ConfigError: no endpoint is set, a key cannot be read, or nobody serves one of the models.
+        Raises `ConfigError`: no endpoint is set, a key cannot be read, or no endpoint serves one of the models.
         """
         size = settings.performance_optimization.llm_connection_pool_size
         async with AsyncExitStack() as stack:
@@ -126,41 +127,24 @@ class LLMConnectionPool:
 
     def __repr__(self) -> str:
         return (
-            f"<LLMConnectionPool in_use={self._in_use} idle={self.idle} waiting={self.waiting} max={self._max_size} "
-            f"routes={[*itertools.chain(*self._models.values())]}>"
+            f"<LLMConnectionPool in_use={self.in_use} idle={self.idle} waiting={self.waiting} max={self.max_size} "
+            f"routes={self.routes}>"
         )
 
     @property
-    def routes(self) -> list[Route]:
-        """Every way to get an answer."""
-        return [*itertools.chain(*self._models.values())]
-
-    @property
-    def max_size(self) -> int:
-        """Connections that may be lent at once."""
-        return self._max_size
-
-    @property
-    def in_use(self) -> int:
-        """Connections lent now."""
-        return self._in_use
-
-    @property
     def idle(self) -> int:
-        """Connections that are open and not lent."""
-        return sum(one.idle for one in self._connections)
+        return sum(one.connector.idle for one in self._connections)
 
     @property
     def waiting(self) -> int:
-        """Callers in the pool's line."""
         return sum(not future.done() for line in self._waiting.values() for _, _, future in line)
 
     def tune(self, settings: Settings) -> None:
         """Keep to other sizes and limits from now on; calls that are under way go on, also beyond a smaller size."""
         size = settings.performance_optimization.llm_connection_pool_size
-        self._max_size = size
+        self.max_size = size
         for connections in self._connections:
-            connections.resize(size)
+            connections.connector.resize(size)
         for route in self.routes:
             route.tune(settings)
         self._hand_over()
@@ -169,13 +153,13 @@ class LLMConnectionPool:
         """What the pool is doing, and what it has done since the process started. Waits are in milliseconds."""
         waits = {f"wait_p{share}_ms": round(self._waits.quantile(share / 100) * 1000, 3) for share in (50, 95, 99)}
         return {
-            "in_use": self._in_use,
+            "in_use": self.in_use,
             "idle": self.idle,
             "waiting": self.waiting,
-            "max": self._max_size,
+            "max": self.max_size,
             **waits,
-            "opened": sum(one.opened for one in self._connections),
-            "recycled": sum(one.recycled for one in self._connections),
+            "opened": sum(one.connector.opened for one in self._connections),
+            "recycled": sum(one.connector.recycled for one in self._connections),
             "failures": sum(route.circuit.failures for route in self.routes),
             "routes": {f"{route.name}/{route.model}": route.statistics() for route in self.routes},
         }
@@ -184,7 +168,7 @@ class LLMConnectionPool:
         """Exact integrals over time since the pool was made, for the profile of a job."""
         self._count_time()
         return {
-            "pool_seconds": (self._counted_at - self._began_at) * self._max_size,
+            "pool_seconds": (self._counted_at - self._began_at) * self.max_size,
             "pool_busy_seconds": self._busy_seconds,
             "pool_waiting_seconds": self._waiting_seconds,
         }
@@ -200,13 +184,12 @@ class LLMConnectionPool:
 
     @asynccontextmanager
     async def connection(
-        self, model: str, *, rank: int, tokens: int = 0, avoid: Collection[Route] = ()
-    ) -> AsyncIterator[Lent]:
+        self, model: str, *, request_priority: int, tokens: int = 0, avoid: Collection[Route] = ()
+    ) -> AsyncIterator[Lease]:
         """Borrow a connection to an endpoint that serves `model`, when its limits and health allow it.
 
-        Callers with a lower `rank` are served first, equal ones in order of arrival. About so many `tokens` will be
-        used. Routes to `avoid` are taken only where no other is healthy. Say how it ended with `answered`, `refused` or
-        `failed`.
+        A lower `request_priority` is served first, equal ones in order of arrival. The call will use about `tokens`.
+        Routes to `avoid` are taken only where no other is healthy. Report its end with `answered`, `refused`, `failed`.
 
         Raises:
             CircuitOpenError: every endpoint of the model is down, and one of them has just been tried in vain.
@@ -220,53 +203,50 @@ class LLMConnectionPool:
             async with chosen.slot(tokens, is_probe=probed is not None) as slot:
                 asked = time.perf_counter()
                 self._profiler.record("llm.rate_wait", asked - began)
-                taken = await self._acquire(_equivalent(chosen, routes), rank)
-                self._waited(time.perf_counter() - asked)
-                lent = Lent(taken, slot, time.monotonic(), rank)
+                taken = await self._acquire(_equivalent(chosen, routes), request_priority)
+                waited = time.perf_counter() - asked
+                self._waits.add(waited)
+                self._profiler.record("llm.pool_wait", waited)
+                lease = Lease(taken, slot, time.monotonic(), request_priority)
                 try:
                     # In line a cool-down may have begun or the endpoint gone: then back, and give the slot away.
                     if taken.limiter.admits(slot) and taken.circuit.admit():
-                        lent.is_open = True
+                        lease.is_open = True
                         taken.limiter.sent(slot)
-                        yield lent
+                        yield lease
                         return
                 finally:
-                    if lent.is_open:
+                    if lease.is_open:
                         taken.circuit.withdrawn()
                     self._release(taken)
 
-    def answered(self, lent: Lent) -> None:
+    def answered(self, lease: Lease) -> None:
         """An answer came over a connection that is still lent: where all are, one more may be allowed."""
-        route = lent.route
-        lent.is_open = False
-        route.answered(sent_at=lent.sent_at)
-        if lent.slot.is_probe:
+        route = lease.route
+        lease.is_open = False
+        route.answered(sent_at=lease.sent_at)
+        if lease.slot.is_probe:
             route.limiter.cool_down.end()
         route.concurrency.answered(saturated=route.in_use >= route.concurrency.limit)
         self._hand_over()
 
-    def refused(self, lent: Lent) -> None:
-        """The endpoint answered 429: it lives, and fewer requests at once are allowed."""
-        lent.is_open = False
-        lent.route.refused(lent.slot, sent_at=lent.sent_at)
+    def refused(self, lease: Lease) -> None:
+        lease.is_open = False
+        lease.route.refused(lease.slot, sent_at=lease.sent_at)
 
-    def failed(self, lent: Lent, error: Exception, *, for_good: bool = False) -> None:
+    def failed(self, lease: Lease, error: Exception, *, for_good: bool = False) -> None:
         """The endpoint is at fault; `for_good`: it will go on like this until its settings are mended."""
-        lent.is_open = False
+        lease.is_open = False
         if for_good:
-            lent.route.circuit.refused(error)
+            lease.route.circuit.refused(error)
         else:
-            lent.route.failed(error, sent_at=lent.sent_at, witness=lent.rank)
+            lease.route.failed(error, sent_at=lease.sent_at, witness=lease.request_priority)
 
     def others(self, model: str, avoid: Collection[Route]) -> bool:
-        """Whether an endpoint beside those to avoid may answer now."""
         return any(route.circuit.allows for route in self._models.get(model, ()) if route not in avoid)
 
     def outage(self, model: str | None = None) -> str:
-        """Why nobody can answer for a model, or for any of them, as long as that is worth waiting for; else empty.
-
-        That is while every endpoint is down, at least one is away, and the time to wait for it has not passed.
-        """
+        """Why no endpoint can answer for a model, or for any; empty when one can or the time to wait has passed."""
         for name, routes in self._models.items():
             if model in {None, name} and all(route.circuit.down_seconds is not None for route in routes):
                 away = [route.circuit for route in routes if route.circuit.is_outage]
@@ -296,12 +276,11 @@ class LLMConnectionPool:
             if error and not self.outage(model) and not any(route.circuit.allows for route in routes):
                 raise CircuitOpenError(str(error)) from error
 
-    async def _acquire(self, routes: tuple[Route, ...], rank: int) -> Route:
-        """A connection to one of some equivalent routes."""
-        if self._in_use < self._max_size and (seats := _with_seats(routes)):
+    async def _acquire(self, routes: tuple[Route, ...], request_priority: int) -> Route:
+        if self.in_use < self.max_size and (seats := _with_seats(routes)):
             return self._take(better_of_two(seats))
         future: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting.setdefault(routes, []), (rank, next(self._order), future))
+        heapq.heappush(self._waiting.setdefault(routes, []), (request_priority, next(self._order), future))
         self._count_time()
         self._in_line += 1
         try:
@@ -317,19 +296,18 @@ class LLMConnectionPool:
 
     def _take(self, route: Route) -> Route:
         self._count_time()
-        self._in_use += 1
+        self.in_use += 1
         route.in_use += 1
         return route
 
     def _release(self, route: Route) -> None:
         self._count_time()
-        self._in_use -= 1
+        self.in_use -= 1
         route.in_use -= 1
         self._hand_over()
 
     def _hand_over(self) -> None:
-        """Lend what is free to those who wait, the most urgent first."""
-        while self._waiting and self._in_use < self._max_size:
+        while self._waiting and self.in_use < self.max_size:
             heads = [(line[0], routes) for routes, line in self._waiting.items() if _with_seats(routes)]
             if not heads:
                 return
@@ -345,12 +323,8 @@ class LLMConnectionPool:
         now = time.perf_counter()
         passed = now - self._counted_at
         self._counted_at = now
-        self._busy_seconds += self._in_use * passed
+        self._busy_seconds += self.in_use * passed
         self._waiting_seconds += self._in_line * passed
-
-    def _waited(self, seconds: float) -> None:
-        self._waits.add(seconds)
-        self._profiler.record("llm.pool_wait", seconds)
 
 
 def _ready(routes: Sequence[Route]) -> list[Route]:

@@ -37,12 +37,8 @@ class Prompt:
     def key(self, *, model: str, sampling: str) -> str:
         """The cache key: a digest of all that changes the answer, and of nothing that does not.
 
-        `model` is the name that prompts and settings use, so equivalent endpoints share completions. `max_tokens` is
-        left out on purpose: it decides only where an answer is cut, and cut answers are not stored.
-
-        Args:
-            model: which model is asked.
-            sampling: what else shapes its answers, from `sampling_of`.
+        `model` is the name that prompts and settings use, so equivalent endpoints share completions; `sampling` comes
+        from `sampling_of`. `max_tokens` is left out: it decides where an answer is cut, and cut answers are not stored.
         """
         parts = [KEY_VERSION, model, sampling, self.version, self.identity]
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()

@@ -35,19 +35,16 @@ class Endpoint:
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def serves(self, model: str) -> bool:
-        """Whether it may be asked for a model."""
         return not self.models or model in self.models
 
     def name_of(self, model: str) -> str:
-        """The name by which it knows a model."""
         return self.models.get(model, model)
 
 
 def endpoints(settings: LlmSettings, env: Mapping[str, str] | None = None) -> list[Endpoint]:
     """Every endpoint of the settings, keys read from `env` (by default the process's) and from files.
 
-    Raises:
-        ConfigError: there is none, no model is set, or a key cannot be read.
+    Raises `ConfigError`: there is none, no model is set, or a key cannot be read.
     """
     env = os.environ if env is None else env
     if settings.endpoints:
@@ -70,7 +67,6 @@ def endpoints(settings: LlmSettings, env: Mapping[str, str] | None = None) -> li
 
 
 def _split(address: str) -> tuple[str, str]:
-    """An address without its query, and the query."""
     path, _, query = address.partition("#")[0].partition("?")
     return path.rstrip("/"), query
 
@@ -81,7 +77,6 @@ def _refuse_two_keys(place: str, base_url: str, api_key: str | None) -> None:
 
 
 def _refuse_unfit_key(place: str, source: str, api_key: str | None) -> None:
-    """Refuse a key that cannot be sent in a header, such as one with a line break."""
     text = str.__str__(api_key) if api_key else ""
     if not all("!" <= char <= "~" for char in text):
         raise ConfigError(
@@ -139,15 +134,9 @@ def _from_file(place: str, path: Path | None) -> Secret | None:
 
 
 def model_for(settings: LlmSettings, stage: str, wish: str | None = None) -> str:
-    """The model that answers a stage.
+    """The model that answers a stage. Raises `ConfigError`: there is no default model.
 
-    Args:
-        settings: have `roles` and the default `model`.
-        stage: its name; what stands before the dot (`analyse.price`) is its role unless it has another.
-        wish: what its prompt file says as `model:`: a role, or a model.
-
-    Raises:
-        ConfigError: there is no default model.
+    `wish` is the prompt file's `model:`, a role or a model; else the role is the stage's name before the dot.
     """
     if wish is not None and wish not in settings.roles:
         return wish

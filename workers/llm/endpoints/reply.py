@@ -59,7 +59,6 @@ class RawAnswer:
 
     @property
     def text(self) -> str:
-        """What the model said, for showing it."""
         return next(iter(self.texts), "")
 
 
@@ -90,8 +89,7 @@ def read_reply(raw: bytes, *, model: str, style: AnswerFormat, prompt_characters
 
     Raises:
         AnsweredRefusalError: the model or the provider declined.
-        ErrorInAnswerError: the server reports an error.
-        EndpointDownError: there is no answer in it.
+        EndpointDownError: there is no answer in it; `ErrorInAnswerError`: the server reports an error.
         EndpointRefusedError: it is a page: the address is no LLM's.
     """
     decoded = _decoded(raw)

@@ -20,7 +20,8 @@ from workers.llm.endpoints.client import ChatClient
 from workers.llm.endpoints.connections import Connections
 from workers.llm.endpoints.registry import Endpoint, limits_of
 from workers.llm.limits.concurrency import AdaptiveConcurrency
-from workers.llm.limits.limiter import RateLimiter
+from workers.llm.limits.gcra import Limits
+from workers.llm.limits.limiter import RateLimiter, endpoint_digest
 from workers.llm.limits.reservations import Slot
 from workers.observe.counters import Counters, field
 from workers.observe.profiler import PerformanceProfiler
@@ -91,10 +92,9 @@ class Route:
         *,
         profiler: PerformanceProfiler,
     ) -> "Route":
-        """The route that the settings ask for."""
         performance = settings.performance_optimization
         most = performance.llm_connection_pool_size
-        name_there = endpoint.name_of(model)
+        limits, name_there = endpoint.limits, endpoint.name_of(model)
         return cls(
             name=endpoint.name,
             model=model,
@@ -108,8 +108,14 @@ class Route:
                 profiler=profiler,
                 labels={"endpoint": endpoint.name, "model": model},
             ),
-            limiter=RateLimiter.of(
-                endpoint.limits, redis, base_url=endpoint.base_url, model=name_there, max_ahead=most, name=endpoint.name
+            limiter=RateLimiter(
+                redis,
+                endpoint=endpoint_digest(endpoint.base_url, name_there),
+                limits=Limits.of(limits),
+                max_ahead=most,
+                learn=limits.learn_rate_limit,
+                name=endpoint.name,
+                probe_seconds=limits.probe_seconds,
             ),
             concurrency=AdaptiveConcurrency(
                 least=settings.llm.adaptive_concurrency_min, most=most, enabled=settings.llm.adaptive_concurrency
@@ -118,7 +124,6 @@ class Route:
         )
 
     def tune(self, settings: Settings) -> None:
-        """Keep to other limits from now on."""
         most = settings.performance_optimization.llm_connection_pool_size
         llm = settings.llm
         self.concurrency.change(least=llm.adaptive_concurrency_min, most=most, enabled=llm.adaptive_concurrency)
@@ -126,7 +131,7 @@ class Route:
 
     @asynccontextmanager
     async def slot(self, tokens: int, *, is_probe: bool = False) -> AsyncIterator[Slot]:
-        """The right to send one request of about so many tokens under the endpoint's rate limits, or as a probe."""
+        """The right to send one request of about `tokens` under the endpoint's rate limits, or as a probe."""
         self.queued += 1
         is_waiting = True
         try:
@@ -138,7 +143,6 @@ class Route:
             self.queued -= is_waiting
 
     def answered(self, *, sent_at: float) -> None:
-        """A request sent at `sent_at` (monotonic seconds) was answered."""
         now = time.monotonic()
         self._refused_since = None
         self._last_seconds = seconds = now - sent_at
@@ -156,10 +160,10 @@ class Route:
         self.concurrency.refused(sent_at=sent_at, now=now)
 
     def failed(self, error: Exception, *, sent_at: float, witness: Hashable) -> None:
-        """A request failed by the endpoint's fault: it is ill, or more is asked at once than it bears.
+        """A request failed by the endpoint's fault: it is ill, or overloaded.
 
-        The latter is so where it answers others meanwhile, and says that it is overloaded, or takes so long for those
-        answers that the rest of the line times out. A request that never ends beside quick answers is something else.
+        It is overloaded where it answers others meanwhile, and says so or answers so slowly that the rest of the line
+        times out. A request that never ends beside quick answers is no sign of that.
         """
         now = time.monotonic()
         answers = sum(at > sent_at for at in self._answered_at)
@@ -191,7 +195,6 @@ class Route:
         return wait if (wait.until or now) - wait.since >= TOLD_SECONDS else None
 
     def count_tokens(self, counters: Counters, prompt: int, completion: int) -> None:
-        """Count what an answer of this route has used."""
         counters.add(self._prompt_tokens, prompt)
         counters.add(self._completion_tokens, completion)
 
@@ -200,13 +203,8 @@ class Route:
         latency = typical_seconds if self.latency_seconds is None else self.latency_seconds
         return (self.in_use + self.queued + 1) * latency / self.weight
 
-    def _cooling_for(self) -> str:
-        """Who has asked for the cool-down, and how; empty while there is none."""
-        wait = self.limiter.cool_down.wait
-        return ", ".join(filter(None, (wait.said, wait.header))) if wait else ""
-
     def statistics(self) -> dict[str, Any]:
-        """What it is doing and how it fares."""
+        wait = self.limiter.cool_down.wait
         return {
             "model": self.model,
             "circuit": self.circuit.state.value,
@@ -216,7 +214,7 @@ class Route:
             "failures": self.circuit.failures,
             "error": type(self.circuit.error).__name__ if self.circuit.error else None,
             "cooling_seconds": round(self.limiter.cool_down.left_seconds, 1),
-            "cooling_for": self._cooling_for(),
+            "cooling_for": ", ".join(filter(None, (wait.said, wait.header))) if wait else "",
             "cool_downs": self.limiter.cool_down.count,
             "queued": self.queued,
             "limit_digest": self.limiter.digest,
@@ -227,8 +225,8 @@ class Route:
 def better_of_two(routes: Sequence[Route], draw: Callable[[], float] = random.random) -> Route:
     """The less loaded of two routes taken by chance.
 
-    Looking at two keeps the load nearly as even as looking at all, and does not send everybody to the one that looks
-    best at the moment: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.
+    Two keep the load nearly as even as all, and avoid a rush to the best one: Mitzenmacher, "The Power of Two Choices
+    in Randomized Load Balancing", 2001.
     """
     if len(routes) == 1:
         return routes[0]

@@ -30,12 +30,10 @@ class Tokens:
 
     @property
     def is_estimated(self) -> bool:
-        """Whether a count is ours."""
         return self.problem is not None
 
 
 def estimated_tokens(characters: int) -> int:
-    """Tokens of a text of this length; at least one where there is any text."""
     return max(characters // CHARACTERS_PER_TOKEN, min(characters, 1))
 
 
@@ -74,7 +72,6 @@ def tokens_of(usage: Any, *, prompt_characters: int, completion_characters: int)
 
 
 def _least(characters: int) -> int:
-    """Tokens that a text has at least."""
     return max(characters // MAX_CHARACTERS_PER_TOKEN, min(characters, 1))
 
 

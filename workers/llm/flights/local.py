@@ -15,7 +15,7 @@ class _Flight(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Runs one call a key; whoever asks for the same key meanwhile gets the same outcome, error included."""
+    """Runs one call a key; later callers of the same key get the same outcome, error included."""
 
     def __init__(self) -> None:
         self._flights: dict[str, _Flight[T]] = {}

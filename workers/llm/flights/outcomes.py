@@ -1,7 +1,6 @@
-"""What the owner of a shared flight tells those who wait for it: an answer that the cache will not have, or an error.
+"""What the owner of a shared flight leaves for its waiters: an answer that the cache will not have, or an error.
 
-An error that will not pass is as good for the others as for the one who paid for it: it is raised in each of them, and
-nobody asks the same again.
+An error that will not pass is raised in each waiter, so that the prompt is not asked again.
 """
 
 from typing import Any, Final
@@ -13,7 +12,7 @@ from tasks.errors import PermanentError, TruncatedAnswerError
 
 _VALUE: Final = b"v"
 _ERROR: Final = b"e"
-#: Characters of an error's message that are told.
+#: Characters of an error's message that are error.
 MAX_MESSAGE: Final = 2_000
 
 
@@ -25,40 +24,34 @@ class TruncatedError(TruncatedAnswerError):
         self.complete = complete
 
 
-class _Told(msgspec.Struct, frozen=True):
+class _Error(msgspec.Struct, frozen=True):
     kind: str
     message: str
     complete: Any = None
 
 
-def told_value(stored: bytes) -> bytes:
-    """The outcome of a prompt that was answered, as the cache would store it."""
+def encode_value(stored: bytes) -> bytes:
     return _VALUE + stored
 
 
-def told_error(error: PermanentError) -> bytes:
-    """The outcome of a prompt that has no usable answer."""
+def encode_error(error: PermanentError) -> bytes:
     complete = error.complete if isinstance(error, TruncatedError) else None
     known = (TruncatedError.__name__, *errors.__all__)
     kind = next(class_.__name__ for class_ in type(error).__mro__ if class_.__name__ in known)
-    return _ERROR + msgspec.msgpack.encode(_Told(kind, str(error)[:MAX_MESSAGE], complete))
+    return _ERROR + msgspec.msgpack.encode(_Error(kind, str(error)[:MAX_MESSAGE], complete))
 
 
-def heard(outcome: bytes) -> bytes:
-    """What the cache would have stored.
-
-    Raises:
-        PermanentError: the owner's error, of the same class.
-    """
+def decode_outcome(outcome: bytes) -> bytes:
+    """What the cache would have stored. Raises `PermanentError`: the owner's error, of the same class."""
     kind, payload = outcome[:1], outcome[1:]
     if kind != _ERROR:
         return payload
     try:
-        told = msgspec.msgpack.decode(payload, type=_Told)
+        error = msgspec.msgpack.decode(payload, type=_Error)
     except msgspec.DecodeError as exc:
         raise PermanentError(f"the prompt failed in another process, whose words cannot be read: {exc}") from exc
-    if told.kind == TruncatedError.__name__:
-        raise TruncatedError(told.message, told.complete)
-    class_ = getattr(errors, told.kind, PermanentError)
+    if error.kind == TruncatedError.__name__:
+        raise TruncatedError(error.message, error.complete)
+    class_ = getattr(errors, error.kind, PermanentError)
     is_ours = isinstance(class_, type) and issubclass(class_, PermanentError)
-    raise (class_ if is_ours else PermanentError)(told.message)
+    raise (class_ if is_ours else PermanentError)(error.message)

@@ -16,8 +16,8 @@ GROWTH_AFTER_OVERLOAD: Final = 1 / 8
 class AdaptiveConcurrency:
     """A limit between `least` and `most`: one more a round while saturated, cut once for one congestion.
 
-    A 429 is a sign of too much, and so is a time-out or "overloaded" while the endpoint answers others. Any other 5xx,
-    or silence, says that the endpoint is ill; fewer requests do not mend that.
+    A 429 shows congestion, and so does a time-out or "overloaded" while the endpoint answers others. Any other 5xx, or
+    silence, shows a fault that fewer requests do not mend.
     """
 
     def __init__(self, *, least: int, most: int, enabled: bool = True) -> None:
@@ -35,7 +35,6 @@ class AdaptiveConcurrency:
 
     @property
     def limit(self) -> int:
-        """Requests that may be in flight."""
         return int(self._limit)
 
     def change(self, *, least: int, most: int, enabled: bool) -> None:
@@ -53,8 +52,7 @@ class AdaptiveConcurrency:
     def refused(self, *, sent_at: float, now: float) -> None:
         """A 429 came for a request sent at `sent_at` (one clock, seconds).
 
-        What was in flight at the last cut tells of the same congestion. Nothing is sent during a cool-down, so there is
-        one cut a cool-down at most.
+        Requests in flight at the last cut met the same congestion; during a cool-down none is sent.
         """
         if not self._enabled or sent_at <= self._cut_at:
             return
@@ -63,8 +61,8 @@ class AdaptiveConcurrency:
     def timed_out(self, *, sent_at: float, now: float, answered: int) -> None:
         """A request sent at `sent_at` timed out behind a line of others, `answered` of which were answered meanwhile.
 
-        So many at once are what the endpoint bears. Each request beyond that costs a whole time-out, so the limit comes
-        near to it again more slowly than after a 429.
+        The endpoint bears `answered` at once. Each one more costs a whole time-out, so the limit grows more slowly
+        after this.
         """
         if not self._enabled or sent_at <= self._cut_at:
             return

@@ -1,10 +1,10 @@
-"""When an endpoint asked to be left alone, who said so, and the calls that try whether it still holds.
+"""How long an endpoint asked to be left alone, and the calls that probe whether it still does.
 
-A process that is told "later" writes `themes:cooldown:DIGEST` with that lifetime and publishes it on the channel
-`themes:cooldowns`. Every process listens, so sending a request costs no look into Redis: the end of the cool-down is a
-local number. A shorter cool-down never shortens a longer one. Redis away: a process knows its own cool-downs.
+A process that gets "later" writes `themes:cooldown:DIGEST` with that lifetime and publishes it on the channel
+`themes:cooldowns`. Every process listens, so sending a request needs no read of Redis. A shorter cool-down never
+shortens a longer one. While Redis is away a process knows its own cool-downs.
 
-A server may be wrong: it sends a Unix time for seconds, or an hour for a minute. So one call of the whole fleet tries
+A server may be wrong: it sends a Unix time for seconds, or an hour for a minute. So one call of the whole fleet probes
 the endpoint `probe_seconds` after the cool-down began, the next one after twice that, and so on. An answer ends the
 cool-down in every process; another 429 says how long it really lasts.
 """
@@ -28,17 +28,17 @@ from tasks.lua import lua
 from tasks.texts import one_line
 from tasks.waits import SAID_CHARACTERS, Wait
 from workers.llm.limits.headers import MAX_WAIT_SECONDS, HeaderSeconds
+from workers.process.retry import wait_at_most
 from workers.process.shutdown import end_tasks
+from workers.process.subscription import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 log = logging.getLogger("themes.llm")
 
-#: Seconds between two attempts to listen, when Redis is away.
-LISTEN_AGAIN_SECONDS: Final = 1.0
-#: Seconds that one look at the channel waits; below every socket timeout that can be set.
-LISTEN_SECONDS: Final = 0.5
+#: Seconds that a script call may take.
+REDIS_TIMEOUT_SECONDS: Final = 1.0
 #: Times that the pause between two probes doubles.
 DOUBLINGS: Final = 3
 
@@ -46,16 +46,12 @@ DOUBLINGS: Final = 3
 _STATUS: Final = re.compile(r": ([0-9]{3}) (.*)")
 
 _BEGIN: Final = lua(__file__, "begin_cool_down")
-
 _PROBE: Final = lua(__file__, "probe")
-
 _END: Final = lua(__file__, "end_cool_down")
 
 
 @dataclass(slots=True)
 class _Probes:
-    """The schedule of probes as this process knows it."""
-
     at: float = math.inf
     count: int = 0
 
@@ -126,8 +122,7 @@ class CoolDown:
             async with self._turn:
                 if self.left_seconds > 0:
                     self._changed.clear()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), self.next_try_seconds)
+                    await wait_at_most(self.next_try_seconds, self._changed)
                     if await self.takes_probe():
                         return True
         return False
@@ -142,7 +137,7 @@ class CoolDown:
         if self._redis is None:
             return True
         try:
-            async with asyncio.timeout(LISTEN_AGAIN_SECONDS):
+            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 found: Any = await self._redis.eval(
                     _PROBE, 1, keys.cooldown(self._digest), math.ceil(self._probe_seconds * 1000), DOUBLINGS
                 )
@@ -157,29 +152,34 @@ class CoolDown:
         return bool(is_ours)
 
     def start(self) -> None:
-        """Listen to what the other processes are told."""
         if self._redis is not None and self._listener is None:
-            self._listener = asyncio.create_task(self._listen(self._redis), name="cooldowns")
+            listening = listen(
+                self._redis,
+                keys.COOLDOWNS,
+                self._hear,
+                listening=self.listening,
+                log=log,
+                unheard="action=cooldowns_unheard Redis does not answer: %s",
+            )
+            self._listener = asyncio.create_task(listening, name="cooldowns")
 
     async def close(self) -> None:
-        """Listen no more."""
         if self._listener:
             await end_tasks(self._listener)
         if self._ending:
             await asyncio.gather(self._ending, return_exceptions=True)
 
     async def begin(self, seconds: float, *, said: str = "", asked: float | None = None) -> None:
-        """Leave the endpoint alone for at least so long, in every process.
+        """Leave the endpoint alone for at least `seconds`, in every process.
 
-        `said` is the error that says so, and `asked` the seconds that its headers ask for.
+        `said` is the server's error, `asked` the seconds that its headers ask for.
         """
         seconds = min(seconds, MAX_WAIT_SECONDS)
         is_last_word = self._is_last_word and asked is not None
         self._is_last_word = False
         if seconds <= 0:
             return
-        is_news = seconds > self.left_seconds or is_last_word
-        if not is_news:
+        if seconds <= self.left_seconds and not is_last_word:
             return
         wait = self._told(seconds, said, asked)
         self._set(seconds, wait)
@@ -187,7 +187,7 @@ class CoolDown:
         if self._redis is None:
             return
         with contextlib.suppress(RedisError, OSError, TimeoutError):  # the limiter says that Redis is away
-            async with asyncio.timeout(LISTEN_AGAIN_SECONDS):
+            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 left = await self._redis.eval(
                     _BEGIN, 1, keys.cooldown(self._digest), math.ceil(seconds * 1000), wait.encode(),
                     math.ceil(self._probe_seconds * 1000), int(is_last_word), keys.COOLDOWNS, self._digest,
@@ -196,7 +196,6 @@ class CoolDown:
                     await self._look(self._redis)
 
     def _told(self, seconds: float, said: str, asked: float | None) -> Wait:
-        """What is told of a new cool-down."""
         now = time.time()
         since = self._wait.since if self._wait and self.left_seconds else now
         text = one_line(said, SAID_CHARACTERS)
@@ -218,7 +217,7 @@ class CoolDown:
 
     async def _end_everywhere(self, redis: Redis) -> None:
         try:
-            async with asyncio.timeout(LISTEN_AGAIN_SECONDS):
+            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                 place = keys.cooldown(self._digest), keys.limit(self._digest)
                 await redis.eval(_END, 2, *place, keys.COOLDOWNS, self._digest)
         except (RedisError, OSError, TimeoutError) as exc:
@@ -233,7 +232,6 @@ class CoolDown:
             self.ended()
 
     def _set(self, seconds: float, wait: Wait | None) -> None:
-        """Let the cool-down last so long from now on."""
         now = time.monotonic()
         if not self.left_seconds:
             self._probes = _Probes(now + self._probe_seconds)
@@ -242,23 +240,6 @@ class CoolDown:
         self._changed.set()
         log.debug("action=cool_down seconds=%.2f", seconds)
 
-    async def _listen(self, redis: Redis) -> None:
-        """Hear what others were told, for as long as the process lives; also what was said before it came."""
-        while True:
-            try:
-                async with redis.pubsub() as channel:
-                    await channel.subscribe(keys.COOLDOWNS)
-                    await self._look(redis)
-                    self.listening.set()
-                    while True:
-                        message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
-                        if message:
-                            self._hear(message["data"])
-            except (RedisError, OSError) as exc:
-                log.debug("action=cooldowns_unheard Redis does not answer: %s", exc)
-            self.listening.clear()
-            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
-
     async def _look(self, redis: Redis) -> None:
         """Take over a cool-down that began before this process listened; its next probe may be due at once."""
         left = int(await redis.pttl(keys.cooldown(self._digest))) / 1000
@@ -266,8 +247,10 @@ class CoolDown:
             self._set(left, Wait.decode(await redis.hget(keys.cooldown(self._digest), "wait")))
             self._probes.at = time.monotonic()
 
-    def _hear(self, data: bytes) -> None:
-        digest, _, rest = data.decode("utf-8", "replace").partition(" ")
+    async def _hear(self, message: str) -> None:
+        if not message and self._redis is not None:
+            await self._look(self._redis)
+        digest, _, rest = message.partition(" ")
         milliseconds, _, wait = rest.partition(" ")
         if digest != self._digest or not (milliseconds.isascii() and milliseconds.isdecimal()):
             return

@@ -113,7 +113,7 @@ def _date(text: str) -> float | None:
 def retry_after_seconds(headers: Mapping[str, str], *, now: float, endpoint: str = "") -> HeaderSeconds | None:
     """When a refused request may be repeated; None where no header says something readable.
 
-    Of several values the longest counts. `now` is in seconds since 1970. What cannot be read is logged once for each
+    The longest of several values counts. `now` is in seconds since 1970. Unreadable values are logged once an
     `endpoint`.
     """
     for name, unit in _RETRY_AFTER:

@@ -1,13 +1,11 @@
-"""One endpoint's rate limits, shared by all workers: who may send when.
+"""One endpoint's rate limits, shared by all workers.
 
-A caller asks for a slot and gets the time of one that is its own (`workers.llm.limits.gcra`), sleeps until then and
-sends: nobody polls, nobody is refused, and there is no rush when a slot comes free. Callers of one process stand in one
-line, first come first served; one task asks Redis for all of them in one script call. At most `max_ahead` slots are
-reserved and not yet sent, so that a process with a long line takes no slots that it could not use, and others' requests
-find their place between.
+A caller reserves a slot (`workers.llm.limits.gcra`), sleeps until its time and sends: callers do not poll, and none
+rush when a slot comes free. Callers of one process stand in one line, first come first served; one task reserves for
+all of them in one script call. At most `max_ahead` slots are reserved and not yet sent, so that requests of other
+processes find their place between those of a long line.
 
-Without limits there is nothing to ask: a call costs no round trip, only a look at the cool-down
-(`workers.llm.limits.cooldown`).
+Without limits a call costs no round trip, only a check of the cool-down (`workers.llm.limits.cooldown`).
 """
 
 import asyncio
@@ -27,6 +25,7 @@ from tasks.waits import Wait
 from workers.llm.limits.cooldown import CoolDown
 from workers.llm.limits.gcra import MICROSECONDS, Limits
 from workers.llm.limits.reservations import News, Reservations, Slot
+from workers.process.retry import wait_at_most
 
 #: Seconds that a cool-down must exceed a slot by to cost it: less is the clocks' difference.
 TOLERANCE_SECONDS: Final = 0.05
@@ -46,10 +45,7 @@ def endpoint_digest(base_url: str, model: str) -> str:
 
 
 class RateLimiter:
-    """The line in front of one endpoint. Create and close it on the loop that uses it.
-
-    `redis` None: this process is alone.
-    """
+    """The line in front of one endpoint. Create and close it on its loop. `redis` None: this process is alone."""
 
     def __init__(
         self,
@@ -70,43 +66,21 @@ class RateLimiter:
         self._waiting: deque[_Waiter] = deque()
         self._ahead = 0
         self._news = News()
-        self._pump: asyncio.Task[None] | None = None
+        self._flusher: asyncio.Task[None] | None = None
         self.cool_down = CoolDown(redis, endpoint, name=name, probe_seconds=probe_seconds)
         self.cool_down.ended = self._new_wave
         self._reservations = Reservations(redis, endpoint, limits, self.cool_down)
         self._name = name
         #: Slots that callers wait for, and since when (both monotonic seconds).
         self._due: dict[Slot, float] = {}
-        #: Whether refusals teach a rate that nobody has configured, and whether one is being learnt now.
+        #: Whether refusals teach a rate that is not configured, and whether one is being learnt now.
         self._learns = learn and redis is not None and not limits.request_us
         self._learning = False
         #: When the last wave of refusals began, by Redis's clock.
         self._wave_us = 0.0
         self._wave = 0
-        self._told: asyncio.Future[None] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        settings: LlmSettings,
-        redis: Redis | None,
-        *,
-        base_url: str,
-        model: str,
-        max_ahead: int,
-        name: str = "llm",
-    ) -> "RateLimiter":
-        """The limiter that the settings ask for, of an endpoint with this `name`."""
-        limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
-        return cls(
-            redis,
-            endpoint=endpoint_digest(base_url, model),
-            limits=limits,
-            max_ahead=max_ahead,
-            learn=settings.learn_rate_limit,
-            name=name,
-            probe_seconds=settings.probe_seconds,
-        )
+        #: Replaced with each wave.
+        self._wave_began = asyncio.Event()
 
     def __repr__(self) -> str:
         return (
@@ -114,8 +88,8 @@ class RateLimiter:
         )
 
     def tune(self, settings: LlmSettings, *, max_ahead: int) -> None:
-        """Keep to other limits from now on: who waits for a slot gets another one by these."""
-        limits = Limits.per_minute(settings.requests_per_minute, settings.tokens_per_minute, settings.request_burst)
+        """Keep to other limits from now on: waiters reserve again."""
+        limits = Limits.of(settings)
         self._max_ahead = max_ahead
         self._most_ahead = min(self._most_ahead, max_ahead) if self._learning else max_ahead
         learns = settings.learn_rate_limit and self._redis is not None and not limits.request_us
@@ -131,17 +105,11 @@ class RateLimiter:
         self._new_wave()
 
     def _new_wave(self) -> None:
-        """Whatever was reserved until now is worth nothing: who waits looks again."""
+        """Invalidate all reservations; waiters reserve again."""
         self._wave += 1
-        self._told, told = asyncio.get_running_loop().create_future(), self._told
-        if told is not None and not told.done():
-            told.set_result(None)
+        self._wave_began.set()
+        self._wave_began = asyncio.Event()
         self._wake()
-
-    @property
-    def reservations(self) -> int:
-        """Reservations made in Redis so far."""
-        return self._reservations.count
 
     @property
     def is_limited(self) -> bool:
@@ -155,11 +123,9 @@ class RateLimiter:
 
     @property
     def is_cooling(self) -> bool:
-        """Whether the endpoint asked to be left alone now."""
         return self.cool_down.left_seconds > 0
 
     def start(self) -> None:
-        """Begin to listen for the others' cool-downs."""
         if self._learns:
             self.cool_down.heard = self._tell
         self.cool_down.start()
@@ -167,11 +133,11 @@ class RateLimiter:
     async def close(self) -> None:
         """Send what is known of real token counts, and stop listening."""
         await self.cool_down.close()
-        if self._pump:
+        if self._flusher:
             if self.is_cooling:
                 # It waits for the end of the cool-down, which may be an hour away.
-                self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+                self._flusher.cancel()
+            await asyncio.gather(self._flusher, return_exceptions=True)
 
     @property
     def wait(self) -> Wait | None:
@@ -185,9 +151,9 @@ class RateLimiter:
 
     @asynccontextmanager
     async def slot(self, tokens: float, *, is_probe: bool = False) -> AsyncIterator[Slot]:
-        """Wait in line for the right to send one request of about so many tokens; a probe waits for nothing.
+        """Wait in line for the right to send one request of about `tokens`; a probe does not wait.
 
-        Say `sent` when it is sent, and `settle` it when the tokens are known. Left unsent, it is given back.
+        Call `sent` when it is sent, and `Slot.settle` when the tokens are known. An unsent slot is given back.
         """
         slot = Slot(tokens, is_probe=True) if is_probe else await self._until_due(tokens)
         try:
@@ -203,7 +169,6 @@ class RateLimiter:
         return slot.is_probe or (not self.is_cooling and (not self.is_limited or slot.at_us > 0))
 
     def sent(self, slot: Slot) -> None:
-        """The request leaves now."""
         slot.is_sent = True
         if self._learning:
             self._news.sent += 1
@@ -221,38 +186,28 @@ class RateLimiter:
         self._tell()
 
     def _tell(self) -> None:
-        """Learn, or go on learning, and tell at once what was sent and refused: a wave is being counted."""
+        """Learn, and report at once what was sent and refused: a wave is being counted."""
         self._learning = self._news.is_urgent = True
         self._most_ahead = 1
         self._new_wave()
-
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, but not longer than until the next wave of refusals, or other limits."""
-        if self._told is None:
-            self._told = asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._told}, timeout=seconds)
 
     async def _until_due(self, tokens: float) -> Slot:
         if not self.is_limited:
             return Slot(tokens, is_probe=await self.cool_down.over())
         slot = await self._reserved(tokens)
         try:
-            while not slot.is_probe and (
-                (wait := slot.at - time.monotonic()) > 0 or self.is_cooling or slot.wave != self._wave
-            ):
-                if slot.wave != self._wave:
-                    # What the endpoint allows is being counted anew: a slot by that, after the cool-down.
-                    self._leave_line()
-                    slot.is_sent = True
-                    slot = await self._reserved(tokens)
-                elif wait > 0:
+            while not slot.is_probe:
+                wait, cooling = slot.at - time.monotonic(), self.cool_down.left_seconds
+                if slot.wave == self._wave and wait > 0:
                     self._due[slot] = time.monotonic()
-                    await self._rest(wait)
+                    await wait_at_most(wait, self._wave_began)
                     del self._due[slot]
-                elif (left := self.cool_down.left_seconds) <= TOLERANCE_SECONDS:
-                    await asyncio.sleep(left)
+                elif slot.wave == self._wave and cooling <= TOLERANCE_SECONDS:
+                    if not cooling:
+                        break
+                    await asyncio.sleep(cooling)
                 else:
-                    # The slot passed in a cool-down that began after it was reserved: a new one, after its end.
+                    # A wave of refusals or a cool-down began after it was reserved: a new slot, after its end.
                     self._leave_line()
                     slot.is_sent = True
                     slot = await self._reserved(tokens)
@@ -281,10 +236,7 @@ class RateLimiter:
             self._wake()
 
     def _give_back(self, slot: Slot) -> None:
-        """An unsent slot goes to the next in line here, else back to Redis, where the last one can be taken back.
-
-        The next in line is who has no slot yet: who has one keeps it, and may be overtaken by at most this one.
-        """
+        """Pass an unsent slot to the next caller without one, else back to Redis, which takes back the last one."""
         if not slot.at_us:
             return
         if waiter := self._first():
@@ -303,8 +255,8 @@ class RateLimiter:
             self._wake()
 
     def _wake(self) -> None:
-        if self._has_work() and (self._pump is None or self._pump.done()):
-            self._pump = asyncio.create_task(self._serve(), name="rate limit")
+        if self._has_work() and (self._flusher is None or self._flusher.done()):
+            self._flusher = asyncio.create_task(self._serve(), name="rate limit")
 
     def _has_work(self) -> bool:
         return bool(self._news or (self._waiting and self._ahead < self._most_ahead))
@@ -314,7 +266,7 @@ class RateLimiter:
         while self._has_work():
             is_held_up = self.is_cooling
             if is_held_up and not self._news:
-                await self._rest(self.cool_down.next_try_seconds)
+                await wait_at_most(self.cool_down.next_try_seconds, self._wave_began)
                 await self._lend_probe()
                 continue
             batch = [] if is_held_up else self._next_in_line()
@@ -333,7 +285,6 @@ class RateLimiter:
         return batch
 
     def _first(self) -> _Waiter | None:
-        """Take the line's head out of it; callers that have gone are passed over."""
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.future.done():

@@ -17,11 +17,10 @@ from redis.asyncio import Redis
 from tasks import keys
 from workers.llm.limits.cooldown import CoolDown
 from workers.llm.limits.gcra import CHANGE, MICROSECONDS, RESERVE, Gcra, Limits, change_arguments, reservation_arguments
+from workers.process.outage import Outage
 
 log = logging.getLogger("themes.llm")
 
-#: Seconds for which Redis is left alone after an error.
-REDIS_PAUSE_SECONDS: Final = 2.0
 #: Seconds that a reservation may take before the process goes on by itself.
 REDIS_TIMEOUT_SECONDS: Final = 1.0
 
@@ -44,7 +43,6 @@ class Slot:
     used_tokens: float | None = None
 
     def settle(self, tokens: float) -> None:
-        """Say how many tokens it really was."""
         self.used_tokens = tokens
 
 
@@ -76,7 +74,11 @@ class Reservations:
         self._untold: list[str | float] = []
         self._user = uuid.uuid4().hex[:12]
         self._alone: Gcra | None = None if redis is not None else Gcra(limits)
-        self._paused_until = 0.0
+        self._outage = Outage(
+            log,
+            lost="action=rate_limit_degraded Redis does not answer, each of %d processes keeps to its share: %s",
+            back="action=rate_limit_restored Redis answers, limits are shared again",
+        )
         #: Processes that share the limits, as Redis said last.
         self.users = 1
         #: Reservations made in Redis.
@@ -89,7 +91,6 @@ class Reservations:
 
     @property
     def is_alone(self) -> bool:
-        """Whether this process keeps to its own share."""
         return self._alone is not None
 
     def change(self, limits: Limits, *, max_ahead: int) -> None:
@@ -106,7 +107,7 @@ class Reservations:
         Returns the slots, and when the last wave of refusals began by Redis's clock (us; 0: there was none; -1: no rate
         is being learnt; None: Redis was not asked).
         """
-        if self._script is not None and time.monotonic() >= self._paused_until:
+        if self._script is not None and not self._outage.is_paused:
             arguments = reservation_arguments(
                 self._user,
                 self._limits,
@@ -121,9 +122,12 @@ class Reservations:
                     await self._tell_change()
                     answer = await self._script(keys=self._keys, args=arguments)
             except (RedisError, OSError, TimeoutError) as exc:
-                self._go_alone(exc)
+                self._outage.begin(exc, self.users)
+                if self._alone is None:
+                    self._go_by_ourselves()
             else:
-                self._go_together()
+                self._alone = None
+                self._outage.end()
                 return self._shared(answer, tokens, wave), float(answer[2])
         return self._own(tokens, news.correction, wave), None
 
@@ -155,15 +159,6 @@ class Reservations:
             slots.append(Slot(asked, at_us / MICROSECONDS, at_us, wave=wave))
         return slots
 
-    def _go_alone(self, exc: Exception) -> None:
-        self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
-        if self._alone is None:
-            log.warning(
-                "action=rate_limit_degraded Redis does not answer, each of %d processes keeps to its share: %s",
-                self.users, str(exc) or type(exc).__name__,
-            )  # fmt: skip
-            self._go_by_ourselves()
-
     def _go_by_ourselves(self) -> None:
         share = self._limits.share(self.users)
         now_us = time.monotonic() * MICROSECONDS
@@ -173,8 +168,3 @@ class Reservations:
             request_tat_us=now_us + (share.request_burst - 1) * share.request_us,
             token_tat_us=now_us + share.token_burst * share.token_us,
         )
-
-    def _go_together(self) -> None:
-        if self._alone is not None:
-            self._alone = None
-            log.info("action=rate_limit_restored Redis answers, limits are shared again")

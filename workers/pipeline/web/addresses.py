@@ -56,11 +56,7 @@ def _carried(address: Address) -> list[Address]:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names to public addresses only; what it returns is what is connected to.
-
-    Args:
-        private_hosts: names that may be within the own network: mirrors that the user named.
-    """
+    """Resolves names to public addresses only; `private_hosts` may be within the own network: the user named them."""
 
     def __init__(self, private_hosts: Collection[str]) -> None:
         self._private_hosts = private_hosts
@@ -71,11 +67,7 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a name.
-
-        Raises:
-            PrivateAddressError: one of them is not public. Then none is to be trusted.
-        """
+        """The addresses of a name. Raises `PrivateAddressError`: one of them is not public, so none is trusted."""
         found = await self._resolver.resolve(host, port, family)
         if host.lower() in self._private_hosts:
             self._allowed |= {one["host"] for one in found}
@@ -85,11 +77,7 @@ class GuardedResolver(AbstractResolver):
         return found
 
     def socket(self, address_info: AddrInfoType) -> socket.socket:
-        """A socket for the address that is connected to, literal or resolved.
-
-        Raises:
-            PrivateAddressError: it is not public.
-        """
+        """A socket for an address, literal or resolved. Raises `PrivateAddressError`: it is not public."""
         family, kind, protocol, _, place = address_info
         address = str(place[0])
         if address not in self._allowed:
@@ -97,15 +85,10 @@ class GuardedResolver(AbstractResolver):
         return socket.socket(family, kind, protocol)
 
     async def close(self) -> None:
-        """Nothing is open."""
         await self._resolver.close()
 
 
 def check_address(address: str, host: str) -> None:
-    """Refuse an address that is not public.
-
-    Raises:
-        PrivateAddressError: it is not.
-    """
+    """Refuse an address that is not public, with `PrivateAddressError`."""
     if not is_public(address):
         raise PrivateAddressError(f"{host} is at {address}, which is no public address")

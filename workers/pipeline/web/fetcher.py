@@ -1,4 +1,4 @@
-"""The one way out to the web: so many requests at once, robots respected, bounded in size and time.
+"""The one way out to the web: bounded in requests, size and time, robots.txt respected.
 
 Every address is checked when it is connected to, after every redirect too (`workers.pipeline.web.addresses`). Nothing
 is sent but a GET and the program's name: no cookies, no credentials, no referrer.
@@ -104,13 +104,10 @@ class GuardedFetcher:
     async def fetch(self, url: str, *, headers: Mapping[str, str] | None = None, is_api: bool = False) -> Fetched:
         """A page's text, after at most `REDIRECTS` redirects.
 
-        Args:
-            url: where; http or https.
-            headers: sent to this address only, never on to where it redirects.
-            is_api: an interface that we have a key for, where robots.txt has no say.
+        `headers` are sent to this address only, not to where it redirects. `is_api`: robots.txt has no say.
 
         Raises:
-            PageError: it cannot be had: not there, not public, not allowed to robots, not text, too large.
+            PageError: not there, not public, not allowed to robots, not text, too large.
             SiteAwayError: the site does not answer now.
         """
         for _ in range(REDIRECTS + 1):
@@ -124,10 +121,7 @@ class GuardedFetcher:
         raise PageError(f"{url}: more than {REDIRECTS} redirects")
 
     def _check(self, url: str) -> None:
-        """Refuse what is not a plain address of the public web, as the client reads it.
-
-        The client turns other full stops (U+3002, U+FF0E) and digits into those of addresses.
-        """
+        """Refuse what is not a plain address of the public web, as the client reads it (U+3002 and U+FF0E are dots)."""
         try:
             parts = URL(url)
             host, port = (parts.host or "").lower(), parts.explicit_port
@@ -150,7 +144,6 @@ class GuardedFetcher:
                 raise PageError(str(exc)) from exc
 
     async def _get(self, url: str, headers: Mapping[str, str], most: int) -> Fetched | str:
-        """One request: a page, or where it has moved."""
         assert self._session  # noqa: S101  # opened by `async with`
         async with self._turns:
             self.requests += 1

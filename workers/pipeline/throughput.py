@@ -22,7 +22,6 @@ class Fleet:
 
     @classmethod
     def seen(cls, redis: Redis) -> Self:
-        """Read the heartbeats."""
         workers, connections, made, total = 0, 0, 0, 0.0
         for report in fleet.workers(redis).values():
             workers += 1
@@ -34,7 +33,7 @@ class Fleet:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Duration:
     """Seconds that some calls take; None where that is unknown, with the reason. `basis` says what they come from."""
 
     seconds: float | None
@@ -42,14 +41,16 @@ class Pace:
     basis: str | None = None
 
 
-def pace_of(calls: float, tokens: float, *, settings: LlmSettings, fleet: Fleet | None, earlier: Earlier) -> Pace:
+def duration_of(
+    calls: float, tokens: float, *, settings: LlmSettings, fleet: Fleet | None, earlier: Earlier
+) -> Duration:
     """The time of some calls, or as long as the limits on rates make it, whichever is more.
 
     The calls go out as fast as the running workers (`fleet`; None: it cannot be seen) can with all connections busy,
     or, where these have measured nothing, as fast as in earlier jobs.
     """
     if calls == 0:
-        return Pace(0.0)
+        return Duration(0.0)
     if fleet and fleet.connections and fleet.call_seconds is not None:
         seconds = calls * fleet.call_seconds / fleet.connections
         basis = f"measured by {count(fleet.workers, 'running worker')}"
@@ -57,16 +58,16 @@ def pace_of(calls: float, tokens: float, *, settings: LlmSettings, fleet: Fleet 
         seconds = calls / earlier.calls_per_second
         basis = f"measured in {count(earlier.jobs, 'earlier job')} ({earlier.calls_per_second:.3g} calls/s)"
     elif fleet is None:
-        return Pace(None, "the time is unknown: no earlier job with this model is in the database")
+        return Duration(None, "the time is unknown: no earlier job with this model is in the database")
     elif not fleet.workers:
-        return Pace(None, "the time is unknown: no worker is running")
+        return Duration(None, "the time is unknown: no worker is running")
     else:
-        return Pace(None, "the time is unknown: the running workers have not measured a call yet")
+        return Duration(None, "the time is unknown: the running workers have not measured a call yet")
     for amount, name in ((calls, "requests_per_minute"), (tokens, "tokens_per_minute")):
         per_minute = _allowed(settings, name)
         if per_minute:
             seconds = max(seconds, amount / per_minute * 60)
-    return Pace(round(seconds, 1), basis=basis)
+    return Duration(round(seconds, 1), basis=basis)
 
 
 def _allowed(settings: LlmSettings, name: str) -> float | None:
