@@ -117,15 +117,15 @@ class Supervisor:
         self._wedge.since = None
         self._began = time.monotonic()
         deadline: float | None = None
-        looked = time.monotonic()
+        checked = time.monotonic()
         while (code := process.poll()) is None:
             now = time.monotonic()
             if self.stopping() and deadline is None:
                 deadline = now + self.settings.work.shutdown_grace_seconds + STOP_MARGIN_SECONDS
             if deadline is not None and now > deadline:
                 process.kill()
-            if now - looked >= 1.0:
-                looked = now
+            if now - checked >= 1.0:
+                checked = now
                 if not self.stopping() and self._is_wedged(now):
                     log.error(
                         "action=wedged the worker is idle while messages wait for %.0f s: it is replaced",
@@ -156,7 +156,7 @@ class Supervisor:
             # Its own watch sees a consumer that has stopped; here we see a process that has.
             (reply,) = replies_of(self.redis, [keys.worker(self.name)])
         except (RedisError, OSError):
-            # Redis is away: nobody can consume, and nobody is to blame.
+            # Redis is away: no worker can consume.
             self._wedge.since = None
             return False
         report = amounts(reply, ("pid", "chunks_claimed"))
