@@ -36,7 +36,7 @@ from workers.pipeline.prompts import stages_of
 from workers.process.file_descriptors import ensure_descriptors, worker_descriptors
 from workers.process.signals import on_hangup
 from workers.results.journal import book_orphans
-from workers.worker.liveness import EX_WEDGED, WedgeDetector, waiting_messages
+from workers.worker.liveness import EX_WEDGED, LivenessDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
 
@@ -78,10 +78,10 @@ class Supervisor:
     _incarnation: str = ""
     #: When the process was started, in monotonic seconds.
     _began: float = 0.0
-    _wedge: WedgeDetector = field(init=False)
+    _wedge: LivenessDetector = field(init=False)
 
     def __post_init__(self) -> None:
-        self._wedge = WedgeDetector(self.settings.work.wedged_after_seconds)
+        self._wedge = LivenessDetector(self.settings.work.wedged_after_seconds)
 
     def stopping(self) -> bool:
         """Whether a signal has asked us to end."""

@@ -1,7 +1,7 @@
 """An error as a server puts it: its message and its codes, the innermost first, whatever the shape of the body.
 
-Gateways wrap the error of the provider behind them: in `error.metadata.raw`, in `innererror`, in a list, as JSON in a
-string. What the provider said decides, so it is read first and shown.
+Gateways wrap the error of the provider behind them, in `error.metadata.raw`, in `innererror`, in a list, as JSON in a
+string; the provider's words decide.
 """
 
 import re
