@@ -37,8 +37,8 @@ from tasks.messages import (
 from tasks.storable import entry_fields
 from workers.observe.collector import calm_collector
 from workers.results.consumer import ResultsConsumer
-from workers.results.database import writer as writes
 from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.database.values import profile_row
 
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]
@@ -110,7 +110,7 @@ async def _write(store: AsyncDatabaseManager, rows: list[tuple[Any, ...]]) -> No
 async def test_batch_upserts_beside_raw_executemany(tmp_path: Path) -> None:
     towns, results = _results(PROFILES, children=False)
     rows = [
-        writes._profile_row(n, result, result.profile, 1000.0)
+        profile_row(n, result, result.profile, msgspec.json.encode(result.profile).decode(), 1000.0)
         for n, result in enumerate(results, start=1)
         if result.profile
     ]
