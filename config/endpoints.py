@@ -71,7 +71,6 @@ Headers = Mapping[str, Secret]
 
 
 def parse_endpoints(key: str, source: yaml.Node | str, place: str) -> Endpoints:
-    """Named endpoints, from a file or as YAML text."""
     named = members(key, node_of(key, source, place), place, _ENDPOINT_SHAPE)
     return MappingProxyType({name: _endpoint(f"{key}.{name}", node, place) for name, node in named.items()})
 
@@ -117,7 +116,6 @@ def _models(key: str, node: yaml.Node, place: str) -> Mapping[str, str]:
 
 
 def parse_roles(key: str, source: yaml.Node | str, place: str) -> Roles:
-    """Which model does which work."""
     named = members(key, node_of(key, source, place), place, _ROLE_SHAPE)
     roles = {role: scalar(f"{key}.{role}", node, place, _ROLE_SHAPE) for role, node in named.items()}
     if not all(roles.values()):
@@ -126,7 +124,6 @@ def parse_roles(key: str, source: yaml.Node | str, place: str) -> Roles:
 
 
 def parse_headers(key: str, source: yaml.Node | str, place: str) -> Headers:
-    """More headers of a request, such as `api-key` or `HTTP-Referer`."""
     named = members(key, node_of(key, source, place), place, _HEADERS_SHAPE)
     headers = {name: scalar(f"{key}.{name}", node, place, _HEADERS_SHAPE) for name, node in named.items()}
     for name, text in headers.items():
@@ -138,7 +135,6 @@ def parse_headers(key: str, source: yaml.Node | str, place: str) -> Headers:
 
 
 def parse_body(key: str, source: yaml.Node | str, place: str) -> Body:
-    """More fields of a request, as JSON would have them."""
     named = members(key, node_of(key, source, place), place, _BODY_SHAPE)
     for name in named.keys() & _OWN_FIELDS.keys():
         raise ConfigError(f"{key}: {name!r} is set by {_OWN_FIELDS[name]} ({place})")

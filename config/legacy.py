@@ -1,8 +1,7 @@
 """Names that settings had before, and what they mean today.
 
-Three forms are read: the section `performance`, sections within `performance_optimization`, and single names there that
-are now elsewhere. A key of today wins over an old one, whatever its value. What has no meaning today is named with the
-reason, once, together with the lines to write instead.
+Three forms are read: the section `performance`, sections within `performance_optimization`, and single names there. A
+key of today wins over an old one. What has no meaning today is named with the reason and the lines to write instead.
 """
 
 import difflib
@@ -109,8 +108,6 @@ KNOWN: Final = frozenset({*RENAMED, *MEANINGLESS, *_LIMITS, *_LIMITS.values(), *
 
 @dataclass(frozen=True, slots=True)
 class Old:
-    """An old key where it stands."""
-
     name: str
     entry: Entry
 
@@ -121,7 +118,6 @@ class Old:
 
     @property
     def text(self) -> str:
-        """The text of its value."""
         return str(self.entry.value.value).strip()
 
 
@@ -136,7 +132,6 @@ class Line:
 
     @property
     def text(self) -> str:
-        """Its value as YAML has it."""
         if isinstance(self.source, str):
             return self.source
         value = str(self.source.value)
@@ -196,7 +191,6 @@ def translate(olds: Iterable[Old], today: Mapping[str, str], report: Report) -> 
 
 
 def notice(found: Translation, name: str) -> str:
-    """One warning with everything that is to be said of a file's old keys."""
     said = [f"{name}: old names of settings are still read."]
     if found.lines:
         said.append("Write instead:")
@@ -294,7 +288,6 @@ def _truth(old: Old) -> bool:
 
 
 def _redis_url(olds: Mapping[str, Old]) -> str:
-    """The URL that host, port, database and password make."""
     host, port, number, password = (olds.get(part) for part in _REDIS)
     name = host.text if host else "localhost"
     if host and not _HOST.fullmatch(name):

@@ -13,12 +13,10 @@ from config.values import Price, Prices, Secret
 
 
 def setting(default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A field with its bounds (inclusive)."""
     return field(default=default, metadata={"low": low, "high": high, "choices": choices})
 
 
 def mapping() -> Any:
-    """A field that is empty unless set."""
     return field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -107,8 +105,6 @@ class RedisSettings:
 
 @dataclass(frozen=True, slots=True)
 class CelerySettings:
-    """The section `celery`."""
-
     broker_url: Secret | None = setting(None)
     visibility_timeout_seconds: int = setting(21_600, low=60, high=2_592_000)
 

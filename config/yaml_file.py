@@ -1,7 +1,6 @@
-"""A YAML file as nodes with line numbers, read with care.
+"""A YAML file as nodes with line numbers: a safe loader, no aliases, unique keys, a size cap.
 
-A safe loader, no aliases (306 bytes of them can expand into gigabytes), unique keys, a size cap. What is wrong is
-reported rather than raised, so that one look finds all of it; the caller decides whether to go on.
+What is wrong is reported rather than raised, so that one reading finds all of it; the caller decides whether to go on.
 """
 
 from collections.abc import Callable, Iterator

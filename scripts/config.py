@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from config.endpoints import public_endpoint
-from config.settings import EndpointSettings, Price, Secret, load, notices, problems
-from config.values import without_password
+from config.endpoints import EndpointSettings, public_endpoint
+from config.settings import load, notices, problems
+from config.values import Price, Secret, without_password
 from scripts.main import Summaries, settings_from
 
 _SECRET_NAME: Final = re.compile(r"(?i)password|secret|token|api_?key|authorization")

@@ -45,7 +45,7 @@ def command(job: str | None, *, as_json: bool) -> None:
         console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         console.print(_table(known))
         for wait in {one.wait.reason: one.wait for one in known if one.wait}.values():
-            console.print(Text(f"waiting: {wait.words()}"), soft_wrap=True)
+            console.print(Text(f"waiting: {wait.format()}"), soft_wrap=True)
 
 
 def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
@@ -61,7 +61,7 @@ def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
     redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
     for name, report in sorted(fleet.workers(redis).items()):
-        if reason := report.get("journal_off"):
+        if reason := report.journal_off:
             print(f"themes: {name}: call journal off, a kill would lose calls: {reason}", file=sys.stderr)
     return [_status(redis, settings, job)] if job else list(jobs.list_jobs(redis))
 

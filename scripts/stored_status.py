@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 from config.settings import Settings
@@ -14,7 +13,7 @@ from workers.results.queries.status import status_of
 
 def stored_status(row: JobRow, **more: Any) -> JobStatus:
     """A job's status from its row; unfinished, nobody works on it. `more` are fields that are known better."""
-    return replace(status_of(row), **more)
+    return status_of(row, **more)
 
 
 async def stored_statuses(settings: Settings) -> list[JobStatus]:

@@ -247,7 +247,7 @@ def summary(
     if status.waiting_for:
         figures.append(f"waiting: {status.waiting_for}")
     if status.paused:
-        figures.append(jobs.paused_words(status, resume=resume))
+        figures.append(jobs.format_paused(status, resume=resume))
     elif status.state == "stalled":
         figures.append(stalled)
     return "  ".join(figures)

@@ -35,7 +35,7 @@ from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
 from workers.process.file_descriptors import ensure_descriptors, worker_descriptors
 from workers.process.signals import on_hangup
-from workers.results.journal import book_orphans
+from workers.results.journal import replay_journals
 from workers.worker.liveness import EX_WEDGED, WedgeDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
@@ -75,7 +75,7 @@ class Supervisor:
     wedged: int = 0
     signals: int = 0
     _process: subprocess.Popen[bytes] | None = None
-    _incarnation: str = ""
+    _process_token: str = ""
     #: When the process was started, in monotonic seconds.
     _began: float = 0.0
     _wedge: WedgeDetector = field(init=False)
@@ -128,8 +128,8 @@ class Supervisor:
 
     def _one_life(self) -> int:
         """From one start of the Celery process to its end; returns its exit code."""
-        self._incarnation = uuid.uuid4().hex[:12]
-        told = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._incarnation), strict=True))
+        self._process_token = uuid.uuid4().hex[:12]
+        told = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._process_token), strict=True))
         self._process = process = spawn(self.command, env=told)
         self._wedge.since = None
         self._began = time.monotonic()
@@ -161,9 +161,9 @@ class Supervisor:
 
         In this order: what it has cost is on the stream before anybody can end its job.
         """
-        book_orphans(self.settings, self.redis)
+        replay_journals(self.settings, self.redis)
         try:
-            freed = release(self.redis, self.name, pid, self._incarnation)
+            freed = release(self.redis, self.name, pid, self._process_token)
         except (RedisError, OSError) as exc:
             log.warning("action=release its leases must run out, Redis does not answer: %s", exc)
             return
@@ -226,9 +226,9 @@ def refuse_taken(redis: Redis, name: str) -> None:
     Raises:
         ConfigError: with the process that has the name.
     """
-    report = fleet.workers(redis).get(name, {})
+    report = fleet.workers(redis).get(name, fleet.WorkerReport())
     try:
-        process = psutil.Process(int(report.get("pid", 0)))
+        process = psutil.Process(report.pid)
         is_taken = process.is_running() and name in process.cmdline()
     except (psutil.Error, ValueError):
         return  # it has ended, or is not of this machine

@@ -32,7 +32,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from config.settings import PerformanceSettings, Settings
+from config.sections import PerformanceSettings
+from config.settings import Settings
 from tasks.errors import ConfigError, RedisUnavailableError
 from tasks.state_dir import check_private, elsewhere
 
@@ -86,7 +87,6 @@ def masked(url: str) -> str:
 
 
 def secret_values(query: str) -> list[str]:
-    """The values of a URL's query that are secret."""
     return [value for name, value in parse_qsl(query) if re.fullmatch(_HIDDEN_PARAMETERS, name, re.IGNORECASE)]
 
 
@@ -108,11 +108,7 @@ def locate(settings: Settings) -> str:
 
 
 def check_enabled(settings: Settings) -> None:
-    """Refuse to look for a Redis where there is to be none.
-
-    Raises:
-        RedisUnavailableError: `redis.enabled` is false.
-    """
+    """Refuse to look for a Redis where there is to be none. Raises RedisUnavailableError: `redis.enabled` is false."""
     if not settings.redis.enabled:
         raise RedisUnavailableError(
             f"this needs Redis, and redis.enabled is false ({settings.origin('redis.enabled')}): "
@@ -152,6 +148,11 @@ def connect(url: str, *, socket_timeout_seconds: float) -> Redis:
     return client
 
 
+def connected(settings: Settings) -> Redis:
+    """A client of the Redis to use; see `locate` and `connect`."""
+    return connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+
+
 class CountedRetry(AsyncRetry):
     """Counts the commands of this process that met a Redis which was away or too slow, each try."""
 
@@ -159,8 +160,6 @@ class CountedRetry(AsyncRetry):
     failures: ClassVar[int] = 0
 
     def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
-        """As redis-py's."""
-
         def counted(*failure: Any) -> Any:
             CountedRetry.failures += 1
             return fail(*failure)
@@ -271,7 +270,6 @@ def _channels(client: Redis) -> tuple[str, ...]:
 
 
 def _acl_command(client: Redis) -> str:
-    """The command that gives a user the least rights that are needed."""
     user = client.connection_pool.connection_kwargs.get("username") or "default"
     channels = " ".join(f"&{pattern}" for pattern in ("themes:*", *_channels(client)))
     return f"`ACL SETUSER {user} ~themes:* {channels} +@all -@dangerous`"
@@ -355,7 +353,6 @@ def _without_retries(client: Redis) -> Redis:
 
 
 def _loaded_info(client: Redis) -> dict[str, Any]:
-    """What a server says of itself once it has loaded its data."""
     deadline = time.monotonic() + LOADING_SECONDS
     while True:
         info = server_info(client)

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 import zstandard
 
+from config.errors import ThemesError
 from tasks.identity import OwnId, destination_id
 
 #: Bytes that one unpacked message may have: a chunk of 1,000 rows with a few KB of extra columns each.
@@ -22,7 +23,7 @@ COMPRESS_FROM_BYTES: Final = 256
 _RAW, _ZSTD = b"\x00", b"\x01"
 
 
-class WireError(ValueError):
+class WireError(ThemesError, ValueError):
     """These bytes are not a message of ours: foreign, corrupt, too new or too large."""
 
 
@@ -189,8 +190,6 @@ class OverlapAnalysis(msgspec.Struct, frozen=True):
 
 
 class QualityAssessment(msgspec.Struct, frozen=True):
-    """Scores 0-1. diversity, coverage and completeness are computed; quality, overall, recommendations asked."""
-
     diversity: float
     coverage: float
     completeness: float
@@ -230,8 +229,6 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why a destination has no profile."""
-
     stage: str
     error_class: str
     message: str

@@ -38,11 +38,7 @@ def _text(value: Any) -> str:
 
 
 def whole(fields: Mapping[str, str], name: str) -> int:
-    """A whole number from 0 on; 0 where the field is missing or empty.
-
-    Raises:
-        UnreadableError: it is none.
-    """
+    """A whole number from 0 on; 0 where the field is missing or empty. Raises UnreadableError: it is none."""
     text = fields.get(name) or "0"
     if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= MAX_WHOLE):  # noqa: PLR2004  # digits
         raise UnreadableError(f"{name} is {shown(text)}, expected a whole number from 0 on")
@@ -50,11 +46,7 @@ def whole(fields: Mapping[str, str], name: str) -> int:
 
 
 def number(fields: Mapping[str, str], name: str) -> float | None:
-    """A finite number from 0 on; None where the field is missing or empty.
-
-    Raises:
-        UnreadableError: it is none.
-    """
+    """A finite number from 0 on; None where the field is missing or empty. Raises UnreadableError: it is none."""
     text = fields.get(name)
     if not text:
         return None

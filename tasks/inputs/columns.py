@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from config.errors import ThemesError
 from tasks.identity import OwnId, identify, normalise, own_id, title_key
 from tasks.inputs.placeholders import is_doubtful, is_placeholder
 from tasks.inputs.titles import Columns, Plan
@@ -34,7 +35,7 @@ _DEGREES: Final = re.compile(
 )
 
 
-class BadRowError(Exception):
+class BadRowError(ThemesError):
     """This row cannot be taken; the text says why. It never leaves the reader."""
 
 

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from tasks import keys
 from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
-from tasks.jobs.events import decode, ended_after, entries_of, flat, standing
+from tasks.jobs.events import current_status, decode, ended_after, entries_of, flat
 
 log = logging.getLogger("themes.dashboard")
 
@@ -303,7 +303,7 @@ class Feeds:
             JobNotFoundError: no such job.
         """
         async with self._turns:
-            known = await standing(self._redis, job_id)
+            known = await current_status(self._redis, job_id)
             if not known.is_final or place == START:
                 return False
             newest: Any = await self._redis.xrevrange(keys.events(job_id), count=1)

@@ -1,9 +1,7 @@
 """The system as it is now, out of Redis: jobs, workers, queue, consumers, and the rates between two looks."""
 
-import json
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -12,7 +10,6 @@ from redis import Redis
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.jobs import registry as jobs
-from tasks.waits import Wait
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 #: Jobs shown: those that run, and the newest of the others.
@@ -136,14 +133,14 @@ class Watcher:
         redis, now = self._redis, time.monotonic()
         reports = fleet.workers(redis)
         workers = [_worker(name, report) for name, report in sorted(reports.items())]
-        waits = [wait for report in reports.values() if (wait := Wait.decode(report.get("waiting_for")))]
+        waits = [report.waiting_for for report in reports.values() if report.waiting_for]
         self._count(Counted.of(read_metrics(redis), now))
         self._last = System(
             at=time.time(),
             jobs=_jobs(redis),
             workers=workers,
             consumers=[_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items())],
-            waits=[wait.words() for wait in {wait.reason: wait for wait in waits}.values()],
+            waits=[wait.format() for wait in {wait.reason: wait for wait in waits}.values()],
             queued=_queued(self._broker),
             results_lag=int(redis.xlen(keys.RESULTS)),
             lanes=sum(worker.lanes for worker in workers),
@@ -221,39 +218,23 @@ def _job(status: jobs.JobStatus) -> JobLine:
     )  # fmt: skip
 
 
-def _worker(name: str, report: Mapping[str, str]) -> WorkerLine:
-    usage = _process(report)
-
-    def number(key: str) -> int:
-        return int(report.get(key) or 0)
-
-    age = time.time() - float(report.get("at") or 0)
-    wait = Wait.decode(report.get("waiting_for"))
-    says = wait.words() if wait else str(report.get(fleet.UNREADABLE, ""))
-    if not says and (reason := report.get("journal_off")):
-        says = f"call journal off: {reason}"
+def _worker(name: str, report: fleet.WorkerReport) -> WorkerLine:
+    usage = report.profile.process or fleet.ProcessReport()
+    age = time.time() - report.at
+    says = report.waiting_for.format() if report.waiting_for else report.unreadable
+    if not says and report.journal_off:
+        says = f"call journal off: {report.journal_off}"
     if not says and age > keys.WORKER_SECONDS / 2:
         says = f"silent for {age:.0f} s"
-    if not says and not number("lanes"):
+    if not says and not report.lanes:
         says = "stopping"
     return WorkerLine(
-        name, number("lanes"), number("lanes_busy"), number("lanes_waiting"), number("connections"),
-        number("connections_in_use"), number("connections_waiting"), number("restarts"), usage.get("cpu_percent"),
-        usage.get("rss_bytes"), says,
+        name, report.lanes, report.lanes_busy, report.lanes_waiting, report.connections, report.connections_in_use,
+        report.connections_waiting, report.restarts, usage.cpu_percent, usage.rss_bytes, says,
     )  # fmt: skip
 
 
-def _process(report: Mapping[str, str]) -> dict[str, float]:
-    """What a worker's process uses; empty with profiling off."""
-    found: dict[str, float] = json.loads(report.get("profile") or "{}").get("process") or {}
-    return found
-
-
-def _consumer(name: str, report: Mapping[str, str]) -> ConsumerLine:
-    def number(key: str) -> float:
-        return float(report.get(key) or 0)
-
+def _consumer(name: str, report: fleet.ConsumerReport) -> ConsumerLine:
     return ConsumerLine(
-        name, int(number("lag")), number("entries_per_second"), number("ms_per_batch"), int(number("last_batch")),
-        int(number("rejected")),
-    )  # fmt: skip
+        name, report.lag, report.entries_per_second, report.ms_per_batch, report.last_batch, report.rejected
+    )

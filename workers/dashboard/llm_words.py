@@ -77,7 +77,7 @@ def notices(system: System) -> list[dict[str, str]]:
     for text in system.unreadable:
         say(f"Cannot be read: {text}", "bad")
     for wait in {worker.wait.reason: worker.wait for worker in system.workers if worker.wait}.values():
-        say(f"Waiting: {wait.words()}", "bad")
+        say(f"Waiting: {wait.format()}", "bad")
     return found
 
 

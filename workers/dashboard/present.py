@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from tasks import waits
-from tasks.jobs.registry import JobStatus, paused_words
+from tasks.jobs.registry import JobStatus, format_paused
 from tasks.messages import Profile, StageRecord, Theme
 
 MONTHS: Final = (
@@ -43,7 +43,7 @@ def job_words(status: JobStatus) -> dict[str, Any]:
     if status.unreadable:
         words = f"Its entry in Redis cannot be read: {status.unreadable}"
     elif status.paused:
-        words = paused_words(status)
+        words = format_paused(status)
     elif status.waiting_for:
         words = f"Waiting: {status.waiting_for}"
     elif status.state == "stalled":

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import msgspec
 from redis import Redis, ResponseError
 
 from tasks import keys
@@ -82,7 +81,7 @@ class Worker:
     rss_bytes: float | None
     wait: Wait | None
     profiles: bool
-    routes: Mapping[str, Mapping[str, Any]]
+    routes: Mapping[str, fleet.RouteReport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,57 +189,42 @@ def read_system(redis: Redis, broker: Redis) -> System:
         destinations_open=sum(max(0, one.total - one.done - one.failed) for one in statuses),
         budget_used=max(shares, default=None),
         cache=read_cache(redis),
-        totals=totals.told(redis),
+        totals=totals.read_totals(redis),
         metrics=read_metrics(redis),
         redis_bytes=int(memory.get("used_memory", 0)),
         redis_limit_bytes=int(memory.get("maxmemory", 0)),
         unreadable=(
             *(f"job {one.job_id}: {one.unreadable}" for one in statuses if one.unreadable),
-            *(f"{name}: {report[fleet.UNREADABLE]}" for name, report in reports.items() if fleet.UNREADABLE in report),
+            *(f"{name}: {report.unreadable}" for name, report in reports.items() if report.unreadable),
         ),
     )
 
 
-def _worker(name: str, report: Mapping[str, str]) -> Worker:
-    pool, profile = _json(report.get("pool")), _json(report.get("profile"))
-    usage = profile.get("process") or {}
-
-    def whole(field: str) -> int:
-        return int(report.get(field) or 0)
-
+def _worker(name: str, report: fleet.WorkerReport) -> Worker:
+    usage = report.profile.process or fleet.ProcessReport()
     return Worker(
         name=name,
-        lanes=whole("lanes"),
-        lanes_busy=whole("lanes_busy"),
-        lanes_waiting=whole("lanes_waiting"),
-        connections=whole("connections"),
-        connections_in_use=whole("connections_in_use"),
-        connections_idle=int(pool.get("idle") or 0),
-        connections_waiting=whole("connections_waiting"),
-        pool_wait_p95_ms=pool.get("wait_p95_ms"),
-        executed=whole("executed"),
-        stolen=whole("stolen"),
-        restarts=whole("restarts"),
-        cpu_percent=usage.get("cpu_percent"),
-        rss_bytes=usage.get("rss_bytes"),
-        wait=Wait.decode(report.get("waiting_for")),
-        profiles=bool(profile),
-        routes=pool.get("routes") or {},
+        lanes=report.lanes,
+        lanes_busy=report.lanes_busy,
+        lanes_waiting=report.lanes_waiting,
+        connections=report.connections,
+        connections_in_use=report.connections_in_use,
+        connections_idle=int(report.pool.idle),
+        connections_waiting=report.connections_waiting,
+        pool_wait_p95_ms=report.pool.wait_p95_ms,
+        executed=report.executed,
+        stolen=report.stolen,
+        restarts=report.restarts,
+        cpu_percent=usage.cpu_percent,
+        rss_bytes=usage.rss_bytes,
+        wait=report.waiting_for,
+        profiles=report.profile != fleet.ProfileReport(),
+        routes=report.pool.routes,
     )
 
 
-def _consumer(name: str, report: Mapping[str, str]) -> Consumer:
-    return Consumer(
-        name=name,
-        entries_per_second=float(report.get("entries_per_second") or 0),
-        ms_per_batch=float(report.get("ms_per_batch") or 0),
-        rejected=int(report.get("rejected") or 0),
-    )
-
-
-def _json(text: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.json.decode(text) if text else {}
-    return found
+def _consumer(name: str, report: fleet.ConsumerReport) -> Consumer:
+    return Consumer(name, report.entries_per_second, report.ms_per_batch, report.rejected)
 
 
 def _results(redis: Redis) -> tuple[int, int]:
@@ -254,7 +238,7 @@ def _results(redis: Redis) -> tuple[int, int]:
     return length, max(0, length - pending)
 
 
-def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[list[JobStatus], dict[str, int]]:
+def _jobs(redis: Redis, *, workers: Mapping[str, fleet.WorkerReport]) -> tuple[list[JobStatus], dict[str, int]]:
     """The jobs that have not ended, and how many are in each state."""
     newest = [text_of(job_id) for job_id in redis.zrevrange(keys.JOBS, 0, MOST_JOBS - 1)]
     with redis.pipeline(transaction=False) as pipeline:
@@ -269,11 +253,9 @@ def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[li
     # Those without a state last: most of them have reached the end of their life.
     others = [(not state, job_id) for job_id, state in zip(newest, said, strict=True) if state not in FINAL]
     open_ones = [job_id for _, job_id in sorted(others, key=lambda one: one[0])]
-    statuses = _statuses(redis, open_ones[:MOST_ACTIVE])
-    is_busy = any(int(report.get("chunks_held") or 0) for report in workers.values())
+    statuses = [registry.among_workers(one, workers.values()) for one in _statuses(redis, open_ones[:MOST_ACTIVE])]
     for status in statuses:
-        stalled = status.state == "stalled" and not status.paused
-        states["paused" if status.paused else "running" if stalled and is_busy else status.state] += 1
+        states["paused" if status.paused else status.state] += 1
     return statuses, states
 
 
@@ -295,12 +277,12 @@ def _routes(redis: Redis, workers: Iterable[Worker]) -> tuple[Route, ...]:
             if name not in found and len(found) >= MOST_ROUTES:
                 key, endpoint, model = OTHER, OTHER, OTHER
             else:
-                key, endpoint, model = name, name.removesuffix(f"/{said.get('model')}"), str(said.get("model"))
+                key, endpoint, model = name, name.removesuffix(f"/{said.model}"), str(said.model)
             found[key] = _with(found.get(key) or Route(endpoint, model), said)
-            if said.get("latency_ms") is not None:
-                latencies.setdefault(key, []).append(float(said["latency_ms"]))
-            if said.get("limit_digest") and key != OTHER:
-                digests[key] = str(said["limit_digest"])
+            if said.latency_ms is not None:
+                latencies.setdefault(key, []).append(said.latency_ms)
+            if said.limit_digest and key != OTHER:
+                digests[key] = said.limit_digest
     learnt = _learnt(redis, digests)
     return tuple(
         replace(
@@ -312,20 +294,19 @@ def _routes(redis: Redis, workers: Iterable[Worker]) -> tuple[Route, ...]:
     )
 
 
-def _with(route: Route, said: Mapping[str, Any]) -> Route:
-    circuit = str(said.get("circuit") or "closed")
-    error = said.get("error")
+def _with(route: Route, said: fleet.RouteReport) -> Route:
+    circuit = said.circuit or "closed"
     return replace(
         route,
         circuit=max(route.circuit, circuit, key=lambda state: CIRCUITS.index(state) if state in CIRCUITS else 0),
-        in_use=route.in_use + int(said.get("in_use") or 0),
-        queued=route.queued + int(said.get("queued") or 0),
-        limit=route.limit + int(said.get("limit") or 0),
-        failures=route.failures + int(said.get("failures") or 0),
-        cool_downs=max(route.cool_downs, int(said.get("cool_downs") or 0)),
-        cooling_seconds=max(route.cooling_seconds, float(said.get("cooling_seconds") or 0)),
-        cooling_for=str(said.get("cooling_for") or "") or route.cooling_for,
-        errors=tuple(sorted({*route.errors, str(error)})) if error else route.errors,
+        in_use=route.in_use + int(said.in_use),
+        queued=route.queued + int(said.queued),
+        limit=route.limit + int(said.limit),
+        failures=route.failures + int(said.failures),
+        cool_downs=max(route.cool_downs, int(said.cool_downs)),
+        cooling_seconds=max(route.cooling_seconds, said.cooling_seconds),
+        cooling_for=said.cooling_for or route.cooling_for,
+        errors=tuple(sorted({*route.errors, said.error})) if said.error else route.errors,
     )
 
 

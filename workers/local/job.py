@@ -44,7 +44,7 @@ from workers.llm.endpoints.health import look_after
 from workers.local.state_file import FileBook, StateFile
 from workers.local.writer import DirectWriter, unwritten_entries
 from workers.observe.call_file import FOLDER
-from workers.observe.call_journal import CallRecorder, current
+from workers.observe.call_journal import CallJournal, current
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import stages_of
@@ -197,9 +197,9 @@ class InProcessJob:
         graph = Graph(stages_of(self._settings))
         async with contextlib.AsyncExitStack() as stack:
             slots = self.lanes.size + unwritten_entries(self._settings)
-            recorder = CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=slots)
+            journal = CallJournal.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=slots)
             # Closed after the writer: what it has written is out of the journal.
-            stack.callback(recorder.close)
+            stack.callback(journal.close)
             writer = await stack.enter_async_context(
                 DirectWriter(self._store, self._settings, self._written, self.profiler)
             )
@@ -231,21 +231,21 @@ class InProcessJob:
                 self._listing = asyncio.create_task(self._list(pages, writer), name="listing")
                 stack.push_async_callback(end_tasks, self._listing)
             look_at(self.profiler, self._settings, Watched(lanes=self.lanes, pool=engine.pool, cache=engine.cache))
-            watching = asyncio.create_task(self._watch(recorder), name="profiler")
+            watching = asyncio.create_task(self._watch(journal), name="profiler")
             stack.push_async_callback(self._keep_profile)
             stack.push_async_callback(end_tasks, watching)
-            await self._work(engine, writer, budget, recorder)
+            await self._work(engine, writer, budget, journal)
             if self._listing is not None:
                 await asyncio.wait({self._listing})
                 if not self._listing.cancelled():
                     self._listing.result()
 
-    async def _watch(self, recorder: CallRecorder) -> None:
+    async def _watch(self, journal: CallJournal) -> None:
         """Measure the process beside its work, and keep its call journal in its place, until cancelled."""
 
         async def look() -> None:
             while True:
-                await recorder.keep()
+                await journal.keep()
                 if self.profiler.enabled:
                     self.profiler.sample()
                 await asyncio.sleep(self._settings.performance_optimization.profile_interval_seconds)
@@ -260,7 +260,7 @@ class InProcessJob:
         for records, part in self.profiler.parts():
             payload = msgspec.json.encode(part).decode()
             try:
-                await self._store.keep_profile(records.job_id, {part.process: payload})
+                await self._store.keep_measurements(records.job_id, {part.process: payload})
             except DatabaseError as exc:
                 log.warning("action=profile_refused job_id=%s its profile is not kept: %s", records.job_id, exc)
 
@@ -300,9 +300,7 @@ class InProcessJob:
             self._is_listed = True
             self._news.set()
 
-    async def _work(
-        self, engine: Engine, writer: DirectWriter, budget: JobBudget | None, recorder: CallRecorder
-    ) -> None:
+    async def _work(self, engine: Engine, writer: DirectWriter, budget: JobBudget | None, journal: CallJournal) -> None:
         """Give the lanes page after page of what is missing, until nothing is and no more can come."""
         runner = DestinationRunner(
             ledger=_Books(writer),
@@ -311,7 +309,7 @@ class InProcessJob:
             settings=self._settings,
             profiler=self.profiler,
             worker=self._name,
-            recorder=recorder,
+            journal=journal,
         )
 
         async def work(destination: Destination) -> None:

@@ -26,7 +26,7 @@ from contextvars import ContextVar, Token
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from workers.observe.counters import Counters
-from workers.observe.measurements import JobPart, Role
+from workers.observe.measurements import ProcessMeasurements, Role
 from workers.observe.metrics import Histogram
 from workers.observe.records import Node, Records
 from workers.observe.samples import Sampler
@@ -35,7 +35,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Jobs that are kept; those that rest longest are forgotten, after their part was told.
-MOST_JOBS: Final = 200
+MAX_JOBS: Final = 200
 #: Seconds between two looks at how late the event loop wakes.
 LAG_SECONDS: Final = 0.1
 #: Part of `WHOLES` that belong to the process: they are told to every job that has work here at the time.
@@ -168,8 +168,6 @@ class PerformanceProfiler:
     def __repr__(self) -> str:
         return f"<PerformanceProfiler {self.role} enabled={self.enabled} jobs={len(self._jobs)}>"
 
-    # Recording.
-
     def span(self, name: str) -> Span:
         """Measure the body's wall time under `name`, whether it succeeds or raises."""
         return Span(self, name) if self.enabled else _NOTHING
@@ -253,7 +251,7 @@ class PerformanceProfiler:
         """What is recorded of a job; nothing yet when it is new here."""
         known = self._jobs.get(job_id)
         if known is None:
-            if len(self._jobs) >= MOST_JOBS:
+            if len(self._jobs) >= MAX_JOBS:
                 self._forget()
             self._parts += 1
             known = Records(
@@ -266,10 +264,8 @@ class PerformanceProfiler:
         """Make room: the jobs that have rested longest go, a quarter of all."""
         self._collect()
         resting = sorted((one for one in self._jobs.values() if not one.holds), key=lambda one: one.until)
-        for records in resting[: MOST_JOBS // 4]:
+        for records in resting[: MAX_JOBS // 4]:
             del self._jobs[records.job_id]
-
-    # What the process has and uses.
 
     def amounts_from(self, source: Callable[[], Mapping[str, float]]) -> None:
         """Book what `source` counts (cumulative, of the whole process) on the jobs that have work here meanwhile."""
@@ -307,18 +303,16 @@ class PerformanceProfiler:
             await asyncio.sleep(LAG_SECONDS)
             self.whole("loop.lag", max(0.0, _clock() - began - LAG_SECONDS))
 
-    # Telling.
-
-    def parts(self) -> list[tuple[Records, JobPart]]:
+    def parts(self) -> list[tuple[Records, ProcessMeasurements]]:
         """The parts of the jobs that have changed since the last call; say `changed` again of those that were lost."""
         changed = [records for records in self._jobs.values() if records.changed]
         return [(records, self._part(records)) for records in changed]
 
-    def _part(self, records: Records) -> JobPart:
+    def _part(self, records: Records) -> ProcessMeasurements:
         if records.holds:
             records.book()
         records.changed = records.holds > 0
-        return JobPart(
+        return ProcessMeasurements(
             process=records.part,
             role=self.role,
             name=self.name,
@@ -355,7 +349,6 @@ class PerformanceProfiler:
 
     @property
     def usage(self) -> dict[str, float]:
-        """The last sample."""
         return {} if self._sampler is None else dict(self._sampler.usage)
 
     def snapshot(self) -> dict[str, Any]:

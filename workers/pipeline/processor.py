@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from config.settings import PerformanceSettings, Settings
+from config.sections import PerformanceSettings
+from config.settings import Settings
 from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError, ThemesError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage

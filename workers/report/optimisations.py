@@ -14,7 +14,7 @@ from tasks.messages import Usage
 from tasks.texts import count
 from workers.observe.format import size, time
 from workers.report.measured import Measured, mean
-from workers.results.queries.job_stats import Account
+from workers.results.queries.job_stats import JobStats
 
 NOT_MEASURED: Final = "not measured: profiling was off, or its numbers are gone"
 
@@ -31,7 +31,7 @@ class Optimisation(msgspec.Struct, frozen=True):
 
 
 def optimisations(
-    usage: Usage, account: Account, m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any]
+    usage: Usage, account: JobStats, m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any]
 ) -> list[Optimisation]:
     """All seven, in the order of the settings."""
     return [
@@ -99,7 +99,7 @@ def _stealing(sums: Mapping[str, float], facts: Mapping[str, Any], *, is_measure
     return Optimisation(name, setting, is_on, words, min(1.0, (stolen + shared) / executed))
 
 
-def _streaming(account: Account, facts: Mapping[str, Any]) -> Optimisation:
+def _streaming(account: JobStats, facts: Mapping[str, Any]) -> Optimisation:
     name, setting = "Streaming", "enable_streaming_results"
     is_on = _is_on(facts, setting)
     if is_on is False:
@@ -141,7 +141,7 @@ def _compression(usage: Usage, facts: Mapping[str, Any]) -> Optimisation:
     return Optimisation(name, setting, is_on, words, max(0.0, saved / usage.bytes_raw))
 
 
-def _asking_less(usage: Usage, account: Account, facts: Mapping[str, Any]) -> Optimisation:
+def _asking_less(usage: Usage, account: JobStats, facts: Mapping[str, Any]) -> Optimisation:
     name, setting = "Asking less", "enable_intelligent_batching"
     is_on = _is_on(facts, setting)
     answers = usage.llm_calls + usage.cache_hits + usage.coalesced

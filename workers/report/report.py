@@ -1,6 +1,6 @@
 """A job's report: where the time and the money went, and what to change. Plain values, for a page, a terminal or JSON.
 
-Counts come from the database and are exact; times come from what the job's processes have measured (`JobPicture`), and
+Counts come from the database and are exact; times come from `JobMeasurements`, and
 may lack the last second of a process that was killed. What is not known is None, and `notes` says why.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
 from tasks.texts import count
-from workers.observe.measurements import HOPS, WHOLES, JobPart, JobPicture
+from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 from workers.report import bottleneck
 from workers.report.bottleneck import Finding
@@ -21,7 +21,7 @@ from workers.report.conditions import conditions
 from workers.report.measured import WEB, Measured, measured
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.database.rows import JobRow
-from workers.results.queries.job_stats import Account
+from workers.results.queries.job_stats import JobStats
 
 #: Slowest destinations shown.
 SLOWEST: Final = 10
@@ -104,7 +104,7 @@ class JobReport(msgspec.Struct, frozen=True):
     #: Of all prompts, those that needed no call; None before the first.
     hit_rate: float | None
     usage: Usage
-    account: Account
+    account: JobStats
     hops: list[Hop]
     savings: list[Saving]
     optimisations: list[Optimisation]
@@ -124,8 +124,8 @@ class JobReport(msgspec.Struct, frozen=True):
 def report_of(
     status: JobStatus,
     row: JobRow,
-    account: Account,
-    picture: JobPicture,
+    account: JobStats,
+    picture: JobMeasurements,
     *,
     settings: Mapping[str, Any],
     rounds: Sequence[int],
@@ -178,7 +178,7 @@ def report_of(
     )
 
 
-def _measured(picture: JobPicture, row: JobRow, account: Account, rounds: Sequence[int]) -> Measured | None:
+def _measured(picture: JobMeasurements, row: JobRow, account: JobStats, rounds: Sequence[int]) -> Measured | None:
     if not picture.workers:
         return None
     # Calls of runs that failed or were stopped are the database's too, so the calls of a destination are by all runs.
@@ -190,8 +190,8 @@ def _measured(picture: JobPicture, row: JobRow, account: Account, rounds: Sequen
 
 def _findings(
     status: JobStatus,
-    account: Account,
-    picture: JobPicture,
+    account: JobStats,
+    picture: JobMeasurements,
     m: Measured | None,
     *,
     alive: int | None,
@@ -204,7 +204,7 @@ def _findings(
     return [*pressing, *(bottleneck.diagnose(m) if m else []), *beside]
 
 
-def _hops(picture: JobPicture) -> list[Hop]:
+def _hops(picture: JobMeasurements) -> list[Hop]:
     """What was measured, in the order of the way; last, by its name, what we have no words for."""
     inside = sum(span.total for name, span in picture.spans.items() if name in HOPS and name not in OUTSIDE)
     known = {**HOPS, **WHOLES, WEB: "looking for evidence on the web"}
@@ -242,9 +242,9 @@ def _savings(usage: Usage) -> list[Saving]:
     ]  # fmt: skip
 
 
-def _processes(account: Account, picture: JobPicture) -> list[ProcessLine]:
+def _processes(account: JobStats, picture: JobMeasurements) -> list[ProcessLine]:
     """Workers by the database, with what their processes have measured; one that was restarted is added up."""
-    parts: dict[str, list[JobPart]] = {}
+    parts: dict[str, list[ProcessMeasurements]] = {}
     for part in picture.workers:
         parts.setdefault(part.name, []).append(part)
     done = {each.worker: each for each in account.workers}
@@ -255,7 +255,7 @@ def _processes(account: Account, picture: JobPicture) -> list[ProcessLine]:
     ]
 
 
-def _process(name: str, parts: Sequence[JobPart], runs: int, calls: int) -> ProcessLine:
+def _process(name: str, parts: Sequence[ProcessMeasurements], runs: int, calls: int) -> ProcessLine:
     sums: dict[str, float] = {}
     for part in parts:
         for key, amount in part.sums.items():
@@ -276,7 +276,7 @@ def _process(name: str, parts: Sequence[JobPart], runs: int, calls: int) -> Proc
     )  # fmt: skip
 
 
-def _slowest(account: Account, picture: JobPicture) -> list[Slow]:
+def _slowest(account: JobStats, picture: JobMeasurements) -> list[Slow]:
     """The slowest runs by the database, each with its breakdown where a process has kept it."""
     kept = {(slow.destination_id, round(slow.elapsed_ms)): slow for slow in picture.slowest}
     by_id = {slow.destination_id: slow for slow in reversed(picture.slowest)}
@@ -294,7 +294,7 @@ def _slowest(account: Account, picture: JobPicture) -> list[Slow]:
     return found
 
 
-def _notes(row: JobRow, picture: JobPicture, account: Account) -> list[str]:
+def _notes(row: JobRow, picture: JobMeasurements, account: JobStats) -> list[str]:
     notes = []
     if not picture.workers:
         notes.append(

@@ -4,14 +4,13 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks import worker_reports as fleet
+from tasks.worker_reports import FORGET_SECONDS, ConsumerReport
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
 from workers.results.rates import EventRate
@@ -24,7 +23,7 @@ INTERVAL_SECONDS: Final = 1.0
 STATEMENTS: Final = 12
 
 
-class ConsumerReport:
+class ConsumerReporter:
     """Counts what one consumer does, and writes it to `themes:consumer:NAME`."""
 
     def __init__(self, redis: Redis, store: AsyncDatabaseManager, name: str) -> None:
@@ -39,10 +38,9 @@ class ConsumerReport:
         self.last_batch = 0
 
     def __repr__(self) -> str:
-        return f"<ConsumerReport {self._name} entries={self.entries} rejected={self.rejected}>"
+        return f"<ConsumerReporter {self._name} entries={self.entries} rejected={self.rejected}>"
 
     def settled(self, *, batch: int, rejected: int, applied: Applied) -> None:
-        """Count one batch that is durable and acknowledged."""
         self.entries += batch
         self.results += len(applied.outcomes)
         self.rejected += rejected
@@ -63,11 +61,11 @@ class ConsumerReport:
             # What is read and acknowledged is trimmed: the rest waits, or is in somebody's hands.
             lag = await self._redis.xlen(keys.RESULTS)
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(keys.consumer(self._name), mapping=self.fields(lag, time.time()))
+                pipe.hset(keys.consumer(self._name), mapping=self._report(lag).encode())
                 pipe.expire(keys.consumer(self._name), keys.WORKER_SECONDS)
                 pipe.zadd(keys.CONSUMERS, {self._name: time.time()})
                 # Of those that were killed nobody else forgets the name.
-                pipe.zremrangebyscore(keys.CONSUMERS, "-inf", time.time() - fleet.FORGET_SECONDS)
+                pipe.zremrangebyscore(keys.CONSUMERS, "-inf", time.time() - FORGET_SECONDS)
                 pipe.expire(keys.CONSUMERS, keys.KEEP_SECONDS)
                 await pipe.execute()
         except (RedisError, OSError) as bad:
@@ -80,23 +78,21 @@ class ConsumerReport:
         except (RedisError, OSError) as bad:
             log.debug("action=report_left it expires by itself: %s", bad)
 
-    def fields(self, lag: int, now: float) -> dict[Any, Any]:
-        """The report: plain numbers, and the statements as JSON."""
+    def _report(self, lag: int) -> ConsumerReport:
         stats = self._store.stats()
-        statements = dict(list(self._store.times.as_dict().items())[:STATEMENTS])
-        return {
-            "pid": os.getpid(),
-            "at": now,
-            "started_at": self._began,
-            "lag": lag,
-            "entries": self.entries,
-            "results": self.results,
-            "rejected": self.rejected,
-            "entries_per_second": round(self._rate.per_second(time.monotonic()), 1),
-            "rows": stats.rows,
-            "batches": stats.batches,
-            "last_batch": self.last_batch,
-            "ms_per_batch": round(stats.seconds_per_batch * 1000, 2),
-            "database": self._store.place,
-            "statements": msgspec.json.encode(statements),
-        }
+        return ConsumerReport(
+            pid=os.getpid(),
+            at=time.time(),
+            started_at=self._began,
+            lag=lag,
+            entries=self.entries,
+            results=self.results,
+            rejected=self.rejected,
+            entries_per_second=round(self._rate.per_second(time.monotonic()), 1),
+            rows=stats.rows,
+            batches=stats.batches,
+            last_batch=self.last_batch,
+            ms_per_batch=round(stats.seconds_per_batch * 1000, 2),
+            database=self._store.place,
+            statements=dict(list(self._store.times.as_dict().items())[:STATEMENTS]),
+        )

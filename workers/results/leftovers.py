@@ -1,8 +1,7 @@
 """Removes from Redis what dead workers and ended jobs have left there, a little at each sweep.
 
-Three things would stay for good, or for kombu's visibility timeout of hours: kombu's record of a message whose worker
-died, keys of a job that a worker touched after the job's end (or that came back with an older copy of Redis), and
-entries of the results stream that are read and acknowledged.
+These would stay for good, or for hours: kombu's record of a message whose worker died, keys of a job that a worker
+touched after its end, and entries of the results stream that are read and acknowledged.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Ends destinations that Redis has lost: listed, without an outcome, and neither a chunk nor a result of them is left.
+"""Ends destinations that Redis has lost: listed, without an outcome, and without a chunk or a result.
 
-A chunk or a result may be damaged or deleted in Redis. Its job would run for ever, with nothing left to do. So such a
-destination becomes a failure, which `themes retry` asks again; a result that comes all the same takes its place.
+Their job would run for ever. Each becomes a failure, which `themes retry` asks again; a result that comes all the same
+takes its place.
 """
 
 import logging

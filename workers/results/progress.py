@@ -41,7 +41,6 @@ class RateWindow:
         return max(0.0, (last - first) / (last_at - first_at)) if last_at > first_at else 0.0
 
     def forget(self, job_id: str) -> None:
-        """Drop a finished job."""
         self._samples.pop(job_id, None)
 
 
@@ -80,7 +79,6 @@ def hash_fields(job: JobRow, rate_per_second: float, now: float) -> dict[str, st
 
 
 def job_event(kind: Any, job: JobRow, data: dict[str, Any]) -> Event:
-    """An event of the whole job."""
     return Event(type=kind, job_id=job.job_id, at=time.time(), data=data)
 
 

@@ -160,7 +160,6 @@ class ResultsStream:
         return len(ids)
 
     async def ack(self, ids: Sequence[bytes]) -> None:
-        """Say that these are durable."""
         if ids:
             await self._redis.xack(keys.RESULTS, keys.GROUP, *ids)
 

@@ -26,7 +26,7 @@ from tasks.messages import Chunk, Destination, JobOptions
 from tasks.queue.ledger import Ledger, Taken, Taking
 from tasks.queue.producer import label
 from workers.llm.cancellation import Halt
-from workers.observe.call_journal import CallRecorder
+from workers.observe.call_journal import CallJournal
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.records import Records
 from workers.process.retry import Patience
@@ -95,7 +95,7 @@ class ChunkRunner:
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
-        recorder: CallRecorder | None = None,
+        journal: CallJournal | None = None,
         may_take: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._ledger = ledger
@@ -117,7 +117,7 @@ class ChunkRunner:
             settings=settings,
             profiler=profiler,
             worker=worker,
-            recorder=recorder or CallRecorder(),
+            journal=journal or CallJournal(),
         )
         self._running: set[asyncio.Task[ChunkEnd]] = set()
         #: Chunks that a thread of ours is busy with, from before their lease on: a second message finds them here.
@@ -363,7 +363,7 @@ class ChunkRunner:
                 share = items[part :: min(parts, len(items))]
                 new = self._part(held, share)
                 if await self._patience.wait_for(
-                    lambda new=new: self._ledger.give_away(held.taken.chunk, new, label(new.destinations))  # type: ignore[misc]
+                    lambda new=new: self._ledger.hand_off(held.taken.chunk, new, label(new.destinations))  # type: ignore[misc]
                 ):
                     given += len(share)
                     labelled.append((new.chunk_id, label(share)))

@@ -16,10 +16,11 @@ from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.messages import Destination, Event
 from tasks.waits import Wait
+from tasks.worker_reports import WorkerReport
 from workers.llm.cache.stats import CacheReporter
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.observe.call_journal import CallRecorder
+from workers.observe.call_journal import CallJournal
 from workers.observe.profiler import PerformanceProfiler
 from workers.results.publisher import EventPublisher
 from workers.worker.chunks import ChunkRunner
@@ -46,10 +47,11 @@ class Heartbeat:
         cache: PersistentLLMCache,
         counts: CacheReporter,
         profiler: PerformanceProfiler,
-        recorder: CallRecorder,
+        journal: CallJournal,
         publisher: EventPublisher,
         sharing: WorkSharing,
-        state: Callable[[], dict[str, Any]],
+        memory: Callable[[], dict[str, Any]],
+        settings: Callable[[], dict[str, Any]],
         seconds: float,
     ) -> None:
         self._redis = redis
@@ -60,11 +62,12 @@ class Heartbeat:
         self._cache = cache
         self._counts = counts
         self._profiler = profiler
-        self._recorder = recorder
+        self._journal = journal
         self._publisher = publisher
         self._sharing = sharing
-        #: Memory, and the settings that can be changed.
-        self._state = state
+        self._memory = memory
+        #: Those that can be changed while the worker runs.
+        self._settings = settings
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._began = time.time()
         self._wait: Wait | None = None
@@ -77,10 +80,10 @@ class Heartbeat:
         while True:
             self._profiler.sample()
             self._tell_wait()
-            await self._recorder.keep()
+            await self._journal.keep()
             try:
                 report, began = self._report(), time.perf_counter()
-                await fleet.tell(self._redis, self._name, report)
+                await fleet.write_report(self._redis, self._name, report)
                 self._profiler.whole("redis", time.perf_counter() - began)
                 await self._counts.report()
                 self._cache.answered()
@@ -94,38 +97,42 @@ class Heartbeat:
 
     def _report(self) -> dict[Any, Any]:
         lanes, statistics = self._lanes, self._lanes.statistics
-        return {
-            "name": self._name,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started_at": self._began,
-            "at": time.time(),
-            "lanes": 0 if self._chunks.is_stopping else lanes.size,
-            "lanes_busy": lanes.busy,
-            "lanes_waiting": lanes.waiting,
-            "chunks_held": self._chunks.held,
-            "chunks_claimed": self._chunks.claimed,
-            "restarts": os.environ.get("THEMES_RESTARTS", "0"),
-            "wedged": os.environ.get("THEMES_WEDGED", "0"),
-            "waiting_for": self._wait.encode() if self._wait else "",
-            "connections": self._pool.max_size,
-            "connections_in_use": self._pool.in_use,
-            "connections_waiting": self._pool.waiting,
-            "journal_off": self._recorder.off,
-            "cache": self._cache.state,
-            "cache_outages": self._cache.outages,
-            "cache_away_seconds": round(self._cache.away_seconds, 1),
-            "executed": sum(lane.executed for lane in statistics),
-            "stolen": sum(lane.stolen for lane in statistics),
-            "shared": self._sharing.shared,
-            "yielded": self._sharing.yielded,
-            "busy_share": round(lanes.busy_share, 4),
-            "idle_seconds": round(sum(lane.idle_seconds for lane in statistics), 3),
-            "lane_statistics": msgspec.json.encode(statistics),
-            "pool": msgspec.json.encode(self._pool.statistics()),
-            "profile": msgspec.json.encode(self._profiler.snapshot()),
-            **self._state(),
+        report = WorkerReport(
+            name=self._name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=self._began,
+            at=time.time(),
+            lanes=0 if self._chunks.is_stopping else lanes.size,
+            lanes_busy=lanes.busy,
+            lanes_waiting=lanes.waiting,
+            chunks_held=self._chunks.held,
+            chunks_claimed=self._chunks.claimed,
+            restarts=int(os.environ.get("THEMES_RESTARTS", "0")),
+            wedged=int(os.environ.get("THEMES_WEDGED", "0")),
+            waiting_for=self._wait,
+            connections=self._pool.max_size,
+            connections_in_use=self._pool.in_use,
+            connections_waiting=self._pool.waiting,
+            journal_off=self._journal.off,
+            cache=self._cache.state,
+            cache_outages=self._cache.outages,
+            cache_away_seconds=round(self._cache.away_seconds, 1),
+            executed=sum(lane.executed for lane in statistics),
+            stolen=sum(lane.stolen for lane in statistics),
+            shared=self._sharing.shared,
+            yielded=self._sharing.yielded,
+            busy_share=round(lanes.busy_share, 4),
+            idle_seconds=round(sum(lane.idle_seconds for lane in statistics), 3),
+            **self._memory(),
+        )
+        nested = {
+            "lane_statistics": statistics,
+            "pool": self._pool.statistics(),
+            "profile": self._profiler.snapshot(),
+            "settings": self._settings(),
         }
+        return report.encode() | {name: msgspec.json.encode(value) for name, value in nested.items()}
 
     def _tell_wait(self) -> None:
         """Tell the watchers of our jobs what all calls wait for, where that has changed; no message: they go on."""
@@ -134,7 +141,7 @@ class Heartbeat:
             self._wait = Wait("other", "", time.time(), None, UNWRITTEN)
         if (before and before.reason) == (self._wait and self._wait.reason):
             return
-        words = self._wait.words() if self._wait else ""
+        words = self._wait.format() if self._wait else ""
         if words:
             log.warning("action=endpoint_away the work waits: %s", words)
         else:

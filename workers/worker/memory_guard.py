@@ -136,7 +136,7 @@ class MemoryGuard:
             return in_hand == 0
         return self._allowed.lanes >= self._bounds.lanes or in_hand < self._allowed.lanes
 
-    def report(self) -> dict[str, str | int]:
+    def report(self) -> dict[str, Any]:
         """For the heartbeat."""
         return {
             "memory_mb": self._resident_bytes // MIB,

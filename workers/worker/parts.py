@@ -78,7 +78,7 @@ async def open_engine(
                 redis,
                 lease_seconds=settings.llm.flight_lease_seconds,
                 ttl_ms=cache.ttl_ms,
-                process=os.environ.get("THEMES_INCARNATION", ""),
+                process=os.environ.get("THEMES_PROCESS_TOKEN", ""),
             )
             stack.push_async_callback(shared.close)
             shared.start()

@@ -19,7 +19,6 @@ import uuid
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from celery import Celery
 from redis import RedisError
 from redis.asyncio import Redis
@@ -41,14 +40,14 @@ from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.cancellation import Halt
 from workers.llm.endpoints.health import look_after
 from workers.observe.call_file import FOLDER
-from workers.observe.call_journal import CallRecorder
+from workers.observe.call_journal import CallJournal
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
 from workers.process.shutdown import end_tasks
-from workers.results.journal import book_orphans
+from workers.results.journal import replay_journals
 from workers.results.publisher import EventPublisher
 from workers.worker.chunks import ChunkRunner
 from workers.worker.control import JobControl
@@ -218,8 +217,8 @@ class Runtime:
                 lease_seconds=settings.work.lease_seconds,
                 compress=limits.enable_result_compression,
             )
-            recorder = await asyncio.to_thread(self._recorder)
-            stack.callback(recorder.close)
+            journal = await asyncio.to_thread(self._journal)
+            stack.callback(journal.close)
             self._chunks = ChunkRunner(
                 ledger=ledger,
                 lanes=lanes,
@@ -229,7 +228,7 @@ class Runtime:
                 settings=settings,
                 profiler=profiler,
                 worker=self._name,
-                recorder=recorder,
+                journal=journal,
                 may_take=guard.may_take,
             )
             warming = asyncio.create_task(
@@ -262,10 +261,11 @@ class Runtime:
                 cache=engine.cache,
                 counts=counts,
                 profiler=profiler,
-                recorder=recorder,
+                journal=journal,
                 publisher=publisher,
                 sharing=sharing,
-                state=lambda: guard.report() | {"settings": msgspec.json.encode(self._tuned)},
+                memory=guard.report,
+                settings=lambda: self._tuned,
                 seconds=limits.profile_interval_seconds,
             )
             report = asyncio.create_task(heartbeat.run(), name="heartbeat")
@@ -331,11 +331,11 @@ class Runtime:
 
         return process
 
-    def _recorder(self) -> CallRecorder:
+    def _journal(self) -> CallJournal:
         """Where this process writes down what is in work; first it books what dead ones have left."""
         with connect(self._redis_url, socket_timeout_seconds=self._settings.redis.socket_timeout_seconds) as redis:
-            book_orphans(self._settings, redis)
-        return CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=self._size)
+            replay_journals(self._settings, redis)
+        return CallJournal.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=self._size)
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
         await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)

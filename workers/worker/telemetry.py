@@ -19,9 +19,10 @@ from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.observe.counters import field
 from workers.observe.leaks import WATCH
-from workers.observe.measurement_store import LAST_SECONDS, PartReporter
+from workers.observe.measurement_store import MeasurementReporter
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter
+from workers.process.periodic import LAST_SECONDS
 from workers.process.shutdown import end_tasks
 from workers.worker.lanes import Lanes
 
@@ -89,7 +90,7 @@ async def profiled(
     seconds = min(settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
     tasks = [
         asyncio.create_task(profiler.watch_loop(), name="loop lag"),
-        asyncio.create_task(PartReporter(redis, profiler, seconds=seconds).run(), name="profiles"),
+        asyncio.create_task(MeasurementReporter(redis, profiler, seconds=seconds).run(), name="profiles"),
         asyncio.create_task(_watch_rates(profiler, redis, watched), name="learnt rates"),
         asyncio.create_task(MetricsReporter(redis, profiler, watched.counters).run(), name="metrics"),
     ]

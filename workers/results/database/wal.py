@@ -1,7 +1,7 @@
-"""SQLite's write-ahead log: copied into the file beside the writer, and watched for readers that keep it from that.
+"""SQLite's write-ahead log: copied into the file beside the writer, and watched for readers that prevent it.
 
-A read transaction needs the file as it was when it began, so nothing that was written since is copied while it is open:
-the log grows with every commit, the disk fills, and every read searches a longer log.
+While a read transaction is open, nothing that was written since is copied: the log grows with every commit, the disk
+fills, and every read searches a longer log.
 """
 
 import asyncio
@@ -132,26 +132,23 @@ class WriteAheadLog:
             self._is_held = True
             log.warning(
                 "action=wal_held bytes=%d %s: its write-ahead log is %s and grows: %s",
-                size, self._path, mebibytes(size), held_words(await asyncio.to_thread(readers, self._path)),
+                size, self._path, mebibytes(size), format_held(await asyncio.to_thread(readers, self._path)),
             )  # fmt: skip
         elif not found.held_bytes and self._is_held:
             self._is_held = False
             log.info("action=wal_released %s: its write-ahead log is copied into the file again", self._path)
 
     async def close(self) -> None:
-        """Await the copy that is under way."""
         if self._copying is not None:
             await self._copying
             self._copying = None
 
 
 def mebibytes(count: int) -> str:
-    """A size for people."""
     return f"{count / 2**20:.0f} MiB"
 
 
-def held_words(found: list[str]) -> str:
-    """The reader, its effect and the mend, in words."""
+def format_held(found: list[str]) -> str:
     who = ", ".join(found) or "another program"
     effect = f"a read transaction that {who} has left open keeps it on the disk and slows reads down"
     return f"{effect}; end it, or close that program"
