@@ -21,7 +21,6 @@ _ENDPOINT_SHAPE: Final = "`name: {base_url: https://…/v1, api_key_env: VARIABL
 _ROLE_SHAPE: Final = "`role: model`, for instance `analyse: a-small-model`"
 _HEADERS_SHAPE: Final = "`name: value`, for instance `{HTTP-Referer: https://example.org}`"
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
-#: Headers that the client sets itself.
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "content-type", "transfer-encoding", "accept-encoding"})
 _BODY_SHAPE: Final = "`field: value`, for instance `{top_p: 0.9, seed: 7}`"
 #: Fields of a request that are made from the prompt and from other settings.

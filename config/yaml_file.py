@@ -19,12 +19,11 @@ Report = Callable[[ConfigError], None]
 
 
 class Entry(NamedTuple):
-    """One line of a mapping: its key, its value, `file:line`, and the key's node."""
+    """One line of a mapping: its key, its value, and `file:line`."""
 
     key: str
     value: yaml.Node
     place: str
-    key_node: yaml.ScalarNode
 
 
 def read_text(path: Path) -> str:
@@ -86,4 +85,4 @@ def pairs(node: yaml.Node, name: str, report: Report) -> Iterator[Entry]:
             report(ConfigError(f"{place}: {shown(key.value)} stands already in line {seen[key.value]}; keep one"))
         else:
             seen[key.value] = here
-            yield Entry(key.value, value, place, key)
+            yield Entry(key.value, value, place)

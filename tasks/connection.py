@@ -41,7 +41,6 @@ from tasks.state_dir import check_private, elsewhere
 ADDRESS_FILE: Final = "redis.url"
 #: The oldest server that has what we use (streams with XAUTOCLAIM).
 OLDEST: Final = (6, 2)
-#: Seconds to open a connection.
 CONNECT_SECONDS: Final = 5.0
 #: Times that a command is tried again when its connection turns out to be gone.
 RETRIES: Final = 1
@@ -247,9 +246,7 @@ def translated(client: Redis) -> Iterator[None]:
     except RedisTimeoutError as exc:
         raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_start(place)}") from exc
     except InvalidResponse as exc:
-        raise RedisUnavailableError(
-            f"what listens at {place} is not a Redis server ({_said(exc)}): set REDIS_URL"
-        ) from exc
+        raise _no_redis(client, f" ({_said(exc)})") from exc
     except (RedisConnectionError, UnicodeError, socket.gaierror) as exc:
         if "max number of clients" in str(exc):
             raise RedisUnavailableError(f"Redis at {place} has no connection left: {_MORE_CLIENTS}") from exc
@@ -372,12 +369,14 @@ def server_info(client: Redis) -> dict[str, Any]:
             info = _hello(client)
         except (ValueError, AttributeError, TypeError) as exc:
             # redis-py takes what it got for INFO apart, whatever it was.
-            raise RedisUnavailableError(
-                f"what listens at {place_of(client)} is not a Redis server: set REDIS_URL"
-            ) from exc
+            raise _no_redis(client) from exc
     if "redis_version" not in info:
-        raise RedisUnavailableError(f"what listens at {place_of(client)} is not a Redis server: set REDIS_URL")
+        raise _no_redis(client)
     return info
+
+
+def _no_redis(client: Redis, why: str = "") -> RedisUnavailableError:
+    return RedisUnavailableError(f"{place_of(client)} is not a Redis server{why}: set REDIS_URL")
 
 
 def _hello(client: Redis) -> dict[str, Any]:

@@ -69,7 +69,6 @@ CONSUMERS: Final = "themes:consumers"
 QUEUE_DEAD: Final = "themes:queue:dead"
 #: The consumer group of the results stream.
 GROUP: Final = "consumer"
-#: Dead entries kept for a look.
 DEAD_ENTRIES: Final = 10_000
 
 #: Seconds that a finished job stays in Redis: a week, as the cache.

@@ -1,7 +1,7 @@
 """Frozen wire types: what travels from the producer to the workers and from the workers to the consumer.
 
 Structs are msgspec's: typed, immutable, validated while decoding. On the wire they are msgpack behind one codec
-byte (`pack`, `unpack`); events are JSON, because watchers in any language read them.
+byte (`pack`, `unpack`); events are JSON, because watchers in any language read them. Times are seconds since 1970, UTC.
 """
 
 import functools
@@ -58,7 +58,7 @@ class Chunk(msgspec.Struct, frozen=True):
     chunk_id: str
     destinations: tuple[Destination, ...]
     attempt: int = 0
-    #: When it was queued first, in seconds since 1970; 0 in messages of older versions.
+    #: When it was queued first; 0 in messages of older versions.
     queued_at: float = 0.0
 
 
@@ -153,7 +153,6 @@ class Evidence(msgspec.Struct, frozen=True):
     url: str
     title: str = ""
     characters: int = 0
-    #: Seconds since 1970, UTC.
     fetched_at: float = 0.0
     reason: str | None = None
 
@@ -214,7 +213,6 @@ class Profile(msgspec.Struct, frozen=True):
     stages: list[StageRecord]
     usage: Usage
     elapsed_ms: float
-    #: Seconds since 1970, UTC.
     created_at: float
     extra: dict[str, str] = {}
     #: Answers of profile-wide stages that a user added, by field name.
@@ -266,7 +264,6 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     attempt: int
     usage: Usage
     worker: str
-    #: Seconds since 1970, UTC.
     at: float
     elapsed_ms: float
     profile: Profile | None = None
@@ -287,7 +284,6 @@ class Spent(msgspec.Struct, frozen=True, tag="spent"):
     attempt: int
     usage: Usage
     worker: str
-    #: Seconds since 1970, UTC.
     at: float
     elapsed_ms: float
     lost: bool = False
@@ -298,7 +294,6 @@ class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
 
     job_id: str
     state: Literal["cancelled"]
-    #: Seconds since 1970, UTC.
     at: float
 
 
@@ -335,7 +330,6 @@ class Event(msgspec.Struct, frozen=True):
     job_id: str
     destination_id: str | None = None
     id: str = ""
-    #: Seconds since 1970, UTC.
     at: float = msgspec.field(default_factory=time.time)
     data: dict[str, Any] = {}
 

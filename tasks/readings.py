@@ -7,6 +7,7 @@ from typing import Any
 
 from redis import Redis, ResponseError
 
+from tasks.connection import text_of
 from tasks.errors import UnreadableError
 from tasks.storable import MAX_WHOLE
 from tasks.texts import clean_line
@@ -30,11 +31,7 @@ def texts(reply: Any) -> dict[str, str]:
         raise UnreadableError("its key holds no hash")
     if isinstance(reply, Exception):
         raise reply
-    return {_text(name): _text(value) for name, value in reply.items()}
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return {text_of(name): text_of(value) for name, value in reply.items()}
 
 
 def whole(fields: Mapping[str, str], name: str) -> int:

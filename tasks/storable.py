@@ -33,7 +33,6 @@ MAX_WHOLE: Final = 2**63 - 1
 #: The stage and the class of a failure whose result was refused.
 STORE_STAGE: Final = "store"
 STORE_ERROR: Final = "UnusableEntryError"
-#: Characters of a failure's message.
 MAX_MESSAGE: Final = 500
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")

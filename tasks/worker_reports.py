@@ -5,7 +5,8 @@ The set spares a walk over every key of a cache of millions.
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Self, TypeVar
 
 import msgspec
 from redis import Redis
@@ -18,7 +19,7 @@ from tasks.waits import Wait
 
 #: What is read of a report to find idle lanes.
 LANES: Final = ("lanes", "lanes_busy", "lanes_waiting")
-#: Seconds after which the name of a worker without a heartbeat is forgotten: long enough for a short outage of Redis.
+#: Seconds after which the name of a process without a report is removed: long enough for a short outage of Redis.
 FORGET_SECONDS: Final = 3_600.0
 
 
@@ -182,36 +183,51 @@ class ConsumerReport(_Report, frozen=True):
 R = TypeVar("R", bound=_Report)
 
 
-async def write_report(redis: AsyncRedis, name: str, fields: dict[Any, Any]) -> None:
-    """Replace the report of a worker."""
+@dataclass(frozen=True, slots=True)
+class Role(Generic[R]):
+    """A kind of process that reports: the set of their names, the key of each, what it reports."""
+
+    names: str
+    key_of: Callable[[str], str]
+    type: type[R]
+
+
+WORKER: Final = Role(keys.WORKERS, keys.worker, WorkerReport)
+CONSUMER: Final = Role(keys.CONSUMERS, keys.consumer, ConsumerReport)
+
+
+async def write_report(redis: AsyncRedis, role: Role[Any], name: str, fields: dict[Any, Any]) -> None:
+    """Replace the report of a process. Names of processes that were killed are removed."""
     async with redis.pipeline(transaction=True) as pipeline:
-        pipeline.hset(keys.worker(name), mapping=fields)
-        pipeline.expire(keys.worker(name), keys.WORKER_SECONDS)
-        pipeline.zadd(keys.WORKERS, {name: time.time()})
-        pipeline.zremrangebyscore(keys.WORKERS, "-inf", time.time() - FORGET_SECONDS)
+        pipeline.hset(role.key_of(name), mapping=fields)
+        pipeline.expire(role.key_of(name), keys.WORKER_SECONDS)
+        pipeline.zadd(role.names, {name: time.time()})
+        pipeline.zremrangebyscore(role.names, "-inf", time.time() - FORGET_SECONDS)
+        pipeline.expire(role.names, keys.KEEP_SECONDS)
         await pipeline.execute()
 
 
-async def leave(redis: AsyncRedis, name: str) -> None:
-    """Remove the report of a worker that ends."""
+async def remove_report(redis: AsyncRedis, role: Role[Any], name: str) -> None:
+    """Remove the report of a process that ends."""
     async with redis.pipeline(transaction=True) as pipeline:
-        pipeline.delete(keys.worker(name))
-        pipeline.zrem(keys.WORKERS, name)
+        pipeline.delete(role.key_of(name))
+        pipeline.zrem(role.names, name)
         await pipeline.execute()
+
+
+def read_reports(redis: Redis, role: Role[R]) -> dict[str, R]:
+    """The reports of the live processes by name."""
+    names = [text_of(name) for name in redis.zrange(role.names, 0, -1)]
+    replies = readings.replies_of(redis, map(role.key_of, names))
+    return {name: role.type.decode(reply) for name, reply in zip(names, replies, strict=True) if reply}
 
 
 def consumers(redis: Redis) -> dict[str, ConsumerReport]:
-    return _reports(redis, keys.CONSUMERS, keys.consumer, ConsumerReport)
+    return read_reports(redis, CONSUMER)
 
 
 def workers(redis: Redis) -> dict[str, WorkerReport]:
-    return _reports(redis, keys.WORKERS, keys.worker, WorkerReport)
-
-
-def _reports(redis: Redis, listed: str, key_of: Callable[[str], str], type_: type[R]) -> dict[str, R]:
-    names = [text_of(name) for name in redis.zrange(listed, 0, -1)]
-    replies = readings.replies_of(redis, map(key_of, names))
-    return {name: type_.decode(reply) for name, reply in zip(names, replies, strict=True) if reply}
+    return read_reports(redis, WORKER)
 
 
 def endpoint_digests(redis: Redis) -> set[str]:

@@ -21,7 +21,6 @@ MAX_NAME: Final = 200
 MAX_EXTRA_COLUMNS: Final = 50
 MAX_EXTRA: Final = 2_000
 
-#: Control characters, line and paragraph separators.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _BROKEN: Final = re.compile("[\ud800-\udfff\ufffd]")

@@ -14,7 +14,6 @@ from config.settings import Settings
 from tasks.errors import ConfigError
 from tasks.readings import whole
 
-#: Nano-dollars in a dollar.
 NANO: Final = 1_000_000_000
 #: US dollars that a budget may have: a million, well inside what Lua counts exactly.
 MAX_USD: Final = 1_000_000.0

@@ -27,7 +27,6 @@ log = logging.getLogger("themes.events")
 
 #: Seconds that one read waits for news; below the socket timeout.
 BLOCK_SECONDS: Final = 1.0
-#: Events fetched in one read.
 PAGE: Final = 500
 
 

@@ -250,10 +250,12 @@ def status_of(
     options_of(fields.get("options"))
     started, finished = moment("started_at"), moment("finished_at")
     total, ended = counts["total"], counts["done"] + counts["failed"]
-    rate = _rate(moment("rate_per_second"), moment("rate_at"), now=now)
+    rate, rate_at = moment("rate_per_second") or 0.0, moment("rate_at")
+    if now - (rate_at or 0.0) > RATE_VALID_SECONDS:
+        rate = 0.0
     if finished and started:
         rate = ended / max(finished - started, 0.001)
-    progress_at = moment("rate_at") or started
+    progress_at = rate_at or started
     if state == "running" and progress_at is not None and now - progress_at > STALLED_AFTER_SECONDS:
         state = "stalled"
     paused = fields.get("paused") if state not in FINAL else None
@@ -282,11 +284,6 @@ def status_of(
 def _spent(money: budget.BudgetState, *, is_paused: bool) -> float:
     """What a budget has spent; of a paused job also what is reserved: nobody will give much of it back."""
     return round(money.spent_usd + (money.reserved_usd if is_paused else 0), 9)
-
-
-def _rate(per_second: float | None, at: float | None, *, now: float) -> float:
-    """Destinations a second of the last seconds; 0 where that is no longer known."""
-    return per_second or 0.0 if now - (at or 0.0) <= RATE_VALID_SECONDS else 0.0
 
 
 def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:

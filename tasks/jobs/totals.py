@@ -22,7 +22,6 @@ DOLLARS: Final = ("cost_nano_usd", "saved_nano_usd", "unpriced_calls")
 RUNS: Final = (
     "runs", "destinations_ok", "destinations_partial", "destinations_failed", "stopped_runs", "lost_runs",
 )  # fmt: skip
-#: Every name.
 NAMES: Final = (*SUMS, *DOLLARS, *RUNS)
 
 

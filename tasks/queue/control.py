@@ -36,14 +36,8 @@ def pause(job_id: str, *, settings: Settings | None = None, redis: Redis | None 
         known = jobs.status(redis, job_id)
         if known.is_final:
             raise ConfigError(f"job {job_id} is {known.state}: there is nothing to pause")
-        redis.eval(
-            PAUSE,
-            3,
-            keys.job(job_id),
-            keys.budget(job_id),
-            keys.events(job_id),
-            *pause_arguments(job_id, "user", "paused"),
-        )
+        places = keys.job(job_id), keys.budget(job_id), keys.events(job_id)
+        redis.eval(PAUSE, len(places), *places, *pause_arguments(job_id, "user", "paused"))
         return jobs.status(redis, job_id)
 
 

@@ -48,7 +48,6 @@ ASSUMED_WORKERS: Final = 2
 FLUSH_DESTINATIONS: Final = 2_000
 #: Signs of life in the time after which a producer counts as dead.
 RENEWALS: Final = 4
-#: Messages that kombu sends in one round trip.
 PUBLISH_BATCH: Final = 1_000
 #: Characters of a task's arguments shown in Flower.
 LABEL_CHARACTERS: Final = 120

@@ -230,7 +230,7 @@ async def test_a_consumer_books_its_batches_on_their_jobs(store: AsyncDatabaseMa
     profile = ConsumerMeasurements(profiler, store, seconds=1)
     entries = [*announced(KYOTO), done(), *announced(KYOTO, job="k")]
     now_ms = int(time.time() * 1000)
-    decoded = Decoded([f"{now_ms - 1000}-{n}".encode() for n in range(len(entries))], entries, [], [])
+    decoded = Decoded([f"{now_ms - 1000}-{n}".encode() for n in range(len(entries))], entries, [])
     with profile.batch(decoded) as jobs:
         applied = await store.apply(entries)
         profile.written(jobs, decoded, applied, seconds=0.25)

@@ -33,9 +33,6 @@ class Production:
         self._reads: list[float] = []
         self._rows = 0
 
-    def __repr__(self) -> str:
-        return f"<Production rows={self._rows}>"
-
     def reading(self, rows: Iterable[T]) -> Iterator[T]:
         if not self._profiler.enabled:
             yield from rows

@@ -8,14 +8,12 @@
             profiler.count("llm.requests")                    # something that happened
 
 Whose a step is follows the task that makes it (`contextvars`): tasks that a task starts work for the same destination.
-`span` is also a decorator, of functions and of coroutine functions. One profiler serves one process, from one thread.
+One profiler serves one process, from one thread.
 
 Off (`enable_performance_profiling: false`) nothing is recorded: a span is one shared object that does nothing.
 """
 
 import asyncio
-import functools
-import inspect
 import os
 import socket
 import time
@@ -23,16 +21,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, Self
 
 from workers.observe.counters import Counters
 from workers.observe.measurements import ProcessMeasurements, Role
 from workers.observe.metrics import Histogram
 from workers.observe.records import Node, Records
 from workers.observe.samples import Sampler
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 #: Jobs that are kept; those that rest longest are forgotten, after their part was told.
 MAX_JOBS: Final = 200
@@ -51,7 +46,7 @@ _sums: ContextVar[dict[str, float] | None] = ContextVar("themes_destination", de
 
 
 class Span:
-    """One step, measured whether it succeeds or raises. A context manager, also an asynchronous one, or a decorator."""
+    """One step, measured whether it succeeds or raises."""
 
     __slots__ = ("_began", "_name", "_node", "_profiler", "_token")
 
@@ -83,31 +78,6 @@ class Span:
             name = self._name
             sums[name] = sums.get(name, 0.0) + seconds
 
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(self, *_: object) -> None:
-        self.__exit__()
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Measure every call of a function, or of a coroutine function."""
-        profiler, name = self._profiler, self._name
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with Span(profiler, name):
-                    return await function(*args, **kwargs)
-
-            return awaited  # type: ignore[return-value]  # a coroutine function as well
-
-        @functools.wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            with Span(profiler, name):
-                return function(*args, **kwargs)
-
-        return called
-
 
 class _Nothing(Span):
     """The span of a profiler that is off."""
@@ -122,9 +92,6 @@ class _Nothing(Span):
 
     def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
         pass
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        return function
 
 
 _NOTHING: Final = _Nothing()

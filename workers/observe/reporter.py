@@ -91,9 +91,6 @@ class MetricsReporter:
         self._seen: dict[str, float] = {}
         self._reports = NumberedReports(redis, total=keys.METRICS, mark_of=keys.metrics_reports)
 
-    def __repr__(self) -> str:
-        return f"<MetricsReporter {self._reports!r}>"
-
     async def run(self) -> None:
         """Report until cancelled, and a last time then."""
         if self._profiler.enabled:

@@ -4,16 +4,16 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from typing import Final
 
 from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks.worker_reports import FORGET_SECONDS, ConsumerReport
+from tasks.worker_reports import CONSUMER, ConsumerReport, remove_report, write_report
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
-from workers.results.rates import EventRate
 
 log = logging.getLogger("themes.consumer")
 
@@ -21,6 +21,31 @@ log = logging.getLogger("themes.consumer")
 INTERVAL_SECONDS: Final = 1.0
 #: Statements reported: those that took most of the time.
 STATEMENTS: Final = 12
+#: Seconds that a rate looks back.
+WINDOW_SECONDS: Final = 10.0
+
+
+class EventRate:
+    """Events a second over the last seconds; times are of one monotonic clock, in seconds."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque()
+
+    def add(self, count: int, now: float) -> None:
+        """Count events that happened now."""
+        self._counts.append((now, count))
+        self._forget(now)
+
+    def per_second(self, now: float) -> float:
+        """The mean over the window, or over what has passed of it since the first event."""
+        self._forget(now)
+        if not self._counts:
+            return 0.0
+        return sum(count for _, count in self._counts) / max(1.0, min(WINDOW_SECONDS, now - self._counts[0][0]))
+
+    def _forget(self, now: float) -> None:
+        while self._counts and self._counts[0][0] < now - WINDOW_SECONDS:
+            self._counts.popleft()
 
 
 class ConsumerReporter:
@@ -48,35 +73,21 @@ class ConsumerReporter:
         self._rate.add(batch, time.monotonic())
 
     async def run(self) -> None:
-        """Tell until cancelled, and take the report away at the end."""
+        """Report until cancelled, and remove the report at the end."""
         try:
             while True:
-                await self._tell()
+                try:
+                    # What is read and acknowledged is trimmed: the rest waits, or is in a consumer's hands.
+                    fields = self._report(await self._redis.xlen(keys.RESULTS)).encode()
+                    await write_report(self._redis, CONSUMER, self._name, fields)
+                except (RedisError, OSError) as bad:
+                    log.debug("action=report_missed %s", bad)
                 await asyncio.sleep(INTERVAL_SECONDS)
         finally:
-            await self._forget()
-
-    async def _tell(self) -> None:
-        try:
-            # What is read and acknowledged is trimmed: the rest waits, or is in somebody's hands.
-            lag = await self._redis.xlen(keys.RESULTS)
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(keys.consumer(self._name), mapping=self._report(lag).encode())
-                pipe.expire(keys.consumer(self._name), keys.WORKER_SECONDS)
-                pipe.zadd(keys.CONSUMERS, {self._name: time.time()})
-                # Of those that were killed nobody else forgets the name.
-                pipe.zremrangebyscore(keys.CONSUMERS, "-inf", time.time() - FORGET_SECONDS)
-                pipe.expire(keys.CONSUMERS, keys.KEEP_SECONDS)
-                await pipe.execute()
-        except (RedisError, OSError) as bad:
-            log.debug("action=report_missed %s", bad)
-
-    async def _forget(self) -> None:
-        try:
-            await self._redis.delete(keys.consumer(self._name))
-            await self._redis.zrem(keys.CONSUMERS, self._name)
-        except (RedisError, OSError) as bad:
-            log.debug("action=report_left it expires by itself: %s", bad)
+            try:
+                await remove_report(self._redis, CONSUMER, self._name)
+            except (RedisError, OSError) as bad:
+                log.debug("action=report_left it expires by itself: %s", bad)
 
     def _report(self, lag: int) -> ConsumerReport:
         stats = self._store.stats()

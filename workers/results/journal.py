@@ -81,9 +81,6 @@ class JournalReplayer:
         #: Files that were spoken of already.
         self._said: set[str] = set()
 
-    def __repr__(self) -> str:
-        return f"<JournalReplayer {self._folder}>"
-
     def book(self) -> int:
         """Book what dead processes have left; returns how many calls that were.
 

@@ -38,9 +38,6 @@ class Leftovers:
         self._expire = redis.register_script(_EXPIRE)
         self._cursor = 0
 
-    def __repr__(self) -> str:
-        return f"<Leftovers cursor={self._cursor}>"
-
     async def tidy(self) -> None:
         """One look. Errors of Redis pass through: the next look does the rest."""
         await self._forget_messages()

@@ -38,9 +38,6 @@ class LostFinder:
         #: Since when nothing of a job is left, in monotonic seconds.
         self._since: dict[str, float] = {}
 
-    def __repr__(self) -> str:
-        return f"<LostFinder jobs={len(self._since)}>"
-
     async def look(self, known: JobStatus, *, now: float | None = None) -> int:
         """End what is lost of a job; returns how many destinations that were. `now` is in monotonic seconds."""
         now = time.monotonic() if now is None else now

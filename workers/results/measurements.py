@@ -30,9 +30,6 @@ class ConsumerMeasurements:
         self._store = store
         self._rows = store.stats().rows
 
-    def __repr__(self) -> str:
-        return f"<ConsumerMeasurements {self._profiler!r}>"
-
     def tasks(self, redis: Redis) -> list[asyncio.Task[None]]:
         """What measures and tells beside the work, until cancelled."""
         if not self._profiler.enabled:

@@ -26,9 +26,6 @@ class RateWindow:
     def __init__(self) -> None:
         self._samples: dict[str, deque[tuple[float, int]]] = {}
 
-    def __repr__(self) -> str:
-        return f"<RateWindow jobs={len(self._samples)}>"
-
     def rate(self, job: JobRow, now: float) -> float:
         """The rate after this report; 0 before anything can be said."""
         samples = self._samples.setdefault(job.job_id, deque())

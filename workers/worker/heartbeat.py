@@ -83,7 +83,7 @@ class Heartbeat:
             await self._journal.keep()
             try:
                 report, began = self._report(), time.perf_counter()
-                await fleet.write_report(self._redis, self._name, report)
+                await fleet.write_report(self._redis, fleet.WORKER, self._name, report)
                 self._profiler.whole("redis", time.perf_counter() - began)
                 await self._counts.report()
                 self._cache.answered()
@@ -93,7 +93,7 @@ class Heartbeat:
 
     async def leave(self) -> None:
         """Say that this worker is going."""
-        await fleet.leave(self._redis, self._name)
+        await fleet.remove_report(self._redis, fleet.WORKER, self._name)
 
     def _report(self) -> dict[Any, Any]:
         lanes, statistics = self._lanes, self._lanes.statistics

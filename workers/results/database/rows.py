@@ -1,13 +1,12 @@
 """What the results database gives back: frozen values, times in seconds since 1970, UTC."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from sqlalchemy import RowMapping
 
 from tasks.messages import Destination, Profile, Result, StreamEntry, Usage
-from tasks.storable import MAX_WHOLE
 from workers.results.database.tables import USAGE_COLUMNS
 
 StoredState = Literal["queued", "running", "done", "cancelled"]
@@ -18,12 +17,6 @@ FINAL_STATES: Final = frozenset({"done", "cancelled"})
 
 def usage_of(row: RowMapping) -> Usage:
     return Usage(**{name: row[name] for name in USAGE_COLUMNS})
-
-
-def usage_columns(usage: Usage) -> dict[str, Any]:
-    """The columns that keep a sum of usages; one beyond 64 bits stays at the largest number that is kept."""
-    amounts = {name: getattr(usage, name) for name in USAGE_COLUMNS}
-    return {name: min(MAX_WHOLE, each) if isinstance(each, int) else each for name, each in amounts.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +44,6 @@ class JobRow:
     def of(cls, row: RowMapping) -> "JobRow":
         plain = {k: v for k, v in row.items() if k not in USAGE_COLUMNS}
         return cls(**{**plain, "sealed": bool(row["sealed"])}, usage=usage_of(row))
-
-    def columns(self) -> dict[str, Any]:
-        names = (name for name in self.__slots__ if name != "usage")
-        return {**{name: getattr(self, name) for name in names}, **usage_columns(self.usage)}
 
     @property
     def finished(self) -> int:

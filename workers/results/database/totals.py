@@ -80,9 +80,6 @@ class Totals:
         clause = clause.on_conflict_do_update(index_elements=["name"], set_={"value": value})
         self._add = Statement(dialect, "add to counters", clause.returning(table.c.name, table.c.value))
 
-    def __repr__(self) -> str:
-        return f"<Totals {len(NAMES)} counters>"
-
     async def add(
         self, connection: AsyncConnection, runs: Collection[Result | Spent], times: StatementStatistics
     ) -> dict[str, int]:

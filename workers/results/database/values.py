@@ -15,6 +15,7 @@ from tasks.storable import MAX_WHOLE, clean_destination, flaw, has_controls, sto
 from tasks.texts import cleaned
 from workers.results.database.reducer import DestinationState, Key, UnusableEntryError
 from workers.results.database.rows import JobRow
+from workers.results.database.tables import USAGE_COLUMNS
 from workers.results.database.totals import ended
 from workers.results.stream import DeadEntry
 
@@ -83,8 +84,9 @@ def destination_row(key: Key, state: DestinationState, now: float) -> Values:
 
 
 def job_row(job: JobRow) -> dict[str, Any]:
-    columns = job.columns()
-    return {**columns, "of_job": columns.pop("job_id"), "sealed": int(job.sealed)}
+    plain = {name: getattr(job, name) for name in job.__slots__ if name not in {"job_id", "usage"}}
+    usage = zip(USAGE_COLUMNS, usage_values(job.usage), strict=True)
+    return {**plain, **dict(usage), "of_job": job.job_id, "sealed": int(job.sealed)}
 
 
 def run_row(result: Result | Spent) -> Values:

@@ -149,7 +149,6 @@ def safe(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-#: By the name of the format.
 WRITERS: Final[dict[str, Write]] = {
     "jsonl": jsonl,
     "json": array,

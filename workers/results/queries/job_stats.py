@@ -13,13 +13,10 @@ from workers.results.database import tables
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
 
-#: Points of the curve over time.
 POINTS: Final = 60
 #: Shortest time that one point stands for, in seconds.
 SHORTEST_POINT_SECONDS: Final = 0.25
-#: Slowest runs that are named.
 SLOWEST: Final = 10
-#: Kinds of failure that are named.
 KINDS: Final = 20
 
 
@@ -36,7 +33,6 @@ class Point(msgspec.Struct, frozen=True):
     #: Destinations that came to an end, and those of them that failed.
     ended: int = 0
     failed: int = 0
-    #: LLM calls.
     calls: float = 0.0
     #: Destinations in work, on average.
     in_work: float = 0.0

@@ -28,7 +28,6 @@ class Reason:
 
     error_class: str
     message: str
-    #: One of the destinations.
     example: str = ""
     destinations: int = 0
     #: Stage -> destinations that lack something of it, or failed at it, for this reason.

@@ -11,7 +11,6 @@ from workers.results.database import tables
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.selection import COLUMNS, Selection, column_of
 
-#: Values among which the nearest is looked for.
 MAX_COMPARED: Final = 10_000
 
 
