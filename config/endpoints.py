@@ -21,7 +21,6 @@ _ENDPOINT_SHAPE: Final = "`name: {base_url: https://…/v1, api_key_env: VARIABL
 _ROLE_SHAPE: Final = "`role: model`, for instance `analyse: a-small-model`"
 _HEADERS_SHAPE: Final = "`name: value`, for instance `{HTTP-Referer: https://example.org}`"
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
-#: Headers that the client sets itself.
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "content-type", "transfer-encoding", "accept-encoding"})
 _BODY_SHAPE: Final = "`field: value`, for instance `{top_p: 0.9, seed: 7}`"
 #: Fields of a request that are made from the prompt and from other settings.
@@ -71,7 +70,6 @@ Headers = Mapping[str, Secret]
 
 
 def parse_endpoints(key: str, source: yaml.Node | str, place: str) -> Endpoints:
-    """Named endpoints, from a file or as YAML text."""
     named = members(key, node_of(key, source, place), place, _ENDPOINT_SHAPE)
     return MappingProxyType({name: _endpoint(f"{key}.{name}", node, place) for name, node in named.items()})
 
@@ -117,7 +115,6 @@ def _models(key: str, node: yaml.Node, place: str) -> Mapping[str, str]:
 
 
 def parse_roles(key: str, source: yaml.Node | str, place: str) -> Roles:
-    """Which model does which work."""
     named = members(key, node_of(key, source, place), place, _ROLE_SHAPE)
     roles = {role: scalar(f"{key}.{role}", node, place, _ROLE_SHAPE) for role, node in named.items()}
     if not all(roles.values()):
@@ -126,7 +123,6 @@ def parse_roles(key: str, source: yaml.Node | str, place: str) -> Roles:
 
 
 def parse_headers(key: str, source: yaml.Node | str, place: str) -> Headers:
-    """More headers of a request, such as `api-key` or `HTTP-Referer`."""
     named = members(key, node_of(key, source, place), place, _HEADERS_SHAPE)
     headers = {name: scalar(f"{key}.{name}", node, place, _HEADERS_SHAPE) for name, node in named.items()}
     for name, text in headers.items():
@@ -138,7 +134,6 @@ def parse_headers(key: str, source: yaml.Node | str, place: str) -> Headers:
 
 
 def parse_body(key: str, source: yaml.Node | str, place: str) -> Body:
-    """More fields of a request, as JSON would have them."""
     named = members(key, node_of(key, source, place), place, _BODY_SHAPE)
     for name in named.keys() & _OWN_FIELDS.keys():
         raise ConfigError(f"{key}: {name!r} is set by {_OWN_FIELDS[name]} ({place})")

@@ -9,31 +9,12 @@ from config.errors import ConfigError, ThemesError
 from tasks.messages import Usage
 
 __all__ = [
-    "AccountRefusedError",
-    "BadRequestError",
-    "BudgetExceededError",
-    "ConfigError",
-    "DatabaseBusyError",
-    "DatabaseError",
-    "EndpointAwayError",
-    "EndpointDownError",
-    "EndpointRefusedError",
-    "InputError",
-    "InvalidAnswerError",
-    "JobNotFoundError",
-    "JobPausedError",
-    "JobStoppedError",
-    "PermanentError",
-    "RateLimitedError",
-    "RedisUnavailableError",
-    "RefusedError",
-    "RejectedAnswerError",
-    "RetryableError",
-    "ThemesError",
-    "TruncatedAnswerError",
-    "UnreadableError",
-    "WorkerLostError",
-]
+    "AccountRefusedError", "BadRequestError", "BudgetExceededError", "ConfigError", "DatabaseBusyError",
+    "DatabaseError", "EndpointAwayError", "EndpointDownError", "EndpointRefusedError", "InputError",
+    "InvalidAnswerError", "JobNotFoundError", "JobPausedError", "JobStoppedError", "ModelRefusedError",
+    "PermanentError", "RateLimitedError", "RedisUnavailableError", "RejectedAnswerError", "RetryableError",
+    "ThemesError", "TruncatedAnswerError", "UnreadableError", "WorkerLostError",
+]  # fmt: skip
 
 
 class RetryableError(ThemesError):
@@ -78,7 +59,7 @@ class EndpointRefusedError(BadRequestError):
     """The endpoint refuses the account, not this request: its key, quota, model. Another endpoint may answer."""
 
 
-class RefusedError(PermanentError):
+class ModelRefusedError(PermanentError):
     """The model declined to answer, or a content filter cut its answer."""
 
 

@@ -15,10 +15,8 @@ from tasks.errors import ConfigError
 
 #: What `themes up` holds open, and locks, while it runs in a state directory.
 UP_LOCK: Final = "up.lock"
-#: Where Linux shows what processes have open.
 _PROCESSES: Final = Path("/proc")
 
-#: Bits that let others write.
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 

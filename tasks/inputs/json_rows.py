@@ -16,7 +16,6 @@ from tasks.inputs.columns import BadRowError
 from tasks.inputs.rows import DECODER, LISTS, Row, plain_row
 from tasks.inputs.source import ESCAPED, MAX_ROW, Source
 
-#: Bytes read at once.
 READ_BYTES: Final = 64 * 1024
 
 _BLANK: Final = re.compile(r"[ \t\r\n]*")

@@ -242,7 +242,6 @@ class Reader:
                 return
 
     def _note_titles(self, row: Mapping[str, Any]) -> None:
-        """Note columns that were not seen before."""
         plan = self._columns.plan(tuple(row))
         if plan.item:
             self._items.add(plan.item)
@@ -313,7 +312,6 @@ class Reader:
             self._on_bad_row(row)
 
     def _note(self, row: BadRow) -> None:
-        """Take in a row of which something was left out."""
         self.report.incomplete += 1
         self._refuse_if_strict(row)
         _keep(self.report.notes, row)

@@ -20,7 +20,6 @@ from tasks.inputs.columns import BadRowError
 
 #: Bytes of one line, at most; characters of one row.
 MAX_ROW: Final = 1024 * 1024
-#: Bytes read at once.
 READ_BYTES: Final = 256 * 1024
 #: A file is binary where one in so many bytes of its beginning is NUL; fewer cost their rows.
 BINARY_SHARE: Final = 8

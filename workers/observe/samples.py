@@ -36,7 +36,6 @@ class Sampler:
         return f"<Sampler pid={self._process.pid} rss={self.usage.get('rss_bytes', 0) / 2**20:.0f} MiB>"
 
     def read(self) -> dict[str, float]:
-        """Take a sample."""
         process, usage = self._process, self.usage
         with process.oneshot():
             times, switches = process.cpu_times(), process.num_ctx_switches()

@@ -1,8 +1,7 @@
 """Removes from Redis what dead workers and ended jobs have left there, a little at each sweep.
 
-Three things would stay for good, or for kombu's visibility timeout of hours: kombu's record of a message whose worker
-died, keys of a job that a worker touched after the job's end (or that came back with an older copy of Redis), and
-entries of the results stream that are read and acknowledged.
+These would stay for good, or for hours: kombu's record of a message whose worker died, keys of a job that a worker
+touched after its end, and entries of the results stream that are read and acknowledged.
 """
 
 import json
@@ -38,9 +37,6 @@ class Leftovers:
         self._stream = ResultsStream(redis, consumer="sweeper")
         self._expire = redis.register_script(_EXPIRE)
         self._cursor = 0
-
-    def __repr__(self) -> str:
-        return f"<Leftovers cursor={self._cursor}>"
 
     async def tidy(self) -> None:
         """One look. Errors of Redis pass through: the next look does the rest."""

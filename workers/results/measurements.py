@@ -11,17 +11,17 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from workers.observe.measurement_store import PartReporter
+from workers.observe.measurement_store import MeasurementReporter
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.records import Records
 from workers.observe.reporter import MetricsReporter
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
-from workers.results.profiles import ProfileKeeper
+from workers.results.measurement_keeper import MeasurementKeeper
 from workers.results.stream import Decoded
 
 
-class ConsumerProfile:
+class ConsumerMeasurements:
     """Books a consumer's batches on their jobs."""
 
     def __init__(self, profiler: PerformanceProfiler, store: AsyncDatabaseManager, *, seconds: float) -> None:
@@ -30,9 +30,6 @@ class ConsumerProfile:
         self._store = store
         self._rows = store.stats().rows
 
-    def __repr__(self) -> str:
-        return f"<ConsumerProfile {self._profiler!r}>"
-
     def tasks(self, redis: Redis) -> list[asyncio.Task[None]]:
         """What measures and tells beside the work, until cancelled."""
         if not self._profiler.enabled:
@@ -40,9 +37,11 @@ class ConsumerProfile:
         return [
             asyncio.create_task(self._sample(redis), name="samples"),
             asyncio.create_task(self._profiler.watch_loop(), name="loop lag"),
-            asyncio.create_task(PartReporter(redis, self._profiler, seconds=self._seconds).run(), name="profiles"),
+            asyncio.create_task(
+                MeasurementReporter(redis, self._profiler, seconds=self._seconds).run(), name="profiles"
+            ),
             asyncio.create_task(MetricsReporter(redis, self._profiler, self.counters).run(), name="metrics"),
-            asyncio.create_task(ProfileKeeper(redis, self._store).run(), name="profiles kept"),
+            asyncio.create_task(MeasurementKeeper(redis, self._store).run(), name="profiles kept"),
         ]
 
     async def _sample(self, redis: Redis) -> None:

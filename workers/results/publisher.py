@@ -1,8 +1,7 @@
 """Events from the worker to a job's watchers, many in one round trip.
 
-`stage.done` takes this way: it is news, not truth. When Redis is away, or the buffer is full, events are dropped and
-counted; what is durable is told by the consumer. The first news of a job is preceded by its `job.started`, which the
-consumer tells otherwise, so that watchers see a job begin before they see it work.
+`stage.done` takes this way: events are dropped and counted when Redis is away or the buffer is full; the consumer
+announces what is durable. The first event of a job is preceded by its `job.started`.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ from typing import Any, Final, Self
 from redis import RedisError, ResponseError
 from redis.asyncio import Redis
 
-from config.settings import PerformanceSettings, StreamingSettings
+from config.sections import PerformanceSettings, StreamingSettings
 from tasks import keys
 from tasks.errors import UnreadableError
 from tasks.jobs.events import encode

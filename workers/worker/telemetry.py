@@ -16,8 +16,9 @@ from tasks import keys
 from tasks.readings import amounts
 from workers.observe.counters import field
 from workers.observe.leaks import WATCH
-from workers.observe.measurement_store import LAST_SECONDS, PartReporter
+from workers.observe.measurement_store import MeasurementReporter
 from workers.observe.reporter import MetricsReporter
+from workers.process.periodic import LAST_SECONDS
 from workers.process.shutdown import end_tasks
 from workers.worker.parts import Parts
 
@@ -79,7 +80,7 @@ async def profiled(redis: Redis, settings: Settings, watched: Watched) -> AsyncI
     seconds = min(settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
     tasks = [
         asyncio.create_task(profiler.watch_loop(), name="loop lag"),
-        asyncio.create_task(PartReporter(redis, profiler, seconds=seconds).run(), name="profiles"),
+        asyncio.create_task(MeasurementReporter(redis, profiler, seconds=seconds).run(), name="profiles"),
         asyncio.create_task(_watch_rates(redis, watched), name="learnt rates"),
         asyncio.create_task(MetricsReporter(redis, profiler, watched.counters).run(), name="metrics"),
     ]

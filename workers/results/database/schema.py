@@ -75,7 +75,6 @@ def _found(connection: Connection) -> tuple[int, bool]:
 
 
 def revision(version: int) -> str:
-    """The name of a version's migration."""
     return f"{version:04d}"
 
 
