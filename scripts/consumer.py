@@ -1,4 +1,4 @@
-"""`themes consumer`: writes results to the database, and wakes workers for chunks that nobody works on."""
+"""`themes consumer`: writes results to the database, and sends chunks that no worker holds again."""
 
 import asyncio
 import logging
@@ -49,15 +49,11 @@ async def consume(settings: Settings, url: str) -> None:
     redis = connect_async(url, socket_timeout_seconds=timeout)
     broker_url = settings.celery.broker_url or url
     broker = connect_async(broker_url, socket_timeout_seconds=timeout)
-    # Containers may share a host's name and have the same process id: two of one name would take each other's entries.
+    # Containers may share host name and process id, and consumers of one name would take each other's entries.
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     async with AsyncDatabaseManager.from_settings(settings) as store:
-        profiler = PerformanceProfiler(
-            enabled=settings.performance_optimization.enable_performance_profiling,
-            role="consumer",
-            name=name,
-            slowest_kept=0,
-        )
+        is_profiled = settings.performance_optimization.enable_performance_profiling
+        profiler = PerformanceProfiler(enabled=is_profiled, role="consumer", name=name, slowest_kept=0)
         profiler.fact("database_batch_size", lambda: settings.performance_optimization.database_batch_size)
         profiler.fact("flush_interval_seconds", lambda: settings.database.flush_interval_seconds)
         profiler.fact("database", lambda: store.dialect)

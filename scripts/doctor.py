@@ -54,15 +54,15 @@ def _subjects() -> list[Subject]:
         Subject("clock", machine.clock),
         Subject("file descriptors", machine.descriptors),
         Subject("memory", machine.memory),
-        Subject("redis", broker.look),
-        Subject("llm", llm.look),
+        Subject("redis", broker.checks),
+        Subject("llm", llm.checks),
         Subject("llm limits", llm.limits),
-        Subject("database", database.look),
+        Subject("database", database.checks),
         Subject("workers", fleet.workers),
         Subject("consumer", fleet.consumer),
         Subject("queue", fleet.queue),
         Subject("jobs", fleet.leftover_jobs),
-        Subject("dashboard", dashboard.look),
+        Subject("dashboard", dashboard.checks),
     ]
 
 

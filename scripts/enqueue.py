@@ -1,7 +1,6 @@
 """`themes enqueue`: a file of destinations becomes a job."""
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from scripts.lib.follow import follow_to_end
 from scripts.lib.job_view import fail_on_partial
 from scripts.lib.llm_probe import LlmProbe
 from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
+from scripts.lib.terminal import say
 from scripts.main import settings_from
 from tasks.errors import InputError
 from tasks.inputs.reader import Reader
@@ -61,7 +61,7 @@ def command(
     # Late: psutil is of no use to the forecast.
     from workers.observe.production import Production
 
-    # Looked at before the file: a million rows are not read to find that Redis is away.
+    # Before the file is read: a million rows are not read to find that Redis is away.
     redis = connected(settings)
     probe = None if force else LlmProbe(settings, redis)
     production = Production(settings)
@@ -70,20 +70,14 @@ def command(
             probe.refuse()
         try:
             job = enqueue(
-                production.reading(rows),
-                name=name or ("standard input" if file == "-" else Path(file).name),
-                priority=priority,
-                use_cache=not no_cache,
-                budget_usd=budget,
-                columns=columns,
-                id_column=reader.id_column,
-                settings=settings,
-                redis=redis,
-            )
+                production.reading(rows), name=name or ("standard input" if file == "-" else Path(file).name),
+                priority=priority, use_cache=not no_cache, budget_usd=budget, columns=columns,
+                id_column=reader.id_column, settings=settings, redis=redis,
+            )  # fmt: skip
         except InputError:
             if missing is None or not missing.skipped:
                 raise
-            print(f"nothing to enqueue: all {missing.skipped} have a current profile", file=sys.stderr)
+            say(f"nothing to enqueue: all {missing.skipped} have a current profile")
             return 0
     report = reader.report
     print(job.job_id, flush=True)
@@ -91,5 +85,5 @@ def command(
         production.report(redis, job.job_id)
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     show(report)
-    print(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})", file=sys.stderr)
+    say(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})")
     return follow_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure) if wait else 0

@@ -49,7 +49,7 @@ class RuntimeStep(bootsteps.StartStopStep):
         import workers.worker.memory_control  # noqa: F401  # registers its command
         from workers.process.file_descriptors import ensure_descriptors, worker_descriptors
         from workers.process.signals import on_hangup
-        from workers.worker.liveness import WedgeWatch, end_process
+        from workers.worker.liveness import LivenessWatch, end_process
         from workers.worker.runtime import Runtime
         from workers.worker.tuning import ATTRIBUTE, Tuner, report, resize_threads, start_settings
 
@@ -76,7 +76,7 @@ class RuntimeStep(bootsteps.StartStopStep):
         tuner = Tuner(parent, self._runtime, base, changes, redis)
         setattr(parent.app, ATTRIBUTE, tuner)
         on_hangup(lambda: threading.Thread(target=tuner.reload, name="reload").start())
-        self._watch = WedgeWatch(
+        self._watch = LivenessWatch(
             connect(settings.celery.broker_url or url, socket_timeout_seconds=settings.redis.socket_timeout_seconds),
             lambda: self._runtime.busy,
             after_seconds=settings.work.wedged_after_seconds,

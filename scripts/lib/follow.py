@@ -23,13 +23,13 @@ RECONNECT_SECONDS: Final = 1.0
 
 
 def reliable_events(
-    redis: Redis, job_id: str, settings: Settings, after: str = "0-0", *, look_seconds: float | None = None
+    redis: Redis, job_id: str, settings: Settings, after: str = "0-0", *, tick_seconds: float | None = None
 ) -> Iterator[Event | None]:
-    """A job's events, going on after the last one seen when Redis has been away; None after each `look_seconds`."""
+    """A job's events, going on after the last one seen when Redis has been away; None after each `tick_seconds`."""
     position, is_away = after, False
     while True:
         try:
-            for event in follow(job_id, after=position, timeout_seconds=look_seconds, settings=settings, redis=redis):
+            for event in follow(job_id, after=position, timeout_seconds=tick_seconds, settings=settings, redis=redis):
                 position, is_away = event.id or position, False
                 yield event
             return
@@ -48,7 +48,7 @@ def follow_to_end(
     """Show a job on standard error until it ends or stays paused, or until Ctrl-C; returns the exit code."""
     view = View()
     try:
-        _show(redis, job_id, view, reliable_events(redis, job_id, settings, after, look_seconds=LINE_SECONDS))
+        _show(redis, job_id, view, reliable_events(redis, job_id, settings, after, tick_seconds=LINE_SECONDS))
         view.print_failures(job_id)
         last = jobs.status(redis, job_id)
         for text in partial_lines(settings, last) if last.is_final else ():

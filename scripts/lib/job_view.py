@@ -20,7 +20,7 @@ from tasks.texts import count
 from tasks.waits import duration
 
 LAST: Final = 5
-#: Seconds between two looks, and so between two lines where the output is no terminal.
+#: Seconds between two reads of a job, and so between two lines where the output is no terminal.
 LINE_SECONDS: Final = 2.0
 #: Seconds without a line after which there is one although nothing has changed.
 QUIET_SECONDS: Final = 25.0

@@ -56,7 +56,7 @@ class LlmProbe:
         """As `warn`; raises ConfigError where a model is refused everywhere."""
         self._thread.join(WAIT_SECONDS)
         for model in {one.model for one in self._found}:
-            told = [one for one in self._found if one.model == model]
-            if all(one.is_refused for one in told):
-                raise ConfigError(f"nothing was enqueued, the LLM refuses: {told[0].problem}; or use --force")
+            asked = [one for one in self._found if one.model == model]
+            if all(one.is_refused for one in asked):
+                raise ConfigError(f"nothing was enqueued, the LLM refuses: {asked[0].problem}; or use --force")
         self.warn()

@@ -67,11 +67,11 @@ class Pages:
                 self._hand_over(page)
                 size = PAGE
             self._hand_over(None)
-        except BaseException as exc:  # noqa: BLE001  # raised to whoever iterates
+        except BaseException as exc:  # noqa: BLE001  # raised by the iteration
             self._hand_over(exc)
 
     def _hand_over(self, item: list[Destination] | BaseException | None) -> None:
         self._room.acquire()
         assert self._loop  # noqa: S101  # set before the thread starts
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody wants it any more
+        with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)

@@ -29,7 +29,7 @@ words: Final = partial(summary, resume="themes run --resume", stalled="stopped")
 
 
 class Progress:
-    """A job's progress, as it becomes durable. With `enable_streaming_results` off only its end is told."""
+    """A job's progress, as it becomes durable. With `enable_streaming_results` off only its end is printed."""
 
     def __init__(self, settings: Settings) -> None:
         self._is_wanted = settings.performance_optimization.enable_streaming_results

@@ -26,7 +26,7 @@ from tasks.queue.leases import release
 from tasks.readings import amounts, replies_of
 from workers.process.signals import on_hangup
 from workers.results.journal import replay_journals
-from workers.worker.liveness import EX_WEDGED, WedgeDetector, waiting_messages
+from workers.worker.liveness import EX_WEDGED, LivenessDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
 
@@ -64,10 +64,10 @@ class Supervisor:
     _process_token: str = ""
     #: When the process was started, in monotonic seconds.
     _began: float = 0.0
-    _wedge: WedgeDetector = field(init=False)
+    _liveness: LivenessDetector = field(init=False)
 
     def __post_init__(self) -> None:
-        self._wedge = WedgeDetector(self.settings.work.wedged_after_seconds)
+        self._liveness = LivenessDetector(self.settings.work.wedged_after_seconds)
 
     def stopping(self) -> bool:
         return self.signals > 0
@@ -114,18 +114,18 @@ class Supervisor:
         self._process_token = uuid.uuid4().hex[:12]
         environment = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._process_token), strict=True))
         self._process = process = spawn(self.command, env=environment)
-        self._wedge.since = None
+        self._liveness.since = None
         self._began = time.monotonic()
         deadline: float | None = None
-        looked = time.monotonic()
+        checked = time.monotonic()
         while (code := process.poll()) is None:
             now = time.monotonic()
             if self.stopping() and deadline is None:
                 deadline = now + self.settings.work.shutdown_grace_seconds + STOP_MARGIN_SECONDS
             if deadline is not None and now > deadline:
                 process.kill()
-            if now - looked >= 1.0:
-                looked = now
+            if now - checked >= 1.0:
+                checked = now
                 if not self.stopping() and self._is_wedged(now):
                     log.error(
                         "action=wedged the worker is idle while messages wait for %.0f s: it is replaced",
@@ -156,18 +156,18 @@ class Supervisor:
             # Its own watch sees a consumer that has stopped; here we see a process that has.
             (reply,) = replies_of(self.redis, [keys.worker(self.name)])
         except (RedisError, OSError):
-            # Redis is away: nobody can consume, and nobody is to blame.
-            self._wedge.since = None
+            # Redis is away: no worker can consume.
+            self._liveness.since = None
             return False
         report = amounts(reply, ("pid", "chunks_claimed"))
         busy = report.get("chunks_claimed")
         has_reported = self._process is not None and report.get("pid") == self._process.pid
         if not has_reported and now - self._began < START_SECONDS:
             # What stands there was said by the process before it, or nothing yet: this one is still starting.
-            self._wedge.since = None
+            self._liveness.since = None
             return False
         claimed = int(busy) if has_reported and busy is not None else None
-        return self._wedge.is_wedged(now=now, busy=claimed, waiting=waiting)
+        return self._liveness.is_wedged(now=now, busy=claimed, waiting=waiting)
 
     def _reload(self) -> None:
         if self._process and self._process.poll() is None:

@@ -1,5 +1,6 @@
 """The engine as a user runs it: processes, a private Redis, the sandbox over HTTP."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -90,8 +91,12 @@ class Engine:
 
     def logged(self, name: str, action: str | None = None) -> list[dict[str, Any]]:
         """The JSON lines that a process has logged, all or those of one action."""
-        lines = [json.loads(line) for line in self.log(name).splitlines() if line.startswith("{")]
-        return [line for line in lines if action in {None, line.get("action")}]
+        lines = []
+        for line in self.log(name).splitlines():
+            # A process that is killed while it writes leaves half a line.
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+        return [line for line in lines if isinstance(line, dict) and action in {None, line.get("action")}]
 
     def stop(self) -> None:
         """Kill everything that still runs, with its children."""

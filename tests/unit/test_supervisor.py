@@ -1,16 +1,16 @@
 from scripts.lib.supervisor import MAX_BACKOFF_SECONDS, backoff_seconds
-from workers.worker.liveness import WedgeDetector
+from workers.worker.liveness import LivenessDetector
 
 
 def test_an_idle_worker_with_waiting_messages_is_wedged_after_the_bound() -> None:
-    detector = WedgeDetector(after_seconds=30)
+    detector = LivenessDetector(after_seconds=30)
     assert not detector.is_wedged(now=0, busy=0, waiting=5)
     assert not detector.is_wedged(now=29, busy=0, waiting=5)
     assert detector.is_wedged(now=30, busy=0, waiting=5)
 
 
 def test_work_in_hand_or_an_empty_queue_clears_the_suspicion() -> None:
-    detector = WedgeDetector(after_seconds=30)
+    detector = LivenessDetector(after_seconds=30)
     detector.is_wedged(now=0, busy=0, waiting=5)
     assert not detector.is_wedged(now=20, busy=3, waiting=5)
     assert not detector.is_wedged(now=45, busy=0, waiting=5)
@@ -19,7 +19,7 @@ def test_work_in_hand_or_an_empty_queue_clears_the_suspicion() -> None:
 
 
 def test_a_worker_without_a_heartbeat_counts_as_idle() -> None:
-    detector = WedgeDetector(after_seconds=10)
+    detector = LivenessDetector(after_seconds=10)
     detector.is_wedged(now=0, busy=None, waiting=1)
     assert detector.is_wedged(now=10, busy=None, waiting=1)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.messages import Destination
-from workers.pipeline.evidence import Evidence, Passage, speaks_of, titles
+from workers.pipeline.evidence import FoundEvidence, Passage, speaks_of, titles
 from workers.pipeline.web.addresses import is_public
 from workers.pipeline.web.page import text_of
 
@@ -50,8 +50,8 @@ def test_no_text_breaks_the_reader_of_pages(html: str) -> None:
     assert isinstance(title + text, str)
 
 
-def _evidence(text: str) -> Evidence:
-    return Evidence([Passage("E1", "https://x.example", "X", text, 0.0)])
+def _evidence(text: str) -> FoundEvidence:
+    return FoundEvidence([Passage("E1", "https://x.example", "X", text, 0.0)])
 
 
 def test_a_citation_is_supported_when_its_words_stand_in_its_source() -> None:

@@ -29,7 +29,7 @@ KEPT: Final = 2_000
 #: Events taken at once, by the reader and by a watcher that catches up.
 PAGE: Final = 200
 BLOCK_SECONDS: Final = 1.0
-#: Seconds between two looks while Redis is away.
+#: Seconds between two tries while Redis is away.
 AWAY_SECONDS: Final = 1.0
 #: Seconds between two pieces of news: a base, and what each watcher adds. A write to a browser costs some 0.1 ms, so a
 #: thousand of them get theirs five times a second, with half of a core left.
@@ -183,7 +183,7 @@ class JobFeed:
                 self.trouble = str(bad)
                 await asyncio.sleep(AWAY_SECONDS)
             except (RedisError, OSError) as bad:
-                # Watchers stay: they are told, and nothing is lost meanwhile.
+                # Watchers stay and get the reason; nothing is lost meanwhile.
                 if not self.trouble:
                     log.warning("action=feed_waits job_id=%s Redis does not answer: %s", self._job_id, bad)
                 self.trouble = f"Redis does not answer: {bad}"
@@ -193,7 +193,7 @@ class JobFeed:
         if self._floor is None:
             newest: Any = await self._redis.xrevrange(keys.events(self._job_id), count=1)
             self._floor = self._last = place_of(newest[0][0].decode()) if newest else START
-            self._tell()
+            self._wake()
         while not self.has_ended:
             position: Any = {keys.events(self._job_id): id_of(self._last)}
             page: Any = await self._redis.xread(position, count=PAGE, block=int(BLOCK_SECONDS * 1000))
@@ -202,12 +202,12 @@ class JobFeed:
             for entry_id, fields in entries:
                 self._keep(_frame(entry_id, fields))
             if entries:
-                self._tell()
+                self._wake()
                 await asyncio.sleep(PACE_SECONDS + PACE_PER_WATCHER_SECONDS * self.watchers)
                 continue
             ended = await ended_after(self._redis, self._job_id, id_of(self._last))
             if ended and ended.is_final:
-                self._say_last(ended)
+                self._keep_last(ended)
                 self._end()
 
     def _keep(self, frame: Frame) -> None:
@@ -216,7 +216,7 @@ class JobFeed:
         while len(self._frames) > KEPT:
             self._floor = self._frames.popleft().place
 
-    def _say_last(self, ended: jobs.JobStatus) -> None:
+    def _keep_last(self, ended: jobs.JobStatus) -> None:
         """The end of a job that has no events, or no longer has them."""
         if self._last != START:
             return
@@ -228,11 +228,11 @@ class JobFeed:
         if self._floor is None:
             self._floor = START
         self.has_ended = True
-        self._tell()
+        self._wake()
 
-    def _tell(self) -> None:
-        told, self._news = self._news, asyncio.get_running_loop().create_future()
-        told.set_result(None)
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.get_running_loop().create_future()
+        news.set_result(None)
 
 
 class Feeds:

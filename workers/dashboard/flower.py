@@ -32,7 +32,7 @@ EX_CONFIG: Final = 2
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
-    """Flower's options as our settings have them; what the user tells Flower itself wins."""
+    """Flower's options as our settings have them; Flower's own options win."""
     dashboard = settings.dashboard
     chosen: dict[str, Any] = {
         "address": dashboard.host,
@@ -46,7 +46,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
         "purge_offline_workers": PURGE_SECONDS,
     }
     if dashboard.basic_auth:
-        # Handed over inside this process: nobody reads it from the list of processes.
+        # Passed inside this process: the list of processes does not show it.
         chosen["basic_auth"] = [str.__str__(dashboard.basic_auth)]
     return chosen
 
@@ -98,11 +98,11 @@ def offer(settings: Settings, redis_url: str) -> None:
     for name, value in defaults(settings).items():
         setattr(options, name, value)
 
-    def build(**told: Any) -> Any:
+    def build(**given: Any) -> Any:
         from workers.dashboard.server import Dashboard, install
 
         try:
-            check(told["options"], settings)
+            check(given["options"], settings)
         except ThemesError as exc:
             print(f"themes: {exc}", file=sys.stderr)  # noqa: T201  # the user's terminal
             raise SystemExit(EX_CONFIG) from exc
@@ -110,7 +110,7 @@ def offer(settings: Settings, redis_url: str) -> None:
             # A worker that has not answered yet is reported as "Inspect method … failed", taken for an error by users.
             logging.getLogger("flower.inspector").setLevel(logging.ERROR)
         install(settings, redis_url)
-        return Dashboard(**told)
+        return Dashboard(**given)
 
     flower.command.Flower = build
 
@@ -120,10 +120,10 @@ def run(app: Celery, settings: Settings, redis_url: str) -> None:
     offer(settings, redis_url)
     chosen = defaults(settings)
     # As options, so that they win over what `FLOWER_*` and a flowerconfig.py say of the same.
-    told = [f"--{name}={chosen[name]}" for name in ("address", "port")]
+    chosen_options = [f"--{name}={chosen[name]}" for name in ("address", "port")]
     if "basic_auth" in chosen:
-        told.append(f"--basic_auth={chosen['basic_auth'][0]}")
-    app.start(["flower", *told])
+        chosen_options.append(f"--basic_auth={chosen['basic_auth'][0]}")
+    app.start(["flower", *chosen_options])
 
 
 def _refuse_taken(host: str, port: int) -> None:

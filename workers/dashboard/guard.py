@@ -53,7 +53,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_ours(host: str, address: str) -> bool:
-    """Whether a `Host` header names this machine: loopback, or the address that we were told to listen on."""
+    """Whether a `Host` header names this machine: loopback, or the address that the settings name."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:

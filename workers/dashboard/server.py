@@ -24,7 +24,7 @@ from workers.dashboard.jobs_pages import Site
 from workers.dashboard.prometheus import AllMetrics, Scrape
 from workers.dashboard.recent import RecentJobs
 from workers.dashboard.system import SystemReader
-from workers.dashboard.telemetry import DashboardWatch
+from workers.dashboard.telemetry import DashboardTelemetry
 from workers.dashboard.templates import Templates
 from workers.process.file_descriptors import dashboard_descriptors, ensure_descriptors
 
@@ -52,8 +52,8 @@ class Dashboard(Flower):
             broker=connect(broker_url, socket_timeout_seconds=timeout),
         )
         feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
-        self._watch = DashboardWatch(settings, redis)
-        self.io_loop.add_callback(self._watch.start)
+        self._telemetry = DashboardTelemetry(settings, redis)
+        self.io_loop.add_callback(self._telemetry.start)
         prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
         site = Site(settings, redis_url, RecentJobs(redis))
         ours: list[tuple[Any, ...]] = [
@@ -103,7 +103,7 @@ class Dashboard(Flower):
 
     def log_request(self, handler: Any) -> None:
         if handler.request.path.rpartition("/")[2] != "events":
-            self._watch.served(handler.request.request_time())
+            self._telemetry.served(handler.request.request_time())
         super().log_request(handler)
 
 

@@ -24,7 +24,7 @@ from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_se
 FRESH_SECONDS: Final = 2.0
 #: Jobs whose state is counted, the newest first.
 MAX_JOBS: Final = 1_000
-#: Jobs that have not ended whose whole status is looked at.
+#: Jobs that have not ended whose whole status is read.
 MAX_ACTIVE: Final = 200
 #: Ways to an LLM that are told apart; those in addition are added up as `OTHER`.
 MAX_ROUTES: Final = 30

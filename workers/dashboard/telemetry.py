@@ -13,7 +13,7 @@ from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter
 
 
-class DashboardWatch:
+class DashboardTelemetry:
     #: The span of a page, from the request's first line to the answer's last byte; a stream of events is none.
     PAGE: Final = "page"
 

@@ -1,1 +1,1 @@
-"""What `themes doctor` looks at, by subject: each check says what was found, and what to do when that is not fine."""
+"""What `themes doctor` checks, a file a subject: what was found, and what to do about it."""

@@ -19,7 +19,7 @@ FILLING: Final = 0.7
 FULL: Final = 0.8
 
 
-def look(settings: Settings) -> Iterator[Check]:
+def checks(settings: Settings) -> Iterator[Check]:
     url = locate(settings)
     try:
         with connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds) as client:

@@ -1,4 +1,4 @@
-"""One check, and how many of them are made at once: none hides another, however it fails or hangs."""
+"""One check, and all of them at once: none hides another, however it fails or hangs."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,25 +28,25 @@ class Check:
     fix: str | None = None
 
 
-#: Looks at one subject; what it yields before it fails counts.
-Look = Callable[[Settings], Iterator[Check]]
+#: Checks one subject; what it yields before it fails counts.
+Checks = Callable[[Settings], Iterator[Check]]
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A name for what goes wrong in a look as a whole, and the look."""
+    """A name for what goes wrong with its checks as a whole, and the checks."""
 
     name: str
-    look: Look
+    checks: Checks
 
 
 def examine(subjects: Sequence[Subject], settings: Settings, *, seconds: float = CHECK_SECONDS) -> list[Check]:
-    """Every check of every subject, in their order; all subjects are looked at at once."""
+    """Every check of every subject, in their order; all subjects at once."""
     found: list[list[Check]] = [[] for _ in subjects]
     threads = []
     for subject, checks in zip(subjects, found, strict=True):
-        # A look that hangs must not keep the process.
-        thread = threading.Thread(target=_look, args=(subject, settings, checks), name=subject.name, daemon=True)
+        # A check that hangs must not keep the process.
+        thread = threading.Thread(target=_check, args=(subject, settings, checks), name=subject.name, daemon=True)
         thread.start()
         threads.append(thread)
     deadline = monotonic() + seconds
@@ -60,10 +60,10 @@ def examine(subjects: Sequence[Subject], settings: Settings, *, seconds: float =
 _HANGS: Final = "what it asks hangs: look at that server's own log, then run `themes doctor` again"
 
 
-def _look(subject: Subject, settings: Settings, checks: list[Check]) -> None:
+def _check(subject: Subject, settings: Settings, checks: list[Check]) -> None:
     """One subject; an error of ours is its finding, its last part the fix."""
     try:
-        for check in subject.look(settings):
+        for check in subject.checks(settings):
             checks.append(check)  # noqa: PERF402  # what came before an error counts
     except ThemesError as exc:
         said = str(exc)

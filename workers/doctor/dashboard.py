@@ -1,4 +1,4 @@
-"""The dashboard: whether it answers, is ours, and lets nobody in who should not be."""
+"""The dashboard: whether it answers, is ours, and asks for the password."""
 
 import http.client
 import socket
@@ -18,7 +18,7 @@ _UNAUTHORIZED: Final = 401
 PAGE_BYTES: Final = 200_000
 
 
-def look(settings: Settings) -> Iterator[Check]:
+def checks(settings: Settings) -> Iterator[Check]:
     place = f"http://{settings.dashboard.host}:{settings.dashboard.port}"
     try:
         refuse_open(settings)
@@ -55,7 +55,7 @@ def _another(settings: Settings) -> str:
 
 def _get(host: str, port: int) -> tuple[int, bytes]:
     if not port:
-        raise ConnectionRefusedError  # any free port: nobody can know which
+        raise ConnectionRefusedError  # any free port: which is not known
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", "/")

@@ -33,7 +33,7 @@ _ELSEWHERE: Final = "or set THEMES_STATE_DIR or DATABASE_URL elsewhere"
 _PROBE: Final = "CREATE TABLE themes_doctor (found INTEGER)"
 
 
-def look(settings: Settings) -> Iterator[Check]:
+def checks(settings: Settings) -> Iterator[Check]:
     if make_url(settings.database_url).get_backend_name() == "sqlite":
         yield from _sqlite(path_of(make_url(settings.database_url)))
     else:

@@ -1,4 +1,4 @@
-"""LLM endpoints: `look` asks the smallest question in every response format, `probe` for the list of models."""
+"""LLM endpoints: `checks` asks the smallest question in every response format, `probe` for the list of models."""
 
 import asyncio
 import time
@@ -40,7 +40,7 @@ _SCHEMA: Final = {
 }
 
 
-def look(settings: Settings) -> Iterator[Check]:
+def checks(settings: Settings) -> Iterator[Check]:
     yield from asyncio.run(_each(_within(settings.llm, QUESTION_SECONDS), _endpoint))
 
 
@@ -49,7 +49,7 @@ def limits(settings: Settings) -> Iterator[Check]:
     try:
         known = endpoints(settings.llm)
     except ConfigError:
-        return  # `look` says what is missing
+        return  # `checks` says what is missing
     with reached(settings) as client:
         for endpoint in known:
             for model in _models(settings.llm, endpoint):
@@ -231,7 +231,7 @@ async def _is_public(llm: LlmSettings, endpoint: Endpoint) -> bool:
     try:
         await ChatClient(llm, base_url=without.base_url, model="", connections=connections).models()
     except ThemesError:
-        return False  # it asks for a key, or the other look says what is wrong
+        return False  # it asks for a key, or the other request says what is wrong
     finally:
         await connections.close()
     return True

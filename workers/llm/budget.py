@@ -2,15 +2,14 @@
 
     reserve an upper bound -> make the call -> settle what it really cost
 
-Redis decides in one script with what is spent and reserved everywhere: what fits is granted; what would
-fit without the calls under way waits, because most of what they have reserved comes back; what does not fit even then
-ends in `BudgetExceededError`. Whatever is uncertain counts as spent: a call that hung or broke after it was sent may
-have been charged, and so may what a process had under way when it died.
+Redis decides in one script with what is spent and reserved everywhere: what fits is granted; what would fit without the
+calls under way waits, because most of their reservations come back; what does not fit even then ends in
+`BudgetExceededError`. What is uncertain counts as spent: a call that hung or broke after it was sent may have been
+charged, and so may the calls of a process that died.
 
-A process sends its totals, never differences: a script that redis-py repeats, because the reply was lost, changes
-nothing. Redis away, a call waits. A job without a budget never gets here.
-
-Where there is no Redis the books are in a file (`workers.local.state_file`), kept by the same rules (`decisions`).
+A process reports totals, never differences: a script that redis-py repeats, because the reply was lost, changes
+nothing. While Redis is away calls wait. Without Redis the book is a file (`workers.local.state_file`), with the same
+rules.
 """
 
 import asyncio

@@ -8,6 +8,7 @@ so its answer is awaited, and cached.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from tasks.errors import JobPausedError, JobStoppedError
 
@@ -57,13 +58,17 @@ class Cancellation:
             del self._stages[task]
 
 
+#: Stops nothing.
+NEVER: Final = Cancellation("")
+
+
 class CancellationToken:
     """One stage's permission to ask. Without a `cancellation` nothing stops the stage."""
 
     __slots__ = ("cancellation", "under_way")
 
     def __init__(self, cancellation: Cancellation | None = None) -> None:
-        self.cancellation = cancellation or Cancellation("")
+        self.cancellation = cancellation or NEVER
         #: Calls that were sent and have not come back.
         self.under_way = 0
 

@@ -2,8 +2,7 @@
 
     cache -> single flight (process, then all) -> pool (route, rate limit, line) -> client -> validation -> cache
 
-The generator decides what a failed or unusable answer means: wait and ask again, ask again with the mistake named, ask
-again with more tokens, or give up with an error that says why.
+The generator decides what an unusable answer means: ask again with the mistake named or with more tokens, or give up.
 """
 
 import time
@@ -86,7 +85,7 @@ class Account:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Question:
     prompt: Prompt
     key: str

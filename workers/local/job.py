@@ -2,12 +2,11 @@
 
     input pages -> database (destinations) -> pages of what is missing -> lanes -> processor -> database
 
-The database holds the truth about what is left to do: the input is written there first, and what is worked on is read
-from there, a page at a time, so that memory does not grow with the job and a killed run goes on from where it was. What
-was paid for is in the state file before anything depends on it.
+The input is written to the database first, and what is worked on is read from there, a page at a time, so that memory
+does not grow with the job and a killed run goes on from where it was. What was paid for is in the state file before
+anything depends on it.
 
-Ending early: `stop` lets calls under way end, keeps their answers, and books what they cost; `stop(at_once=True)` does
-not wait for them.
+`stop` lets calls under way end, keeps their answers, and books what they cost; `stop(at_once=True)` does not wait.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
 """Entries straight into the database, with no stream between: for a run in one process.
 
-The same entries, batches and rows as the consumer's (`workers.results.consumer`). What waits is bounded: `put` waits
-when entries come faster than the database writes. Lost with the process is what was handed in and not yet committed, a
-flush interval's worth; its answers are kept (`workers.local.state_file`), so it is made again without being paid again,
-and what it has cost is in the call journal until the commit.
+The same entries, batches and rows as the consumer's (`workers.results.consumer`). `put` waits when entries come faster
+than the database writes. A kill loses at most a flush interval's entries; their answers are in the state file, and
+their costs in the call journal.
 """
 
 import asyncio

@@ -15,7 +15,7 @@ import msgspec
 
 from tasks.identity import normalise
 from tasks.messages import Destination, Missing, OverlapAnalysis, Profile, QualityAssessment, StageRecord, Theme, Usage
-from workers.pipeline.evidence import Evidence
+from workers.pipeline.evidence import FoundEvidence
 from workers.pipeline.prompts import Stage
 from workers.pipeline.schemas import theme_ids
 
@@ -101,7 +101,7 @@ class StageOutcome:
         )
 
 
-def numbered(outcomes: Sequence[StageOutcome], evidence: Evidence | None = None) -> list[Theme]:
+def numbered(outcomes: Sequence[StageOutcome], evidence: FoundEvidence | None = None) -> list[Theme]:
     """The new themes of all stages that found some, numbered through from t1, their citations checked."""
     themes: list[Theme] = []
     for outcome in outcomes:
@@ -126,7 +126,7 @@ def assemble(
     *,
     pipeline_version: str,
     elapsed_ms: float,
-    evidence: Evidence | None = None,
+    evidence: FoundEvidence | None = None,
 ) -> Profile:
     per_theme = [outcome for outcome in outcomes.values() if outcome.stage.asks == "each theme"]
     whole = {

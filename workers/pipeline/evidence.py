@@ -1,9 +1,8 @@
 """Evidence: what the web says of a destination, read before themes are asked for; citations are checked against it.
 
 Wikivoyage and Wikipedia need no key; with one, the Brave Search API names more pages. The former's interfaces under
-/w/ and /api/ are closed to robots by their robots.txt, so pages are read as a reader would, by their titles. What was
-read goes into prompts as quoted data. A destination that nothing was found about goes on without: "unsupported" is an
-outcome, not an error.
+/w/ and /api/ are closed to robots, so pages are read by their titles. What was read goes into prompts as quoted data. A
+destination without evidence goes on without.
 """
 
 import asyncio
@@ -63,7 +62,7 @@ class Passage(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class Evidence:
+class FoundEvidence:
     """What was read about a destination, and what could not be."""
 
     passages: list[Passage] = field(default_factory=list)
@@ -102,8 +101,8 @@ class EvidenceReader:
         self._web = settings.web_discovery
         self._redis = redis
         self._ttl_seconds = int(settings.performance_optimization.cache_ttl_days * 86_400)
-        self._flights: SingleFlight[Evidence] = SingleFlight()
-        self._known: dict[str, Evidence] = {}
+        self._flights: SingleFlight[FoundEvidence] = SingleFlight()
+        self._known: dict[str, FoundEvidence] = {}
 
     @classmethod
     @asynccontextmanager
@@ -118,7 +117,7 @@ class EvidenceReader:
     def __repr__(self) -> str:
         return f"<EvidenceReader {self._fetcher!r}>"
 
-    async def read(self, destination: Destination) -> Evidence:
+    async def read(self, destination: Destination) -> FoundEvidence:
         """What the web says of a destination; never raises for what the web does."""
         digest = self._digest(destination)
         found, _ = await self._flights.run(digest, lambda: self._find(destination, digest))
@@ -130,7 +129,7 @@ class EvidenceReader:
         about = [destination.id, destination.region and normalise(destination.region), *places]
         return hashlib.sha256(msgspec.json.encode(about)).hexdigest()
 
-    async def _find(self, destination: Destination, digest: str) -> Evidence:
+    async def _find(self, destination: Destination, digest: str) -> FoundEvidence:
         known = self._known.get(digest) or await self._cached(digest)
         if known is None:
             known = await self._read(destination)
@@ -140,7 +139,7 @@ class EvidenceReader:
         self._known[digest] = known
         return known
 
-    async def _cached(self, digest: str) -> Evidence | None:
+    async def _cached(self, digest: str) -> FoundEvidence | None:
         if self._redis is None:
             return None
         try:
@@ -151,9 +150,9 @@ class EvidenceReader:
         except (RedisError, OSError, WireError) as exc:
             log.debug("action=evidence_uncached %s", exc)
             return None
-        return Evidence(passages, failures)
+        return FoundEvidence(passages, failures)
 
-    async def _keep(self, digest: str, evidence: Evidence) -> None:
+    async def _keep(self, digest: str, evidence: FoundEvidence) -> None:
         if self._redis is None:
             return
         seconds = self._ttl_seconds if evidence.passages else min(NOTHING_SECONDS, self._ttl_seconds)
@@ -164,7 +163,7 @@ class EvidenceReader:
         except (RedisError, OSError) as exc:
             log.debug("action=evidence_uncached %s", exc)
 
-    async def _read(self, destination: Destination) -> Evidence:
+    async def _read(self, destination: Destination) -> FoundEvidence:
         sources = [
             self._titled(name, base, destination)
             for name, base in (("wikivoyage", self._web.wikivoyage_url), ("wikipedia", self._web.wikipedia_url))
@@ -174,7 +173,7 @@ class EvidenceReader:
             sources.append(self._searched(destination))
         sources = [_harmless(source) for source in sources]
         pages: list[tuple[Fetched, str, str]] = []
-        evidence = Evidence()
+        evidence = FoundEvidence()
         for outcome in await asyncio.gather(*sources):
             if isinstance(outcome, EvidenceRecord):
                 evidence.failures.append(outcome)

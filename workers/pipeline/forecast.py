@@ -1,10 +1,10 @@
 """What a job would ask and cost, from a sample of its destinations and what the cache holds; nothing is asked.
 
-Of each destination in the sample the prompts are made as the processor makes them and looked up in Redis: the prompts
-that find themes, and where all of those are cached, the ones about the themes too. For the sample the hits are exact.
-What is not cached is estimated: by what the stage took in earlier jobs with the same model, calls that were made again
-included. Where there are none, prompts by their length, themes that are not found yet by how many a stage finds,
-answers by the mean of the stage's cached ones, else by the limiter's first guess.
+For each destination in the sample the prompts are made as the processor makes them and looked up: those that find
+themes, and where all of these are cached, those about the themes. For the sample the hits are exact. The rest is
+estimated by what the stage took in earlier jobs with the same model. Without one, prompts are estimated by their
+length, themes by how many a stage finds, answers by the mean of the stage's cached ones, else by the limiter's first
+guess.
 """
 
 import math

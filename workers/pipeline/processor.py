@@ -20,7 +20,7 @@ from workers.llm.spend import Spend
 from workers.observe.call_journal import current
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import StageOutcome, assemble, numbered
-from workers.pipeline.evidence import Evidence, EvidenceReader
+from workers.pipeline.evidence import EvidenceReader, FoundEvidence
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
@@ -120,7 +120,7 @@ class _Run:
     stopped: JobStoppedError | None = None
     themes: list[Theme] = field(default_factory=list)
     #: What the web says of the destination; None where it is not asked.
-    evidence: Evidence | None = None
+    evidence: FoundEvidence | None = None
     _outcomes: dict[str, StageOutcome] = field(default_factory=dict)
     _inputs: dict[tuple[object, ...], Input] = field(default_factory=dict)
 

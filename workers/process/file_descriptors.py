@@ -1,7 +1,7 @@
 """File descriptors: what each role needs, and what the system gives it.
 
-A role that runs out of them fails in strange places: connections are refused, files cannot be opened. So it is looked
-at when a role starts, the soft limit is raised where the hard one allows it, and a role that would not work is refused.
+A role that runs out of them fails in strange places. So when a role starts, the soft limit is raised where the hard one
+allows it, and a role that would not work is refused.
 """
 
 import logging

@@ -51,7 +51,7 @@ class Live:
 
 async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5, 11)) -> JobReport:
     """The report of a job. Raises JobNotFoundError; DatabaseError where neither database nor Redis can be read."""
-    live = look(settings, job_id)
+    live = read_live(settings, job_id)
     notes = [live.trouble] if live.trouble else []
     now = time.time()
     async with AsyncExitStack() as stack:
@@ -94,7 +94,7 @@ async def _stored(
     return row, await read_job_stats(store, row, now=now), await store.measurements(job_id)
 
 
-def look(settings: Settings, job_id: str) -> Live:
+def read_live(settings: Settings, job_id: str) -> Live:
     """What Redis says of a job, its workers and the consumers; nothing where there is to be none."""
     if not settings.redis.enabled:
         return Live()
@@ -103,12 +103,12 @@ def look(settings: Settings, job_id: str) -> Live:
         timeout = min(REDIS_SECONDS, settings.redis.socket_timeout_seconds)
         with connect(url, socket_timeout_seconds=timeout) as redis:
             check_server(redis)
-            return _look(redis, job_id)
+            return _read(redis, job_id)
     except (RedisError, OSError, ThemesError) as bad:
         return Live(trouble=f"Redis does not answer, so this is what the database has: {bad}")
 
 
-def _look(redis: Redis, job_id: str) -> Live:
+def _read(redis: Redis, job_id: str) -> Live:
     live = Live(alive=len(fleet.workers(redis)), parts=read_measurements(redis, job_id))
     try:
         live.status = jobs.status(redis, job_id)

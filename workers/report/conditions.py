@@ -1,4 +1,4 @@
-"""What holds a job up that no utilisation tells: nobody works on it, its last destinations are late, it fails."""
+"""What holds a job up beside its resources: no worker has it, its last destinations are late, it fails."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -118,7 +118,7 @@ def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
 
 
 def cost(usd: float | None) -> str:
-    """US dollars; a price that nobody has set is not 0."""
+    """US dollars; a price that is not set is not 0."""
     return "no price set" if usd is None else dollars(usd)
 
 

@@ -1,4 +1,4 @@
-"""The stop signs of the jobs that have chunks in this worker, and the pauses that begin here."""
+"""The cancellations of the jobs that have chunks in this worker, and the pauses that begin here."""
 
 import logging
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ log = logging.getLogger("themes.chunks")
 
 
 class Cancellations:
-    """One stop sign a job, for as long as any of its chunks is held."""
+    """One cancellation a job, for as long as any of its chunks is held."""
 
     def __init__(self, ledger: Ledger, retry: StoppableRetry) -> None:
         self._ledger = ledger
@@ -29,7 +29,7 @@ class Cancellations:
         return list(self._cancellations)
 
     def of(self, job_id: str) -> Cancellation:
-        """The job's stop sign. The ledger hands out chunks only of a job that goes on: an old sign is done."""
+        """The job's cancellation; a new one where the old one has stopped: the ledger hands out running jobs only."""
         cancellation = self._cancellations.get(job_id)
         if cancellation is None or (cancellation.reason and not self._retry.is_stopped):
             cancellation = self._cancellations[job_id] = Cancellation(job_id)

@@ -47,7 +47,7 @@ OUTCOMES: Final = {status: field("destinations_total", outcome=status) for statu
 #: What a `Result` and the `Spent` of the same run have in common.
 _SHARED: Final = tuple(name for name in Spent.__struct_fields__ if name in Result.__struct_fields__)
 
-#: Processes one destination: `(destination, its job's stop sign, the job's options, number of the try)`.
+#: Processes one destination: `(destination, its job's cancellation, the job's options, number of the try)`.
 Process = Callable[[Destination, Cancellation, JobOptions, int], Awaitable[Processed]]
 
 

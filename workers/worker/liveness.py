@@ -1,8 +1,8 @@
 """Finds a worker that is alive but consumes nothing.
 
-kombu's consumer can stop consuming after a lost connection, without an error and for good. Seen from outside: nothing
-is in hand, and messages wait. The process then ends with `EX_WEDGED`, and its supervisor (`themes worker`,
-systemd, a container's restart policy) starts another; it holds nothing, so nothing is lost.
+kombu's consumer can stop consuming after a lost connection, without an error and for good: nothing is in hand, and
+messages wait. The process then ends with `EX_WEDGED`, and its supervisor (`themes worker`, systemd, a container's
+restart policy) starts another; it holds nothing, so nothing is lost.
 """
 
 import logging
@@ -26,7 +26,7 @@ LOOK_SECONDS: Final = 1.0
 
 
 @dataclass
-class WedgeDetector:
+class LivenessDetector:
     """Says when a worker consumes nothing: idle with messages waiting for longer than a bound."""
 
     after_seconds: float
@@ -49,7 +49,7 @@ def waiting_messages(broker: Redis) -> int:
         return int(sum(pipeline.execute()))
 
 
-class WedgeWatch:
+class LivenessWatch:
     """Watches over this process from a thread of its own.
 
     Args:
@@ -64,12 +64,12 @@ class WedgeWatch:
     ) -> None:
         self._broker = broker
         self._busy = busy
-        self._detector = WedgeDetector(after_seconds)
+        self._detector = LivenessDetector(after_seconds)
         self._end = end
         self._stopped = threading.Event()
 
     def __repr__(self) -> str:
-        return f"<WedgeWatch after={self._detector.after_seconds:g} s since={self._detector.since}>"
+        return f"<LivenessWatch after={self._detector.after_seconds:g} s since={self._detector.since}>"
 
     def start(self) -> None:
         threading.Thread(target=self._watch, name="wedge watch", daemon=True).start()

@@ -1,9 +1,8 @@
 """What a worker process does when it has become too large: `memory_pressure_threshold_mb`.
 
 One step a look, for memory comes back late: the cache gives up half, again and again; then lanes are retired, a quarter
-at a time, down to one; then a new chunk waits until nothing is in hand. One chunk at a time always goes on, so nothing
-stands still where the threshold is below what a worker needs. When the process is well below the threshold the steps
-are taken back, the last one first.
+at a time, down to one; then a new chunk waits until nothing is in hand. One chunk at a time always goes on. When the
+process is well below the threshold the steps are taken back, the last one first.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What the profiler of a worker looks at: its lanes, its pool, its cache; and the tasks that tell what it found."""
+"""What the profiler of a worker measures: its lanes, pool and cache; and the tasks that report it."""
 
 import asyncio
 import contextlib

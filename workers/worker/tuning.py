@@ -1,7 +1,6 @@
 """Changes a running worker process: its connections, lanes, limits, cache and log level.
 
-The settings of the file hold, with what was changed on top. A change is judged first and then made whole; what is made
-are plain assignments on the loop, so nothing is left half done. Used from Celery's main thread
+A change is judged first and then made whole by plain assignments on the loop. Used from Celery's main thread
 (`workers.worker.remote`) and from the thread that a reload signal starts.
 """
 

@@ -52,6 +52,15 @@ class CacheStats:
         for name, amount in counted.items():
             setattr(self, name, getattr(self, name) + amount)
 
+    def save(self, prompt_tokens: int, completion_tokens: int, usd: float | None) -> None:
+        """Count what a hit has saved."""
+        self.saved_prompt_tokens += prompt_tokens
+        self.saved_completion_tokens += completion_tokens
+        if usd is None:
+            self.unpriced_hits += 1
+        else:
+            self.saved_usd += usd
+
     def since(self, before: "CacheStats") -> dict[str, float]:
         return {item.name: getattr(self, item.name) - getattr(before, item.name) for item in fields(self)}
 

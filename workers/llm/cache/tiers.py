@@ -1,10 +1,7 @@
-"""Completions that were paid for once: at hand in memory, and kept in Redis for all workers.
+"""Completions that were paid for once: in memory, and in Redis for all workers or in a file.
 
-Where there is no Redis a file keeps them instead (`workers.local.state_file`).
-
-Only validated answers are stored. Redis lost in the middle costs speed, never a job: the memory tier goes on alone, it
-is said once, and once when Redis is back, which is used again as soon as it answers. Reads that come together travel
-together, and so do writes: a round of the graph is one MGET.
+Only validated answers are stored. Redis lost in the middle costs speed, never a job: the memory tier goes on alone.
+Reads that come together are one MGET, and so are writes one round trip.
 """
 
 import asyncio
@@ -203,7 +200,8 @@ class Lookup:
         stored = self._cache.memory.get(self._key)
         found = None if stored is None else self.decode(stored)
         if found is not None:
-            self.count(memory_hits=1)
+            for stats in self._all_stats:
+                stats.memory_hits += 1
         return found
 
     def accept(self, stored: bytes) -> CachedCompletion | None:
@@ -211,7 +209,8 @@ class Lookup:
         found = self.decode(stored)
         if found is not None:
             self.keep(stored)
-            self.count(redis_hits=1)
+            for stats in self._all_stats:
+                stats.redis_hits += 1
         return found
 
     def decode(self, stored: bytes) -> CachedCompletion | None:
@@ -231,8 +230,8 @@ class Lookup:
 
     def saved(self, found: CachedCompletion, usd: float | None) -> None:
         """Count what a hit has saved; `usd` None where its model has no price."""
-        dollars = {"unpriced_hits": 1} if usd is None else {"saved_usd": usd}
-        self.count(saved_prompt_tokens=found.prompt_tokens, saved_completion_tokens=found.completion_tokens, **dollars)
+        for stats in self._all_stats:
+            stats.save(found.prompt_tokens, found.completion_tokens, usd)
 
     def keep(self, stored: bytes) -> None:
         """Keep in memory what is stored elsewhere, without counting it."""

@@ -2,8 +2,8 @@
 
 Models think aloud, wrap, decorate and misspell JSON. Any instance of the schema is the answer, wherever it lies: the
 last one outside of reasoning wins. Code fences, prose, trailing commas, keys in another case, one wrapper too many or
-too few are mended, without inventing anything. What cannot be mended is an `InvalidAnswerError` whose text is what the
-model is told when it is asked again.
+too few are mended, and nothing is invented. Otherwise `InvalidAnswerError` has the text that the model gets when it is
+asked again.
 """
 
 import json

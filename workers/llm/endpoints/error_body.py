@@ -1,7 +1,7 @@
 """An error as a server puts it: its message and its codes, the innermost first, whatever the shape of the body.
 
-Gateways wrap the error of the provider behind them: in `error.metadata.raw`, in `innererror`, in a list, as JSON in a
-string. What the provider said decides, so it is read first and shown.
+Gateways wrap the error of the provider behind them, in `error.metadata.raw`, in `innererror`, in a list, as JSON in a
+string; the provider's words decide.
 """
 
 import re
@@ -58,7 +58,9 @@ def error_body(raw: bytes) -> ErrorBody:
             return ErrorBody("an HTML page", words=text[:WORDS_CHARACTERS].lower(), is_page=True)
         if _GATEWAY_TEXT.fullmatch(text):
             return ErrorBody(repr(text), words=text.lower(), is_page=True)
-        return ErrorBody(repr(one_line(text, ERROR_CHARACTERS)), words=text[:WORDS_CHARACTERS].lower())
+        # `repr` doubles every backslash.
+        shown = repr(one_line(text, ERROR_CHARACTERS))[: ERROR_CHARACTERS + 2]
+        return ErrorBody(shown, words=text[:WORDS_CHARACTERS].lower())
     return error_value(data)
 
 

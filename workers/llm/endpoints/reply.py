@@ -1,8 +1,7 @@
 """A server's answer, read: its texts wherever they lie, why it ended, which model gave it, and what it has used.
 
-Servers put the answer into `content`, as a string, parts or an object; into a tool call; or, with a model that thinks,
-beside its thoughts. Some send server-sent events although none were asked for. What cannot be read is an outage of this
-one call.
+Servers put the answer into `content`, as a string, parts or an object; into a tool call; or beside the model's
+thoughts. Some send server-sent events unasked. What cannot be read is an outage of this one call.
 """
 
 import json

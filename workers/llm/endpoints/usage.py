@@ -1,7 +1,6 @@
 """The `usage` of a server's answer, checked: the one place where a server's counts of tokens are believed.
 
-A count outside its range is unknown. What is unknown is estimated by length, and marked as an estimate, so that a
-budget and the books never rest on an absurd number.
+A count outside its range is unknown. What is unknown is estimated by length, and marked as an estimate.
 """
 
 import re

@@ -2,8 +2,8 @@
 
 A limit is one number, the theoretical arrival time (TAT): when everything that was let through would have drained at
 the allowed rate. A request may go as soon as the TAT is no further ahead than the burst allows. Reserving moves the TAT
-at once and returns the time of the caller's slot, so no caller asks twice. Requests and tokens are two such numbers,
-and a cool-down is a time before which there are no slots: a slot satisfies all three.
+and returns the time of the caller's slot. Requests and tokens are two such numbers, a cool-down is a time before which
+there are no slots, and a slot satisfies all three.
 
 Source: ITU-T Recommendation I.371, annex A (virtual scheduling). All times are microseconds.
 """

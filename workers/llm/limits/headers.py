@@ -1,9 +1,9 @@
 """The numbers in a server's HTTP headers, or in its words: when a request may be repeated.
 
-This is the one place that reads them. A value is a number of seconds between 0 and `MAX_WAIT_SECONDS`, or unknown
-(None), and then the caller uses its own estimate. Servers, gateways and proxies write the same thing in many ways:
-seconds, milliseconds, durations (`6m0s`), HTTP dates, ISO dates, Unix times in seconds, milliseconds or microseconds. A
-number of 10^9 or more can only be a time: as a duration it would be 31 years.
+A value is a number of seconds between 0 and `MAX_WAIT_SECONDS`, or unknown (None): then the caller uses its own
+estimate. Servers, gateways and proxies write seconds, milliseconds, durations (`6m0s`), HTTP dates, ISO dates, Unix
+times in seconds, milliseconds or microseconds. A number of 10^9 or more can only be a time: as a duration it would be
+31 years.
 """
 
 import email.utils

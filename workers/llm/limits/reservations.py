@@ -1,6 +1,6 @@
 """Slots of an endpoint's rate limits: reserved in Redis for all processes, or in this process for its share.
 
-Redis away, the process goes on with its share, by the number of processes last seen, and returns by itself.
+While Redis is away, the process keeps to its share, by the number of processes last seen.
 """
 
 import asyncio
