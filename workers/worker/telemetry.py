@@ -12,16 +12,14 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import Settings
-from tasks import keys
 from tasks.messages import Destination
 from tasks.readings import amounts
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.observe.counters import field
 from workers.observe.leaks import WATCH
-from workers.observe.measurement_store import MeasurementReporter
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.reporter import MetricsReporter
+from workers.observe.telemetry import start_reports
 from workers.process.periodic import LAST_SECONDS
 from workers.process.shutdown import end_tasks
 from workers.worker.lanes import Lanes
@@ -87,12 +85,10 @@ async def profiled(
         yield
         return
     look_at(profiler, settings, watched)
-    seconds = min(settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
+    seconds = settings.performance_optimization.profile_interval_seconds
     tasks = [
-        asyncio.create_task(profiler.watch_loop(), name="loop lag"),
-        asyncio.create_task(MeasurementReporter(redis, profiler, seconds=seconds).run(), name="profiles"),
+        *start_reports(profiler, redis, watched.counters, seconds=seconds, samples=False),
         asyncio.create_task(_watch_rates(profiler, redis, watched), name="learnt rates"),
-        asyncio.create_task(MetricsReporter(redis, profiler, watched.counters).run(), name="metrics"),
     ]
     try:
         yield
