@@ -40,7 +40,7 @@ _NUMBERS: Final[Mapping[str, tuple[type, float, float]]] = {
     "request_burst": (int, 1, 10_000_000),
     "tokens_per_minute": (float, 1, 100_000_000_000),
 }
-_TEXTS: Final = ("base_url", "api_key", "api_key_env", "api_key_file")
+_PLAIN: Final = ("base_url", "api_key", "api_key_env", "api_key_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ def parse_endpoints(key: str, source: yaml.Node | str, place: str) -> Endpoints:
 
 def _endpoint(key: str, node: yaml.Node, place: str) -> EndpointSettings:
     parts = members(key, node, place, _ENDPOINT_SHAPE)
-    unknown = set(parts) - {*_TEXTS, *_NUMBERS, "models", "headers"}
+    unknown = set(parts) - {*_PLAIN, *_NUMBERS, "models", "headers"}
     if unknown:
-        known = ", ".join([*_TEXTS, *_NUMBERS, "models", "headers"])
+        known = ", ".join([*_PLAIN, *_NUMBERS, "models", "headers"])
         raise ConfigError(f"{key}: unknown setting {min(unknown)!r}; known: {known} ({place})")
     found: dict[str, Any] = {}
     for name, value in parts.items():
@@ -114,17 +114,20 @@ def _models(key: str, node: yaml.Node, place: str) -> Mapping[str, str]:
     return MappingProxyType({name: scalar(f"{key}.{name}", value, place) for name, value in named.items()})
 
 
+def _texts(key: str, source: yaml.Node | str, place: str, shape: str) -> dict[str, str]:
+    named = members(key, node_of(key, source, place), place, shape)
+    return {name: scalar(f"{key}.{name}", node, place, shape) for name, node in named.items()}
+
+
 def parse_roles(key: str, source: yaml.Node | str, place: str) -> Roles:
-    named = members(key, node_of(key, source, place), place, _ROLE_SHAPE)
-    roles = {role: scalar(f"{key}.{role}", node, place, _ROLE_SHAPE) for role, node in named.items()}
+    roles = _texts(key, source, place, _ROLE_SHAPE)
     if not all(roles.values()):
         raise ConfigError(f"{key}: expected {_ROLE_SHAPE} ({place})")
     return MappingProxyType(roles)
 
 
 def parse_headers(key: str, source: yaml.Node | str, place: str) -> Headers:
-    named = members(key, node_of(key, source, place), place, _HEADERS_SHAPE)
-    headers = {name: scalar(f"{key}.{name}", node, place, _HEADERS_SHAPE) for name, node in named.items()}
+    headers = _texts(key, source, place, _HEADERS_SHAPE)
     for name, text in headers.items():
         if not _HEADER_NAME.fullmatch(name) or name.lower() in _OWN_HEADERS:
             raise ConfigError(f"{key}: {name!r} is no header that can be set here ({place})")
@@ -166,7 +169,7 @@ def _json(key: str, node: yaml.Node, place: str) -> Any:
 
 def public_endpoint(endpoint: EndpointSettings) -> dict[str, Any]:
     """What is set of an endpoint, as JSON knows it, without its key."""
-    parts = {name: getattr(endpoint, name) for name in (*_TEXTS, *_NUMBERS) if getattr(endpoint, name) is not None}
+    parts = {name: getattr(endpoint, name) for name in (*_PLAIN, *_NUMBERS) if getattr(endpoint, name) is not None}
     if endpoint.api_key:
         parts["api_key"] = "***"
     if endpoint.headers:

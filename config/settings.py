@@ -171,7 +171,7 @@ def load(
         path: the YAML file; by default the one that `THEMES_CONFIG` names, else the one beside this module.
         env: the environment; by default the process's.
         overrides: `section.key` -> text, from the command line.
-        machine: what the container may use, which bounds defaults. By default this process's, and nobody's with an
+        machine: what the container may use, which bounds defaults. By default this process's; no limit with an
             environment that is not this process's.
 
     Raises:
@@ -237,7 +237,7 @@ def _load(
         if key == "state_dir" and file == DEFAULT_FILE and place.startswith(f"{file.name}:"):
             value = STATE_DIR.parent / value  # the file that belongs to a checkout speaks of its folders
         values[key] = value
-        # The file we ship repeats the defaults: what it leaves alone nobody has set.
+        # The file we ship repeats the defaults: those count as not set.
         shipped = file == DEFAULT_FILE and place.startswith(f"{file.name}:") and value == _default(key)
         origins[key] = DEFAULT if shipped else place
     _bound(values, origins, machine)
@@ -248,7 +248,7 @@ def _load(
 
 
 def _bound(values: dict[str, Any], origins: dict[str, str], machine: ContainerLimits) -> None:
-    """Make what nobody has set smaller where the container has less than it."""
+    """Make defaults smaller where the container has less."""
     for key, most in bounded_defaults(machine).items():
         if origins.get(key, DEFAULT) == DEFAULT and most < _default(key):
             values[key] = max(most, least_of(key))

@@ -43,7 +43,7 @@ class EndpointDownError(RetryableError):
 class EndpointAwayError(EndpointDownError):
     """The endpoint cannot be reached, hung up, did not answer in time, or said that it is not there (502, 503, 504).
 
-    `is_unreachable`: there was nobody to connect to, so that the request cannot be at fault.
+    `is_unreachable`: no connection was made, so the request cannot be at fault.
     """
 
     def __init__(self, message: str, *, is_unreachable: bool = False) -> None:

@@ -14,7 +14,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
 | themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
-| themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
+| themes:job:ID:producer | string | lives while a producer enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
 | themes:job:ID:measurements | hash | process -> what it has measured of the job | KEEP_SECONDS after the last report |
 | themes:measurements | zset | job by the time its measurements changed last: not yet in the database | KEEP_SECONDS |
@@ -35,9 +35,9 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:stats:cache:PROCESS | string | number of a process's last report of that | an hour |
 | themes:dead:PROCESS | string | a worker process that is known to be dead | DEAD_SECONDS |
 | themes:flight:DIGEST | string | token of the process that is asking a prompt | its lease, renewed |
-| themes:flight:DIGEST:waiters | string | somebody waits for that | a minute, or a lease |
+| themes:flight:DIGEST:waiters | string | another caller waits for that | a minute, or a lease |
 | themes:flight:DIGEST:outcome | string | what those who waited are told, where the cache will not | seconds |
-| themes:flights | channel | digest of each prompt that somebody waited for, at its end | - |
+| themes:flights | channel | digest of each prompt with waiting callers, at its end | - |
 | themes:limit:DIGEST | hash | an endpoint's limits: when they are used up (r, t; us) | LIMIT_SECONDS beyond that |
 | themes:limit:DIGEST:users | zset | processes that share them, by their last reservation (us) | USER_SECONDS |
 | themes:limit:DIGEST:learnt | hash | what refusals have taught of an endpoint's rate | 10 minutes of rest |

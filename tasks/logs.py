@@ -175,7 +175,7 @@ def configure(level: int | str, style: str, stream: TextIO | None = None) -> Non
 
 
 def set_level(level: int | str) -> None:
-    """Say so much from now on, `DEBUG` to `CRITICAL`; libraries say less."""
+    """Log from `level` on, `DEBUG` to `CRITICAL`; libraries at least from WARNING on."""
     root = logging.getLogger()
     root.setLevel(level)
     for name in _CHATTY:

@@ -1,4 +1,4 @@
-"""Hashes out of Redis, checked where they are read: anybody may have written them, and nothing behind checks again."""
+"""Hashes out of Redis, checked where they are read: any program may have written them."""
 
 import contextlib
 import math

@@ -29,7 +29,7 @@ def check_private(path: Path) -> None:
     try:
         found = path.stat()
     except OSError:
-        return  # whoever uses it says why it cannot be used
+        return  # its user reports why it cannot be used
     if found.st_uid not in {os.getuid(), 0}:
         raise ConfigError(
             f"state_dir: {path} belongs to another user ({found.st_uid}), who could put there what he likes: choose "

@@ -52,7 +52,7 @@ def plural(noun: str) -> str:
 
 
 def one_line(text: str, characters: int) -> str:
-    """The beginning of a text as one clean line of at most so many `characters`."""
+    """The beginning of a text as one clean line of at most `characters`."""
     return " ".join(cleaned(text[: 4 * characters]).split())[:characters]
 
 

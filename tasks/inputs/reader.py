@@ -88,7 +88,7 @@ class Reader:
     Args:
         source: a path, `-` for standard input, or a binary file.
         strict: end with an error at the first bad row.
-        limit: take only so many destinations, 1 at least.
+        limit: the most destinations to read, at least 1.
         columns: further columns that are sent to the model.
         id_column: the column whose values say which rows are one destination.
         mapped: `ROLE=COLUMN` pairs that say what columns are: name, country, region, lat, lon, id.

@@ -138,18 +138,9 @@ def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> s
     job_id, name = new_job_id(now), job_name(name)
     entry = JobOpened(job_id=job_id, name=name, created_at=now, options=options)
     with redis.pipeline(transaction=True) as pipeline:
-        pipeline.hset(
-            keys.job(job_id),
-            mapping={
-                "job_id": job_id,
-                "name": name,
-                "state": "queued",
-                "total": 0,
-                "sealed": 0,
-                "created_at": now,
-                "options": msgspec.json.encode(options),
-            },
-        )
+        fields: dict[Any, Any] = {"job_id": job_id, "name": name, "state": "queued", "created_at": now}
+        fields |= {"total": 0, "sealed": 0, "options": msgspec.json.encode(options)}
+        pipeline.hset(keys.job(job_id), mapping=fields)
         pipeline.set(keys.producer(job_id), "1", ex=keys.PRODUCER_SECONDS)
         if options.budget_usd is not None:
             limit = budget.nano_usd(options.budget_usd)
@@ -282,7 +273,7 @@ def status_of(
 
 
 def _spent(money: budget.BudgetState, *, is_paused: bool) -> float:
-    """What a budget has spent; of a paused job also what is reserved: nobody will give much of it back."""
+    """What a budget has spent; of a paused job also what is reserved: little of it will be released."""
     return round(money.spent_usd + (money.reserved_usd if is_paused else 0), 9)
 
 
@@ -327,18 +318,12 @@ def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
 
 
 def drop_work(redis: Redis, job_id: str) -> None:
-    """Forget what is left to do of a cancelled job: nobody takes any of it any more."""
-    # One set for each chunk that somebody has begun: few, and named after chunks that are still in the ledger.
+    """Delete what is left to do of a cancelled job."""
+    # One set for each chunk that a worker has begun: few, and named after chunks that are still in the ledger.
     begun: list[Any] = redis.hkeys(keys.deliveries(job_id))
-    redis.delete(
-        keys.chunks(job_id),
-        keys.labels(job_id),
-        keys.leases(job_id),
-        keys.owners(job_id),
-        keys.deliveries(job_id),
-        keys.producer(job_id),
-        *(keys.finished(job_id, text_of(chunk_id)) for chunk_id in begun),
-    )
+    work = keys.chunks, keys.labels, keys.leases, keys.owners, keys.deliveries, keys.producer
+    finished = [keys.finished(job_id, text_of(chunk_id)) for chunk_id in begun]
+    redis.delete(*(key_of(job_id) for key_of in work), *finished)
 
 
 def last_event(known: JobStatus) -> Event:

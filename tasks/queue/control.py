@@ -75,7 +75,7 @@ def resume(
 
 
 def waiting_chunks(redis: Redis, job_id: str) -> list[tuple[str, str]]:
-    """Chunks that nobody holds, with their labels, in the order in which they were made."""
+    """Chunks without a lease, with their labels, in the order in which they were made."""
     known: list[Any] = redis.hkeys(keys.chunks(job_id))
     waiting = sorted(set(known) - set(redis.zrange(keys.leases(job_id), 0, -1)))
     if not waiting:

@@ -1,4 +1,4 @@
-"""Ends the leases of a worker process that is known to be dead, so that nobody waits for them to run out."""
+"""Ends the leases of a worker process that is known to be dead, before they run out."""
 
 from typing import Final
 

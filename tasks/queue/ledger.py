@@ -123,16 +123,9 @@ class Ledger:
             return Taking.GONE
 
     async def _asked(self, job_id: str, chunk_id: str, max_unwritten: int) -> Any:
+        books = [key_of(job_id) for key_of in (keys.chunks, keys.leases, keys.owners, keys.deliveries)]
         return await self._take(
-            keys=[
-                keys.chunks(job_id),
-                keys.leases(job_id),
-                keys.owners(job_id),
-                keys.deliveries(job_id),
-                keys.finished(job_id, chunk_id),
-                keys.RESULTS,
-                keys.job(job_id),
-            ],
+            keys=[*books, keys.finished(job_id, chunk_id), keys.RESULTS, keys.job(job_id)],
             args=[chunk_id, self._token, self._lease_ms, max_unwritten],
         )
 
@@ -223,9 +216,9 @@ class Ledger:
         return singles
 
     async def hand_off(self, chunk: Chunk, new: Chunk, label: str) -> bool:
-        """Move destinations that nobody has started from a chunk of ours into a new one, for others to take.
+        """Move destinations that were not started from a chunk of ours into a new one, for other workers.
 
-        False when the chunk is no longer ours: then somebody else has them already.
+        False when the chunk is no longer ours: then another worker has them already.
         """
         given = await self._hand_off(
             keys=_books_of(chunk),

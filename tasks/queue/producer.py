@@ -190,7 +190,7 @@ class _Enqueuing:
     def _cancel(self, job_id: str) -> None:
         try:
             jobs.cancel(self._redis, job_id, compress=self._compress)
-            # Somebody else may have cancelled it before: what was written since is left over.
+            # A user may have cancelled it before: what was written since is left over.
             jobs.drop_work(self._redis, job_id)
         except RedisError as exc:
             log.warning("action=cancel job_id=%s could not be cancelled after a failed enqueue: %s", job_id, exc)

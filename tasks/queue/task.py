@@ -12,7 +12,7 @@ _ATTRIBUTE = "themes_runtime"
 
 class ChunkProcessor(Protocol):
     def process_chunk(self, job_id: str, chunk_id: str) -> str:
-        """Work on a chunk until it is done, given back, or found to be somebody else's; returns which."""
+        """Work on a chunk until it is done, given back, or found to be another worker's; returns which."""
 
 
 def attach(celery_app: Celery, runtime: ChunkProcessor | None) -> None:

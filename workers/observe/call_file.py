@@ -146,7 +146,7 @@ class Orphan:
     at: float
     elapsed_ms: float
     usage: Usage
-    #: Calls, in `usage`, of which nobody can say whether they were sent: the process died while it sent them.
+    #: Calls, in `usage`, that may not have been sent: the process died while it sent them.
     uncertain: int
 
 

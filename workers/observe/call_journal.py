@@ -97,9 +97,6 @@ class Recording:
         #: Done when what the run has cost is durable; None where it is as soon as it is handed over.
         self.durable: asyncio.Future[None] | None = None
 
-    def __repr__(self) -> str:
-        return f"<Recording {'open' if self.is_open else 'closed'} calls={self._spent[0]}>"
-
     def sending(self) -> None:
         """Announce a call: it is about to be handed to the operating system."""
         if self._map is not None and self.is_open:
@@ -130,7 +127,7 @@ class Recording:
         cost_usd: float | None = 0.0,
         estimated: int = 0,
     ) -> None:
-        """Count the end of so many calls, and the tokens of the answer where there was one."""
+        """Count the end of `calls` calls, and the tokens of the answer where there was one."""
         s = self._spent
         s[1] += prompt_tokens
         s[2] += completion_tokens
@@ -157,7 +154,7 @@ class Recording:
             self._map[self._offset + CACHE_VALID] = self._cached + 1
 
     def books_at(self, at: float) -> None:
-        """Say under which time the run is about to be booked; nothing more is counted."""
+        """Set the time under which the run is about to be booked; nothing more is counted."""
         self._spent[10] = at
         self._write()
         self.is_open = False
@@ -167,7 +164,7 @@ class Recording:
         return usage_of(self._spent, self._cache)
 
     def forget(self) -> None:
-        """It is booked: the slot is free, or will be once what was booked is durable."""
+        """Free the slot of a booked run, now or once what was booked is durable."""
         self.is_open = False
         if self.durable is not None and not self.durable.done():
             self.durable.add_done_callback(lambda done: None if done.cancelled() else self.forget())
@@ -242,7 +239,7 @@ def recording(run: Recording) -> Iterator[None]:
 class CallJournal:
     """The call journal of one process; without a folder (`CallJournal()`) runs are counted and not written down.
 
-    Open it where the process lives: the file's lock ends with the process, or with `close`.
+    The file's lock ends with the process, or with `close`.
     """
 
     def __init__(self) -> None:
@@ -274,7 +271,7 @@ class CallJournal:
         return made
 
     async def keep(self) -> None:
-        """See that the file is where others find it, and go on in another one where it is not.
+        """Go on in a new file where the file was deleted.
 
         Called with each heartbeat: a file or folder that was deleted, or a full disk, costs the books of the seconds
         between two of them at most.

@@ -33,9 +33,6 @@ class Counters:
         self.enabled = enabled
         self._added: dict[str, float] = {}
 
-    def __repr__(self) -> str:
-        return f"<Counters enabled={self.enabled} fields={len(self._added)}>"
-
     def add(self, name: str, amount: float = 1.0) -> None:
         if not self.enabled or not amount:
             return

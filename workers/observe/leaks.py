@@ -58,9 +58,6 @@ class LeakWatch:
         #: File, as it is shown -> why its lines may grow.
         self._reasons: dict[str, str] = {}
 
-    def __repr__(self) -> str:
-        return f"<LeakWatch {'on' if self.is_on else 'off'} looks={len(self._looks)}>"
-
     @property
     def is_on(self) -> bool:
         return self._thread is not None

@@ -47,9 +47,6 @@ class MeasurementReporter:
         self._profiler = profiler
         self._seconds = seconds
 
-    def __repr__(self) -> str:
-        return f"<MeasurementReporter {self._profiler!r} every {self._seconds:g} s>"
-
     async def run(self) -> None:
         """Report until cancelled, and a last time then."""
         if self._profiler.enabled:

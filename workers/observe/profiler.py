@@ -29,7 +29,7 @@ from workers.observe.metrics import Histogram
 from workers.observe.records import Node, Records
 from workers.observe.samples import Sampler
 
-#: Jobs that are kept; those that rest longest are forgotten, after their part was told.
+#: Jobs that are kept; those that rest longest are forgotten, after they were reported.
 MAX_JOBS: Final = 200
 #: Seconds between two looks at how late the event loop wakes.
 LAG_SECONDS: Final = 0.1

@@ -84,7 +84,7 @@ class Records:
         self.sums: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self.since = self.until = time.time()
-        #: Whether there is something that nobody has been told.
+        #: Whether there is something to report.
         self.changed = False
         #: How many things of this job are under way.
         self.holds = 0
@@ -94,9 +94,6 @@ class Records:
         self._slowest_kept = slowest_kept
         self._slowest: list[tuple[float, int, SlowDestination]] = []
         self._order = 0
-
-    def __repr__(self) -> str:
-        return f"<Records {self.job_id or 'no job'} holds={self.holds} nodes={self.nodes}>"
 
     def hold(self) -> None:
         """Something of this job begins here: from now on the process's amounts are booked on it."""

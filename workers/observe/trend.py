@@ -70,9 +70,6 @@ class Trend:
         self._every_seconds = every_seconds
         self._samples: list[tuple[float, float]] = []
 
-    def __repr__(self) -> str:
-        return f"<Trend samples={len(self._samples)} every={self._every_seconds:g} s>"
-
     def add(self, at: float, value: float) -> bool:
         """Take a sample, unless the last one is too young; says whether it was taken."""
         samples = self._samples

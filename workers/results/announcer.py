@@ -26,7 +26,7 @@ log = logging.getLogger("themes.results")
 _REPORT: Final = lua(__file__, "report")
 _END: Final = lua(__file__, "end_job")
 _EVENTS: Final = lua(__file__, "add_events")
-#: Events in one command: Redis serves nobody else while it runs, so it is kept to a millisecond or so.
+#: Events in one command: Redis serves no other client while it runs, so it is kept to a millisecond or so.
 EVENTS_AT_ONCE: Final = 200
 
 
@@ -47,9 +47,6 @@ class Announcer:
         self._announced_at: dict[str, float] = {}
         #: Jobs that could not be announced and of which that was said.
         self._said: set[str] = set()
-
-    def __repr__(self) -> str:
-        return f"<Announcer events={self._wants_events} running={len(self._announced_at)}>"
 
     async def announce(self, applied: Applied) -> None:
         """Announce one committed batch, in one round trip."""

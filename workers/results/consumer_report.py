@@ -1,4 +1,4 @@
-"""What a consumer tells of itself once a second: how far it is behind, how fast it is, how its statements run."""
+"""What a consumer reports once a second: how far it is behind, how fast it is, how its statements run."""
 
 import asyncio
 import logging
@@ -61,9 +61,6 @@ class ConsumerReporter:
         self.results = 0
         self.rejected = 0
         self.last_batch = 0
-
-    def __repr__(self) -> str:
-        return f"<ConsumerReporter {self._name} entries={self.entries} rejected={self.rejected}>"
 
     def settled(self, *, batch: int, rejected: int, applied: Applied) -> None:
         self.entries += batch

@@ -73,12 +73,12 @@ class StreamDelivery:
 
 
 class JournalReplayer:
-    """Looks through the files in a state directory, and delivers what dead processes have spent."""
+    """Delivers what dead processes have spent, out of the files in a state directory."""
 
     def __init__(self, state_dir: Path, delivery: Delivery) -> None:
         self._folder = state_dir / FOLDER
         self._delivery = delivery
-        #: Files that were spoken of already.
+        #: Files that were logged already.
         self._said: set[str] = set()
 
     def book(self) -> int:
@@ -135,13 +135,13 @@ class JournalReplayer:
             path.rename(path.with_suffix(BAD_SUFFIX))
 
     def _say(self, path: Path, what: str) -> None:
-        """Once a file: the next look is soon."""
+        """Log once a file."""
         if path.name not in self._said:
             self._said.add(path.name)
             log.warning("action=recording_left %s %s", path, what)
 
     def _tidy(self) -> None:
-        """Keep few of what nobody can read, and nothing of what was never finished."""
+        """Keep few of the damaged files, and none that was never finished."""
         with contextlib.suppress(OSError):
             bad = sorted(self._folder.glob(f"*{BAD_SUFFIX}"), key=lambda path: path.stat().st_mtime)
             for path in bad[:-BAD_FILES]:
@@ -199,7 +199,7 @@ def replay_journals(settings: Settings, redis: Redis) -> None:
 
 
 async def keep_replaying(settings: Settings, url: str, *, knows: Callable[[str], bool]) -> None:
-    """Look every `work.sweep_interval_seconds` until cancelled; Redis away is waited for. `knows` runs in a thread."""
+    """Replay every `work.sweep_interval_seconds` until cancelled. `knows` runs in a thread."""
     redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     orphanage = JournalReplayer(settings.state_dir, StreamDelivery(settings, redis, knows=knows))
     try:

@@ -20,7 +20,7 @@ from workers.results.stream import ResultsStream, is_group_lost
 
 log = logging.getLogger("themes.sweeper")
 
-#: Seconds after which a message that nobody has acknowledged is looked at: a living worker is done with most by then.
+#: Seconds after which an unacknowledged message is looked at: a living worker is done with most by then.
 UNACKED_SECONDS: Final = 60.0
 #: Messages, and keys of Redis, that are looked at in one sweep. A cache of millions is walked through over many sweeps.
 LOOK_AT_ONCE: Final = 1_000
@@ -60,7 +60,7 @@ class Leftovers:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id, chunk_id in chunks.values():
                 pipeline.hexists(keys.chunks(job_id), chunk_id)
-            # An error is no answer: somebody has written something else under that key.
+            # An error is no answer: another program has written something else under that key.
             answers = await pipeline.execute(raise_on_error=False)
         gone = [tag for tag, answer in zip(chunks, answers, strict=True) if answer == 0]
         if not gone:

@@ -45,9 +45,6 @@ class MeasurementKeeper:
         #: When a running job was copied last, in monotonic seconds.
         self._copied: dict[str, float] = {}
 
-    def __repr__(self) -> str:
-        return f"<MeasurementKeeper running={len(self._copied)}>"
-
     async def run(self) -> None:
         """Copy until cancelled, and a last time then."""
         pause, missed = partial(asyncio.sleep, LOOK_SECONDS), "action=profile_missed it stays due: %s"

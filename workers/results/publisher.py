@@ -99,13 +99,8 @@ class EventPublisher:
                 await self._announce(job_id)
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for event, encoded in page:
-                    pipeline.xadd(
-                        keys.events(event.job_id),
-                        encoded,
-                        maxlen=self._max_events,
-                        approximate=True,
-                        nomkstream=True,
-                    )
+                    stream, most = keys.events(event.job_id), self._max_events
+                    pipeline.xadd(stream, encoded, maxlen=most, approximate=True, nomkstream=True)
                 for job_id in jobs:
                     pipeline.expire(keys.events(job_id), keys.KEEP_SECONDS)
                 # A key of another type is one job's trouble: the consumer says it.
@@ -132,7 +127,7 @@ class EventPublisher:
         return page
 
     async def _announce(self, job_id: str) -> None:
-        """Say that a job has started, unless that was said."""
+        """Publish that a job has started, once."""
         try:
             fields = texts(await self._redis.hgetall(keys.job(job_id)))
             data = {"name": fields.get("name", ""), "total": whole(fields, "total")}

@@ -103,9 +103,6 @@ class ResultsStream:
         self._consumer = consumer
         self._gathered_at = float("-inf")
 
-    def __repr__(self) -> str:
-        return f"<ResultsStream {keys.RESULTS} consumer={self._consumer}>"
-
     async def ensure_group(self) -> None:
         """Create the group, and the stream with it, so that it reads from the very first entry."""
         try:
@@ -143,15 +140,11 @@ class ResultsStream:
         """Take over what any consumer has read and then left alone for `idle_seconds`; how many entries that are.
 
         They are `unfinished` afterwards. (Ids only: for an entry that was deleted while it was pending, Redis 6.2
-        would answer without its id, and nobody could ever acknowledge it.)
+        would answer without its id, so it could never be acknowledged.)
         """
+        idle_ms = int(idle_seconds * 1000)
         ids = await self._redis.xautoclaim(
-            keys.RESULTS,
-            keys.GROUP,
-            self._consumer,
-            min_idle_time=int(idle_seconds * 1000),
-            count=count,
-            justid=True,
+            keys.RESULTS, keys.GROUP, self._consumer, min_idle_time=idle_ms, count=count, justid=True
         )
         return len(ids)
 
@@ -189,7 +182,7 @@ class ResultsStream:
 
 
 def is_group_lost(error: ResponseError) -> bool:
-    """Whether the group is gone: Redis came back empty, or somebody deleted the stream."""
+    """Whether the group is gone: Redis came back empty, or the stream was deleted."""
     return str(error).startswith("NOGROUP") or "no such key" in str(error)
 
 

@@ -69,9 +69,6 @@ class Sweeper:
         self._unseen: dict[str, float] = {}
         self.resent = 0
 
-    def __repr__(self) -> str:
-        return f"<Sweeper resent={self.resent}>"
-
     async def run(self) -> None:
         """Sweep until cancelled; Redis away is waited for."""
         while True:
@@ -119,9 +116,9 @@ class Sweeper:
         return await self._send(job_id, dead)
 
     async def _is_abandoned(self, job_id: str, now: float) -> bool:
-        """Whether nobody is left who could say that the job is complete; `now` in monotonic seconds.
+        """Whether the job's producer died before it was sealed; `now` in monotonic seconds.
 
-        For a while nobody has to be seen: a Redis that was away forgets signs of life faster than they are given.
+        A producer may be unseen for a while: after an outage of Redis its sign of life has expired.
         """
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hget(keys.job(job_id), "sealed")

@@ -48,9 +48,6 @@ class BatchWriter:
         self._writer = writer
         self._writing = writing
 
-    def __repr__(self) -> str:
-        return f"<BatchWriter {self._backend!r}>"
-
     async def write(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
         """Write a batch in one transaction; what came of it, and how many rows it were.
 

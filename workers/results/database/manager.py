@@ -1,7 +1,7 @@
 """The results database: one writer, many readers, and the rule that a batch is written whole or not at all.
 
-Lives as long as the process that opened it. The consumer opens it for writing and creates it; whoever only looks
-opens it for reading. It knows nothing of Redis.
+Lives as long as the process that opened it. The consumer opens it for writing and creates it; other
+processes open it for reading. It knows nothing of Redis.
 """
 
 import contextlib
@@ -106,7 +106,7 @@ class AsyncDatabaseManager:
 
         Raises:
             DatabaseError: it cannot be used as it is, with the place and the mend.
-            DatabaseBusyError: somebody else holds it.
+            DatabaseBusyError: another process holds it.
         """
         self._backend.prepare()
         with self._backend.translated():

@@ -36,7 +36,7 @@ READER_MMAP_BYTES: Final = 32 * 1024 * 1024
 #: KiB of pages that the writer keeps: the inner nodes of the indexes of a large job (by itself SQLite keeps 2 MiB).
 WRITER_CACHE_KIB: Final = 65_536
 
-#: Seconds of one wait for the write lock. SQLite waits in a thread that nobody can interrupt: in slices, a
+#: Seconds of one wait for the write lock. SQLite waits in a thread that cannot be interrupted: in slices, a
 #: consumer that is told to stop while another program holds the file can.
 LOCK_SLICE_SECONDS: Final = 0.25
 
@@ -143,7 +143,7 @@ class SQLiteFile:
                 "journal_mode": "WAL",
                 # One fsync a commit, so that it survives a power cut; NORMAL may roll it back.
                 "synchronous": "FULL" if is_acknowledged else "NORMAL",
-                # Rows hang on their destination, whoever writes them.
+                # Every row of a destination needs its destination.
                 "foreign_keys": "ON",
                 "journal_size_limit": WAL_KEEP_BYTES,
                 "wal_autocheckpoint": WAL_STALL_PAGES,

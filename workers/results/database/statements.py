@@ -68,9 +68,6 @@ class StatementStatistics:
     def __init__(self) -> None:
         self.by_name: dict[str, StatementTimes] = {}
 
-    def __repr__(self) -> str:
-        return f"<StatementStatistics {len(self.by_name)} statements>"
-
     def add(self, name: str, seconds: float, rows: int) -> None:
         self.by_name.setdefault(name, StatementTimes()).add(seconds, rows)
 
@@ -105,9 +102,6 @@ class Statement:
         self.columns = tuple(cast("list[str]", getattr(compiled, "positiontup", None) or ()))
         if columns is not None and self.columns != tuple(columns):
             raise AssertionError(f"{name}: rows are {tuple(columns)}, the statement takes {self.columns}")
-
-    def __repr__(self) -> str:
-        return f"<Statement {self.name} {self.sql[:60]!r}>"
 
     async def run(
         self, connection: AsyncConnection, rows: Sequence[tuple[Any, ...]], times: StatementStatistics

@@ -88,7 +88,7 @@ jobs = Table(
     Column("name", Text, nullable=False),
     #: queued, running, done or cancelled.
     Column("state", Text, nullable=False, server_default="queued"),
-    #: NULL until the job is sealed: before, nobody knows how many destinations follow.
+    #: NULL until the job is sealed: before, more destinations may follow.
     Column("total", _Whole),
     Column("sealed", _Whole, nullable=False, server_default="0"),
     Column("done", _Whole, nullable=False, server_default="0"),
@@ -243,7 +243,7 @@ stages = Table(
     #: ok, partial, failed or skipped.
     Column("status", Text, nullable=False),
     Column("prompt_version", Text, nullable=False),
-    #: NULL where nobody was asked.
+    #: NULL where no model was asked.
     Column("model", Text),
     #: called, cached, coalesced, mixed or none.
     Column("source", Text, nullable=False),

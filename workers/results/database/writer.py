@@ -135,9 +135,6 @@ class Writer:
             .values({name: bindparam(name) for name in tables.jobs.c.keys() if name != "job_id"})  # noqa: SIM118 - a column collection
         )
 
-    def __repr__(self) -> str:
-        return f"<Writer {self.times!r}>"
-
     async def write(
         self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
     ) -> tuple[Changes, int]:
@@ -268,7 +265,7 @@ class Writer:
         return numbers
 
     async def _next_numbers(self, connection: AsyncConnection) -> tuple[int, int]:
-        """The next free numbers of profiles and themes: nobody else can take them, this transaction holds the lock."""
+        """The next free numbers of profiles and themes; this transaction holds the lock."""
         with self.times.timed("select numbers", 1):
             found = (await connection.execute(_NEXT)).one()
         return int(found[0]), int(found[1])
