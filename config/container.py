@@ -1,7 +1,7 @@
-"""What the container that we run in may use of the machine: cgroup v2, v1, or both mounted side by side.
+"""What the container that this process runs in may use of the machine: cgroup v2, v1, or both side by side.
 
-A process sees all CPUs and all memory of the machine, whatever its container is allowed. So defaults are bounded by
-what the kernel says of its cgroup and of those above it: the least of them counts.
+A process sees all CPUs and all memory of the machine. So defaults are bounded by the least of the limits of its cgroup
+and of those above it.
 """
 
 import os
@@ -22,7 +22,7 @@ PRESSURE_SHARE: Final = 0.6
 CACHE_SHARE: Final = 0.25
 MIB: Final = 1024 * 1024
 #: Bytes of a cgroup file that are read; they have a line or two.
-MOST_BYTES: Final = 65_536
+MAX_BYTES: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,10 @@ def container_limits(root: Path = Path("/")) -> ContainerLimits:
 
 @cache
 def here() -> ContainerLimits:
-    """The limits of this process, looked up once."""
     return container_limits()
 
 
 def cpus_allowed(limits: ContainerLimits) -> int:
-    """Whole CPUs that this process may use, at least one."""
     machine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, machine if limits.cpus is None else min(machine, int(limits.cpus)))
 
@@ -110,9 +108,8 @@ def _memory(folder: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """What a file says; nothing where there is none, or it may not be read."""
     try:
         with path.open(encoding="ascii", errors="replace") as file:
-            return file.read(MOST_BYTES)
+            return file.read(MAX_BYTES)
     except OSError:
         return ""

@@ -21,7 +21,6 @@ _ENDPOINT_SHAPE: Final = "`name: {base_url: https://…/v1, api_key_env: VARIABL
 _ROLE_SHAPE: Final = "`role: model`, for instance `analyse: a-small-model`"
 _HEADERS_SHAPE: Final = "`name: value`, for instance `{HTTP-Referer: https://example.org}`"
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
-#: Headers that the client sets itself.
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "content-type", "transfer-encoding", "accept-encoding"})
 _BODY_SHAPE: Final = "`field: value`, for instance `{top_p: 0.9, seed: 7}`"
 #: Fields of a request that are made from the prompt and from other settings.
@@ -41,7 +40,7 @@ _NUMBERS: Final[Mapping[str, tuple[type, float, float]]] = {
     "request_burst": (int, 1, 10_000_000),
     "tokens_per_minute": (float, 1, 100_000_000_000),
 }
-_TEXTS: Final = ("base_url", "api_key", "api_key_env", "api_key_file")
+_PLAIN: Final = ("base_url", "api_key", "api_key_env", "api_key_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +70,15 @@ Headers = Mapping[str, Secret]
 
 
 def parse_endpoints(key: str, source: yaml.Node | str, place: str) -> Endpoints:
-    """Named endpoints, from a file or as YAML text."""
     named = members(key, node_of(key, source, place), place, _ENDPOINT_SHAPE)
     return MappingProxyType({name: _endpoint(f"{key}.{name}", node, place) for name, node in named.items()})
 
 
 def _endpoint(key: str, node: yaml.Node, place: str) -> EndpointSettings:
     parts = members(key, node, place, _ENDPOINT_SHAPE)
-    unknown = set(parts) - {*_TEXTS, *_NUMBERS, "models", "headers"}
+    unknown = set(parts) - {*_PLAIN, *_NUMBERS, "models", "headers"}
     if unknown:
-        known = ", ".join([*_TEXTS, *_NUMBERS, "models", "headers"])
+        known = ", ".join([*_PLAIN, *_NUMBERS, "models", "headers"])
         raise ConfigError(f"{key}: unknown setting {min(unknown)!r}; known: {known} ({place})")
     found: dict[str, Any] = {}
     for name, value in parts.items():
@@ -116,19 +114,20 @@ def _models(key: str, node: yaml.Node, place: str) -> Mapping[str, str]:
     return MappingProxyType({name: scalar(f"{key}.{name}", value, place) for name, value in named.items()})
 
 
+def _texts(key: str, source: yaml.Node | str, place: str, shape: str) -> dict[str, str]:
+    named = members(key, node_of(key, source, place), place, shape)
+    return {name: scalar(f"{key}.{name}", node, place, shape) for name, node in named.items()}
+
+
 def parse_roles(key: str, source: yaml.Node | str, place: str) -> Roles:
-    """Which model does which work."""
-    named = members(key, node_of(key, source, place), place, _ROLE_SHAPE)
-    roles = {role: scalar(f"{key}.{role}", node, place, _ROLE_SHAPE) for role, node in named.items()}
+    roles = _texts(key, source, place, _ROLE_SHAPE)
     if not all(roles.values()):
         raise ConfigError(f"{key}: expected {_ROLE_SHAPE} ({place})")
     return MappingProxyType(roles)
 
 
 def parse_headers(key: str, source: yaml.Node | str, place: str) -> Headers:
-    """More headers of a request, such as `api-key` or `HTTP-Referer`."""
-    named = members(key, node_of(key, source, place), place, _HEADERS_SHAPE)
-    headers = {name: scalar(f"{key}.{name}", node, place, _HEADERS_SHAPE) for name, node in named.items()}
+    headers = _texts(key, source, place, _HEADERS_SHAPE)
     for name, text in headers.items():
         if not _HEADER_NAME.fullmatch(name) or name.lower() in _OWN_HEADERS:
             raise ConfigError(f"{key}: {name!r} is no header that can be set here ({place})")
@@ -138,7 +137,6 @@ def parse_headers(key: str, source: yaml.Node | str, place: str) -> Headers:
 
 
 def parse_body(key: str, source: yaml.Node | str, place: str) -> Body:
-    """More fields of a request, as JSON would have them."""
     named = members(key, node_of(key, source, place), place, _BODY_SHAPE)
     for name in named.keys() & _OWN_FIELDS.keys():
         raise ConfigError(f"{key}: {name!r} is set by {_OWN_FIELDS[name]} ({place})")
@@ -171,7 +169,7 @@ def _json(key: str, node: yaml.Node, place: str) -> Any:
 
 def public_endpoint(endpoint: EndpointSettings) -> dict[str, Any]:
     """What is set of an endpoint, as JSON knows it, without its key."""
-    parts = {name: getattr(endpoint, name) for name in (*_TEXTS, *_NUMBERS) if getattr(endpoint, name) is not None}
+    parts = {name: getattr(endpoint, name) for name in (*_PLAIN, *_NUMBERS) if getattr(endpoint, name) is not None}
     if endpoint.api_key:
         parts["api_key"] = "***"
     if endpoint.headers:

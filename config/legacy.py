@@ -1,14 +1,13 @@
 """Names that settings had before, and what they mean today.
 
-Three forms are read: the section `performance`, sections within `performance_optimization`, and single names there that
-are now elsewhere. A key of today wins over an old one, whatever its value. What has no meaning today is named with the
-reason, once, together with the lines to write instead.
+Three forms are read: the section `performance`, sections within `performance_optimization`, and single names there. A
+key of today wins over an old one. What has no meaning today is named with the reason and the lines to write instead.
 """
 
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Final
 from urllib.parse import quote
@@ -109,8 +108,6 @@ KNOWN: Final = frozenset({*RENAMED, *MEANINGLESS, *_LIMITS, *_LIMITS.values(), *
 
 @dataclass(frozen=True, slots=True)
 class Old:
-    """An old key where it stands."""
-
     name: str
     entry: Entry
 
@@ -121,8 +118,25 @@ class Old:
 
     @property
     def text(self) -> str:
-        """The text of its value."""
         return str(self.entry.value.value).strip()
+
+    @property
+    def is_on(self) -> bool:
+        return bool(convert(self.name, bool, self.text, self.entry.place))
+
+    def number(self, high: int) -> int:
+        number = int(convert(self.name, int, self.text, self.entry.place))
+        if not 0 <= number <= high:
+            message = f"{self.name}: expected a number from 0 to {high}, got {shown(self.text)} ({self.entry.place})"
+            raise ConfigError(message)
+        return number
+
+    def line(self, key: str, text: str | None = None) -> "Line":
+        """The setting of today, with this value or another."""
+        return Line(key, self.entry.value if text is None else text, (self,), self.place)
+
+
+Olds = Mapping[str, Old]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +150,6 @@ class Line:
 
     @property
     def text(self) -> str:
-        """Its value as YAML has it."""
         if isinstance(self.source, str):
             return self.source
         value = str(self.source.value)
@@ -184,19 +197,25 @@ def translate(olds: Iterable[Old], today: Mapping[str, str], report: Report) -> 
     result = Translation()
     taken = dict(today)
     usable = {old.name: old for old in sorted(olds, key=_rank) if _is_usable(old, result, report)}
-    for line in _lines(usable, result, report):
-        if line.key in taken:
-            result.beaten += [(old, line.key, taken[line.key]) for old in line.olds]
+    for old in usable.values():
+        try:
+            line = _meaning(old, usable)
+        except ConfigError as exc:
+            report(exc)
             continue
-        taken[line.key] = line.place
-        result.lines.append(line)
-        if line.key == _POOL:
-            result.lines += _smaller_minimum(line, today, usable)
+        if isinstance(line, str):
+            result.dropped.append((old, line))
+        elif line is not None and line.key in taken:
+            result.beaten += [(one, line.key, taken[line.key]) for one in line.olds]
+        elif line is not None:
+            taken[line.key] = line.place
+            result.lines.append(line)
+            if line.key == _POOL:
+                result.lines += _smaller_minimum(line, today, usable)
     return result
 
 
 def notice(found: Translation, name: str) -> str:
-    """One warning with everything that is to be said of a file's old keys."""
     said = [f"{name}: old names of settings are still read."]
     if found.lines:
         said.append("Write instead:")
@@ -236,65 +255,44 @@ def _is_usable(old: Old, result: Translation, report: Report) -> bool:
     return True
 
 
-def _lines(olds: Mapping[str, Old], result: Translation, report: Report) -> Iterator[Line]:
-    for old in olds.values():
-        try:
-            yield from _meaning(old, olds, result)
-        except ConfigError as exc:
-            report(exc)
+def _meaning(old: Old, olds: Olds) -> Line | str | None:
+    """The setting of today, or why there is none; None where another old key has it."""
+    name, leaf = old.name, old.name.rpartition(".")[2]
+    if name in RENAMED:
+        return old.line(RENAMED[name])
+    if name in _RULES:
+        return _RULES[name](old, olds)
+    if leaf in _FLAT and name not in KNOWN:
+        # Within a nested section there were flat names of today, too.
+        return old.line(f"{TODAY}.{leaf}")
+    return MEANINGLESS.get(name) or MEANINGLESS.get(f"{TODAY}.{leaf}") or "nothing reads it"
 
 
-def _meaning(old: Old, olds: Mapping[str, Old], result: Translation) -> Iterator[Line]:
-    name = old.name
-    if key := _renamed(name):
-        yield Line(key, old.entry.value, (old,), old.place)
-    elif name in _LIMITS or name in _LIMITS.values():
-        yield from _limit(old, olds, result)
-    elif name in _DETAIL:
-        if _truth(old):
-            result.dropped.append((old, "the slowest destinations are always kept in detail (profiling.slowest_kept)"))
-        else:
-            yield Line("profiling.slowest_kept", "0", (old,), old.place)
-    elif name == _TTL:
-        days = convert(name, float, old.text, old.entry.place) / _SECONDS_PER_DAY
-        yield Line(f"{TODAY}.cache_ttl_days", f"{days:.12g}", (old,), old.place)
-    elif name in _REDIS:
-        parts = [olds[part] for part in _REDIS if part in olds]
-        if old is parts[0]:
-            yield Line(f"{TODAY}.redis_url", _redis_url(olds), tuple(parts), old.place)
-    else:
-        flat = f"{TODAY}.{name.rpartition('.')[2]}"
-        result.dropped.append((old, MEANINGLESS.get(name) or MEANINGLESS.get(flat) or "nothing reads it"))
-
-
-def _renamed(name: str) -> str | None:
-    """Today's key with the same values; within a nested section also the flat name of today."""
-    leaf = name.rpartition(".")[2]
-    if name in RENAMED or name in KNOWN or leaf not in _FLAT:
-        return RENAMED.get(name)
-    return f"{TODAY}.{leaf}"
-
-
-def _limit(old: Old, olds: Mapping[str, Old], result: Translation) -> Iterator[Line]:
+def _limit(old: Old, olds: Olds) -> Line | str:
     """A switch and a number: one number, which is out of reach when the switch is off."""
-    for switch, number in _LIMITS.items():
-        is_off = switch in olds and not _truth(olds[switch])
-        if old.name == switch and is_off:
-            yield Line(_PRESSURE, _NO_LIMIT, (old,), old.place)
-        elif old.name == switch:
-            result.dropped.append((old, "memory is always watched (memory_pressure_threshold_mb)"))
-        elif old.name == number and is_off:
-            result.dropped.append((old, f"{switch} is off"))
-        elif old.name == number:
-            yield Line(_PRESSURE, old.entry.value, (old,), old.place)
+    switch = next(switch for switch, number in _LIMITS.items() if old.name in {switch, number})
+    is_off = switch in olds and not olds[switch].is_on
+    if old.name == switch:
+        watched = "memory is always watched (memory_pressure_threshold_mb)"
+        return old.line(_PRESSURE, _NO_LIMIT) if is_off else watched
+    return f"{switch} is off" if is_off else old.line(_PRESSURE)
 
 
-def _truth(old: Old) -> bool:
-    return bool(convert(old.name, bool, old.text, old.entry.place))
+def _detail(old: Old, _: Olds) -> Line | str:
+    kept = "the slowest destinations are always kept in detail (profiling.slowest_kept)"
+    return kept if old.is_on else old.line("profiling.slowest_kept", "0")
 
 
-def _redis_url(olds: Mapping[str, Old]) -> str:
-    """The URL that host, port, database and password make."""
+def _ttl(old: Old, _: Olds) -> Line:
+    days = convert(old.name, float, old.text, old.entry.place) / _SECONDS_PER_DAY
+    return old.line(f"{TODAY}.cache_ttl_days", f"{days:.12g}")
+
+
+def _redis(old: Old, olds: Olds) -> Line | None:
+    """One URL for host, port, database and password."""
+    parts = tuple(olds[part] for part in _REDIS if part in olds)
+    if old is not parts[0]:
+        return None
     host, port, number, password = (olds.get(part) for part in _REDIS)
     name = host.text if host else "localhost"
     if host and not _HOST.fullmatch(name):
@@ -303,19 +301,20 @@ def _redis_url(olds: Mapping[str, Old]) -> str:
         )
     secret = f":{quote(str(password.entry.value.value), safe='')}@" if password else ""
     where = f"[{name}]" if ":" in name else name
-    return f"redis://{secret}{where}:{_number(port, 6379, _MAX_PORT)}/{_number(number, 1, 1_000_000)}"
+    place = f"{where}:{port.number(_MAX_PORT) if port else 6379}/{number.number(1_000_000) if number else 1}"
+    return Line(f"{TODAY}.redis_url", f"redis://{secret}{place}", parts, old.place)
 
 
-def _number(old: Old | None, default: int, high: int) -> int:
-    if old is None:
-        return default
-    number = int(convert(old.name, int, old.text, old.entry.place))
-    if not 0 <= number <= high:
-        raise ConfigError(f"{old.name}: expected a number from 0 to {high}, got {shown(old.text)} ({old.entry.place})")
-    return number
+#: Old names whose values are read in another way.
+_RULES: Final[Mapping[str, Callable[[Old, Olds], Line | str | None]]] = {
+    **dict.fromkeys((*_LIMITS, *_LIMITS.values()), _limit),
+    **dict.fromkeys(_DETAIL, _detail),
+    **dict.fromkeys(_REDIS, _redis),
+    _TTL: _ttl,
+}
 
 
-def _smaller_minimum(pool: Line, today: Mapping[str, str], olds: Mapping[str, Old]) -> list[Line]:
+def _smaller_minimum(pool: Line, today: Mapping[str, str], olds: Olds) -> list[Line]:
     """A pool smaller than the default minimum of today, which the old names did not have, brings the minimum down."""
     minimum = PerformanceSettings().llm_connection_pool_min_size
     is_given = _POOL_MIN in today or any(RENAMED.get(name) == _POOL_MIN for name in olds)

@@ -37,5 +37,4 @@ def overlay(name: str, folders: Sequence[Path]) -> Path:
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """The environments that can be named."""
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml") if _NAME.fullmatch(path.stem)})

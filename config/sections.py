@@ -1,4 +1,4 @@
-"""The sections of the settings: every key with its type, default and bounds (inclusive).
+"""The sections of the settings, a class each: every key with its type, default and bounds (inclusive).
 
 `config.yaml` beside this module says what each key means and in which unit; a test holds it against what stands here.
 """
@@ -13,12 +13,10 @@ from config.values import Price, Prices, Secret
 
 
 def setting(default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A field with its bounds (inclusive)."""
     return field(default=default, metadata={"low": low, "high": high, "choices": choices})
 
 
 def mapping() -> Any:
-    """A field that is empty unless set."""
     return field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -57,8 +55,6 @@ class PerformanceSettings:
 
 @dataclass(frozen=True, slots=True)
 class LlmSettings:
-    """The section `llm`: which model answers, and how long it may take."""
-
     base_url: Secret | None = setting(None)
     api_key: Secret | None = setting(None)
     api_key_file: Path | None = setting(None)
@@ -98,8 +94,6 @@ class CacheSettings:
 
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
-    """The section `redis`: whether there is one, which to start where none was named, how long to wait for it."""
-
     enabled: bool = setting(default=True)
     server: str = setting("auto", choices=("auto", "bundled", "system"))
     socket_timeout_seconds: float = setting(10.0, low=1, high=600)
@@ -107,16 +101,12 @@ class RedisSettings:
 
 @dataclass(frozen=True, slots=True)
 class CelerySettings:
-    """The section `celery`."""
-
     broker_url: Secret | None = setting(None)
     visibility_timeout_seconds: int = setting(21_600, low=60, high=2_592_000)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkSettings:
-    """The section `work`: chunks, leases and what happens when a worker dies."""
-
     max_chunk_size: int = setting(50, low=1, high=10_000)
     lease_seconds: float = setting(15.0, low=1, high=3600)
     heartbeat_seconds: float = setting(4.0, low=0.2, high=1200)
@@ -138,15 +128,11 @@ class DatabaseSettings:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSettings:
-    """The section `pipeline`: where the prompt files are, when not ours."""
-
     prompts_dir: Path | None = setting(None)
 
 
 @dataclass(frozen=True, slots=True)
 class WebDiscoverySettings:
-    """The section `web_discovery`: evidence from the web, read before themes are asked for."""
-
     enabled: bool = setting(default=False)
     wikivoyage_url: str | None = setting("https://en.wikivoyage.org/wiki/")
     wikipedia_url: str | None = setting("https://en.wikipedia.org/wiki/")
@@ -160,8 +146,6 @@ class WebDiscoverySettings:
 
 @dataclass(frozen=True, slots=True)
 class StreamingSettings:
-    """The section `streaming`: how much of a job's events is kept while it runs."""
-
     max_events_per_job: int = setting(20_000, low=100, high=10_000_000)
     #: Events that a worker sends in one round trip, and seconds that one may wait for company.
     chunk_size: int = setting(500, low=1, high=10_000)
@@ -180,16 +164,12 @@ class ProfilingSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoggingSettings:
-    """The section `logging`: how much is said, and in which form."""
-
     level: str = setting("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     format: str = setting("auto", choices=("auto", "text", "json"))
 
 
 @dataclass(frozen=True, slots=True)
 class DashboardSettings:
-    """The section `dashboard`: where Flower listens."""
-
     host: str = setting("127.0.0.1")
     port: int = setting(5555, low=0, high=65_535)
     #: `user:password`; needed to listen on anything but loopback.

@@ -1,9 +1,7 @@
 """Typed, frozen settings, and where each value came from.
 
-Sources, later ones win: the defaults, a YAML file, the overlay that `THEMES_ENV` names, the environment, what the
-command line says. `config.yaml` beside this module is read where `THEMES_CONFIG` names no other file; it documents
-every key, and a test holds it against the defaults. One parser reads the text of a value, whatever its source.
-`config.yaml_file` says with what care YAML is read, `config.legacy` which old names are understood.
+Sources, later ones win: the defaults, a YAML file, the overlay that `THEMES_ENV` names, the environment, the command
+line. `config.yaml` beside this module is read where `THEMES_CONFIG` names no other file, and documents every key.
 """
 
 import difflib
@@ -24,7 +22,6 @@ from config.contradictions import contradictions
 from config.endpoints import (
     Body,
     Endpoints,
-    EndpointSettings,
     Headers,
     Roles,
     parse_body,
@@ -50,35 +47,8 @@ from config.sections import (
     WorkSettings,
     setting,
 )
-from config.values import Price, Prices, Secret, convert, is_null, parse_prices, shown
+from config.values import Prices, convert, is_null, parse_prices, shown
 from config.yaml_file import Report, compose, pairs, read_text
-
-__all__ = [
-    "COMMAND_LINE",
-    "DEFAULT",
-    "DEFAULT_FILE",
-    "CacheSettings",
-    "CelerySettings",
-    "DashboardSettings",
-    "DatabaseSettings",
-    "EndpointSettings",
-    "LlmSettings",
-    "LoggingSettings",
-    "PerformanceSettings",
-    "PipelineSettings",
-    "Price",
-    "Prices",
-    "ProfilingSettings",
-    "RedisSettings",
-    "Secret",
-    "Settings",
-    "StreamingSettings",
-    "WebDiscoverySettings",
-    "WorkSettings",
-    "known_keys",
-    "load",
-    "problems",
-]
 
 DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
 DEFAULT: Final = "default"
@@ -107,7 +77,7 @@ _STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]],
 )
 #: What a supervisor tells the worker process that it starts: how often it had to start one again, how often because it
 #: consumed nothing, and a name that no other process has had.
-SUPERVISED: Final = ("THEMES_RESTARTS", "THEMES_WEDGED", "THEMES_INCARNATION")
+SUPERVISED: Final = ("THEMES_RESTARTS", "THEMES_WEDGED", "THEMES_PROCESS_TOKEN")
 #: What was to be said of the settings was said, by the process that started this one.
 NOTED: Final = "THEMES_NOTED"
 #: Variables of the same prefix that are no settings.
@@ -148,12 +118,10 @@ class Settings:
 
     @property
     def database_url(self) -> str:
-        """SQLAlchemy's URL of the results database."""
         path = str((self.state_dir / "themes.db").absolute())
         return self.database.url or f"sqlite+aiosqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
 
     def origin(self, key: str) -> str:
-        """Where the value of `section.key` came from."""
         return self.origins.get(key, DEFAULT)
 
     def is_set(self, key: str) -> bool:
@@ -161,10 +129,13 @@ class Settings:
         return self.origin(key) not in {DEFAULT, CONTAINER}
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Every `section.key` with its value, in the order of `config.yaml`."""
         for key in known_keys():
             section, _, name = key.rpartition(".")
             yield key, getattr(getattr(self, section) if section else self, name)
+
+    def contradictions(self, wrong: AbstractSet[str] = frozenset()) -> Iterator[ConfigError]:
+        """Settings that cannot hold together, but those that are `wrong` by themselves."""
+        return contradictions(dict(self.items()), self.origin, wrong)
 
 
 def _sections() -> dict[str, type]:
@@ -200,7 +171,7 @@ def load(
         path: the YAML file; by default the one that `THEMES_CONFIG` names, else the one beside this module.
         env: the environment; by default the process's.
         overrides: `section.key` -> text, from the command line.
-        machine: what the container may use, which bounds defaults. By default this process's, and nobody's with an
+        machine: what the container may use, which bounds defaults. By default this process's; no limit with an
             environment that is not this process's.
 
     Raises:
@@ -266,18 +237,18 @@ def _load(
         if key == "state_dir" and file == DEFAULT_FILE and place.startswith(f"{file.name}:"):
             value = STATE_DIR.parent / value  # the file that belongs to a checkout speaks of its folders
         values[key] = value
-        # The file we ship repeats the defaults: what it leaves alone nobody has set.
+        # The file we ship repeats the defaults: those count as not set.
         shipped = file == DEFAULT_FILE and place.startswith(f"{file.name}:") and value == _default(key)
         origins[key] = DEFAULT if shipped else place
     _bound(values, origins, machine)
     settings = _build(values, origins, remarks)
-    for error in _contradictions(settings, wrong):
+    for error in settings.contradictions(wrong):
         report(error)
     return settings
 
 
 def _bound(values: dict[str, Any], origins: dict[str, str], machine: ContainerLimits) -> None:
-    """Make what nobody has set smaller where the container has less than it."""
+    """Make defaults smaller where the container has less."""
     for key, most in bounded_defaults(machine).items():
         if origins.get(key, DEFAULT) == DEFAULT and most < _default(key):
             values[key] = max(most, least_of(key))
@@ -295,11 +266,6 @@ def _build(values: Mapping[str, Any], origins: Mapping[str, str], remarks: Seque
         origins={k: place for k, place in origins.items() if place != DEFAULT},
         remarks=tuple(remarks),
     )
-
-
-def _contradictions(settings: Settings, wrong: AbstractSet[str]) -> Iterator[ConfigError]:
-    """Settings that cannot hold together, but those that are wrong by themselves."""
-    return contradictions(dict(settings.items()), settings.origin, wrong)
 
 
 def _from_environment(env: Mapping[str, str], report: Report) -> Iterator[tuple[str, str, str]]:
@@ -369,7 +335,6 @@ def read_file(
 
 
 def least_of(key: str) -> int:
-    """The least whole number that a setting may have; 0 where none is said."""
     item, _ = known_keys()[key]
     return int(item.metadata.get("low") or 0)
 
@@ -380,7 +345,6 @@ def _default(key: str) -> Any:
 
 
 def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
-    """The typed value of one key from the text of its source."""
     if key not in known_keys():
         raise ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}")
     item, type_ = known_keys()[key]
@@ -407,7 +371,6 @@ def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
 
 
 def _nearest(key: str, *, variable: bool = False) -> str:
-    """The hint of an unknown name: its nearest known one."""
     names = [*known_keys(), *_sections()]
     same = [name for name in known_keys() if "." in key and name.rpartition(".")[2] == key.rpartition(".")[2]]
     found = same[:1] or difflib.get_close_matches(key, names, n=1, cutoff=0.6)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from config.errors import ConfigError
-from config.settings import COMMAND_LINE, Settings, _contradictions, _parse, with_value
+from config.settings import COMMAND_LINE, Settings, _parse, with_value
 
 #: The origin of a value that was changed on a running worker.
 TUNED: Final = "tuned"
@@ -108,6 +108,6 @@ def reloaded(current: Settings, fresh: Settings) -> tuple[Settings, list[str]]:
 
 
 def _consistent(settings: Settings) -> Settings:
-    for error in _contradictions(settings, frozenset()):
+    for error in settings.contradictions():
         raise error
     return settings

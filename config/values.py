@@ -1,7 +1,7 @@
 """What a setting's text means: numbers, booleans, prices.
 
-One parser for every source: a YAML scalar's text, an environment variable's, an option's. YAML 1.1's own ideas (`12:30`
-is 750, `NO` is false even for a name) have no say, because only the text of a node is read.
+One parser for a YAML scalar, an environment variable and an option. YAML 1.1's types (`12:30` is 750, `NO` is false) do
+not apply, because only the text of a node is read.
 """
 
 import math
@@ -59,7 +59,6 @@ def is_null(source: yaml.Node | str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A wrong value, for a sentence, without the password of a URL."""
     text = without_password(text)
     return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")
 
@@ -78,11 +77,7 @@ def without_password(text: str) -> str:
 
 
 def convert(key: str, type_: type, text: str, place: str) -> Any:
-    """The value of a type that a text means.
-
-    Raises:
-        ConfigError: it means none.
-    """
+    """The value of a type that a text means. Raises ConfigError: it means none."""
     if type_ is bool:
         if text.lower() not in _BOOLEANS:
             raise ConfigError(f"{key}: expected true or false, got {shown(text)} ({place})")
@@ -142,7 +137,6 @@ def members(key: str, node: yaml.Node, place: str, shape: str) -> dict[str, yaml
 
 
 def scalar(key: str, node: yaml.Node, place: str, shape: str = "a single value") -> str:
-    """The text of a plain value."""
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"{key}: expected {shape} ({place})")
     return str(node.value).strip()

@@ -1,7 +1,6 @@
-"""A YAML file as nodes with line numbers, read with care.
+"""A YAML file as nodes with line numbers: a safe loader, no aliases, unique keys, a size cap.
 
-A safe loader, no aliases (306 bytes of them can expand into gigabytes), unique keys, a size cap. What is wrong is
-reported rather than raised, so that one look finds all of it; the caller decides whether to go on.
+What is wrong is reported rather than raised, so that one reading finds all of it; the caller decides whether to go on.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +19,11 @@ Report = Callable[[ConfigError], None]
 
 
 class Entry(NamedTuple):
-    """One line of a mapping: its key, its value, `file:line`, and the key's node."""
+    """One line of a mapping: its key, its value, and `file:line`."""
 
     key: str
     value: yaml.Node
     place: str
-    key_node: yaml.ScalarNode
 
 
 def read_text(path: Path) -> str:
@@ -87,4 +85,4 @@ def pairs(node: yaml.Node, name: str, report: Report) -> Iterator[Entry]:
             report(ConfigError(f"{place}: {shown(key.value)} stands already in line {seen[key.value]}; keep one"))
         else:
             seen[key.value] = here
-            yield Entry(key.value, value, place, key)
+            yield Entry(key.value, value, place)

@@ -10,9 +10,9 @@ from typing import Any, Final
 import click
 from rich.text import Text
 
-from config.endpoints import public_endpoint
-from config.settings import EndpointSettings, Price, Secret, load, notices, problems
-from config.values import without_password
+from config.endpoints import EndpointSettings, public_endpoint
+from config.settings import load, notices, problems
+from config.values import Price, Secret, without_password
 from scripts.lib.terminal import console, say, table, warn
 from scripts.main import Summaries, settings_from
 

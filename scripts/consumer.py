@@ -42,7 +42,7 @@ async def consume(settings: Settings, url: str) -> None:
     from workers.process.shutdown import end_tasks
     from workers.results.consumer import ResultsConsumer
     from workers.results.database.manager import AsyncDatabaseManager
-    from workers.results.journal import keep_booking
+    from workers.results.journal import keep_replaying
     from workers.results.sweeper import Sweeper
 
     timeout = settings.redis.socket_timeout_seconds
@@ -70,7 +70,7 @@ async def consume(settings: Settings, url: str) -> None:
         def knows(job_id: str) -> bool:
             return asyncio.run_coroutine_threadsafe(store.job(job_id), loop).result(timeout) is not None
 
-        booking = asyncio.create_task(keep_booking(settings, url, knows=knows), name="orphans")
+        booking = asyncio.create_task(keep_replaying(settings, url, knows=knows), name="orphans")
         calm_collector()
         log.info("action=start consumer=%s %r", name, store)
         try:

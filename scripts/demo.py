@@ -25,8 +25,8 @@ from tasks.jobs import registry as jobs
 from tasks.queue.producer import enqueue
 from tasks.texts import count
 from tasks.waits import duration
-from workers.observe.measurement_store import read_job_picture
-from workers.observe.measurements import JobPicture
+from workers.observe.measurement_store import read_job_measurements
+from workers.observe.measurements import JobMeasurements
 from workers.observe.metrics import Histogram
 
 DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
@@ -120,11 +120,11 @@ def say_where_the_time_went(spans: Mapping[str, Histogram]) -> None:
             )
 
 
-def _whole_picture(redis: Redis, status: jobs.JobStatus) -> JobPicture:
+def _whole_picture(redis: Redis, status: jobs.JobStatus) -> JobMeasurements:
     """The job's profile once every call is in it: the workers tell of their last ones a moment after its end."""
     deadline = time.monotonic() + REPORT_SECONDS
     while True:
-        picture = read_job_picture(redis, status.job_id)
+        picture = read_job_measurements(redis, status.job_id)
         if picture.sums.get("llm.requests", 0) >= status.llm_calls or time.monotonic() > deadline:
             return picture
         time.sleep(WATCH_SECONDS)

@@ -82,7 +82,7 @@ def command(
     report = reader.report
     print(job.job_id, flush=True)
     with contextlib.suppress(RedisError):  # the job stands; what it took to enqueue it is not worth a failure
-        production.tell(redis, job.job_id)
+        production.report(redis, job.job_id)
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     show(report)
     say(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})")

@@ -41,7 +41,7 @@ def command(job: str | None, *, as_json: bool) -> None:
         out = console()
         out.print(_table(known))
         for wait in {one.wait.reason: one.wait for one in known if one.wait}.values():
-            out.print(Text(f"waiting: {wait.words()}"), soft_wrap=True)
+            out.print(Text(f"waiting: {wait.format()}"), soft_wrap=True)
 
 
 def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
@@ -56,7 +56,7 @@ def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
         return found
     redis = connected(settings)
     for name, report in sorted(fleet.workers(redis).items()):
-        if reason := report.get("journal_off"):
+        if reason := report.journal_off:
             warn(f"{name}: call journal off, a kill would lose calls: {reason}")
     return [_status(redis, settings, job)] if job else list(jobs.list_jobs(redis))
 

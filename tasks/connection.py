@@ -32,7 +32,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from config.settings import PerformanceSettings, Settings
+from config.sections import PerformanceSettings
+from config.settings import Settings
 from tasks.errors import ConfigError, RedisUnavailableError
 from tasks.state_dir import check_private, elsewhere
 
@@ -40,7 +41,6 @@ from tasks.state_dir import check_private, elsewhere
 ADDRESS_FILE: Final = "redis.url"
 #: The oldest server that has what we use (streams with XAUTOCLAIM).
 OLDEST: Final = (6, 2)
-#: Seconds to open a connection.
 CONNECT_SECONDS: Final = 5.0
 #: Times that a command is tried again when its connection turns out to be gone.
 RETRIES: Final = 1
@@ -86,7 +86,6 @@ def masked(url: str) -> str:
 
 
 def secret_values(query: str) -> list[str]:
-    """The values of a URL's query that are secret."""
     return [value for name, value in parse_qsl(query) if re.fullmatch(_HIDDEN_PARAMETERS, name, re.IGNORECASE)]
 
 
@@ -108,11 +107,7 @@ def locate(settings: Settings) -> str:
 
 
 def check_enabled(settings: Settings) -> None:
-    """Refuse to look for a Redis where there is to be none.
-
-    Raises:
-        RedisUnavailableError: `redis.enabled` is false.
-    """
+    """Refuse to look for a Redis where there is to be none. Raises RedisUnavailableError: `redis.enabled` is false."""
     if not settings.redis.enabled:
         raise RedisUnavailableError(
             f"this needs Redis, and redis.enabled is false ({settings.origin('redis.enabled')}): "
@@ -152,6 +147,11 @@ def connect(url: str, *, socket_timeout_seconds: float) -> Redis:
     return client
 
 
+def connected(settings: Settings) -> Redis:
+    """A client of the Redis to use; see `locate` and `connect`."""
+    return connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+
+
 class CountedRetry(AsyncRetry):
     """Counts the commands of this process that met a Redis which was away or too slow, each try."""
 
@@ -159,8 +159,6 @@ class CountedRetry(AsyncRetry):
     failures: ClassVar[int] = 0
 
     def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
-        """As redis-py's."""
-
         def counted(*failure: Any) -> Any:
             CountedRetry.failures += 1
             return fail(*failure)
@@ -248,9 +246,7 @@ def translated(client: Redis) -> Iterator[None]:
     except RedisTimeoutError as exc:
         raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_start(place)}") from exc
     except InvalidResponse as exc:
-        raise RedisUnavailableError(
-            f"what listens at {place} is not a Redis server ({_said(exc)}): set REDIS_URL"
-        ) from exc
+        raise _no_redis(client, f" ({_said(exc)})") from exc
     except (RedisConnectionError, UnicodeError, socket.gaierror) as exc:
         if "max number of clients" in str(exc):
             raise RedisUnavailableError(f"Redis at {place} has no connection left: {_MORE_CLIENTS}") from exc
@@ -271,7 +267,6 @@ def _channels(client: Redis) -> tuple[str, ...]:
 
 
 def _acl_command(client: Redis) -> str:
-    """The command that gives a user the least rights that are needed."""
     user = client.connection_pool.connection_kwargs.get("username") or "default"
     channels = " ".join(f"&{pattern}" for pattern in ("themes:*", *_channels(client)))
     return f"`ACL SETUSER {user} ~themes:* {channels} +@all -@dangerous`"
@@ -355,7 +350,6 @@ def _without_retries(client: Redis) -> Redis:
 
 
 def _loaded_info(client: Redis) -> dict[str, Any]:
-    """What a server says of itself once it has loaded its data."""
     deadline = time.monotonic() + LOADING_SECONDS
     while True:
         info = server_info(client)
@@ -375,12 +369,14 @@ def server_info(client: Redis) -> dict[str, Any]:
             info = _hello(client)
         except (ValueError, AttributeError, TypeError) as exc:
             # redis-py takes what it got for INFO apart, whatever it was.
-            raise RedisUnavailableError(
-                f"what listens at {place_of(client)} is not a Redis server: set REDIS_URL"
-            ) from exc
+            raise _no_redis(client) from exc
     if "redis_version" not in info:
-        raise RedisUnavailableError(f"what listens at {place_of(client)} is not a Redis server: set REDIS_URL")
+        raise _no_redis(client)
     return info
+
+
+def _no_redis(client: Redis, why: str = "") -> RedisUnavailableError:
+    return RedisUnavailableError(f"{place_of(client)} is not a Redis server{why}: set REDIS_URL")
 
 
 def _hello(client: Redis) -> dict[str, Any]:

@@ -9,31 +9,12 @@ from config.errors import ConfigError, ThemesError
 from tasks.messages import Usage
 
 __all__ = [
-    "AccountRefusedError",
-    "BadRequestError",
-    "BudgetExceededError",
-    "ConfigError",
-    "DatabaseBusyError",
-    "DatabaseError",
-    "EndpointAwayError",
-    "EndpointDownError",
-    "EndpointRefusedError",
-    "InputError",
-    "InvalidAnswerError",
-    "JobNotFoundError",
-    "JobPausedError",
-    "JobStoppedError",
-    "PermanentError",
-    "RateLimitedError",
-    "RedisUnavailableError",
-    "RefusedError",
-    "RejectedAnswerError",
-    "RetryableError",
-    "ThemesError",
-    "TruncatedAnswerError",
-    "UnreadableError",
-    "WorkerLostError",
-]
+    "AccountRefusedError", "BadRequestError", "BudgetExceededError", "ConfigError", "DatabaseBusyError",
+    "DatabaseError", "EndpointAwayError", "EndpointDownError", "EndpointRefusedError", "InputError",
+    "InvalidAnswerError", "JobNotFoundError", "JobPausedError", "JobStoppedError", "ModelRefusedError",
+    "PermanentError", "RateLimitedError", "RedisUnavailableError", "RejectedAnswerError", "RetryableError",
+    "ThemesError", "TruncatedAnswerError", "UnreadableError", "WorkerLostError",
+]  # fmt: skip
 
 
 class RetryableError(ThemesError):
@@ -62,7 +43,7 @@ class EndpointDownError(RetryableError):
 class EndpointAwayError(EndpointDownError):
     """The endpoint cannot be reached, hung up, did not answer in time, or said that it is not there (502, 503, 504).
 
-    `is_unreachable`: there was nobody to connect to, so that the request cannot be at fault.
+    `is_unreachable`: no connection was made, so the request cannot be at fault.
     """
 
     def __init__(self, message: str, *, is_unreachable: bool = False) -> None:
@@ -78,7 +59,7 @@ class EndpointRefusedError(BadRequestError):
     """The endpoint refuses the account, not this request: its key, quota, model. Another endpoint may answer."""
 
 
-class RefusedError(PermanentError):
+class ModelRefusedError(PermanentError):
     """The model declined to answer, or a content filter cut its answer."""
 
 

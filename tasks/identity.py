@@ -135,7 +135,6 @@ def nearby_ids(name: str, country: str | None, region: str | None, lat: float, l
 
 
 def own_id(values: Mapping[str, str], *, id_column: str | None = None, item: str | None = None) -> OwnId | None:
-    """The best of `own_ids`; None where a row brings no id with it."""
     found = own_ids(values, id_column=id_column, item=item)
     return found[0] if found else None
 

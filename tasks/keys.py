@@ -14,10 +14,10 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
 | themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
-| themes:job:ID:producer | string | lives while somebody enqueues the job | PRODUCER_SECONDS, renewed |
+| themes:job:ID:producer | string | lives while a producer enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
-| themes:job:ID:profile | hash | process -> its part of the job's profile | KEEP_SECONDS after the last part |
-| themes:profiles | zset | job by the time its profile changed last: not yet in the database | KEEP_SECONDS |
+| themes:job:ID:measurements | hash | process -> what it has measured of the job | KEEP_SECONDS after the last report |
+| themes:measurements | zset | job by the time its measurements changed last: not yet in the database | KEEP_SECONDS |
 | themes:totals | hash | what all jobs have cost and made, as the database counts it | - |
 | themes:totals:since | string | when the database that counts those began to | - |
 | themes:metrics | hash | counters and histogram buckets of all processes, each report once | - |
@@ -35,9 +35,9 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:stats:cache:PROCESS | string | number of a process's last report of that | an hour |
 | themes:dead:PROCESS | string | a worker process that is known to be dead | DEAD_SECONDS |
 | themes:flight:DIGEST | string | token of the process that is asking a prompt | its lease, renewed |
-| themes:flight:DIGEST:waiters | string | somebody waits for that | a minute, or a lease |
+| themes:flight:DIGEST:waiters | string | another caller waits for that | a minute, or a lease |
 | themes:flight:DIGEST:outcome | string | what those who waited are told, where the cache will not | seconds |
-| themes:flights | channel | digest of each prompt that somebody waited for, at its end | - |
+| themes:flights | channel | digest of each prompt with waiting callers, at its end | - |
 | themes:limit:DIGEST | hash | an endpoint's limits: when they are used up (r, t; us) | LIMIT_SECONDS beyond that |
 | themes:limit:DIGEST:users | zset | processes that share them, by their last reservation (us) | USER_SECONDS |
 | themes:limit:DIGEST:learnt | hash | what refusals have taught of an endpoint's rate | 10 minutes of rest |
@@ -48,6 +48,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
 """
 
+from collections.abc import Callable
 from typing import Final
 
 PREFIX: Final = "themes:"
@@ -62,16 +63,12 @@ PRIORITIES: Final = tuple(range(10))
 
 JOBS: Final = "themes:jobs"
 ACTIVE: Final = "themes:active"
-#: Names of worker processes.
 WORKERS: Final = "themes:workers"
 RESULTS: Final = "themes:results"
-#: Names of consumers.
 CONSUMERS: Final = "themes:consumers"
-#: What was in the Celery queue and is no message of ours.
 QUEUE_DEAD: Final = "themes:queue:dead"
 #: The consumer group of the results stream.
 GROUP: Final = "consumer"
-#: Dead entries kept for a look.
 DEAD_ENTRIES: Final = 10_000
 
 #: Seconds that a finished job stays in Redis: a week, as the cache.
@@ -89,82 +86,55 @@ WORKER_SECONDS: Final = 15
 LIMIT_SECONDS: Final = 60
 #: Seconds after which a process that reserves nothing no longer counts as a user of an endpoint's limits.
 USER_SECONDS: Final = 60
-#: What the caches of all processes have counted.
 CACHE_STATISTICS: Final = "themes:stats:cache"
-#: What all jobs have cost and made, as the database counts it.
 TOTALS: Final = "themes:totals"
-#: Jobs whose profile the consumer has yet to copy to the database.
-PROFILES_DUE: Final = "themes:profiles"
-#: Tells that database from another.
+MEASUREMENTS_DUE: Final = "themes:measurements"
 TOTALS_SINCE: Final = "themes:totals:since"
-#: Counters and histogram buckets of all processes.
 METRICS: Final = "themes:metrics"
 #: Seconds of one point of the series of counters, and how long it is kept: the last hour and a bit.
 SERIES_STEP_SECONDS: Final = 10
 SERIES_SECONDS: Final = 4_000
-#: The channel on which new cool-downs are told.
 COOLDOWNS: Final = "themes:cooldowns"
 #: Settings that were changed on running workers. No TTL: a shared limit must hold for workers to come.
 TUNED: Final = "themes:tuned"
-#: The channel on which jobs that were cancelled or paused are told.
 CONTROL: Final = "themes:control"
-#: The channel on which the ends of prompts that somebody waits for are told.
 FLIGHTS: Final = "themes:flights"
 
 
-def job(job_id: str) -> str:
-    """Registry entry of a job."""
-    return f"themes:job:{job_id}"
+def _keys(before: str, after: str = "") -> Callable[[str], str]:
+    """Makes the key of one id."""
+
+    def key(id_: str) -> str:
+        return f"{before}{id_}{after}"
+
+    return key
 
 
-def chunks(job_id: str) -> str:
-    """What is left to do of a job."""
-    return f"themes:job:{job_id}:chunks"
-
-
-def labels(job_id: str) -> str:
-    """Readable names of a job's chunks."""
-    return f"themes:job:{job_id}:labels"
-
-
-def leases(job_id: str) -> str:
-    """When each held chunk's lease ends."""
-    return f"themes:job:{job_id}:leases"
-
-
-def owners(job_id: str) -> str:
-    """Who holds each held chunk."""
-    return f"themes:job:{job_id}:owners"
-
-
-def deliveries(job_id: str) -> str:
-    """How often each chunk was taken."""
-    return f"themes:job:{job_id}:deliveries"
+job = _keys("themes:job:")
+chunks = _keys("themes:job:", ":chunks")
+labels = _keys("themes:job:", ":labels")
+leases = _keys("themes:job:", ":leases")
+owners = _keys("themes:job:", ":owners")
+deliveries = _keys("themes:job:", ":deliveries")
+producer = _keys("themes:job:", ":producer")
+budget = _keys("themes:job:", ":budget")
+measurements = _keys("themes:job:", ":measurements")
+events = _keys("themes:job:", ":events")
+worker = _keys("themes:worker:")
+consumer = _keys("themes:consumer:")
+cache = _keys("themes:cache:")
+evidence = _keys("themes:evidence:")
+dead = _keys("themes:dead:")
+limit = _keys("themes:limit:")
+limit_users = _keys("themes:limit:", ":users")
+learnt = _keys("themes:limit:", ":learnt")
+cooldown = _keys("themes:cooldown:")
+metrics_reports = _keys(f"{METRICS}:")
+cache_reports = _keys(f"{CACHE_STATISTICS}:")
 
 
 def finished(job_id: str, chunk_id: str) -> str:
-    """Which destinations of a chunk have their result in the stream."""
     return f"themes:job:{job_id}:finished:{chunk_id}"
-
-
-def producer(job_id: str) -> str:
-    """Lives while somebody enqueues a job."""
-    return f"themes:job:{job_id}:producer"
-
-
-def budget(job_id: str) -> str:
-    """What a job may cost and has cost."""
-    return f"themes:job:{job_id}:budget"
-
-
-def job_profile(job_id: str) -> str:
-    """What each process has measured of a job."""
-    return f"themes:job:{job_id}:profile"
-
-
-def metrics_reports(process: str) -> str:
-    """The number of the last report of one process's metrics."""
-    return f"{METRICS}:{process}"
 
 
 def series(at: float) -> str:
@@ -172,65 +142,10 @@ def series(at: float) -> str:
     return f"themes:series:{int(at // SERIES_STEP_SECONDS) * SERIES_STEP_SECONDS}"
 
 
-def events(job_id: str) -> str:
-    """A job's events."""
-    return f"themes:job:{job_id}:events"
-
-
-def worker(name: str) -> str:
-    """A worker process's heartbeat."""
-    return f"themes:worker:{name}"
-
-
-def consumer(name: str) -> str:
-    """A consumer's report."""
-    return f"themes:consumer:{name}"
-
-
-def cache(digest: str) -> str:
-    """One cached completion."""
-    return f"themes:cache:{digest}"
-
-
-def evidence(digest: str) -> str:
-    """What the web says of a destination."""
-    return f"themes:evidence:{digest}"
-
-
-def cache_reports(process: str) -> str:
-    """The number of the last report of one process's counts."""
-    return f"{CACHE_STATISTICS}:{process}"
-
-
 def flight(flight_digest: str, cache_digest: str) -> tuple[str, str, str, str]:
-    """Who asks a prompt now: where the answer goes, the asker's lease, whether somebody waits, what those are told."""
+    """Keys of one prompt: its cached answer, the caller's lease, whether others wait, what these are told."""
     lease = f"themes:flight:{flight_digest}"
     return cache(cache_digest), lease, f"{lease}:waiters", f"{lease}:outcome"
-
-
-def dead(process: str) -> str:
-    """A worker process that is known to be dead."""
-    return f"themes:dead:{process}"
-
-
-def limit(endpoint_digest: str) -> str:
-    """How far an endpoint's requests and tokens are used up."""
-    return f"themes:limit:{endpoint_digest}"
-
-
-def limit_users(endpoint_digest: str) -> str:
-    """The processes that share an endpoint's limits."""
-    return f"themes:limit:{endpoint_digest}:users"
-
-
-def learnt(endpoint_digest: str) -> str:
-    """What an endpoint's refusals have taught of its rate."""
-    return f"themes:limit:{endpoint_digest}:learnt"
-
-
-def cooldown(endpoint_digest: str) -> str:
-    """Lives as long as an endpoint wants to be left alone."""
-    return f"themes:cooldown:{endpoint_digest}"
 
 
 def queue_keys() -> list[str]:

@@ -1,8 +1,7 @@
 """Logs: a sentence with fields, for people on a terminal, as JSON lines everywhere else.
 
 A message names its fields where they stand: `log.info("action=give_back job_id=%s in the middle of its work", job_id)`.
-So a line reads well as text, and as JSON its fields come with the types that they had, without parsing what was
-printed. Whose work a line is about is known from its surroundings (`about`), also where the message does not say it.
+As JSON its fields keep their types. Fields of the surroundings are added (`about`).
 """
 
 import contextlib
@@ -20,19 +19,14 @@ import msgspec
 from tasks.texts import cleaned
 
 #: `name=%s`, a bare placeholder, or `action=word`.
-_PART: Final = re.compile(r"(?:(\w+)=)?%(?:\((\w+)\))?[-+ #0-9.]*([a-zA-Z%])|\baction=(\w+)")
+_PART: Final = re.compile(r"(?:(\w+)=)?%(?:\((\w+)\))?[-+ #0-9.]*([a-zA-Z%])|\baction=(?P<action>\w+)")
+_ACTION: Final = re.compile(r"\baction=(?P<action>\w+)")
 #: What `logging` itself puts into a record.
-_OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
-    "message",
-    "asctime",
-    "taskName",
-    "data",
-    "color_message",
-}
+_OWN: Final = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName", "data", "color_message"}
 #: Fields with a meaning of ours: an argument of that name gets another.
 _TAKEN: Final = frozenset({"at", "level", "logger", "message", "exception"})
 #: Characters of one field, at most: an answer that went wrong may be long.
-MOST_CHARACTERS: Final = 2_000
+MAX_CHARACTERS: Final = 2_000
 #: Loggers of libraries that say at INFO what is of use to their authors.
 _CHATTY: Final = ("aiohttp.access", "tornado.access", "alembic", "amqp", "kombu", "urllib3", "opentelemetry")
 
@@ -57,7 +51,6 @@ class Fields(logging.Filter):
     """Notes on each record what it is about, in the thread and task that logs it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep every record."""
         for name, value in _about.get().items():
             record.__dict__.setdefault(name, value)
         return True
@@ -72,10 +65,10 @@ def fields_of(record: logging.LogRecord) -> tuple[dict[str, Any], str]:
     given = arguments if isinstance(arguments, Mapping) else {}
 
     def take(found: re.Match[str]) -> str:
-        name, key, kind, action = found.groups()
-        if action:
-            named.setdefault("action", action)
+        if found["action"]:
+            named.setdefault("action", found["action"])
             return ""
+        name, key, kind, _ = found.groups()
         if kind == "%":
             return f"{name}=%%" if name else "%%"
         value = given.get(key) if key else positional.pop(0)
@@ -86,25 +79,13 @@ def fields_of(record: logging.LogRecord) -> tuple[dict[str, Any], str]:
         return ""
 
     try:
-        sentence = _PART.sub(take, template) if arguments else template.replace("%", "%%")
-        if not arguments:
-            sentence = re.sub(r"\baction=(\w+)", take_action(named), sentence)
+        sentence = _PART.sub(take, template) if arguments else _ACTION.sub(take, template.replace("%", "%%"))
         words = sentence.replace("%%", "%")
     except (IndexError, TypeError, ValueError, KeyError):
         # Arguments that do not fit their message: whatever can be shown is better than a lost line.
         return named, f"{record.msg} {record.args}"
     extra = {name: value for name, value in record.__dict__.items() if name not in _OWN and not name.startswith("_")}
     return {**extra, **named}, " ".join(words.split())
-
-
-def take_action(named: dict[str, Any]) -> Any:
-    """A replacement for `re.sub` that moves `action=word` into the fields."""
-
-    def take(found: re.Match[str]) -> str:
-        named.setdefault("action", found.group(1))
-        return ""
-
-    return take
 
 
 def _printed(placeholder: str, value: Any, key: str | None) -> str:
@@ -114,9 +95,7 @@ def _printed(placeholder: str, value: Any, key: str | None) -> str:
 
 def _plain(value: Any, text: str, kind: str) -> Any:
     """A value as JSON knows it: numbers as they are printed, all else as text."""
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
+    if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
         return float(text) if kind in "feEgG" else value
@@ -124,14 +103,13 @@ def _plain(value: Any, text: str, kind: str) -> Any:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
 class JsonLines(logging.Formatter):
     """One JSON object a line: `at` (UTC), `level`, `logger`, `action`, `message`, then the record's own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         fields, sentence = fields_of(record)
         line = {
             "at": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
@@ -197,7 +175,7 @@ def configure(level: int | str, style: str, stream: TextIO | None = None) -> Non
 
 
 def set_level(level: int | str) -> None:
-    """Say so much from now on, `DEBUG` to `CRITICAL`; libraries say less."""
+    """Log from `level` on, `DEBUG` to `CRITICAL`; libraries at least from WARNING on."""
     root = logging.getLogger()
     root.setLevel(level)
     for name in _CHATTY:

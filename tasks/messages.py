@@ -1,7 +1,7 @@
 """Frozen wire types: what travels from the producer to the workers and from the workers to the consumer.
 
 Structs are msgspec's: typed, immutable, validated while decoding. On the wire they are msgpack behind one codec
-byte (`pack`, `unpack`); events are JSON, because watchers in any language read them.
+byte (`pack`, `unpack`); events are JSON, because watchers in any language read them. Times are seconds since 1970, UTC.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 import zstandard
 
+from config.errors import ThemesError
 from tasks.identity import OwnId, destination_id
 
 #: Bytes that one unpacked message may have: a chunk of 1,000 rows with a few KB of extra columns each.
@@ -22,7 +23,7 @@ COMPRESS_FROM_BYTES: Final = 256
 _RAW, _ZSTD = b"\x00", b"\x01"
 
 
-class WireError(ValueError):
+class WireError(ThemesError, ValueError):
     """These bytes are not a message of ours: foreign, corrupt, too new or too large."""
 
 
@@ -57,7 +58,7 @@ class Chunk(msgspec.Struct, frozen=True):
     chunk_id: str
     destinations: tuple[Destination, ...]
     attempt: int = 0
-    #: When it was queued first, in seconds since 1970; 0 in messages of older versions.
+    #: When it was queued first; 0 in messages of older versions.
     queued_at: float = 0.0
 
 
@@ -152,7 +153,6 @@ class Evidence(msgspec.Struct, frozen=True):
     url: str
     title: str = ""
     characters: int = 0
-    #: Seconds since 1970, UTC.
     fetched_at: float = 0.0
     reason: str | None = None
 
@@ -189,8 +189,6 @@ class OverlapAnalysis(msgspec.Struct, frozen=True):
 
 
 class QualityAssessment(msgspec.Struct, frozen=True):
-    """Scores 0-1. diversity, coverage and completeness are computed; quality, overall, recommendations asked."""
-
     diversity: float
     coverage: float
     completeness: float
@@ -215,7 +213,6 @@ class Profile(msgspec.Struct, frozen=True):
     stages: list[StageRecord]
     usage: Usage
     elapsed_ms: float
-    #: Seconds since 1970, UTC.
     created_at: float
     extra: dict[str, str] = {}
     #: Answers of profile-wide stages that a user added, by field name.
@@ -230,8 +227,6 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why a destination has no profile."""
-
     stage: str
     error_class: str
     message: str
@@ -269,7 +264,6 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     attempt: int
     usage: Usage
     worker: str
-    #: Seconds since 1970, UTC.
     at: float
     elapsed_ms: float
     profile: Profile | None = None
@@ -290,7 +284,6 @@ class Spent(msgspec.Struct, frozen=True, tag="spent"):
     attempt: int
     usage: Usage
     worker: str
-    #: Seconds since 1970, UTC.
     at: float
     elapsed_ms: float
     lost: bool = False
@@ -301,7 +294,6 @@ class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
 
     job_id: str
     state: Literal["cancelled"]
-    #: Seconds since 1970, UTC.
     at: float
 
 
@@ -338,7 +330,6 @@ class Event(msgspec.Struct, frozen=True):
     job_id: str
     destination_id: str | None = None
     id: str = ""
-    #: Seconds since 1970, UTC.
     at: float = msgspec.field(default_factory=time.time)
     data: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Hashes out of Redis, checked where they are read: anybody may have written them, and nothing behind checks again."""
+"""Hashes out of Redis, checked where they are read: any program may have written them."""
 
 import contextlib
 import math
@@ -7,6 +7,7 @@ from typing import Any
 
 from redis import Redis, ResponseError
 
+from tasks.connection import text_of
 from tasks.errors import UnreadableError
 from tasks.storable import MAX_WHOLE
 from tasks.texts import clean_line
@@ -30,19 +31,11 @@ def texts(reply: Any) -> dict[str, str]:
         raise UnreadableError("its key holds no hash")
     if isinstance(reply, Exception):
         raise reply
-    return {_text(name): _text(value) for name, value in reply.items()}
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return {text_of(name): text_of(value) for name, value in reply.items()}
 
 
 def whole(fields: Mapping[str, str], name: str) -> int:
-    """A whole number from 0 on; 0 where the field is missing or empty.
-
-    Raises:
-        UnreadableError: it is none.
-    """
+    """A whole number from 0 on; 0 where the field is missing or empty. Raises UnreadableError: it is none."""
     text = fields.get(name) or "0"
     if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= MAX_WHOLE):  # noqa: PLR2004  # digits
         raise UnreadableError(f"{name} is {shown(text)}, expected a whole number from 0 on")
@@ -50,11 +43,7 @@ def whole(fields: Mapping[str, str], name: str) -> int:
 
 
 def number(fields: Mapping[str, str], name: str) -> float | None:
-    """A finite number from 0 on; None where the field is missing or empty.
-
-    Raises:
-        UnreadableError: it is none.
-    """
+    """A finite number from 0 on; None where the field is missing or empty. Raises UnreadableError: it is none."""
     text = fields.get(name)
     if not text:
         return None

@@ -15,10 +15,8 @@ from tasks.errors import ConfigError
 
 #: What `themes up` holds open, and locks, while it runs in a state directory.
 UP_LOCK: Final = "up.lock"
-#: Where Linux shows what processes have open.
 _PROCESSES: Final = Path("/proc")
 
-#: Bits that let others write.
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -31,7 +29,7 @@ def check_private(path: Path) -> None:
     try:
         found = path.stat()
     except OSError:
-        return  # whoever uses it says why it cannot be used
+        return  # its user reports why it cannot be used
     if found.st_uid not in {os.getuid(), 0}:
         raise ConfigError(
             f"state_dir: {path} belongs to another user ({found.st_uid}), who could put there what he likes: choose "

@@ -1,8 +1,7 @@
 """What any database can keep of an entry of the results stream.
 
-A database may refuse a value: PostgreSQL refuses U+0000, both refuse a lone surrogate and an integer beyond 64 bits.
-`flaw` names the field that holds one. `lesser` is the form of an entry that no database refuses: of a result this is a
-failure, so that its destination ends, and what it has cost is booked.
+PostgreSQL refuses U+0000; both databases refuse a lone surrogate and an integer beyond 64 bits. `flaw` names the field
+that holds one; `lesser` is a form that no database refuses: of a result a failure, with its usage.
 """
 
 import math
@@ -34,7 +33,6 @@ MAX_WHOLE: Final = 2**63 - 1
 #: The stage and the class of a failure whose result was refused.
 STORE_STAGE: Final = "store"
 STORE_ERROR: Final = "UnusableEntryError"
-#: Characters of a failure's message.
 MAX_MESSAGE: Final = 500
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")

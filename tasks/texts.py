@@ -9,7 +9,7 @@ from typing import Any, Final
 #: Control characters but tab and line feed, the marks that turn the direction of text, and lone surrogates.
 _UNFIT: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 #: Names that an error names where none is the one that was meant.
-MOST_NAMED: Final = 10
+MAX_NAMED: Final = 10
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -26,7 +26,6 @@ def cleaned(text: str) -> str:
 
 
 def clean_line(text: str) -> str:
-    """A clean text as one line: a name."""
     return text if text.isprintable() else " ".join(cleaned(text).split())
 
 
@@ -47,14 +46,13 @@ def count(number: float, noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """A regular noun's plural: rows, entries, processes."""
     if re.search("[^aeiou]y$", noun):
         return f"{noun[:-1]}ies"
     return f"{noun}es" if re.search("(s|x|ch|sh)$", noun) else f"{noun}s"
 
 
 def one_line(text: str, characters: int) -> str:
-    """The beginning of a text as one clean line of at most so many `characters`."""
+    """The beginning of a text as one clean line of at most `characters`."""
     return " ".join(cleaned(text[: 4 * characters]).split())[:characters]
 
 
@@ -74,5 +72,5 @@ def nearest(text: str, known: Sequence[str]) -> str:
     like = difflib.get_close_matches(folded(text), by_key, 1)
     hint = f"; did you mean {by_key[like[0]]}?" if like else "."
     names = list(by_key.values())
-    more = ", …" if len(names) > MOST_NAMED else ""
-    return f"{hint} There are: {', '.join(names[:MOST_NAMED]) or 'none'}{more}"
+    more = ", …" if len(names) > MAX_NAMED else ""
+    return f"{hint} There are: {', '.join(names[:MAX_NAMED]) or 'none'}{more}"

@@ -1,13 +1,12 @@
-"""Traces of OpenTelemetry, for those who collect them: from `enqueue` through Celery to the commit.
+"""Traces of OpenTelemetry, from `enqueue` through Celery to the commit.
 
     enqueue -> process_chunk -> destination -> stage -> llm.call
                                      `-> publish -> commit (in the consumer)
 
-Off unless `profiling.enable_traces`; then a span costs one look at a global. Where traces go, how they are sampled and
-what the service is called say the variables of OpenTelemetry itself (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER,
-OTEL_SERVICE_NAME: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/). A trace travels
-as the `traceparent` of W3C Trace Context (https://www.w3.org/TR/trace-context/): in the headers of Celery messages, in
-a job's options and in its results. Spans carry ids, names of stages and models, and counts; no prompts, answers, keys.
+Off unless `profiling.enable_traces`; then a span costs one look at a global. OpenTelemetry's own variables
+(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME) configure the exporter. A trace travels as W3C
+`traceparent` in the headers of Celery messages, a job's options and its results. Spans carry ids, names of stages and
+models, and counts; no prompts, answers, keys.
 """
 
 import contextlib

@@ -1,8 +1,4 @@
-"""Changes of settings that outlive the worker process that they were made on.
-
-They stay until they are taken back: a worker that is started again, or is new, must keep to the same shared limits as
-the others, whatever its file says.
-"""
+"""Changes of settings on running workers: kept until they are taken back, also for workers that start later."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -27,11 +23,7 @@ def read(redis: Redis, worker: str) -> dict[str, str]:
 
 
 def kept(redis: Redis) -> list[tuple[str, str, str]]:
-    """All that is kept, in order: worker (or `*`), key, text.
-
-    Raises:
-        UnreadableError: its key holds no hash.
-    """
+    """All that is kept, in order: worker (or `*`), key, text. Raises UnreadableError: its key holds no hash."""
     found = []
     (reply,) = replies_of(redis, [keys.TUNED])
     try:

@@ -1,7 +1,6 @@
-"""What a worker waits for as a whole: one value, computed in the worker, read in the same words everywhere.
+"""What a worker waits for as a whole: one value, formatted in the same words everywhere.
 
-A worker's heartbeat carries it as JSON, and so does the key of an endpoint's cool-down in Redis: processes that start
-later, and `themes doctor` without any worker, know what the server has said.
+A worker's heartbeat carries it as JSON, and so does the key of an endpoint's cool-down, for processes that start later.
 """
 
 import re
@@ -46,7 +45,7 @@ class Wait:
         """The same for as long as the same thing is waited for, whatever the numbers in a message."""
         return f"{self.kind} {self.endpoint} {_VARYING.sub('#', self.said)}"
 
-    def words(self, now: float | None = None) -> str:
+    def format(self, now: float | None = None) -> str:
         """One clause for people, with the time that is left."""
         now = time.time() if now is None else now
         tries = [at for at in (self.next_try, self.until) if at is not None]
@@ -63,7 +62,6 @@ class Wait:
         }[self.kind]
 
     def encode(self) -> bytes:
-        """As JSON."""
         return msgspec.json.encode(asdict(self))
 
     @classmethod

@@ -1,12 +1,12 @@
-"""The worker processes that live, by their heartbeats.
+"""Reports of the live processes: a hash that expires for each, and a set of their names.
 
-Each keeps a hash that expires, and its name in a set that does not: so they are found without a walk over every key of
-a cache of millions.
+The set spares a walk over every key of a cache of millions.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Self, TypeVar
 
 import msgspec
 from redis import Redis
@@ -15,138 +15,225 @@ from redis.asyncio import Redis as AsyncRedis
 from tasks import keys, readings
 from tasks.connection import text_of
 from tasks.errors import UnreadableError
+from tasks.waits import Wait
 
-#: The field that says which of a report's fields cannot be read.
-UNREADABLE: Final = "unreadable"
-#: Fields of a report that are whole numbers, and those that are numbers.
-WHOLE: Final = frozenset({
-    "lanes", "lanes_busy", "lanes_waiting", "lanes_wanted", "chunks_held", "chunks_claimed", "restarts", "wedged",
-    "connections", "connections_in_use", "connections_waiting", "cache_outages", "executed", "stolen", "shared",
-    "yielded", "memory_mb", "memory_threshold_mb", "memory_cache_mb", "pid", "lag", "last_batch", "rejected",
-})  # fmt: skip
-NUMBERS: Final = WHOLE | {
-    "at", "started_at", "busy_share", "cache_away_seconds", "idle_seconds", "entries_per_second", "ms_per_batch",
-}  # fmt: skip
+#: What is read of a report to find idle lanes.
+LANES: Final = ("lanes", "lanes_busy", "lanes_waiting")
+#: Seconds after which the name of a process without a report is removed: long enough for a short outage of Redis.
+FORGET_SECONDS: Final = 3_600.0
 
 
-class _Route(msgspec.Struct):
-    """What a pool says of one way to an LLM, as far as it is read."""
+class RouteReport(msgspec.Struct, frozen=True):
+    """One model at one endpoint, as a worker's pool sees it."""
 
     model: str | None = None
     circuit: str | None = None
+    error: str | None = None
     in_use: float = 0
     queued: float = 0
     limit: float = 0
     failures: float = 0
     cool_downs: float = 0
     cooling_seconds: float = 0
+    cooling_for: str | None = None
     latency_ms: float | None = None
     limit_digest: str | None = None
 
 
-class _Pool(msgspec.Struct):
+class PoolReport(msgspec.Struct, frozen=True):
     idle: float = 0
     wait_p95_ms: float | None = None
-    routes: dict[str, _Route] = {}
+    routes: dict[str, RouteReport] = {}
 
 
-class _Calls(msgspec.Struct):
+class SpanReport(msgspec.Struct, frozen=True):
     count: int
     total_seconds: float
 
 
-class _Process(msgspec.Struct):
+class ProcessReport(msgspec.Struct, frozen=True):
     cpu_percent: float | None = None
     rss_bytes: float | None = None
 
 
-class _Profile(msgspec.Struct):
-    process: _Process | None = None
-    spans: dict[str, _Calls] = {}
+class ProfileReport(msgspec.Struct, frozen=True):
+    """What the profiler has measured; `process` is None where it is off."""
+
+    process: ProcessReport | None = None
+    spans: dict[str, SpanReport] = {}
 
 
-class _Setting(msgspec.Struct):
+class SettingReport(msgspec.Struct, frozen=True):
     origin: str
     value: Any
 
 
-#: The fields of a report that are JSON, and the shape of what is read of them.
-JSON: Final[dict[str, Any]] = {
-    "pool": _Pool, "profile": _Profile, "settings": dict[str, _Setting],
-    "statements": dict[str, dict[str, float]],
-}  # fmt: skip
+class _Report(msgspec.Struct, frozen=True):
+    pid: int = 0
+    #: Seconds since 1970.
+    at: float = 0.0
+    started_at: float = 0.0
+    #: Which fields cannot be read, and why; these have their defaults.
+    unreadable: str = ""
 
-#: What is read of a report to find idle lanes.
-LANES: Final = ("lanes", "lanes_busy", "lanes_waiting")
-#: Seconds after which the name of a worker without a heartbeat is forgotten: long enough for a short outage of Redis.
-FORGET_SECONDS: Final = 3_600.0
-
-
-async def tell(redis: AsyncRedis, name: str, report: dict[Any, Any]) -> None:
-    """Give a sign of life, with what there is to say."""
-    async with redis.pipeline(transaction=True) as pipeline:
-        pipeline.hset(keys.worker(name), mapping=report)
-        pipeline.expire(keys.worker(name), keys.WORKER_SECONDS)
-        pipeline.zadd(keys.WORKERS, {name: time.time()})
-        pipeline.zremrangebyscore(keys.WORKERS, "-inf", time.time() - FORGET_SECONDS)
-        await pipeline.execute()
-
-
-async def leave(redis: AsyncRedis, name: str) -> None:
-    """Take a worker off the list, because it ends."""
-    async with redis.pipeline(transaction=True) as pipeline:
-        pipeline.delete(keys.worker(name))
-        pipeline.zrem(keys.WORKERS, name)
-        await pipeline.execute()
-
-
-def consumers(redis: Redis) -> dict[str, dict[str, str]]:
-    """The reports of the consumers that live, by name."""
-    return _reports(redis, keys.CONSUMERS, keys.consumer)
-
-
-def workers(redis: Redis) -> dict[str, dict[str, str]]:
-    """What every live worker has said last, by its name; see `checked`."""
-    return _reports(redis, keys.WORKERS, keys.worker)
-
-
-def _reports(redis: Redis, listed: str, key_of: Callable[[str], str]) -> dict[str, dict[str, str]]:
-    names = [text_of(name) for name in redis.zrange(listed, 0, -1)]
-    replies = readings.replies_of(redis, map(key_of, names))
-    found = {name: checked(reply) for name, reply in zip(names, replies, strict=True)}
-    return {name: report for name, report in found.items() if report}
-
-
-def checked(reply: Any) -> dict[str, str]:
-    """A report as Redis replies: every number in it is one. What is none is left out, and `unreadable` names it."""
-    try:
-        report = readings.texts(reply)
-    except UnreadableError as exc:
-        return {UNREADABLE: str(exc)}
-    flaws = []
-    for name in [*NUMBERS & report.keys()]:
+    @classmethod
+    def decode(cls, reply: Any) -> Self:
+        """A report as Redis replies: every number in it is finite and from 0 on."""
         try:
-            value = readings.number(report, name)
-            if value is not None and name in WHOLE:
-                report[name] = str(int(value))
+            texts = readings.texts(reply)
         except UnreadableError as exc:
-            flaws.append(str(exc))
-            del report[name]
-    for name, shape in JSON.items():
-        try:
-            msgspec.json.decode(report.get(name) or "{}", type=shape)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
-            flaws.append(f"{name}: {exc}")
-            del report[name]
-    if flaws:
-        report[UNREADABLE] = "; ".join(sorted(flaws))
-    return report
+            return cls(unreadable=str(exc))
+        values: dict[str, Any] = {}
+        flaws: list[str] = []
+        for field in msgspec.structs.fields(cls):
+            if texts.get(field.name):
+                try:
+                    values[field.name] = _value(texts, field)
+                except UnreadableError as exc:
+                    flaws.append(str(exc))
+        return cls(**values | ({"unreadable": "; ".join(sorted(flaws))} if flaws else {}))
+
+
+def _value(texts: dict[str, str], field: msgspec.structs.FieldInfo) -> Any:
+    text = texts[field.name]
+    if field.type is str:
+        return text
+    if field.type in {int, float, int | None}:
+        number = readings.number(texts, field.name)
+        return number if field.type is float else int(number or 0)
+    if field.type == Wait | None:
+        return Wait.decode(text)
+    try:
+        return msgspec.json.decode(text, type=field.type)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
+        raise UnreadableError(f"{field.name}: {exc}") from exc
+
+
+class WorkerReport(_Report, frozen=True):
+    """The heartbeat of one worker process. Memory is in MiB, None where it is not watched."""
+
+    name: str = ""
+    host: str = ""
+    lanes: int = 0
+    lanes_busy: int = 0
+    lanes_waiting: int = 0
+    lanes_wanted: int = 0
+    chunks_held: int = 0
+    chunks_claimed: int = 0
+    restarts: int = 0
+    wedged: int = 0
+    waiting_for: Wait | None = None
+    connections: int = 0
+    connections_in_use: int = 0
+    connections_waiting: int = 0
+    #: Why the call journal is not written; empty while it is.
+    journal_off: str = ""
+    cache: str = ""
+    cache_outages: int = 0
+    cache_away_seconds: float = 0.0
+    executed: int = 0
+    stolen: int = 0
+    shared: int = 0
+    yielded: int = 0
+    #: Part of the lanes' life that they were busy, 0-1.
+    busy_share: float = 0.0
+    idle_seconds: float = 0.0
+    #: `Lanes.statistics` of each lane.
+    lane_statistics: list[dict[str, float]] = []
+    memory_mb: int | None = None
+    memory_threshold_mb: int = 0
+    memory_cache_mb: int = 0
+    memory_pressure: str = "none"
+    pool: PoolReport = PoolReport()
+    profile: ProfileReport = ProfileReport()
+    settings: dict[str, SettingReport] = {}
+
+    def encode(self) -> dict[str, str | int | float | bytes]:
+        """The fields of the hash but those in JSON: their sources write more than is read here."""
+        left_out = {"lane_statistics", "pool", "profile", "settings", "unreadable", "waiting_for"}
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name not in left_out}
+        wait = self.waiting_for.encode() if self.waiting_for else b""
+        return {name: value for name, value in fields.items() if value is not None} | {"waiting_for": wait}
+
+
+class ConsumerReport(_Report, frozen=True):
+    """What one results consumer does. Counts are since its start."""
+
+    #: Entries of the results stream that are not written yet.
+    lag: int = 0
+    entries: int = 0
+    results: int = 0
+    rejected: int = 0
+    entries_per_second: float = 0.0
+    rows: int = 0
+    batches: int = 0
+    last_batch: int = 0
+    ms_per_batch: float = 0.0
+    database: str = ""
+    #: Statement -> its times, see `StatementTimes.as_dict`.
+    statements: dict[str, dict[str, float]] = {}
+
+    def encode(self) -> dict[Any, Any]:
+        """The fields of the hash."""
+        fields = msgspec.structs.asdict(self) | {"statements": msgspec.json.encode(self.statements)}
+        del fields["unreadable"]
+        return fields
+
+
+R = TypeVar("R", bound=_Report)
+
+
+@dataclass(frozen=True, slots=True)
+class Role(Generic[R]):
+    """A kind of process that reports: the set of their names, the key of each, what it reports."""
+
+    names: str
+    key_of: Callable[[str], str]
+    type: type[R]
+
+
+WORKER: Final = Role(keys.WORKERS, keys.worker, WorkerReport)
+CONSUMER: Final = Role(keys.CONSUMERS, keys.consumer, ConsumerReport)
+
+
+async def write_report(redis: AsyncRedis, role: Role[Any], name: str, fields: dict[Any, Any]) -> None:
+    """Replace the report of a process. Names of processes that were killed are removed."""
+    async with redis.pipeline(transaction=True) as pipeline:
+        pipeline.hset(role.key_of(name), mapping=fields)
+        pipeline.expire(role.key_of(name), keys.WORKER_SECONDS)
+        pipeline.zadd(role.names, {name: time.time()})
+        pipeline.zremrangebyscore(role.names, "-inf", time.time() - FORGET_SECONDS)
+        pipeline.expire(role.names, keys.KEEP_SECONDS)
+        await pipeline.execute()
+
+
+async def remove_report(redis: AsyncRedis, role: Role[Any], name: str) -> None:
+    """Remove the report of a process that ends."""
+    async with redis.pipeline(transaction=True) as pipeline:
+        pipeline.delete(role.key_of(name))
+        pipeline.zrem(role.names, name)
+        await pipeline.execute()
+
+
+def read_reports(redis: Redis, role: Role[R]) -> dict[str, R]:
+    """The reports of the live processes by name."""
+    names = [text_of(name) for name in redis.zrange(role.names, 0, -1)]
+    replies = readings.replies_of(redis, map(role.key_of, names))
+    return {name: role.type.decode(reply) for name, reply in zip(names, replies, strict=True) if reply}
+
+
+def consumers(redis: Redis) -> dict[str, ConsumerReport]:
+    return read_reports(redis, CONSUMER)
+
+
+def workers(redis: Redis) -> dict[str, WorkerReport]:
+    return read_reports(redis, WORKER)
 
 
 def endpoint_digests(redis: Redis) -> set[str]:
     """The endpoints that the live workers ask, each with its model, as digests."""
-    pools = [msgspec.json.decode(report.get("pool") or "{}", type=_Pool) for report in workers(redis).values()]
-    return {route.limit_digest for pool in pools for route in pool.routes.values() if route.limit_digest}
+    routes = [route for report in workers(redis).values() for route in report.pool.routes.values()]
+    return {route.limit_digest for route in routes if route.limit_digest}
 
 
 async def idle_lanes(redis: AsyncRedis, *, besides: str) -> int:
@@ -166,4 +253,4 @@ async def idle_lanes(redis: AsyncRedis, *, besides: str) -> int:
 
 def live_lanes(redis: Redis) -> int:
     """Lanes of all workers that have a heartbeat."""
-    return sum(int(report.get("lanes") or 0) for report in workers(redis).values())
+    return sum(report.lanes for report in workers(redis).values())

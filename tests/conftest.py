@@ -54,7 +54,7 @@ def redis_url(redis_server: LocalRedis) -> Iterator[str]:
         yield url
         forgotten = [
             key.decode()
-            for pattern in ("themes:cache:*", "themes:worker:*", "themes:job:*:profile", "themes:series:*")
+            for pattern in ("themes:cache:*", "themes:worker:*", "themes:job:*:measurements", "themes:series:*")
             for key in client.scan_iter(pattern)
             if client.ttl(key) == -1
         ]

@@ -15,7 +15,7 @@ from workers.results.database.tables import USAGE_COLUMNS, USAGE_TABLES, metadat
 PLACES = (
     ("jobs", "dead_letters", "counters"),
     ("destinations", "failures", "attempts"),
-    ("profiles", "stages", "missing", "job_profiles"),
+    ("profiles", "stages", "missing", "job_measurements"),
     ("themes", "theme_months", "theme_travelers", "theme_subthemes"),
 )
 WIDTH, GAP, LINE, TOP = 236, 56, 17, 20

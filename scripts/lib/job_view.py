@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.lib.terminal import warn
-from tasks.jobs.registry import JobStatus, paused_words
+from tasks.jobs.registry import JobStatus, format_paused
 from tasks.messages import Event
 from tasks.texts import count
 from tasks.waits import duration
@@ -54,7 +54,7 @@ def summary(status: JobStatus, *, short: bool = False, resume: str = "themes res
     if status.waiting_for:
         figures.append(f"waiting: {status.waiting_for}")
     if status.paused:
-        figures.append(paused_words(status, resume=resume))
+        figures.append(format_paused(status, resume=resume))
     elif status.state == "stalled":
         figures.append(stalled)
     return "  ".join(figures)

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 from config.settings import Settings
@@ -45,7 +44,7 @@ async def job_in_database(settings: Settings, job_id: str) -> AsyncIterator[tupl
 
 def stored_status(row: JobRow, **more: Any) -> JobStatus:
     """A job's status from its row; unfinished, no worker has it. `more` are fields that are known better."""
-    return replace(status_of(row), **more)
+    return status_of(row, **more)
 
 
 async def stored_statuses(settings: Settings) -> list[JobStatus]:

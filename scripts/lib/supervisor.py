@@ -25,7 +25,7 @@ from tasks.errors import ConfigError
 from tasks.queue.leases import release
 from tasks.readings import amounts, replies_of
 from workers.process.signals import on_hangup
-from workers.results.journal import book_orphans
+from workers.results.journal import replay_journals
 from workers.worker.liveness import EX_WEDGED, LivenessDetector, waiting_messages
 
 log = logging.getLogger("themes.supervisor")
@@ -141,7 +141,7 @@ class Supervisor:
 
     def _release(self, pid: int) -> None:
         """Record the calls of the dead process, then free its chunks: in this order its cost precedes the job's end."""
-        book_orphans(self.settings, self.redis)
+        replay_journals(self.settings, self.redis)
         try:
             freed = release(self.redis, self.name, pid, self._process_token)
         except (RedisError, OSError) as exc:
@@ -199,9 +199,9 @@ def refuse_taken(redis: Redis, name: str) -> None:
 
     Heartbeats, leases and remote control go by the name.
     """
-    report = fleet.workers(redis).get(name, {})
+    report = fleet.workers(redis).get(name, fleet.WorkerReport())
     try:
-        process = psutil.Process(int(report.get("pid", 0)))
+        process = psutil.Process(report.pid)
         is_taken = process.is_running() and name in process.cmdline()
     except (psutil.Error, ValueError):
         return  # it has ended, or is not of this machine

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from config.errors import ThemesError
 from tasks.identity import OwnId, identify, normalise, own_id, title_key
 from tasks.inputs.placeholders import is_doubtful, is_placeholder
 from tasks.inputs.titles import Columns, Plan
@@ -20,7 +21,6 @@ MAX_NAME: Final = 200
 MAX_EXTRA_COLUMNS: Final = 50
 MAX_EXTRA: Final = 2_000
 
-#: Control characters, line and paragraph separators.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _BROKEN: Final = re.compile("[\ud800-\udfff\ufffd]")
@@ -34,7 +34,7 @@ _DEGREES: Final = re.compile(
 )
 
 
-class BadRowError(Exception):
+class BadRowError(ThemesError):
     """This row cannot be taken; the text says why. It never leaves the reader."""
 
 

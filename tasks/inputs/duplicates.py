@@ -74,7 +74,6 @@ class SeenRows:
         return self._setdefault(id_.encode("utf-8", "surrogatepass"), b"") is None
 
     def close(self) -> None:
-        """Delete the temporary file."""
         if self._many is not None:
             self._many.close()
             self._many = None

@@ -16,7 +16,6 @@ from tasks.inputs.columns import BadRowError
 from tasks.inputs.rows import DECODER, LISTS, Row, plain_row
 from tasks.inputs.source import ESCAPED, MAX_ROW, Source
 
-#: Bytes read at once.
 READ_BYTES: Final = 64 * 1024
 
 _BLANK: Final = re.compile(r"[ \t\r\n]*")
@@ -182,7 +181,7 @@ class _Window:
         return None
 
     def _grow(self, at_least: int) -> bool:
-        """Read so many bytes on, letting go of what has been passed; False at the end of the text."""
+        """Read `at_least` more bytes and drop what has been passed; False at the end of the text."""
         if self._is_at_end:
             return False
         pieces = [self._text[self._pos :]]

@@ -25,9 +25,9 @@ NEAR_KM: Final = 5.0
 #: Kilometres: an edge of the cubes into which places are sorted.
 CUBE_KM: Final = 10.0
 #: Rows with one folded name, or in one cube, that are compared with each other; more are a crowd, not duplicates.
-MOST_COMPARED: Final = 50
+MAX_COMPARED: Final = 50
 #: Likely duplicates that are looked for.
-MOST_LIKELY: Final = 10_000
+MAX_LIKELY: Final = 10_000
 #: Share of the longer of two names that both must begin with to be spellings of one.
 ALIKE: Final = 0.75
 
@@ -89,13 +89,12 @@ class LikelyDuplicates:
             self._database = None
 
     def add(self, one: Identified, line: int) -> None:
-        """Take in an accepted row."""
         self._rows.append((one, line))
         if len(self._rows) >= ROWS_TOGETHER:
             self._flush()
 
     def found(self) -> Iterator[LikelyDuplicate]:
-        """Pairs of rows that may be one place, at most `MOST_LIKELY`; each later row stands in one pair."""
+        """Pairs of rows that may be one place, at most `MAX_LIKELY`; each later row stands in one pair."""
         database = self._flush()
         told: set[int] = set()
         for first, later, why in itertools.chain(_by_id(database), _by_name(database), _by_place(database)):
@@ -103,7 +102,7 @@ class LikelyDuplicates:
                 continue
             told.add(later.number)
             yield LikelyDuplicate(later.line, later.label, first.line, first.label, why)
-            if len(told) >= MOST_LIKELY:
+            if len(told) >= MAX_LIKELY:
                 return
 
     def _flush(self) -> sqlite3.Connection:
@@ -151,7 +150,7 @@ _SAME_IDS: Final = f"""
 """  # noqa: S608  # constants
 _SAME_CUBES: Final = (
     f"SELECT {', '.join(f'rows.{name}' for name in _COLUMNS.split(', '))}, cube FROM cubes JOIN rows USING (number) "  # noqa: S608
-    f"WHERE cube IN (SELECT cube FROM cubes GROUP BY cube HAVING count(*) BETWEEN 2 AND {MOST_COMPARED}) "
+    f"WHERE cube IN (SELECT cube FROM cubes GROUP BY cube HAVING count(*) BETWEEN 2 AND {MAX_COMPARED}) "
     "ORDER BY cube, number"
 )
 _ONE: Final = f"SELECT {_COLUMNS} FROM rows WHERE number = ?"  # noqa: S608  # constants
@@ -172,7 +171,7 @@ def _by_id(database: sqlite3.Connection) -> Iterator[_Pair]:
     """Rows that have ids of their user's own, and share one of a public catalogue."""
     with translated():
         for _, group in itertools.groupby(database.execute(_SAME_IDS), key=lambda row: row[-1]):
-            first, *others = (_Row(*row[:-1]) for row in itertools.islice(group, MOST_COMPARED))
+            first, *others = (_Row(*row[:-1]) for row in itertools.islice(group, MAX_COMPARED))
             yield from ((first, later, "the same Wikidata or GeoNames id") for later in others)
 
 
@@ -180,7 +179,7 @@ def _by_name(database: sqlite3.Connection) -> Iterator[_Pair]:
     """Rows whose folded names are equal, and that nothing else tells apart."""
     with translated():
         for _, group in itertools.groupby(database.execute(_SAME_NAMES), key=lambda row: row[-1]):
-            rows = [_Row(*row[:-1]) for row in itertools.islice(group, MOST_COMPARED)]
+            rows = [_Row(*row[:-1]) for row in itertools.islice(group, MAX_COMPARED)]
             for at, later in enumerate(rows):
                 pairs = ((first, why) for first in rows[:at] if (why := _why_one(first, later)))
                 if pair := next(pairs, None):

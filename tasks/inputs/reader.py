@@ -88,7 +88,7 @@ class Reader:
     Args:
         source: a path, `-` for standard input, or a binary file.
         strict: end with an error at the first bad row.
-        limit: take only so many destinations, 1 at least.
+        limit: the most destinations to read, at least 1.
         columns: further columns that are sent to the model.
         id_column: the column whose values say which rows are one destination.
         mapped: `ROLE=COLUMN` pairs that say what columns are: name, country, region, lat, lon, id.
@@ -242,7 +242,6 @@ class Reader:
                 return
 
     def _note_titles(self, row: Mapping[str, Any]) -> None:
-        """Note columns that were not seen before."""
         plan = self._columns.plan(tuple(row))
         if plan.item:
             self._items.add(plan.item)
@@ -313,7 +312,6 @@ class Reader:
             self._on_bad_row(row)
 
     def _note(self, row: BadRow) -> None:
-        """Take in a row of which something was left out."""
         self.report.incomplete += 1
         self._refuse_if_strict(row)
         _keep(self.report.notes, row)

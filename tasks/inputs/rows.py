@@ -86,7 +86,6 @@ def text_rows(lines: Lines) -> Iterator[Row]:
 
 
 def jsonl_rows(lines: Lines) -> Iterator[Row]:
-    """One JSON value a line."""
     for text in lines:
         if isinstance(text, BadRowError):
             yield lines.number, text

@@ -20,9 +20,8 @@ from tasks.inputs.columns import BadRowError
 
 #: Bytes of one line, at most; characters of one row.
 MAX_ROW: Final = 1024 * 1024
-#: Bytes read at once.
 READ_BYTES: Final = 256 * 1024
-#: A file is binary where one in so many bytes of its beginning is NUL; fewer cost their rows.
+#: A file is binary where one in `BINARY_SHARE` bytes of its beginning is NUL; fewer cost their rows.
 BINARY_SHARE: Final = 8
 #: Bytes looked at to tell the format.
 SNIFF_BYTES: Final = 64 * 1024

@@ -26,7 +26,7 @@ REREAD: Final = 64 * MAX_ROW
 _OPEN_QUOTE: Final = "a quote is not closed"
 
 #: Lone cells above a table that are taken for its heading.
-MOST_HEADINGS: Final = 5
+MAX_HEADINGS: Final = 5
 
 Cells = list[str]
 Record = tuple[int, Cells | BadRowError]
@@ -51,7 +51,6 @@ class Layout:
 
 
 def layout_of(source: Source, ending: str) -> Layout:
-    """The layout by the beginning of a file."""
     if _is_geonames(source.head):
         return Layout("\t", is_geonames=True)
     return Layout("\t" if ending == ".tsv" else delimiter_of(source.head))
@@ -94,11 +93,7 @@ def table_rows(
     columns: Columns,
     named: Iterable[str] = (),
 ) -> Iterator[tuple[int, Any]]:
-    """The records of a table as rows; the first one may hold the titles.
-
-    Raises:
-        InputError: as `csv_rows`.
-    """
+    """The records of a table as rows; the first one may hold the titles. Raises InputError: as `csv_rows`."""
     titles: list[str] | None = None
     if layout.is_geonames:
         titles = list(GEONAMES)
@@ -127,7 +122,7 @@ def _below_headings(records: Iterator[Record], columns: Columns) -> Iterator[Rec
             continue
         is_lone = len(list(not_blank(cells))) == 1
         is_under_title = len(held) == 1 and columns.is_header(held[0][1])
-        if is_lone and len(held) < MOST_HEADINGS and not is_under_title:
+        if is_lone and len(held) < MAX_HEADINGS and not is_under_title:
             held.append((line, cells))
             continue
         for earlier, heading in held:
@@ -325,7 +320,6 @@ class _Record:
 
 
 def _width(line: str, delimiter: str) -> int:
-    """Cells of a line by itself; 0 where it has none."""
     try:
         return len(next(csv.reader([line], delimiter=delimiter), []))
     except csv.Error:

@@ -73,7 +73,6 @@ class Columns:
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 
     def plan(self, titles: tuple[str, ...]) -> Plan:
-        """The plan for rows with these titles."""
         found = self._plans.get(titles)
         if found is None:
             if len(self._plans) >= _REMEMBERED:
@@ -170,7 +169,6 @@ def _is_phrase(words: Sequence[str]) -> bool:
 
 
 def _word_role(word: str) -> Role | None:
-    """What a word says of a column, also in the plural."""
     for one in (word, word.removesuffix("s"), f"{word.removesuffix('ies')}y", word.removesuffix("n")):
         if one in COLUMNS:
             return COLUMNS[one]

@@ -1,7 +1,7 @@
-"""What a job may cost, as its hash in Redis says it: the limit, what is spent, what is reserved for calls under way.
+"""What a job may cost: the limit, what is spent, what is reserved for calls under way, as its hash in Redis has it.
 
-Workers reserve and settle (`workers.llm.budget`); here is what everybody needs to know. Amounts are whole nano-dollars:
-a million small floats would drift. Lua counts exactly to 2^53, which is nine million dollars.
+Workers reserve and settle (`workers.llm.budget`). Amounts are whole nano-dollars: a million small floats would drift.
+Lua counts exactly to 2^53, which is nine million dollars.
 """
 
 import math
@@ -14,10 +14,9 @@ from config.settings import Settings
 from tasks.errors import ConfigError
 from tasks.readings import whole
 
-#: Nano-dollars in a dollar.
 NANO: Final = 1_000_000_000
 #: US dollars that a budget may have: a million, well inside what Lua counts exactly.
-MOST_USD: Final = 1_000_000.0
+MAX_USD: Final = 1_000_000.0
 LIMIT: Final = "limit"
 SPENT: Final = "spent"
 #: Ends the field of what one process has reserved; before it stands the process's token.
@@ -39,11 +38,7 @@ def nano_usd(usd: float) -> int:
 
 
 def state_of(fields: Mapping[str, str]) -> BudgetState | None:
-    """The budget in a hash's fields; None where there is none.
-
-    Raises:
-        UnreadableError: an amount is none.
-    """
+    """The budget in a hash's fields; None where there is none. Raises UnreadableError: an amount is none."""
     if LIMIT not in fields:
         return None
     reserved = sum(whole(fields, name) for name in fields if name.endswith(RESERVED))
@@ -64,8 +59,8 @@ def check(budget_usd: float, settings: Settings) -> None:
     Raises:
         ConfigError: it is no amount, or a model that may be asked has no price.
     """
-    if not math.isfinite(budget_usd) or not 0 < budget_usd <= MOST_USD or nano_usd(budget_usd) == 0:
-        raise ConfigError(f"--budget: expected US dollars above 0 and up to {MOST_USD:,.0f}, got {budget_usd:g}")
+    if not math.isfinite(budget_usd) or not 0 < budget_usd <= MAX_USD or nano_usd(budget_usd) == 0:
+        raise ConfigError(f"--budget: expected US dollars above 0 and up to {MAX_USD:,.0f}, got {budget_usd:g}")
     for model in models_asked(settings):
         if not model:
             raise ConfigError("--budget: llm.model is not set here: export THEMES_MODEL=… as the workers have it")

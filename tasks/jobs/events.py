@@ -1,7 +1,7 @@
 """Follow a job: iterators over its events, plain and asynchronous, resumable by id.
 
-Events of a destination are published after its row is durable. Delivery is at least once: after a crash of the
-consumer an event may come twice, with another id.
+A destination's event is published after its row is durable. Delivery is at least once: after a crash of the consumer an
+event may come twice, with another id.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings, load
 from tasks import keys
-from tasks.connection import connect, connect_async, locate
+from tasks.connection import connect_async, connected, locate
 from tasks.errors import JobNotFoundError
 from tasks.jobs import registry as jobs
 from tasks.messages import Event
@@ -27,12 +27,10 @@ log = logging.getLogger("themes.events")
 
 #: Seconds that one read waits for news; below the socket timeout.
 BLOCK_SECONDS: Final = 1.0
-#: Events fetched in one read.
 PAGE: Final = 500
 
 
 def decode(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
-    """One stream entry as an event with its id."""
     event = msgspec.json.decode(fields[b"e"], type=Event)
     return msgspec.structs.replace(event, id=entry_id.decode())
 
@@ -53,29 +51,43 @@ def flat(event: Event) -> dict[str, Any]:
     return head | {"at": event.at} | event.data
 
 
-class _Place:
-    """How far a follower has come, and when its job was paused."""
+class _Follower:
+    """How far a job's events were read, when it was paused, and until when it is followed."""
 
-    def __init__(self, after: str) -> None:
+    def __init__(self, job_id: str, after: str, timeout_seconds: float | None) -> None:
+        self.job_id = job_id
         self.position = after
-        self.paused_at = 0.0
+        self._paused_at = 0.0
+        self._timeout_seconds = timeout_seconds
+        self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
 
-    def read(self, entry_id: bytes, fields: dict[bytes, bytes]) -> Event | None:
-        """The event in an entry, the last one seen from now on; None where the entry holds none."""
-        self.position = entry_id.decode()
-        try:
-            event = decode(entry_id, fields)
-        except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-            log.warning("action=event_unreadable entry_id=%s is passed over: %s", self.position, exc)
-            return None
-        if event.type == "job.paused":
-            self.paused_at = event.at
-        return event
+    def query(self) -> dict[str, Any]:
+        """The arguments of the next XREAD."""
+        place = {keys.events(self.job_id): self.position}
+        return {"streams": place, "count": PAGE, "block": int(BLOCK_SECONDS * 1000)}
 
-    def last_words(self, ended: jobs.JobStatus) -> Event | None:
-        """What a job that has ended, or rests, has not said on its stream."""
+    def events(self, page: Any) -> Iterator[Event]:
+        """The events of a page; an entry that holds none is passed over."""
+        for entry_id, fields in entries_of(page):
+            self.position = entry_id.decode()
+            try:
+                event = decode(entry_id, fields)
+            except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+                log.warning("action=event_unreadable entry_id=%s is passed over: %s", self.position, exc)
+                continue
+            if event.type == "job.paused":
+                self._paused_at = event.at
+            yield event
+
+    def last_event(self, ended: jobs.JobStatus) -> Iterator[Event]:
+        """The end or pause of a job that its stream does not have."""
         last = jobs.last_event(ended)
-        return last if last.type == "job.done" or last.at != self.paused_at else None
+        if last.type == "job.done" or last.at != self._paused_at:
+            yield last
+
+    def check_deadline(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TimeoutError(f"job {self.job_id} did not end within {self._timeout_seconds:g} s")
 
 
 def follow(
@@ -96,27 +108,19 @@ def follow(
         TimeoutError: `timeout_seconds` passed without the job's end.
     """
     if redis is None:
-        settings = settings or load()
-        redis = connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-    job_id = str(job)
-    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    place = _Place(after)
-    jobs.status(redis, job_id)
+        redis = connected(settings or load())
+    follower = _Follower(str(job), after, timeout_seconds)
+    jobs.status(redis, follower.job_id)
     while True:
-        page: Any = redis.xread({keys.events(job_id): place.position}, count=PAGE, block=int(BLOCK_SECONDS * 1000))
-        for entry_id, fields in entries_of(page):
-            event = place.read(entry_id, fields)
-            if event is None:
-                continue
+        page: Any = redis.xread(**follower.query())
+        for event in follower.events(page):
             yield event
-            if event.type == "job.done" and _ended(redis, job_id, place.position):
+            if event.type == "job.done" and _ended(redis, follower.job_id, follower.position):
                 return
-        if not page and (ended := _ended(redis, job_id, place.position)):
-            if last := place.last_words(ended):
-                yield last
+        if not page and (ended := _ended(redis, follower.job_id, follower.position)):
+            yield from follower.last_event(ended)
             return
-        if deadline is not None and time.monotonic() > deadline:
-            raise TimeoutError(f"job {job_id} did not end within {timeout_seconds:g} s")
+        follower.check_deadline()
 
 
 async def follow_async(
@@ -139,28 +143,22 @@ async def follow_async(
             timeout = settings.redis.socket_timeout_seconds
             redis = connect_async(await asyncio.to_thread(locate, settings), socket_timeout_seconds=timeout)
             stack.push_async_callback(redis.aclose)
-        job_id, place = str(job), _Place(after)
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        await standing(redis, job_id)
+        follower = _Follower(str(job), after, timeout_seconds)
+        await current_status(redis, follower.job_id)
         while True:
-            waits = int(BLOCK_SECONDS * 1000)
-            page: Any = await redis.xread({keys.events(job_id): place.position}, count=PAGE, block=waits)
-            for entry_id, fields in entries_of(page):
-                event = place.read(entry_id, fields)
-                if event is None:
-                    continue
+            page: Any = await redis.xread(**follower.query())
+            for event in follower.events(page):
                 yield event
-                if event.type == "job.done" and await ended_after(redis, job_id, place.position):
+                if event.type == "job.done" and await ended_after(redis, follower.job_id, follower.position):
                     return
-            if not page and (ended := await ended_after(redis, job_id, place.position)):
-                if last := place.last_words(ended):
+            if not page and (ended := await ended_after(redis, follower.job_id, follower.position)):
+                for last in follower.last_event(ended):
                     yield last
                 return
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job_id} did not end within {timeout_seconds:g} s")
+            follower.check_deadline()
 
 
-async def standing(redis: AsyncRedis, job_id: str) -> jobs.JobStatus:
+async def current_status(redis: AsyncRedis, job_id: str) -> jobs.JobStatus:
     """How a job stands, by its own entry alone: not whether it is stalled or waits for something.
 
     Raises:
@@ -181,7 +179,7 @@ async def ended_after(redis: AsyncRedis, job_id: str, position: str) -> jobs.Job
     Raises:
         JobNotFoundError: it has left Redis.
     """
-    known = await standing(redis, job_id)
+    known = await current_status(redis, job_id)
     if not (known.is_final or known.paused):
         return None
     return None if await redis.xread({keys.events(job_id): position}, count=1) else known

@@ -3,10 +3,11 @@
 Counts in it are written by the results consumer after each commit, so they say what is durable.
 """
 
+import functools
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
@@ -26,6 +27,10 @@ from tasks.waits import Wait
 JobState = Literal["queued", "running", "done", "cancelled", "stalled", "unreadable"]
 #: States that a job's entry may name.
 KNOWN_STATES: Final = frozenset({"queued", "running", "done", "cancelled"})
+#: The whole numbers of a job's entry.
+COUNTS: Final = (
+    "total", "done", "failed", "partial", "llm_calls", "cache_hits", "coalesced", "prompt_tokens", "completion_tokens",
+)  # fmt: skip
 #: States that do not change any more.
 FINAL: Final = frozenset({"done", "cancelled"})
 #: A running job without progress for this many seconds, on which no live worker is busy, is called stalled.
@@ -43,21 +48,21 @@ class JobStatus:
     job_id: str
     name: str
     state: JobState
-    total: int
-    done: int
-    failed: int
-    partial: int
-    llm_calls: int
-    cache_hits: int
-    coalesced: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float | None
-    rate_per_second: float
-    eta_seconds: float | None
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    partial: int = 0
+    llm_calls: int = 0
+    cache_hits: int = 0
+    coalesced: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+    rate_per_second: float = 0.0
+    eta_seconds: float | None = None
+    created_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
     #: What the job may cost in US dollars, and what its calls have cost; None without a budget.
     budget_usd: float | None = None
     spent_usd: float | None = None
@@ -74,8 +79,12 @@ class JobStatus:
 
     @property
     def is_final(self) -> bool:
-        """Whether the job has ended."""
         return self.state in FINAL
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no worker changes it: it has ended, is paused, or cannot be read."""
+        return self.is_final or bool(self.paused) or self.state == "unreadable"
 
     @property
     def succeeded(self) -> bool:
@@ -97,7 +106,6 @@ class JobStatus:
         return fields
 
     def json(self) -> str:
-        """One line of JSON."""
         return json.dumps(self.fields(), ensure_ascii=False)
 
 
@@ -126,23 +134,13 @@ def job_name(text: str) -> str:
 
 
 def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> str:
-    """Enter a new job; returns its id."""
     now = time.time()
     job_id, name = new_job_id(now), job_name(name)
     entry = JobOpened(job_id=job_id, name=name, created_at=now, options=options)
     with redis.pipeline(transaction=True) as pipeline:
-        pipeline.hset(
-            keys.job(job_id),
-            mapping={
-                "job_id": job_id,
-                "name": name,
-                "state": "queued",
-                "total": 0,
-                "sealed": 0,
-                "created_at": now,
-                "options": msgspec.json.encode(options),
-            },
-        )
+        fields: dict[Any, Any] = {"job_id": job_id, "name": name, "state": "queued", "created_at": now}
+        fields |= {"total": 0, "sealed": 0, "options": msgspec.json.encode(options)}
+        pipeline.hset(keys.job(job_id), mapping=fields)
         pipeline.set(keys.producer(job_id), "1", ex=keys.PRODUCER_SECONDS)
         if options.budget_usd is not None:
             limit = budget.nano_usd(options.budget_usd)
@@ -163,21 +161,23 @@ def status(redis: Redis, job_id: str) -> JobStatus:
     """
     ((raw, money),) = entries(redis, [job_id])
     known = known_status(job_id, raw, now=time.time(), money=money)
-    if known.is_final or known.paused:
+    return known if known.is_settled else among_workers(known, fleet.workers(redis).values())
+
+
+def among_workers(known: JobStatus, reports: Collection[fleet.WorkerReport]) -> JobStatus:
+    """The status of a job by what the workers do: none is stalled while one is busy, and all may wait for one thing."""
+    if known.is_settled:
         return known
-    reports = fleet.workers(redis).values()
-    busy = [one for one in reports if int(one.get("chunks_held") or 0)]
-    if known.state == "stalled" and busy:
+    if known.state == "stalled" and any(one.chunks_held for one in reports):
         # Slow is not stalled: a model may take minutes for one destination.
         known = replace(known, state="running")
-    claiming = [one for one in reports if int(one.get("chunks_claimed") or one.get("chunks_held") or 0)]
-    waits = [Wait.decode(one.get("waiting_for")) for one in claiming]
-    return waiting(known, waits[0] if all(waits) and waits else None)
+    waits = [one.waiting_for for one in reports if one.chunks_claimed or one.chunks_held]
+    return waiting(known, waits[0] if waits and all(waits) else None)
 
 
 def waiting(known: JobStatus, wait: Wait | None) -> JobStatus:
     """The status of a job whose work all waits for one thing."""
-    return replace(known, waiting_for=wait.words() if wait else None, wait=wait)
+    return replace(known, waiting_for=wait.format() if wait else None, wait=wait)
 
 
 def entries(redis: Redis, job_ids: Sequence[str]) -> list[tuple[Any, Any]]:
@@ -212,29 +212,16 @@ def listed_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> Jo
     try:
         return known_status(job_id, raw, now=now, money=money)
     except UnreadableError as exc:
-        return unreadable_status(job_id, raw, str(exc.__cause__ or exc))
+        name = readings.texts(raw).get("name", "") if isinstance(raw, Mapping) else ""
+        return JobStatus(job_id, clean_line(name), "unreadable", unreadable=str(exc.__cause__ or exc))
 
 
 def options_of(raw: bytes | str | None) -> JobOptions:
-    """A job's options as its entry has them.
-
-    Raises:
-        UnreadableError: they are none of ours.
-    """
+    """A job's options as its entry has them. Raises UnreadableError: they are none of ours."""
     try:
         return msgspec.json.decode(raw, type=JobOptions) if raw else JobOptions()
     except (msgspec.MsgspecError, UnicodeError) as exc:
         raise UnreadableError(f"options: {exc}") from exc
-
-
-def unreadable_status(job_id: str, raw: Any, reason: str) -> JobStatus:
-    """The status of a job whose entry cannot be read."""
-    name = readings.texts(raw).get("name", "") if isinstance(raw, Mapping) else ""
-    return JobStatus(
-        job_id=job_id, name=clean_line(name), state="unreadable", total=0, done=0, failed=0, partial=0, llm_calls=0,
-        cache_hits=0, coalesced=0, prompt_tokens=0, completion_tokens=0, cost_usd=None, rate_per_second=0.0,
-        eta_seconds=None, created_at=0.0, started_at=None, finished_at=None, unreadable=reason,
-    )  # fmt: skip
 
 
 def status_of(
@@ -245,23 +232,21 @@ def status_of(
     Raises:
         UnreadableError: a field that must be there is missing, or is not what it should be.
     """
-
-    def number(name: str) -> int:
-        return readings.whole(fields, name)
-
-    def moment(name: str) -> float | None:
-        return readings.number(fields, name)
+    moment = functools.partial(readings.number, fields)
+    counts = {name: readings.whole(fields, name) for name in COUNTS}
 
     state = fields.get("state", "")
     if state not in KNOWN_STATES:
         raise UnreadableError(f"state is {readings.shown(state)}, expected one of {', '.join(sorted(KNOWN_STATES))}")
     options_of(fields.get("options"))
     started, finished = moment("started_at"), moment("finished_at")
-    total, ended = number("total"), number("done") + number("failed")
-    rate = _rate(moment("rate_per_second"), moment("rate_at"), now=now)
+    total, ended = counts["total"], counts["done"] + counts["failed"]
+    rate, rate_at = moment("rate_per_second") or 0.0, moment("rate_at")
+    if now - (rate_at or 0.0) > RATE_VALID_SECONDS:
+        rate = 0.0
     if finished and started:
         rate = ended / max(finished - started, 0.001)
-    progress_at = moment("rate_at") or started
+    progress_at = rate_at or started
     if state == "running" and progress_at is not None and now - progress_at > STALLED_AFTER_SECONDS:
         state = "stalled"
     paused = fields.get("paused") if state not in FINAL else None
@@ -272,15 +257,7 @@ def status_of(
         job_id=job_id,
         name=clean_line(fields.get("name", "")),
         state=state,  # type: ignore[arg-type]  # written by us, from the same list
-        total=total,
-        done=number("done"),
-        failed=number("failed"),
-        partial=number("partial"),
-        llm_calls=number("llm_calls"),
-        cache_hits=number("cache_hits"),
-        coalesced=number("coalesced"),
-        prompt_tokens=number("prompt_tokens"),
-        completion_tokens=number("completion_tokens"),
+        **counts,  # type: ignore[arg-type]  # whole numbers all
         cost_usd=moment("cost_usd") if "cost_usd" in fields else 0.0,
         rate_per_second=round(rate, 3),
         eta_seconds=round((total - ended) / rate, 1) if running else None,
@@ -296,32 +273,24 @@ def status_of(
 
 
 def _spent(money: budget.BudgetState, *, is_paused: bool) -> float:
-    """What a budget has spent; of a paused job also what is reserved: nobody will give much of it back."""
+    """What a budget has spent; of a paused job also what is reserved: little of it will be released."""
     return round(money.spent_usd + (money.reserved_usd if is_paused else 0), 9)
-
-
-def _rate(per_second: float | None, at: float | None, *, now: float) -> float:
-    """Destinations a second of the last seconds; 0 where that is no longer known."""
-    return per_second or 0.0 if now - (at or 0.0) <= RATE_VALID_SECONDS else 0.0
 
 
 def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:
     """The newest jobs first; one that cannot be read says so, and the others are as they are."""
     members: list[Any] = redis.zrevrange(keys.JOBS, 0, limit - 1)
-    for member in members:
-        job_id = text_of(member)
+    job_ids = [text_of(member) for member in members]
+    reports = fleet.workers(redis).values()
+    for member, job_id, (raw, money) in zip(members, job_ids, entries(redis, job_ids), strict=True):
         try:
-            yield status(redis, job_id)
-        except UnreadableError as exc:
-            ((raw, _),) = entries(redis, [job_id])
-            yield unreadable_status(job_id, raw, str(exc.__cause__ or exc))
+            yield among_workers(listed_status(job_id, raw, now=time.time(), money=money), reports)
         except JobNotFoundError:
             # Its entry has reached the end of its life: the list follows.
             redis.zrem(keys.JOBS, member)
 
 
 def latest(redis: Redis) -> str | None:
-    """The id of the job that was created last."""
     newest = redis.zrevrange(keys.JOBS, 0, 0)
     return text_of(newest[0]) if newest else None
 
@@ -349,18 +318,12 @@ def cancel(redis: Redis, job_id: str, *, compress: bool = True) -> JobStatus:
 
 
 def drop_work(redis: Redis, job_id: str) -> None:
-    """Forget what is left to do of a cancelled job: nobody takes any of it any more."""
-    # One set for each chunk that somebody has begun: few, and named after chunks that are still in the ledger.
+    """Delete what is left to do of a cancelled job."""
+    # One set for each chunk that a worker has begun: few, and named after chunks that are still in the ledger.
     begun: list[Any] = redis.hkeys(keys.deliveries(job_id))
-    redis.delete(
-        keys.chunks(job_id),
-        keys.labels(job_id),
-        keys.leases(job_id),
-        keys.owners(job_id),
-        keys.deliveries(job_id),
-        keys.producer(job_id),
-        *(keys.finished(job_id, text_of(chunk_id)) for chunk_id in begun),
-    )
+    work = keys.chunks, keys.labels, keys.leases, keys.owners, keys.deliveries, keys.producer
+    finished = [keys.finished(job_id, text_of(chunk_id)) for chunk_id in begun]
+    redis.delete(*(key_of(job_id) for key_of in work), *finished)
 
 
 def last_event(known: JobStatus) -> Event:
@@ -371,8 +334,7 @@ def last_event(known: JobStatus) -> Event:
     return Event(type=kind, job_id=known.job_id, at=at or time.time(), data=data)
 
 
-def paused_words(known: JobStatus, *, resume: str = "themes resume") -> str:
-    """Why a job is paused, how far it is, and the command that lets it go on."""
+def format_paused(known: JobStatus, *, resume: str = "themes resume") -> str:
     done = f"{known.done + known.failed:,} of {count(known.total, 'destination')} done"
     if known.paused == "user":
         return f"paused: {done}; go on with: {resume} {known.job_id}"

@@ -1,14 +1,11 @@
 """What all jobs together have cost and made, as the database counts it: exact, and never less than before.
 
-The consumer writes these into Redis after each commit (`keys.TOTALS`); whoever shows them reads them here. A number
-goes back to 0 only with a new database.
+The consumer writes them into Redis after each commit (`keys.TOTALS`). A number goes back to 0 only with a new database.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 
 from tasks import keys
 from tasks.readings import replies_of, whole_amounts
@@ -23,34 +20,12 @@ SUMS: Final = (
 DOLLARS: Final = ("cost_nano_usd", "saved_nano_usd", "unpriced_calls")
 #: Runs in all, and by how they ended. `stopped_runs` came to no end, `lost_runs` are those whose process died.
 RUNS: Final = (
-    "runs",
-    "destinations_ok",
-    "destinations_partial",
-    "destinations_failed",
-    "stopped_runs",
-    "lost_runs",
-)
-#: Every name that `read_totals` gives.
+    "runs", "destinations_ok", "destinations_partial", "destinations_failed", "stopped_runs", "lost_runs",
+)  # fmt: skip
 NAMES: Final = (*SUMS, *DOLLARS, *RUNS)
 
 
-def totals_of(raw: Mapping[Any, Any]) -> dict[str, int]:
-    """The totals in a hash's fields; 0 for what nobody has counted yet."""
-    found = whole_amounts(raw)
-    return {name: found.get(name, 0) for name in NAMES}
-
-
-def told(redis: Redis) -> dict[str, int]:
-    """The totals that the consumer has told, without those that it has not; what is no number is left out."""
+def read_totals(redis: Redis) -> dict[str, int]:
+    """The totals that the consumer has written, without those that it has not; what is no number is left out."""
     (reply,) = replies_of(redis, [keys.TOTALS])
     return whole_amounts(reply)
-
-
-def read_totals(redis: Redis) -> dict[str, int]:
-    """The totals as the consumer has last told them, by name."""
-    return totals_of(redis.hgetall(keys.TOTALS))
-
-
-async def read_totals_async(redis: AsyncRedis) -> dict[str, int]:
-    """The same, for an event loop."""
-    return totals_of(await redis.hgetall(keys.TOTALS))

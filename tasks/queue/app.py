@@ -1,8 +1,7 @@
 """The Celery app: one queue, JSON only, late acks, no results.
 
-Celery messages are wake-up calls: what is left to do stands in the ledger (`tasks.queue.ledger`), so a message that is
-lost or delivered twice costs nothing. Every key of kombu's gets our prefix, because its `unacked` keys would otherwise
-be shared with every other Celery application on the same Redis database.
+What is left to do is in the ledger (`tasks.queue.ledger`), so a message that is lost or delivered twice costs nothing.
+Kombu's keys get our prefix: other Celery applications on the same Redis database share its `unacked` keys.
 """
 
 from typing import Any, Final

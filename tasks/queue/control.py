@@ -1,7 +1,7 @@
-"""Pause a job, and let it go on.
+"""Pause and resume a job.
 
-A paused job is handed out no more, and workers that hold some of it stop asking; what is under way is awaited, and
-cached. To go on its limit is raised where one was used up, its pause cleared, and workers are woken for what waits.
+A paused job's chunks are not handed out, and workers that hold some stop asking; calls under way are awaited and
+cached. `resume` raises a used-up limit, clears the pause, and wakes workers for what waits.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from redis import Redis
 
 from config.settings import Settings, load
 from tasks import keys
-from tasks.connection import check_server, connect, locate, text_of, translated
+from tasks.connection import check_server, connect, connected, locate, text_of, translated
 from tasks.errors import ConfigError
 from tasks.jobs import budget
 from tasks.jobs import registry as jobs
@@ -30,20 +30,14 @@ def pause(job_id: str, *, settings: Settings | None = None, redis: Redis | None 
         RedisUnavailableError: Redis cannot be used.
     """
     settings = settings or load()
-    redis = redis or connect(locate(settings), socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+    redis = redis or connected(settings)
     check_server(redis)
     with translated(redis):
         known = jobs.status(redis, job_id)
         if known.is_final:
             raise ConfigError(f"job {job_id} is {known.state}: there is nothing to pause")
-        redis.eval(
-            PAUSE,
-            3,
-            keys.job(job_id),
-            keys.budget(job_id),
-            keys.events(job_id),
-            *pause_arguments(job_id, "user", "paused"),
-        )
+        places = keys.job(job_id), keys.budget(job_id), keys.events(job_id)
+        redis.eval(PAUSE, len(places), *places, *pause_arguments(job_id, "user", "paused"))
         return jobs.status(redis, job_id)
 
 
@@ -81,7 +75,7 @@ def resume(
 
 
 def waiting_chunks(redis: Redis, job_id: str) -> list[tuple[str, str]]:
-    """Chunks that nobody holds, with their labels, in the order in which they were made."""
+    """Chunks without a lease, with their labels, in the order in which they were made."""
     known: list[Any] = redis.hkeys(keys.chunks(job_id))
     waiting = sorted(set(known) - set(redis.zrange(keys.leases(job_id), 0, -1)))
     if not waiting:
@@ -97,7 +91,7 @@ def _check(known: jobs.JobStatus, budget_usd: float | None, settings: Settings) 
         if known.paused is None:
             raise ConfigError(f"job {known.job_id} is not paused: there is nothing to resume")
         if known.paused == "budget":
-            raise ConfigError(f"job {known.job_id} is {jobs.paused_words(known)}")
+            raise ConfigError(f"job {known.job_id} is {jobs.format_paused(known)}")
         return
     if known.budget_usd is None and known.paused is None:
         raise ConfigError(f"job {known.job_id} has no budget that could be raised")

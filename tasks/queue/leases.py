@@ -1,4 +1,4 @@
-"""Ends the leases of a worker process that is known to be dead, so that nobody waits for them to run out."""
+"""Ends the leases of a worker process that is known to be dead, before they run out."""
 
 from typing import Final
 
@@ -16,12 +16,12 @@ def token_prefix(name: str, pid: int) -> str:
     return f"{name}/{pid}/"
 
 
-def release(redis: Redis, name: str, pid: int, incarnation: str) -> int:
+def release(redis: Redis, name: str, pid: int, process_token: str) -> int:
     """End every lease of a dead process; returns how many chunks are free. A repetition changes nothing.
 
-    `incarnation` is what its leases on prompts begin with: who waits for one of those takes it over.
+    `process_token` is what its leases on prompts begin with: who waits for one of those takes it over.
     """
-    redis.set(keys.dead(incarnation), "1", ex=keys.DEAD_SECONDS)
+    redis.set(keys.dead(process_token), "1", ex=keys.DEAD_SECONDS)
     freed = 0
     for member in redis.smembers(keys.ACTIVE):
         job_id = text_of(member)

@@ -1,17 +1,10 @@
 """What is left to do, in Redis: chunks, who holds them, and until when.
 
-Redis holds what is left to do, SQLite what is done, Celery messages are wake-up calls. Each step that must not be torn
-apart is one Lua script, so a killed worker, a lost reply or a second delivery leaves the books right:
+Redis holds what is left to do, the database what is done; Celery messages are wake-up calls. Each step that must not be
+torn apart is one Lua script, so a killed worker, a lost reply or a second delivery leaves the ledger right.
 
-* `take`: hand a chunk to one worker for a lease (by Redis's own clock);
-* `finish`: put one destination's result on the results stream and tick it off; with the last one the chunk is gone;
-* `give_back`: end a lease early, so that another worker may take the chunk at once;
-* `give_away`: let others do what nobody here has started of a chunk;
-* `split`: turn a chunk that has lost its worker into chunks of one;
-* `pause`: hand out nothing more of a job.
-
-Leases are a sorted set a job, by the time they end, instead of a key each: the sweeper then finds the dead ones with
-one range query, and counts the waiting ones without touching 20,000 keys.
+Leases are a sorted set a job, by the time they end: the sweeper finds the dead ones with one range query, and counts
+the waiting ones without touching 20,000 keys.
 """
 
 import logging
@@ -35,28 +28,17 @@ from tasks.storable import clean_destination, entry_fields
 
 log = logging.getLogger("themes.ledger")
 
-_NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
-
 _TAKE: Final = lua(__file__, "take")
-
 _RENEW: Final = lua(__file__, "renew")
-
 _FINISH: Final = lua(__file__, "finish")
-
 _GIVE_BACK: Final = lua(__file__, "give_back")
-
-_GIVE_AWAY: Final = lua(__file__, "hand_off")
-
+_HAND_OFF: Final = lua(__file__, "hand_off")
 _SPLIT: Final = lua(__file__, "split")
-
-PAUSE: Final = lua(__file__, "pause")
-
 _SWEEP: Final = lua(__file__, "sweep")
+PAUSE: Final = lua(__file__, "pause")
 
 
 class Taking(StrEnum):
-    """What came of asking for a chunk."""
-
     TAKEN = "taken"
     GONE = "gone"
     HELD = "held"
@@ -108,7 +90,7 @@ class Ledger:
         self._renew = redis.register_script(_RENEW)
         self._finish = redis.register_script(_FINISH)
         self._give_back = redis.register_script(_GIVE_BACK)
-        self._give_away = redis.register_script(_GIVE_AWAY)
+        self._hand_off = redis.register_script(_HAND_OFF)
         self._split = redis.register_script(_SPLIT)
         self._pause = redis.register_script(PAUSE)
         self._sweep = redis.register_script(_SWEEP)
@@ -141,16 +123,9 @@ class Ledger:
             return Taking.GONE
 
     async def _asked(self, job_id: str, chunk_id: str, max_unwritten: int) -> Any:
+        books = [key_of(job_id) for key_of in (keys.chunks, keys.leases, keys.owners, keys.deliveries)]
         return await self._take(
-            keys=[
-                keys.chunks(job_id),
-                keys.leases(job_id),
-                keys.owners(job_id),
-                keys.deliveries(job_id),
-                keys.finished(job_id, chunk_id),
-                keys.RESULTS,
-                keys.job(job_id),
-            ],
+            keys=[*books, keys.finished(job_id, chunk_id), keys.RESULTS, keys.job(job_id)],
             args=[chunk_id, self._token, self._lease_ms, max_unwritten],
         )
 
@@ -240,12 +215,12 @@ class Ledger:
         await self._split(keys=_books_of(chunk), args=[chunk.chunk_id, taken.deliveries - 1, *described])
         return singles
 
-    async def give_away(self, chunk: Chunk, new: Chunk, label: str) -> bool:
-        """Move destinations that nobody has started from a chunk of ours into a new one, for others to take.
+    async def hand_off(self, chunk: Chunk, new: Chunk, label: str) -> bool:
+        """Move destinations that were not started from a chunk of ours into a new one, for other workers.
 
-        False when the chunk is no longer ours: then somebody else has them already.
+        False when the chunk is no longer ours: then another worker has them already.
         """
-        given = await self._give_away(
+        given = await self._hand_off(
             keys=_books_of(chunk),
             args=[
                 chunk.chunk_id,
@@ -271,10 +246,6 @@ class Ledger:
         held = set(await self._redis.zrange(keys.leases(job_id), 0, -1))
         known = await self._redis.hkeys(keys.chunks(job_id))
         return sorted({text_of(one) for one in known} - {text_of(one) for one in held})[:count]
-
-    async def queued_messages(self, broker: AsyncRedis) -> int:
-        """Messages in the Celery queue, all priorities together."""
-        return sum((await self.queued(broker)).values())
 
     @staticmethod
     async def queued(broker: AsyncRedis) -> dict[int, int]:

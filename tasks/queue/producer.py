@@ -1,18 +1,13 @@
 """Split a job into chunks and publish them.
 
-    from tasks.queue.producer import enqueue
-    from tasks.jobs.events import follow
-
     job = enqueue(["Kyoto, Japan", {"name": "Paris", "country": "France"}])
-    for event in follow(job):
+    for event in tasks.jobs.events.follow(job):
         print(event.type, event.destination_id)
 
-Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, "Guided self-scheduling", IEEE ToC 1987): each
-chunk is a fixed share of what is left, so that large jobs cost few messages and the last chunks are single
-destinations, which leaves no lane waiting for another's tail.
+Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, IEEE ToC 1987): each chunk is a fixed share of what
+is left, so large jobs cost few messages, and the last chunks are single destinations.
 
-The ledger is written before the messages. A message that is lost, or whose delivery is uncertain, is sent again by the
-sweeper; one that comes twice finds the chunk taken or gone.
+The ledger is written before the messages: the sweeper sends a lost one again, and a second one finds its chunk gone.
 """
 
 import contextlib
@@ -21,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 from celery import Celery
@@ -53,7 +48,6 @@ ASSUMED_WORKERS: Final = 2
 FLUSH_DESTINATIONS: Final = 2_000
 #: Signs of life in the time after which a producer counts as dead.
 RENEWALS: Final = 4
-#: Messages that kombu sends in one round trip.
 PUBLISH_BATCH: Final = 1_000
 #: Characters of a task's arguments shown in Flower.
 LABEL_CHARACTERS: Final = 120
@@ -77,6 +71,11 @@ def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Ite
             return
         size = chunk_size(len(window), lanes, largest)
         yield tuple(window.popleft() for _ in range(size))
+
+
+def lanes_of(redis: Redis, settings: Settings) -> int:
+    """The lanes that a job is cut for."""
+    return live_lanes(redis) or ASSUMED_WORKERS * settings.performance_optimization.worker_pool_size
 
 
 def label(destinations: Sequence[Destination]) -> str:
@@ -139,19 +138,12 @@ def enqueue(
             id_column=id_column,
             trace=tracing.traceparent(),
         )
-        job = _Enqueuing(app, redis, settings, options).run(_chain(first, rows), name or first.label)
+        job = _Enqueuing(app, redis, settings, options).run(chain([first], rows), name or first.label)
         tracing.note(span, job_id=job.job_id, destinations=job.total)
         return job
 
 
-def _chain(first: Destination, rest: Iterator[Destination]) -> Iterator[Destination]:
-    yield first
-    yield from rest
-
-
 class _Enqueuing:
-    """One run of `enqueue`."""
-
     def __init__(self, app: Celery, redis: Redis, settings: Settings, options: JobOptions) -> None:
         self._app = app
         self._redis = redis
@@ -198,15 +190,13 @@ class _Enqueuing:
     def _cancel(self, job_id: str) -> None:
         try:
             jobs.cancel(self._redis, job_id, compress=self._compress)
-            # Somebody else may have cancelled it before: what was written since is left over.
+            # A user may have cancelled it before: what was written since is left over.
             jobs.drop_work(self._redis, job_id)
         except RedisError as exc:
             log.warning("action=cancel job_id=%s could not be cancelled after a failed enqueue: %s", job_id, exc)
 
     def _publish_all(self, job_id: str, rows: Iterator[Destination]) -> int:
-        pool = self._settings.performance_optimization.worker_pool_size
-        lanes = live_lanes(self._redis) or ASSUMED_WORKERS * pool
-        pieces = cut(rows, lanes=lanes, largest=self._settings.work.max_chunk_size)
+        pieces = cut(rows, lanes=lanes_of(self._redis, self._settings), largest=self._settings.work.max_chunk_size)
         total = 0
         batch: list[tuple[Chunk, str]] = []
         waiting = 0

@@ -1,12 +1,12 @@
-"""Ask again for destinations of a job that have no whole profile: those that failed, that are partial, or were lost.
+"""Ask again for destinations of a job that failed, are partial, or were lost.
 
-The database says which these are; here they become chunks again, under the same job. Nothing is asked twice: what is
-still in the ledger is left to the workers that will come for it, and answers that were paid for are in the cache.
+The database lists them; here they become chunks again, under the same job. What is still in the ledger is left to the
+workers, and answers that were paid for are in the cache.
 """
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -16,7 +16,6 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks import worker_reports as fleet
 from tasks.connection import check_server, connect, locate, translated
 from tasks.errors import ConfigError, JobNotFoundError, UnreadableError
 from tasks.jobs import budget
@@ -24,7 +23,7 @@ from tasks.jobs import registry as jobs
 from tasks.messages import Chunk, Destination, JobOptions, JobReopened, JobSealed, unpack
 from tasks.queue.app import configure
 from tasks.queue.ledger import write_chunks
-from tasks.queue.producer import ASSUMED_WORKERS, cut, label, publish
+from tasks.queue.producer import cut, label, lanes_of, publish
 from tasks.storable import entry_fields
 
 log = logging.getLogger("themes.retry")
@@ -140,10 +139,8 @@ def retry(
         if not wanted:
             return 0
         _reopen(redis, job, options, [one.id for one in wanted], attempt, compress=compress)
-        size = settings.performance_optimization.worker_pool_size
-        lanes = fleet.live_lanes(redis) or ASSUMED_WORKERS * size
         # The first delivery of a chunk makes the attempt one higher.
-        pieces = cut(iter(wanted), lanes=lanes, largest=settings.work.max_chunk_size)
+        pieces = cut(iter(wanted), lanes=lanes_of(redis, settings), largest=settings.work.max_chunk_size)
         stamp = f"r{time.time_ns():x}"
         chunks = (
             (Chunk(job.job_id, f"{stamp}-{number:08d}", piece, attempt=attempt - 1), label(piece))
@@ -158,7 +155,6 @@ def retry(
 
 
 def _in_the_ledger(redis: Redis, job_id: str) -> set[str]:
-    """Destinations that a chunk of the job still has to do."""
     held: set[str] = set()
     for chunk_id, packed in redis.hscan_iter(keys.chunks(job_id), count=100):
         finished: Any = redis.smembers(keys.finished(job_id, chunk_id.decode()))
@@ -174,12 +170,9 @@ def _reopen(redis: Redis, job: KnownJob, options: JobOptions, ids: list[str], at
     fields: dict[Any, Any] = {"state": "running", "sealed": 1, "total": job.listed, "rate_at": time.time()}
     try:
         jobs.status(redis, job_id)
-        is_known = True
     except (JobNotFoundError, UnreadableError) as exc:
-        is_known = False
         log.info("action=job_entered job_id=%s is entered anew: %s", job_id, exc)
         redis.delete(keys.job(job_id), keys.budget(job_id))
-    if not is_known:
         fields |= {
             "job_id": job_id,
             "name": job.name,
@@ -201,12 +194,7 @@ def _reopen(redis: Redis, job: KnownJob, options: JobOptions, ids: list[str], at
         pipeline.sadd(keys.ACTIVE, job_id)
         if not job.is_sealed:
             pipeline.xadd(keys.RESULTS, entry_fields(JobSealed(job_id, job.listed), compress=compress))
-        for page in _pages(ids):
+        for start in range(0, len(ids), PAGE):
+            page = tuple(ids[start : start + PAGE])
             pipeline.xadd(keys.RESULTS, entry_fields(JobReopened(job_id, page, attempt), compress=compress))
         pipeline.execute()
-
-
-def _pages(ids: Iterable[str]) -> Iterable[tuple[str, ...]]:
-    rest = iter(ids)
-    while page := tuple(islice(rest, PAGE)):
-        yield page

@@ -11,10 +11,8 @@ _ATTRIBUTE = "themes_runtime"
 
 
 class ChunkProcessor(Protocol):
-    """What a worker process offers to the task."""
-
     def process_chunk(self, job_id: str, chunk_id: str) -> str:
-        """Work on a chunk until it is done, given back, or found to be somebody else's; returns which."""
+        """Work on a chunk until it is done, given back, or found to be another worker's; returns which."""
 
 
 def attach(celery_app: Celery, runtime: ChunkProcessor | None) -> None:
@@ -24,7 +22,6 @@ def attach(celery_app: Celery, runtime: ChunkProcessor | None) -> None:
 
 @app.task(name=PROCESS_CHUNK, bind=True, ignore_result=True)
 def process_chunk(self: Any, job_id: str, chunk_id: str) -> str:
-    """Find the themes of one chunk's destinations."""
     runtime: ChunkProcessor | None = getattr(self.app, _ATTRIBUTE, None)
     if runtime is None:
         raise RuntimeError(

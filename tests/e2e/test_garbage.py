@@ -38,7 +38,7 @@ def test_ten_thousand_entries_of_garbage_neither_end_the_worker_nor_lose_a_messa
         assert watched.returncode == 0, watched.stderr
         until("the queue to be empty", lambda: not any(redis.llen(key) for key in keys.queue_keys()))
         (after,) = fleet.workers(redis).values()
-        assert (after["pid"], after["started_at"]) == (before["pid"], before["started_at"])
+        assert (after.pid, after.started_at) == (before.pid, before.started_at)
         assert 0 < redis.llen(keys.QUEUE_DEAD) <= keys.DEAD_ENTRIES
         until("nothing to be unacknowledged", lambda: not redis.hlen("themes:unacked"))
     log = stack.log("w")

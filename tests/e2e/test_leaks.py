@@ -81,7 +81,7 @@ def _work_while_traced(stack: Engine, **env: str) -> dict[str, Any]:
 
 
 def _executed(redis: Redis) -> int:
-    return sum(int(report["executed"]) for report in fleet.workers(redis).values())
+    return sum(report.executed for report in fleet.workers(redis).values())
 
 
 @pytest.mark.timeout(400)

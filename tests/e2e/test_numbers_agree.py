@@ -118,7 +118,7 @@ def _asking(engine: Engine, chance: random.Random) -> str:
     def those() -> list[str]:
         with Redis.from_url(engine.env["REDIS_URL"]) as redis:
             reports = fleet.workers(redis)
-        return sorted(name.partition("@")[0] for name, one in reports.items() if int(one["connections_in_use"]) > 0)
+        return sorted(name.partition("@")[0] for name, one in reports.items() if one.connections_in_use > 0)
 
     return chance.choice(until("a worker to ask", those))
 

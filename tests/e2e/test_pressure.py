@@ -19,9 +19,9 @@ def _file(folder: Path, count: int) -> str:
     return str(path)
 
 
-def _report(stack: Engine) -> dict[str, str]:
+def _report(stack: Engine) -> fleet.WorkerReport:
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
-        return next(iter(fleet.workers(redis).values()), {})
+        return next(iter(fleet.workers(redis).values()), fleet.WorkerReport())
 
 
 def test_under_ballast_lanes_are_retired_and_chunks_wait_and_all_of_it_comes_back(stack: Engine) -> None:
@@ -30,13 +30,13 @@ def test_under_ballast_lanes_are_retired_and_chunks_wait_and_all_of_it_comes_bac
     worker = stack.start(
         "w", *celery, "-I", "tests.e2e.ballast", "--loglevel", "INFO", BALLAST_MB="600", **{THRESHOLD: "500"}
     )
-    until("the worker to be there", lambda: _report(stack).get("lanes") == "12")
-    assert _report(stack)["memory_pressure"] == "none"
+    until("the worker to be there", lambda: _report(stack).lanes == 12)
+    assert _report(stack).memory_pressure == "none"
     worker.send_signal(signal.SIGUSR2)
-    until("chunks to wait", lambda: _report(stack)["memory_pressure"] == "wait")
+    until("chunks to wait", lambda: _report(stack).memory_pressure == "wait")
     report = _report(stack)
-    assert (report["lanes"], report["lanes_wanted"]) == ("1", "12")
-    assert int(report["memory_mb"]) >= 500
+    assert (report.lanes, report.lanes_wanted) == (1, 12)
+    assert (report.memory_mb or 0) >= 500
     doctor = json.loads(stack.run("doctor", "--json").stdout)
     (check,) = [check for check in doctor["checks"] if check["name"] == "worker memory"]
     assert "w@h (wait)" in check["found"]
@@ -46,19 +46,19 @@ def test_under_ballast_lanes_are_retired_and_chunks_wait_and_all_of_it_comes_bac
     steps = [line["step"] for line in stack.logged("w", "memory_pressure")]
     assert steps == ["lanes"] * 4 + ["wait"], "each step is said once"
     worker.send_signal(signal.SIGUSR2)
-    until("all lanes to be back", lambda: (r := _report(stack))["lanes"] == "12" and r["memory_pressure"] == "none")
+    until("all lanes to be back", lambda: (r := _report(stack)).lanes == 12 and r.memory_pressure == "none")
     assert stack.logged("w", "memory_relief")
 
 
 def test_a_threshold_below_what_a_worker_needs_slows_it_down_and_stops_nothing(stack: Engine) -> None:
     stack.themes("w", "worker", "--name", "w", **{THRESHOLD: "64"})
-    until("the worker to be there", lambda: _report(stack))
+    until("the worker to be there", lambda: _report(stack).pid)
     said = stack.run("enqueue", _file(stack.folder, 10), "--wait")
     assert said.returncode == 0, said.stderr
-    until("the worker to say so", lambda: _report(stack)["memory_pressure"] == "wait")
+    until("the worker to say so", lambda: _report(stack).memory_pressure == "wait")
     answer = stack.run("tune", "memory_pressure_threshold_mb=2048")
     assert answer.returncode == 0, answer.stderr
-    until("all of it to be back", lambda: (r := _report(stack))["memory_pressure"] == "none" and r["lanes"] == "12")
+    until("all of it to be back", lambda: (r := _report(stack)).memory_pressure == "none" and r.lanes == 12)
 
 
 def test_roles_refuse_to_start_without_the_file_descriptors_that_they_need(stack: Engine) -> None:
@@ -69,4 +69,4 @@ def test_roles_refuse_to_start_without_the_file_descriptors_that_they_need(stack
         assert f"ulimit -n {needed}" in stack.log(f"few-{role}")
     soft = f"ulimit -Sn 128; exec {sys.executable} -m scripts.main worker --name soft"
     stack.start("soft", "bash", "-c", soft)
-    until("the limit to be raised and the worker to start", lambda: _report(stack))
+    until("the limit to be raised and the worker to start", lambda: _report(stack).pid)

@@ -13,8 +13,8 @@ from redis import Redis
 from tasks import keys
 from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
-from workers.observe.measurement_store import read_job_picture
-from workers.observe.measurements import HOPS, WHOLES, JobPart, JobPicture
+from workers.observe.measurement_store import read_job_measurements
+from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessMeasurements
 from workers.observe.reporter import read_metrics, read_series
 
 #: Spans that need something out of the ordinary: a refusal, or an equal prompt in flight.
@@ -32,15 +32,15 @@ def _enqueued(stack: Engine, count: int, *options: str) -> str:
     return said.stdout.strip().splitlines()[0]
 
 
-def _whole(redis: Redis, job_id: str, *, calls: int, results: int) -> JobPicture:
+def _whole(redis: Redis, job_id: str, *, calls: int, results: int) -> JobMeasurements:
     """The picture once the last parts have come."""
 
-    def look() -> JobPicture | None:
-        picture = read_job_picture(redis, job_id)
+    def look() -> JobMeasurements | None:
+        picture = read_job_measurements(redis, job_id)
         sums = picture.sums
         return picture if sums.get("llm.requests", 0) >= calls and sums.get("results", 0) >= results else None
 
-    found: JobPicture = until("the parts of all processes", look)
+    found: JobMeasurements = until("the parts of all processes", look)
     return found
 
 
@@ -60,7 +60,7 @@ def test_a_job_of_two_workers_gives_a_picture_of_every_hop(stack: Engine) -> Non
         until("the consumer's", lambda: read_metrics(redis).total("consumer_rows_total"))
         metrics = read_metrics(redis)
         series = read_series(redis, 600)
-        assert 0 < redis.ttl(keys.job_profile(job_id)) <= keys.KEEP_SECONDS
+        assert 0 < redis.ttl(keys.measurements(job_id)) <= keys.KEEP_SECONDS
     assert {*HOPS, *WHOLES} - RARE <= set(picture.spans)
     assert sorted(part.role for part in picture.parts) == ["consumer", "producer", "worker", "worker"]
     _is_plausible(picture, passed)
@@ -76,11 +76,11 @@ def test_a_job_of_two_workers_gives_a_picture_of_every_hop(stack: Engine) -> Non
 
 def _stored(database: object, job_id: str) -> dict[str, float]:
     with closing(sqlite3.connect(str(database))) as connection:
-        rows = connection.execute("SELECT payload FROM job_profiles WHERE job_id = ?", (job_id,)).fetchall()
-    return JobPicture.of(msgspec.json.decode(payload, type=JobPart) for (payload,) in rows).sums
+        rows = connection.execute("SELECT payload FROM job_measurements WHERE job_id = ?", (job_id,)).fetchall()
+    return JobMeasurements.of(msgspec.json.decode(payload, type=ProcessMeasurements) for (payload,) in rows).sums
 
 
-def _is_plausible(picture: JobPicture, passed: float) -> None:
+def _is_plausible(picture: JobMeasurements, passed: float) -> None:
     """No step takes longer than what it is a part of."""
     spans, sums = picture.spans, picture.sums
     assert [spans[name].count for name in ("destination", "queue.wait", "lane.wait", "publish")] == [40] * 4
@@ -118,7 +118,7 @@ def test_a_job_without_profiling_leaves_no_key_and_no_row_of_it(stack: Engine) -
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         until("the consumer to have written all", lambda: redis.hget(keys.job(job_id), "state") == b"done")
         stack.end("consumer")
-        patterns = (keys.job_profile("*"), f"{keys.METRICS}*", "themes:series:*", keys.PROFILES_DUE)
+        patterns = (keys.measurements("*"), f"{keys.METRICS}*", "themes:series:*", keys.MEASUREMENTS_DUE)
         assert [key for pattern in patterns for key in redis.scan_iter(pattern)] == []
     assert _stored(stack.folder / "var" / "themes.db", job_id) == {}
 
@@ -130,12 +130,12 @@ def test_what_a_killed_worker_had_told_stays(stack: Engine) -> None:
     stack.start("killed", *CELERY, "-n", "killed@here", **quick)
     job_id = _enqueued(stack, 30)
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
-        until("some calls", lambda: read_job_picture(redis, job_id).sums.get("executed", 0) > 2)
+        until("some calls", lambda: read_job_measurements(redis, job_id).sums.get("executed", 0) > 2)
         stack.end("killed", kill=True)
-        (told,) = read_job_picture(redis, job_id).workers
+        (told,) = read_job_measurements(redis, job_id).workers
         stack.themes("heir", "worker", "--name", "heir")
         assert stack.run("watch", job_id).returncode == 0
-        until("the part of its heir", lambda: len(read_job_picture(redis, job_id).workers) == 2)
+        until("the part of its heir", lambda: len(read_job_measurements(redis, job_id).workers) == 2)
         picture = _whole(redis, job_id, calls=30 * 16 - int(told.sums["llm.requests"]) + 1, results=30)
         assert told in picture.workers
         assert read_metrics(redis).total("destinations_total") <= 30

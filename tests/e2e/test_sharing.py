@@ -1,6 +1,5 @@
 """Who does what, when somebody is idle or something is urgent."""
 
-import json
 import sqlite3
 from pathlib import Path
 
@@ -27,11 +26,11 @@ def _slow(stack: Engine, latency: str) -> None:
 
 def _held(stack: Engine) -> int:
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
-        return sum(int(one.get("lanes_waiting") or 0) for one in fleet.workers(redis).values())
+        return sum(one.lanes_waiting for one in fleet.workers(redis).values())
 
 
 def _executed(redis: Redis) -> int:
-    return sum(int(report["executed"]) for report in fleet.workers(redis).values())
+    return sum(report.executed for report in fleet.workers(redis).values())
 
 
 def test_a_worker_that_comes_late_is_given_what_another_holds_and_has_not_started(stack: Engine) -> None:
@@ -51,12 +50,12 @@ def test_a_worker_that_comes_late_is_given_what_another_holds_and_has_not_starte
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         until("every destination to be reported", lambda: _executed(redis) >= 100)
         for report in fleet.workers(redis).values():
-            lanes = json.loads(report["lane_statistics"])
-            assert len(lanes) == int(report["lanes"])
-            assert sum(lane["executed"] for lane in lanes) == int(report["executed"])
+            lanes = report.lane_statistics
+            assert len(lanes) == report.lanes
+            assert sum(lane["executed"] for lane in lanes) == report.executed
             assert all(lane["busy_seconds"] > 0 and lane["idle_seconds"] > 0 for lane in lanes)
-            assert 0 < float(report["busy_share"]) < 1
-        assert sum(int(report["shared"]) for report in fleet.workers(redis).values()) > 0
+            assert 0 < report.busy_share < 1
+        assert sum(report.shared for report in fleet.workers(redis).values()) > 0
     assert stack.ask_sandbox("/stats")["requests"] == 100 * 16, "nothing was done twice"
     assert "% busy so far" in stack.run("doctor").stdout
 

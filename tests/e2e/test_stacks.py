@@ -60,11 +60,11 @@ def test_the_name_of_a_worker_that_runs_is_refused_and_that_of_a_dead_one_is_not
         ((name, report),) = fleet.workers(redis).items()
         said = stack.run("worker", "--name", "same")
         assert said.returncode == 2
-        assert f"--name: {name} runs already (process {report['pid']})" in said.stderr
+        assert f"--name: {name} runs already (process {report.pid})" in said.stderr
         stack.end("first", kill=True)
-        until("the killed one to be gone", lambda: not os.path.exists(f"/proc/{report['pid']}"))  # noqa: PTH110
+        until("the killed one to be gone", lambda: not os.path.exists(f"/proc/{report.pid}"))  # noqa: PTH110
         stack.themes("again", "worker", "--name", "same")
-        until("its successor", lambda: fleet.workers(redis).get(name, report)["pid"] != report["pid"])
+        until("its successor", lambda: fleet.workers(redis).get(name, report).pid != report.pid)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def _file(folder: Path, count: int) -> str:
     return str(path)
 
 
-def _workers(stack: Engine) -> dict[str, dict[str, str]]:
+def _workers(stack: Engine) -> dict[str, fleet.WorkerReport]:
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         return fleet.workers(redis)
 
@@ -44,7 +44,7 @@ def test_a_worker_that_consumes_nothing_is_replaced_and_that_is_counted(stack: E
     assert said.returncode == 0, said.stderr
     assert stack.logged("w", "wedged")
     (report,) = until("the new process to report", lambda: list(_workers(stack).values()))
-    assert (report["restarts"], report["wedged"]) == ("1", "1")
+    assert (report.restarts, report.wedged) == (1, 1)
     assert "started again 1 time, 1 of them because it consumed nothing" in stack.run("doctor").stdout
 
 

@@ -274,7 +274,7 @@ def test_enable_performance_profiling_off_measures_no_span(done: Do, reference: 
     stack = done(_performance("enable_performance_profiling"))
     assert stack.profiles() == reference
     assert json.loads(stack.heartbeat()["profile"] or "{}") == {}
-    assert not stack.redis.exists(keys.job_profile(stack.job_id))
+    assert not stack.redis.exists(keys.measurements(stack.job_id))
 
 
 def test_enable_intelligent_batching_off_asks_about_all_themes_at_once_whatever_the_batch_size(

@@ -26,13 +26,15 @@ def _file(folder: Path, count: int) -> str:
     return str(path)
 
 
-def _workers(stack: Engine) -> dict[str, dict[str, str]]:
+def _workers(stack: Engine) -> dict[str, fleet.WorkerReport]:
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         return fleet.workers(redis)
 
 
-def _report(stack: Engine, name: str = "w") -> dict[str, str]:
-    return next((report for known, report in _workers(stack).items() if known.startswith(f"{name}@")), {})
+def _report(stack: Engine, name: str = "w") -> fleet.WorkerReport:
+    return next(
+        (report for known, report in _workers(stack).items() if known.startswith(f"{name}@")), fleet.WorkerReport()
+    )
 
 
 def _tune(stack: Engine, *arguments: str) -> dict[str, Any]:
@@ -78,8 +80,8 @@ def test_a_larger_pool_has_more_calls_in_flight_and_a_smaller_one_drops_none(slo
     slow.ask_sandbox("/stats/reset", {})
     until("more calls to be made", lambda: slow.ask_sandbox("/stats")["requests"] >= 6)
     assert slow.ask_sandbox("/stats")["max_in_flight"] == 3
-    report = until("the heartbeat to say so", lambda: (r := _report(slow)).get("connections") == "3" and r)
-    assert json.loads(report["settings"])[POOL] == {"value": 3, "origin": "tuned"}
+    report = until("the heartbeat to say so", lambda: (r := _report(slow)).connections == 3 and r)
+    assert report.settings[POOL] == fleet.SettingReport("tuned", 3)
     assert "llm_connection_pool_size=3 (tuned)" in slow.run("doctor").stdout
     _tune(slow, "llm_connection_pool_size=64", "worker_pool_size=24")
     watched = slow.run("watch", job_id)
@@ -92,15 +94,15 @@ def test_more_lanes_take_more_chunks_in_hand_and_fewer_take_fewer(slow: Engine) 
     # More than are done before the test has ended, however slow the machine is; what is left ends with the stack.
     slow.run("enqueue", _file(slow.folder, 2_000), THEMES_WORK__MAX_CHUNK_SIZE="1")
     _tune(slow, "llm_connection_pool_size=64")
-    until("four destinations in work", lambda: _report(slow).get("chunks_held") == "4")
+    until("four destinations in work", lambda: _report(slow).chunks_held == 4)
     _tune(slow, "worker_pool_size=12")
-    until("twelve in work", lambda: (r := _report(slow))["lanes_busy"] == r["chunks_held"] == "12")
+    until("twelve in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_held == 12)
     _tune(slow, "worker_pool_size=2")
-    until("two in work", lambda: (r := _report(slow))["lanes_busy"] == r["chunks_claimed"] == "2")
+    until("two in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_claimed == 2)
     command = [sys.executable, "-m", "celery", "-A", "workers.app"]
     said = subprocess.run([*command, "control", "pool_grow", "3"], env=slow.env, capture_output=True, check=False)
     assert said.returncode == 0, said.stderr
-    until("five in work", lambda: (r := _report(slow))["lanes_busy"] == r["chunks_claimed"] == "5")
+    until("five in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_claimed == 5)
     said = subprocess.run(
         [*command, "inspect", "themes_settings"], env=slow.env, capture_output=True, text=True, check=False
     )
@@ -157,8 +159,8 @@ def test_a_process_that_is_started_again_keeps_what_was_changed_until_it_is_take
     _tune(slow, "worker_pool_size=7", "log_level=DEBUG")
     child = _celery(slow, "w")
     child.kill()
-    until("another process", lambda: _report(slow).get("pid") not in {None, str(child.pid)})
-    until("its lanes", lambda: _report(slow)["lanes"] == "7")
+    until("another process", lambda: _report(slow).pid not in {0, child.pid})
+    until("its lanes", lambda: _report(slow).lanes == 7)
     (shown,) = _tune(slow, "--show")["workers"].values()
     assert shown["ok"]["logging.level"] == {"value": "DEBUG", "origin": "tuned"}
     slow.ask_sandbox("/faults", ["429=1,retry_after=0.1,times=1"])
@@ -166,7 +168,7 @@ def test_a_process_that_is_started_again_keeps_what_was_changed_until_it_is_take
     until("what is said at DEBUG", lambda: slow.logged("w", "cool_down"))
     (answer,) = _tune(slow, "--reset")["workers"].values()
     assert answer["ok"] == {LANES: [7, 4], "logging.level": ["DEBUG", "INFO"]}
-    until("the old lanes", lambda: _report(slow)["lanes"] == "4")
+    until("the old lanes", lambda: _report(slow).lanes == 4)
 
 
 def test_a_worker_that_does_not_answer_is_named(slow: Engine) -> None:
@@ -190,18 +192,18 @@ def test_a_reload_signal_reads_the_file_again_and_a_bad_file_changes_nothing(sta
     path.write_text("performance_optimization:\n  worker_pool_size: 3\n")
     stack.env |= {"THEMES_CONFIG": str(path)}
     worker = stack.themes("w", "worker", "--name", "w")
-    until("the worker to be there", lambda: _report(stack).get("lanes") == "3")
-    pid = _report(stack)["pid"]
+    until("the worker to be there", lambda: _report(stack).lanes == 3)
+    pid = _report(stack).pid
     path.write_text("performance_optimization:\n  worker_pool_size: 5\n  cache_ttl_days: 2\n")
     worker.send_signal(signal.SIGHUP)
-    until("the new lanes", lambda: _report(stack)["lanes"] == "5")
+    until("the new lanes", lambda: _report(stack).lanes == 5)
     said = until("what waits to be said", lambda: [line for line in stack.logged("w", "reload") if "wait" in str(line)])
     assert "performance_optimization.cache_ttl_days" in said[0]["message"]
     path.write_text("performance_optimization:\n  worker_pool_size: none of your business\n")
     worker.send_signal(signal.SIGHUP)
     until("the refusal", lambda: any("refused" in line["message"] for line in stack.logged("w", "reload")))
     report = _report(stack)
-    assert (report["lanes"], report["pid"]) == ("5", pid), "the same process, as it was"
+    assert (report.lanes, report.pid) == (5, pid), "the same process, as it was"
 
 
 def test_a_worker_whose_terminal_is_closed_ends(stack: Engine) -> None:

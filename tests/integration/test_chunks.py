@@ -18,7 +18,7 @@ from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Resul
 from tasks.queue.ledger import Ledger, Taken, write_chunks
 from tests.support.stored import holding, theme
 from workers.llm.cancellation import Cancellation, CancellationToken
-from workers.observe.call_journal import CallRecorder, current
+from workers.observe.call_journal import CallJournal, current
 from workers.observe.profiler import PerformanceProfiler
 from workers.worker.chunks import ChunkEnd, ChunkRunner
 from workers.worker.destination import Process, Processed
@@ -49,7 +49,7 @@ class Rig:
         settings: Settings,
         lanes: Lanes[Destination],
         process: Process,
-        recorder: CallRecorder | None = None,
+        journal: CallJournal | None = None,
     ) -> None:
         self.woken: list[str] = []
         self.is_readable = True
@@ -62,7 +62,7 @@ class Rig:
             settings=settings,
             profiler=PerformanceProfiler(enabled=True),
             worker="w",
-            recorder=recorder,
+            journal=journal,
         )
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
@@ -180,8 +180,8 @@ def test_an_event_with_half_a_surrogate_pair_is_told(redis: Redis) -> None:
 async def test_an_error_while_a_result_is_made_is_its_destinations_and_the_others_go_on(
     client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """A slot of the call recorder holds 64 bits: what a server says beyond that is no reason to try three workers."""
-    recorder = CallRecorder.in_folder(tmp_path, worker="w", lanes=2)
+    """A slot of the call journal holds 64 bits: what a server says beyond that is no reason to try three workers."""
+    journal = CallJournal.in_folder(tmp_path, worker="w", lanes=2)
 
     async def process(destination: Destination, *_: object) -> Processed:
         run = current()
@@ -191,9 +191,9 @@ async def test_an_error_while_a_result_is_made_is_its_destinations_and_the_other
         return None, FAILED, Usage(llm_calls=1), False
 
     async with Lanes[Destination](2, steal=True) as lanes:
-        rig = Rig(client, settings_for(), lanes, process, recorder)
+        rig = Rig(client, settings_for(), lanes, process, journal)
         assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
-    recorder.close()
+    journal.close()
     assert {r.destination_id: r.usage.prompt_tokens for r in _results(redis)} == {
         name.id: 0 if name.name == "City 1" else 5 for name in NAMES
     }

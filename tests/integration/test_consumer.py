@@ -16,11 +16,12 @@ from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from config.settings import DatabaseSettings, PerformanceSettings, Settings, WorkSettings
+from config.sections import DatabaseSettings, PerformanceSettings, WorkSettings
+from config.settings import Settings
 from scripts.lib.local_redis import find_binary
 from tasks import keys
 from tasks.errors import DatabaseError
-from tasks.jobs.totals import read_totals_async
+from tasks.jobs.totals import NAMES
 from tasks.messages import (
     Destination,
     Failure,
@@ -39,6 +40,7 @@ from tasks.messages import (
     Usage,
     pack,
 )
+from tasks.readings import whole_amounts
 from tasks.storable import entry_fields
 from tests.support.oldest import oldest_server
 from workers.results.consumer import ResultsConsumer, wait_seconds
@@ -751,6 +753,10 @@ async def test_what_a_consumer_could_not_tell_before_it_died_is_told_by_the_next
 # --- totals -------------------------------------------------------------------------------------------------------
 
 
+async def _totals(redis: Redis) -> dict[str, int]:
+    return dict.fromkeys(NAMES, 0) | whole_amounts(await redis.hgetall(keys.TOTALS))
+
+
 async def test_redis_is_told_the_totals_of_the_database_and_told_again_when_it_comes_back_empty(
     redis: Redis, store: AsyncDatabaseManager
 ) -> None:
@@ -759,13 +765,13 @@ async def test_redis_is_told_the_totals_of_the_database_and_told_again_when_it_c
     async def told() -> bool:
         counted = await store.totals()
         del counted["since"]
-        return counted["runs"] == 3 and await read_totals_async(redis) == counted
+        return counted["runs"] == 3 and await _totals(redis) == counted
 
     await registered(redis)
     async with consuming(redis, store):
         await published(redis, [*announced(towns), *(done(town) for town in towns[:2]), failed(towns[2])])
         await eventually(told)
-        assert (await read_totals_async(redis))["destinations_failed"] == 1
+        assert (await _totals(redis))["destinations_failed"] == 1
         # What comes twice counts once.
         await published(redis, [done(towns[0]), failed(towns[2])])
         await eventually(lambda: redis.xlen(keys.RESULTS))
@@ -777,9 +783,9 @@ async def test_redis_is_told_the_totals_of_the_database_and_told_again_when_it_c
 async def test_totals_never_go_backwards_but_with_another_database(redis: Redis) -> None:
     async def tell(since: int, calls: int) -> dict[str, int]:
         async with redis.pipeline() as pipe:
-            totals.tell(pipe, {"since": since, "llm_calls": calls, "runs": 2**60})
+            totals.write(pipe, {"since": since, "llm_calls": calls, "runs": 2**60})
             await pipe.execute()
-        return await read_totals_async(redis)
+        return await _totals(redis)
 
     assert (await tell(100, 7))["llm_calls"] == 7
     # Of two consumers the one that committed first told last.

@@ -149,7 +149,7 @@ async def test_what_is_given_away_is_done_once_by_others(client: AsyncRedis, wri
     await mine.take(JOB, CHUNK.chunk_id, max_unwritten=100)
     new = Chunk(JOB, "00000000-1.1", NAMES[1:])
     for _ in range(2):  # its first reply was lost
-        assert await mine.give_away(CHUNK, new, "given")
+        assert await mine.hand_off(CHUNK, new, "given")
     taken = await other.take(JOB, new.chunk_id, max_unwritten=100)
     assert isinstance(taken, Taken)
     assert taken.chunk.destinations == NAMES[1:]
@@ -164,7 +164,7 @@ async def test_a_chunk_whose_last_destinations_are_given_away_is_gone(client: As
     mine = _ledger(client)
     await mine.take(JOB, CHUNK.chunk_id, max_unwritten=100)
     await mine.finish(CHUNK, _result(NAMES[0]))
-    assert await mine.give_away(CHUNK, Chunk(JOB, "n", NAMES[1:]), "given")
+    assert await mine.hand_off(CHUNK, Chunk(JOB, "n", NAMES[1:]), "given")
     assert {key.decode() for key in written.hkeys(keys.chunks(JOB))} == {"n"}
     assert not written.exists(keys.leases(JOB), keys.owners(JOB), keys.finished(JOB, CHUNK.chunk_id))
 
@@ -172,7 +172,7 @@ async def test_a_chunk_whose_last_destinations_are_given_away_is_gone(client: As
 async def test_of_a_chunk_that_is_somebody_else_s_nothing_is_given_away(client: AsyncRedis, written: Redis) -> None:
     mine, other = _ledger(client), _ledger(client, "other")
     await other.take(JOB, CHUNK.chunk_id, max_unwritten=100)
-    assert not await mine.give_away(CHUNK, Chunk(JOB, "n", NAMES[1:]), "given")
+    assert not await mine.hand_off(CHUNK, Chunk(JOB, "n", NAMES[1:]), "given")
     assert written.hlen(keys.chunks(JOB)) == 1
 
 

@@ -17,8 +17,8 @@ from tasks.errors import (
     ConfigError,
     EndpointDownError,
     InvalidAnswerError,
+    ModelRefusedError,
     RateLimitedError,
-    RefusedError,
     TruncatedAnswerError,
 )
 from tasks.messages import Destination
@@ -153,7 +153,7 @@ async def test_a_refusal_is_not_asked_again_and_is_paid_for(
     kind: str, settings_for: MakeSettings, sandbox: SandboxServer
 ) -> None:
     sandbox.set_faults([kind])
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(ModelRefusedError) as caught:
         await _ask(_settings(settings_for, sandbox))
     assert sandbox.stats()["requests"] == 1
     assert caught.value.account.spend.prompt_tokens > 0  # type: ignore[attr-defined]
@@ -219,7 +219,7 @@ async def test_no_unusable_answer_is_ever_cached(settings_for: MakeSettings, san
     async with _generator(_settings(settings_for, sandbox)) as generator:
         for kind in ("invalid=1", "refusal=1", "truncated=1", "wrong=1"):
             sandbox.set_faults([kind])
-            with pytest.raises((InvalidAnswerError, RefusedError, TruncatedAnswerError)):
+            with pytest.raises((InvalidAnswerError, ModelRefusedError, TruncatedAnswerError)):
                 await generator.answer(_prompt(), account=Account(), request_priority=0)
         sandbox.set_faults([])
         assert (await generator.answer(_prompt(), account=Account(), request_priority=0)).source == "called"

@@ -171,8 +171,8 @@ async def test_a_process_alone_tries_a_long_wait_too(
         assert route.limiter.cool_down.left_seconds > 2000
         wait = pool.wait()
         assert wait is not None
-        assert wait.words().startswith("rate limited by the server llm (429: 'slow down'), next try in ")
-        assert wait.words().endswith("(it said Retry-After: 3000)")
+        assert wait.format().startswith("rate limited by the server llm (429: 'slow down'), next try in ")
+        assert wait.format().endswith("(it said Retry-After: 3000)")
         gate.retry_after = None
         assert await asking == 30 + len(gate.refused)
         assert pool.wait() is None
@@ -194,7 +194,7 @@ async def test_a_long_wait_for_a_configured_rate_is_told_and_a_short_one_is_not(
             (route,) = pool.routes
             await _until(lambda route=route: route.limiter.wait)  # type: ignore[misc]
             wait = pool.wait()
-            assert wait is None if words is None else wait is not None and wait.words().startswith(words)
+            assert wait is None if words is None else wait is not None and wait.format().startswith(words)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
 

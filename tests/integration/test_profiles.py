@@ -17,12 +17,17 @@ from tasks.connection import CountedRetry, connect_async
 from tasks.messages import Chunk, pack, unpack
 from tests.support.stored import KYOTO, announced, done
 from workers.observe import counters
-from workers.observe.measurement_store import PartReporter, parts_of, read_job_picture, write_part
+from workers.observe.measurement_store import (
+    MeasurementReporter,
+    decode_measurements,
+    read_job_measurements,
+    write_measurements,
+)
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.reporter import MetricsReporter, read_metrics, read_series
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.measurements import ConsumerProfile
-from workers.results.profiles import ProfileKeeper
+from workers.results.measurement_keeper import MeasurementKeeper
+from workers.results.measurements import ConsumerMeasurements
 from workers.results.stream import Decoded
 
 
@@ -62,16 +67,16 @@ def _has_entry(redis: Redis, job_id: str, state: str = "running") -> None:
 async def test_parts_of_two_processes_become_one_picture(client: AsyncRedis, redis: Redis) -> None:
     for seconds in (0.25, 0.5):
         profiler = PerformanceProfiler(enabled=True)
-        reporter = PartReporter(client, profiler, seconds=1)
+        reporter = MeasurementReporter(client, profiler, seconds=1)
         _worked(profiler, seconds=seconds)
         await reporter.report()
         _worked(profiler, seconds=seconds)
         await reporter.report()
-    picture = read_job_picture(redis, "job")
+    picture = read_job_measurements(redis, "job")
     assert len(picture.parts) == 2, "a process replaces its part"
     assert picture.spans["llm.call"].count == 4
     assert picture.spans["llm.call"].total == 1.5
-    assert read_job_picture(redis, "unknown").parts == []
+    assert read_job_measurements(redis, "unknown").parts == []
 
 
 async def test_no_part_is_kept_for_ever_whether_redis_knows_the_job_or_not(client: AsyncRedis, redis: Redis) -> None:
@@ -79,18 +84,18 @@ async def test_no_part_is_kept_for_ever_whether_redis_knows_the_job_or_not(clien
     _has_entry(redis, "known")
     for job_id in ("known", "forgotten"):
         _worked(profiler, job_id)
-    await PartReporter(client, profiler, seconds=1).report()
-    write_part(redis, "by hand", read_job_picture(redis, "known").parts[0])
+    await MeasurementReporter(client, profiler, seconds=1).report()
+    write_measurements(redis, "by hand", read_job_measurements(redis, "known").parts[0])
     for job_id in ("known", "forgotten", "by hand"):
-        assert 0 < redis.ttl(keys.job_profile(job_id)) <= keys.KEEP_SECONDS
-    assert redis.ttl(keys.PROFILES_DUE) > 0
+        assert 0 < redis.ttl(keys.measurements(job_id)) <= keys.KEEP_SECONDS
+    assert redis.ttl(keys.MEASUREMENTS_DUE) > 0
 
 
 async def test_a_part_that_did_not_arrive_is_made_good_by_the_next(
     client: AsyncRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profiler = PerformanceProfiler(enabled=True)
-    reporter = PartReporter(client, profiler, seconds=1)
+    reporter = MeasurementReporter(client, profiler, seconds=1)
     _worked(profiler)
 
     def away(*_: Any, **__: Any) -> None:
@@ -100,32 +105,32 @@ async def test_a_part_that_did_not_arrive_is_made_good_by_the_next(
         patch.setattr(client, "pipeline", away)
         with pytest.raises(RedisConnectionError):
             await reporter.report()
-    assert read_job_picture(redis, "job").parts == []
+    assert read_job_measurements(redis, "job").parts == []
     await reporter.report()
-    assert read_job_picture(redis, "job").spans["llm.call"].count == 1
+    assert read_job_measurements(redis, "job").spans["llm.call"].count == 1
 
 
 async def test_the_end_of_a_jobs_work_is_told_at_once(client: AsyncRedis, redis: Redis) -> None:
     profiler = PerformanceProfiler(enabled=True)
-    running = asyncio.create_task(PartReporter(client, profiler, seconds=3600).run())
+    running = asyncio.create_task(MeasurementReporter(client, profiler, seconds=3600).run())
     await asyncio.sleep(0)
     _worked(profiler)
     async with asyncio.timeout(180):
-        while not read_job_picture(redis, "job").parts:
+        while not read_job_measurements(redis, "job").parts:
             await asyncio.sleep(0.02)
     # So is the end of the process, whatever has come since.
     with profiler.job("job"):
         profiler.count("things", 7)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    assert read_job_picture(redis, "job").sums["things"] == 7
+    assert read_job_measurements(redis, "job").sums["things"] == 7
 
 
 def test_a_foreign_part_does_not_hide_the_others() -> None:
     profiler = PerformanceProfiler(enabled=True)
     _worked(profiler)
     ((_, part),) = profiler.parts()
-    assert parts_of([b"\x00garbage", pack(part), pack({"process": 5})]) == [part]
+    assert decode_measurements([b"\x00garbage", pack(part), pack({"process": 5})]) == [part]
 
 
 def test_a_chunk_of_an_older_version_is_read_and_says_nothing_of_its_wait() -> None:
@@ -143,13 +148,13 @@ async def test_a_profile_outlives_redis_in_the_database(
     profiler = PerformanceProfiler(enabled=True)
     _worked(profiler)
     _has_entry(redis, "job", "done")
-    await PartReporter(client, profiler, seconds=1).report()
-    told = read_job_picture(redis, "job").parts
-    assert await ProfileKeeper(client, store).copy_due() == 1
-    redis.delete(keys.job_profile("job"), keys.job("job"))
-    assert await store.job_parts("job") == told
-    assert await store.job_parts("other") == []
-    assert await ProfileKeeper(client, store).copy_due() == 0, "copied once"
+    await MeasurementReporter(client, profiler, seconds=1).report()
+    told = read_job_measurements(redis, "job").parts
+    assert await MeasurementKeeper(client, store).copy_due() == 1
+    redis.delete(keys.measurements("job"), keys.job("job"))
+    assert await store.measurements("job") == told
+    assert await store.measurements("other") == []
+    assert await MeasurementKeeper(client, store).copy_due() == 0, "copied once"
 
 
 async def test_a_job_that_cannot_be_read_keeps_no_other_profile_from_being_copied(
@@ -159,39 +164,39 @@ async def test_a_job_that_cannot_be_read_keeps_no_other_profile_from_being_copie
         profiler = PerformanceProfiler(enabled=True)
         _worked(profiler, job_id)
         _has_entry(redis, job_id, "done")
-        await PartReporter(client, profiler, seconds=1).report()
-    for key in (keys.job("bad"), keys.job("worse"), keys.job_profile("worse")):
+        await MeasurementReporter(client, profiler, seconds=1).report()
+    for key in (keys.job("bad"), keys.job("worse"), keys.measurements("worse")):
         redis.delete(key)
         redis.set(key, "a string", ex=60)
-    keeper = ProfileKeeper(client, store)
+    keeper = MeasurementKeeper(client, store)
     assert await keeper.copy_due() == 2
-    assert [len(await store.job_parts(job_id)) for job_id in ("bad", "worse", "job")] == [1, 0, 1]
+    assert [len(await store.measurements(job_id)) for job_id in ("bad", "worse", "job")] == [1, 0, 1]
 
 
 async def test_a_part_that_comes_after_the_end_is_kept_too(
     client: AsyncRedis, redis: Redis, store: AsyncDatabaseManager
 ) -> None:
     _has_entry(redis, "job", "done")
-    keepers = [ProfileKeeper(client, store), ProfileKeeper(client, store)]
+    keepers = [MeasurementKeeper(client, store), MeasurementKeeper(client, store)]
     early, late = PerformanceProfiler(enabled=True), PerformanceProfiler(enabled=True)
     for profiler in (early, late, early):
         _worked(profiler)
-        await PartReporter(client, profiler, seconds=1).report()
+        await MeasurementReporter(client, profiler, seconds=1).report()
         await asyncio.gather(*(keeper.copy_due() for keeper in keepers))
-    parts = await store.job_parts("job")
+    parts = await store.measurements("job")
     assert sorted(part.sums["executed"] for part in parts) == [1, 2]
-    assert redis.zcard(keys.PROFILES_DUE) == 0
+    assert redis.zcard(keys.MEASUREMENTS_DUE) == 0
 
 
 async def test_a_part_that_comes_while_the_others_are_copied_stays_due(
     client: AsyncRedis, redis: Redis, store: AsyncDatabaseManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _has_entry(redis, "job", "done")
-    keeper, profiler = ProfileKeeper(client, store), PerformanceProfiler(enabled=True)
-    reporter = PartReporter(client, profiler, seconds=1)
+    keeper, profiler = MeasurementKeeper(client, store), PerformanceProfiler(enabled=True)
+    reporter = MeasurementReporter(client, profiler, seconds=1)
     _worked(profiler)
     await reporter.report()
-    keep = store.keep_profile
+    keep = store.keep_measurements
 
     async def meanwhile(job_id: str, parts: Any) -> None:
         await keep(job_id, parts)
@@ -199,11 +204,11 @@ async def test_a_part_that_comes_while_the_others_are_copied_stays_due(
         await reporter.report()
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "keep_profile", meanwhile)
+        patch.setattr(store, "keep_measurements", meanwhile)
         await keeper.copy_due()
-    assert redis.zcard(keys.PROFILES_DUE) == 1
+    assert redis.zcard(keys.MEASUREMENTS_DUE) == 1
     await keeper.copy_due()
-    (part,) = await store.job_parts("job")
+    (part,) = await store.measurements("job")
     assert part.sums["executed"] == 2
 
 
@@ -211,21 +216,21 @@ async def test_the_profile_of_a_job_that_runs_is_copied_now_and_then_and_stays_d
     client: AsyncRedis, redis: Redis, store: AsyncDatabaseManager
 ) -> None:
     _has_entry(redis, "job", "running")
-    keeper, profiler = ProfileKeeper(client, store), PerformanceProfiler(enabled=True)
+    keeper, profiler = MeasurementKeeper(client, store), PerformanceProfiler(enabled=True)
     _worked(profiler)
-    await PartReporter(client, profiler, seconds=1).report()
+    await MeasurementReporter(client, profiler, seconds=1).report()
     assert [await keeper.copy_due(), await keeper.copy_due()] == [1, 0]
-    assert len(await store.job_parts("job")) == 1
+    assert len(await store.measurements("job")) == 1
     redis.hset(keys.job("job"), "state", "done")
     assert [await keeper.copy_due(), await keeper.copy_due()] == [1, 0]
 
 
 async def test_a_consumer_books_its_batches_on_their_jobs(store: AsyncDatabaseManager) -> None:
     profiler = PerformanceProfiler(enabled=True, role="consumer")
-    profile = ConsumerProfile(profiler, store, seconds=1)
+    profile = ConsumerMeasurements(profiler, store, seconds=1)
     entries = [*announced(KYOTO), done(), *announced(KYOTO, job="k")]
     now_ms = int(time.time() * 1000)
-    decoded = Decoded([f"{now_ms - 1000}-{n}".encode() for n in range(len(entries))], entries, [], [])
+    decoded = Decoded([f"{now_ms - 1000}-{n}".encode() for n in range(len(entries))], entries, [])
     with profile.batch(decoded) as jobs:
         applied = await store.apply(entries)
         profile.written(jobs, decoded, applied, seconds=0.25)
@@ -342,6 +347,6 @@ async def test_switched_off_no_key_is_written(client: AsyncRedis, redis: Redis) 
     profiler = PerformanceProfiler(enabled=False)
     _worked(profiler)
     profiler.counters.add("things_total")
-    await PartReporter(client, profiler, seconds=1).run()
+    await MeasurementReporter(client, profiler, seconds=1).run()
     await MetricsReporter(client, profiler, lambda: {"more_total": 1.0}).run()
     assert redis.keys("*") == []

@@ -112,7 +112,7 @@ async def test_destinations_that_lack_different_stages_are_not_said_to_lack_all(
 async def test_more_kinds_than_can_be_held_are_counted_together(
     store: AsyncDatabaseManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reasons, "MOST_KINDS", 2)
+    monkeypatch.setattr(reasons, "MAX_KINDS", 2)
     towns = places(5)
     await store.apply([*announced(*towns), *(
         _failed(town, "food", "E", "ab"[n % 2] * (n + 1)) for n, town in enumerate(towns)

@@ -29,14 +29,14 @@ from workers.llm.endpoints.counted_body import CountedBody
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.spend import Spend
-from workers.observe.call_file import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SPARE_SLOTS, SUFFIX, UnreadableError, read
-from workers.observe.call_journal import CallRecorder, Expected, recording
+from workers.observe.call_file import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SPARE_SLOTS, SUFFIX, DamagedJournalError, read
+from workers.observe.call_journal import CallJournal, Expected, recording
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.journal import BAD_FILES, Orphanage, StreamDelivery
+from workers.results.journal import BAD_FILES, JournalReplayer, StreamDelivery
 from workers.sandbox.server import SandboxServer
 
 MakeSettings = Callable[..., Settings]
@@ -55,8 +55,8 @@ def folder(settings: Settings) -> Path:
 
 
 @pytest.fixture
-def recorder(folder: Path) -> Iterator[CallRecorder]:
-    made = CallRecorder.in_folder(folder, worker="w@h", lanes=2)
+def journal(folder: Path) -> Iterator[CallJournal]:
+    made = CallJournal.in_folder(folder, worker="w@h", lanes=2)
     yield made
     made.close()
 
@@ -74,8 +74,8 @@ def _call(run, *, answered: bool = True) -> None:
         run.ended(1, EXPECTED, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
 
 
-def _orphanage(settings: Settings, redis: Redis, *, knows: Callable[[str], bool] = lambda _: False) -> Orphanage:
-    return Orphanage(settings.state_dir, StreamDelivery(settings, redis, knows=knows))
+def _orphanage(settings: Settings, redis: Redis, *, knows: Callable[[str], bool] = lambda _: False) -> JournalReplayer:
+    return JournalReplayer(settings.state_dir, StreamDelivery(settings, redis, knows=knows))
 
 
 def _left(folder: Path) -> list[Path]:
@@ -84,13 +84,13 @@ def _left(folder: Path) -> list[Path]:
 
 def _dead(folder: Path, *, job: str = JOB, runs: int = 1) -> Path:
     """What a process leaves that dies with so many runs in hand: two calls each, one of them unanswered."""
-    recorder = CallRecorder.in_folder(folder, worker="w@h", lanes=runs)
+    journal = CallJournal.in_folder(folder, worker="w@h", lanes=runs)
     for number in range(runs):
-        run = recorder.begin(job, f"town-{number}", attempt=1)
+        run = journal.begin(job, f"town-{number}", attempt=1)
         _call(run)
         _call(run, answered=False)
-    path = recorder.path
-    recorder.close()
+    path = journal.path
+    journal.close()
     assert path
     return path
 
@@ -98,8 +98,8 @@ def _dead(folder: Path, *, job: str = JOB, runs: int = 1) -> Path:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_under_way_counts_with_what_was_expected_and_an_answer_takes_its_place(recorder: CallRecorder) -> None:
-    run = recorder.begin(JOB, "d", 1)
+def test_what_is_under_way_counts_with_what_was_expected_and_an_answer_takes_its_place(journal: CallJournal) -> None:
+    run = journal.begin(JOB, "d", 1)
     _call(run, answered=False)
     waiting = Usage(llm_calls=1, prompt_tokens=100, completion_tokens=50, estimated_calls=1, cost_usd=0.5)
     assert run.usage() == waiting
@@ -111,9 +111,9 @@ def test_what_is_under_way_counts_with_what_was_expected_and_an_answer_takes_its
 
 
 def test_an_unknown_price_is_unknown_in_the_file_and_one_under_way_is_forgotten_with_its_end(
-    recorder: CallRecorder, folder: Path
+    journal: CallJournal, folder: Path
 ) -> None:
-    run = recorder.begin(JOB, "d", 1)
+    run = journal.begin(JOB, "d", 1)
     run.sending()
     run.sent(Expected(1, 1, None))
     assert run.usage().cost_usd is None
@@ -124,8 +124,8 @@ def test_an_unknown_price_is_unknown_in_the_file_and_one_under_way_is_forgotten_
     assert orphan.usage.cost_usd is None
 
 
-def test_the_file_says_what_the_run_says(recorder: CallRecorder, folder: Path) -> None:
-    run = recorder.begin(JOB, "d", 3)
+def test_the_file_says_what_the_run_says(journal: CallJournal, folder: Path) -> None:
+    run = journal.begin(JOB, "d", 3)
     _call(run)
     _call(run, answered=False)
     run.cached(Usage(cache_hits=2, memory_hits=1, coalesced=3, saved_prompt_tokens=7, saved_usd=None, bytes_raw=9))
@@ -138,11 +138,11 @@ def test_the_file_says_what_the_run_says(recorder: CallRecorder, folder: Path) -
     assert orphan.usage.saved_usd is None
 
 
-def test_a_booked_run_frees_its_slot_and_what_comes_late_is_not_of_it(recorder: CallRecorder, folder: Path) -> None:
-    runs = [recorder.begin(JOB, f"d{number}", 1) for number in range(2 + SPARE_SLOTS)]
+def test_a_booked_run_frees_its_slot_and_what_comes_late_is_not_of_it(journal: CallJournal, folder: Path) -> None:
+    runs = [journal.begin(JOB, f"d{number}", 1) for number in range(2 + SPARE_SLOTS)]
     assert len(read(_left(folder)[0].read_bytes()).orphans) == len(runs)
     # Beyond its slots a run is counted all the same, and not written down.
-    surplus = recorder.begin(JOB, "surplus", 1)
+    surplus = journal.begin(JOB, "surplus", 1)
     _call(surplus)
     assert surplus.usage().llm_calls == 1
     for run in runs:
@@ -150,7 +150,7 @@ def test_a_booked_run_frees_its_slot_and_what_comes_late_is_not_of_it(recorder: 
         _call(run)
         run.forget()
     assert read(_left(folder)[0].read_bytes()).orphans == ()
-    again = recorder.begin(JOB, "again", 1)
+    again = journal.begin(JOB, "again", 1)
     _call(again)
     runs[0].sent(EXPECTED)
     (orphan,) = read(_left(folder)[0].read_bytes()).orphans
@@ -158,9 +158,9 @@ def test_a_booked_run_frees_its_slot_and_what_comes_late_is_not_of_it(recorder: 
 
 
 def test_a_call_that_was_being_sent_when_its_process_died_counts_and_is_called_uncertain(
-    recorder: CallRecorder, folder: Path
+    journal: CallJournal, folder: Path
 ) -> None:
-    run = recorder.begin(JOB, "d", 1)
+    run = journal.begin(JOB, "d", 1)
     for _ in range(300):
         _call(run)
     run.sending()
@@ -171,8 +171,8 @@ def test_a_call_that_was_being_sent_when_its_process_died_counts_and_is_called_u
     assert (orphan.usage.llm_calls, orphan.uncertain) == (300, 0)
 
 
-def test_half_a_write_leaves_what_was_there_before(recorder: CallRecorder, folder: Path) -> None:
-    run = recorder.begin(JOB, "d", 1)
+def test_half_a_write_leaves_what_was_there_before(journal: CallJournal, folder: Path) -> None:
+    run = journal.begin(JOB, "d", 1)
     _call(run)
     before = _left(folder)[0].read_bytes()
     run.sent(EXPECTED)
@@ -190,10 +190,10 @@ def test_half_a_write_leaves_what_was_there_before(recorder: CallRecorder, folde
     assert read(bytes(torn)).orphans == read(after).orphans != read(before).orphans
 
 
-async def test_a_run_keeps_its_slot_until_what_was_booked_is_durable(recorder: CallRecorder, folder: Path) -> None:
+async def test_a_run_keeps_its_slot_until_what_was_booked_is_durable(journal: CallJournal, folder: Path) -> None:
     futures: list[asyncio.Future[None]] = [asyncio.get_running_loop().create_future() for _ in range(2)]
     for number, future in enumerate(futures):
-        run = recorder.begin(JOB, f"d{number}", 1)
+        run = journal.begin(JOB, f"d{number}", 1)
         _call(run)
         run.durable = future
         run.books_at(time.time())
@@ -239,17 +239,17 @@ def _replaced_file(folder: Path) -> Iterator[None]:
 async def test_a_journal_that_is_no_longer_in_its_place_goes_on_in_a_new_one(
     folder: Path, hurt: Callable[[Path], contextlib.AbstractContextManager[None]]
 ) -> None:
-    recorder = CallRecorder.in_folder(folder, worker="w@h", lanes=2)
-    waits, handed_in = recorder.begin(JOB, "waits", 1), recorder.begin(JOB, "handed in", 2)
+    journal = CallJournal.in_folder(folder, worker="w@h", lanes=2)
+    waits, handed_in = journal.begin(JOB, "waits", 1), journal.begin(JOB, "handed in", 2)
     _call(waits, answered=False)
     waits.cached(Usage(cache_hits=3))
     _call(handed_in)
     handed_in.books_at(time.time())
     before = read(_left(folder)[0].read_bytes())
-    await recorder.keep()
+    await journal.keep()
     with hurt(folder):
-        await recorder.keep()
-        assert recorder.off == ""
+        await journal.keep()
+        assert journal.off == ""
     (path,) = _left(folder)
     moved = {one.destination_id: one for one in read(path.read_bytes()).orphans}
     assert moved == {one.destination_id: one for one in before.orphans}
@@ -260,7 +260,7 @@ async def test_a_journal_that_is_no_longer_in_its_place_goes_on_in_a_new_one(
     assert orphan.usage.cache_hits == 4
     for run in (waits, handed_in):
         run.forget()
-    recorder.close()
+    journal.close()
     assert _left(folder) == []
 
 
@@ -269,42 +269,42 @@ async def test_a_journal_that_could_not_be_made_comes_back_with_what_is_in_work(
 ) -> None:
     (tmp_path / "var").write_text("in the way")
     folder = tmp_path / "var" / FOLDER
-    recorder = CallRecorder.in_folder(folder, worker="w@h", lanes=2)
-    runs = [recorder.begin(JOB, f"d{number}", 1) for number in range(3)]
+    journal = CallJournal.in_folder(folder, worker="w@h", lanes=2)
+    runs = [journal.begin(JOB, f"d{number}", 1) for number in range(3)]
     for run in runs:
         _call(run)
     runs[0].forget()
     for _ in range(3):
-        await recorder.keep()
-    assert "cannot be written" in recorder.off
+        await journal.keep()
+    assert "cannot be written" in journal.off
     assert len([said for said in caplog.messages if "recorder_off" in said]) == 1
     (tmp_path / "var").unlink()
-    await recorder.keep()
-    assert recorder.off == ""
+    await journal.keep()
+    assert journal.off == ""
     _call(runs[1])
     orphans = {one.destination_id: one.usage.llm_calls for one in read(_left(folder)[0].read_bytes()).orphans}
     assert orphans == {"d1": 2, "d2": 1}
-    recorder.close()
+    journal.close()
 
 
 async def test_a_full_disk_keeps_what_is_in_the_old_file_and_is_said_until_there_is_room(
     folder: Path,
 ) -> None:
     """As root every folder can be written, and no disk is full: a limit on the size of files says the same."""
-    recorder = CallRecorder.in_folder(folder, worker="w@h", lanes=2)
-    run = recorder.begin(JOB, "d", 1)
+    journal = CallJournal.in_folder(folder, worker="w@h", lanes=2)
+    run = journal.begin(JOB, "d", 1)
     _call(run)
     _left(folder)[0].unlink()
     with _files_of_at_most(1_000):
-        await recorder.keep()
-        assert "cannot be written" in recorder.off
+        await journal.keep()
+        assert "cannot be written" in journal.off
         _call(run)
         assert list(folder.iterdir()) == []
-    await recorder.keep()
-    assert recorder.off == ""
+    await journal.keep()
+    assert journal.off == ""
     (orphan,) = read(_left(folder)[0].read_bytes()).orphans
     assert orphan.usage.llm_calls == 2
-    recorder.close()
+    journal.close()
 
 
 @contextlib.contextmanager
@@ -323,11 +323,11 @@ def _files_of_at_most(size_bytes: int) -> Iterator[None]:
 CHILD = """
 import os, random, sys
 from pathlib import Path
-from workers.observe.call_journal import CallRecorder, Expected
-recorder = CallRecorder.in_folder(Path(sys.argv[1]), worker="child", lanes=4)
+from workers.observe.call_journal import CallJournal, Expected
+journal = CallJournal.in_folder(Path(sys.argv[1]), worker="child", lanes=4)
 expected = Expected(100, 50, 0.5)
 chance = random.Random(int(sys.argv[2]))
-runs = [recorder.begin("j", f"d{number}", 1) for number in range(4)]
+runs = [journal.begin("j", f"d{number}", 1) for number in range(4)]
 under_way = [0] * 4
 os.write(1, b"\\n")
 while True:
@@ -370,23 +370,23 @@ def test_without_a_folder_to_write_to_the_work_goes_on_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    recorder = CallRecorder.in_folder(tmp_path / "file" / FOLDER, worker="w", lanes=2)
-    run = recorder.begin(JOB, "d", 1)
+    journal = CallJournal.in_folder(tmp_path / "file" / FOLDER, worker="w", lanes=2)
+    run = journal.begin(JOB, "d", 1)
     _call(run)
     assert run.usage().llm_calls == 1
     run.forget()
-    recorder.close()
+    journal.close()
     (said,) = caplog.messages
     assert "cannot be written" in said
     assert "THEMES_STATE_DIR" in said
 
 
 def test_a_process_that_ends_with_nothing_in_hand_leaves_no_file(folder: Path) -> None:
-    recorder = CallRecorder.in_folder(folder, worker="w", lanes=2)
-    run = recorder.begin(JOB, "d", 1)
+    journal = CallJournal.in_folder(folder, worker="w", lanes=2)
+    run = journal.begin(JOB, "d", 1)
     _call(run)
     run.forget()
-    recorder.close()
+    journal.close()
     assert list(folder.iterdir()) == []
 
 
@@ -394,10 +394,10 @@ def test_a_process_that_ends_with_nothing_in_hand_leaves_no_file(folder: Path) -
 
 
 def test_the_dead_are_booked_and_the_living_left_alone(
-    redis: Redis, settings: Settings, folder: Path, recorder: CallRecorder
+    redis: Redis, settings: Settings, folder: Path, journal: CallJournal
 ) -> None:
     redis.hset(keys.job(JOB), "state", "running")
-    _call(recorder.begin(JOB, "alive", 1))
+    _call(journal.begin(JOB, "alive", 1))
     _dead(folder, runs=3)
     _dead(folder, runs=2)
     assert _orphanage(settings, redis).book() == 10
@@ -426,13 +426,13 @@ async def test_what_is_booked_twice_or_has_a_result_already_counts_once(
     redis: Redis, settings: Settings, folder: Path, tmp_path: Path
 ) -> None:
     redis.hset(keys.job("j"), "state", "running")
-    recorder = CallRecorder.in_folder(folder, worker="w", lanes=2)
-    lost, finished = recorder.begin("j", "lost", 0), recorder.begin("j", KYOTO.id, 0)
+    journal = CallJournal.in_folder(folder, worker="w", lanes=2)
+    lost, finished = journal.begin("j", "lost", 0), journal.begin("j", KYOTO.id, 0)
     _call(lost)
     _call(finished)
     result = done(KYOTO, usage=finished.usage())
     finished.books_at(result.at)
-    recorder.close()
+    journal.close()
     (path,) = _left(folder)
     kept = tmp_path / "kept"
     shutil.copy2(path, kept)
@@ -511,7 +511,7 @@ def test_a_slot_that_cannot_be_true_is_refused_whatever_is_wrong_with_it(folder:
             bad[chance.randrange(len(bad) if chance.random() < 0.2 else 4_700)] = chance.randrange(256)
         try:
             read(bytes(bad))
-        except UnreadableError:
+        except DamagedJournalError:
             refused += 1
     assert refused > 0
 
@@ -551,12 +551,12 @@ async def processor(settings_for: MakeSettings, sandbox: SandboxServer) -> Async
 
 
 async def test_a_run_is_written_down_as_it_is_accounted_for_with_retries_hits_and_refusals(
-    processor: FocusedPromptProcessor, sandbox: SandboxServer, recorder: CallRecorder, folder: Path
+    processor: FocusedPromptProcessor, sandbox: SandboxServer, journal: CallJournal, folder: Path
 ) -> None:
     faults = ("500=0.2", "429=0.2,retry_after=0", "truncated=0.2", "reset=0.2", "invalid=0.2")
     sandbox.set_faults([f"{fault},times=1" for fault in faults])
     places = [Destination.of(f"Town {number % 8}") for number in range(12)]
-    runs = [recorder.begin(JOB, f"d{number}", 1) for number in range(len(places))]
+    runs = [journal.begin(JOB, f"d{number}", 1) for number in range(len(places))]
 
     async def process(number: int) -> Usage:
         with recording(runs[number]):

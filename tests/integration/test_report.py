@@ -14,13 +14,13 @@ from tasks.jobs.registry import JobStatus
 from tasks.messages import Destination, JobClosed, Spent, Usage
 from tests.support.queueing import Network
 from tests.support.stored import SPENT, announced, done, failed, places
-from workers.observe.measurements import JobPicture, SlowDestination
+from workers.observe.measurements import JobMeasurements, SlowDestination
 from workers.report.collect import status_of
 from workers.report.page import page
 from workers.report.report import JobReport, report_of
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
-from workers.results.queries.job_stats import Account, account_of, empty_account
+from workers.results.queries.job_stats import JobStats, empty_job_stats, read_job_stats
 
 NASTY = "<script>window.broken=1</script>\"onmouseover='window.broken=1' & <b>bold"
 
@@ -45,7 +45,7 @@ async def _row(store: AsyncDatabaseManager) -> JobRow:
     return found
 
 
-async def _filled(store: AsyncDatabaseManager) -> tuple[JobRow, Account]:
+async def _filled(store: AsyncDatabaseManager) -> tuple[JobRow, JobStats]:
     """Twenty of 21 destinations, one a second for 2 s each; two fail, one was tried twice, one has a strange name."""
     towns = [*places(19), Destination.of(NASTY, "Utopia")]
     made: list[Any] = announced(*towns, *places(30)[29:])
@@ -59,7 +59,7 @@ async def _filled(store: AsyncDatabaseManager) -> tuple[JobRow, Account]:
     made.append(Spent("j", towns[6].id, 1, Usage(llm_calls=3), "w2@h", 1031.0, 500.0))
     await store.apply(made)
     row = await _row(store)
-    return row, await account_of(store, row, now=1033.0)
+    return row, await read_job_stats(store, row, now=1033.0)
 
 
 async def test_the_account_adds_up_to_what_the_database_counts(store: AsyncDatabaseManager) -> None:
@@ -88,14 +88,14 @@ async def test_the_account_adds_up_to_what_the_database_counts(store: AsyncDatab
 async def test_a_job_without_any_result_has_an_account(store: AsyncDatabaseManager) -> None:
     await store.apply(announced(*places(3)))
     row = await _row(store)
-    account = await account_of(store, row, now=1000.0)
+    account = await read_job_stats(store, row, now=1000.0)
     assert (account.runs, account.first_at, account.slowest, account.stages) == (0, None, [], [])
     assert account.seconds == 100.0
     await store.apply([JobClosed("j", "cancelled", 950.0)])
     row = await _row(store)
-    account = await account_of(store, row, now=1000.0)
+    account = await read_job_stats(store, row, now=1000.0)
     assert account.seconds == 50.0
-    report = _report(row, account, JobPicture())
+    report = _report(row, account, JobMeasurements())
     assert "Nothing was measured" in " ".join(report.notes)
     assert 'id="ended">0</dd><dd class="small">of 3' in page(report)
     assert "cancelled" in text_of(report)
@@ -112,24 +112,24 @@ async def test_stages_are_told_as_the_database_adds_them_up(store: AsyncDatabase
         profile = msgspec.structs.replace(result.profile, stages=[stage])
         results.append(msgspec.structs.replace(result, profile=profile))
     await store.apply([*announced(*places(2)), *results])
-    (found,) = (await account_of(store, await _row(store), now=2000.0)).stages
+    (found,) = (await read_job_stats(store, await _row(store), now=2000.0)).stages
     assert (found.stage, found.profiles, found.not_ok, found.called, found.llm_calls) == ("discover.food", 2, 0, 2, 4)
     assert (found.prompt_tokens, found.cost_usd, found.mean_ms) == (200, 0.5, 40.0)
 
 
-def _report(row: JobRow, account: Account, picture: JobPicture, **more: Any) -> JobReport:
+def _report(row: JobRow, account: JobStats, picture: JobMeasurements, **more: Any) -> JobReport:
     status: JobStatus = more.pop("status", status_of(row))
     return report_of(status, row, account, picture, settings={}, rounds=(1, 1), now=2000.0, **more)
 
 
-def _picture() -> JobPicture:
+def _picture() -> JobMeasurements:
     """What a starved pool looks like, with the slowest destination of the account kept."""
     picture, _ = Network(pool=4, destinations=60, rounds=(1, 1)).run()
     (part,) = picture.parts
     spans = {"llm.pool_wait": 6.0, "llm.first_byte": 2.0, "queue.wait": 9.0}
     slow = SlowDestination(places(6)[5].id, "Town 5", 9000.0, spans, 1.0)
     part = msgspec.structs.replace(part, name="w1@h", slowest=[slow])
-    return JobPicture.of([part])
+    return JobMeasurements.of([part])
 
 
 async def test_the_page_says_what_the_report_says_and_runs_nothing(store: AsyncDatabaseManager) -> None:
@@ -178,8 +178,8 @@ def test_what_redis_alone_knows_makes_a_report() -> None:
     from workers.report.collect import row_of
 
     row = row_of(status)
-    account = empty_account(started_at=1000.0, ended_at=1010.0)
-    report = _report(row, account, JobPicture(), status=status, alive=0)
+    account = empty_job_stats(started_at=1000.0, ended_at=1010.0)
+    report = _report(row, account, JobMeasurements(), status=status, alive=0)
     assert report.findings[0].resource == "workers"
     assert "5 destinations wait" in report.findings[0].evidence
     assert "no price set" in page(report)

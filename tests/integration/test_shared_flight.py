@@ -18,7 +18,7 @@ from config.settings import Settings, load
 from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
-from tasks.errors import InvalidAnswerError, PermanentError, RefusedError
+from tasks.errors import InvalidAnswerError, ModelRefusedError, PermanentError
 from tasks.messages import Destination
 from tasks.queue.leases import release
 from workers.llm.cache.tiers import PersistentLLMCache
@@ -120,7 +120,7 @@ async def test_an_error_that_will_not_pass_is_everybody_s_and_paid_for_once(
         server.set_faults(["refusal=1,match=City 7"])
         ends = await _all(generator.answer(_prompt(7), account=Account(), request_priority=0) for generator in pair * 5)
         assert [type(end) for end in ends].count(AnsweredRefusalError) == 5
-        assert [type(end) for end in ends].count(RefusedError) == 5
+        assert [type(end) for end in ends].count(ModelRefusedError) == 5
         assert len({str(end) for end in ends}) == 1
         assert server.stats()["requests"] == 1
         server.set_faults([])

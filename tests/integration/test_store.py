@@ -30,7 +30,7 @@ from tasks.messages import (
 from tests.support.stored import KYOTO, SPENT, announced, done, failed, holding, places, theme
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
-from workers.results.database.totals import MOST, MOST_ADDED, ended
+from workers.results.database.totals import MAX_ADDED, MAX_TOTAL, ended
 
 DATABASES = ["sqlite", "postgresql"]
 
@@ -527,13 +527,13 @@ async def test_what_garbage_claims_to_have_cost_cannot_overflow_a_total(store: A
     for number in range(3):
         await store.apply([Spent(f"j{number}", "d", 0, odd, "w", 1.0, 1.0)])
     totals = await store.totals()
-    assert (totals["llm_calls"], totals["prompt_tokens"]) == (0, 3 * MOST_ADDED)
+    assert (totals["llm_calls"], totals["prompt_tokens"]) == (0, 3 * MAX_ADDED)
     assert totals["cost_nano_usd"] == 0
     async with store.writing() as connection:
-        full = f"UPDATE counters SET value = {MOST + 1} WHERE name = 'prompt_tokens'"  # noqa: S608 - a number
+        full = f"UPDATE counters SET value = {MAX_TOTAL + 1} WHERE name = 'prompt_tokens'"  # noqa: S608 - a number
         await connection.exec_driver_sql(full)
     await store.apply([Spent("k", "d", 0, odd, "w", 1.0, 1.0)])
-    assert (await store.totals())["prompt_tokens"] == MOST + 1
+    assert (await store.totals())["prompt_tokens"] == MAX_TOTAL + 1
 
 
 # --- bad rows -----------------------------------------------------------------------------------------------------

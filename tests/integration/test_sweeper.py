@@ -12,7 +12,8 @@ import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from config.settings import Settings, StreamingSettings
+from config.sections import StreamingSettings
+from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import JobStoppedError

@@ -194,7 +194,7 @@ def test_a_heartbeat_of_another_type_is_shown(redis: Redis) -> None:
     _beat(redis, "good@h")
     redis.set(keys.worker("odd@h"), "a string", ex=60)
     redis.zadd(keys.WORKERS, {"odd@h": time.time(), b"\xff": time.time()})
-    assert fleet.workers(redis)["odd@h"] == {"unreadable": "its key holds no hash"}
+    assert fleet.workers(redis)["odd@h"] == fleet.WorkerReport(unreadable="its key holds no hash")
     assert [worker.name for worker in read_system(redis, redis).workers] == ["good@h", "odd@h"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workers.observe.measurements import JobPart, JobPicture
+from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 
 
@@ -26,11 +26,11 @@ class Network:
     spread: float = 0.0
     seed: int = 1
 
-    def run(self) -> tuple[JobPicture, float]:
+    def run(self) -> tuple[JobMeasurements, float]:
         """The picture of the whole job, and the seconds that it took."""
         simulation = _Simulation(self)
         simulation.run()
-        return JobPicture.of([simulation.part()]), simulation.now
+        return JobMeasurements.of([simulation.part()]), simulation.now
 
 
 class _Simulation:
@@ -120,7 +120,7 @@ class _Simulation:
         self.in_lanes -= 1
         self.begin()
 
-    def part(self) -> JobPart:
+    def part(self) -> ProcessMeasurements:
         network, sums = self.network, dict(self.sums)
         sums |= {
             "held_seconds": self.now, "lane_seconds": network.lanes * self.now,
@@ -132,7 +132,7 @@ class _Simulation:
             "llm.requests_per_minute": network.requests_per_minute,
         }
         spans: dict[str, Any] = {name: histogram.as_dict() for name, histogram in self.spans.items()}
-        return JobPart(
+        return ProcessMeasurements(
             "p1", "worker", "w1@host", "host", since=1000.0, until=1000.0 + self.now,
             spans=spans, sums=sums, facts=facts,
         )  # fmt: skip

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from config.errors import ConfigError
 from config.legacy import KNOWN, SECTION, TODAY
-from config.settings import KNOWN_VARIABLES, Secret, known_keys, load, notices, problems
+from config.settings import KNOWN_VARIABLES, known_keys, load, notices, problems
+from config.values import Secret
 from scripts.config import public
 
 SECRET = "hunter2"

@@ -1,6 +1,6 @@
 """Few entries at once while the consumer keeps up, more when a backlog has built up."""
 
-from workers.results.batch_size import MOST_BYTES, MOST_TIMES, BatchSize
+from workers.results.batch_size import MAX_BYTES, MAX_TIMES, BatchSize
 
 
 def test_a_backlog_is_taken_in_batches_that_double_up_to_a_bound() -> None:
@@ -10,7 +10,7 @@ def test_a_backlog_is_taken_in_batches_that_double_up_to_a_bound() -> None:
         taken.append(size.now)
         size.seen(size.now, 1_000)
     assert taken == [100, 200, 400, 800, 800, 800]
-    assert max(taken) == 100 * MOST_TIMES
+    assert max(taken) == 100 * MAX_TIMES
 
 
 def test_when_the_backlog_is_gone_batches_shrink_to_what_is_configured_and_no_further() -> None:
@@ -35,8 +35,8 @@ def test_a_batch_of_large_entries_does_not_grow_but_halves() -> None:
     size = BatchSize(100)
     for _ in range(3):
         size.seen(size.now, 1_000)
-    size.seen(800, MOST_BYTES)
+    size.seen(800, MAX_BYTES)
     assert size.now == 400
     for _ in range(5):
-        size.seen(size.now, MOST_BYTES)
+        size.seen(size.now, MAX_BYTES)
     assert size.now == 100

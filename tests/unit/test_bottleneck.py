@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.queueing import Network
 from workers.observe.format import plain, rounded, time, times
-from workers.observe.measurements import JobPart, JobPicture
+from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 from workers.report.bottleneck import Finding, bounds, diagnose
 from workers.report.measured import Measured, expected_slowest, measured, worked_seconds
@@ -74,12 +74,12 @@ def test_with_too_little_measured_nothing_is_forecast() -> None:
     (only,), _ = _findings(Network(destinations=1))
     assert (only.resource, only.gain, only.setting) == ("unknown", None, None)
     assert "too little to name a bottleneck: 1 destination, 16 calls" in only.evidence
-    assert diagnose(measured(JobPicture.of([]), total=0)) == []
+    assert diagnose(measured(JobMeasurements.of([]), total=0)) == []
 
 
 def test_a_job_answered_by_the_cache_has_no_llm_to_wait_for() -> None:
     part = _part(spans={"destination": [0.001] * 100}, lane_busy_seconds=0.1)
-    assert diagnose(measured(JobPicture.of([part]), total=100)) == []
+    assert diagnose(measured(JobMeasurements.of([part]), total=100)) == []
 
 
 def test_refusals_without_a_limit_of_ours_are_the_endpoints_limit() -> None:
@@ -87,7 +87,7 @@ def test_refusals_without_a_limit_of_ours_are_the_endpoints_limit() -> None:
     (part,) = picture.parts
     sums = part.sums | {"llm.errors.RateLimitedError": 80, "llm.requests": 1040}
     bare = _with(part, sums=sums, facts={})
-    first, *_ = diagnose(measured(JobPicture.of([bare]), total=60))
+    first, *_ = diagnose(measured(JobMeasurements.of([bare]), total=60))
     assert first.resource == "rate limit"
     assert "80 of 1,040 requests refused (429)" in first.evidence
     assert "llm.endpoints" in first.advice
@@ -99,7 +99,7 @@ def test_an_error_storm_comes_first_with_its_class() -> None:
     picture, _ = Network(destinations=60).run()
     (part,) = picture.parts
     bad = _with(part, sums=part.sums | {"llm.errors.EndpointDownError": 300, "llm.requests": 1260})
-    first, *_ = diagnose(measured(JobPicture.of([bad]), total=60))
+    first, *_ = diagnose(measured(JobMeasurements.of([bad]), total=60))
     assert first.resource == "endpoint"
     assert "300 of 1,260 requests failed, most with EndpointDownError (300)" in first.evidence
 
@@ -107,7 +107,7 @@ def test_an_error_storm_comes_first_with_its_class() -> None:
 def test_results_that_wait_for_the_consumer_name_the_database() -> None:
     picture, _ = Network(destinations=60).run()
     consumer = _part(role="consumer", spans={"db.commit": [0.9] * 10, "result.wait": [1.5] * 60}, held_seconds=10)
-    found = diagnose(measured(JobPicture.of([*picture.parts, consumer]), total=60))
+    found = diagnose(measured(JobMeasurements.of([*picture.parts, consumer]), total=60))
     (database,) = [each for each in found if each.resource == "database"]
     assert database.share == pytest.approx(0.9)
     assert "a result waits 1.5 s for the consumer" in database.evidence
@@ -120,7 +120,9 @@ def test_a_slow_redis_is_named_beside_the_bound() -> None:
     slow = Histogram()
     for _ in range(1900):
         slow.add(0.15)
-    found = diagnose(measured(JobPicture.of([_with(part, spans=part.spans | {"cache.get": slow.as_dict()})]), total=60))
+    found = diagnose(
+        measured(JobMeasurements.of([_with(part, spans=part.spans | {"cache.get": slow.as_dict()})]), total=60)
+    )
     (redis,) = [each for each in found if each.resource == "redis"]
     assert "1,900 trips to Redis took 150 ms each" in redis.evidence
 
@@ -141,7 +143,7 @@ def _searching(network: Network, seconds: float) -> Measured:
     for _ in range(network.destinations):
         searches.add(seconds)
     spans = part.spans | {"web.evidence": searches.as_dict()}
-    return measured(JobPicture.of([_with(part, spans=spans)]), total=network.destinations)
+    return measured(JobMeasurements.of([_with(part, spans=spans)]), total=network.destinations)
 
 
 def test_idle_lanes_with_nothing_full_are_too_little_work() -> None:
@@ -150,7 +152,7 @@ def test_idle_lanes_with_nothing_full_are_too_little_work() -> None:
     # The same work in five times the time: it came in drops.
     stretched = {"held_seconds": 5 * seconds, "lane_seconds": 60 * seconds, "pool_seconds": 75 * seconds}
     thin = _with(part, sums=part.sums | stretched, until=part.since + 5 * seconds)
-    first, *_ = diagnose(measured(JobPicture.of([thin]), total=60))
+    first, *_ = diagnose(measured(JobMeasurements.of([thin]), total=60))
     assert (first.resource, first.setting) == ("work", None)
     assert "nothing is full" in first.evidence
 
@@ -197,17 +199,17 @@ def _part(
     until: float = 10.0,
     spans: dict[str, list[float]] | None = None,
     **sums: float,
-) -> JobPart:
+) -> ProcessMeasurements:
     made: dict[str, Any] = {}
     for name, values in (spans or {}).items():
         histogram = Histogram()
         for value in values:
             histogram.add(value)
         made[name] = histogram.as_dict()
-    return JobPart("p", role, role, "host", since, until, spans=made, sums=sums)
+    return ProcessMeasurements("p", role, role, "host", since, until, spans=made, sums=sums)
 
 
-def _with(part: JobPart, **changes: Any) -> JobPart:
+def _with(part: ProcessMeasurements, **changes: Any) -> ProcessMeasurements:
     import msgspec
 
     return msgspec.structs.replace(part, **changes)

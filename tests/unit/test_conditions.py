@@ -8,12 +8,12 @@ import pytest
 
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
-from workers.observe.measurements import JobPart, JobPicture
+from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 from workers.report.conditions import conditions
 from workers.report.measured import measured
 from workers.report.optimisations import Optimisation, optimisations
-from workers.results.queries.job_stats import Account, FailureKind, Point, RunRow, empty_account
+from workers.results.queries.job_stats import FailureKind, JobStats, Point, RunRow, empty_job_stats
 
 STATUS = JobStatus(
     "j", "a job", "running", 100, 40, 0, 0, 640, 0, 0, 1000, 1000, 1.0, 4.0, 15.0, 1000.0, 1001.0, None
@@ -21,8 +21,8 @@ STATUS = JobStatus(
 ENDED = replace(STATUS, state="done", done=100, finished_at=1101.0, eta_seconds=None)
 
 
-def _account(points: list[Point] | None = None, **more: Any) -> Account:
-    made = empty_account(started_at=1000.0, ended_at=1100.0)
+def _account(points: list[Point] | None = None, **more: Any) -> JobStats:
+    made = empty_job_stats(started_at=1000.0, ended_at=1100.0)
     return msgspec.structs.replace(made, timeline=points or [], last_at=1100.0, first_at=1001.0, runs=100, **more)
 
 
@@ -31,10 +31,14 @@ def _even() -> list[Point]:
 
 
 def _said(
-    status: JobStatus = ENDED, account: Account | None = None, *parts: JobPart, alive: int | None = 2, **more: Any
+    status: JobStatus = ENDED,
+    account: JobStats | None = None,
+    *parts: ProcessMeasurements,
+    alive: int | None = 2,
+    **more: Any,
 ) -> list[Any]:
     known = _account(_even()) if account is None else account
-    return conditions(status, known, JobPicture.of(parts), alive=alive, statements=more.get("statements", {}))
+    return conditions(status, known, JobMeasurements.of(parts), alive=alive, statements=more.get("statements", {}))
 
 
 def test_of_a_job_that_went_evenly_nothing_is_said() -> None:
@@ -55,10 +59,13 @@ def test_who_does_not_move_is_told_why_and_what_lets_it_go_on() -> None:
 
 
 def test_failed_destinations_are_told_by_class_and_stage() -> None:
-    kinds = [FailureKind("EndpointDownError", "discover.food", 8, "500"), FailureKind("RefusedError", "x", 2, "no")]
+    kinds = [
+        FailureKind("EndpointDownError", "discover.food", 8, "500"),
+        FailureKind("ModelRefusedError", "x", 2, "no"),
+    ]
     (told,) = _said(replace(ENDED, done=90, failed=10), _account(_even(), failures=kinds))
     assert told.evidence == (
-        "10 of 100 destinations failed: EndpointDownError in discover.food (8), RefusedError in x (2)"
+        "10 of 100 destinations failed: EndpointDownError in discover.food (8), ModelRefusedError in x (2)"
     )
     assert told.share == 0.1
 
@@ -106,7 +113,7 @@ def test_a_slow_statement_is_told_by_name_and_a_quick_one_is_not() -> None:
 
 
 def test_memory_that_grows_for_sure_is_called_a_leak() -> None:
-    part = JobPart(
+    part = ProcessMeasurements(
         "p", "worker", "w1@h", "h", 1000.0, 1100.0,
         peaks={"rss_bytes": 300 * 2**20, "rss_growth_bytes_per_hour": 90 * 2**20},
     )  # fmt: skip
@@ -118,8 +125,10 @@ def test_memory_that_grows_for_sure_is_called_a_leak() -> None:
     assert "themes worker-memory start" in told.advice
 
 
-def _brought(usage: Usage, account: Account, part: JobPart | None = None, **facts: Any) -> dict[str, Optimisation]:
-    picture = JobPicture.of([part] if part else [])
+def _brought(
+    usage: Usage, account: JobStats, part: ProcessMeasurements | None = None, **facts: Any
+) -> dict[str, Optimisation]:
+    picture = JobMeasurements.of([part] if part else [])
     m = measured(picture, total=100) if part else None
     return {each.name: each for each in optimisations(usage, account, m, picture.sums, facts)}
 
@@ -131,7 +140,7 @@ def test_what_was_off_is_off_and_what_had_nothing_to_do_says_so() -> None:
     for name in ("Shared cache", "Work stealing", "Compression"):
         assert (off[name].is_on, off[name].brought) == (False, "off"), name
     assert off["Streaming"].brought.startswith("off:")
-    idle = _brought(Usage(), empty_account(started_at=0.0, ended_at=0.0), enable_work_stealing=True)
+    idle = _brought(Usage(), empty_job_stats(started_at=0.0, ended_at=0.0), enable_work_stealing=True)
     for name in ("Shared cache", "Streaming", "Compression", "Asking less"):
         assert idle[name].brought.startswith("nothing to gain here"), name
     for name in ("Connection pool", "Work stealing", "Batched writes"):
@@ -150,7 +159,7 @@ def test_what_was_brought_is_told_in_amounts() -> None:
         "results": 100.0, "rows": 30_000.0,
     }  # fmt: skip
     spans = {"llm.call": calls.as_dict(), "llm.connect": connects.as_dict()}
-    part = JobPart("p", "worker", "w", "h", 1000.0, 1010.0, spans=spans, sums=sums)
+    part = ProcessMeasurements("p", "worker", "w", "h", 1000.0, 1010.0, spans=spans, sums=sums)
     usage = Usage(
         llm_calls=1000, cache_hits=600, cache_misses=1000, coalesced=40, bytes_raw=2**20, bytes_stored=2**18
     )  # fmt: skip

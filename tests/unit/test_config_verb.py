@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import Secret, known_keys
+from config.settings import known_keys
+from config.values import Secret
 from scripts.config import public
 
 ROOT = Path(__file__).parents[2]

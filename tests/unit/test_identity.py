@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.errors import InputError
 from tasks.identity import SAME_PLACE_KM, destination_id, distance_km, nearby_ids, own_id
 from tasks.inputs import duplicates
-from tasks.inputs.likely_duplicates import MOST_COMPARED
+from tasks.inputs.likely_duplicates import MAX_COMPARED
 from tasks.inputs.reader import Reader, ReadReport, from_iterable
 from tasks.messages import Destination
 
@@ -244,7 +244,7 @@ def test_a_crowd_in_one_place_costs_no_more_than_its_reading() -> None:
     assert time.process_time() - began < 120
     same = "".join(f"id{number},Rome\n" for number in range(5_000))
     _, report = read(f"id,name\n{same}")
-    assert report.likely_duplicates == MOST_COMPARED - 1
+    assert report.likely_duplicates == MAX_COMPARED - 1
 
 
 def test_twins_far_apart_in_a_large_file_are_found_after_the_rows_have_moved_to_disk() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.settings import PerformanceSettings
+from config.sections import PerformanceSettings
 from workers.worker.lanes import Lanes
 
 

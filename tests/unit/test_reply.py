@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import EndpointDownError, EndpointRefusedError, RefusedError
+from tasks.errors import EndpointDownError, EndpointRefusedError, ModelRefusedError
 from workers.llm.endpoints.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
 
 TEXT = '{"themes": []}'
@@ -109,7 +109,7 @@ def test_an_error_without_content_is_none(error: Any) -> None:
     [("content_filter", "filter"), ("SAFETY", "filter"), ("PROHIBITED_CONTENT", "filter"), ("refusal", "declined")],
 )
 def test_a_filtered_answer_is_a_refusal(ended: str, said: str) -> None:
-    with pytest.raises(RefusedError, match=said):
+    with pytest.raises(ModelRefusedError, match=said):
         _read(_choice({"content": None}, ended))
 
 
@@ -207,7 +207,7 @@ ANYTHING = st.recursive(
 def test_any_json_is_an_answer_or_a_named_error(body: Any) -> None:
     try:
         answer = _read(body)
-    except (EndpointDownError, EndpointRefusedError, RefusedError):
+    except (EndpointDownError, EndpointRefusedError, ModelRefusedError):
         return
     assert all(isinstance(text, str) for text in (*answer.texts, *answer.thoughts, answer.model))
 
@@ -216,5 +216,5 @@ def test_any_json_is_an_answer_or_a_named_error(body: Any) -> None:
 def test_any_bytes_are_an_answer_or_a_named_error(raw: bytes) -> None:
     try:
         _read(raw)
-    except (EndpointDownError, EndpointRefusedError, RefusedError):
+    except (EndpointDownError, EndpointRefusedError, ModelRefusedError):
         return

@@ -11,17 +11,9 @@ from hypothesis import strategies as st
 
 from config.contradictions import _PAIRS
 from config.errors import ConfigError
-from config.settings import (
-    DEFAULT_FILE,
-    KNOWN_VARIABLES,
-    PerformanceSettings,
-    Secret,
-    Settings,
-    known_keys,
-    load,
-    problems,
-)
-from config.values import Price
+from config.sections import PerformanceSettings
+from config.settings import DEFAULT_FILE, KNOWN_VARIABLES, Settings, known_keys, load, problems
+from config.values import Price, Secret
 from config.yaml_file import MAX_FILE_BYTES
 
 #: DESIGN section 8: names and defaults that users rely on.

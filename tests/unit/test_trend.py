@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.observe.leaks import LeakWatch, grown
-from workers.observe.trend import MOST, Trend, growth, slope
+from workers.observe.trend import MAX_SAMPLES, Trend, growth, slope
 
 SEEDS = st.integers(0, 10_000)
 MIB = 2.0**20
@@ -67,7 +67,7 @@ def test_samples_are_bounded_and_span_the_whole_life(count: int) -> None:
     trend = Trend(every_seconds=10)
     for n in range(count):
         trend.add(10.0 * n, 5.0 * n)
-    assert len(trend._samples) <= MOST
+    assert len(trend._samples) <= MAX_SAMPLES
     assert trend._samples[0] == (0.0, 0.0)
     assert trend._samples[-1][0] >= 10.0 * (count - 1) / 2
 

@@ -45,7 +45,7 @@ LIMITED = Wait("server_limit", "llm", 1000.0, 1432.0, "429: 'slow down'", "Retry
     ],
 )  # fmt: skip
 def test_a_wait_says_who_said_so_and_when_it_is_tried_again(wait: Wait, words: str) -> None:
-    assert wait.words(1000.0) == words
+    assert wait.format(1000.0) == words
     assert Wait.decode(wait.encode()) == wait
 
 
@@ -55,7 +55,7 @@ def test_whatever_a_heartbeat_says_is_a_wait_that_can_be_shown(said: str | bytes
     if wait is None:
         assert not said
     else:
-        assert "\n" not in wait.words()
+        assert "\n" not in wait.format()
         assert wait.reason
 
 
@@ -63,7 +63,7 @@ def test_times_of_another_version_are_shown_within_reason() -> None:
     said = msgspec.json.encode({"kind": "away", "endpoint": "e", "since": 0, "until": 1e300, "said": "x"})
     wait = Wait.decode(said)
     assert wait is not None
-    assert len(wait.words()) < 80
+    assert len(wait.format()) < 80
 
 
 def test_the_reason_stays_while_only_numbers_in_the_message_change() -> None:

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from tasks import keys
 from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
-from tasks.jobs.events import decode, ended_after, entries_of, flat, standing
+from tasks.jobs.events import current_status, decode, ended_after, entries_of, flat
 from tasks.messages import Event
 
 log = logging.getLogger("themes.dashboard")
@@ -272,7 +272,7 @@ class Feeds:
     async def is_over(self, job_id: str, place: Place) -> bool:
         """Whether a job has ended without an event after `place`. Raises JobNotFoundError."""
         async with self._turns:
-            known = await standing(self._redis, job_id)
+            known = await current_status(self._redis, job_id)
             if not known.is_final or place == START:
                 return False
             newest: Any = await self._redis.xrevrange(keys.events(job_id), count=1)

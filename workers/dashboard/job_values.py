@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tasks.jobs.registry import JobStatus, paused_words
+from tasks.jobs.registry import JobStatus, format_paused
 from tasks.messages import Profile, StageRecord, Theme
 from workers.observe.format import NOTHING, dollars, duration, percent
 
@@ -25,7 +25,7 @@ def job_values(status: JobStatus) -> dict[str, Any]:
     if status.unreadable:
         words = f"Its entry in Redis cannot be read: {status.unreadable}"
     elif status.paused:
-        words = paused_words(status)
+        words = format_paused(status)
     elif status.waiting_for:
         words = f"Waiting: {status.waiting_for}"
     elif status.state == "stalled":

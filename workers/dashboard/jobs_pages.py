@@ -23,7 +23,7 @@ from workers.dashboard.handler import Handler
 from workers.dashboard.job_values import embedded, job_counts, job_values, label, profile_values
 from workers.dashboard.recent import Recent, RecentJobs
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.database.rows import DestinationState, JobRow
+from workers.results.database.rows import DestinationStatus, JobRow
 from workers.results.queries.lookups import first_failures, lines, profile_of
 from workers.results.queries.status import status_of
 
@@ -172,7 +172,7 @@ class DestinationList(Page):
         text = self.get_query_argument("q", "")[:200]
         number = self._number()
         found = await lines(
-            store, job_id, state=cast("DestinationState", state) if state in _STATES else None, text=text,
+            store, job_id, state=cast("DestinationStatus", state) if state in _STATES else None, text=text,
             offset=number * PER_PAGE, limit=PER_PAGE + 1,
         )  # fmt: skip
 

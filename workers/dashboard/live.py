@@ -132,7 +132,7 @@ class LiveReader:
             jobs=sorted(jobs.list_jobs(redis), key=lambda job: job.is_final)[:JOBS],
             workers=workers,
             consumers=consumers_of(redis),
-            waits=[wait.words() for wait in {each.wait.reason: each.wait for each in workers if each.wait}.values()],
+            waits=[wait.format() for wait in {each.wait.reason: each.wait for each in workers if each.wait}.values()],
             queued=queue_lengths(self._broker)[0],
             results_lag=int(redis.xlen(keys.RESULTS)),
             **{name: sum(getattr(worker, name) for worker in workers) for name in SUMS},

@@ -73,7 +73,7 @@ def notices(system: System) -> list[dict[str, str]]:
     for text in system.unreadable:
         note(f"Cannot be read: {text}", "bad")
     for wait in {worker.wait.reason: worker.wait for worker in system.workers if worker.wait}.values():
-        note(f"Waiting: {wait.words()}", "bad")
+        note(f"Waiting: {wait.format()}", "bad")
     return found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import msgspec
 from redis import Redis, ResponseError
 
 from tasks import keys
@@ -79,7 +78,7 @@ class Worker:
     rss_bytes: float | None
     wait: Wait | None
     profiles: bool
-    routes: Mapping[str, Mapping[str, Any]]
+    routes: Mapping[str, fleet.RouteReport]
     #: What is wrong with it; empty where nothing is.
     says: str = ""
 
@@ -183,60 +182,57 @@ def read_system(redis: Redis, broker: Redis) -> System:
         destinations_open=sum(max(0, one.total - one.done - one.failed) for one in statuses),
         budget_used=max(shares, default=None),
         cache=read_cache(redis),
-        totals=totals.told(redis),
+        totals=totals.read_totals(redis),
         metrics=read_metrics(redis),
         redis_bytes=int(memory.get("used_memory", 0)),
         redis_limit_bytes=int(memory.get("maxmemory", 0)),
         unreadable=(
             *(f"job {one.job_id}: {one.unreadable}" for one in statuses if one.unreadable),
-            *(f"{name}: {report[fleet.UNREADABLE]}" for name, report in reports.items() if fleet.UNREADABLE in report),
+            *(f"{name}: {report.unreadable}" for name, report in reports.items() if report.unreadable),
         ),
     )
 
 
-def workers_of(reports: Mapping[str, Mapping[str, str]]) -> tuple[Worker, ...]:
+def workers_of(reports: Mapping[str, fleet.WorkerReport]) -> tuple[Worker, ...]:
     return tuple(_worker(name, report) for name, report in sorted(reports.items()))
 
 
-def _worker(name: str, report: Mapping[str, str]) -> Worker:
-    pool: dict[str, Any] = msgspec.json.decode(report.get("pool") or "{}")
-    profile: dict[str, Any] = msgspec.json.decode(report.get("profile") or "{}")
-    usage = profile.get("process") or {}
-    wait = Wait.decode(report.get("waiting_for"))
+def _worker(name: str, report: fleet.WorkerReport) -> Worker:
+    usage = report.profile.process or fleet.ProcessReport()
     return Worker(
         name=name,
-        connections_idle=int(pool.get("idle") or 0),
-        pool_wait_p95_ms=pool.get("wait_p95_ms"),
-        cpu_percent=usage.get("cpu_percent"),
-        rss_bytes=usage.get("rss_bytes"),
-        wait=wait,
-        profiles=bool(profile),
-        routes=pool.get("routes") or {},
-        says=wait.words() if wait else _says(report),
-        **{field: int(report.get(field) or 0) for field in WORKER_COUNTS},
+        connections_idle=int(report.pool.idle),
+        pool_wait_p95_ms=report.pool.wait_p95_ms,
+        cpu_percent=usage.cpu_percent,
+        rss_bytes=usage.rss_bytes,
+        wait=report.waiting_for,
+        profiles=report.profile != fleet.ProfileReport(),
+        routes=report.pool.routes,
+        says=report.waiting_for.format() if report.waiting_for else _says(report),
+        **{field: getattr(report, field) for field in WORKER_COUNTS},
     )
 
 
-def _says(report: Mapping[str, str]) -> str:
+def _says(report: fleet.WorkerReport) -> str:
     """What is wrong with a worker that waits for nothing."""
-    if unreadable := report.get(fleet.UNREADABLE):
-        return unreadable
-    if reason := report.get("journal_off"):
-        return f"call journal off: {reason}"
-    age = time.time() - float(report.get("at") or 0)
+    if report.unreadable:
+        return report.unreadable
+    if report.journal_off:
+        return f"call journal off: {report.journal_off}"
+    age = time.time() - report.at
     if age > keys.WORKER_SECONDS / 2:
         return f"silent for {age:.0f} s"
-    return "" if int(report.get("lanes") or 0) else "stopping"
+    return "" if report.lanes else "stopping"
 
 
 def consumers_of(redis: Redis) -> tuple[Consumer, ...]:
     return tuple(_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items()))
 
 
-def _consumer(name: str, report: Mapping[str, str]) -> Consumer:
-    lag, last_batch, rejected = (int(report.get(field) or 0) for field in ("lag", "last_batch", "rejected"))
-    rate, took = (float(report.get(field) or 0) for field in ("entries_per_second", "ms_per_batch"))
-    return Consumer(name, rate, took, rejected, lag, last_batch)
+def _consumer(name: str, report: fleet.ConsumerReport) -> Consumer:
+    return Consumer(
+        name, report.entries_per_second, report.ms_per_batch, report.rejected, report.lag, report.last_batch
+    )
 
 
 def queue_lengths(broker: Redis) -> tuple[int, int]:
@@ -259,7 +255,7 @@ def _results(redis: Redis) -> tuple[int, int]:
     return length, max(0, length - pending)
 
 
-def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[list[JobStatus], dict[str, int]]:
+def _jobs(redis: Redis, *, workers: Mapping[str, fleet.WorkerReport]) -> tuple[list[JobStatus], dict[str, int]]:
     """The jobs that have not ended, and how many are in each state."""
     newest = [text_of(job_id) for job_id in redis.zrevrange(keys.JOBS, 0, MAX_JOBS - 1)]
     with redis.pipeline(transaction=False) as pipeline:
@@ -274,11 +270,9 @@ def _jobs(redis: Redis, *, workers: Mapping[str, Mapping[str, str]]) -> tuple[li
     # Those without a state last: most of them have reached the end of their life.
     others = [(not state, job_id) for job_id, state in zip(newest, said, strict=True) if state not in FINAL]
     open_ones = [job_id for _, job_id in sorted(others, key=lambda one: one[0])]
-    statuses = _statuses(redis, open_ones[:MAX_ACTIVE])
-    is_busy = any(int(report.get("chunks_held") or 0) for report in workers.values())
+    statuses = [registry.among_workers(one, workers.values()) for one in _statuses(redis, open_ones[:MAX_ACTIVE])]
     for status in statuses:
-        stalled = status.state == "stalled" and not status.paused
-        states["paused" if status.paused else "running" if stalled and is_busy else status.state] += 1
+        states["paused" if status.paused else status.state] += 1
     return statuses, states
 
 
@@ -300,12 +294,12 @@ def _routes(redis: Redis, workers: Iterable[Worker]) -> tuple[Route, ...]:
             if name not in found and len(found) >= MAX_ROUTES:
                 key, endpoint, model = OTHER, OTHER, OTHER
             else:
-                key, endpoint, model = name, name.removesuffix(f"/{said.get('model')}"), str(said.get("model"))
+                key, endpoint, model = name, name.removesuffix(f"/{said.model}"), str(said.model)
             found[key] = _with(found.get(key) or Route(endpoint, model), said)
-            if said.get("latency_ms") is not None:
-                latencies.setdefault(key, []).append(float(said["latency_ms"]))
-            if said.get("limit_digest") and key != OTHER:
-                digests[key] = str(said["limit_digest"])
+            if said.latency_ms is not None:
+                latencies.setdefault(key, []).append(said.latency_ms)
+            if said.limit_digest and key != OTHER:
+                digests[key] = said.limit_digest
     learnt = _learnt(redis, digests)
     return tuple(
         replace(
@@ -317,20 +311,19 @@ def _routes(redis: Redis, workers: Iterable[Worker]) -> tuple[Route, ...]:
     )
 
 
-def _with(route: Route, said: Mapping[str, Any]) -> Route:
-    circuit = str(said.get("circuit") or "closed")
-    error = said.get("error")
+def _with(route: Route, said: fleet.RouteReport) -> Route:
+    circuit = said.circuit or "closed"
     return replace(
         route,
         circuit=max(route.circuit, circuit, key=lambda state: CIRCUITS.index(state) if state in CIRCUITS else 0),
-        in_use=route.in_use + int(said.get("in_use") or 0),
-        queued=route.queued + int(said.get("queued") or 0),
-        limit=route.limit + int(said.get("limit") or 0),
-        failures=route.failures + int(said.get("failures") or 0),
-        cool_downs=max(route.cool_downs, int(said.get("cool_downs") or 0)),
-        cooling_seconds=max(route.cooling_seconds, float(said.get("cooling_seconds") or 0)),
-        cooling_for=str(said.get("cooling_for") or "") or route.cooling_for,
-        errors=tuple(sorted({*route.errors, str(error)})) if error else route.errors,
+        in_use=route.in_use + int(said.in_use),
+        queued=route.queued + int(said.queued),
+        limit=route.limit + int(said.limit),
+        failures=route.failures + int(said.failures),
+        cool_downs=max(route.cool_downs, int(said.cool_downs)),
+        cooling_seconds=max(route.cooling_seconds, said.cooling_seconds),
+        cooling_for=said.cooling_for or route.cooling_for,
+        errors=tuple(sorted({*route.errors, said.error})) if said.error else route.errors,
     )
 
 

@@ -1,16 +1,12 @@
 """The profiler of the dashboard's process: its loop's lag, its memory and CPU, and how long its pages take."""
 
-import asyncio
-import time
-from typing import Final
+from typing import Any, Final
 
-from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import Settings
-from tasks import keys
 from workers.observe.profiler import PerformanceProfiler
-from workers.observe.reporter import MetricsReporter
+from workers.observe.telemetry import start_reports
 
 
 class DashboardTelemetry:
@@ -23,28 +19,11 @@ class DashboardTelemetry:
             enabled=performance.enable_performance_profiling, role="dashboard", slowest_kept=0
         )
         self._redis = redis
-        self._seconds = min(performance.profile_interval_seconds, keys.WORKER_SECONDS / 3)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._seconds = performance.profile_interval_seconds
+        self._tasks: list[Any] = []
 
     def start(self) -> None:
-        if self.profiler.enabled:
-            self._tasks = [
-                asyncio.create_task(self.profiler.watch_loop(), name="loop lag"),
-                asyncio.create_task(self._sample(), name="samples"),
-                asyncio.create_task(MetricsReporter(self._redis, self.profiler).run(), name="metrics"),
-            ]
+        self._tasks = start_reports(self.profiler, self._redis, seconds=self._seconds)
 
     def served(self, seconds: float) -> None:
         self.profiler.record(self.PAGE, seconds)
-
-    async def _sample(self) -> None:
-        while True:
-            self.profiler.sample()
-            began = time.perf_counter()
-            try:
-                await self._redis.ping()
-            except (RedisError, OSError):
-                pass  # the pages say it
-            else:
-                self.profiler.whole("redis", time.perf_counter() - began)
-            await asyncio.sleep(self._seconds)

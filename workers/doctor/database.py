@@ -130,12 +130,12 @@ def _written(path: Path, connection: sqlite3.Connection) -> Check:
 
 def _log(path: Path, connection: sqlite3.Connection) -> Check:
     """The write-ahead log, and whether a reader keeps it from being copied into the file."""
-    found = checkpoint(connection)
+    held_bytes = checkpoint(connection)
     size = size_bytes(path)
     name, said = "database log", f"write-ahead log of {mebibytes(size)}"
-    if not found.held_bytes:
+    if not held_bytes:
         return Check(name, ok=True, found=f"{said}, all of it copied into the file")
-    said += f", {mebibytes(found.held_bytes)} of it held by an open read transaction"
+    said += f", {mebibytes(held_bytes)} of it held by an open read transaction"
     if size < WAL_HELD_BYTES:
         return Check(name, ok=True, found=said)
     who = ", ".join(readers(path))

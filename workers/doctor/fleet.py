@@ -1,6 +1,5 @@
 """Workers, the consumer, the queue, and jobs that no worker goes on with."""
 
-import json
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,7 +11,6 @@ from tasks.connection import connect
 from tasks.jobs import registry as jobs
 from tasks.queue.retry import has_nothing_left
 from tasks.texts import count
-from tasks.waits import Wait
 from workers.dashboard.system import consumers_of, queue_lengths
 from workers.doctor.check import Check, reached
 
@@ -30,36 +28,34 @@ def workers(settings: Settings) -> Iterator[Check]:
     if changes:
         said = ", ".join(f"{key}={text} ({who})" for who, key, text in changes)
         yield Check("tuned", ok=True, found=f"{said}, until `themes tune --reset`")
-    pressed = sorted(name for name, report in found.items() if report.get("memory_pressure", "none") != "none")
+    pressed = sorted(name for name, report in found.items() if report.memory_pressure != "none")
     if pressed:
-        threshold = found[pressed[0]].get("memory_threshold_mb") or "0"
-        fix = f"themes tune memory_pressure_threshold_mb={int(threshold) * 2} (or fewer: worker_pool_size)"
-        said = ", ".join(f"{name} ({found[name]['memory_pressure']})" for name in pressed)
+        threshold = found[pressed[0]].memory_threshold_mb
+        fix = f"themes tune memory_pressure_threshold_mb={threshold * 2} (or fewer: worker_pool_size)"
+        said = ", ".join(f"{name} ({found[name].memory_pressure})" for name in pressed)
         yield Check("worker memory", ok=True, found=f"under pressure: {said}", fix=fix)
-    off = {name: report["journal_off"] for name, report in sorted(found.items()) if report.get("journal_off")}
+    off = {name: report.journal_off for name, report in sorted(found.items()) if report.journal_off}
     if off:
         said = "; ".join(f"{name}: {reason}" for name, reason in off.items())
         fix = "make room in the state directory or let the workers write there; they go on by themselves"
         yield Check("call journal", ok=False, found=f"call journal off: a kill loses calls ({said})", fix=fix)
 
 
-def _worker(name: str, report: dict[str, str]) -> str:
-    again = int(report.get("restarts") or 0)
-    lanes = count(int(report.get("lanes") or 0), "lane")
-    text = f"{name} ({lanes}, {float(report.get('busy_share') or 0):.0%} busy so far"
-    if "memory_mb" in report:
-        text += f", {report['memory_mb']} of {report.get('memory_threshold_mb')} MiB"
-    if again:
-        text += f", started again {count(again, 'time')}, {report.get('wedged')} of them because it consumed nothing"
-    for key, one in json.loads(report.get("settings") or "{}").items():
-        if one["origin"] == TUNED:
-            text += f", {key.rpartition('.')[2]}={one['value']} (tuned)"
-    if outages := int(report.get("cache_outages") or 0):
-        text += f", Redis was away {count(outages, 'time')}"
-        text += f" ({float(report.get('cache_away_seconds') or 0):.0f} s in all)"
-        text += ", and the cache goes on alone" if report.get("cache") == "away" else ""
-    if wait := Wait.decode(report.get("waiting_for")):
-        text += f", waiting: {wait.words()}"
+def _worker(name: str, report: fleet.WorkerReport) -> str:
+    text = f"{name} ({count(report.lanes, 'lane')}, {report.busy_share:.0%} busy so far"
+    if report.memory_mb is not None:
+        text += f", {report.memory_mb} of {report.memory_threshold_mb} MiB"
+    if report.restarts:
+        again = count(report.restarts, "time")
+        text += f", started again {again}, {report.wedged} of them because it consumed nothing"
+    for key, one in report.settings.items():
+        if one.origin == TUNED:
+            text += f", {key.rpartition('.')[2]}={one.value} (tuned)"
+    if report.cache_outages:
+        text += f", Redis was away {count(report.cache_outages, 'time')} ({report.cache_away_seconds:.0f} s in all)"
+        text += ", and the cache goes on alone" if report.cache == "away" else ""
+    if report.waiting_for:
+        text += f", waiting: {report.waiting_for.format()}"
     return text + ")"
 
 

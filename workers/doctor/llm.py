@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-from config.settings import LlmSettings, Settings
+from config.sections import LlmSettings
+from config.settings import Settings
 from tasks.connection import masked
 from tasks.errors import BadRequestError, ConfigError, EndpointAwayError, EndpointRefusedError, ThemesError
 from tasks.texts import count
@@ -55,7 +56,7 @@ def limits(settings: Settings) -> Iterator[Check]:
                 wait = read_wait(client, endpoint_digest(endpoint.base_url, endpoint.name_of(model)))
                 if wait is not None:
                     fix = "nothing: one call of the workers tries it then, and all go on when it is answered"
-                    yield Check("llm limits", ok=True, found=wait.words(), fix=fix)
+                    yield Check("llm limits", ok=True, found=wait.format(), fix=fix)
 
 
 def _within(llm: LlmSettings, seconds: float) -> LlmSettings:

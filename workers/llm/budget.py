@@ -26,7 +26,8 @@ from typing import Any, Final, Protocol, TypeVar
 from redis import RedisError
 from redis.asyncio import Redis
 
-from config.settings import Prices, Settings
+from config.settings import Settings
+from config.values import Prices
 from tasks import keys
 from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
 from tasks.jobs.budget import NANO, dollars

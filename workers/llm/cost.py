@@ -1,6 +1,6 @@
 """What a call costs in US dollars, by the prices of the settings."""
 
-from config.settings import Prices
+from config.values import Prices
 
 
 def cost_usd(prices: Prices, asked: str, answered: str, prompt_tokens: float, completion_tokens: float) -> float | None:

@@ -42,7 +42,7 @@ from workers.llm.cancellation import Cancellation
 from workers.local.state_file import FileBook, StateFile
 from workers.local.writer import DirectWriter, unwritten_entries
 from workers.observe.call_file import FOLDER
-from workers.observe.call_journal import CallRecorder, current
+from workers.observe.call_journal import CallJournal, current
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.processor import Processed
 from workers.process.retry import StoppableRetry, wait_at_most
@@ -182,9 +182,9 @@ class InProcessJob:
         """
         async with contextlib.AsyncExitStack() as stack:
             slots = self._settings.performance_optimization.worker_pool_size + unwritten_entries(self._settings)
-            recorder = CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=slots)
+            journal = CallJournal.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=slots)
             # Closed after the writer: what it has written is out of the journal.
-            stack.callback(recorder.close)
+            stack.callback(journal.close)
             # After the writer too: its last batch counts.
             stack.push_async_callback(self._keep_profile)
             writer = await stack.enter_async_context(
@@ -206,18 +206,18 @@ class InProcessJob:
                 self._listing = asyncio.create_task(self._list(pages, writer), name="listing")
                 stack.push_async_callback(end_tasks, self._listing)
             look_at(self._settings, Watched(parts))
-            watching = asyncio.create_task(self._watch(recorder), name="profiler")
+            watching = asyncio.create_task(self._watch(journal), name="profiler")
             stack.push_async_callback(end_tasks, watching)
-            await self._work(parts, writer, budget, recorder)
+            await self._work(parts, writer, budget, journal)
             if self._listing is not None:
                 await asyncio.wait({self._listing})
                 if not self._listing.cancelled():
                     self._listing.result()
 
-    async def _watch(self, recorder: CallRecorder) -> None:
+    async def _watch(self, journal: CallJournal) -> None:
         async def look() -> None:
             while True:
-                await recorder.keep()
+                await journal.keep()
                 if self.profiler.enabled:
                     self.profiler.sample()
                 await asyncio.sleep(self._settings.performance_optimization.profile_interval_seconds)
@@ -231,7 +231,7 @@ class InProcessJob:
         for records, part in self.profiler.parts():
             payload = msgspec.json.encode(part).decode()
             try:
-                await self._store.keep_profile(records.job_id, {part.process: payload})
+                await self._store.keep_measurements(records.job_id, {part.process: payload})
             except DatabaseError as exc:
                 log.warning("action=profile_refused job_id=%s its profile is not kept: %s", records.job_id, exc)
 
@@ -269,7 +269,7 @@ class InProcessJob:
             self._is_listed = True
             self._news.set()
 
-    async def _work(self, parts: Parts, writer: DirectWriter, budget: JobBudget | None, recorder: CallRecorder) -> None:
+    async def _work(self, parts: Parts, writer: DirectWriter, budget: JobBudget | None, journal: CallJournal) -> None:
         """Give the lanes page after page of what is missing, until nothing is and no more can come."""
 
         async def process(
@@ -291,7 +291,7 @@ class InProcessJob:
             settings=self._settings,
             profiler=self.profiler,
             worker=self._name,
-            recorder=recorder,
+            journal=journal,
         )
 
         async def work(destination: Destination) -> None:

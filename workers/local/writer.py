@@ -22,7 +22,7 @@ from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.results.consumer import wait_seconds
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
-from workers.results.journal import Orphanage
+from workers.results.journal import JournalReplayer
 from workers.results.stream import DeadEntry, RawEntry
 
 log = logging.getLogger("themes.database")
@@ -195,4 +195,4 @@ async def book_orphans_in_database(settings: Settings, store: AsyncDatabaseManag
     """
     async with DirectWriter(store, settings, lambda _: None) as writer:
         delivery = _DatabaseDelivery(store, writer, asyncio.get_running_loop())
-        return await asyncio.to_thread(Orphanage(settings.state_dir, delivery).book)
+        return await asyncio.to_thread(JournalReplayer(settings.state_dir, delivery).book)

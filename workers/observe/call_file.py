@@ -15,6 +15,7 @@ from pathlib import Path
 from struct import Struct, error
 from typing import Any, Final, Self
 
+from config.errors import ThemesError
 from tasks.messages import Usage
 
 #: The folder of the files in the state directory.
@@ -26,9 +27,9 @@ BAD_SUFFIX: Final = ".bad"
 #: Slots beyond one for each lane: destinations whose lane was taken from them while they could not be booked.
 SPARE_SLOTS: Final = 16
 #: Files in the folder above which no more are made: something keeps them from being booked.
-MOST_FILES: Final = 1_000
+MAX_FILES: Final = 1_000
 #: Slots that a file may have; more lanes than a process may have.
-MOST_SLOTS: Final = 4_096
+MAX_SLOTS: Final = 4_096
 
 MAGIC: Final = b"themes\x00\x01"
 #: Magic, slots, bytes of a slot, pid, length of the worker's name, its bytes.
@@ -37,7 +38,7 @@ HEADER_BYTES: Final = 4_096
 SLOT_BYTES: Final = 512
 #: Attempt, time of the start, lengths of the job's and the destination's id, their bytes.
 WHO: Final = Struct("@qdHH124s")
-MOST_ID_BYTES: Final = 124
+MAX_ID_BYTES: Final = 124
 #: Calls, prompt tokens, completion tokens, estimated calls; then calls under way with their estimated tokens.
 #: US dollars of both, NaN where a price is not known; time of the last change; time under which it is booked, or 0.
 SPENT: Final = Struct("@7q4d")
@@ -56,8 +57,8 @@ SPENT_AT: Final = (152, 240)
 CACHE_AT: Final = (328, 416)
 
 
-class UnreadableError(ValueError):
-    """This file is none of ours, or it is damaged."""
+class DamagedJournalError(ThemesError):
+    """This file is foreign, of another version, or damaged."""
 
 
 class CallFile:
@@ -75,14 +76,10 @@ class CallFile:
 
     @classmethod
     def create(cls, folder: Path, worker: str, slots: int) -> Self:
-        """A new file in the folder, which is made too.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """A new file in the folder, which is made too. Raises OSError: it cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
-        if sum(1 for _ in folder.iterdir()) >= MOST_FILES:
-            raise OSError(f"it holds {MOST_FILES} files that nobody books: see what the consumer says")
+        if sum(1 for _ in folder.iterdir()) >= MAX_FILES:
+            raise OSError(f"it holds {MAX_FILES} files that nobody books: see what the consumer says")
         path = folder / f"{uuid.uuid4().hex[:16]}{NEW_SUFFIX}"
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -117,7 +114,6 @@ class CallFile:
         return self._free.pop() if self._free else None
 
     def free(self, offset: int) -> None:
-        """Free a slot."""
         self.map[offset + VALID] = 0
         self._free.append(offset)
 
@@ -150,36 +146,30 @@ class Orphan:
     at: float
     elapsed_ms: float
     usage: Usage
-    #: Calls, in `usage`, of which nobody can say whether they were sent: the process died while it sent them.
+    #: Calls, in `usage`, that may not have been sent: the process died while it sent them.
     uncertain: int
 
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What is left of a process."""
-
     worker: str
     pid: int
     orphans: tuple[Orphan, ...]
 
 
 def read(data: bytes) -> Remains:
-    """What a dead process's file holds.
-
-    Raises:
-        UnreadableError: it is foreign, of another version, or damaged.
-    """
+    """What a dead process's file holds. Raises DamagedJournalError: it is foreign, of another version, or damaged."""
     try:
         magic, slots, slot_bytes, pid, length, name = HEADER.unpack_from(data)
-        if magic != MAGIC or slot_bytes != SLOT_BYTES or slots > MOST_SLOTS:
-            raise UnreadableError("its head is not ours")
+        if magic != MAGIC or slot_bytes != SLOT_BYTES or slots > MAX_SLOTS:
+            raise DamagedJournalError("its head is not ours")
         if len(data) != HEADER_BYTES + slots * SLOT_BYTES:
-            raise UnreadableError(f"{len(data)} bytes long, and {slots} slots need another length")
+            raise DamagedJournalError(f"{len(data)} bytes long, and {slots} slots need another length")
         offsets = (HEADER_BYTES + number * SLOT_BYTES for number in range(slots))
         orphans = tuple(_orphan(data, offset) for offset in offsets if data[offset + VALID])
         return Remains(name[:length].decode(), pid, orphans)
     except (error, UnicodeDecodeError, IndexError) as exc:
-        raise UnreadableError(str(exc)) from exc
+        raise DamagedJournalError(str(exc)) from exc
 
 
 def _orphan(data: bytes, offset: int) -> Orphan:
@@ -191,7 +181,7 @@ def _orphan(data: bytes, offset: int) -> Orphan:
     touched, at = spent[9], spent[10]
     times = (began, touched, at)
     if min(*spent[:7], *cache[:10]) < 0 or not all(map(math.isfinite, times)) or not job or not destination:
-        raise UnreadableError(f"the slot at {offset} cannot be true")
+        raise DamagedJournalError(f"the slot at {offset} cannot be true")
     spent[0] += uncertain
     return Orphan(
         job_id=ids[:job].decode("ascii"),

@@ -1,13 +1,13 @@
-"""What each destination in work has cost so far, where a kill cannot take it: a file that this process has mapped.
+"""What each destination in work has cost so far, in a memory-mapped file that survives a kill.
 
-The page cache keeps what was stored before a `kill -9`. The file is locked (flock) for as long as its process lives, so
-whoever gets the lock knows that the owner is dead, and books what it held (`workers.results.journal`).
+The file is locked (flock) for as long as its process lives: another process that gets the lock replays what it held
+(`workers.results.journal`).
 
-One slot a destination. Its counts stand in two copies: the one that is not valid is written, then one byte, which no
-kill can cut in half, says that it is valid now. A call is announced by one byte before it is handed to the operating
-system and counted after it: a process that died in between leaves a slot that says so (`Orphan.uncertain`).
+Each destination has a slot with two copies of its counts: the invalid one is written, then one byte, which no kill can
+cut in half, makes it valid. One byte announces a call before it is handed to the operating system, and the call is
+counted after that: a process that died in between leaves a slot that says so (`Orphan.uncertain`).
 
-Not here: what a finished run has cost. That is its `Result` or `Spent`, and the slot is free once it is on the stream.
+What a finished run has cost is its `Result` or `Spent`; its slot is free once that is on the stream.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from workers.observe.call_file import (
     CACHE_AT,
     CACHE_FIELDS,
     CACHE_VALID,
-    MOST_ID_BYTES,
-    MOST_SLOTS,
+    MAX_ID_BYTES,
+    MAX_SLOTS,
     SENDING,
     SPARE_SLOTS,
     SPENT,
@@ -61,12 +61,24 @@ class Recording:
     """One destination's run, as it is written down. Everything is synchronous: what returned survives a kill."""
 
     __slots__ = (
-        "_began", "_cache", "_cached", "_file", "_ids", "_map", "_offset", "_recorder", "_spent", "_turn", "attempt",
-        "durable", "is_open", "is_used",
+        "_began",
+        "_cache",
+        "_cached",
+        "_file",
+        "_ids",
+        "_journal",
+        "_map",
+        "_offset",
+        "_spent",
+        "_turn",
+        "attempt",
+        "durable",
+        "is_open",
+        "is_used",
     )  # fmt: skip
 
-    def __init__(self, recorder: "CallRecorder", job_id: str, destination_id: str, attempt: int) -> None:
-        self._recorder = recorder
+    def __init__(self, journal: "CallJournal", job_id: str, destination_id: str, attempt: int) -> None:
+        self._journal = journal
         self._ids = job_id.encode(), destination_id.encode()
         self.attempt = attempt
         self._began = time.time()
@@ -84,9 +96,6 @@ class Recording:
         self.is_used = False
         #: Done when what the run has cost is durable; None where it is as soon as it is handed over.
         self.durable: asyncio.Future[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Recording {'open' if self.is_open else 'closed'} calls={self._spent[0]}>"
 
     def sending(self) -> None:
         """Announce a call: it is about to be handed to the operating system."""
@@ -118,7 +127,7 @@ class Recording:
         cost_usd: float | None = 0.0,
         estimated: int = 0,
     ) -> None:
-        """Count the end of so many calls, and the tokens of the answer where there was one."""
+        """Count the end of `calls` calls, and the tokens of the answer where there was one."""
         s = self._spent
         s[1] += prompt_tokens
         s[2] += completion_tokens
@@ -145,7 +154,7 @@ class Recording:
             self._map[self._offset + CACHE_VALID] = self._cached + 1
 
     def books_at(self, at: float) -> None:
-        """Say under which time the run is about to be booked; nothing more is counted."""
+        """Set the time under which the run is about to be booked; nothing more is counted."""
         self._spent[10] = at
         self._write()
         self.is_open = False
@@ -155,12 +164,12 @@ class Recording:
         return usage_of(self._spent, self._cache)
 
     def forget(self) -> None:
-        """It is booked: the slot is free, or will be once what was booked is durable."""
+        """Free the slot of a booked run, now or once what was booked is durable."""
         self.is_open = False
         if self.durable is not None and not self.durable.done():
             self.durable.add_done_callback(lambda done: None if done.cancelled() else self.forget())
             return
-        self._recorder.ended(self)
+        self._journal.ended(self)
         self._leave()
 
     def _write(self) -> None:
@@ -175,7 +184,7 @@ class Recording:
 
     def move_to(self, file: CallFile) -> bool:
         """Write all of the run into a slot of this file, then free the slot that it had; False when it does not fit."""
-        if sum(map(len, self._ids)) > MOST_ID_BYTES or (offset := file.take()) is None:
+        if sum(map(len, self._ids)) > MAX_ID_BYTES or (offset := file.take()) is None:
             return False
         map_ = file.map
         job, destination = self._ids
@@ -191,7 +200,6 @@ class Recording:
         return True
 
     def _leave(self) -> None:
-        """Free the slot that it has."""
         if self._file is not None:
             self._file.free(self._offset)
             self._file = self._map = None
@@ -228,10 +236,10 @@ def recording(run: Recording) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-class CallRecorder:
-    """The call journal of one process; without a folder (`CallRecorder()`) runs are counted and not written down.
+class CallJournal:
+    """The call journal of one process; without a folder (`CallJournal()`) runs are counted and not written down.
 
-    Open it where the process lives: the file's lock ends with the process, or with `close`.
+    The file's lock ends with the process, or with `close`.
     """
 
     def __init__(self) -> None:
@@ -245,18 +253,17 @@ class CallRecorder:
         self.off = ""
 
     def __repr__(self) -> str:
-        return f"<CallRecorder {self.off or self._file or 'no file'} runs={len(self._runs)}>"
+        return f"<CallJournal {self.off or self._file or 'no file'} runs={len(self._runs)}>"
 
     @property
     def path(self) -> Path | None:
-        """The file, while there is one."""
         return None if self._file is None else self._file.path
 
     @classmethod
     def in_folder(cls, folder: Path, *, worker: str, lanes: int) -> Self:
-        """A recorder with a new file in the folder; without one, and one clear line, where that cannot be made."""
+        """A journal with a new file in the folder; without one, and one clear line, where that cannot be made."""
         made = cls()
-        made._folder, made._worker, made._slots = folder, worker, min(MOST_SLOTS, lanes + SPARE_SLOTS)
+        made._folder, made._worker, made._slots = folder, worker, min(MAX_SLOTS, lanes + SPARE_SLOTS)
         try:
             made._file = CallFile.create(folder, worker, made._slots)
         except OSError as exc:
@@ -264,7 +271,7 @@ class CallRecorder:
         return made
 
     async def keep(self) -> None:
-        """See that the file is where others find it, and go on in another one where it is not.
+        """Go on in a new file where the file was deleted.
 
         Called with each heartbeat: a file or folder that was deleted, or a full disk, costs the books of the seconds
         between two of them at most.
@@ -307,7 +314,6 @@ class CallRecorder:
         self.off = f"{self._folder} cannot be written ({error.strerror or error})"
 
     def begin(self, job_id: str, destination_id: str, attempt: int) -> Recording:
-        """Write down that a destination's run begins."""
         run = Recording(self, job_id, destination_id, attempt)
         self._runs.add(run)
         if self._file is not None and not run.move_to(self._file):
@@ -315,7 +321,6 @@ class CallRecorder:
         return run
 
     def ended(self, run: Recording) -> None:
-        """Forget a run: it is booked."""
         self._runs.discard(run)
 
     def close(self) -> None:

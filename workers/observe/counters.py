@@ -8,20 +8,18 @@ from collections.abc import Iterator
 from typing import Final
 
 #: Fields of one process, at most; what comes in addition is dropped and counted as `metrics_dropped_total`.
-MOST_FIELDS: Final = 5_000
+MAX_FIELDS: Final = 5_000
 #: Characters of a label's value.
-MOST_CHARACTERS: Final = 80
+MAX_CHARACTERS: Final = 80
 _SEPARATORS: Final = str.maketrans({"|": "_", "=": "_", "\n": "_"})
 
 
 def field(name: str, **labels: str) -> str:
-    """The field of a counter."""
-    pairs = (f"|{key}={value.translate(_SEPARATORS)[:MOST_CHARACTERS]}" for key, value in sorted(labels.items()))
+    pairs = (f"|{key}={value.translate(_SEPARATORS)[:MAX_CHARACTERS]}" for key, value in sorted(labels.items()))
     return name + "".join(pairs)
 
 
 def parsed(text: str) -> tuple[str, dict[str, str]]:
-    """Name and labels of a field."""
     name, *pairs = text.split("|")
     return name, dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
@@ -35,22 +33,17 @@ class Counters:
         self.enabled = enabled
         self._added: dict[str, float] = {}
 
-    def __repr__(self) -> str:
-        return f"<Counters enabled={self.enabled} fields={len(self._added)}>"
-
     def add(self, name: str, amount: float = 1.0) -> None:
-        """Count, under a field."""
         if not self.enabled or not amount:
             return
         added = self._added
         if name in added:
             added[name] += amount
-        elif len(added) < MOST_FIELDS:
+        elif len(added) < MAX_FIELDS:
             added[name] = amount
         else:
             added["metrics_dropped_total"] = added.get("metrics_dropped_total", 0.0) + amount
 
     def taken(self) -> Iterator[tuple[str, float]]:
-        """What was added since the last call."""
         added, self._added = self._added, {}
         yield from added.items()

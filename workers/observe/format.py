@@ -70,7 +70,6 @@ def time(seconds: float) -> str:
 
 
 def spread(histogram: Histogram) -> str:
-    """How durations are spread, in words."""
     return f"{time(histogram.quantile(0.5))} in the middle, more than {time(histogram.quantile(0.95))} for 5 of 100"
 
 

@@ -1,9 +1,7 @@
 """Which lines of code keep more and more memory: tracemalloc, on demand, in a process that runs.
 
-Off, it costs nothing. On, every allocation is traced: the process is several times slower until `stop`. What each line
-holds is looked at again and again from a thread of its own, and kept for the lines that hold most; `compare` tells what
-has grown since `start`, and which lines grew all the time. Those are the suspects: what work in hand holds comes and
-goes, and what a start brings comes once.
+On, every allocation is traced: the process is several times slower until `stop`. A thread samples what each line holds;
+`compare` returns what has grown since `start`, and which lines grew all the time: the suspects.
 """
 
 import threading
@@ -46,7 +44,6 @@ class LineGrowth:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether this looks like a leak."""
         return self.bytes_per_hour > 0 and self.bytes_grown >= LEAST_BYTES and not self.reason
 
 
@@ -61,12 +58,8 @@ class LeakWatch:
         #: File, as it is shown -> why its lines may grow.
         self._reasons: dict[str, str] = {}
 
-    def __repr__(self) -> str:
-        return f"<LeakWatch {'on' if self.is_on else 'off'} looks={len(self._looks)}>"
-
     @property
     def is_on(self) -> bool:
-        """Whether allocations are traced."""
         return self._thread is not None
 
     def expect(self, file: str, reason: str) -> None:
@@ -109,7 +102,6 @@ class LeakWatch:
         }
 
     def stop(self) -> dict[str, Any]:
-        """End the tracing and forget what was seen."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:

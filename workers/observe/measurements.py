@@ -1,8 +1,8 @@
-"""A job's profile: what each process has measured of it, and all of them put together.
+"""A job's measurements: what each process has measured of it, and all of them merged.
 
-Every process that works for a job keeps a `JobPart`, cumulative since it took the job up, and replaces it whole in
-`tasks.keys.job_profile` now and then. A report that is lost is made good by the next; a killed process takes its last
-second with it. Counts that must be exact (calls, tokens, cost) are not here: they are in the database.
+Every process that works for a job keeps `ProcessMeasurements`, cumulative since it took the job up, and replaces them
+in `tasks.keys.measurements` at intervals. A killed process loses its last second. Counts that must be exact (calls,
+tokens, cost) are in the database instead.
 """
 
 from collections.abc import Iterable, Mapping
@@ -54,7 +54,7 @@ class SlowDestination(msgspec.Struct, frozen=True):
     at: float
 
 
-class JobPart(msgspec.Struct, frozen=True):
+class ProcessMeasurements(msgspec.Struct, frozen=True):
     """What one process has measured of one job, cumulative.
 
     `spans` are `Histogram.as_dict`s in seconds. `sums` are integrals and counts over the time in which the process had
@@ -90,16 +90,14 @@ class JobPart(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class JobPicture:
-    """All parts of a job put together."""
-
-    parts: list[JobPart] = field(default_factory=list)
+class JobMeasurements:
+    parts: list[ProcessMeasurements] = field(default_factory=list)
     spans: dict[str, Histogram] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     slowest: list[SlowDestination] = field(default_factory=list)
 
     @classmethod
-    def of(cls, parts: Iterable[JobPart]) -> "JobPicture":
+    def of(cls, parts: Iterable[ProcessMeasurements]) -> "JobMeasurements":
         """Merge parts: histograms and sums are added up, the slowest are sorted."""
         picture = cls(parts=sorted(parts, key=lambda part: (part.role, part.name, part.since)))
         for part in picture.parts:
@@ -112,6 +110,5 @@ class JobPicture:
         return picture
 
     @property
-    def workers(self) -> list[JobPart]:
-        """The parts of worker processes."""
+    def workers(self) -> list[ProcessMeasurements]:
         return [part for part in self.parts if part.role == "worker"]

@@ -31,7 +31,6 @@ class Histogram:
         return f"<Histogram count={self.count} p50={self.quantile(0.5):.6f} max={self.largest:.6f}>"
 
     def add(self, seconds: float) -> None:
-        """Count one duration."""
         # Written out, because it runs a dozen times for every completion: tests/benchmarks/test_profiling.py.
         if seconds <= SMALLEST:
             index = 0
@@ -85,7 +84,6 @@ class Histogram:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Histogram":
-        """Read what `as_dict` wrote."""
         histogram = cls()
         buckets = data["buckets"]
         assert isinstance(buckets, Mapping)  # noqa: S101  # narrows the type of our own wire form
@@ -96,7 +94,6 @@ class Histogram:
         return histogram
 
     def merge(self, other: "Histogram") -> None:
-        """Add another histogram's counts."""
         for index, count in other.buckets.items():
             self.buckets[index] = self.buckets.get(index, 0) + count
         self.count += other.count

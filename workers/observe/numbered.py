@@ -37,9 +37,6 @@ class NumberedReports:
         self._number = 0
         self._waiting: tuple[Amounts, str, Amounts] | None = None
 
-    def __repr__(self) -> str:
-        return f"<NumberedReports {self._total} number={self._number} waiting={self._waiting is not None}>"
-
     async def add(
         self,
         take: Callable[[], Mapping[str, float]],

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 from redis import Redis
 
 from config.settings import Settings
-from workers.observe.measurement_store import write_part
+from workers.observe.measurement_store import write_measurements
 from workers.observe.profiler import PerformanceProfiler
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ class Production:
 
     production = Production(settings)
     job = enqueue(production.reading(rows), …)
-    production.tell(redis, job.job_id)
+    production.report(redis, job.job_id)
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -33,11 +33,7 @@ class Production:
         self._reads: list[float] = []
         self._rows = 0
 
-    def __repr__(self) -> str:
-        return f"<Production rows={self._rows}>"
-
     def reading(self, rows: Iterable[T]) -> Iterator[T]:
-        """The rows, as they come."""
         if not self._profiler.enabled:
             yield from rows
             return
@@ -53,8 +49,7 @@ class Production:
             began = clock()
         self._reads.append(spent + clock() - began)
 
-    def tell(self, redis: Redis, job_id: str) -> None:
-        """Tell the producer's part of the job's profile."""
+    def report(self, redis: Redis, job_id: str) -> None:
         if not self._profiler.enabled:
             return
         seconds = time.perf_counter() - self._began
@@ -70,4 +65,4 @@ class Production:
         records.sums["held_seconds"] = seconds
         records.sums["cpu_seconds"] = time.process_time()
         for known, part in self._profiler.parts():
-            write_part(redis, known.job_id, part)
+            write_measurements(redis, known.job_id, part)

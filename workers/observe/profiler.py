@@ -8,14 +8,12 @@
             profiler.count("llm.requests")                    # something that happened
 
 Whose a step is follows the task that makes it (`contextvars`): tasks that a task starts work for the same destination.
-`span` is also a decorator, of functions and of coroutine functions. One profiler serves one process, from one thread.
+One profiler serves one process, from one thread.
 
 Off (`enable_performance_profiling: false`) nothing is recorded: a span is one shared object that does nothing.
 """
 
 import asyncio
-import functools
-import inspect
 import os
 import socket
 import time
@@ -23,19 +21,16 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, Self
 
 from workers.observe.counters import Counters
-from workers.observe.measurements import JobPart, Role
+from workers.observe.measurements import ProcessMeasurements, Role
 from workers.observe.metrics import Histogram
 from workers.observe.records import Node, Records
 from workers.observe.samples import Sampler
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-#: Jobs that are kept; those that rest longest are forgotten, after their part was told.
-MOST_JOBS: Final = 200
+#: Jobs that are kept; those that rest longest are forgotten, after they were reported.
+MAX_JOBS: Final = 200
 #: Seconds between two looks at how late the event loop wakes.
 LAG_SECONDS: Final = 0.1
 #: Part of `WHOLES` that belong to the process: they are told to every job that has work here at the time.
@@ -51,7 +46,7 @@ _sums: ContextVar[dict[str, float] | None] = ContextVar("themes_destination", de
 
 
 class Span:
-    """One step, measured whether it succeeds or raises. A context manager, also an asynchronous one, or a decorator."""
+    """One step, measured whether it succeeds or raises."""
 
     __slots__ = ("_began", "_name", "_node", "_profiler", "_token")
 
@@ -83,31 +78,6 @@ class Span:
             name = self._name
             sums[name] = sums.get(name, 0.0) + seconds
 
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(self, *_: object) -> None:
-        self.__exit__()
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Measure every call of a function, or of a coroutine function."""
-        profiler, name = self._profiler, self._name
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with Span(profiler, name):
-                    return await function(*args, **kwargs)
-
-            return awaited  # type: ignore[return-value]  # a coroutine function as well
-
-        @functools.wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            with Span(profiler, name):
-                return function(*args, **kwargs)
-
-        return called
-
 
 class _Nothing(Span):
     """The span of a profiler that is off."""
@@ -122,9 +92,6 @@ class _Nothing(Span):
 
     def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
         pass
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        return function
 
 
 _NOTHING: Final = _Nothing()
@@ -167,8 +134,6 @@ class PerformanceProfiler:
 
     def __repr__(self) -> str:
         return f"<PerformanceProfiler {self.role} enabled={self.enabled} jobs={len(self._jobs)}>"
-
-    # Recording.
 
     def span(self, name: str) -> Span:
         """Measure the body's wall time under `name`, whether it succeeds or raises."""
@@ -253,7 +218,7 @@ class PerformanceProfiler:
         """What is recorded of a job; nothing yet when it is new here."""
         known = self._jobs.get(job_id)
         if known is None:
-            if len(self._jobs) >= MOST_JOBS:
+            if len(self._jobs) >= MAX_JOBS:
                 self._forget()
             self._parts += 1
             known = Records(
@@ -266,10 +231,8 @@ class PerformanceProfiler:
         """Make room: the jobs that have rested longest go, a quarter of all."""
         self._collect()
         resting = sorted((one for one in self._jobs.values() if not one.holds), key=lambda one: one.until)
-        for records in resting[: MOST_JOBS // 4]:
+        for records in resting[: MAX_JOBS // 4]:
             del self._jobs[records.job_id]
-
-    # What the process has and uses.
 
     def amounts_from(self, source: Callable[[], Mapping[str, float]]) -> None:
         """Book what `source` counts (cumulative, of the whole process) on the jobs that have work here meanwhile."""
@@ -307,18 +270,16 @@ class PerformanceProfiler:
             await asyncio.sleep(LAG_SECONDS)
             self.whole("loop.lag", max(0.0, _clock() - began - LAG_SECONDS))
 
-    # Telling.
-
-    def parts(self) -> list[tuple[Records, JobPart]]:
+    def parts(self) -> list[tuple[Records, ProcessMeasurements]]:
         """The parts of the jobs that have changed since the last call; say `changed` again of those that were lost."""
         changed = [records for records in self._jobs.values() if records.changed]
         return [(records, self._part(records)) for records in changed]
 
-    def _part(self, records: Records) -> JobPart:
+    def _part(self, records: Records) -> ProcessMeasurements:
         if records.holds:
             records.book()
         records.changed = records.holds > 0
-        return JobPart(
+        return ProcessMeasurements(
             process=records.part,
             role=self.role,
             name=self.name,
@@ -355,7 +316,6 @@ class PerformanceProfiler:
 
     @property
     def usage(self) -> dict[str, float]:
-        """The last sample."""
         return {} if self._sampler is None else dict(self._sampler.usage)
 
     def snapshot(self) -> dict[str, Any]:

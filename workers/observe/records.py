@@ -2,7 +2,7 @@
 
 Spans lie in each other, so they are kept as a calling context tree (Ammons, Ball & Larus, "Exploiting hardware
 performance counters with flow and context sensitive profiling", PLDI 1997): a node for each span under each parent,
-with a histogram in it. It is bounded: `MOST_NODES` a job, whatever the names.
+with a histogram in it. It is bounded: `MAX_NODES` a job, whatever the names.
 """
 
 import heapq
@@ -14,10 +14,10 @@ from workers.observe.measurements import SlowDestination
 from workers.observe.metrics import Histogram
 
 #: Nodes of one job's tree; what comes in addition is counted as `OTHER`.
-MOST_NODES: Final = 200
+MAX_NODES: Final = 200
 OTHER: Final = "other"
 #: Names that a job's sums may have.
-MOST_SUMS: Final = 200
+MAX_SUMS: Final = 200
 
 #: Cumulative amounts of the whole process, by name.
 Amounts = Callable[[], Mapping[str, float]]
@@ -40,7 +40,7 @@ class Node(Histogram):
         """The node of a span that lies in this one."""
         known = self.children.get(name)
         if known is None:
-            if self.records.nodes >= MOST_NODES:
+            if self.records.nodes >= MAX_NODES:
                 name = OTHER
                 if (known := self.children.get(name)) is not None:
                     return known
@@ -62,7 +62,6 @@ class Node(Histogram):
         return added
 
     def walk(self) -> Iterator["Node"]:
-        """All nodes below this one."""
         for child in self.children.values():
             yield child
             yield from child.walk()
@@ -85,7 +84,7 @@ class Records:
         self.sums: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self.since = self.until = time.time()
-        #: Whether there is something that nobody has been told.
+        #: Whether there is something to report.
         self.changed = False
         #: How many things of this job are under way.
         self.holds = 0
@@ -95,9 +94,6 @@ class Records:
         self._slowest_kept = slowest_kept
         self._slowest: list[tuple[float, int, SlowDestination]] = []
         self._order = 0
-
-    def __repr__(self) -> str:
-        return f"<Records {self.job_id or 'no job'} holds={self.holds} nodes={self.nodes}>"
 
     def hold(self) -> None:
         """Something of this job begins here: from now on the process's amounts are booked on it."""
@@ -124,16 +120,14 @@ class Records:
         self.until = time.time()
 
     def add(self, name: str, amount: float) -> None:
-        """Add to one of the sums."""
         sums = self.sums
         if name in sums:
             sums[name] += amount
-        elif len(sums) < MOST_SUMS:
+        elif len(sums) < MAX_SUMS:
             sums[name] = amount
         self.changed = True
 
     def peak(self, values: Mapping[str, float]) -> None:
-        """Keep the largest of each."""
         for name, value in values.items():
             if value > self.peaks.get(name, 0.0):
                 self.peaks[name] = value

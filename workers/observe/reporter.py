@@ -1,47 +1,31 @@
 """Counters and histograms of all processes, in Redis: what Prometheus scrapes, and the series of the last hour.
 
-Each process adds what is new once a second (workers/observe/numbered.py). Names are Prometheus's, without a prefix:
-
-| counter | labels | what |
-|---|---|---|
-| llm_requests_total | endpoint, model, outcome | HTTP requests: ok, rate_limited, an error's class, cancelled |
-| llm_unreachable_total | endpoint, model | connections that could not be made: nothing was sent |
-| llm_tokens_total | endpoint, model, kind | of answers: prompt, completion |
-| cache_gets_total | tier, result | prompts looked up: hit in memory or redis, miss in both, corrupt |
-| cache_coalesced_total | | prompts answered together with an equal one |
-| cache_stores_total, cache_evictions_total | | |
-| cache_bytes_total | form | of what was stored: raw, stored |
-| destinations_total | outcome | results published by workers: ok, partial, failed |
-| events_total | result | events for watchers: sent, dropped |
-| consumer_batches_total, consumer_entries_total, consumer_rows_total, consumer_rejected_total | | |
-| redis_errors_total | role | commands that met a Redis which was away or too slow, each try |
-| process_cpu_seconds_total | role | |
-
-and one histogram, `span_seconds` by `span`: every hop and whole of workers/observe/measurements.py, in the buckets of
-`Histogram`: `span_seconds|b=57|span=llm.call` counts bucket 57; `span_seconds_sum|span=…` has the sum.
+Each process adds what is new once a second (workers/observe/numbered.py). Counters have Prometheus's names without a
+prefix: docs/reference/metrics.md lists them. The histogram `span_seconds` has every span of
+workers/observe/measurements.py in the buckets of `Histogram`: `span_seconds|b=57|span=llm.call` counts bucket 57;
+`span_seconds_sum|span=…` has the sum.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import msgspec
 from redis import Redis as SyncRedis
-from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
 from tasks.connection import CountedRetry
 from tasks.readings import amounts, replies_of
 from workers.observe import counters
-from workers.observe.measurement_store import LAST_SECONDS
 from workers.observe.metrics import Histogram
 from workers.observe.numbered import NumberedReports
 from workers.observe.profiler import PerformanceProfiler
+from workers.process.periodic import report_periodically
 
 log = logging.getLogger("themes.metrics")
 
@@ -99,7 +83,7 @@ class Metrics:
 
 
 class MetricsReporter:
-    """Tells what one process counts. `sources` are counts that others keep: cumulative, by field."""
+    """Reports what one process counts. `sources` are cumulative counts of others, by field."""
 
     def __init__(self, redis: Redis, profiler: PerformanceProfiler, *sources: Source) -> None:
         self._profiler = profiler
@@ -107,22 +91,14 @@ class MetricsReporter:
         self._seen: dict[str, float] = {}
         self._reports = NumberedReports(redis, total=keys.METRICS, mark_of=keys.metrics_reports)
 
-    def __repr__(self) -> str:
-        return f"<MetricsReporter {self._reports!r}>"
-
     async def run(self) -> None:
-        """Tell until cancelled, and a last time then; while Redis is away it is kept."""
-        try:
-            while self._profiler.enabled:
-                await self._try()
-                await asyncio.sleep(INTERVAL_SECONDS)
-        finally:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_SECONDS):
-                    await self._try()
+        """Report until cancelled, and a last time then."""
+        if self._profiler.enabled:
+            pause, missed = partial(asyncio.sleep, INTERVAL_SECONDS), "action=report_missed Redis does not answer: %s"
+            await report_periodically(self.report, pause, log, missed)
 
     async def report(self) -> None:
-        """Tell what is new. Errors of Redis pass through: the same is told again next time."""
+        """Report what is new. Raises what Redis raises; the same is reported again next time."""
         if self._profiler.enabled:
             await self._reports.add(
                 self._news,
@@ -130,12 +106,6 @@ class MetricsReporter:
                 point_of=of_point,
                 point_seconds=keys.SERIES_SECONDS,
             )
-
-    async def _try(self) -> None:
-        try:
-            await self.report()
-        except (RedisError, OSError) as exc:
-            log.debug("action=report_missed Redis does not answer: %s", exc)
 
     def _news(self) -> dict[str, float]:
         news = dict(self._profiler.counters.taken())

@@ -32,11 +32,7 @@ class Sampler:
         self._trend = Trend(every_seconds=TREND_SECONDS)
         self._known_bytes = known_bytes
 
-    def __repr__(self) -> str:
-        return f"<Sampler pid={self._process.pid} rss={self.usage.get('rss_bytes', 0) / 2**20:.0f} MiB>"
-
     def read(self) -> dict[str, float]:
-        """Take a sample."""
         process, usage = self._process, self.usage
         with process.oneshot():
             times, switches = process.cpu_times(), process.num_ctx_switches()

@@ -1,10 +1,8 @@
 """Whether something grows: a robust slope, and how sure that is.
 
-The slope is Theil's and Sen's (Sen, "Estimates of the regression coefficient based on Kendall's tau", JASA 1968): the
-median of the slopes between all pairs, which outliers do not move. The test is Mann's and Kendall's (Mann,
-"Nonparametric tests against trend", Econometrica 1945). Memory that rises while a process warms up and then stays is no
-leak: the younger half of the samples has to grow by itself, nearly as fast as the whole, and by more than it
-fluctuates.
+The slope is Theil's and Sen's (Sen, JASA 1968): the median of the slopes between all pairs, which outliers do not move.
+The test is Mann's and Kendall's (Mann, Econometrica 1945). Memory that rises while a process warms up is no leak: the
+younger half of the samples has to grow by itself, nearly as fast as the whole, and by more than it fluctuates.
 """
 
 import math
@@ -27,7 +25,7 @@ MAD: Final = 1.4826
 #: Samples below which nothing is said.
 FEWEST: Final = 16
 #: Samples that are kept; when there are more, every second one goes.
-MOST: Final = 120
+MAX_SAMPLES: Final = 120
 
 Samples = Sequence[tuple[float, float]]
 
@@ -66,14 +64,11 @@ def spread(samples: Samples, rate: float) -> float:
 
 
 class Trend:
-    """Samples of one value over a process's life, thinned out so that they stay `MOST`."""
+    """Samples of one value over a process's life, thinned out so that they stay `MAX_SAMPLES`."""
 
     def __init__(self, *, every_seconds: float) -> None:
         self._every_seconds = every_seconds
         self._samples: list[tuple[float, float]] = []
-
-    def __repr__(self) -> str:
-        return f"<Trend samples={len(self._samples)} every={self._every_seconds:g} s>"
 
     def add(self, at: float, value: float) -> bool:
         """Take a sample, unless the last one is too young; says whether it was taken."""
@@ -81,11 +76,10 @@ class Trend:
         if samples and at - samples[-1][0] < self._every_seconds:
             return False
         samples.append((at, value))
-        if len(samples) > MOST:
+        if len(samples) > MAX_SAMPLES:
             del samples[1::2]
             self._every_seconds *= 2
         return True
 
     def growth(self) -> float:
-        """As the function of this name."""
         return growth(self._samples)

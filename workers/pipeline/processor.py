@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
 
-from config.settings import PerformanceSettings, Settings
+from config.sections import PerformanceSettings
+from config.settings import Settings
 from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError
 from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage

@@ -1,12 +1,11 @@
 """How fast a job can go: by the workers that live now and what they have measured, or by the configured limits."""
 
-import json
 from dataclasses import dataclass
 from typing import Self
 
 from redis import Redis
 
-from config.settings import LlmSettings
+from config.sections import LlmSettings
 from tasks import worker_reports as fleet
 from tasks.texts import count
 from workers.results.queries.earlier import Earlier
@@ -25,10 +24,9 @@ class Fleet:
         workers, connections, made, total = 0, 0, 0, 0.0
         for report in fleet.workers(redis).values():
             workers += 1
-            connections += int(report.get("connections") or 0)
-            calls = json.loads(report.get("profile") or "{}").get("spans", {}).get("llm.call")
-            if calls:
-                made, total = made + calls["count"], total + calls["total_seconds"]
+            connections += report.connections
+            if calls := report.profile.spans.get("llm.call"):
+                made, total = made + calls.count, total + calls.total_seconds
         return cls(workers, connections, total / made if made else None)
 
 

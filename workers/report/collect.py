@@ -1,9 +1,8 @@
 """A report's sources: the database for what must be exact, Redis for what goes on, and what to do when one is gone."""
 
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,12 +16,12 @@ from tasks.errors import DatabaseError, JobNotFoundError, ThemesError
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
-from workers.observe.measurement_store import read_job_parts
-from workers.observe.measurements import JobPart, JobPicture
+from workers.observe.measurement_store import read_measurements
+from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.report.report import JobReport, report_of
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
-from workers.results.queries.job_stats import Account, account_of, empty_account
+from workers.results.queries.job_stats import JobStats, empty_job_stats, read_job_stats
 from workers.results.queries.status import status_of
 
 log = logging.getLogger("themes.report")
@@ -44,7 +43,7 @@ class Live:
     """What Redis says; nothing where it does not answer."""
 
     status: JobStatus | None = None
-    parts: list[JobPart] = field(default_factory=list)
+    parts: list[ProcessMeasurements] = field(default_factory=list)
     alive: int | None = None
     statements: dict[str, dict[str, float]] = field(default_factory=dict)
     trouble: str = ""
@@ -64,22 +63,22 @@ async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5,
                 )
             notes.append(found)
             row = row_of(live.status)
-            account = empty_account(started_at=row.started_at or row.created_at, ended_at=row.finished_at or now)
-            kept: list[JobPart] = []
+            account = empty_job_stats(started_at=row.started_at or row.created_at, ended_at=row.finished_at or now)
+            kept: list[ProcessMeasurements] = []
         else:
             row, account, kept = found
     if live.status is None and not live.trouble:
         notes.append("Redis no longer knows this job; all of this is from the database.")
     status = live.status or status_of(row)
     return report_of(
-        status, row, account, JobPicture.of(live.parts or kept), settings=said(settings), rounds=rounds,
+        status, row, account, JobMeasurements.of(live.parts or kept), settings=said(settings), rounds=rounds,
         alive=live.alive, statements=live.statements, notes=notes, now=now,
     )  # fmt: skip
 
 
 async def _stored(
     settings: Settings, job_id: str, stack: AsyncExitStack, live: Live, now: float
-) -> tuple[JobRow, Account, list[JobPart]] | str:
+) -> tuple[JobRow, JobStats, list[ProcessMeasurements]] | str:
     """What the database has of a job, or why it has nothing. Raises DatabaseError where Redis is away too."""
     store = AsyncDatabaseManager.from_settings(settings)
     stack.push_async_callback(store.close)
@@ -92,7 +91,7 @@ async def _stored(
         return f"Nothing is from the database: {bad}"
     if row is None:
         return "The database does not know this job yet: is a consumer running?"
-    return row, await account_of(store, row, now=now), await store.job_parts(job_id)
+    return row, await read_job_stats(store, row, now=now), await store.measurements(job_id)
 
 
 def read_live(settings: Settings, job_id: str) -> Live:
@@ -110,20 +109,15 @@ def read_live(settings: Settings, job_id: str) -> Live:
 
 
 def _read(redis: Redis, job_id: str) -> Live:
-    live = Live(alive=len(fleet.workers(redis)), parts=read_job_parts(redis, job_id))
+    live = Live(alive=len(fleet.workers(redis)), parts=read_measurements(redis, job_id))
     try:
         live.status = jobs.status(redis, job_id)
     except JobNotFoundError:
         return live
     if time.time() - (live.status.finished_at or time.time()) < RECENT_SECONDS:
         for report in fleet.consumers(redis).values():
-            live.statements |= _statements(report)
+            live.statements |= report.statements
     return live
-
-
-def _statements(report: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = json.loads(report.get("statements") or "{}")
-    return found
 
 
 def said(settings: Settings) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Final
 
-from tasks.jobs.registry import JobStatus, paused_words
+from tasks.jobs.registry import JobStatus, format_paused
 from tasks.texts import count
 from workers.observe.format import size, time
-from workers.observe.measurements import JobPart, JobPicture
+from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.report.bottleneck import DATABASE_ADVICE, Finding, Resource
-from workers.results.queries.job_stats import Account, Point
+from workers.results.queries.job_stats import JobStats, Point
 
 #: Share of the job's time from which on a gap or a tail is named.
 NAMED_SHARE: Final = 0.25
@@ -25,8 +25,8 @@ SLOW_RUN_MS: Final = 500.0
 
 def conditions(
     status: JobStatus,
-    account: Account,
-    picture: JobPicture,
+    account: JobStats,
+    picture: JobMeasurements,
     *,
     alive: int | None,
     statements: Mapping[str, Mapping[str, float]],
@@ -51,7 +51,7 @@ def _standing(status: JobStatus, alive: int | None) -> Finding | None:
     if status.is_final:
         return None
     if status.paused:
-        return held("work", paused_words(status), f"themes resume {status.job_id}")
+        return held("work", format_paused(status), f"themes resume {status.job_id}")
     if status.waiting_for:
         evidence, kind = f"everything waits: {status.waiting_for}", status.wait.kind if status.wait else ""
         if kind == "other":
@@ -69,7 +69,7 @@ def _left(status: JobStatus) -> int:
     return max(0, status.total - status.done - status.failed)
 
 
-def _failures(status: JobStatus, account: Account) -> Finding | None:
+def _failures(status: JobStatus, account: JobStats) -> Finding | None:
     ended = status.done + status.failed
     if not account.failures or not ended or status.failed < FAILED_SHARE * ended:
         return None
@@ -81,7 +81,7 @@ def _failures(status: JobStatus, account: Account) -> Finding | None:
     )  # fmt: skip
 
 
-def _consumer(account: Account, status: JobStatus) -> Finding | None:
+def _consumer(account: JobStats, status: JobStatus) -> Finding | None:
     """The workers were done, and the job was not: their results waited to be written."""
     if not status.is_final or account.last_at is None or account.seconds < SHORT_SECONDS:
         return None
@@ -97,7 +97,7 @@ def _consumer(account: Account, status: JobStatus) -> Finding | None:
     )  # fmt: skip
 
 
-def _gaps(account: Account) -> Finding | None:
+def _gaps(account: JobStats) -> Finding | None:
     """Time in which nothing of the job was in work, between its first destination and its last."""
     within = [
         point for point in account.timeline if account.last_at and point.at < account.last_at - account.started_at
@@ -114,7 +114,7 @@ def _gaps(account: Account) -> Finding | None:
     )  # fmt: skip
 
 
-def _tail(account: Account) -> Finding | None:
+def _tail(account: JobStats) -> Finding | None:
     """The last tenth of the destinations, when it takes much longer than a tenth and most of what worked is idle."""
     points = account.timeline
     total = sum(point.ended for point in points)
@@ -169,7 +169,7 @@ def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
     )  # fmt: skip
 
 
-def _growth(part: JobPart) -> Finding | None:
+def _growth(part: ProcessMeasurements) -> Finding | None:
     hourly = part.peaks.get("rss_growth_bytes_per_hour", 0.0)
     if not hourly:
         return None

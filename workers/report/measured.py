@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from workers.observe.measurements import JobPart, JobPicture
+from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 
 REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
@@ -102,7 +102,7 @@ def expected_slowest(histogram: Histogram, among: float) -> float:
     return max(total / STEPS, mean(histogram))
 
 
-def worked_seconds(parts: Sequence[JobPart]) -> float:
+def worked_seconds(parts: Sequence[ProcessMeasurements]) -> float:
     """Seconds in which any worker had work: the union of the parts' times, less the pauses within them."""
     spans = sorted((part.since, part.until) for part in parts)
     union, end = 0.0, float("-inf")
@@ -115,7 +115,7 @@ def worked_seconds(parts: Sequence[JobPart]) -> float:
 
 
 def measured(
-    picture: JobPicture, *, total: int, ended: int = 0, calls: int = 0, rounds: Sequence[int] = (5, 11)
+    picture: JobMeasurements, *, total: int, ended: int = 0, calls: int = 0, rounds: Sequence[int] = (5, 11)
 ) -> Measured:
     """Put a job's parts together.
 
@@ -169,11 +169,11 @@ def measured(
     )
 
 
-def _of(parts: Sequence[JobPart], name: str) -> float:
+def _of(parts: Sequence[ProcessMeasurements], name: str) -> float:
     return sum(part.sums.get(name, 0.0) for part in parts)
 
 
-def _held(part: JobPart) -> bool:
+def _held(part: ProcessMeasurements) -> bool:
     return part.sums.get("held_seconds", 0.0) > 0
 
 
@@ -192,7 +192,7 @@ def _unqueued(
     return min(whole, ideal) if whole else ideal
 
 
-def _database_share(picture: JobPicture) -> float:
+def _database_share(picture: JobMeasurements) -> float:
     """Share of the time between the job's first entry and its last that the busiest consumer was at the database."""
     shares = [
         Histogram.from_dict(part.spans["db.commit"]).total / (part.until - part.since)

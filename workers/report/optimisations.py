@@ -10,7 +10,7 @@ from tasks.messages import Usage
 from tasks.texts import count
 from workers.observe.format import size, time
 from workers.report.measured import Measured, mean
-from workers.results.queries.job_stats import Account
+from workers.results.queries.job_stats import JobStats
 
 NOT_MEASURED: Final = "not measured: profiling was off, or its numbers are gone"
 
@@ -29,7 +29,7 @@ class Optimisation(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class _Job:
     usage: Usage
-    account: Account
+    account: JobStats
     m: Measured | None
     sums: Mapping[str, float]
     is_on: bool | None
@@ -40,7 +40,7 @@ _Brought = tuple[str, float | None]
 
 
 def optimisations(
-    usage: Usage, account: Account, m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any]
+    usage: Usage, account: JobStats, m: Measured | None, sums: Mapping[str, float], facts: Mapping[str, Any]
 ) -> list[Optimisation]:
     found = []
     for name, setting, brought_by in _SEVEN:

@@ -1,7 +1,7 @@
 """A job's report as plain values, for a page, a terminal or JSON.
 
-Counts come from the database and are exact; times are measured (`JobPicture`), and may lack the last second of a killed
-process. What is not known is None, and `notes` says why.
+Counts come from the database and are exact; times are measured (`JobMeasurements`), and may lack the last second of a
+killed process. What is not known is None, and `notes` says why.
 """
 
 import time
@@ -13,7 +13,7 @@ import msgspec
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
 from tasks.texts import count
-from workers.observe.measurements import HOPS, WHOLES, JobPart, JobPicture
+from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 from workers.report import bottleneck
 from workers.report.bottleneck import Finding
@@ -21,7 +21,7 @@ from workers.report.conditions import conditions
 from workers.report.measured import WEB, Measured, measured
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.database.rows import JobRow
-from workers.results.queries.job_stats import Account, WorkerRow
+from workers.results.queries.job_stats import JobStats, WorkerRow
 
 SLOWEST: Final = 10
 #: Hops of a destination that lie outside its lane: their time is not time of the lane.
@@ -103,7 +103,7 @@ class JobReport(msgspec.Struct, frozen=True):
     #: Of all prompts, those that needed no call; None before the first.
     hit_rate: float | None
     usage: Usage
-    account: Account
+    account: JobStats
     hops: list[Hop]
     savings: list[Saving]
     optimisations: list[Optimisation]
@@ -122,8 +122,8 @@ class JobReport(msgspec.Struct, frozen=True):
 def report_of(
     status: JobStatus,
     row: JobRow,
-    account: Account,
-    picture: JobPicture,
+    account: JobStats,
+    picture: JobMeasurements,
     *,
     settings: Mapping[str, Any],
     rounds: Sequence[int],
@@ -167,7 +167,7 @@ def report_of(
     )
 
 
-def _measured(picture: JobPicture, row: JobRow, account: Account, rounds: Sequence[int]) -> Measured | None:
+def _measured(picture: JobMeasurements, row: JobRow, account: JobStats, rounds: Sequence[int]) -> Measured | None:
     if not picture.workers:
         return None
     # Calls of runs that failed or were stopped are the database's too, so the calls of a destination are by all runs.
@@ -179,8 +179,8 @@ def _measured(picture: JobPicture, row: JobRow, account: Account, rounds: Sequen
 
 def _findings(
     status: JobStatus,
-    account: Account,
-    picture: JobPicture,
+    account: JobStats,
+    picture: JobMeasurements,
     m: Measured | None,
     *,
     alive: int | None,
@@ -192,7 +192,7 @@ def _findings(
     return [*pressing, *(bottleneck.diagnose(m) if m else []), *beside]
 
 
-def _hops(picture: JobPicture) -> list[Hop]:
+def _hops(picture: JobMeasurements) -> list[Hop]:
     """What was measured, in the order of the way; last, by its name, what we have no words for."""
     inside = sum(span.total for name, span in picture.spans.items() if name in HOPS and name not in OUTSIDE)
     known = {**HOPS, **WHOLES, WEB: "looking for evidence on the web"}
@@ -230,16 +230,16 @@ def _savings(usage: Usage) -> list[Saving]:
     ]  # fmt: skip
 
 
-def _processes(account: Account, picture: JobPicture) -> list[ProcessLine]:
+def _processes(account: JobStats, picture: JobMeasurements) -> list[ProcessLine]:
     """Workers by the database, with what their processes have measured; one that was restarted is added up."""
-    parts: dict[str, list[JobPart]] = {}
+    parts: dict[str, list[ProcessMeasurements]] = {}
     for part in picture.workers:
         parts.setdefault(part.name, []).append(part)
     done = {each.worker: each for each in account.workers}
     return [_process(name, parts.get(name, []), done.get(name)) for name in sorted({*parts, *done})]
 
 
-def _process(name: str, parts: Sequence[JobPart], done: WorkerRow | None) -> ProcessLine:
+def _process(name: str, parts: Sequence[ProcessMeasurements], done: WorkerRow | None) -> ProcessLine:
     runs, calls = (done.runs, done.llm_calls) if done else (0, 0)
     sums: dict[str, float] = {}
     for part in parts:
@@ -261,7 +261,7 @@ def _process(name: str, parts: Sequence[JobPart], done: WorkerRow | None) -> Pro
     )  # fmt: skip
 
 
-def _slowest(account: Account, picture: JobPicture) -> list[Slow]:
+def _slowest(account: JobStats, picture: JobMeasurements) -> list[Slow]:
     """The slowest runs by the database, each with its breakdown where a process has kept it."""
     kept = {(slow.destination_id, round(slow.elapsed_ms)): slow for slow in picture.slowest}
     by_id = {slow.destination_id: slow for slow in reversed(picture.slowest)}
@@ -279,7 +279,7 @@ def _slowest(account: Account, picture: JobPicture) -> list[Slow]:
     return found
 
 
-def _notes(row: JobRow, picture: JobPicture, account: Account) -> list[str]:
+def _notes(row: JobRow, picture: JobMeasurements, account: JobStats) -> list[str]:
     notes = []
     if not picture.workers:
         notes.append(

@@ -1,8 +1,8 @@
-"""Tells Redis what has become durable: the job's hash, its events, and what is left of it when it has ended.
+"""Writes into Redis what has become durable: the job's hash, its events, and the end of its work.
 
-All of a batch goes in one MULTI, so a batch is announced whole or not at all, and again when its consumer died before
-it could acknowledge (events are at-least-once; `job.started` and `job.done` come once). A job whose hash is gone
-(deleted, or Redis was emptied) is not brought back: nothing would ever expire it.
+A batch is one MULTI, announced whole or not at all, and again when its consumer died before it could acknowledge:
+events are at-least-once, `job.started` and `job.done` come once. A job whose hash is gone is not brought back, because
+nothing would expire it.
 """
 
 import logging
@@ -24,11 +24,9 @@ from workers.results.progress import RateWindow, counters, destination_event, ha
 log = logging.getLogger("themes.results")
 
 _REPORT: Final = lua(__file__, "report")
-
 _END: Final = lua(__file__, "end_job")
-
 _EVENTS: Final = lua(__file__, "add_events")
-#: Events in one command: Redis serves nobody else while it runs, so it is kept to a millisecond or so.
+#: Events in one command: Redis serves no other client while it runs, so it is kept to a millisecond or so.
 EVENTS_AT_ONCE: Final = 200
 
 
@@ -46,15 +44,12 @@ class Announcer:
         self._interval_seconds = settings.performance_optimization.progressive_feedback_interval
         self._max_events = settings.streaming.max_events_per_job
         self._rates = RateWindow()
-        self._told_at: dict[str, float] = {}
+        self._announced_at: dict[str, float] = {}
         #: Jobs that could not be announced and of which that was said.
         self._said: set[str] = set()
 
-    def __repr__(self) -> str:
-        return f"<Announcer events={self._wants_events} running={len(self._told_at)}>"
-
     async def announce(self, applied: Applied) -> None:
-        """Tell everything about one committed batch, in one round trip."""
+        """Announce one committed batch, in one round trip."""
         if not applied.jobs and not applied.totals:
             return
         async with self._redis.pipeline(transaction=True) as pipe:
@@ -66,7 +61,7 @@ class Announcer:
         for job in applied.jobs.values():
             if job.state in FINAL_STATES:
                 self._rates.forget(job.job_id)
-                self._told_at.pop(job.job_id, None)
+                self._announced_at.pop(job.job_id, None)
                 self._said.discard(job.job_id)
 
     def _queue(self, pipe: Any, applied: Applied) -> list[str]:
@@ -92,7 +87,7 @@ class Announcer:
                 self._progress(pipe, job, rates[job_id])
             queued_for(job_id)
         if applied.totals:
-            totals.tell(pipe, applied.totals)
+            totals.write(pipe, applied.totals)
         queued_for("")
         return about
 
@@ -127,10 +122,14 @@ class Announcer:
 
     def _progress(self, pipe: Any, job: JobRow, rate: float) -> None:
         now = time.monotonic()
-        due = now - self._told_at.get(job.job_id, float("-inf")) >= self._interval_seconds
+        due = now - self._announced_at.get(job.job_id, float("-inf")) >= self._interval_seconds
         if self._wants_events and due and job.state != "queued":
-            self._told_at[job.job_id] = now
-            self._event(pipe, job_event("job.progress", job, counters(job, rate)))
+            self._announced_at[job.job_id] = now
+            event = job_event("job.progress", job, counters(job, rate))
+            # Without the stream that `job.started` has made there is no such job any more.
+            pipe.xadd(
+                keys.events(job.job_id), encode(event), maxlen=self._max_events, approximate=True, nomkstream=True
+            )
 
     def _outcomes(self, applied: Applied) -> dict[str, list[bytes]]:
         """The events of single destinations by job: many in one command, for a command costs more than an event."""
@@ -138,16 +137,6 @@ class Announcer:
         for outcome in applied.outcomes if self._wants_events else ():
             events.setdefault(outcome.result.job_id, []).append(_encoded(destination_event(outcome)))
         return events
-
-    def _event(self, pipe: Any, event: Event) -> None:
-        """Add to the stream that `job.started` has made; without one there is no such job any more."""
-        pipe.xadd(
-            keys.events(event.job_id),
-            encode(event),
-            maxlen=self._max_events,
-            approximate=True,
-            nomkstream=True,
-        )
 
     def _end(self, pipe: Any, job: JobRow, rate: float) -> None:
         data = counters(job, rate)
@@ -169,17 +158,8 @@ class Announcer:
 
 def _job_keys(job_id: str) -> list[str]:
     """The hash and the events of a job, then what its work leaves behind, chunks first, and its budget."""
-    names = (
-        keys.job,
-        keys.events,
-        keys.chunks,
-        keys.labels,
-        keys.leases,
-        keys.owners,
-        keys.deliveries,
-        keys.budget,
-    )
-    return [name(job_id) for name in names]
+    work = keys.chunks, keys.labels, keys.leases, keys.owners, keys.deliveries, keys.budget
+    return [name(job_id) for name in (keys.job, keys.events, *work)]
 
 
 def _encoded(event: Event) -> bytes:

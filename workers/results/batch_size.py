@@ -5,9 +5,9 @@ from typing import Final
 
 #: A backlog is taken in batches of at most this many times the configured size. A transaction of 800 costs per row
 #: two thirds of one of 100; beyond that nothing is won, and what a crash has to do again grows.
-MOST_TIMES: Final = 8
+MAX_TIMES: Final = 8
 #: Bytes of one batch on the stream from which it does not grow: decoded they take some ten times as much memory.
-MOST_BYTES: Final = 4 * 1024 * 1024
+MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -21,10 +21,9 @@ class BatchSize:
         self.now = self.configured
 
     def seen(self, entries: int, size_bytes: int) -> None:
-        """Take in what the last read gave."""
-        if size_bytes >= MOST_BYTES:
+        if size_bytes >= MAX_BYTES:
             self.now = max(self.configured, min(self.now, entries) // 2)
         elif entries >= self.now:
-            self.now = min(self.now * 2, self.configured * MOST_TIMES)
+            self.now = min(self.now * 2, self.configured * MAX_TIMES)
         elif entries < self.now // 2:
             self.now = max(self.configured, self.now // 2)

@@ -1,10 +1,7 @@
-"""What happens to a result: read, written, told, acknowledged, in this order.
+"""What happens to a result: read, written, announced, acknowledged, in this order.
 
-A result counts when it is durable, so it is acknowledged last. Whatever dies in between, the same entries are read
-again, and writing them a second time changes nothing. Any number of consumers may run at once: the group splits the
-entries among them, and the counters come out of the database's transactions.
-
-Not here: chunks whose worker died (the sweeper's).
+A result counts when it is durable, so it is acknowledged last. After a crash the same entries are read again, and a
+second write changes nothing. Any number of consumers may run: the group splits the entries among them.
 """
 
 import asyncio
@@ -21,17 +18,17 @@ from config.settings import Settings
 from tasks import keys, tracing
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError
-from tasks.messages import Result, StreamEntry
-from workers.observe.measurement_store import LAST_SECONDS
+from tasks.messages import Result
 from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.observe.records import Records
+from workers.process.periodic import LAST_SECONDS
 from workers.process.shutdown import end_tasks
 from workers.results.announcer import Announcer
 from workers.results.batch_size import BatchSize
-from workers.results.consumer_report import ConsumerReport
+from workers.results.consumer_report import ConsumerReporter
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
-from workers.results.measurements import ConsumerProfile
+from workers.results.measurements import ConsumerMeasurements
 from workers.results.stream import DeadEntry, Decoded, RawEntry, ResultsStream, decode, is_group_lost
 
 log = logging.getLogger(__name__)
@@ -46,7 +43,7 @@ LAST_WAIT_SECONDS: Final = 5.0
 #: Seconds between two trims of the stream: it costs two round trips, a batch costs three.
 TRIM_SECONDS: Final = 1.0
 #: Batches whose news wait for room in Redis, at most: the newest say it all, but for events of single destinations.
-UNTOLD: Final = 100
+MAX_UNANNOUNCED: Final = 100
 #: Looks for a dead consumer's entries per lease: what it had read waits at most a third longer than one lease.
 CLAIMS_PER_LEASE: Final = 3
 
@@ -85,9 +82,8 @@ class ResultsConsumer:
         self._flush_seconds = settings.database.flush_interval_seconds
         self._lease_seconds = settings.work.lease_seconds
         self._stopping = asyncio.Event()
-        #: What this consumer has done, as it tells it.
-        self.report = ConsumerReport(redis, store, name)
-        self._profile = ConsumerProfile(
+        self.report = ConsumerReporter(redis, store, name)
+        self._measurements = ConsumerMeasurements(
             profiler, store, seconds=settings.performance_optimization.profile_interval_seconds
         )
         self._claim_at = 0.0
@@ -95,7 +91,7 @@ class ResultsConsumer:
         self._redis_tries = 0
         self._redis = redis
         #: What is durable and acknowledged, but could not be told: Redis had no room for the news.
-        self._untold: list[Applied] = []
+        self._unannounced: list[Applied] = []
 
     def __repr__(self) -> str:
         return f"<ResultsConsumer {self._name} stopping={self._stopping.is_set()} {self._store!r}>"
@@ -112,16 +108,16 @@ class ResultsConsumer:
         """
         work = asyncio.create_task(self._consume(), name=f"{self._name}: consume")
         stopping = asyncio.create_task(self._stopping.wait(), name=f"{self._name}: stopping")
-        telling = [
+        reporting = [
             asyncio.create_task(self.report.run(), name=f"{self._name}: report"),
-            *self._profile.tasks(self._redis),
+            *self._measurements.tasks(self._redis),
         ]
         try:
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({work}, timeout=STOP_SECONDS)
         finally:
             await end_tasks(work, stopping)
-            await end_tasks(*telling, again_seconds=2 * LAST_SECONDS)
+            await end_tasks(*reporting, again_seconds=2 * LAST_SECONDS)
         if not work.cancelled():
             work.result()
 
@@ -139,7 +135,7 @@ class ResultsConsumer:
         """Serve one connection's life, beginning with what an earlier one has left behind."""
         await self._stream.ensure_group()
         await self._settle_unfinished()
-        is_told = False
+        is_announced = False
         while not self._stopping.is_set():
             await self._claim()
             batch = await self._stream.gather(
@@ -154,29 +150,27 @@ class ResultsConsumer:
                 # held is ours and unread. Found here it waits for the stream's next pause, not for a lease.
                 await self._settle_unfinished()
                 await self._store.tidy()
-                if not is_told and await self._stream.is_settled():
-                    await self._tell_again()
-                    is_told = True
+                if not is_announced and await self._stream.is_settled():
+                    await self._announce_again()
+                    is_announced = True
             await self._trim(now=not batch)
-            if self._untold:
+            if self._unannounced:
                 await self._announce(Applied({}, [], []))
         await self._trim(now=True)
         await self._stream.leave()
 
-    # --- one batch ----------------------------------------------------------------------------------------
-
     async def _settle(self, batch: list[RawEntry]) -> bool:
-        """Write, tell, acknowledge. False when told to stop before the batch could be written."""
+        """Write, announce, acknowledge. False when stopped before the batch could be written."""
         decoded = decode(batch)
-        with self._profile.batch(decoded) as jobs:
+        with self._measurements.batch(decoded) as jobs:
             return await self._settle_for(jobs, batch, decoded)
 
     async def _settle_for(self, jobs: dict[str, Records], batch: list[RawEntry], decoded: Decoded) -> bool:
         began, began_ns = time.perf_counter(), time.time_ns()
-        applied = await self._write(decoded.entries, decoded.dead)
+        applied = await self._insist(lambda: self._store.apply(decoded.entries, decoded.dead))
         if applied is None:
             return False
-        self._profile.written(jobs, decoded, applied, seconds=time.perf_counter() - began)
+        self._measurements.written(jobs, decoded, applied, seconds=time.perf_counter() - began)
         traces = [entry.trace for entry in decoded.entries if isinstance(entry, Result) and entry.trace]
         tracing.done("commit", traces, began_ns, time.time_ns(), batch=len(batch))
         await self._announce(applied)
@@ -194,34 +188,27 @@ class ResultsConsumer:
         return True
 
     async def _announce(self, applied: Applied) -> None:
-        """Tell what is durable. A Redis without room hears it later: acknowledging is what makes room."""
+        """Announce what is durable; to a Redis without room later: acknowledging is what makes room."""
         try:
-            for earlier in [*self._untold, applied]:
+            for earlier in [*self._unannounced, applied]:
                 await self._announcer.announce(earlier)
-                if self._untold:
-                    del self._untold[0]
+                if self._unannounced:
+                    del self._unannounced[0]
         except (OutOfMemoryError, ExecAbortError) as bad:
-            if not self._untold:
-                log.warning(
-                    "Redis has no room: progress is told when there is some again. Raise its maxmemory. %s",
-                    bad,
-                    extra={"action": "redis_full"},
-                )
+            if not self._unannounced:
+                message = "Redis has no room: progress is announced when there is some again. Raise its maxmemory. %s"
+                log.warning(message, bad, extra={"action": "redis_full"})
             if applied.jobs:
-                self._untold = [*self._untold, applied][-UNTOLD:]
+                self._unannounced = [*self._unannounced, applied][-MAX_UNANNOUNCED:]
 
-    async def _tell_again(self) -> None:
-        """Tell how the jobs stand that Redis takes for unfinished, and the totals: a consumer may not have."""
-        self._untold.clear()
+    async def _announce_again(self) -> None:
+        """Announce the jobs that Redis takes for unfinished, and the totals: another consumer may have died before."""
+        self._unannounced.clear()
         jobs = {}
         for member in await self._redis.smembers(keys.ACTIVE):
             if row := await self._store.job(text_of(member)):
                 jobs[row.job_id] = row
         await self._announce(Applied(jobs, [], [], await self._store.totals()))
-
-    async def _write(self, entries: list[StreamEntry], dead: list[DeadEntry]) -> Applied | None:
-        """Write the batch, however long the database is busy; None when told to stop meanwhile."""
-        return await self._insist(lambda: self._store.apply(entries, dead))
 
     async def _bury(self, dead: list[DeadEntry]) -> bool:
         """Keep entries that were refused as dead letters; False when told to stop before that was done."""
@@ -251,8 +238,6 @@ class ResultsConsumer:
                     log.info("The database is back.", extra={"action": "database_back", "tries": tries})
                 return written
 
-    # --- what others, or an earlier connection, left behind -----------------------------------------------
-
     async def _claim(self) -> None:
         """Take over, now and then, what a dead consumer had read."""
         if time.monotonic() < self._claim_at:
@@ -274,15 +259,10 @@ class ResultsConsumer:
             await self._stream.trim()
             self._trim_at = time.monotonic() + TRIM_SECONDS
 
-    # --- outages ------------------------------------------------------------------------------------------
-
     async def _wait_for_redis(self, bad: Exception) -> None:
         if self._redis_tries == 0:
-            log.warning(
-                "Redis cannot be used now (%s). Nothing is lost; trying again.",
-                bad,
-                extra={"action": "redis_away"},
-            )
+            message = "Redis cannot be used now (%s). Nothing is lost; trying again."
+            log.warning(message, bad, extra={"action": "redis_away"})
         await self._pause(self._redis_tries)
         self._redis_tries += 1
 

@@ -1,20 +1,19 @@
-"""What a consumer tells of itself once a second: how far it is behind, how fast it is, how its statements run."""
+"""What a consumer reports once a second: how far it is behind, how fast it is, how its statements run."""
 
 import asyncio
 import logging
 import os
 import time
-from typing import Any, Final
+from collections import deque
+from typing import Final
 
-import msgspec
 from redis import RedisError
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks import worker_reports as fleet
+from tasks.worker_reports import CONSUMER, ConsumerReport, remove_report, write_report
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
-from workers.results.rates import EventRate
 
 log = logging.getLogger("themes.consumer")
 
@@ -22,9 +21,34 @@ log = logging.getLogger("themes.consumer")
 INTERVAL_SECONDS: Final = 1.0
 #: Statements reported: those that took most of the time.
 STATEMENTS: Final = 12
+#: Seconds that a rate looks back.
+WINDOW_SECONDS: Final = 10.0
 
 
-class ConsumerReport:
+class EventRate:
+    """Events a second over the last seconds; times are of one monotonic clock, in seconds."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque()
+
+    def add(self, count: int, now: float) -> None:
+        """Count events that happened now."""
+        self._counts.append((now, count))
+        self._forget(now)
+
+    def per_second(self, now: float) -> float:
+        """The mean over the window, or over what has passed of it since the first event."""
+        self._forget(now)
+        if not self._counts:
+            return 0.0
+        return sum(count for _, count in self._counts) / max(1.0, min(WINDOW_SECONDS, now - self._counts[0][0]))
+
+    def _forget(self, now: float) -> None:
+        while self._counts and self._counts[0][0] < now - WINDOW_SECONDS:
+            self._counts.popleft()
+
+
+class ConsumerReporter:
     """Counts what one consumer does, and writes it to `themes:consumer:NAME`."""
 
     def __init__(self, redis: Redis, store: AsyncDatabaseManager, name: str) -> None:
@@ -38,11 +62,7 @@ class ConsumerReport:
         self.rejected = 0
         self.last_batch = 0
 
-    def __repr__(self) -> str:
-        return f"<ConsumerReport {self._name} entries={self.entries} rejected={self.rejected}>"
-
     def settled(self, *, batch: int, rejected: int, applied: Applied) -> None:
-        """Count one batch that is durable and acknowledged."""
         self.entries += batch
         self.results += len(applied.outcomes)
         self.rejected += rejected
@@ -50,53 +70,37 @@ class ConsumerReport:
         self._rate.add(batch, time.monotonic())
 
     async def run(self) -> None:
-        """Tell until cancelled, and take the report away at the end."""
+        """Report until cancelled, and remove the report at the end."""
         try:
             while True:
-                await self._tell()
+                try:
+                    # What is read and acknowledged is trimmed: the rest waits, or is in a consumer's hands.
+                    fields = self._report(await self._redis.xlen(keys.RESULTS)).encode()
+                    await write_report(self._redis, CONSUMER, self._name, fields)
+                except (RedisError, OSError) as bad:
+                    log.debug("action=report_missed %s", bad)
                 await asyncio.sleep(INTERVAL_SECONDS)
         finally:
-            await self._forget()
+            try:
+                await remove_report(self._redis, CONSUMER, self._name)
+            except (RedisError, OSError) as bad:
+                log.debug("action=report_left it expires by itself: %s", bad)
 
-    async def _tell(self) -> None:
-        try:
-            # What is read and acknowledged is trimmed: the rest waits, or is in somebody's hands.
-            lag = await self._redis.xlen(keys.RESULTS)
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(keys.consumer(self._name), mapping=self.fields(lag, time.time()))
-                pipe.expire(keys.consumer(self._name), keys.WORKER_SECONDS)
-                pipe.zadd(keys.CONSUMERS, {self._name: time.time()})
-                # Of those that were killed nobody else forgets the name.
-                pipe.zremrangebyscore(keys.CONSUMERS, "-inf", time.time() - fleet.FORGET_SECONDS)
-                pipe.expire(keys.CONSUMERS, keys.KEEP_SECONDS)
-                await pipe.execute()
-        except (RedisError, OSError) as bad:
-            log.debug("action=report_missed %s", bad)
-
-    async def _forget(self) -> None:
-        try:
-            await self._redis.delete(keys.consumer(self._name))
-            await self._redis.zrem(keys.CONSUMERS, self._name)
-        except (RedisError, OSError) as bad:
-            log.debug("action=report_left it expires by itself: %s", bad)
-
-    def fields(self, lag: int, now: float) -> dict[Any, Any]:
-        """The report: plain numbers, and the statements as JSON."""
+    def _report(self, lag: int) -> ConsumerReport:
         stats = self._store.stats()
-        statements = dict(list(self._store.times.as_dict().items())[:STATEMENTS])
-        return {
-            "pid": os.getpid(),
-            "at": now,
-            "started_at": self._began,
-            "lag": lag,
-            "entries": self.entries,
-            "results": self.results,
-            "rejected": self.rejected,
-            "entries_per_second": round(self._rate.per_second(time.monotonic()), 1),
-            "rows": stats.rows,
-            "batches": stats.batches,
-            "last_batch": self.last_batch,
-            "ms_per_batch": round(stats.seconds_per_batch * 1000, 2),
-            "database": self._store.place,
-            "statements": msgspec.json.encode(statements),
-        }
+        return ConsumerReport(
+            pid=os.getpid(),
+            at=time.time(),
+            started_at=self._began,
+            lag=lag,
+            entries=self.entries,
+            results=self.results,
+            rejected=self.rejected,
+            entries_per_second=round(self._rate.per_second(time.monotonic()), 1),
+            rows=stats.rows,
+            batches=stats.batches,
+            last_batch=self.last_batch,
+            ms_per_batch=round(stats.seconds_per_batch * 1000, 2),
+            database=self._store.place,
+            statements=dict(list(self._store.times.as_dict().items())[:STATEMENTS]),
+        )

@@ -1,11 +1,9 @@
-"""Books what dead worker processes of this machine had in hand, out of the files that they have left.
+"""Replays the call journals of dead worker processes of this machine.
 
-Four look: the supervisor when its process has ended, every worker when it starts, the consumer now and then, and
-`themes run` when it starts. The lock tells them apart from the living and from each other. What a file holds is
-delivered as `Spent` (to the results stream, or by `themes run` straight into the database), then the file is removed. A
-process that dies in between leaves it for the next, which delivers the same entries again; an entry's run (attempt,
-worker, time) is what the file says, so the database takes it once, and not at all where the run's own result has
-arrived.
+The supervisor looks for them when its process has ended, every worker when it starts, the consumer at intervals, and
+`themes run` when it starts; the file's lock keeps them apart. What a file holds is delivered as `Spent`, then the file
+is removed. A process that dies in between leaves it for the next, which delivers the same entries again: the database
+takes a run (attempt, worker, time) once, and not at all where its result has arrived.
 """
 
 import asyncio
@@ -26,7 +24,7 @@ from tasks import keys
 from tasks.connection import connect
 from tasks.messages import Spent, Usage
 from tasks.storable import entry_fields
-from workers.observe.call_file import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SUFFIX, Orphan, Remains, UnreadableError, read
+from workers.observe.call_file import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SUFFIX, DamagedJournalError, Orphan, Remains, read
 
 log = logging.getLogger("themes.orphans")
 
@@ -74,17 +72,14 @@ class StreamDelivery:
             pipeline.execute()
 
 
-class Orphanage:
-    """Looks through the files in a state directory, and delivers what dead processes have spent."""
+class JournalReplayer:
+    """Delivers what dead processes have spent, out of the files in a state directory."""
 
     def __init__(self, state_dir: Path, delivery: Delivery) -> None:
         self._folder = state_dir / FOLDER
         self._delivery = delivery
-        #: Files that were spoken of already.
+        #: Files that were logged already.
         self._said: set[str] = set()
-
-    def __repr__(self) -> str:
-        return f"<Orphanage {self._folder}>"
 
     def book(self) -> int:
         """Book what dead processes have left; returns how many calls that were.
@@ -99,7 +94,7 @@ class Orphanage:
                 with _owned(path) as data:
                     if data is not None:
                         calls += self._book(path, data)
-            except UnreadableError as exc:
+            except DamagedJournalError as exc:
                 self._set_aside(path, str(exc))
             except OSError as exc:
                 self._say(path, f"cannot be read ({exc.strerror or exc}): whoever may read it books it")
@@ -140,13 +135,13 @@ class Orphanage:
             path.rename(path.with_suffix(BAD_SUFFIX))
 
     def _say(self, path: Path, what: str) -> None:
-        """Once a file: the next look is soon."""
+        """Log once a file."""
         if path.name not in self._said:
             self._said.add(path.name)
             log.warning("action=recording_left %s %s", path, what)
 
     def _tidy(self) -> None:
-        """Keep few of what nobody can read, and nothing of what was never finished."""
+        """Keep few of the damaged files, and none that was never finished."""
         with contextlib.suppress(OSError):
             bad = sorted(self._folder.glob(f"*{BAD_SUFFIX}"), key=lambda path: path.stat().st_mtime)
             for path in bad[:-BAD_FILES]:
@@ -161,7 +156,7 @@ def _owned(path: Path) -> Iterator[bytes | None]:
     """Within the body, a dead process's file is ours alone; None where its owner lives, or another was faster.
 
     Raises:
-        UnreadableError: it is larger than any of ours.
+        DamagedJournalError: it is larger than any of ours.
     """
     try:
         # For writing: some file systems lock nothing else.
@@ -176,7 +171,7 @@ def _owned(path: Path) -> Iterator[bytes | None]:
         except (BlockingIOError, FileNotFoundError):
             is_it = False
         if is_it and os.fstat(lock).st_size > MAX_BYTES:
-            raise UnreadableError(f"{os.fstat(lock).st_size} bytes")
+            raise DamagedJournalError(f"{os.fstat(lock).st_size} bytes")
         yield os.read(lock, MAX_BYTES) if is_it else None
     finally:
         os.close(lock)
@@ -195,18 +190,18 @@ def _spent(remains: Remains, orphan: Orphan) -> Spent:
     )
 
 
-def book_orphans(settings: Settings, redis: Redis) -> None:
+def replay_journals(settings: Settings, redis: Redis) -> None:
     """Book what can be booked now; where Redis does not answer, others do it later."""
     try:
-        Orphanage(settings.state_dir, StreamDelivery(settings, redis)).book()
+        JournalReplayer(settings.state_dir, StreamDelivery(settings, redis)).book()
     except RedisError as exc:
         log.warning("action=orphans_left what dead processes had in hand is booked later, Redis: %s", exc)
 
 
-async def keep_booking(settings: Settings, url: str, *, knows: Callable[[str], bool]) -> None:
-    """Look every `work.sweep_interval_seconds` until cancelled; Redis away is waited for. `knows` runs in a thread."""
+async def keep_replaying(settings: Settings, url: str, *, knows: Callable[[str], bool]) -> None:
+    """Replay every `work.sweep_interval_seconds` until cancelled. `knows` runs in a thread."""
     redis = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-    orphanage = Orphanage(settings.state_dir, StreamDelivery(settings, redis, knows=knows))
+    orphanage = JournalReplayer(settings.state_dir, StreamDelivery(settings, redis, knows=knows))
     try:
         while True:
             try:

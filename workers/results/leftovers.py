@@ -1,8 +1,7 @@
 """Removes from Redis what dead workers and ended jobs have left there, a little at each sweep.
 
-Three things would stay for good, or for kombu's visibility timeout of hours: kombu's record of a message whose worker
-died, keys of a job that a worker touched after the job's end (or that came back with an older copy of Redis), and
-entries of the results stream that are read and acknowledged.
+These would stay for good, or for hours: kombu's record of a message whose worker died, keys of a job that a worker
+touched after its end, and entries of the results stream that are read and acknowledged.
 """
 
 import json
@@ -21,7 +20,7 @@ from workers.results.stream import ResultsStream, is_group_lost
 
 log = logging.getLogger("themes.sweeper")
 
-#: Seconds after which a message that nobody has acknowledged is looked at: a living worker is done with most by then.
+#: Seconds after which an unacknowledged message is looked at: a living worker is done with most by then.
 UNACKED_SECONDS: Final = 60.0
 #: Messages, and keys of Redis, that are looked at in one sweep. A cache of millions is walked through over many sweeps.
 LOOK_AT_ONCE: Final = 1_000
@@ -38,9 +37,6 @@ class Leftovers:
         self._stream = ResultsStream(redis, consumer="sweeper")
         self._expire = redis.register_script(_EXPIRE)
         self._cursor = 0
-
-    def __repr__(self) -> str:
-        return f"<Leftovers cursor={self._cursor}>"
 
     async def tidy(self) -> None:
         """One look. Errors of Redis pass through: the next look does the rest."""
@@ -64,7 +60,7 @@ class Leftovers:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id, chunk_id in chunks.values():
                 pipeline.hexists(keys.chunks(job_id), chunk_id)
-            # An error is no answer: somebody has written something else under that key.
+            # An error is no answer: another program has written something else under that key.
             answers = await pipeline.execute(raise_on_error=False)
         gone = [tag for tag, answer in zip(chunks, answers, strict=True) if answer == 0]
         if not gone:

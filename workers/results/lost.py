@@ -1,7 +1,7 @@
-"""Ends destinations that Redis has lost: listed, without an outcome, and neither a chunk nor a result of them is left.
+"""Ends destinations that Redis has lost: listed, without an outcome, and without a chunk or a result.
 
-A chunk or a result may be damaged or deleted in Redis. Its job would run for ever, with nothing left to do. So such a
-destination becomes a failure, which `themes retry` asks again; a result that comes all the same takes its place.
+Their job would run for ever. Each becomes a failure, which `themes retry` asks again; a result that comes all the same
+takes its place.
 """
 
 import logging
@@ -37,9 +37,6 @@ class LostFinder:
         self._compress = compress
         #: Since when nothing of a job is left, in monotonic seconds.
         self._since: dict[str, float] = {}
-
-    def __repr__(self) -> str:
-        return f"<LostFinder jobs={len(self._since)}>"
 
     async def look(self, known: JobStatus, *, now: float | None = None) -> int:
         """End what is lost of a job; returns how many destinations that were. `now` is in monotonic seconds."""

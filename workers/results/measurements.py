@@ -1,58 +1,36 @@
 """What the consumer measures of each job: how long results waited for it, and how long the database took."""
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from redis import RedisError
 from redis.asyncio import Redis
 
-from tasks import keys
-from workers.observe.measurement_store import PartReporter
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.records import Records
-from workers.observe.reporter import MetricsReporter
+from workers.observe.telemetry import start_reports
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
-from workers.results.profiles import ProfileKeeper
+from workers.results.measurement_keeper import MeasurementKeeper
 from workers.results.stream import Decoded
 
 
-class ConsumerProfile:
+class ConsumerMeasurements:
     """Books a consumer's batches on their jobs."""
 
     def __init__(self, profiler: PerformanceProfiler, store: AsyncDatabaseManager, *, seconds: float) -> None:
         self._profiler = profiler
-        self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
+        self._seconds = seconds
         self._store = store
         self._rows = store.stats().rows
 
-    def __repr__(self) -> str:
-        return f"<ConsumerProfile {self._profiler!r}>"
-
     def tasks(self, redis: Redis) -> list[asyncio.Task[None]]:
-        """What measures and tells beside the work, until cancelled."""
-        if not self._profiler.enabled:
-            return []
-        return [
-            asyncio.create_task(self._sample(redis), name="samples"),
-            asyncio.create_task(self._profiler.watch_loop(), name="loop lag"),
-            asyncio.create_task(PartReporter(redis, self._profiler, seconds=self._seconds).run(), name="profiles"),
-            asyncio.create_task(MetricsReporter(redis, self._profiler, self.counters).run(), name="metrics"),
-            asyncio.create_task(ProfileKeeper(redis, self._store).run(), name="profiles kept"),
-        ]
-
-    async def _sample(self, redis: Redis) -> None:
-        while True:
-            self._profiler.sample()
-            began = time.perf_counter()
-            with contextlib.suppress(RedisError, OSError):  # Redis away is said by who needs it
-                await redis.ping()
-                self._profiler.whole("redis", time.perf_counter() - began)
-            await asyncio.sleep(self._seconds)
+        """What measures and reports beside the work, until cancelled."""
+        reports = start_reports(self._profiler, redis, self.counters, seconds=self._seconds)
+        keeper = MeasurementKeeper(redis, self._store)
+        return reports and [*reports, asyncio.create_task(keeper.run(), name="profiles kept")]
 
     @contextmanager
     def batch(self, decoded: Decoded) -> Iterator[dict[str, Records]]:

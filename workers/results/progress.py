@@ -26,9 +26,6 @@ class RateWindow:
     def __init__(self) -> None:
         self._samples: dict[str, deque[tuple[float, int]]] = {}
 
-    def __repr__(self) -> str:
-        return f"<RateWindow jobs={len(self._samples)}>"
-
     def rate(self, job: JobRow, now: float) -> float:
         """The rate after this report; 0 before anything can be said."""
         samples = self._samples.setdefault(job.job_id, deque())
@@ -41,7 +38,6 @@ class RateWindow:
         return max(0.0, (last - first) / (last_at - first_at)) if last_at > first_at else 0.0
 
     def forget(self, job_id: str) -> None:
-        """Drop a finished job."""
         self._samples.pop(job_id, None)
 
 
@@ -80,7 +76,6 @@ def hash_fields(job: JobRow, rate_per_second: float, now: float) -> dict[str, st
 
 
 def job_event(kind: Any, job: JobRow, data: dict[str, Any]) -> Event:
-    """An event of the whole job."""
     return Event(type=kind, job_id=job.job_id, at=time.time(), data=data)
 
 

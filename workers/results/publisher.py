@@ -1,8 +1,7 @@
 """Events from the worker to a job's watchers, many in one round trip.
 
-`stage.done` takes this way: it is news, not truth. When Redis is away, or the buffer is full, events are dropped and
-counted; what is durable is told by the consumer. The first news of a job is preceded by its `job.started`, which the
-consumer tells otherwise, so that watchers see a job begin before they see it work.
+`stage.done` takes this way: events are dropped and counted when Redis is away or the buffer is full; the consumer
+announces what is durable. The first event of a job is preceded by its `job.started`.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ from typing import Any, Final, Self
 from redis import RedisError, ResponseError
 from redis.asyncio import Redis
 
-from config.settings import PerformanceSettings, StreamingSettings
+from config.sections import PerformanceSettings, StreamingSettings
 from tasks import keys
 from tasks.errors import UnreadableError
 from tasks.jobs.events import encode
@@ -100,13 +99,8 @@ class EventPublisher:
                 await self._announce(job_id)
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for event, encoded in page:
-                    pipeline.xadd(
-                        keys.events(event.job_id),
-                        encoded,
-                        maxlen=self._max_events,
-                        approximate=True,
-                        nomkstream=True,
-                    )
+                    stream, most = keys.events(event.job_id), self._max_events
+                    pipeline.xadd(stream, encoded, maxlen=most, approximate=True, nomkstream=True)
                 for job_id in jobs:
                     pipeline.expire(keys.events(job_id), keys.KEEP_SECONDS)
                 # A key of another type is one job's trouble: the consumer says it.
@@ -133,7 +127,7 @@ class EventPublisher:
         return page
 
     async def _announce(self, job_id: str) -> None:
-        """Say that a job has started, unless that was said."""
+        """Publish that a job has started, once."""
         try:
             fields = texts(await self._redis.hgetall(keys.job(job_id)))
             data = {"name": fields.get("name", ""), "total": whole(fields, "total")}

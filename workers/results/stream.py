@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from tasks import keys
+from tasks.connection import text_of
 from tasks.messages import StreamEntry, WireError, unpack
 from tasks.storable import salvaged
 
@@ -55,8 +56,6 @@ class Decoded:
     ids: list[bytes]
     entries: list[StreamEntry]
     dead: list[DeadEntry]
-    #: Pending ids whose entry is gone.
-    gone: list[bytes]
 
 
 def decode(batch: Iterable[RawEntry]) -> Decoded:
@@ -64,11 +63,10 @@ def decode(batch: Iterable[RawEntry]) -> Decoded:
 
     A result that cannot be decoded but says whose it is ends its destination as a failure; it is a dead letter as well.
     """
-    decoded = Decoded([], [], [], [])
+    decoded = Decoded([], [], [])
     for raw in batch:
         if raw.fields is None:
-            decoded.gone.append(raw.id)
-            continue
+            continue  # its entry was deleted while it was pending
         try:
             entry: StreamEntry = unpack(raw.fields[ENTRY_FIELD], StreamEntry)
         except KeyError:
@@ -86,12 +84,10 @@ def decode(batch: Iterable[RawEntry]) -> Decoded:
     return decoded
 
 
-def behind(last_delivered: bytes, lowest_pending: bytes | None) -> str:
+def behind(last_delivered: str, lowest_pending: str | None) -> str:
     """The lowest id that is still needed: everything below it is read and acknowledged."""
-    if lowest_pending is not None:
-        return lowest_pending.decode()
-    milliseconds, _, number = last_delivered.decode().partition("-")
-    return f"{milliseconds}-{int(number) + 1}"
+    milliseconds, _, number = last_delivered.partition("-")
+    return lowest_pending or f"{milliseconds}-{int(number) + 1}"
 
 
 class ResultsStream:
@@ -106,9 +102,6 @@ class ResultsStream:
         self._redis = redis
         self._consumer = consumer
         self._gathered_at = float("-inf")
-
-    def __repr__(self) -> str:
-        return f"<ResultsStream {keys.RESULTS} consumer={self._consumer}>"
 
     async def ensure_group(self) -> None:
         """Create the group, and the stream with it, so that it reads from the very first entry."""
@@ -147,20 +140,15 @@ class ResultsStream:
         """Take over what any consumer has read and then left alone for `idle_seconds`; how many entries that are.
 
         They are `unfinished` afterwards. (Ids only: for an entry that was deleted while it was pending, Redis 6.2
-        would answer without its id, and nobody could ever acknowledge it.)
+        would answer without its id, so it could never be acknowledged.)
         """
+        idle_ms = int(idle_seconds * 1000)
         ids = await self._redis.xautoclaim(
-            keys.RESULTS,
-            keys.GROUP,
-            self._consumer,
-            min_idle_time=int(idle_seconds * 1000),
-            count=count,
-            justid=True,
+            keys.RESULTS, keys.GROUP, self._consumer, min_idle_time=idle_ms, count=count, justid=True
         )
         return len(ids)
 
     async def ack(self, ids: Sequence[bytes]) -> None:
-        """Say that these are durable."""
         if ids:
             await self._redis.xack(keys.RESULTS, keys.GROUP, *ids)
 
@@ -171,19 +159,19 @@ class ResultsStream:
     async def trim(self) -> int:
         """Drop what everybody has read and acknowledged; how many entries that were."""
         groups = await self._redis.xinfo_groups(keys.RESULTS)
-        ours = next((g for g in groups if g["name"] in {keys.GROUP, keys.GROUP.encode()}), None)
+        ours = next((group for group in groups if text_of(group["name"]) == keys.GROUP), None)
         if ours is None:
             return 0
         # The group's position is read first: what is read in the meantime has a higher id.
         pending = await self._redis.xpending(keys.RESULTS, keys.GROUP)
-        lowest = pending["min"] if pending["pending"] else None
-        needed = behind(_bytes(ours["last-delivered-id"]), None if lowest is None else _bytes(lowest))
+        lowest = text_of(pending["min"]) if pending["pending"] else None
+        needed = behind(text_of(ours["last-delivered-id"]), lowest)
         return int(await self._redis.xtrim(keys.RESULTS, minid=needed, approximate=False))
 
     async def leave(self) -> None:
         """Take this consumer's name off the group, unless it still has entries to its name: they would be lost."""
         consumers = await self._redis.xinfo_consumers(keys.RESULTS, keys.GROUP)
-        ours = [c for c in consumers if _bytes(c["name"]).decode() == self._consumer]
+        ours = [one for one in consumers if text_of(one["name"]) == self._consumer]
         if ours and ours[0]["pending"] == 0:
             await self._redis.xgroup_delconsumer(keys.RESULTS, keys.GROUP, self._consumer)
 
@@ -194,14 +182,10 @@ class ResultsStream:
 
 
 def is_group_lost(error: ResponseError) -> bool:
-    """Whether the group is gone: Redis came back empty, or somebody deleted the stream."""
+    """Whether the group is gone: Redis came back empty, or the stream was deleted."""
     return str(error).startswith("NOGROUP") or "no such key" in str(error)
 
 
 def _entries(answer: Any) -> list[RawEntry]:
     """The entries out of the answer to an XREADGROUP of one stream; a deleted one has no fields."""
     return [RawEntry(id_, fields or None) for _, entries in answer or () for id_, fields in entries]
-
-
-def _bytes(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()

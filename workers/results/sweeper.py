@@ -1,14 +1,10 @@
-"""Wakes workers for chunks that nobody works on.
+"""Wakes workers for chunks without a worker.
 
-Two things leave a chunk alone: its worker died (the lease runs out), or its message was lost (kombu pops a message and
-writes its own books in a second step). The first is seen in the ledger at once. The second shows as fewer messages than
-waiting chunks; when that lasts for two looks, the oldest waiting chunks are sent again. A message too many costs
-nothing: it finds its chunk held or gone.
+A worker that dies leaves its chunk: its lease in the ledger runs out. A message may be lost, because kombu pops it and
+writes its own record in a second step: then fewer messages than waiting chunks are left. When that lasts for two sweeps
+the oldest waiting chunks are sent again; a message too many finds its chunk held or gone.
 
-A job whose producer died before it had said that nothing more follows is cancelled: it would wait for its rest for
-ever. What is done of it stays, and the database can say what is not (`themes retry`).
-
-What dead workers and ended jobs have left in Redis is removed beside that (`workers.results.leftovers`).
+A job whose producer died before it was sealed is cancelled. What is done of it stays, and `themes retry` asks the rest.
 """
 
 import asyncio
@@ -26,7 +22,7 @@ from tasks import keys
 from tasks.connection import connect, text_of
 from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
-from tasks.jobs.events import standing
+from tasks.jobs.events import current_status
 from tasks.queue.ledger import Ledger
 from tasks.queue.producer import publish
 from workers.results.leftovers import Leftovers
@@ -73,9 +69,6 @@ class Sweeper:
         self._unseen: dict[str, float] = {}
         self.resent = 0
 
-    def __repr__(self) -> str:
-        return f"<Sweeper resent={self.resent}>"
-
     async def run(self) -> None:
         """Sweep until cancelled; Redis away is waited for."""
         while True:
@@ -94,7 +87,7 @@ class Sweeper:
             job_id = text_of(member)
             try:
                 with contextlib.suppress(JobNotFoundError):
-                    known = await standing(self._redis, job_id)
+                    known = await current_status(self._redis, job_id)
                     if self._lost is not None:
                         await self._lost.look(known)
                 sent += await self._sweep(job_id, waiting)
@@ -103,7 +96,7 @@ class Sweeper:
                 if job_id not in self._said:
                     self._said.add(job_id)
                     log.error("action=job_unreadable job_id=%s is passed over, the others go on: %s", job_id, exc)  # noqa: TRY400
-        lacking = sum(waiting.values()) - await self._ledger.queued_messages(self._broker)
+        lacking = sum(waiting.values()) - sum((await self._ledger.queued(self._broker)).values())
         if lacking > 0 and self._lacked_before and not sent:
             sent += await self._make_up(waiting, lacking)
             lacking = 0
@@ -123,9 +116,9 @@ class Sweeper:
         return await self._send(job_id, dead)
 
     async def _is_abandoned(self, job_id: str, now: float) -> bool:
-        """Whether nobody is left who could say that the job is complete; `now` in monotonic seconds.
+        """Whether the job's producer died before it was sealed; `now` in monotonic seconds.
 
-        For a while nobody has to be seen: a Redis that was away forgets signs of life faster than they are given.
+        A producer may be unseen for a while: after an outage of Redis its sign of life has expired.
         """
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hget(keys.job(job_id), "sealed")

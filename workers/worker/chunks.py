@@ -25,7 +25,7 @@ from tasks.errors import JobPausedError, JobStoppedError, UnreadableError
 from tasks.messages import Chunk, Destination, JobOptions
 from tasks.queue.ledger import Ledger, Taken, Taking
 from workers.llm.cancellation import Cancellation
-from workers.observe.call_journal import CallRecorder
+from workers.observe.call_journal import CallJournal
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.records import Records
 from workers.process.retry import StoppableRetry
@@ -80,7 +80,7 @@ class ChunkRunner:
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
-        recorder: CallRecorder | None = None,
+        journal: CallJournal | None = None,
         may_take: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._ledger = ledger
@@ -102,7 +102,7 @@ class ChunkRunner:
             settings=settings,
             profiler=profiler,
             worker=worker,
-            recorder=recorder or CallRecorder(),
+            journal=journal or CallJournal(),
         )
         self._running: set[asyncio.Task[ChunkEnd]] = set()
         #: Chunks that a thread of ours is busy with, from before their lease on: a second message finds them here.

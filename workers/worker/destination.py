@@ -17,7 +17,7 @@ from tasks.queue.ledger import Taken
 from tasks.storable import storable_usage
 from tasks.texts import clean_line, count
 from workers.llm.cancellation import Cancellation
-from workers.observe.call_journal import CallRecorder, Recording, recording
+from workers.observe.call_journal import CallJournal, Recording, recording
 from workers.observe.counters import field
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.processor import Processed
@@ -71,10 +71,10 @@ class DestinationRunner:
         settings: Settings,
         profiler: PerformanceProfiler,
         worker: str,
-        recorder: CallRecorder,
+        journal: CallJournal,
     ) -> None:
         self._ledger = ledger
-        self._recorder = recorder
+        self._journal = journal
         self._process = process
         self._retry = retry
         self._tries = settings.work.destination_attempts
@@ -91,7 +91,7 @@ class DestinationRunner:
 
         Raises `JobStoppedError`: its job is to stop; only what it has cost was published.
         """
-        run = self._recorder.begin(taken.chunk.job_id, destination.id, _attempt(taken))
+        run = self._journal.begin(taken.chunk.job_id, destination.id, _attempt(taken))
         with about(job_id=taken.chunk.job_id, destination_id=destination.id), recording(run):
             try:
                 await self._run(taken, destination, options, cancellation, run)
@@ -102,7 +102,7 @@ class DestinationRunner:
                     "action=destination_crashed job_id=%s name=%r", taken.chunk.job_id, clean_line(destination.label)
                 )
                 await self._fail(taken, destination, exc, run)
-        # Not reached where something was cut off before it was booked: then the recorder's file still holds it.
+        # Not reached where something was cut off before it was booked: then the journal's file still holds it.
         run.forget()
 
     async def _run(

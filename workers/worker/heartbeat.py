@@ -16,7 +16,8 @@ from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.messages import Event
 from tasks.waits import Wait
-from workers.observe.call_journal import CallRecorder
+from tasks.worker_reports import WorkerReport
+from workers.observe.call_journal import CallJournal
 from workers.results.publisher import EventPublisher
 from workers.worker.chunks import ChunkRunner
 from workers.worker.parts import Parts
@@ -38,21 +39,23 @@ class Heartbeat:
         parts: Parts,
         *,
         chunks: ChunkRunner,
-        recorder: CallRecorder,
+        journal: CallJournal,
         publisher: EventPublisher,
         rebalancer: Rebalancer,
-        state: Callable[[], dict[str, Any]],
+        memory: Callable[[], dict[str, Any]],
+        settings: Callable[[], dict[str, Any]],
         seconds: float,
     ) -> None:
         self._redis = redis
         self._name = name
         self._parts = parts
         self._chunks = chunks
-        self._recorder = recorder
+        self._journal = journal
         self._publisher = publisher
         self._rebalancer = rebalancer
-        #: Memory, and the settings that can be changed.
-        self._state = state
+        self._memory = memory
+        #: Those that can be changed while the worker runs.
+        self._settings = settings
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._began = time.time()
         self._wait: Wait | None = None
@@ -65,10 +68,10 @@ class Heartbeat:
         while True:
             self._parts.profiler.sample()
             self._tell_wait()
-            await self._recorder.keep()
+            await self._journal.keep()
             try:
                 report, began = self._report(), time.perf_counter()
-                await fleet.tell(self._redis, self._name, report)
+                await fleet.write_report(self._redis, fleet.WORKER, self._name, report)
                 self._parts.profiler.whole("redis", time.perf_counter() - began)
                 if self._parts.cache_reporter is not None:
                     await self._parts.cache_reporter.report()
@@ -78,43 +81,47 @@ class Heartbeat:
             await asyncio.sleep(self._seconds)
 
     async def leave(self) -> None:
-        await fleet.leave(self._redis, self._name)
+        await fleet.remove_report(self._redis, fleet.WORKER, self._name)
 
     def _report(self) -> dict[Any, Any]:
         lanes = self._parts.lanes
         statistics = lanes.statistics
-        return {
-            "name": self._name,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started_at": self._began,
-            "at": time.time(),
-            "lanes": 0 if self._chunks.is_stopping else lanes.size,
-            "lanes_busy": lanes.busy,
-            "lanes_waiting": lanes.waiting,
-            "chunks_held": len(self._chunks.held),
-            "chunks_claimed": self._chunks.claimed,
-            "restarts": os.environ.get("THEMES_RESTARTS", "0"),
-            "wedged": os.environ.get("THEMES_WEDGED", "0"),
-            "waiting_for": self._wait.encode() if self._wait else "",
-            "connections": self._parts.pool.max_size,
-            "connections_in_use": self._parts.pool.in_use,
-            "connections_waiting": self._parts.pool.waiting,
-            "journal_off": self._recorder.off,
-            "cache": self._parts.cache.state,
-            "cache_outages": self._parts.cache.outage.count,
-            "cache_away_seconds": round(self._parts.cache.outage.seconds, 1),
-            "executed": sum(lane.executed for lane in statistics),
-            "stolen": sum(lane.stolen for lane in statistics),
-            "shared": self._rebalancer.shared,
-            "yielded": self._rebalancer.preempted,
-            "busy_share": round(lanes.busy_share, 4),
-            "idle_seconds": round(sum(lane.idle_seconds for lane in statistics), 3),
-            "lane_statistics": msgspec.json.encode(statistics),
-            "pool": msgspec.json.encode(self._parts.pool.statistics()),
-            "profile": msgspec.json.encode(self._parts.profiler.snapshot()),
-            **self._state(),
+        report = WorkerReport(
+            name=self._name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=self._began,
+            at=time.time(),
+            lanes=0 if self._chunks.is_stopping else lanes.size,
+            lanes_busy=lanes.busy,
+            lanes_waiting=lanes.waiting,
+            chunks_held=len(self._chunks.held),
+            chunks_claimed=self._chunks.claimed,
+            restarts=int(os.environ.get("THEMES_RESTARTS", "0")),
+            wedged=int(os.environ.get("THEMES_WEDGED", "0")),
+            waiting_for=self._wait,
+            connections=self._parts.pool.max_size,
+            connections_in_use=self._parts.pool.in_use,
+            connections_waiting=self._parts.pool.waiting,
+            journal_off=self._journal.off,
+            cache=self._parts.cache.state,
+            cache_outages=self._parts.cache.outage.count,
+            cache_away_seconds=round(self._parts.cache.outage.seconds, 1),
+            executed=sum(lane.executed for lane in statistics),
+            stolen=sum(lane.stolen for lane in statistics),
+            shared=self._rebalancer.shared,
+            yielded=self._rebalancer.preempted,
+            busy_share=round(lanes.busy_share, 4),
+            idle_seconds=round(sum(lane.idle_seconds for lane in statistics), 3),
+            **self._memory(),
+        )
+        nested = {
+            "lane_statistics": statistics,
+            "pool": self._parts.pool.statistics(),
+            "profile": self._parts.profiler.snapshot(),
+            "settings": self._settings(),
         }
+        return report.encode() | {name: msgspec.json.encode(value) for name, value in nested.items()}
 
     def _tell_wait(self) -> None:
         """Tell the watchers of our jobs what all calls wait for, where that has changed; no message: they go on."""
@@ -123,7 +130,7 @@ class Heartbeat:
             self._wait = Wait("other", "", time.time(), None, UNWRITTEN)
         if (before and before.reason) == (self._wait and self._wait.reason):
             return
-        words = self._wait.words() if self._wait else ""
+        words = self._wait.format() if self._wait else ""
         if words:
             log.warning("action=endpoint_away the work waits: %s", words)
         else:

@@ -132,7 +132,7 @@ class MemoryGuard:
             return in_hand == 0
         return self._allowed.lanes >= self._bounds.lanes or in_hand < self._allowed.lanes
 
-    def report(self) -> dict[str, str | int]:
+    def report(self) -> dict[str, Any]:
         return {
             "memory_mb": self._resident_bytes // MIB,
             "memory_threshold_mb": self._bounds.threshold_bytes // MIB,

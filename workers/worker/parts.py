@@ -108,5 +108,5 @@ def _cache(settings: Settings, store: Redis | CompletionStore | None, pressure_m
 
 
 def _flights(settings: Settings, redis: Redis, ttl_ms: int) -> SharedFlights:
-    process = os.environ.get("THEMES_INCARNATION", "")
+    process = os.environ.get("THEMES_PROCESS_TOKEN", "")
     return SharedFlights(redis, lease_seconds=settings.llm.flight_lease_seconds, ttl_ms=ttl_ms, process=process)

@@ -127,7 +127,7 @@ class Rebalancer:
             for part in range(parts):
                 new = _part(held, items[part::parts])
                 if await self._chunks.retry.call(
-                    lambda new=new: self._ledger.give_away(held.taken.chunk, new, label(new.destinations))  # type: ignore[misc]
+                    lambda new=new: self._ledger.hand_off(held.taken.chunk, new, label(new.destinations))  # type: ignore[misc]
                 ):
                     moved += len(new.destinations)
                     labelled.append((new.chunk_id, label(new.destinations)))

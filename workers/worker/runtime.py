@@ -17,7 +17,6 @@ import uuid
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
-import msgspec
 from celery import Celery
 from redis import RedisError
 from redis.asyncio import Redis
@@ -36,13 +35,13 @@ from workers.llm.budget import Budget
 from workers.llm.cache.memory import MIB
 from workers.llm.cancellation import Cancellation
 from workers.observe.call_file import FOLDER
-from workers.observe.call_journal import CallRecorder
+from workers.observe.call_journal import CallJournal
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.processor import Processed
 from workers.process.shutdown import end_tasks
 from workers.process.subscription import listen
-from workers.results.journal import book_orphans
+from workers.results.journal import replay_journals
 from workers.results.publisher import EventPublisher
 from workers.worker.chunks import ChunkRunner
 from workers.worker.destination import Process
@@ -175,9 +174,9 @@ class Runtime:
             self._parts = await stack.enter_async_context(
                 open_parts(settings, self._profiler(), redis=redis, pressure_mb=0)
             )
-            recorder = await asyncio.to_thread(self._recorder)
-            stack.callback(recorder.close)
-            await self._work(stack, redis, self._parts, budget, publisher, recorder)
+            journal = await asyncio.to_thread(self._journal)
+            stack.callback(journal.close)
+            await self._work(stack, redis, self._parts, budget, publisher, journal)
 
     async def _work(  # noqa: PLR0917  # what `_live` has opened
         self,
@@ -186,7 +185,7 @@ class Runtime:
         parts: Parts,
         budget: Budget,
         publisher: EventPublisher,
-        recorder: CallRecorder,
+        journal: CallJournal,
     ) -> None:
         """Run the tasks of this process until `close`."""
         self._guard = guard = MemoryGuard(_bounds(self._settings), lanes=parts.lanes, cache=parts.cache.memory)
@@ -200,7 +199,7 @@ class Runtime:
             settings=self._settings,
             profiler=parts.profiler,
             worker=self._name,
-            recorder=recorder,
+            journal=journal,
             may_take=guard.may_take,
         )
         broker_url = self._settings.celery.broker_url
@@ -218,10 +217,11 @@ class Runtime:
             self._name,
             parts,
             chunks=chunks,
-            recorder=recorder,
+            journal=journal,
             publisher=publisher,
             rebalancer=rebalancer,
-            state=lambda: guard.report() | {"settings": msgspec.json.encode(self._tuned)},
+            memory=guard.report,
+            settings=lambda: self._tuned,
             seconds=self._settings.performance_optimization.profile_interval_seconds,
         )
         tasks = {
@@ -270,12 +270,12 @@ class Runtime:
             compress=self._settings.performance_optimization.enable_result_compression,
         )
 
-    def _recorder(self) -> CallRecorder:
+    def _journal(self) -> CallJournal:
         """Where this process writes down what is in work; first it books what dead ones have left."""
         with connect(self._redis_url, socket_timeout_seconds=self._settings.redis.socket_timeout_seconds) as redis:
-            book_orphans(self._settings, redis)
+            replay_journals(self._settings, redis)
         lanes = self._settings.performance_optimization.worker_pool_size
-        return CallRecorder.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=lanes)
+        return CallJournal.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=lanes)
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
         await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)

@@ -12,12 +12,11 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import Settings
-from tasks import keys
 from tasks.readings import amounts
 from workers.observe.counters import field
 from workers.observe.leaks import WATCH
-from workers.observe.measurement_store import LAST_SECONDS, PartReporter
-from workers.observe.reporter import MetricsReporter
+from workers.observe.telemetry import start_reports
+from workers.process.periodic import LAST_SECONDS
 from workers.process.shutdown import end_tasks
 from workers.worker.parts import Parts
 
@@ -76,12 +75,10 @@ async def profiled(redis: Redis, settings: Settings, watched: Watched) -> AsyncI
         yield
         return
     look_at(settings, watched)
-    seconds = min(settings.performance_optimization.profile_interval_seconds, keys.WORKER_SECONDS / 3)
+    seconds = settings.performance_optimization.profile_interval_seconds
     tasks = [
-        asyncio.create_task(profiler.watch_loop(), name="loop lag"),
-        asyncio.create_task(PartReporter(redis, profiler, seconds=seconds).run(), name="profiles"),
+        *start_reports(profiler, redis, watched.counters, seconds=seconds, samples=False),
         asyncio.create_task(_watch_rates(redis, watched), name="learnt rates"),
-        asyncio.create_task(MetricsReporter(redis, profiler, watched.counters).run(), name="metrics"),
     ]
     try:
         yield

@@ -20,7 +20,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from config.settings import LlmSettings
+from config.sections import LlmSettings
 from tasks.connection import masked
 from tasks.errors import (
     BadRequestError,

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 
-from config.settings import LlmSettings, PerformanceSettings
+from config.sections import LlmSettings, PerformanceSettings
 from tasks.connection import secret_values
 from tasks.errors import ConfigError
 from workers.observe.profiler import SILENT, PerformanceProfiler

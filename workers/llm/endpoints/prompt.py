@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from config.settings import LlmSettings
+from config.sections import LlmSettings
 from workers.llm.endpoints.answers import AnswerSchema
 
 #: Counts up when the meaning of a cached value changes.

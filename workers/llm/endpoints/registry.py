@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
-from config.settings import EndpointSettings, LlmSettings, Secret
+from config.endpoints import EndpointSettings
+from config.sections import LlmSettings
+from config.values import Secret
 from tasks.connection import masked
 from tasks.errors import ConfigError
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tasks.errors import EndpointDownError, EndpointRefusedError, RefusedError
+from tasks.errors import EndpointDownError, EndpointRefusedError, ModelRefusedError
 from tasks.texts import cleaned, one_line
 from workers.llm.endpoints.error_body import ERROR_CHARACTERS
 from workers.llm.endpoints.faults import PLACE
@@ -61,7 +61,7 @@ class RawAnswer:
         return next(iter(self.texts), "")
 
 
-class AnsweredRefusalError(RefusedError):
+class AnsweredRefusalError(ModelRefusedError):
     """A refusal is an answer, and is paid for: `answer` has its tokens."""
 
     def __init__(self, message: str, answer: RawAnswer) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from config.settings import LlmSettings, Settings
+from config.sections import LlmSettings
+from config.settings import Settings
 from tasks.errors import EndpointAwayError
 from tasks.texts import one_line
 from tasks.waits import SAID_CHARACTERS, Wait, WaitKind

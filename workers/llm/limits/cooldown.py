@@ -22,7 +22,7 @@ from redis import Redis as SyncRedis
 from redis import RedisError
 from redis.asyncio import Redis
 
-from config.settings import LlmSettings
+from config.sections import LlmSettings
 from tasks import keys
 from tasks.lua import lua
 from tasks.texts import one_line

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from config.settings import LlmSettings
+from config.sections import LlmSettings
 from tasks import keys
 from tasks.lua import lua
 

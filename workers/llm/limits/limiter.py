@@ -19,7 +19,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from config.settings import LlmSettings
+from config.sections import LlmSettings
 from tasks import keys
 from tasks.waits import Wait
 from workers.llm.limits.cooldown import CoolDown

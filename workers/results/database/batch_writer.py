@@ -1,8 +1,7 @@
 """Writes a batch whole; an entry that the database refuses, in the form that it takes.
 
-A batch goes in one transaction. Where it fails for one entry, the same transaction is made again with a savepoint for
-each entry, so only that entry is told apart. A result that is refused is written as the failure that says why: its
-destination ends, and what it has cost is booked. Destinations that are refused as they were listed are listed cleaned.
+A batch goes in one transaction. Where it fails for one entry, it is written again with a savepoint for each entry. A
+refused result is written as the failure that says why; refused destinations are listed cleaned.
 """
 
 import logging
@@ -48,9 +47,6 @@ class BatchWriter:
         self._backend = backend
         self._writer = writer
         self._writing = writing
-
-    def __repr__(self) -> str:
-        return f"<BatchWriter {self._backend!r}>"
 
     async def write(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry]) -> tuple[Applied, int]:
         """Write a batch in one transaction; what came of it, and how many rows it were.

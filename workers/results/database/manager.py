@@ -1,7 +1,7 @@
 """The results database: one writer, many readers, and the rule that a batch is written whole or not at all.
 
-Lives as long as the process that opened it. The consumer opens it for writing and creates it; whoever only looks
-opens it for reading. It knows nothing of Redis.
+Lives as long as the process that opened it. The consumer opens it for writing and creates it; other
+processes open it for reading. It knows nothing of Redis.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import sqlite3
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
@@ -21,14 +20,14 @@ from config.settings import Settings
 from tasks.errors import DatabaseError
 from tasks.messages import Destination, StreamEntry
 from tasks.state_dir import elsewhere
-from workers.observe.measurements import JobPart
+from workers.observe.measurements import ProcessMeasurements
 from workers.results.database import tables, totals
 from workers.results.database.backend import Backend, backend_of
 from workers.results.database.batch_writer import BatchWriter
 from workers.results.database.rows import (
     Applied,
     DestinationRow,
-    DestinationState,
+    DestinationStatus,
     ExportRow,
     FailureRow,
     JobRow,
@@ -70,7 +69,6 @@ class AsyncDatabaseManager:
 
     @classmethod
     def from_settings(cls, settings: Settings, *, is_acknowledged: bool = True) -> Self:
-        """The database that the settings name."""
         performance = settings.performance_optimization
         return cls(
             settings.database_url,
@@ -87,7 +85,6 @@ class AsyncDatabaseManager:
         )
 
     def stats(self) -> StoreStats:
-        """What was written so far."""
         return self._stats
 
     @property
@@ -104,14 +101,12 @@ class AsyncDatabaseManager:
         """Whether there is a database to open; of a server only opening tells."""
         return self._backend.exists()
 
-    # --- life ---------------------------------------------------------------------------------------------
-
     async def create(self) -> None:
         """Open for writing; make the file and its tables where they are missing.
 
         Raises:
             DatabaseError: it cannot be used as it is, with the place and the mend.
-            DatabaseBusyError: somebody else holds it.
+            DatabaseBusyError: another process holds it.
         """
         self._backend.prepare()
         with self._backend.translated():
@@ -120,11 +115,7 @@ class AsyncDatabaseManager:
         self._backend.remember()
 
     async def open(self) -> None:
-        """Open for reading only.
-
-        Raises:
-            DatabaseError: there is none yet, or it cannot be used as it is.
-        """
+        """Open for reading only. Raises DatabaseError: there is none yet, or it cannot be used as it is."""
         if not self.exists():
             raise DatabaseError(
                 f"{self.place}: there is no results database yet; "
@@ -148,7 +139,6 @@ class AsyncDatabaseManager:
             return await schema_version(connection, self.place) == 0
 
     async def close(self) -> None:
-        """Close every connection."""
         await self._backend.close()
 
     async def __aenter__(self) -> Self:
@@ -159,9 +149,7 @@ class AsyncDatabaseManager:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     @contextlib.asynccontextmanager
@@ -200,8 +188,6 @@ class AsyncDatabaseManager:
             async with self._backend.readers.begin() as connection:
                 yield connection
 
-    # --- writing ------------------------------------------------------------------------------------------
-
     async def apply(self, entries: Sequence[StreamEntry], dead: Sequence[DeadEntry] = ()) -> Applied:
         """Write one batch in one transaction; every entry may come twice, or hundred times.
 
@@ -214,12 +200,13 @@ class AsyncDatabaseManager:
         """
         started = time.perf_counter()
         applied, rows = await self._batches.write(entries, dead)
-        self._count(applied, rows, len(entries), time.perf_counter() - started)
+        s, seconds = self._stats, time.perf_counter() - started
+        rejected = s.rejected + len(applied.rejected)
+        self._stats = StoreStats(s.batches + 1, s.entries + len(entries), s.rows + rows, rejected, s.seconds + seconds)
         await self.tidy()
         return applied
 
     async def tidy(self) -> None:
-        """Do between two transactions what must be done now and then."""
         if tidied := await self._backend.tidy():
             self.times.add("checkpoint", tidied, 0)
 
@@ -228,22 +215,10 @@ class AsyncDatabaseManager:
         async with self.writing() as connection:
             await self._writer.bury(connection, dead, time.time())
 
-    async def keep_profile(self, job_id: str, parts: Mapping[str, str]) -> None:
-        """Keep parts of a job's profile, JSON by process; newer ones replace older ones. Raises as `apply`."""
+    async def keep_measurements(self, job_id: str, parts: Mapping[str, str]) -> None:
+        """Keep measurements of a job, JSON by process; newer ones replace older ones. Raises as `apply`."""
         async with self.writing() as connection:
-            await self._writer.keep_profile(connection, job_id, parts)
-
-    def _count(self, applied: Applied, rows: int, entries: int, seconds: float) -> None:
-        s = self._stats
-        self._stats = StoreStats(
-            batches=s.batches + 1,
-            entries=s.entries + entries,
-            rows=s.rows + rows,
-            rejected=s.rejected + len(applied.rejected),
-            seconds=s.seconds + seconds,
-        )
-
-    # --- reading ------------------------------------------------------------------------------------------
+            await self._writer.keep_measurements(connection, job_id, parts)
 
     async def job(self, job_id: str) -> JobRow | None:
         """One job; before it is sealed, `total` counts the destinations seen so far."""
@@ -259,7 +234,7 @@ class AsyncDatabaseManager:
         async with self.reading() as connection:
             return await totals.read(connection)
 
-    def destinations(self, job_id: str, state: DestinationState | None = None) -> AsyncIterator[DestinationRow]:
+    def destinations(self, job_id: str, state: DestinationStatus | None = None) -> AsyncIterator[DestinationRow]:
         """A job's destinations in the order they came, all or those in one state."""
         table = tables.destinations
         query = select(table).where(table.c.job_id == job_id)
@@ -351,26 +326,20 @@ class AsyncDatabaseManager:
         query = select(tables.failures, table.c.name, table.c.country).join_from(table, tables.failures)
         return self._pages(query.where(table.c.job_id == job_id), FailureRow.of)
 
-    async def job_parts(self, job_id: str) -> list[JobPart]:
+    async def measurements(self, job_id: str) -> list[ProcessMeasurements]:
         """What each process has measured of a job, as far as it was copied here; [] for an unknown one."""
-        table = tables.job_profiles
+        table = tables.job_measurements
         async with self.reading() as connection:
             found = await connection.execute(select(table.c.payload).where(table.c.job_id == job_id))
-        return [msgspec.json.decode(payload, type=JobPart) for payload in found.scalars()]
+        return [msgspec.json.decode(payload, type=ProcessMeasurements) for payload in found.scalars()]
 
     async def _jobs(self, *conditions: Any) -> AsyncIterator[JobRow]:
-        known = (
-            select(func.count())
-            .select_from(tables.destinations)
-            .where(tables.destinations.c.job_id == tables.jobs.c.job_id)
-            .scalar_subquery()
-        )
-        others = [c for c in tables.jobs.c if c.name != "total"]
-        query = select(*others, func.coalesce(tables.jobs.c.total, known).label("total"))
+        j, d = tables.jobs, tables.destinations
+        known = select(func.count()).select_from(d).where(d.c.job_id == j.c.job_id).scalar_subquery()
+        others = [c for c in j.c if c.name != "total"]
+        query = select(*others, func.coalesce(j.c.total, known).label("total")).where(*conditions)
         async with self.reading() as connection:
-            found = (
-                await connection.execute(query.where(*conditions).order_by(tables.jobs.c.created_at.desc()))
-            ).mappings()
+            found = (await connection.execute(query.order_by(j.c.created_at.desc()))).mappings()
         for row in found:
             yield JobRow.of(row)
 

@@ -1,8 +1,7 @@
 """The PostgreSQL server: its engines, the one writer's lock, and what its errors mean.
 
-Whoever writes holds one advisory lock for its transaction, so consumers take turns there as they do in a file: what a
-batch means is decided from what the database holds (see `batch`), and two that read the same counters would lose one's
-sums. Readers see one consistent view each and never wait.
+A writer holds one advisory lock for its transaction, so consumers take turns as they do in a file: of two that read the
+same counters one would lose the other's sums. Readers see one consistent view each and never wait.
 """
 
 import contextlib
@@ -85,7 +84,6 @@ class PostgreSQLServer:
 
     @property
     def place(self) -> str:
-        """For messages: no password."""
         return self._url.render_as_string(hide_password=True)
 
     def exists(self) -> bool:
@@ -112,13 +110,7 @@ class PostgreSQLServer:
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn errors of SQLAlchemy, asyncpg and the network into what a caller can do about them.
-
-        Raises:
-            UnusableEntryError: one row's content cannot be stored.
-            DatabaseBusyError: the same batch may be written later.
-            DatabaseError: it never will, until a person mends the database.
-        """
+        """Turn errors of SQLAlchemy, asyncpg and the network into what a caller can do about them; see `Backend`."""
         try:
             yield
         except exc.TimeoutError as bad:
@@ -149,7 +141,6 @@ class PostgreSQLServer:
         return DatabaseError(message)
 
     async def close(self) -> None:
-        """Close every connection."""
         await self.readers.dispose()
         await self.writer.dispose()
 

@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from config.errors import ThemesError
 from tasks.messages import JobClosed, JobReopened, JobSealed, Profile, Result, Spent, StreamEntry, Usage
 from tasks.storable import MAX_WHOLE
 from tasks.texts import clean_line
-from workers.results.database.rows import FINAL_STATES, DestinationState, JobRow, Outcome
+from workers.results.database.rows import FINAL_STATES, DestinationStatus, JobRow, Outcome
 
 #: Job id and destination id.
 Key = tuple[str, str]
@@ -30,7 +31,7 @@ Key = tuple[str, str]
 Run = tuple[str, str, int, str, float]
 
 
-class UnusableEntryError(ValueError):
+class UnusableEntryError(ThemesError, ValueError):
     """This entry cannot be stored as it stands."""
 
 
@@ -49,12 +50,12 @@ class Kept(NamedTuple):
 
 
 @dataclass(slots=True)
-class Standing:
+class DestinationState:
     """How a destination stands while a batch is folded in."""
 
     name: str
     country: str | None
-    state: DestinationState = "queued"
+    state: DestinationStatus = "queued"
     partial: bool = False
     attempt: int = -1
     usage: Usage = field(default_factory=Usage)
@@ -73,7 +74,7 @@ class Changes:
     """The rows to write. Keys of the maps are (job id, destination id)."""
 
     jobs: dict[str, JobRow]
-    destinations: dict[Key, Standing] = field(default_factory=dict)
+    destinations: dict[Key, DestinationState] = field(default_factory=dict)
     runs: dict[Run, Result | Spent] = field(default_factory=dict)
     #: The results that destinations show now, in the order they came.
     shown: dict[Key, Result] = field(default_factory=dict)
@@ -83,7 +84,6 @@ class Changes:
     totals: dict[str, int] = field(default_factory=dict)
 
     def outcomes(self) -> list[Outcome]:
-        """What the database shows after these changes."""
         return [
             Outcome(result, self.destinations[key].name, self.destinations[key].country)
             for key, result in self.shown.items()
@@ -101,7 +101,6 @@ class _Sums:
     started_at: float | None = None
 
     def added_to(self, job: JobRow) -> JobRow:
-        """The job with it."""
         return replace(
             job,
             done=job.done + self.done,
@@ -113,11 +112,11 @@ class _Sums:
 
 
 @dataclass(slots=True)
-class Fold:
+class BatchReducer:
     """Folds entries into what the database holds about their jobs and destinations."""
 
     jobs: dict[str, JobRow]
-    destinations: dict[Key, Standing]
+    destinations: dict[Key, DestinationState]
     runs: set[Run]
     now: float
     #: What this batch adds to its jobs.
@@ -136,8 +135,8 @@ class Fold:
                     self._take_result(entry, changes)
                 case Spent():
                     key = (entry.job_id, entry.destination_id)
-                    changes.destinations[key] = standing = self._standing(key, entry)
-                    self._add_usage(entry, standing, changes)
+                    changes.destinations[key] = destination = self._destination(key, entry)
+                    self._add_usage(entry, destination, changes)
                 case JobSealed():
                     self.jobs[entry.job_id] = replace(self.jobs[entry.job_id], sealed=True, total=entry.total)
                 case JobReopened():
@@ -157,34 +156,34 @@ class Fold:
         if (result.profile is None) == (result.failure is None):
             raise UnusableEntryError("a result is either a profile or a failure")
         key = (result.job_id, result.destination_id)
-        standing = self._standing(key, result)
-        changes.destinations[key] = standing
-        self._add_usage(result, standing, changes)
-        if not standing.loses_to(result):
+        destination = self._destination(key, result)
+        changes.destinations[key] = destination
+        self._add_usage(result, destination, changes)
+        if not destination.loses_to(result):
             return
-        is_retried = standing.attempt >= 0
-        standing.attempt = result.attempt
-        if standing.kept is not None and (result.profile is None or Kept.of(result.profile) < standing.kept):
-            self._move(result.job_id, standing, "done", partial=not standing.kept.is_whole)
+        is_retried = destination.attempt >= 0
+        destination.attempt = result.attempt
+        if destination.kept is not None and (result.profile is None or Kept.of(result.profile) < destination.kept):
+            self._move(result.job_id, destination, "done", partial=not destination.kept.is_whole)
             return
         if is_retried:
             changes.replaced.add(key)
         partial = result.profile is not None and result.profile.status == "partial"
-        self._move(result.job_id, standing, "done" if result.profile else "failed", partial=partial)
-        standing.kept = None
+        self._move(result.job_id, destination, "done" if result.profile else "failed", partial=partial)
+        destination.kept = None
         changes.shown.pop(key, None)
         changes.shown[key] = result
 
-    def _standing(self, key: Key, result: Result | Spent) -> Standing:
+    def _destination(self, key: Key, result: Result | Spent) -> DestinationState:
         """The destination's row, or the one it gets because only its result was ever seen."""
         if key not in self.destinations:
             profile = result.profile if isinstance(result, Result) else None
             name = clean_line(profile.name) if profile else result.destination_id
             country = clean_line(profile.country) if profile and profile.country else None
-            self.destinations[key] = Standing(name, country)
+            self.destinations[key] = DestinationState(name, country)
         return self.destinations[key]
 
-    def _add_usage(self, result: Result | Spent, standing: Standing, changes: Changes) -> None:
+    def _add_usage(self, result: Result | Spent, destination: DestinationState, changes: Changes) -> None:
         _check_amounts(result)
         run = (result.job_id, result.destination_id, result.attempt, result.worker, result.at)
         sums = self._sums.setdefault(result.job_id, _Sums())
@@ -194,16 +193,16 @@ class Fold:
             return
         self.runs.add(run)
         changes.runs[run] = result
-        standing.usage += result.usage
+        destination.usage += result.usage
         sums.usage += result.usage
 
-    def _move(self, job_id: str, standing: Standing, state: DestinationState, *, partial: bool) -> None:
+    def _move(self, job_id: str, destination: DestinationState, state: DestinationStatus, *, partial: bool) -> None:
         """Give a destination another state, and its job's counters the difference."""
         sums = self._sums.setdefault(job_id, _Sums())
-        sums.done += (state == "done") - (standing.state == "done")
-        sums.failed += (state == "failed") - (standing.state == "failed")
-        sums.partial += partial - standing.partial
-        standing.state, standing.partial = state, partial
+        sums.done += (state == "done") - (destination.state == "done")
+        sums.failed += (state == "failed") - (destination.state == "failed")
+        sums.partial += partial - destination.partial
+        destination.state, destination.partial = state, partial
 
     def _reopen(self, entry: JobReopened, changes: Changes) -> None:
         """Let failed and partial destinations wait anew; a partial profile stays until a better one comes.
@@ -213,17 +212,17 @@ class Fold:
         waits = self.jobs[entry.job_id].state == "cancelled"
         for destination_id in entry.destination_ids:
             key = (entry.job_id, destination_id)
-            standing = self.destinations.get(key)
-            is_whole = standing is not None and standing.state == "done" and not standing.partial
-            if standing is None or is_whole or standing.attempt >= entry.attempt:
+            destination = self.destinations.get(key)
+            is_whole = destination is not None and destination.state == "done" and not destination.partial
+            if destination is None or is_whole or destination.attempt >= entry.attempt:
                 continue
             waits = True
-            self._move(entry.job_id, standing, "queued", partial=False)
-            standing.attempt = entry.attempt
-            changes.destinations[key] = standing
+            self._move(entry.job_id, destination, "queued", partial=False)
+            destination.attempt = entry.attempt
+            changes.destinations[key] = destination
             shown = changes.shown.get(key)
             if shown is not None and shown.profile is not None:
-                standing.kept = Kept.of(shown.profile)
+                destination.kept = Kept.of(shown.profile)
             else:
                 changes.shown.pop(key, None)
         if waits:

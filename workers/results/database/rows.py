@@ -1,30 +1,22 @@
 """What the results database gives back: frozen values, times in seconds since 1970, UTC."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from sqlalchemy import RowMapping
 
 from tasks.messages import Destination, Profile, Result, StreamEntry, Usage
-from tasks.storable import MAX_WHOLE
 from workers.results.database.tables import USAGE_COLUMNS
 
-JobState = Literal["queued", "running", "done", "cancelled"]
-DestinationState = Literal["queued", "done", "failed"]
+StoredState = Literal["queued", "running", "done", "cancelled"]
+DestinationStatus = Literal["queued", "done", "failed"]
 #: States after which a job changes only when it is asked again.
 FINAL_STATES: Final = frozenset({"done", "cancelled"})
 
 
 def usage_of(row: RowMapping) -> Usage:
-    """The usage columns of a row."""
     return Usage(**{name: row[name] for name in USAGE_COLUMNS})
-
-
-def usage_columns(usage: Usage) -> dict[str, Any]:
-    """The columns that keep a sum of usages; one beyond 64 bits stays at the largest number that is kept."""
-    amounts = {name: getattr(usage, name) for name in USAGE_COLUMNS}
-    return {name: min(MAX_WHOLE, each) if isinstance(each, int) else each for name, each in amounts.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +25,7 @@ class JobRow:
 
     job_id: str
     name: str
-    state: JobState
+    state: StoredState
     #: None until the job is sealed.
     total: int | None
     sealed: bool
@@ -50,14 +42,8 @@ class JobRow:
 
     @classmethod
     def of(cls, row: RowMapping) -> "JobRow":
-        """From a row of `jobs`."""
         plain = {k: v for k, v in row.items() if k not in USAGE_COLUMNS}
         return cls(**{**plain, "sealed": bool(row["sealed"])}, usage=usage_of(row))
-
-    def columns(self) -> dict[str, Any]:
-        """As a row of `jobs`."""
-        names = (name for name in self.__slots__ if name != "usage")
-        return {**{name: getattr(self, name) for name in names}, **usage_columns(self.usage)}
 
     @property
     def finished(self) -> int:
@@ -67,11 +53,9 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class DestinationRow:
-    """A destination of a job, and how it stands."""
-
     job_id: str
     destination: Destination
-    state: DestinationState
+    state: DestinationStatus
     partial: bool
     #: The attempt that gave the state or is awaited; -1 before the first result.
     attempt: int
@@ -81,7 +65,6 @@ class DestinationRow:
 
     @classmethod
     def of(cls, row: RowMapping) -> "DestinationRow":
-        """From a row of `destinations`."""
         destination = Destination(
             id=row["destination_id"],
             name=row["name"],
@@ -122,12 +105,10 @@ class ProfileRow:
 
     @classmethod
     def of(cls, row: RowMapping) -> "ProfileRow":
-        """From a row of `profiles`."""
         names = (name for name in cls.__slots__ if name != "usage")
         return cls(**{name: row[name] for name in names}, usage=usage_of(row))
 
     def profile(self) -> Profile:
-        """The profile itself."""
         return msgspec.json.decode(self.payload, type=Profile)
 
 
@@ -142,7 +123,6 @@ class ExportRow:
 
     @classmethod
     def of(cls, row: RowMapping) -> "ExportRow":
-        """From a row of `profiles` joined with its destination."""
         return cls(row["payload"], row["region"], row["lat"], row["lon"])
 
 
@@ -162,7 +142,6 @@ class FailureRow:
 
     @classmethod
     def of(cls, row: RowMapping) -> "FailureRow":
-        """From a row of `failures` joined with its destination."""
         return cls(**{name: row[name] for name in cls.__slots__})
 
 

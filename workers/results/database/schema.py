@@ -1,6 +1,6 @@
 """The tables' birth and their changes from version to version (alembic), in the writer's transaction.
 
-Two that start at once wait for each other: whoever is second finds the work done. A new database gets today's tables
+Of two processes that start at once the second waits and finds the work done. A new database gets today's tables
 and the number of today's version; an older one gets what happened since, one migration after the other, or nothing.
 """
 
@@ -75,7 +75,6 @@ def _found(connection: Connection) -> tuple[int, bool]:
 
 
 def revision(version: int) -> str:
-    """The name of a version's migration."""
     return f"{version:04d}"
 
 

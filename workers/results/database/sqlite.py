@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-from tasks.errors import DatabaseBusyError, DatabaseError, ThemesError
+from tasks.errors import DatabaseBusyError, DatabaseError
 from workers.results.database.reducer import UnusableEntryError
 from workers.results.database.wal import WriteAheadLog
 
@@ -36,7 +36,7 @@ READER_MMAP_BYTES: Final = 32 * 1024 * 1024
 #: KiB of pages that the writer keeps: the inner nodes of the indexes of a large job (by itself SQLite keeps 2 MiB).
 WRITER_CACHE_KIB: Final = 65_536
 
-#: Seconds of one wait for the write lock. SQLite waits in a thread that nobody can interrupt: in slices, a
+#: Seconds of one wait for the write lock. SQLite waits in a thread that cannot be interrupted: in slices, a
 #: consumer that is told to stop while another program holds the file can.
 LOCK_SLICE_SECONDS: Final = 0.25
 
@@ -65,61 +65,15 @@ _MENDS: Final = {
 #: Raised for one row's content, never for the state of the database.
 #: `UnicodeError`: a lone surrogate; `OverflowError`: an integer beyond 2^63-1; neither is a database error to sqlite3.
 BAD_ROW: Final = (
-    UnicodeError,
-    OverflowError,
-    exc.DataError,
-    exc.IntegrityError,
-    sqlite3.DataError,
-    sqlite3.IntegrityError,
-)
+    UnicodeError, OverflowError, exc.DataError, exc.IntegrityError, sqlite3.DataError, sqlite3.IntegrityError,
+)  # fmt: skip
 
 
 def path_of(parsed: URL) -> Path:
-    """The file of an SQLite URL.
-
-    Raises:
-        DatabaseError: a database in memory, which two connections cannot share.
-    """
+    """The file of an SQLite URL. Raises DatabaseError: a database in memory, which two connections cannot share."""
     if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
         raise DatabaseError("database.url: a file is needed; write sqlite+aiosqlite:////absolute/path.db")
     return Path(parsed.database).absolute()
-
-
-def writer_engine(path: Path, *, timeout_seconds: float, is_acknowledged: bool = True) -> AsyncEngine:
-    """The engine of the one writing connection; see `SQLiteFile` for `is_acknowledged`."""
-    pragmas: dict[str, str | int] = {
-        # Readers never wait for the writer, nor it for them. Kept in the file.
-        "journal_mode": "WAL",
-        # One fsync a commit: whoever acks after the commit must find it after a power cut (NORMAL may roll it back).
-        "synchronous": "FULL" if is_acknowledged else "NORMAL",
-        # Rows hang on their destination, whoever writes them.
-        "foreign_keys": "ON",
-        "journal_size_limit": WAL_KEEP_BYTES,
-        "wal_autocheckpoint": WAL_STALL_PAGES,
-        "cache_size": -WRITER_CACHE_KIB,
-    }
-    return _engine(
-        path,
-        pragmas,
-        begin="BEGIN IMMEDIATE",
-        size=1,
-        timeout_seconds=timeout_seconds,
-        busy_seconds=min(timeout_seconds, LOCK_SLICE_SECONDS),
-    )
-
-
-def reader_engine(path: Path, *, size: int, timeout_seconds: float) -> AsyncEngine:
-    """The engine of the reading connections."""
-    # A reader that tries to write is a mistake, found at once.
-    pragmas: dict[str, str | int] = {"query_only": "ON", "mmap_size": READER_MMAP_BYTES}
-    return _engine(
-        path,
-        pragmas,
-        begin="BEGIN",
-        size=size,
-        timeout_seconds=timeout_seconds,
-        busy_seconds=timeout_seconds,
-    )
 
 
 def _engine(
@@ -132,7 +86,7 @@ def _engine(
     busy_seconds: float,
 ) -> AsyncEngine:
     first: dict[str, str | int] = {
-        # How long to wait for another process's lock; first, because the next ones may need the lock.
+        # First, because the next ones may need another process's lock.
         "busy_timeout": int(busy_seconds * 1000),
         # Sorting a large job's rows must not need room in /tmp.
         "temp_store": "MEMORY",
@@ -163,76 +117,10 @@ def _engine(
     return engine
 
 
-def prepare_folder(path: Path) -> None:
-    """Make the database's folder.
-
-    Raises:
-        DatabaseError: the folder cannot be made, or a folder stands where the file should be.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as bad:
-        raise DatabaseError(
-            f"{path.parent}: cannot be made ({bad.strerror}); set THEMES_STATE_DIR or database.url elsewhere"
-        ) from bad
-    if path.is_dir():
-        raise DatabaseError(
-            f"{path}: is a folder; remove it, or set database.url to a file: sqlite+aiosqlite:///{path / 'themes.db'}"
-        )
-
-
-def identity_of(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file; None when there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def refuse_unwritable(path: Path) -> None:
-    """Say before SQLite does (and in better words) that the file or its folder cannot be written.
-
-    Raises:
-        DatabaseError: with the place and the mend.
-    """
-    place = path if path.exists() and not os.access(path, os.W_OK) else path.parent
-    if not os.access(place, os.W_OK):
-        raise DatabaseError(f"{place}: cannot be written; {_MENDS[sqlite3.SQLITE_READONLY]}")
-
-
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn errors of SQLAlchemy and sqlite3 into what a caller can do about them.
-
-    Raises:
-        UnusableEntryError: one row's content cannot be stored.
-        DatabaseBusyError: the same batch may be written later.
-        DatabaseError: it never will, until a person mends the file.
-    """
-    try:
-        yield
-    except BAD_ROW as bad:
-        raise UnusableEntryError(f"{type(bad).__name__}: {bad}") from bad
-    except exc.TimeoutError as bad:
-        raise DatabaseBusyError(f"{path}: every connection is in use") from bad
-    except (SQLAlchemyError, sqlite3.Error) as bad:
-        raise explain(path, bad) from bad
-
-
 def _code(error: Exception) -> int:
     """SQLite's primary result code of an error."""
     original: Any = error.orig if isinstance(error, DBAPIError) else error
     return int(getattr(original, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
-
-
-def explain(path: Path, error: Exception) -> ThemesError:
-    """The error of ours that says what this one means."""
-    original: Any = error.orig if isinstance(error, DBAPIError) else error
-    code = _code(error)
-    mend = _MENDS.get(sqlite3.SQLITE_BUSY if code == sqlite3.SQLITE_LOCKED else code, "try again")
-    message = f"{path}: {original}; {mend}"
-    return DatabaseBusyError(message) if code in _PASSING else DatabaseError(message)
 
 
 class SQLiteFile:
@@ -242,14 +130,39 @@ class SQLiteFile:
         url: SQLAlchemy's URL of the file.
         pool_size: connections in all; one of them writes, at least one reads.
         timeout_seconds: how long to wait for a lock or a free connection.
-        is_acknowledged: after a commit somebody else forgets what was written. False where whoever writes can make it
+        is_acknowledged: after a commit another process forgets what was written. False where the writer can make it
             again: a commit then survives a kill, but maybe no power cut, and waits for no disk.
     """
 
     def __init__(self, url: URL, *, pool_size: int, timeout_seconds: float, is_acknowledged: bool = True) -> None:
         self.path = path_of(url)
-        self.writer = writer_engine(self.path, timeout_seconds=timeout_seconds, is_acknowledged=is_acknowledged)
-        self.readers = reader_engine(self.path, size=max(1, pool_size - 1), timeout_seconds=timeout_seconds)
+        self.writer = _engine(
+            self.path,
+            {
+                # Readers never wait for the writer, nor it for them. Kept in the file.
+                "journal_mode": "WAL",
+                # One fsync a commit, so that it survives a power cut; NORMAL may roll it back.
+                "synchronous": "FULL" if is_acknowledged else "NORMAL",
+                # Every row of a destination needs its destination.
+                "foreign_keys": "ON",
+                "journal_size_limit": WAL_KEEP_BYTES,
+                "wal_autocheckpoint": WAL_STALL_PAGES,
+                "cache_size": -WRITER_CACHE_KIB,
+            },
+            begin="BEGIN IMMEDIATE",
+            size=1,
+            timeout_seconds=timeout_seconds,
+            busy_seconds=min(timeout_seconds, LOCK_SLICE_SECONDS),
+        )
+        self.readers = _engine(
+            self.path,
+            # A reader that tries to write is a mistake, found at once.
+            {"query_only": "ON", "mmap_size": READER_MMAP_BYTES},
+            begin="BEGIN",
+            size=max(1, pool_size - 1),
+            timeout_seconds=timeout_seconds,
+            busy_seconds=timeout_seconds,
+        )
         self._identity: tuple[int, int] | None = None
         self.log = WriteAheadLog(self.path)
 
@@ -258,25 +171,33 @@ class SQLiteFile:
 
     @property
     def place(self) -> str:
-        """For messages."""
         return str(self.path)
 
     def exists(self) -> bool:
-        """Whether there is a file."""
         return self.path.is_file()
 
     def prepare(self) -> None:
-        """Make room for the file.
-
-        Raises:
-            DatabaseError: it cannot be written, with the place and the mend.
-        """
-        prepare_folder(self.path)
-        refuse_unwritable(self.path)
+        """Make the file's folder. Raises DatabaseError: the file cannot be written, with the place and the mend."""
+        path = self.path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as bad:
+            raise DatabaseError(
+                f"{path.parent}: cannot be made ({bad.strerror}); set THEMES_STATE_DIR or database.url elsewhere"
+            ) from bad
+        if path.is_dir():
+            raise DatabaseError(
+                f"{path}: is a folder; remove it, or set database.url to a file: "
+                f"sqlite+aiosqlite:///{path / 'themes.db'}"
+            )
+        # Said before SQLite does, in better words.
+        place = path if path.exists() and not os.access(path, os.W_OK) else path.parent
+        if not os.access(place, os.W_OK):
+            raise DatabaseError(f"{place}: cannot be written; {_MENDS[sqlite3.SQLITE_READONLY]}")
 
     def remember(self) -> None:
         """This is the file that is meant from here on."""
-        self._identity = identity_of(self.path)
+        self._identity = self._found()
 
     def refuse_another(self) -> None:
         """What is written into a deleted file is written into nothing, without an error.
@@ -286,26 +207,43 @@ class SQLiteFile:
         """
         if self._identity is None:
             raise DatabaseError(f"{self.path}: was not opened for writing")
-        if identity_of(self.path) != self._identity:
+        if self._found() != self._identity:
             raise DatabaseError(
                 f"{self.path}: was deleted or replaced while it was open; start the consumer again, "
                 "it makes a new one and writes what was not acknowledged"
             )
 
-    def translated(self) -> contextlib.AbstractContextManager[None]:
-        """See `translated`."""
-        return translated(self.path)
+    def _found(self) -> tuple[int, int] | None:
+        """Device and inode of the file; None when there is none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn errors of SQLAlchemy and sqlite3 into what a caller can do about them; see `Backend`."""
+        try:
+            yield
+        except BAD_ROW as bad:
+            raise UnusableEntryError(f"{type(bad).__name__}: {bad}") from bad
+        except exc.TimeoutError as bad:
+            raise DatabaseBusyError(f"{self.path}: every connection is in use") from bad
+        except (SQLAlchemyError, sqlite3.Error) as bad:
+            code, original = _code(bad), bad.orig if isinstance(bad, DBAPIError) else bad
+            mend = _MENDS.get(sqlite3.SQLITE_BUSY if code == sqlite3.SQLITE_LOCKED else code, "try again")
+            kind = DatabaseBusyError if code in _PASSING else DatabaseError
+            raise kind(f"{self.path}: {original}; {mend}") from bad
 
     def is_locked(self, error: Exception) -> bool:
-        """Whether somebody else holds the file."""
+        """Whether another process holds the file."""
         return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
     async def tidy(self) -> float:
-        """See `WriteAheadLog.tidy`."""
         return await self.log.tidy()
 
     async def close(self) -> None:
-        """Close every connection."""
         await self.log.close()
         await self.readers.dispose()
         await self.writer.dispose()

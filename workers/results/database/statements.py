@@ -1,8 +1,7 @@
 """Statements for many rows, handed to the driver as they are.
 
-SQLAlchemy compiles each once for a dialect; after that a batch is the driver's `executemany` over tuples, at 0.9 or
-more of its speed (`scripts/bench -k store`). Rows as dictionaries, which SQLAlchemy looks through one by one, took
-twice as long.
+SQLAlchemy compiles each once for a dialect; a batch is the driver's `executemany` over tuples, at 0.9 or more of its
+speed (`scripts/bench -k store`). Rows as dictionaries took twice as long.
 """
 
 import contextlib
@@ -39,7 +38,6 @@ class StatementTimes:
     slowest_rows: int = 0
 
     def add(self, seconds: float, rows: int) -> None:
-        """Count one run."""
         self.seconds.add(seconds)
         self.rows += rows
         if seconds > self.slowest_seconds:
@@ -64,33 +62,20 @@ class StatementTimes:
         }
 
 
-@dataclass(slots=True)
-class StatementRun:
-    """A run under way."""
-
-    rows: int
-
-
 class StatementStatistics:
     """The times of every statement by its name. Bounded: there are as many names as there are statements."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, StatementTimes] = {}
 
-    def __repr__(self) -> str:
-        return f"<StatementStatistics {len(self.by_name)} statements>"
-
     def add(self, name: str, seconds: float, rows: int) -> None:
-        """Count one run of a statement."""
         self.by_name.setdefault(name, StatementTimes()).add(seconds, rows)
 
     @contextlib.contextmanager
-    def timed(self, name: str, rows: int = 0) -> Iterator[StatementRun]:
-        """Time one run; set `rows` on what is yielded where it is known only afterwards."""
-        run = StatementRun(rows)
+    def timed(self, name: str, rows: int) -> Iterator[None]:
         began = time.perf_counter()
-        yield run
-        self.add(name, time.perf_counter() - began, run.rows)
+        yield
+        self.add(name, time.perf_counter() - began, rows)
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """The slowest in sum first."""
@@ -108,11 +93,7 @@ class Statement:
     """
 
     def __init__(
-        self,
-        dialect: Dialect,
-        name: str,
-        clause: ClauseElement,
-        columns: Sequence[str] | None = None,
+        self, dialect: Dialect, name: str, clause: ClauseElement, columns: Sequence[str] | None = None
     ) -> None:
         compiled = clause.compile(dialect=dialect, column_keys=None if columns is None else list(columns))
         self.name = name
@@ -121,9 +102,6 @@ class Statement:
         self.columns = tuple(cast("list[str]", getattr(compiled, "positiontup", None) or ()))
         if columns is not None and self.columns != tuple(columns):
             raise AssertionError(f"{name}: rows are {tuple(columns)}, the statement takes {self.columns}")
-
-    def __repr__(self) -> str:
-        return f"<Statement {self.name} {self.sql[:60]!r}>"
 
     async def run(
         self, connection: AsyncConnection, rows: Sequence[tuple[Any, ...]], times: StatementStatistics

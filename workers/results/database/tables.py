@@ -1,11 +1,9 @@
 """The tables of the results database, as users query them.
 
-Times are seconds since 1970, UTC. `destinations` is the spine: every other row of a destination hangs on it, and
-`jobs` repeats its sums so that progress is one row to read. `attempts` remembers what every run of a destination cost,
-because money that a failed run spent is spent.
+Times are seconds since 1970, UTC. Every other row of a destination hangs on `destinations`; `jobs` repeats its sums, so
+that progress is one row to read. `attempts` has what every run of a destination cost, failed ones included.
 
-What there are many of for each profile hangs on a number (`profile_no`, `theme_no`) instead of on two long ids: the
-rows of a profile are half as large, and written in half the time.
+Rows of a profile hang on a number (`profile_no`, `theme_no`) instead of two long ids: half the size, half the time.
 """
 
 from typing import Final
@@ -59,7 +57,6 @@ metadata = MetaData()
 
 
 def _usage() -> list[Column[int] | Column[float]]:
-    """Columns of a `Usage`."""
     return [
         Column(name, Float, server_default="0")
         if name in DOLLAR_COLUMNS
@@ -91,7 +88,7 @@ jobs = Table(
     Column("name", Text, nullable=False),
     #: queued, running, done or cancelled.
     Column("state", Text, nullable=False, server_default="queued"),
-    #: NULL until the job is sealed: before, nobody knows how many destinations follow.
+    #: NULL until the job is sealed: before, more destinations may follow.
     Column("total", _Whole),
     Column("sealed", _Whole, nullable=False, server_default="0"),
     Column("done", _Whole, nullable=False, server_default="0"),
@@ -246,7 +243,7 @@ stages = Table(
     #: ok, partial, failed or skipped.
     Column("status", Text, nullable=False),
     Column("prompt_version", Text, nullable=False),
-    #: NULL where nobody was asked.
+    #: NULL where no model was asked.
     Column("model", Text),
     #: called, cached, coalesced, mixed or none.
     Column("source", Text, nullable=False),
@@ -302,13 +299,13 @@ dead_letters = Table(
     Column("at", Float, nullable=False),
 )
 
-job_profiles = Table(
-    "job_profiles",
+job_measurements = Table(
+    "job_measurements",
     metadata,
     Column("job_id", Text, primary_key=True),
     #: Of one process, from when it took the job up until it laid it down.
     Column("process", Text, primary_key=True),
-    #: A `workers.observe.measurements.JobPart` as JSON.
+    #: A `workers.observe.measurements.ProcessMeasurements` as JSON.
     Column("payload", Text, nullable=False),
 )
 

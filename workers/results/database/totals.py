@@ -24,9 +24,9 @@ from workers.results.database.statements import Statement, StatementStatistics, 
 #: The row that tells one database from another: when its counters began, in microseconds since 1970.
 SINCE: Final = "since"
 #: The most that one batch may add: nothing real comes near, and what garbage claims cannot overflow a counter.
-MOST_ADDED: Final = 2**53
-#: The value above which a counter stands still: with `MOST_ADDED` it stays below what 64 bits hold.
-MOST: Final = 1_000 * MOST_ADDED
+MAX_ADDED: Final = 2**53
+#: The value above which a counter stands still: with `MAX_ADDED` it stays below what 64 bits hold.
+MAX_TOTAL: Final = 1_000 * MAX_ADDED
 #: How a run ended -> the counter of such runs.
 _BY_END: Final = {
     "ok": "destinations_ok",
@@ -39,7 +39,7 @@ _BY_END: Final = {
 _FIELDS: Final = Usage.__struct_fields__
 _values = msgspec.structs.astuple
 
-TELL: Final = lua(__file__, "tell_totals")
+_WRITE: Final = lua(__file__, "write_totals")
 
 
 def ended(run: Result | Spent) -> str:
@@ -50,7 +50,6 @@ def ended(run: Result | Spent) -> str:
 
 
 def counted(runs: Collection[Result | Spent]) -> dict[str, int]:
-    """What new runs add to each counter."""
     columns = dict(zip(_FIELDS, zip(*(_values(run.usage) for run in runs), strict=True), strict=True))
     added = {name: sum(columns[name]) for name in SUMS}
     for name, dollars in (("cost_nano_usd", "cost_usd"), ("saved_nano_usd", "saved_usd")):
@@ -60,7 +59,7 @@ def counted(runs: Collection[Result | Spent]) -> dict[str, int]:
     added["runs"] = len(runs)
     ends = Counter(map(ended, runs))
     added |= {name: ends[end] for end, name in _BY_END.items()}
-    return {name: min(MOST_ADDED, max(0, added[name])) for name in NAMES}
+    return {name: min(MAX_ADDED, max(0, added[name])) for name in NAMES}
 
 
 def nano(usd: float | None) -> int | None:
@@ -69,8 +68,6 @@ def nano(usd: float | None) -> int | None:
 
 
 class Totals:
-    """Adds to the counters of one dialect's database."""
-
     def __init__(self, dialect: Dialect) -> None:
         table = tables.counters
         rows = [
@@ -78,13 +75,10 @@ class Totals:
             for name in (*NAMES, SINCE)
         ]
         clause = insert(dialect, table).values(rows)
-        is_full = table.c.value > literal_column(str(MOST))
+        is_full = table.c.value > literal_column(str(MAX_TOTAL))
         value = case((is_full, table.c.value), else_=table.c.value + clause.excluded.value)
         clause = clause.on_conflict_do_update(index_elements=["name"], set_={"value": value})
         self._add = Statement(dialect, "add to counters", clause.returning(table.c.name, table.c.value))
-
-    def __repr__(self) -> str:
-        return f"<Totals {len(NAMES)} counters>"
 
     async def add(
         self, connection: AsyncConnection, runs: Collection[Result | Spent], times: StatementStatistics
@@ -101,7 +95,7 @@ async def read(connection: AsyncConnection) -> dict[str, int]:
     return dict.fromkeys(NAMES, 0) | {row[0]: int(row[1]) for row in found}
 
 
-def tell(pipe: Any, totals: Mapping[str, int]) -> None:
+def write(pipe: Any, totals: Mapping[str, int]) -> None:
     """Queue the command that writes the counters into Redis."""
     values = [part for name in NAMES for part in (name, totals.get(name, 0))]
-    pipe.eval(TELL, 2, keys.TOTALS, keys.TOTALS_SINCE, totals.get(SINCE, 0), *values)
+    pipe.eval(_WRITE, 2, keys.TOTALS, keys.TOTALS_SINCE, totals.get(SINCE, 0), *values)

@@ -13,8 +13,9 @@ import msgspec
 from tasks.messages import Destination, Profile, Result, Spent, Theme, Usage
 from tasks.storable import MAX_WHOLE, clean_destination, flaw, has_controls, storable
 from tasks.texts import cleaned
-from workers.results.database.reducer import Key, Standing, UnusableEntryError
+from workers.results.database.reducer import DestinationState, Key, UnusableEntryError
 from workers.results.database.rows import JobRow
+from workers.results.database.tables import USAGE_COLUMNS
 from workers.results.database.totals import ended
 from workers.results.stream import DeadEntry
 
@@ -36,7 +37,6 @@ Values = tuple[Any, ...]
 
 
 def as_json(value: Any) -> str:
-    """The value as JSON."""
     return msgspec.json.encode(value).decode()
 
 
@@ -77,28 +77,25 @@ def listed_row(job_id: str, destination: Destination, now: float) -> Values:
     return job_id, d.id, d.name, d.country, d.region, d.lat, d.lon, extra, 1, now, now
 
 
-def standing_row(key: Key, standing: Standing, now: float) -> Values:
-    """A row of `destinations`, as it stands after a batch."""
-    s = standing
+def destination_row(key: Key, state: DestinationState, now: float) -> Values:
+    s = state
     head = (*key, s.name, s.country, "{}", 0, s.state, int(s.partial), s.attempt)
     return (*head, *usage_values(s.usage), now, now)
 
 
 def job_row(job: JobRow) -> dict[str, Any]:
-    """The parameters of an update of `jobs`."""
-    columns = job.columns()
-    return {**columns, "of_job": columns.pop("job_id"), "sealed": int(job.sealed)}
+    plain = {name: getattr(job, name) for name in job.__slots__ if name not in {"job_id", "usage"}}
+    usage = zip(USAGE_COLUMNS, usage_values(job.usage), strict=True)
+    return {**plain, **dict(usage), "of_job": job.job_id, "sealed": int(job.sealed)}
 
 
 def run_row(result: Result | Spent) -> Values:
-    """A row of `attempts`."""
     r = result
     head = (r.job_id, r.destination_id, r.attempt, r.worker, r.at, ended(r), r.elapsed_ms)
     return (*head, *msgspec.structs.astuple(r.usage))
 
 
 def profile_row(number: int, result: Result, profile: Profile, payload: str, now: float) -> Values:
-    """A row of `profiles`."""
     p = profile
     head = (number, result.job_id, result.destination_id, p.name, p.country, p.status, p.model, p.pipeline_version)
     middle = (p.quality_assessment.overall, payload, result.attempt)
@@ -141,7 +138,6 @@ def stage_rows(number: int, profile: Profile) -> list[Values]:
 
 
 def missing_rows(number: int, profile: Profile) -> list[Values]:
-    """What a profile lacks, row by row."""
     return [
         (number, place, m.stage, m.field, m.reason, as_json(m.themes))
         for place, m in enumerate(profile.missing, start=1)
@@ -149,7 +145,6 @@ def missing_rows(number: int, profile: Profile) -> list[Values]:
 
 
 def failure_row(result: Result) -> Values:
-    """A row of `failures`."""
     failure = result.failure
     assert failure is not None  # noqa: S101 - the caller picked failures
     f = failure
@@ -157,7 +152,6 @@ def failure_row(result: Result) -> Values:
 
 
 def dead_row(dead: DeadEntry, now: float) -> Values:
-    """A row of `dead_letters`."""
     fields = chain.from_iterable((dead.raw.fields or {}).items())
     kept = msgspec.msgpack.encode([part[:DEAD_BYTES] for part in fields])
     # A lone surrogate may be what is wrong with the entry: words about it must be storable themselves.

@@ -1,4 +1,4 @@
-"""Views for what users ask of the results, so that nobody has to know how the tables hang together.
+"""Views for what users ask of the results, without knowledge of the tables.
 
 The newest profile of a destination stands for it where it has several, from several jobs. Made by `schema` and by the
 migrations; a view that changes gets a migration of its own.

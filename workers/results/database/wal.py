@@ -1,7 +1,7 @@
-"""SQLite's write-ahead log: copied into the file beside the writer, and watched for readers that keep it from that.
+"""SQLite's write-ahead log: copied into the file beside the writer, and watched for readers that prevent it.
 
-A read transaction needs the file as it was when it began, so nothing that was written since is copied while it is open:
-the log grows with every commit, the disk fills, and every read searches a longer log.
+While a read transaction is open, nothing that was written since is copied: the log grows with every commit, the disk
+fills, and every read searches a longer log.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import contextlib
 import logging
 import sqlite3
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -26,26 +25,16 @@ HELD_LOOK_SECONDS: Final = 5.0
 FRAME_HEADER_BYTES: Final = 24
 #: Bytes of the `-shm` file that readers lock while their transaction is open ("WAL-Index File Format" of SQLite).
 READ_LOCKS: Final = range(123, 128)
-#: Where Linux lists the locks of all processes.
 LOCKS: Final = Path("/proc/locks")
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What a passive checkpoint says of the log."""
-
-    #: What is in the log, and what of that a reader keeps from being copied into the file.
-    log_bytes: int
-    held_bytes: int
-
-
-def checkpoint(connection: sqlite3.Connection) -> Checkpoint:
-    """Copy what can be copied of the log into the file, waiting for nobody."""
+def checkpoint(connection: sqlite3.Connection) -> int:
+    """Copy what can be copied of the log into the file, without waiting; returns the bytes that a reader holds back."""
     _, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
     frame_bytes = page_bytes + FRAME_HEADER_BYTES
     # -1 where the file has no write-ahead log.
-    return Checkpoint(max(0, frames) * frame_bytes, max(0, frames - copied) * frame_bytes)
+    return int(max(0, frames - copied) * frame_bytes)
 
 
 def size_bytes(path: Path) -> int:
@@ -92,7 +81,7 @@ class WriteAheadLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._copying: asyncio.Task[Checkpoint | None] | None = None
+        self._copying: asyncio.Task[int | None] | None = None
         self._copy_from_bytes = WAL_TIDY_BYTES
         self._is_held = False
         self._look_at = 0.0
@@ -125,39 +114,36 @@ class WriteAheadLog:
             await self._judge(found, size)
         return time.perf_counter() - began
 
-    async def _judge(self, found: Checkpoint, size: int) -> None:
+    async def _judge(self, held_bytes: int, size: int) -> None:
         """Log once that a reader holds the log, and once that it no longer does."""
         self._look_at = time.monotonic() + HELD_LOOK_SECONDS
-        if found.held_bytes and size >= WAL_HELD_BYTES and not self._is_held:
+        if held_bytes and size >= WAL_HELD_BYTES and not self._is_held:
             self._is_held = True
             log.warning(
                 "action=wal_held bytes=%d %s: its write-ahead log is %s and grows: %s",
-                size, self._path, mebibytes(size), held_words(await asyncio.to_thread(readers, self._path)),
+                size, self._path, mebibytes(size), format_held(await asyncio.to_thread(readers, self._path)),
             )  # fmt: skip
-        elif not found.held_bytes and self._is_held:
+        elif not held_bytes and self._is_held:
             self._is_held = False
             log.info("action=wal_released %s: its write-ahead log is copied into the file again", self._path)
 
     async def close(self) -> None:
-        """Await the copy that is under way."""
         if self._copying is not None:
             await self._copying
             self._copying = None
 
 
 def mebibytes(count: int) -> str:
-    """A size for people."""
     return f"{count / 2**20:.0f} MiB"
 
 
-def held_words(found: list[str]) -> str:
-    """The reader, its effect and the mend, in words."""
+def format_held(found: list[str]) -> str:
     who = ", ".join(found) or "another program"
     effect = f"a read transaction that {who} has left open keeps it on the disk and slows reads down"
     return f"{effect}; end it, or close that program"
 
 
-def _copy(path: Path) -> Checkpoint | None:
+def _copy(path: Path) -> int | None:
     """A checkpoint by a connection of its own; None where it was missed."""
     try:
         with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as connection:

@@ -3,6 +3,7 @@
 Every statement runs over many rows at once, as tuples. Nothing here decides anything: see `batch`.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any, Final, cast
@@ -26,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tasks.messages import JobInputs, JobOpened, JobReopened, Profile, Result, Spent, StreamEntry, Usage
 from tasks.texts import clean_line
 from workers.results.database import tables
-from workers.results.database.reducer import Changes, Fold, Kept, Key, Standing
+from workers.results.database.reducer import BatchReducer, Changes, DestinationState, Kept, Key
 from workers.results.database.rows import JobRow
 from workers.results.database.statements import Statement, StatementStatistics, insert
 from workers.results.database.totals import Totals
@@ -36,6 +37,7 @@ from workers.results.database.values import (  # fmt: skip
     as_json,
     clean_result,
     dead_row,
+    destination_row,
     failure_row,
     job_row,
     listed_row,
@@ -43,7 +45,6 @@ from workers.results.database.values import (  # fmt: skip
     profile_row,
     run_row,
     stage_rows,
-    standing_row,
 )
 from workers.results.stream import DeadEntry
 
@@ -102,7 +103,7 @@ class Writer:
             "list destinations", t, listed, t.c.listed == literal_column("0"),
             {"job_id", "destination_id", *listed, "created_at", "updated_at"},
         )  # fmt: skip
-        self._standing = upsert(
+        self._destination = upsert(
             t, ("job_id", "destination_id"), ("name", "country", "extra", "listed"), ("region", "lat", "lon")
         )
         self._run = statement(
@@ -127,15 +128,12 @@ class Writer:
         self._dead = statement(
             "insert dead_letters", insert(dialect, tables.dead_letters).on_conflict_do_nothing(), tables.dead_letters
         )
-        self._part = upsert(tables.job_profiles, ("job_id", "process"))
+        self._part = upsert(tables.job_measurements, ("job_id", "process"))
         self._job = (
             update(tables.jobs)
             .where(tables.jobs.c.job_id == bindparam("of_job"))
             .values({name: bindparam(name) for name in tables.jobs.c.keys() if name != "job_id"})  # noqa: SIM118 - a column collection
         )
-
-    def __repr__(self) -> str:
-        return f"<Writer {self.times!r}>"
 
     async def write(
         self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
@@ -149,7 +147,7 @@ class Writer:
         """Write entries that cannot be stored, each with its reason; one that is there already stays."""
         return await self._dead.run(connection, [dead_row(entry, now) for entry in dead], self.times)
 
-    async def keep_profile(self, connection: AsyncConnection, job_id: str, parts: Mapping[str, str]) -> int:
+    async def keep_measurements(self, connection: AsyncConnection, job_id: str, parts: Mapping[str, str]) -> int:
         """Write the parts of a job's profile, by process, over those that are there."""
         rows = [(job_id, process, payload) for process, payload in parts.items()]
         return await self._part.run(connection, rows, self.times)
@@ -172,44 +170,44 @@ class Writer:
         await self._job_seen.run(connection, [(j, j, now) for j in seen], self.times)
         return count + await self._listed.run(connection, listed, self.times)
 
-    async def _load(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> Fold:
+    async def _load(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> BatchReducer:
         """What the database holds about everything these entries name."""
         job_ids = list(dict.fromkeys(e.job_id for e in entries))
         keys = list(dict.fromkeys(_keys(entries)))
-        fold = Fold({}, {}, set(), now)
+        reducer = BatchReducer({}, {}, set(), now)
         for some in _pieces(job_ids):
             found = await connection.execute(select(tables.jobs).where(tables.jobs.c.job_id.in_(some)))
-            fold.jobs |= {row["job_id"]: JobRow.of(row) for row in found.mappings()}
+            reducer.jobs |= {row["job_id"]: JobRow.of(row) for row in found.mappings()}
         for job_id, of_job in groupby(sorted(keys), key=lambda key: key[0]):
             for ids in _pieces([destination_id for _, destination_id in of_job]):
-                known = await self._rows(connection, "select destinations", _STANDING, job_id, ids)
-                standing = {(job_id, r[0]): Standing(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
-                fold.destinations |= standing
+                known = await self._rows(connection, "select destinations", _STATES, job_id, ids)
+                states = {(job_id, r[0]): DestinationState(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
+                reducer.destinations |= states
                 if again := [r[0] for r in known if r[5] >= 0 and (r[3] == "queued" or r[4])]:
                     kept = await self._rows(connection, "select kept profiles", _KEPT_PROFILES, job_id, again)
                     for row in kept:
-                        if row[1] < standing[job_id, row[0]].attempt:
-                            standing[job_id, row[0]].kept = Kept(row[2] == "ok", -row[3], row[4])
+                        if row[1] < states[job_id, row[0]].attempt:
+                            states[job_id, row[0]].kept = Kept(row[2] == "ok", -row[3], row[4])
                 # Most destinations of a batch are new: they have no runs, and have cost nothing.
                 if tried := [r[0] for r in known if r[6]]:
                     runs = await self._rows(connection, "select attempts", _RUNS, job_id, tried)
-                    fold.runs |= {(job_id, r[0], r[1], r[2], r[3]) for r in runs}
+                    reducer.runs |= {(job_id, r[0], r[1], r[2], r[3]) for r in runs}
                     spent = await self._rows(connection, "select usage", _USAGE, job_id, tried)
                     for row in spent:
-                        standing[job_id, row[0]].usage = Usage(*row[1:])
-        return fold
+                        states[job_id, row[0]].usage = Usage(*row[1:])
+        return reducer
 
     async def _rows(
         self, connection: AsyncConnection, name: str, query: Executable, job_id: str, ids: Sequence[str]
     ) -> Sequence[Any]:
-        with self.times.timed(name) as timed:
-            found = (await connection.execute(query, {"of_job": job_id, "ids": ids})).all()
-            timed.rows = len(found)
+        began = time.perf_counter()
+        found = (await connection.execute(query, {"of_job": job_id, "ids": ids})).all()
+        self.times.add(name, time.perf_counter() - began, len(found))
         return found
 
     async def _write_changes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
-        stands = [standing_row(key, s, now) for key, s in changes.destinations.items()]
-        count = await self._standing.run(connection, stands, self.times)
+        stands = [destination_row(key, s, now) for key, s in changes.destinations.items()]
+        count = await self._destination.run(connection, stands, self.times)
         count += await self._run.run(connection, [run_row(r) for r in changes.runs.values()], self.times)
         if changes.runs:
             changes.totals = await self._totals.add(connection, changes.runs.values(), self.times)
@@ -267,30 +265,27 @@ class Writer:
         return numbers
 
     async def _next_numbers(self, connection: AsyncConnection) -> tuple[int, int]:
-        """The next free numbers of profiles and themes: nobody else can take them, this transaction holds the lock."""
+        """The next free numbers of profiles and themes; this transaction holds the lock."""
         with self.times.timed("select numbers", 1):
             found = (await connection.execute(_NEXT)).one()
         return int(found[0]), int(found[1])
 
 
-_D: Final = tables.destinations
-_STANDING: Final = select(
+def _among(table: Table) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The rows of some destinations of one job."""
+    return table.c.job_id == bindparam("of_job"), table.c.destination_id.in_(bindparam("ids", expanding=True))
+
+
+_D, _A, _P, _M, _T = tables.destinations, tables.attempts, tables.profiles, tables.missing, tables.themes
+_USAGE_COLUMNS: Final = [_D.c[name] for name in tables.USAGE_COLUMNS]
+_STATES: Final = select(
     _D.c.destination_id, _D.c.name, _D.c.country, _D.c.state, _D.c.partial, _D.c.attempt,
     # Whether there can be runs of it.
-    or_(_D.c.attempt >= 0, _D.c.cost_usd.is_(None), *(_D.c[name] != 0 for name in tables.USAGE_COLUMNS)),
-).where(_D.c.job_id == bindparam("of_job"), _D.c.destination_id.in_(bindparam("ids", expanding=True)))  # fmt: skip
-_USAGE: Final = select(_D.c.destination_id, *(_D.c[name] for name in tables.USAGE_COLUMNS)).where(
-    _D.c.job_id == bindparam("of_job"), _D.c.destination_id.in_(bindparam("ids", expanding=True))
-)
-_A: Final = tables.attempts
-_RUNS: Final = select(_A.c.destination_id, _A.c.attempt, _A.c.worker, _A.c.at).where(
-    _A.c.job_id == bindparam("of_job"), _A.c.destination_id.in_(bindparam("ids", expanding=True))
-)
-_P: Final = tables.profiles
-_NUMBERS: Final = select(_P.c.destination_id, _P.c.profile_no).where(
-    _P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True))
-)
-_M, _T = tables.missing, tables.themes
+    or_(_D.c.attempt >= 0, _D.c.cost_usd.is_(None), *(column != 0 for column in _USAGE_COLUMNS)),
+).where(*_among(_D))  # fmt: skip
+_USAGE: Final = select(_D.c.destination_id, *_USAGE_COLUMNS).where(*_among(_D))
+_RUNS: Final = select(_A.c.destination_id, _A.c.attempt, _A.c.worker, _A.c.at).where(*_among(_A))
+_NUMBERS: Final = select(_P.c.destination_id, _P.c.profile_no).where(*_among(_P))
 #: Profiles of destinations that are asked again: their attempt, and how good they are.
 _KEPT_PROFILES: Final = select(
     _P.c.destination_id,
@@ -300,7 +295,7 @@ _KEPT_PROFILES: Final = select(
     select(func.count())
     .where(_T.c.job_id == _P.c.job_id, _T.c.destination_id == _P.c.destination_id)
     .scalar_subquery(),
-).where(_P.c.job_id == bindparam("of_job"), _P.c.destination_id.in_(bindparam("ids", expanding=True)))
+).where(*_among(_P))
 _NEXT: Final = select(
     select(func.coalesce(func.max(_P.c.profile_no), 0) + 1).scalar_subquery(),
     select(func.coalesce(func.max(tables.themes.c.theme_no), 0) + 1).scalar_subquery(),

@@ -74,11 +74,7 @@ async def comma_separated(rows: Rows, out: IO[str], selection: Selection, titles
 
 
 async def parquet(rows: Rows, out: IO[bytes], selection: Selection, titles: Sequence[str], /) -> None:
-    """One theme a row, with types; needs pyarrow.
-
-    Raises:
-        ConfigError: pyarrow is not installed.
-    """
+    """One theme a row, with types; needs pyarrow. Raises ConfigError: pyarrow is not installed."""
     try:
         # Late: an extra that few need.
         import pyarrow as pa
@@ -153,7 +149,6 @@ def safe(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-#: By the name of the format.
 WRITERS: Final[dict[str, Write]] = {
     "jsonl": jsonl,
     "json": array,

@@ -13,13 +13,10 @@ from workers.results.database import tables
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
 
-#: Points of the curve over time.
 POINTS: Final = 60
 #: Shortest time that one point stands for, in seconds.
 SHORTEST_POINT_SECONDS: Final = 0.25
-#: Slowest runs that are named.
 SLOWEST: Final = 10
-#: Kinds of failure that are named.
 KINDS: Final = 20
 
 
@@ -36,7 +33,6 @@ class Point(msgspec.Struct, frozen=True):
     #: Destinations that came to an end, and those of them that failed.
     ended: int = 0
     failed: int = 0
-    #: LLM calls.
     calls: float = 0.0
     #: Destinations in work, on average.
     in_work: float = 0.0
@@ -67,8 +63,6 @@ class FailureKind(msgspec.Struct, frozen=True):
 
 
 class RunRow(msgspec.Struct, frozen=True):
-    """One run of a destination."""
-
     destination_id: str
     name: str
     country: str | None
@@ -81,15 +75,13 @@ class RunRow(msgspec.Struct, frozen=True):
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
-    """What one worker has done for the job."""
-
     worker: str
     runs: int
     llm_calls: int
     busy_seconds: float
 
 
-class Account(msgspec.Struct, frozen=True):
+class JobStats(msgspec.Struct, frozen=True):
     """A job's time and failures as the database has them. Times are seconds since 1970, or seconds."""
 
     started_at: float
@@ -120,35 +112,25 @@ class Account(msgspec.Struct, frozen=True):
         return max(0.0, self.ended_at - self.started_at)
 
 
-def empty_account(*, started_at: float, ended_at: float) -> Account:
-    """Of a job that the database does not know yet."""
-    return Account(
-        started_at, max(started_at, ended_at), 0, 0, 0, None, None, {}, 0.0, [], [], [], [], [], 0
-    )  # fmt: skip
+def empty_job_stats(*, started_at: float, ended_at: float) -> JobStats:
+    return JobStats(started_at, max(started_at, ended_at), 0, 0, 0, None, None, {}, 0.0, [], [], [], [], [], 0)
 
 
-async def account_of(store: AsyncDatabaseManager, job: JobRow, *, now: float) -> Account:
+async def read_job_stats(store: AsyncDatabaseManager, job: JobRow, *, now: float) -> JobStats:
     """Read what there is of a job, in one consistent view."""
     table = tables.attempts
+    query = select(
+        func.count().label("runs"),
+        func.count(table.c.destination_id.distinct()).label("destinations"),
+        func.coalesce(func.sum(case((table.c.outcome == "stopped", 1), else_=0)), 0).label("stopped"),
+        func.min(case((table.c.outcome != "stopped", table.c.at))).label("first_at"),
+        func.max(table.c.at).label("last_at"),
+        func.coalesce(func.sum(table.c.elapsed_ms), 0.0).label("busy_ms"),
+    ).where(table.c.job_id == job.job_id)
     async with store.reading() as connection:
-        sums = (
-            (
-                await connection.execute(
-                    select(
-                        func.count().label("runs"),
-                        func.count(table.c.destination_id.distinct()).label("destinations"),
-                        func.coalesce(func.sum(case((table.c.outcome == "stopped", 1), else_=0)), 0).label("stopped"),
-                        func.min(case((table.c.outcome != "stopped", table.c.at))).label("first_at"),
-                        func.max(table.c.at).label("last_at"),
-                        func.coalesce(func.sum(table.c.elapsed_ms), 0.0).label("busy_ms"),
-                    ).where(table.c.job_id == job.job_id)
-                )
-            )
-            .mappings()
-            .one()
-        )
+        sums = (await connection.execute(query)).mappings().one()
         started, ended = _window(job, sums, now)
-        return Account(
+        return JobStats(
             started_at=started,
             ended_at=ended,
             runs=sums["runs"],
@@ -305,21 +287,10 @@ async def _slowest(connection: AsyncConnection, job_id: str) -> list[RunRow]:
 
 async def _workers(connection: AsyncConnection, job_id: str) -> list[WorkerRow]:
     table = tables.attempts
-    query = (
-        select(
-            table.c.worker,
-            func.count().label("runs"),
-            func.sum(table.c.llm_calls).label("llm_calls"),
-            func.sum(table.c.elapsed_ms).label("busy_ms"),
-        )
-        .where(table.c.job_id == job_id)
-        .group_by(table.c.worker)
-        .order_by(table.c.worker)
-    )
-    return [
-        WorkerRow(row["worker"], row["runs"], int(row["llm_calls"]), float(row["busy_ms"]) / 1000)
-        for row in (await connection.execute(query)).mappings()
-    ]
+    sums = func.count(), func.sum(table.c.llm_calls), func.sum(table.c.elapsed_ms)
+    query = select(table.c.worker, *sums).where(table.c.job_id == job_id)
+    found = await connection.execute(query.group_by(table.c.worker).order_by(table.c.worker))
+    return [WorkerRow(worker, runs, int(calls), float(ms) / 1000) for worker, runs, calls, ms in found]
 
 
 async def _dead_letters(connection: AsyncConnection, job_id: str) -> int:

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, Integer, Select, cast, func, literal_column, or_, s
 from tasks.inputs.columns import MAX_COLUMNS
 from workers.results.database import tables
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.database.rows import DestinationState, FailureRow, ProfileRow
+from workers.results.database.rows import DestinationStatus, FailureRow, ProfileRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class DestinationLine:
     destination_id: str
     name: str
     country: str | None
-    state: DestinationState
+    state: DestinationStatus
     partial: bool
     llm_calls: int
     cache_hits: int
@@ -26,7 +26,6 @@ class DestinationLine:
 
 
 async def profile_of(store: AsyncDatabaseManager, job_id: str, destination_id: str) -> ProfileRow | None:
-    """One profile, or None."""
     table = tables.profiles
     names = [c for c in table.c if c.name not in {"updated_at", "profile_no"}]
     query = select(*names).where(table.c.job_id == job_id, table.c.destination_id == destination_id)
@@ -36,7 +35,7 @@ async def profile_of(store: AsyncDatabaseManager, job_id: str, destination_id: s
 
 
 async def lines(
-    store: AsyncDatabaseManager, job_id: str, *, state: DestinationState | None, text: str, offset: int, limit: int
+    store: AsyncDatabaseManager, job_id: str, *, state: DestinationStatus | None, text: str, offset: int, limit: int
 ) -> list[DestinationLine]:
     """A page of a job's destinations by name; `text` is looked for in name and country, in any case."""
     d, f = tables.destinations, tables.failures
@@ -66,7 +65,6 @@ async def lines(
 
 
 async def first_failures(store: AsyncDatabaseManager, job_id: str, limit: int) -> list[FailureRow]:
-    """Some of a job's failures."""
     found = []
     async for failure in store.failures(job_id):
         found.append(failure)

@@ -18,7 +18,7 @@ _NUMBERS: Final = re.compile(r"\b[0-9a-f]{8,}\b|\d[\d,._:]*")
 #: The class of an error in front of its message, as the pipeline writes a reason.
 _CLASS: Final = re.compile(r"([A-Z][A-Za-z]*): (.*)", re.DOTALL)
 #: Kinds that are told apart; those in addition are counted as one of their class.
-MOST_KINDS: Final = 1_000
+MAX_KINDS: Final = 1_000
 OTHERS: Final = "and others"
 
 
@@ -28,7 +28,6 @@ class Reason:
 
     error_class: str
     message: str
-    #: One of the destinations.
     example: str = ""
     destinations: int = 0
     #: Stage -> destinations that lack something of it, or failed at it, for this reason.
@@ -95,7 +94,6 @@ async def stages_of_partial(store: AsyncDatabaseManager, job_id: str) -> int:
 
 
 def _label(table: Table) -> ColumnElement[str]:
-    """A destination's name and country."""
     return table.c.name + func.coalesce(literal(", ") + table.c.country, "")
 
 
@@ -107,9 +105,8 @@ class _Kinds:
         self._found: dict[tuple[str, str, str], Reason] = {}
 
     def add(self, stage: str, error_class: str, message: str, example: str, count: int) -> None:
-        """Count destinations with one message."""
         key = (error_class, kind(message), stage if self._by_stage else "")
-        if key not in self._found and len(self._found) >= MOST_KINDS:
+        if key not in self._found and len(self._found) >= MAX_KINDS:
             key, message = (error_class, OTHERS, key[2]), OTHERS
         self._found.setdefault(key, Reason(error_class, message, example)).add(stage, count)
 

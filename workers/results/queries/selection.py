@@ -1,7 +1,7 @@
-"""Which profiles and themes of a job somebody wants: conditions for the database, and the same for a decoded profile.
+"""Which profiles and themes of a job a user wants: conditions for the database, and the same for a decoded profile.
 
-Conditions on the destination choose profiles. Conditions on themes choose themes, and with them the profiles that have
-one; a theme must meet all of them, one value of each.
+Conditions on the destination choose profiles. Conditions on themes choose themes, and the profiles that have one; a
+theme must meet all of them, one value of each.
 """
 
 from collections.abc import Iterable, Mapping
@@ -123,11 +123,7 @@ def where(pairs: Iterable[str], extra_columns: Iterable[str]) -> dict[str, tuple
 
 
 def month(text: str) -> int:
-    """A month by its English name, the beginning of it, or its number.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """A month by its English name, the beginning of it, or its number. Raises ConfigError: it is none."""
     if text.isdecimal() and text.isascii() and 1 <= int(text[:3]) <= 12:  # noqa: PLR2004  # months
         return int(text[:3])
     found = [number for name, number in MONTHS.items() if len(text) > 2 and name.lower().startswith(text.lower())]  # noqa: PLR2004  # jan

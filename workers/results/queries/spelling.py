@@ -11,8 +11,7 @@ from workers.results.database import tables
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.selection import COLUMNS, Selection, column_of
 
-#: Values among which the nearest is looked for.
-MOST_COMPARED: Final = 10_000
+MAX_COMPARED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ async def spelling(store: AsyncDatabaseManager, query: Any, wanted: Sequence[str
         async for value in values:
             if value is not None and folded(value) in keys:
                 found.append(value)
-            elif value is not None and len(others) < MOST_COMPARED:
+            elif value is not None and len(others) < MAX_COMPARED:
                 others.append(value)
     known = {folded(value) for value in found}
     unknown = [text for key, text in keys.items() if key not in known]
