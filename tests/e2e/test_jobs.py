@@ -47,7 +47,7 @@ def _books_are_right(engine: Engine, job_id: str, count: int) -> dict[str, Any]:
     assert (status["done"], status["failed"], status["total"]) == (count, 0, count)
     with Redis.from_url(engine.env["REDIS_URL"]) as redis:
         left = {key.decode().split(":")[3] for key in redis.scan_iter(f"{keys.job(job_id)}:*")}
-        assert left <= {"events", "profile"}
+        assert left <= {"events", "measurements"}
         assert job_id.encode() not in redis.smembers(keys.ACTIVE)
     return status
 

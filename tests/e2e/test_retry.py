@@ -82,7 +82,7 @@ def test_what_a_lost_redis_took_along_is_completed_from_the_database(stack: Engi
     assert (status["state"], status["done"], status["failed"], status["total"]) == ("done", 300, 0, 300)
     assert _rows(stack, "profiles") == 300
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
-        assert {key.decode().split(":")[3] for key in redis.scan_iter(f"{keys.job(job_id)}:*")} <= {"events", "profile"}
+        assert {key.decode().split(":")[3] for key in redis.scan_iter(f"{keys.job(job_id)}:*")} <= {"events", "measurements"}
 
 
 def _idle(redis: Redis) -> bool:
