@@ -14,6 +14,7 @@ from redis import Redis
 from config.settings import Settings, load
 from scripts.lib.local_redis import LocalRedis
 from tests.support import postgresql
+from tests.support.forks import Forks
 from workers.sandbox.server import SandboxServer
 
 # A slow machine makes an example slow, not wrong. Examples are the same each time: what is green stays green.
@@ -83,6 +84,13 @@ def settings_for(tmp_path: Path) -> Callable[..., Settings]:
         return load(env={"THEMES_STATE_DIR": str(tmp_path / "var"), **env})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """One process that has imported all verbs, for all tests of this process; its children are `themes` commands."""
+    with Forks() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
