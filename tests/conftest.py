@@ -1,7 +1,6 @@
 """Real parts for every test: a private redis-server for the session, the sandbox LLM over HTTP."""
 
 import os
-import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import cycle
@@ -107,15 +106,7 @@ def postgresql_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture
 async def postgresql_url(postgresql_socket: str) -> str:
     """An empty database of the private server."""
-    import asyncpg
-
-    name = f"t{secrets.token_hex(6)}"
-    connection = await asyncpg.connect(host=postgresql_socket, user="themes", database="postgres")
-    try:
-        await connection.execute(f"CREATE DATABASE {name}")
-    finally:
-        await connection.close()
-    return f"postgresql+asyncpg://themes@/{name}?host={postgresql_socket}"
+    return postgresql.url(postgresql_socket, await postgresql.created(postgresql_socket))
 
 
 @pytest.fixture(scope="session")

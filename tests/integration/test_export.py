@@ -19,7 +19,6 @@ import sqlite_utils
 
 from tasks.errors import ConfigError
 from tasks.messages import Destination, JobInputs, Result, Seasonality, Theme
-from tests.integration.test_store import DATABASES
 from tests.support.forks import Forks
 from tests.support.stored import announced, done, holding, places, theme
 from workers.results.database.manager import AsyncDatabaseManager
@@ -52,14 +51,6 @@ def results() -> tuple[list[Destination], list[Result]]:
         towns.append(town)
         found.append(msgspec.structs.replace(result, profile=msgspec.structs.replace(result.profile, themes=themes)))
     return towns, found
-
-
-@pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
 
 
 @pytest.fixture

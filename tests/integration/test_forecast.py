@@ -23,7 +23,6 @@ from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.jobs.budget import LIMIT, NANO, SPENT
 from tasks.messages import Destination, StageRecord, StreamEntry, Usage
-from tests.integration.test_store import DATABASES
 from tests.support.stored import announced, done
 from workers.llm.budget import JobBudget, RedisBook
 from workers.llm.cache.tiers import PersistentLLMCache
@@ -240,14 +239,6 @@ def _measured_by(model: str, job: str, calls: int, at: float) -> list[StreamEntr
         profile = msgspec.structs.replace(result.profile, stages=[record])
         entries.append(msgspec.structs.replace(result, profile=profile))
     return entries
-
-
-@pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
 
 
 @pytest.fixture
