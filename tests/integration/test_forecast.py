@@ -243,7 +243,7 @@ def _measured_by(model: str, job: str, calls: int, at: float) -> list[StreamEntr
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[AsyncDatabaseManager]:
-    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=5.0) as manager:
+    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=180.0) as manager:
         yield manager
 
 
