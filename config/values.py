@@ -99,26 +99,44 @@ def node_of(key: str, source: yaml.Node | str, place: str) -> yaml.Node:
     if not isinstance(source, str):
         return source
     try:
-        refuse_unsafe(source, lambda what, _: ConfigError(f"{key}: {what} ({place})"))
-        return yaml.compose(source, Loader=yaml.SafeLoader) or yaml.MappingNode("", [])
+        return safe_node(source, lambda what, _: ConfigError(f"{key}: {what} ({place})"))
     except (yaml.YAMLError, RecursionError) as exc:
         raise ConfigError(f"{key}: not valid YAML ({place})") from exc
 
 
-def refuse_unsafe(text: str, error: Callable[[str, int], ConfigError]) -> None:
-    """Look at the events of a YAML text before its tree is made: aliases multiply, and nesting costs its square.
+class _Loader(yaml.SafeLoader):
+    """Refuses what multiplies (aliases) or costs its square (nesting) before it is in the tree."""
+
+    def __init__(self, text: str, error: Callable[[str, int], ConfigError]) -> None:
+        super().__init__(text)
+        self._error = error
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # not typed upstream
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent):
+            raise self._error("YAML aliases are not allowed; write the value out", line)
+        if self._depth >= MAX_DEPTH and isinstance(event, yaml.CollectionStartEvent):
+            raise self._error("nested too deeply", line)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def safe_node(text: str, error: Callable[[str, int], ConfigError]) -> yaml.Node:
+    """The root node of a YAML text; an empty mapping when it has nothing but comments.
 
     Raises:
-        ConfigError: what `error` makes of a finding and its line.
+        ConfigError: what `error` makes of an alias or of deep nesting, and its line.
+        yaml.YAMLError: it is no YAML.
     """
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else 1
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):
-            raise error("YAML aliases are not allowed; write the value out", line)
-        if depth > MAX_DEPTH:
-            raise error("nested too deeply", line)
+    loader = _Loader(text, error)
+    try:
+        return loader.get_single_node() or yaml.MappingNode("tag:yaml.org,2002:map", [])
+    finally:
+        loader.dispose()
 
 
 def members(key: str, node: yaml.Node, place: str, shape: str) -> dict[str, yaml.Node]:

@@ -4,13 +4,14 @@ What is wrong is reported rather than raised, so that one reading finds all of i
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import yaml
 
 from config.errors import ConfigError
-from config.values import refuse_unsafe, shown
+from config.values import safe_node, shown
 
 #: A settings file larger than this is something else.
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -38,15 +39,17 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
 
 
+@lru_cache(maxsize=2)
 def compose(text: str, name: str) -> yaml.Node:
     """The root node of a text; an empty mapping when it has nothing but comments. `name` stands for it in messages.
+
+    Kept, as long as no other file is read: nobody changes a node.
 
     Raises:
         ConfigError: it cannot be read as YAML at all.
     """
     try:
-        refuse_unsafe(text, lambda what, line: ConfigError(f"{name}:{line}: {what}"))
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return safe_node(text, lambda what, line: ConfigError(f"{name}:{line}: {what}"))
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         raise ConfigError(f"{name}:{line}: not valid YAML: {exc.problem}") from exc
@@ -54,7 +57,6 @@ def compose(text: str, name: str) -> yaml.Node:
         raise ConfigError(f"{name}: not valid settings: nested too deeply") from exc
     except yaml.YAMLError as exc:
         raise ConfigError(f"{name}: not valid YAML: {' '.join(str(exc).split())}") from exc
-    return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [])
 
 
 def _read(path: Path) -> bytes:

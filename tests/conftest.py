@@ -1,7 +1,6 @@
 """Real parts for every test: a private redis-server for the session, the sandbox LLM over HTTP."""
 
 import os
-import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import cycle
@@ -14,6 +13,7 @@ from redis import Redis
 from config.settings import Settings, load
 from scripts.lib.local_redis import LocalRedis
 from tests.support import postgresql
+from tests.support.forks import Forks
 from workers.sandbox.server import SandboxServer
 
 # A slow machine makes an example slow, not wrong. Examples are the same each time: what is green stays green.
@@ -86,6 +86,13 @@ def settings_for(tmp_path: Path) -> Callable[..., Settings]:
 
 
 @pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """One process that has imported all verbs, for all tests of this process; its children are `themes` commands."""
+    with Forks() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
 def postgresql_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The folder of the socket of one private PostgreSQL server for all tests of this process."""
     if postgresql.binaries() is None:
@@ -99,15 +106,7 @@ def postgresql_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture
 async def postgresql_url(postgresql_socket: str) -> str:
     """An empty database of the private server."""
-    import asyncpg
-
-    name = f"t{secrets.token_hex(6)}"
-    connection = await asyncpg.connect(host=postgresql_socket, user="themes", database="postgres")
-    try:
-        await connection.execute(f"CREATE DATABASE {name}")
-    finally:
-        await connection.close()
-    return f"postgresql+asyncpg://themes@/{name}?host={postgresql_socket}"
+    return postgresql.url(postgresql_socket, await postgresql.created(postgresql_socket))
 
 
 @pytest.fixture(scope="session")

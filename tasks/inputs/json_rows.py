@@ -20,8 +20,11 @@ READ_BYTES: Final = 64 * 1024
 
 _BLANK: Final = re.compile(r"[ \t\r\n]*")
 _SEPARATORS: Final = re.compile(r"[ \t\r\n,]*")
-_STRUCTURE: Final = re.compile(r'["\[\]{},]')
-_IN_STRING: Final = re.compile(r'["\\]')
+#: The rest of a string up to its quote, or to a backslash whose character is not there yet.
+_IN_STRING: Final = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
+#: What ends nothing and opens nothing, whole strings included: within an element, and beside one.
+_WITHIN: Final = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_BESIDE: Final = re.compile(r'(?:[^"\[\]{},]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 #: Where the list may stand, for people.
 _PLACES: Final = ", ".join(f"`{key}`" for key in sorted(LISTS))
 
@@ -165,18 +168,22 @@ class _Window:
         text = self._text
         if scan.is_escaped and scan.pos < len(text):
             scan.pos, scan.is_escaped = scan.pos + 1, False
-        while match := (_IN_STRING if scan.in_string else _STRUCTURE).search(text, scan.pos):
-            char, scan.pos = match.group(), match.end()
+        while scan.pos < len(text):
+            uneventful = _IN_STRING if scan.in_string else _WITHIN if scan.depth else _BESIDE
+            match = uneventful.match(text, scan.pos)
+            at = match.end() if match else scan.pos
+            if at == len(text):
+                break
+            char, scan.pos = text[at], at + 1
             if char == "\\":
-                scan.is_escaped = scan.pos == len(text)
-                scan.pos += 1
+                scan.is_escaped = True
             elif char == '"':
                 scan.in_string = not scan.in_string
             elif char in "[{":
                 scan.depth += 1
             elif scan.depth == 0:
-                return match.start()
-            elif char in "]}":
+                return at
+            else:
                 scan.depth -= 1
         return None
 

@@ -226,7 +226,7 @@ REPLIES = (
 @given(st.lists(REPLIES, min_size=1, max_size=5), st.none() | st.sampled_from([0.005, 0.05]))
 @example([Reply(429, (("Retry-After", "86400"),), b"")], None)
 @example([Reply(usage={"prompt_tokens": -(10**6), "completion_tokens": 2**63 - 1})], 0.01)
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_a_job_ends_with_true_books_whatever_the_server_sends(script: list[Reply], budget_usd: float | None) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(DEADLINE_SECONDS):

@@ -20,6 +20,7 @@ from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.errors import ConfigError, DatabaseError
+from tests.support.forks import Forks
 from workers.llm.cache.completions import CompletionStore, RedisCompletions
 from workers.llm.cache.memory import ENTRY_OVERHEAD_BYTES, MemoryTier
 from workers.llm.cache.stats import CacheReporter, CacheStats
@@ -328,14 +329,10 @@ async def _count(client: AsyncRedis, name: str) -> None:
     await cache.close()
 
 
-async def test_counts_of_two_processes_add_up(redis_url: str, redis: Redis) -> None:
-    running = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, __file__, name, env={"PYTHONPATH": str(Path(__file__).parents[2]), "REDIS_URL": redis_url}
-        )
-        for name in "ab"
-    ]
-    assert [await process.wait() for process in running] == [0, 0]
+def test_counts_of_two_processes_add_up(redis_url: str, redis: Redis, forks: Forks) -> None:
+    running = [forks.script(__file__, name, env={"REDIS_URL": redis_url}) for name in "ab"]
+    assert [process.communicate(180) for process in running] == [(b"", None)] * 2
+    assert [process.returncode for process in running] == [0, 0]
     found = read_statistics(redis)
     assert found["since"] is not None
     assert (found["misses"], found["stores"], found["memory_hits"], found["redis_hits"]) == (40, 40, 40, 0)

@@ -417,7 +417,7 @@ async def test_the_consumer_reads_database_batch_size_entries_at_once(
     redis_url: str, redis: Redis, settings_for: MakeSettings, tmp_path: Path, worker: Callable[..., Any]
 ) -> None:
     async with worker() as one:
-        await one.work(*[f"City {number}" for number in range(30)])
+        await one.work(*[f"City {number}" for number in range(16)])
     entries = redis.xlen(keys.RESULTS)
     client = connect_async(redis_url, socket_timeout_seconds=180)
     settings = settings_for(**{"REDIS_URL": redis_url, performance("database_batch_size"): "2"})

@@ -23,7 +23,6 @@ from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.jobs.budget import LIMIT, NANO, SPENT
 from tasks.messages import Destination, StageRecord, StreamEntry, Usage
-from tests.integration.test_store import DATABASES
 from tests.support.stored import announced, done
 from workers.llm.budget import JobBudget, RedisBook
 from workers.llm.cache.tiers import PersistentLLMCache
@@ -242,17 +241,9 @@ def _measured_by(model: str, job: str, calls: int, at: float) -> list[StreamEntr
     return entries
 
 
-@pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
-
-
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[AsyncDatabaseManager]:
-    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=5.0) as manager:
+    async with AsyncDatabaseManager(database_url, pool_size=3, timeout_seconds=180.0) as manager:
         yield manager
 
 

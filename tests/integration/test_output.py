@@ -17,6 +17,7 @@ import pytest
 
 from scripts.lib.output import destination_of
 from tasks.errors import ConfigError
+from tests.support.forks import Forks
 from tests.support.stored import announced, done, places
 from workers.local import state_file
 from workers.results.database.manager import AsyncDatabaseManager
@@ -35,11 +36,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def themes(folder: Path, *arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "THEMES_STATE_DIR": str(folder), "THEMES_REDIS__ENABLED": "false"}
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "THEMES_STATE_DIR": str(folder), "THEMES_REDIS__ENABLED": "false"}
+
+
+def cold(folder: Path, *arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run `themes` as a user does, with descriptors or bounds of its own."""
     command = [sys.executable, "-m", "scripts.main", *map(str, arguments)]
     given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-    return subprocess.run(command, env=env, text=True, timeout=170, check=False, **given)
+    return subprocess.run(command, env=environment(folder), text=True, timeout=170, check=False, **given)
+
+
+Themes = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def themes(forks: Forks) -> Themes:
+    """Runs `themes` over a state directory."""
+    return lambda folder, *arguments: forks.run(*map(str, arguments), env=environment(folder), stdin=None, timeout=170)
 
 
 VERBS: dict[str, Callable[[Path], list[object]]] = {
@@ -49,7 +63,9 @@ VERBS: dict[str, Callable[[Path], list[object]]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_an_existing_file_is_refused_in_one_line_and_replaced_with_force(verb: str, folder: Path) -> None:
+def test_an_existing_file_is_refused_in_one_line_and_replaced_with_force(
+    verb: str, folder: Path, themes: Themes
+) -> None:
     arguments, out = VERBS[verb](folder), folder / "out"
     out.write_text("of another day")
     said = themes(folder, *arguments, "-o", out)
@@ -72,7 +88,7 @@ def test_what_cannot_be_written_to_its_end_leaves_the_old_file(folder: Path) -> 
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    said = themes(folder, "results", "j", "--format", "jsonl", "-o", out, "--force", preexec_fn=little_room)
+    said = cold(folder, "results", "j", "--format", "jsonl", "-o", out, "--force", preexec_fn=little_room)
     assert (said.returncode, "cannot be written (File too large)" in said.stderr) == (2, True)
     assert out.read_text() == "of another day"
     assert [one.name for one in folder.iterdir() if "out" in one.name] == ["out.jsonl"]
@@ -102,7 +118,7 @@ def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_devices_pipes_and_standard_output_are_written_to_directly(folder: Path) -> None:
+def test_devices_pipes_and_standard_output_are_written_to_directly(folder: Path, themes: Themes) -> None:
     export = ["results", "j", "--format", "csv", "-o"]
     expected = themes(folder, *export[:-1]).stdout
     assert themes(folder, *export, "/dev/null").returncode == 0
@@ -111,7 +127,7 @@ def test_devices_pipes_and_standard_output_are_written_to_directly(folder: Path)
     with (folder / "all.csv").open("a") as file:
         file.write("before\n")
         file.flush()
-        assert themes(folder, *export, "/dev/stdout", stdout=file).returncode == 0
+        assert cold(folder, *export, "/dev/stdout", stdout=file).returncode == 0
     assert (folder / "all.csv").read_text().splitlines() == ["before", *expected.splitlines()]
     os.mkfifo(folder / "pipe")
     read: list[str] = []
@@ -148,9 +164,8 @@ def _kept(folder: Path) -> int:
 def _answering(folder: Path, answer: bytes) -> tuple[int, str]:
     """`cache clear` on a terminal where somebody types; its exit code, and what it shows."""
     ours, theirs = pty.openpty()
-    env = {**os.environ, "THEMES_STATE_DIR": str(folder), "THEMES_REDIS__ENABLED": "false"}
     command = [sys.executable, "-m", "scripts.main", "cache", "clear"]
-    with subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with subprocess.Popen(command, env=environment(folder), stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
         deadline = time.monotonic() + 170
@@ -181,7 +196,7 @@ def test_cache_clear_asks_on_a_terminal_and_says_what_goes(cached: Path) -> None
     assert "dropped 2 completions" in shown
 
 
-def test_cache_clear_needs_yes_where_nobody_can_be_asked(cached: Path) -> None:
+def test_cache_clear_needs_yes_where_nobody_can_be_asked(cached: Path, themes: Themes) -> None:
     said = themes(cached, "cache", "clear")
     assert (said.returncode, _kept(cached)) == (2, 2)
     assert "2 completions, 1.5 MiB as stored" in said.stderr

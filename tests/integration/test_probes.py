@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,6 +18,7 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
 from tasks.waits import Wait
+from tests.support.forks import Forks, Script
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import Account, FocusedLLMGenerator
@@ -111,13 +110,8 @@ async def _until(what: Callable[[], object], seconds: float = 60) -> None:
             await asyncio.sleep(0.005)
 
 
-def _start(env: dict[str, str], number: int, count: int) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(number), str(count)],
-        env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2]), **env},
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout
+def _start(forks: Forks, env: dict[str, str], number: int, count: int) -> Script:
+    process = forks.script(__file__, number, count, env=env)
     assert process.stdout.readline() == b"ready\n"
     return process
 
@@ -128,10 +122,10 @@ def _start(env: dict[str, str], number: int, count: int) -> "subprocess.Popen[by
     ids=["learning", "free", "configured"],
 )
 async def test_one_call_of_all_processes_tries_a_long_wait_at_growing_intervals_and_its_answer_ends_it(
-    gate: Gate, redis_url: str, redis: Redis, limits: dict[str, str]
+    gate: Gate, redis_url: str, redis: Redis, forks: Forks, limits: dict[str, str]
 ) -> None:
     env = _env(gate, REDIS_URL=redis_url, **limits)
-    processes = [await asyncio.to_thread(_start, env, number, 20) for number in range(2)]
+    processes = [await asyncio.to_thread(_start, forks, env, number, 20) for number in range(2)]
     key = keys.cooldown(endpoint_digest(gate.base_url, "sandbox"))
 
     def probes() -> int:
@@ -139,7 +133,7 @@ async def test_one_call_of_all_processes_tries_a_long_wait_at_growing_intervals_
 
     await _until(lambda: probes() >= 1)
     # The second one has begun within the cool-down, and so does this one: they ask nothing but probes.
-    processes.append(await asyncio.to_thread(_start, env, 2, 20))
+    processes.append(await asyncio.to_thread(_start, forks, env, 2, 20))
     await _until(lambda: probes() >= 3)
     count = probes()
     passed = time.monotonic() - gate.refused[0]

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ from scripts.lib.local_redis import LocalRedis
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
+from tests.support.forks import Forks, Script
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.route import Route
@@ -148,12 +148,10 @@ asyncio.run(main())
 """
 
 
-def test_two_processes_share_one_limit(redis_url: str) -> None:
-    root = str(Path(__file__).parents[2])
-    processes = [
-        subprocess.Popen([sys.executable, "-c", _OTHER_PROCESS, redis_url], stdout=subprocess.PIPE, cwd=root)
-        for _ in range(2)
-    ]
+def test_two_processes_share_one_limit(redis_url: str, forks: Forks, tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(_OTHER_PROCESS)
+    processes = [forks.script(str(other), redis_url, env={}) for _ in range(2)]
     times = [at for process in processes for at in json.loads(process.communicate(timeout=180)[0])]
     assert len(times) == 120
     _within(times, LIMITS)
@@ -366,28 +364,23 @@ async def test_one_process_s_429_holds_the_other_back_too(
 # --- real processes ---
 
 
-def _start(env: dict[str, str], number: int, count: int) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(number), str(count)],
-        env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2]), **env},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout
+def _start(forks: Forks, env: dict[str, str], number: int, count: int) -> Script:
+    process = forks.script(__file__, number, count, env=env)
     assert process.stdout.readline() == b"ready\n"
     return process
 
 
 @pytest.mark.parametrize("configured", [True, False])
-async def test_four_processes_keep_to_one_limit_and_lose_nothing(configured: bool, redis_url: str) -> None:
+async def test_four_processes_keep_to_one_limit_and_lose_nothing(
+    configured: bool, redis_url: str, forks: Forks
+) -> None:
     # The server's burst is larger than ours: a slow machine sends slots late, and so together.
     async with SandboxServer(latency="10ms", rate_limit="60/s,burst=80,retry_after=exact") as server:
         ours = {"THEMES_LLM__REQUESTS_PER_MINUTE": "3000", "THEMES_LLM__REQUEST_BURST": "20"} if configured else {}
         env = {"OPENAI_BASE_URL": server.base_url, "THEMES_MODEL": "sandbox", "REDIS_URL": redis_url, **ours}
-        processes = [await asyncio.to_thread(_start, env, number, 50) for number in range(4)]
+        processes = [await asyncio.to_thread(_start, forks, env, number, 50) for number in range(4)]
         answered = 0
         for process in processes:
-            assert process.stdin
             process.stdin.write(b"\n")
             process.stdin.flush()
         for process in processes:

@@ -17,15 +17,6 @@ from workers.results.queries import reasons
 from workers.results.queries.reasons import failure_reasons, kind, partial_reasons, split, stages_of_partial
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of either kind."""
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
-
-
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[AsyncDatabaseManager]:
     async with AsyncDatabaseManager(database_url, pool_size=3) as manager:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,14 +22,6 @@ from workers.results.database.rows import JobRow
 from workers.results.queries.job_stats import JobStats, empty_job_stats, read_job_stats
 
 NASTY = "<script>window.broken=1</script>\"onmouseover='window.broken=1' & <b>bold"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
 
 
 @pytest.fixture

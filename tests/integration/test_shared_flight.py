@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +20,7 @@ from tasks.connection import connect_async
 from tasks.errors import InvalidAnswerError, ModelRefusedError, PermanentError
 from tasks.messages import Destination
 from tasks.queue.leases import release
+from tests.support.forks import Forks, Script
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
@@ -239,35 +239,30 @@ async def _go(names: list[str]) -> None:
         sys.stdout.write(json.dumps([account.spend.calls, account.cache.coalesced, account.cache.hits]))
 
 
-def _start(env: dict[str, str], *names: object) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, __file__, *map(str, names)],
-        env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2]), **env},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout
+def _start(forks: Forks, env: dict[str, str], *names: object) -> Script:
+    process = forks.script(__file__, *names, env=env)
     assert process.stdout.readline() == b"ready\n"
     return process
 
 
-def _release(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin
+def _release(process: Script) -> None:
     process.stdin.write(b"\n")
     process.stdin.flush()
 
 
-async def _said(process: subprocess.Popen[bytes]) -> list[int]:
+async def _said(process: Script) -> list[int]:
     out, _ = await asyncio.to_thread(process.communicate, timeout=DEADLINE)
     assert process.returncode == 0
     found: list[int] = json.loads(out)
     return found
 
 
-async def test_four_processes_in_lockstep_over_the_same_200_prompts_are_200_calls(redis_url: str, redis: Redis) -> None:
+async def test_four_processes_in_lockstep_over_the_same_200_prompts_are_200_calls(
+    redis_url: str, redis: Redis, forks: Forks
+) -> None:
     async with SandboxServer(latency="20ms") as server:
         env = _env(server, redis_url)
-        processes = [await asyncio.to_thread(_start, env, *range(200)) for _ in range(4)]
+        processes = [await asyncio.to_thread(_start, forks, env, *range(200)) for _ in range(4)]
         for process in processes:
             _release(process)
         said = [await _said(process) for process in processes]
@@ -281,12 +276,12 @@ async def test_four_processes_in_lockstep_over_the_same_200_prompts_are_200_call
 
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_prompt_whose_owner_is_lost_is_asked_by_a_waiter_within_a_lease(
-    way: signal.Signals, redis_url: str, sandbox: SandboxServer
+    way: signal.Signals, redis_url: str, sandbox: SandboxServer, forks: Forks
 ) -> None:
     lease = 1.0
     env = _env(sandbox, redis_url, THEMES_LLM__FLIGHT_LEASE_SECONDS=str(lease))
     sandbox.set_faults(["hang=1,times=1"])
-    owner, waiter = [await asyncio.to_thread(_start, env, "one") for _ in range(2)]
+    owner, waiter = [await asyncio.to_thread(_start, forks, env, "one") for _ in range(2)]
     try:
         _release(owner)
         await _begun(sandbox)
@@ -299,8 +294,7 @@ async def test_a_prompt_whose_owner_is_lost_is_asked_by_a_waiter_within_a_lease(
         assert sandbox.stats()["requests"] == 2
     finally:
         for process in (owner, waiter):
-            process.kill()
-            process.communicate()
+            process.close()
 
 
 def test_what_owners_tell_survives_the_way() -> None:
@@ -313,10 +307,6 @@ def test_what_owners_tell_survives_the_way() -> None:
     for garbage in (b"e", b"e\xc1", b"e\x83"):
         with pytest.raises(PermanentError):
             decode_outcome(garbage)
-
-
-if __name__ == "__main__":
-    asyncio.run(_go(sys.argv[1:]))
 
 
 async def test_who_waits_for_a_process_that_is_known_to_be_dead_takes_over_long_before_its_lease_ends(
@@ -344,3 +334,7 @@ async def test_who_waits_for_a_process_that_is_known_to_be_dead_takes_over_long_
     for flights in (first, second):
         await flights.close()
     await client.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(_go(sys.argv[1:]))

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from config.settings import Settings
 from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.messages import Destination
+from tests.support.forks import Forks
 from tests.support.stored import KYOTO, announced, done
 from workers.results.database import schema, sqlite, tables
 from workers.results.database.manager import AsyncDatabaseManager
@@ -384,6 +385,7 @@ async def test_a_reader_that_holds_the_log_is_named_once_with_its_effect_and_so_
 
 WRITER = """
 import asyncio, sys
+from tests.support.forks import Forks
 from tests.support.stored import announced, done, places
 from workers.results.database.manager import AsyncDatabaseManager
 
@@ -402,16 +404,15 @@ asyncio.run(write())
 
 @pytest.mark.parametrize("moment", [1, 7, 30])
 async def test_a_writer_killed_at_any_moment_leaves_a_whole_file_with_all_that_was_committed(
-    moment: int, tmp_path: Path
+    moment: int, tmp_path: Path, forks: Forks
 ) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
-    with subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout
-        assert writer.stdout.readline() == "ready\n"
-        for _ in range(moment):
-            committed = int(writer.stdout.readline())
-        await asyncio.sleep(0.001 * moment)
-        writer.kill()
+    (tmp_path / "writer.py").write_text(WRITER)
+    writer = forks.script(str(tmp_path / "writer.py"), f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}", env={})
+    assert writer.stdout.readline() == b"ready\n"
+    for _ in range(moment):
+        committed = int(writer.stdout.readline())
+    await asyncio.sleep(0.001 * moment)
+    writer.close()
     async with manager_of(tmp_path) as store:
         async with store.writing() as connection:
             assert (await connection.exec_driver_sql("PRAGMA integrity_check")).scalar_one() == "ok"

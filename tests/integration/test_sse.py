@@ -23,7 +23,7 @@ from workers.dashboard import sse
 from workers.dashboard.event_feed import Feeds, place_of
 
 JOB = "20261123-142501-7f3aab"
-SECONDS = 20
+SECONDS = 180
 
 
 class Site:

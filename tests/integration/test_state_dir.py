@@ -66,7 +66,8 @@ def test_what_a_run_leaves_is_its_user_s_alone(tmp_path: Path) -> None:
     env = {key: value for key, value in os.environ.items() if not key.startswith(("THEMES_", "OPENAI_"))}
     env["THEMES_STATE_DIR"] = str(tmp_path / "var")
     code = "import os, sys; os.umask(0); from scripts.main import main; sys.argv[1:] = sys.argv[1].split(); main()"
-    command = [sys.executable, "-c", code, "demo --latency 0"]
+    (tmp_path / "two.csv").write_text("name\nKyoto\nOslo\n")
+    command = [sys.executable, "-c", code, f"demo --latency 0 {tmp_path / 'two.csv'}"]
     said = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     found = [tmp_path / "var", *(tmp_path / "var").rglob("*")]

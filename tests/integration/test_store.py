@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,17 +30,6 @@ from tests.support.stored import KYOTO, SPENT, announced, done, failed, holding,
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
 from workers.results.database.totals import MAX_ADDED, MAX_TOTAL, ended
-
-DATABASES = ["sqlite", "postgresql"]
-
-
-@pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of either kind."""
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'themes.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
 
 
 @pytest.fixture
@@ -460,7 +448,7 @@ def expected(entries: list[StreamEntry]) -> tuple[dict[str, tuple[str, int]], li
 
 
 @given(streams())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_arrives_in_whatever_order_the_totals_equal_the_sums_and_the_model(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[StreamEntry]]
 ) -> None:

@@ -3,6 +3,8 @@
 That process has started nothing and has one thread. A child gets its own arguments, environment, folder, output and
 session, and runs `scripts.main.main` as `python -m scripts.main` does. `Forks` starts it and talks to it over a socket:
 a message with the child's three descriptors, an answer with its id, another with its exit code.
+
+A test's own file can be run by a child too, as `python FILE` does.
 """
 
 import array
@@ -11,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -24,10 +27,14 @@ from typing import IO, Any, Self
 MAX_MESSAGE = 1 << 20
 #: Modules that commands import late.
 LATE = (
+    "aiohttp.web",
     "aiosqlite",
     "celery",
     "kombu.transport.redis",
+    "pytest",
     "tasks.queue.app",
+    "workers.llm.generator",
+    "workers.pipeline.prompts",
     "workers.results.consumer",
     "workers.sandbox.server",
 )
@@ -84,6 +91,28 @@ class Forked:
         self._connection.close()
 
 
+class Script(Forked):
+    """A child whose input and output are pipes of ours."""
+
+    def __init__(self, child: Forked, stdin: int, stdout: int) -> None:
+        self.__dict__.update(child.__dict__)
+        self.stdin = os.fdopen(stdin, "wb")
+        self.stdout = os.fdopen(stdout, "rb")
+
+    def communicate(self, timeout: float) -> tuple[bytes, None]:
+        """What it has written when it has ended: a few bytes, as many as a pipe holds."""
+        self.wait(timeout)
+        with self.stdin, self.stdout:
+            return self.stdout.read(), None
+
+    def close(self) -> None:
+        """End it, if it lives, whatever it does."""
+        self.kill()
+        self.wait()
+        self.stdin.close()
+        self.stdout.close()
+
+
 class Forks:
     """The process that forks, and how to ask it. Use as a context manager."""
 
@@ -124,6 +153,14 @@ class Forks:
         handles = array.array("i", [one if isinstance(one, int) else one.fileno() for one in (stdin, stdout, stderr)])
         connection.sendmsg([len(order).to_bytes(4, "big") + order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handles)])
         return Forked(connection, arguments)
+
+    def script(self, file: str, *arguments: object, env: Mapping[str, str]) -> Script:
+        """Run a Python file, as a program of its own."""
+        (given, stdin), (stdout, written) = os.pipe(), os.pipe()
+        child = self.start(file, *map(str, arguments), env=env, stdin=given, stdout=written, stderr=2)
+        for ours in (given, written):
+            os.close(ours)
+        return Script(child, stdin, stdout)
 
     def run(
         self, *arguments: str, env: Mapping[str, str], stdin: str | None, timeout: float
@@ -222,5 +259,9 @@ if __name__ == "__main__":
     from scripts.lib.interrupts import leave_at_once
     from scripts.main import main
 
-    leave_at_once()
-    main()
+    if sys.argv[1:] and sys.argv[1].endswith(".py"):
+        del sys.argv[0]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        leave_at_once()
+        main()

@@ -63,7 +63,7 @@ _environments = st.dictionaries(
 _overlays = st.sampled_from(["", "own", "production", "development", "conservative", "ow", "../any", "\x00"])
 
 
-@each(deadline=None, max_examples=300)
+@each(deadline=None, max_examples=120)
 @given(file=files(), overlay_file=files(), overlay=_overlays, env=_environments)
 @example(file=b"streaming:\n  chunk_size: [" + b"[" * 5000, overlay_file=b"", overlay="", env={})
 @example(file=b"\x00\x01\xff", overlay_file=b"\xfe\xff\x00a", overlay="own", env={})

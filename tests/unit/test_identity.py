@@ -238,11 +238,11 @@ def test_places_on_the_border_of_any_two_cubes_are_compared_with_others_and_not_
 
 
 def test_a_crowd_in_one_place_costs_no_more_than_its_reading() -> None:
-    rows = "".join(f"Café {number} {'é' * (number % 7)},48.85,2.35\n" for number in range(20_000))
+    rows = "".join(f"Café {number} {'é' * (number % 7)},48.85,2.35\n" for number in range(8_000))
     began = time.process_time()
     _, report = read(f"name,lat,lon\n{rows}")
-    assert time.process_time() - began < 120
-    same = "".join(f"id{number},Rome\n" for number in range(5_000))
+    assert time.process_time() - began < 30
+    same = "".join(f"id{number},Rome\n" for number in range(2_000))
     _, report = read(f"id,name\n{same}")
     assert report.likely_duplicates == MAX_COMPARED - 1
 

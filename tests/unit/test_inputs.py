@@ -389,20 +389,20 @@ def test_big_endian_marks_are_understood() -> None:
         assert labels(mark + UMLAUTS.encode(codec))[0] == "München, Deutschland"
 
 
-@pytest.mark.parametrize("before", [0, 30_000])
+@pytest.mark.parametrize("before", [0, 2_500])
 @pytest.mark.parametrize(("name", "row"), [("a.csv", "{}\n"), ("a.txt", "{}\n"), ("a.json", '"{}",\n')])
 def test_windows_1252_is_understood_wherever_it_begins(name: str, row: str, before: int) -> None:
-    rows = "".join(row.format(f"City {number}") for number in range(before))
+    rows = "".join(row.format(f"City {number} {'x' * 140}") for number in range(before))
     end = '"x"]' if name == "a.json" else "x"
     data = f"{'[' if name == 'a.json' else 'name' + chr(10)}{rows}{row.format('Orléans')}{row.format('Málaga')}{end}"
     found = labels(data.encode("cp1252"), name)
     assert found[-3:] == ["Orléans", "Málaga", "x"]
 
 
-@pytest.mark.parametrize("before", [0, 30_000])
+@pytest.mark.parametrize("before", [0, 2_500])
 @pytest.mark.parametrize(("name", "row"), [("a.csv", "{}\n"), ("a.txt", "{}\n"), ("a.json", '"{}",\n')])
 def test_a_bad_byte_in_utf_8_costs_its_row(name: str, row: str, before: int) -> None:
-    rows = "".join(row.format(f"City {number}") for number in range(before))
+    rows = "".join(row.format(f"City {number} {'x' * 140}") for number in range(before))
     parts = ["[" if name == "a.json" else "name\n", rows, row.format("Málaga"), row.format("BAD"), row.format("Cádiz")]
     end = '"x"]' if name == "a.json" else "x"
     data = ("".join(parts) + end).encode().replace(b"BAD", b"Pal\xe9rmo")
@@ -436,7 +436,7 @@ def test_gzip_that_unpacks_to_much_is_read_as_a_stream(tmp_path: Path) -> None:
     path = tmp_path / "large.csv.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(b"name\n")
-        for _ in range(200):
+        for _ in range(125):
             file.write(b"Kyoto\n" * 200_000)
     code = (
         "import re, sys; from tasks.inputs.reader import Reader\n"
@@ -445,7 +445,7 @@ def test_gzip_that_unpacks_to_much_is_read_as_a_stream(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True, text=True)
     name, peak_kib = run.stdout.split()
-    # 240 MB when unpacked.
+    # 150 MB when unpacked.
     assert (name, int(peak_kib) < 100_000) == ("Kyoto", True)
 
 

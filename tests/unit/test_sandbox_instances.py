@@ -74,7 +74,7 @@ def containers(parts: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
 schemas = st.recursive(leaves, containers, max_leaves=8)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(schema=schemas, seed=st.integers(0, 2**32), wild=st.booleans())
 def test_every_instance_drawn_is_valid_under_its_schema(schema: Schema, seed: int, *, wild: bool) -> None:
     instance = Instances(schema, wild=wild).draw(random.Random(seed))

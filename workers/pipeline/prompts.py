@@ -18,7 +18,7 @@ stage is asked again; the others come from the cache.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -160,7 +160,7 @@ def load_stages(folder: Path | None = None, *, with_evidence: bool = False) -> l
     try:
         system = (folder / SYSTEM).read_text("utf-8").strip()
         files = sorted(path for path in folder.glob("*.md") if path.name not in {SYSTEM, EVIDENCE})
-        stages = [_read(path, system) for path in files]
+        stages = [_read(path.name, path.read_text("utf-8-sig"), system) for path in files]
         if with_evidence:
             told = folder / EVIDENCE if (folder / EVIDENCE).exists() else BUILT_IN / EVIDENCE
             stages = [_citing(stage, told.read_text("utf-8").strip()) for stage in stages]
@@ -189,28 +189,32 @@ def pipeline_version(stages: Iterable[Stage], columns: Iterable[str] = ()) -> st
     return hashlib.sha256(joined.encode()).hexdigest()[:VERSION_DIGITS]
 
 
-def _read(path: Path, system: str) -> Stage:
-    _, *parts = path.read_text("utf-8-sig").replace("\r\n", "\n").split("---\n", 2)
+@lru_cache(maxsize=64)
+def _read(name: str, text: str, system: str) -> Stage:
+    """The stage of a prompt file; kept, because each job of a process asks by the same ones."""
+    _, *parts = text.replace("\r\n", "\n").split("---\n", 2)
     if len(parts) != 2 or not parts[1].strip():  # noqa: PLR2004
-        raise ConfigError(f"{path.name}: expected front matter between two lines `---`, then the instructions")
+        raise ConfigError(f"{name}: expected front matter between two lines `---`, then the instructions")
     try:
         head = yaml.safe_load(parts[0])
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{path.name}: the front matter is not valid YAML: {exc}") from exc
-    return _stage(path, head, parts[1].strip(), system)
+        raise ConfigError(f"{name}: the front matter is not valid YAML: {exc}") from exc
+    return _stage(name, head, parts[1].strip(), system)
 
 
-def _stage(path: Path, head: Any, instructions: str, system: str) -> Stage:
+def _stage(file: str, head: Any, instructions: str, system: str) -> Stage:
     def wrong(what: str) -> ConfigError:
-        return ConfigError(f"{path.name}: {what}")
+        return ConfigError(f"{file}: {what}")
+
+    stem = file.removesuffix(".md")
 
     if not isinstance(head, dict):
         raise wrong("the front matter has no `key: value` lines")
     unknown = set(head) - {"stage", "asks", "needs", "max_tokens", "model", "fields", "count"}
     if unknown:
         raise wrong(f"unknown key {min(unknown)!r}; known: stage, asks, needs, max_tokens, model, fields, count")
-    if head.get("stage") != path.stem:
-        raise wrong(f"`stage: {head.get('stage')}` must be the file's name, {path.stem}")
+    if head.get("stage") != stem:
+        raise wrong(f"`stage: {head.get('stage')}` must be the file's name, {stem}")
     if head.get("asks") not in get_args(Asks):
         raise wrong(f"`asks` must be one of: {', '.join(get_args(Asks))}")
     tokens = head.get("max_tokens")
@@ -220,7 +224,7 @@ def _stage(path: Path, head: Any, instructions: str, system: str) -> Stage:
     if model is not None and not (isinstance(model, str) and model):
         raise wrong("`model` must be a role of llm.roles or the name of a model")
     stage = Stage(
-        name=path.stem,
+        name=stem,
         asks=head["asks"],
         needs=tuple(head.get("needs") or ()),
         max_tokens=tokens,

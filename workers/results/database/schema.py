@@ -79,7 +79,8 @@ def revision(version: int) -> str:
 
 
 def _create(connection: Connection) -> None:
-    metadata.create_all(connection)
+    # There are no tables: none is looked for.
+    metadata.create_all(connection, checkfirst=False)
     connection.exec_driver_sql(
         f"CREATE TABLE {_VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, "
         "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"

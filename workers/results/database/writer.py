@@ -54,11 +54,10 @@ IDS_PER_QUERY: Final = 1_000
 _KEPT: Final = {"created_at", "profile_no"}
 
 
-class Writer:
-    """Writes batches of one dialect. Holds its statements, compiled once, and their times."""
+class _Statements:
+    """Every statement of one dialect, compiled."""
 
-    def __init__(self, dialect: Dialect, times: StatementStatistics) -> None:
-        self.times = times
+    def __init__(self, dialect: Dialect) -> None:
         listed = ("name", "country", "region", "lat", "lon", "extra", "listed")
         t = tables.destinations
 
@@ -95,45 +94,64 @@ class Writer:
 
         job_seen = insert(dialect, tables.jobs).on_conflict_do_nothing()
         opened = {"job_id", "name", "created_at", "options"}
-        self._job_opened = fill(
+        self.job_opened = fill(
             "open jobs", tables.jobs, ("name", "created_at", "options"), tables.jobs.c.options.is_(None), opened
         )
-        self._job_seen = Statement(dialect, "see jobs", job_seen, ["job_id", "name", "created_at"])
-        self._listed = fill(
+        self.job_seen = Statement(dialect, "see jobs", job_seen, ["job_id", "name", "created_at"])
+        self.listed = fill(
             "list destinations", t, listed, t.c.listed == literal_column("0"),
             {"job_id", "destination_id", *listed, "created_at", "updated_at"},
         )  # fmt: skip
-        self._destination = upsert(
+        self.destination = upsert(
             t, ("job_id", "destination_id"), ("name", "country", "extra", "listed"), ("region", "lat", "lon")
         )
-        self._run = statement(
+        self.run = statement(
             "insert attempts", insert(dialect, tables.attempts).on_conflict_do_nothing(), tables.attempts
         )
-        self._totals = Totals(dialect)
-        self._profile = upsert(tables.profiles, ("job_id", "destination_id"))
-        self._failure = upsert(tables.failures, ("job_id", "destination_id"))
-        self._children = {
+        self.totals = Totals(dialect)
+        self.profile = upsert(tables.profiles, ("job_id", "destination_id"))
+        self.failure = upsert(tables.failures, ("job_id", "destination_id"))
+        self.children = {
             table.name: new(table)
             for table in (
                 tables.themes, tables.theme_months, tables.theme_travelers, tables.theme_subthemes, tables.stages,
                 tables.missing,
             )
         }  # fmt: skip
-        self._no_profile, self._no_themes = gone(tables.profiles), gone(tables.themes)
-        self._no_failure = gone(tables.failures)
-        self._no_stages, self._no_missing = (
+        self.no_profile, self.no_themes = gone(tables.profiles), gone(tables.themes)
+        self.no_failure = gone(tables.failures)
+        self.no_stages, self.no_missing = (
             Statement(dialect, f"delete {x.name}", delete(x).where(x.c.profile_no == bindparam("of_profile")))
             for x in (tables.stages, tables.missing)
         )
-        self._dead = statement(
+        self.dead = statement(
             "insert dead_letters", insert(dialect, tables.dead_letters).on_conflict_do_nothing(), tables.dead_letters
         )
-        self._part = upsert(tables.job_measurements, ("job_id", "process"))
-        self._job = (
+        self.part = upsert(tables.job_measurements, ("job_id", "process"))
+        self.job = (
             update(tables.jobs)
             .where(tables.jobs.c.job_id == bindparam("of_job"))
             .values({name: bindparam(name) for name in tables.jobs.c.keys() if name != "job_id"})  # noqa: SIM118 - a column collection
         )
+
+
+#: By the dialect's name: those of one database are those of every other of its kind.
+_COMPILED: Final[dict[str, _Statements]] = {}
+
+
+class Writer:
+    """Writes batches of one dialect, and holds the times of its statements."""
+
+    def __init__(self, dialect: Dialect, times: StatementStatistics) -> None:
+        self._dialect = dialect
+        self.times = times
+
+    @property
+    def _all(self) -> _Statements:
+        """Compiled for the first batch of a process: one that only reads needs none."""
+        if self._dialect.name not in _COMPILED:
+            _COMPILED[self._dialect.name] = _Statements(self._dialect)
+        return _COMPILED[self._dialect.name]
 
     async def write(
         self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
@@ -145,12 +163,12 @@ class Writer:
 
     async def bury(self, connection: AsyncConnection, dead: Sequence[DeadEntry], now: float) -> int:
         """Write entries that cannot be stored, each with its reason; one that is there already stays."""
-        return await self._dead.run(connection, [dead_row(entry, now) for entry in dead], self.times)
+        return await self._all.dead.run(connection, [dead_row(entry, now) for entry in dead], self.times)
 
     async def keep_measurements(self, connection: AsyncConnection, job_id: str, parts: Mapping[str, str]) -> int:
         """Write the parts of a job's profile, by process, over those that are there."""
         rows = [(job_id, process, payload) for process, payload in parts.items()]
-        return await self._part.run(connection, rows, self.times)
+        return await self._all.part.run(connection, rows, self.times)
 
     async def _write_inputs(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> int:
         """Rows for announced jobs and destinations, and for jobs whose first entries are not there."""
@@ -166,9 +184,9 @@ class Writer:
             if isinstance(e, JobInputs)
             for destination in e.destinations
         ]
-        count = await self._job_opened.run(connection, opened, self.times)
-        await self._job_seen.run(connection, [(j, j, now) for j in seen], self.times)
-        return count + await self._listed.run(connection, listed, self.times)
+        count = await self._all.job_opened.run(connection, opened, self.times)
+        await self._all.job_seen.run(connection, [(j, j, now) for j in seen], self.times)
+        return count + await self._all.listed.run(connection, listed, self.times)
 
     async def _load(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> BatchReducer:
         """What the database holds about everything these entries name."""
@@ -207,15 +225,15 @@ class Writer:
 
     async def _write_changes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
         stands = [destination_row(key, s, now) for key, s in changes.destinations.items()]
-        count = await self._destination.run(connection, stands, self.times)
-        count += await self._run.run(connection, [run_row(r) for r in changes.runs.values()], self.times)
+        count = await self._all.destination.run(connection, stands, self.times)
+        count += await self._all.run.run(connection, [run_row(r) for r in changes.runs.values()], self.times)
         if changes.runs:
-            changes.totals = await self._totals.add(connection, changes.runs.values(), self.times)
+            changes.totals = await self._all.totals.add(connection, changes.runs.values(), self.times)
         count += await self._write_outcomes(connection, changes, now)
         jobs = [job_row(job) for job in changes.jobs.values()]
         if jobs:
             with self.times.timed("update jobs", len(jobs)):
-                await connection.execute(self._job, jobs)
+                await connection.execute(self._all.job, jobs)
         return count + len(jobs)
 
     async def _write_outcomes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
@@ -227,7 +245,7 @@ class Writer:
                 changes.shown[key], payload = clean_result(shown)
                 profiles.append((changes.shown[key], cast("Profile", changes.shown[key].profile), payload))
         next_profile, next_theme = await self._next_numbers(connection) if profiles else (1, 1)
-        rows: dict[str, list[Values]] = {name: [] for name in self._children}
+        rows: dict[str, list[Values]] = {name: [] for name in self._all.children}
         of_profiles: list[Values] = []
         for result, profile, payload in profiles:
             profile_no = numbers.get((result.job_id, result.destination_id))
@@ -238,11 +256,11 @@ class Writer:
             next_theme += len(profile.themes)
             rows["stages"] += stage_rows(profile_no, profile)
             rows["missing"] += missing_rows(profile_no, profile)
-        count = await self._profile.run(connection, of_profiles, self.times)
-        for name, statement in self._children.items():
+        count = await self._all.profile.run(connection, of_profiles, self.times)
+        for name, statement in self._all.children.items():
             count += await statement.run(connection, rows[name], self.times)
         failures = [failure_row(r) for r in changes.shown.values() if r.failure is not None]
-        return count + await self._failure.run(connection, failures, self.times)
+        return count + await self._all.failure.run(connection, failures, self.times)
 
     async def _clear(self, connection: AsyncConnection, changes: Changes) -> dict[Key, int]:
         """Take away what destinations had that have an outcome again; returns the numbers of their profiles."""
@@ -256,12 +274,12 @@ class Writer:
                 numbers |= {(job_id, row[0]): row[1] for row in found}
         succeeded = [key for key in again if changes.shown[key].profile is not None]
         failed = [key for key in again if changes.shown[key].profile is None]
-        await self._no_failure.run(connection, succeeded, self.times)
-        await self._no_themes.run(connection, succeeded, self.times)
+        await self._all.no_failure.run(connection, succeeded, self.times)
+        await self._all.no_themes.run(connection, succeeded, self.times)
         had = [(numbers[key],) for key in succeeded if key in numbers]
-        await self._no_stages.run(connection, had, self.times)
-        await self._no_missing.run(connection, had, self.times)
-        await self._no_profile.run(connection, failed, self.times)
+        await self._all.no_stages.run(connection, had, self.times)
+        await self._all.no_missing.run(connection, had, self.times)
+        await self._all.no_profile.run(connection, failed, self.times)
         return numbers
 
     async def _next_numbers(self, connection: AsyncConnection) -> tuple[int, int]:
