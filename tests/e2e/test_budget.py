@@ -155,7 +155,7 @@ def test_a_paused_job_can_be_cancelled(priced: Engine) -> None:
     assert (status["state"], status["paused"]) == ("cancelled", None)
     with Redis.from_url(priced.env["REDIS_URL"]) as redis:
         left = {key.decode().rpartition(":")[2] for key in redis.scan_iter(f"{keys.job(job_id)}:*")}
-        assert left <= {"events", "budget", "profile"}
+        assert left <= {"events", "budget", "measurements"}
         assert redis.ttl(keys.budget(job_id)) > 0
     assert priced.run("resume", job_id, "--budget", "2").returncode == 2
 

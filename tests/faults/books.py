@@ -19,7 +19,7 @@ from tasks import keys
 from tests.faults.stack import Stack, until
 
 #: What of a job may stay in Redis when it is done: its entry and what watchers read, all of it with a TTL.
-STAYS = {"events", "budget", "profile"}
+STAYS = {"events", "budget", "measurements"}
 
 
 @dataclass(frozen=True, slots=True)
