@@ -14,6 +14,7 @@ from redis import Redis
 from config.settings import Settings, load
 from scripts.lib.local_redis import LocalRedis
 from tests.support import postgresql
+from tests.support.forks import Forks
 from workers.sandbox.server import SandboxServer
 
 # A slow machine makes an example slow, not wrong. Examples are the same each time: what is green stays green.
@@ -108,6 +109,13 @@ async def postgresql_url(postgresql_socket: str) -> str:
     finally:
         await connection.close()
     return f"postgresql+asyncpg://themes@/{name}?host={postgresql_socket}"
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What starts `themes` quickly."""
+    with Forks() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
