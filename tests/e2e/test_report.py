@@ -37,7 +37,6 @@ def light(engine: Engine, stack: Engine) -> Engine:
 
 def _again_with(light: Engine, *options: str) -> None:
     """The sandbox with other options."""
-    light.end("sandbox")
     light.sandbox(*options)
 
 

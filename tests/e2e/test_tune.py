@@ -56,7 +56,6 @@ def _celery(stack: Engine, name: str) -> psutil.Process:
 @pytest.fixture
 def slow(stack: Engine) -> Engine:
     """One worker of 4 connections and 4 lanes, in the middle of a job of calls of a second."""
-    stack.end("sandbox")
     stack.sandbox("--latency", "1s")
     stack.env |= {
         "THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": "4",
@@ -99,13 +98,10 @@ def test_more_lanes_take_more_chunks_in_hand_and_fewer_take_fewer(slow: Engine) 
     until("twelve in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_held == 12)
     _tune(slow, "worker_pool_size=2")
     until("two in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_claimed == 2)
-    command = [sys.executable, "-m", "celery", "-A", "workers.app"]
-    said = subprocess.run([*command, "control", "pool_grow", "3"], env=slow.env, capture_output=True, check=False)
+    said = slow.run_celery("control", "pool_grow", "3")
     assert said.returncode == 0, said.stderr
     until("five in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_claimed == 5)
-    said = subprocess.run(
-        [*command, "inspect", "themes_settings"], env=slow.env, capture_output=True, text=True, check=False
-    )
+    said = slow.run_celery("inspect", "themes_settings")
     assert LANES in said.stdout, said.stderr
 
 

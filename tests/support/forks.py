@@ -342,7 +342,8 @@ def _run(module: str) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
+    """Import what any program of ours imports, and leave it out of garbage collection."""
     from config.settings import load
     from scripts.main import VERBS
 
@@ -354,5 +355,5 @@ def _import_everything() -> None:
 
 
 if __name__ == "__main__":
-    _import_everything()
+    import_everything()
     _serve(sys.argv[1])
