@@ -61,6 +61,7 @@ def _compared(stack: Engine) -> dict[str, Any]:
 
 def _work_while_traced(stack: Engine, **env: str) -> dict[str, Any]:
     """What a worker's memory looks like after many looks, work in hand all the time."""
+    stack.sandbox("--latency", "100ms")
     stack.themes("w", "worker", "--name", "w", "--concurrency", "4", **env)
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         until("the worker", lambda: fleet.workers(redis))
@@ -86,6 +87,7 @@ def _executed(redis: Redis) -> int:
 
 @pytest.mark.timeout(400)
 def test_a_planted_leak_is_named_by_file_and_line(stack: Engine, tmp_path: Path) -> None:
+    stack.forks = None
     folder = tmp_path / "planted"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(textwrap.dedent(PLANTED))
