@@ -26,12 +26,12 @@ from tests.support.forks import CELERY, THEMES, Forked, Forks, Piped
 DEADLINE = 180.0
 
 
-def until(what: str, look: Callable[[], Any], seconds: float = DEADLINE) -> Any:
+def until(what: str, look: Callable[[], Any], seconds: float = DEADLINE, *, every: float = 0.05) -> Any:
     """Look again and again until the answer is truthy; fail with `what` when it never is."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s for: {what}"
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 
