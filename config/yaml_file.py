@@ -39,11 +39,11 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def compose(text: str, name: str) -> yaml.Node:
     """The root node of a text; an empty mapping when it has nothing but comments. `name` stands for it in messages.
 
-    Kept, as long as no other file is read: nobody changes a node.
+    The same node for the same text, which takes 30 ms to read; nobody changes a node.
 
     Raises:
         ConfigError: it cannot be read as YAML at all.

@@ -86,13 +86,6 @@ def settings_for(tmp_path: Path) -> Callable[..., Settings]:
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """One process that has imported all verbs, for all tests of this process; its children are `themes` commands."""
-    with Forks() as made:
-        yield made
-
-
-@pytest.fixture(scope="session")
 def postgresql_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The folder of the socket of one private PostgreSQL server for all tests of this process."""
     if postgresql.binaries() is None:
@@ -107,6 +100,13 @@ def postgresql_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 async def postgresql_url(postgresql_socket: str) -> str:
     """An empty database of the private server."""
     return postgresql.url(postgresql_socket, await postgresql.created(postgresql_socket))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What starts `themes` quickly."""
+    with Forks() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

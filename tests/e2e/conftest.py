@@ -14,22 +14,24 @@ from typing import Any
 
 import psutil
 import pytest
+from redis import Redis
 
-from config.settings import load
+from config.settings import Settings, load
+from scripts.lib.connections import connected
 from scripts.lib.local_redis import LocalRedis
-from scripts.status import known_jobs
-from tests.support.forks import Forked, Forks
+from scripts.status import _status as job_status
+from tests.support.forks import CELERY, THEMES, Forked, Forks, Piped
 
 #: Seconds that anything here may take; a hanging test is a failing one.
 DEADLINE = 180.0
 
 
-def until(what: str, look: Callable[[], Any], seconds: float = DEADLINE) -> Any:
+def until(what: str, look: Callable[[], Any], seconds: float = DEADLINE, *, every: float = 0.05) -> Any:
     """Look again and again until the answer is truthy; fail with `what` when it never is."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s for: {what}"
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 
@@ -43,13 +45,22 @@ class Engine:
     forks: Forks | None = None
     llm: str = ""
     processes: dict[str, subprocess.Popen[bytes] | Forked] = field(default_factory=dict)
+    #: What `status` has read of the environment, for as long as it stays the same.
+    _seen: tuple[dict[str, str], Settings, Redis] | None = None
 
     def run(self, *arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a verb to its end."""
+        return self._run(THEMES, *arguments, stdin=stdin, **env)
+
+    def run_celery(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of Celery's own with our app to its end."""
+        return self._run(*CELERY, *arguments, stdin=None, **env)
+
+    def _run(self, module: str, *arguments: str, stdin: str | None, **env: str) -> subprocess.CompletedProcess[str]:
         if self.forks is not None:
-            return self.forks.run(*arguments, env={**self.env, **env}, stdin=stdin, timeout=DEADLINE)
+            return self.forks.run(*arguments, env={**self.env, **env}, stdin=stdin, timeout=DEADLINE, module=module)
         return subprocess.run(
-            [sys.executable, "-m", "scripts.main", *arguments],
+            [sys.executable, "-m", module, *arguments],
             env={**self.env, **env},
             input=stdin,
             capture_output=True,
@@ -69,11 +80,27 @@ class Engine:
 
     def themes(self, name: str, *arguments: str, **env: str) -> subprocess.Popen[bytes] | Forked:
         """Start a verb."""
+        return self._start(name, THEMES, *arguments, **env)
+
+    def celery(self, name: str, *arguments: str, **env: str) -> subprocess.Popen[bytes] | Forked:
+        """Start Celery's own command line with our app: a stock worker, or Flower."""
+        return self._start(name, *CELERY, *arguments, **env)
+
+    def _start(self, name: str, module: str, *arguments: str, **env: str) -> subprocess.Popen[bytes] | Forked:
         if self.forks is None:
-            return self.start(name, sys.executable, "-m", "scripts.main", *arguments, **env)
+            return self.start(name, sys.executable, "-m", module, *arguments, **env)
         with (self.folder / f"{name}.log").open("ab") as log, Path(os.devnull).open("rb") as nothing:
-            process = self.forks.start(*arguments, env={**self.env, **env}, stdin=nothing, stdout=log, stderr=log)
+            process = self.forks.start(
+                *arguments, env={**self.env, **env}, stdin=nothing, stdout=log, stderr=log, module=module
+            )
         self.processes[name] = process
+        return process
+
+    def piped(self, *arguments: str, **env: str) -> Piped:
+        """Start a verb whose streams can be read and written."""
+        assert self.forks is not None
+        process = self.forks.pipe(*arguments, env={**self.env, **env})
+        self.processes[f"{arguments[0]} {process.pid}"] = process
         return process
 
     def end(self, name: str, *, kill: bool = False) -> None:
@@ -106,9 +133,13 @@ class Engine:
                     child.kill()
                 process.kill()
             process.wait()
+        if self._seen is not None:
+            self._seen[2].close()
 
     def sandbox(self, *options: str) -> None:
-        """Start the sandbox LLM and point the environment at it."""
+        """Start the sandbox LLM, in the place of one that runs, and point the environment at it."""
+        if "sandbox" in self.processes:
+            self.end("sandbox")
         arguments = ("sandbox-llm", *(options if "--port" in options else ("--port", "0", *options)))
         reading, writing = os.pipe()
         with os.fdopen(reading, encoding="utf-8") as out, Path(os.devnull).open("r+b") as nothing:
@@ -137,15 +168,12 @@ class Engine:
 
     def status(self, job_id: str) -> dict[str, Any]:
         """What `themes status JOB --json` prints, without the start of a command."""
-        (status,) = known_jobs(load(env=self.env), job_id)
-        return json.loads(status.json())
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """What starts `themes` quickly."""
-    with Forks() as made:
-        yield made
+        if self._seen is None or self._seen[0] != self.env:
+            settings = load(env=self.env)
+            self._seen = dict(self.env), settings, connected(settings)
+        _, settings, redis = self._seen
+        found: dict[str, Any] = json.loads(job_status(redis, settings, job_id).json())
+        return found
 
 
 @pytest.fixture

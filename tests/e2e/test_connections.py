@@ -6,7 +6,7 @@ import psutil
 
 from tests.e2e.conftest import Engine, until
 
-ROWS = "name\n" + "".join(f"City {number}\n" for number in range(200))
+ROWS = "name\n" + "".join(f"City {number}\n" for number in range(60))
 MOST = {"worker": 25, "consumer": 10, "dashboard": 25}
 
 
@@ -17,6 +17,7 @@ def _connections(pid: int, port: int) -> int:
 
 
 def test_each_role_has_no_more_connections_to_redis_than_documented(stack: Engine) -> None:
+    stack.sandbox("--latency", "60ms")
     stack.themes("worker", "worker")
     stack.themes("dashboard", "dashboard", "--port", "0")
     port = urlsplit(stack.env["REDIS_URL"]).port or 0

@@ -46,7 +46,6 @@ def _is_idle(engine: Engine) -> bool:
 def slow(engine: Engine, tmp_path: Path, stack: Engine) -> Engine:
     """A worker that has asked what takes long: every connection is busy, and many prompts wait."""
     stack.ask_sandbox("/faults", [])
-    stack.end("sandbox")
     stack.sandbox("--latency", "400ms")
     stack.themes("w", "worker", "--name", "w")
     return stack
@@ -55,7 +54,6 @@ def slow(engine: Engine, tmp_path: Path, stack: Engine) -> Engine:
 def _answer_within(engine: Engine, latency: str) -> None:
     """Put a sandbox of another latency, that has counted nothing yet, in the place of the one that runs."""
     port = engine.llm.split(":")[2].split("/")[0]
-    engine.end("sandbox")
     engine.sandbox("--latency", latency, "--port", port)
 
 
@@ -116,7 +114,7 @@ def test_while_the_llm_is_away_the_job_waits_and_says_so_and_goes_on_by_itself(s
     # So slow that the job cannot be over before a slow machine has looked at it; once the LLM is back it is quick.
     _answer_within(stack, "1s")
     stack.themes("w", "worker", "--name", "w")
-    job_id = stack.run("enqueue", _file(stack.folder, 120)).stdout.strip()
+    job_id = stack.run("enqueue", _file(stack.folder, 50)).stdout.strip()
     until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 1)
     port = stack.llm.split(":")[2].split("/")[0]
     stack.end("sandbox", kill=True)
@@ -128,7 +126,7 @@ def test_while_the_llm_is_away_the_job_waits_and_says_so_and_goes_on_by_itself(s
     watched = stack.run("watch", job_id)
     assert watched.returncode == 0, watched.stderr
     status = stack.status(job_id)
-    assert (status["done"], status["failed"], status["partial"], status["waiting_for"]) == (120, 0, 0, None)
+    assert (status["done"], status["failed"], status["partial"], status["waiting_for"]) == (50, 0, 0, None)
 
 
 def test_while_nobody_writes_results_workers_stop_at_a_bound_and_go_on_by_themselves(stack: Engine) -> None:

@@ -8,12 +8,13 @@ from redis import Redis
 from tasks import keys
 from tests.e2e.conftest import Engine, until
 
-COUNT = 120
+COUNT = 80
 ROWS = "name\n" + "".join(f"City {number}\n" for number in range(COUNT))
 TIMES = 6
 
 
 def test_a_redis_that_is_full_now_and_then_costs_neither_a_worker_nor_a_second_call(stack: Engine) -> None:
+    stack.sandbox("--latency", "60ms")
     for name in ("a", "b"):
         stack.themes(name, "worker", "--name", name, THEMES_LOGGING__FORMAT="json")
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:

@@ -3,8 +3,6 @@
 import http.client
 import socket
 import stat
-import subprocess
-import sys
 import urllib.request
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _free_port, _get
+from tests.support.forks import Forks
 
 #: One address of each kind that Flower and we answer.
 READ = (
@@ -47,8 +46,7 @@ def _start(engine: Engine, way: str, *options: str, **env: str) -> int:
     if way == "themes":
         engine.themes("dashboard", "dashboard", "--port", str(port), *options, **env)
     else:
-        command = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", f"--port={port}"]
-        engine.start("dashboard", *command, *options, **env)
+        engine.celery("dashboard", "flower", f"--port={port}", *options, **env)
     until("the dashboard to answer", lambda: _get(f"http://127.0.0.1:{port}/healthcheck")[0])
     return port
 
@@ -142,30 +140,32 @@ def test_without_a_password_nobody_changes_anything_and_only_this_machine_is_ans
     assert "Traceback" not in stack.log("dashboard")
 
 
-def _refused(engine: Engine, folder: Path, *options: str, **env: str) -> str:
-    command = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", f"--port={_free_port()}", *options]
-    said = subprocess.run(
-        command, env={**engine.env, **env}, cwd=folder, capture_output=True, text=True, timeout=180, check=False
-    )
+def _refused(engine: Engine, *options: str, **env: str) -> str:
+    said = engine.run_celery("flower", f"--port={_free_port()}", *options, **env)
     assert said.returncode == 2, said.stderr
     assert "Traceback" not in said.stderr
     return said.stderr.strip().splitlines()[-1]
 
 
-def test_celery_flower_does_not_open_itself_to_others(stack: Engine, tmp_path: Path) -> None:
+def test_celery_flower_does_not_open_itself_to_others(
+    stack: Engine, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     everyone = "0.0.0.0"  # noqa: S104
     words = f"themes: dashboard.host: {everyone} is reachable by others"
     stack.env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    assert _refused(stack, tmp_path, f"--address={everyone}").startswith(words)
-    assert _refused(stack, tmp_path, FLOWER_ADDRESS=everyone).startswith(words)
+    stack.forks = None
+    assert _refused(stack, f"--address={everyone}").startswith(words)
+    stack.forks = forks
+    assert _refused(stack, FLOWER_ADDRESS=everyone).startswith(words)
     assert _refused(
-        stack, tmp_path, FLOWER_AUTH_PROVIDER="flower.views.auth.GithubLoginHandler", FLOWER_ADDRESS=everyone
+        stack, FLOWER_AUTH_PROVIDER="flower.views.auth.GithubLoginHandler", FLOWER_ADDRESS=everyone
     ).startswith(words)
-    assert "expected user:password" in _refused(stack, tmp_path, FLOWER_BASIC_AUTH="", FLOWER_ADDRESS=everyone)
+    assert "expected user:password" in _refused(stack, FLOWER_BASIC_AUTH="", FLOWER_ADDRESS=everyone)
     (tmp_path / "named.py").write_text(f"address = {everyone!r}\n")
-    assert _refused(stack, tmp_path, "--conf=named.py").startswith(words)
+    assert _refused(stack, "--conf=named.py").startswith(words)
     (tmp_path / "named.py").write_text("auth = 'me@example.org'\n")
-    assert "auth: is set without auth_provider" in _refused(stack, tmp_path, "--conf=named.py")
+    assert "auth: is set without auth_provider" in _refused(stack, "--conf=named.py")
 
 
 def test_an_auth_provider_guards_all_pages_and_sends_people_to_it(stack: Engine) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 from redis import Redis
 
 from tasks import keys
+from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
+from tests.support.forks import Forks
 
+MANY = 160
 STATUS_KEYS = [
     "job_id", "name", "state", "total", "done", "failed", "partial", "llm_calls", "cache_hits", "coalesced",
     "prompt_tokens", "completion_tokens", "cost_usd", "rate_per_second", "eta_seconds", "created_at", "started_at",
@@ -52,18 +54,19 @@ def _books_are_right(engine: Engine, job_id: str, count: int) -> dict[str, Any]:
     return status
 
 
-def test_a_thousand_destinations_with_two_workers_are_a_thousand_rows_and_every_call_is_in_the_books(
-    stack: Engine,
-) -> None:
+def test_many_destinations_with_two_workers_are_as_many_rows_and_every_call_is_in_the_books(stack: Engine) -> None:
     for name in ("a", "b"):
         stack.themes(name, "worker", "--name", name)
-    said = stack.run("enqueue", _file(stack.folder, 1000), "--wait")
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        until("both workers", lambda: len(fleet.workers(redis)) == 2)
+    # More than a chunk, a transaction and what both have in hand.
+    said = stack.run("enqueue", _file(stack.folder, MANY), "--wait")
     assert said.returncode == 0, said.stderr
     job_id = said.stdout.strip()
-    status = _books_are_right(stack, job_id, 1000)
+    status = _books_are_right(stack, job_id, MANY)
     called = stack.ask_sandbox("/stats")["requests"]
     ((recorded,),) = _query(stack, "SELECT SUM(llm_calls) FROM profiles")
-    assert called == recorded == status["llm_calls"] == 16_000
+    assert called == recorded == status["llm_calls"] == 16 * MANY
     assert list(status) == STATUS_KEYS
     workers = _query(stack, "SELECT DISTINCT worker FROM attempts")
     assert len(workers) == 2, "both workers took part"
@@ -71,11 +74,11 @@ def test_a_thousand_destinations_with_two_workers_are_a_thousand_rows_and_every_
 
 def test_the_destinations_of_a_killed_worker_come_back_by_themselves(stack: Engine) -> None:
     stack.env |= {"THEMES_WORK__LEASE_SECONDS": "2", "THEMES_WORK__HEARTBEAT_SECONDS": "0.5"}
-    stack.ask_sandbox("/faults", [])
+    stack.sandbox("--latency", "60ms")
     victim = stack.themes("victim", "worker", "--name", "victim")
     stack.end("consumer")
     stack.themes("consumer-2", "consumer", THEMES_WORK__SWEEP_INTERVAL_SECONDS="0.5")
-    job_id = stack.run("enqueue", _file(stack.folder, 120)).stdout.strip()
+    job_id = stack.run("enqueue", _file(stack.folder, 60)).stdout.strip()
     until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 10)
     # The supervisor and its Celery process: a machine that lost its power.
     for child in psutil.Process(victim.pid).children(recursive=True):
@@ -84,15 +87,16 @@ def test_the_destinations_of_a_killed_worker_come_back_by_themselves(stack: Engi
     assert not _done(stack, job_id)
     stack.themes("heir", "worker", "--name", "heir")
     until("the job to end", lambda: _done(stack, job_id))
-    status = _books_are_right(stack, job_id, 120)
+    status = _books_are_right(stack, job_id, 60)
     called = stack.ask_sandbox("/stats")["requests"]
     assert status["llm_calls"] <= called <= status["llm_calls"] + 12 * 16, "only what was in flight is paid twice"
 
 
 def test_the_supervisor_starts_a_dead_celery_process_again(stack: Engine) -> None:
     stack.env |= {"THEMES_WORK__LEASE_SECONDS": "2", "THEMES_WORK__HEARTBEAT_SECONDS": "0.5"}
+    stack.sandbox("--latency", "60ms")
     supervisor = stack.themes("w", "worker", "--name", "w")
-    job_id = stack.run("enqueue", _file(stack.folder, 200)).stdout.strip()
+    job_id = stack.run("enqueue", _file(stack.folder, 60)).stdout.strip()
     until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 5)
     (celery,) = psutil.Process(supervisor.pid).children()
     celery.kill()
@@ -100,27 +104,29 @@ def test_the_supervisor_starts_a_dead_celery_process_again(stack: Engine) -> Non
     assert supervisor.poll() is None
     assert stack.logged("w", "restart")
     stack.end("consumer")
-    assert stack.status(job_id)["done"] == 200
+    assert stack.status(job_id)["done"] == 60
 
 
 def test_a_worker_told_to_stop_gives_back_what_it_holds_and_nothing_is_paid_twice(stack: Engine) -> None:
+    stack.sandbox("--latency", "60ms")
     first = stack.themes("first", "worker", "--name", "first")
-    job_id = stack.run("enqueue", _file(stack.folder, 150)).stdout.strip()
+    job_id = stack.run("enqueue", _file(stack.folder, 60)).stdout.strip()
     until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 10)
     first.terminate()
     assert first.wait(180) == 0
     assert not _done(stack, job_id)
     stack.themes("second", "worker", "--name", "second")
-    until("the job to end", lambda: _done(stack, job_id), seconds=30)
-    status = _books_are_right(stack, job_id, 150)
-    assert stack.ask_sandbox("/stats")["requests"] == status["llm_calls"] == 150 * 16
+    until("the job to end", lambda: _done(stack, job_id))
+    status = _books_are_right(stack, job_id, 60)
+    assert stack.ask_sandbox("/stats")["requests"] == status["llm_calls"] == 60 * 16
 
 
-def test_a_stock_celery_worker_does_the_job(stack: Engine) -> None:
-    celery = stack.start(
-        "stock", sys.executable, "-m", "celery", "-A", "workers.app", "worker",
-        "--concurrency", "3", "-n", "stock@here", "--loglevel", "INFO",
+def test_a_stock_celery_worker_does_the_job(stack: Engine, forks: Forks) -> None:
+    stack.forks = None
+    celery = stack.celery(
+        "stock", "worker", "--concurrency", "3", "-n", "stock@here", "--loglevel", "INFO",
     )  # fmt: skip
+    stack.forks = forks
     said = stack.run("enqueue", _file(stack.folder, 12), "--wait")
     assert said.returncode == 0, said.stderr
     assert _query(stack, "SELECT DISTINCT worker FROM attempts") == [("stock@here",)]
@@ -136,52 +142,15 @@ def test_a_stock_celery_worker_does_the_job(stack: Engine) -> None:
 def test_a_dead_consumers_entries_are_written_by_the_next(stack: Engine) -> None:
     stack.env["THEMES_WORK__LEASE_SECONDS"] = "2"
     stack.env["THEMES_WORK__HEARTBEAT_SECONDS"] = "0.5"
+    stack.sandbox("--latency", "60ms")
     stack.themes("w", "worker", "--name", "w")
-    job_id = stack.run("enqueue", _file(stack.folder, 300)).stdout.strip()
+    job_id = stack.run("enqueue", _file(stack.folder, 100)).stdout.strip()
     for number in range(3):
         until("the consumer to write", lambda n=number: stack.status(job_id)["done"] > 20 * n)
         stack.end("consumer", kill=True)
         stack.themes("consumer", "consumer")
     until("the job to end", lambda: _done(stack, job_id))
-    _books_are_right(stack, job_id, 300)
-
-
-@pytest.mark.parametrize(
-    "toggle",
-    ["enable_persistent_cache", "enable_work_stealing", "enable_streaming_results", "enable_result_compression",
-     "enable_performance_profiling", "enable_intelligent_batching"],
-)  # fmt: skip
-def test_every_toggle_can_be_off_alone_and_the_profiles_are_the_same(toggle: str, stack: Engine) -> None:
-    stack.end("consumer")
-    stack.env[f"THEMES_PERFORMANCE_OPTIMIZATION__{toggle.upper()}"] = "false"
-    stack.themes("consumer-2", "consumer")
-    stack.themes("w", "worker", "--name", "w")
-    said = stack.run("enqueue", _file(stack.folder, 6), "--wait")
-    assert said.returncode == 0, said.stderr
-    job_id = said.stdout.strip()
-    _books_are_right(stack, job_id, 6)
-    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
-        cached = list(redis.scan_iter("themes:cache:*"))
-        assert len(cached) == (0 if toggle == "enable_persistent_cache" else 96)
-        assert redis.exists(keys.events(job_id)) == (toggle != "enable_streaming_results")
-        if cached:
-            compressed = {redis.getrange(key, 0, 0) for key in cached if redis.strlen(key) > 200}
-            assert compressed == ({b"\x10"} if toggle == "enable_result_compression" else {b"\x11"})
-        profile = json.loads(redis.hget(keys.worker(_worker(redis)), "profile") or "{}")
-        assert bool(profile) == (toggle != "enable_performance_profiling")
-    assert _themes(stack, job_id) == _THEMES.setdefault("first", _themes(stack, job_id))
-
-
-_THEMES: dict[str, list[Any]] = {}
-
-
-def _themes(engine: Engine, job_id: str) -> list[Any]:
-    return _query(
-        engine,
-        "SELECT destination_id, rank, category, name, description, confidence, price_point, authenticity, "  # noqa: S608
-        "(SELECT group_concat(month || season) FROM theme_months WHERE theme_months.theme_no = themes.theme_no) "
-        f"FROM themes WHERE job_id = '{job_id}' ORDER BY destination_id, rank",
-    )
+    _books_are_right(stack, job_id, 100)
 
 
 def _worker(redis: Redis) -> str:
@@ -282,7 +251,6 @@ def test_an_interrupted_enqueue_leaves_no_half_job_and_runs_again(stack: Engine)
 
 
 def test_a_server_without_response_formats_is_enough(engine: Engine, stack: Engine) -> None:
-    stack.end("sandbox")
     stack.sandbox("--latency", "0", "--formats", "text")
     stack.themes("w", "worker", "--name", "w")
     said = stack.run("enqueue", _file(stack.folder, 4), "--wait")
@@ -291,8 +259,10 @@ def test_a_server_without_response_formats_is_enough(engine: Engine, stack: Engi
 
 
 def test_a_cancelled_job_keeps_what_is_done_and_starts_nothing_more(stack: Engine) -> None:
+    # So slow that it cannot be half done before a slow machine has started `themes cancel`.
+    stack.sandbox("--latency", "150ms")
     stack.themes("w", "worker", "--name", "w")
-    job_id = stack.run("enqueue", _file(stack.folder, 2000)).stdout.strip()
+    job_id = stack.run("enqueue", _file(stack.folder, 500)).stdout.strip()
     until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 10)
     assert stack.run("cancel", job_id).returncode == 0
     assert stack.status(job_id)["state"] == "cancelled"
@@ -301,9 +271,9 @@ def test_a_cancelled_job_keeps_what_is_done_and_starts_nothing_more(stack: Engin
     # What was in hand ends; then the worker is idle.
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         worker = keys.worker(_worker(redis))
-        until("the worker to be idle", lambda: redis.hget(worker, "chunks_held") == b"0", seconds=30)
+        until("the worker to be idle", lambda: redis.hget(worker, "chunks_held") == b"0")
     calls = stack.ask_sandbox("/stats")["requests"]
-    assert calls < 2000 * 16 / 2
+    assert calls < 500 * 16 / 2
     kept = _query(stack, f"SELECT name, country FROM profiles WHERE job_id = '{job_id}'")  # noqa: S608
     assert len(kept) >= 10
     names = "".join(f"{name}, {country}\n" for name, country in kept)

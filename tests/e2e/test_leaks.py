@@ -61,7 +61,12 @@ def _compared(stack: Engine) -> dict[str, Any]:
 
 def _work_while_traced(stack: Engine, **env: str) -> dict[str, Any]:
     """What a worker's memory looks like after many looks, work in hand all the time."""
+    stack.sandbox("--latency", "100ms")
+    forks = stack.forks
+    if env:
+        stack.forks = None  # Python starts anew, and imports what is planted
     stack.themes("w", "worker", "--name", "w", "--concurrency", "4", **env)
+    stack.forks = forks
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         until("the worker", lambda: fleet.workers(redis))
         source = stack.folder / "many.csv"
@@ -71,7 +76,7 @@ def _work_while_traced(stack: Engine, **env: str) -> dict[str, Any]:
         assert stack.run("worker-memory", "start", "--every", "0.25").returncode == 0
         begun = _executed(redis)
         until("work under the eyes of the tracer", lambda: _executed(redis) > begun + 20, 180)
-        until("enough looks", lambda: _compared(stack)["looks"] >= FEWEST + 4, 180)
+        until("enough looks", lambda: _compared(stack)["looks"] >= FEWEST + 4, every=0.5)
         found = _compared(stack)
         assert stack.run("cancel", job_id).returncode == 0
     said = stack.run("worker-memory", "stop")

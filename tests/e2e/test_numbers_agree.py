@@ -46,7 +46,6 @@ def shop(stack: Engine) -> Engine:
     """Three supervised workers, a consumer, and an LLM that fails now and then."""
     stack.env |= QUICK
     stack.end("consumer")
-    stack.end("sandbox")
     stack.sandbox("--latency", "60ms", *(part for fault in FAULTS for part in ("--fault", fault)))
     stack.themes("consumer-2", "consumer")
     _watched(stack)
@@ -213,7 +212,6 @@ def test_every_call_is_in_every_book_although_processes_die_and_calls_fail(shop:
 
 
 def test_calls_that_a_stopping_worker_cuts_off_are_in_every_book(stack: Engine) -> None:
-    stack.end("sandbox")
     stack.sandbox("--latency", "2s")
     _watched(stack)
     stack.themes("w0", "worker", "--name", "w0", THEMES_WORK__SHUTDOWN_GRACE_SECONDS="0.2")

@@ -12,7 +12,7 @@ from scripts.lib.local_redis import LocalRedis
 from tests.e2e.conftest import Engine, until
 from tests.support.oldest import oldest_server
 
-COUNT = 80
+COUNT = 50
 ROWS = "name,country\n" + "".join(f"City {number},Country {number % 7}\n" for number in range(COUNT))
 
 
@@ -28,7 +28,7 @@ def old_stack(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     with LocalRedis(tmp_path / "var", "system") as server:
         engine.env["REDIS_URL"] = server.url
-        engine.sandbox("--latency", "20ms", "--fault", "500=0.02")
+        engine.sandbox("--latency", "60ms", "--fault", "500=0.02")
         engine.themes("consumer", "consumer")
         yield engine
         engine.stop()

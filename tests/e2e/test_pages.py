@@ -35,7 +35,7 @@ async def test_a_person_watches_a_job_loses_the_connection_and_reads_a_profile(
 ) -> None:
     url = await _later(_dashboard, stack)
     port = url.rpartition(":")[2]
-    names = "\n".join(f"Town {number}, Utopia" for number in range(120))
+    names = "\n".join(f"Town {number}, Utopia" for number in range(60))
     async with page(chromium) as tab:
         await tab.open(f"{url}/jobs")
         assert "There is no job yet" in await tab.text()
@@ -54,7 +54,7 @@ async def test_a_person_watches_a_job_loses_the_connection_and_reads_a_profile(
         await _later(lambda: stack.themes("dashboard", "dashboard", "--port", port))
         await tab.until("document.getElementById('lost').hidden")
         await tab.until("document.getElementById('state').textContent === 'done'")
-        await tab.until("document.getElementById('ended').textContent === '122'")
+        await tab.until("document.getElementById('ended').textContent === '62'")
         listed = "[...document.querySelectorAll('#latest li')].map(item => item.dataset.destination)"
         shown = await tab.value(listed)
         assert len(shown) == len(set(shown)) == 50, "the last fifty, none twice"

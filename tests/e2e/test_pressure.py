@@ -25,11 +25,11 @@ def _report(stack: Engine) -> fleet.WorkerReport:
 
 
 def test_under_ballast_lanes_are_retired_and_chunks_wait_and_all_of_it_comes_back(stack: Engine) -> None:
-    celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-P", "threads", "--hostname", "w@h"]
-    # A worker needs some 120 MiB: the threshold is far above that, and the ballast far above the threshold.
-    worker = stack.start(
-        "w", *celery, "-I", "tests.e2e.ballast", "--loglevel", "INFO", BALLAST_MB="600", **{THRESHOLD: "500"}
-    )
+    # A worker needs some 200 MiB: the threshold is far above that, and the ballast far above the threshold.
+    worker = stack.celery(
+        "w", "worker", "-P", "threads", "--hostname", "w@h", "-I", "tests.e2e.ballast", "--loglevel", "INFO",
+        BALLAST_MB="600", **{THRESHOLD: "500"},
+    )  # fmt: skip
     until("the worker to be there", lambda: _report(stack).lanes == 12)
     assert _report(stack).memory_pressure == "none"
     worker.send_signal(signal.SIGUSR2)

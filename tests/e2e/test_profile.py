@@ -2,7 +2,6 @@
 
 import os
 import sqlite3
-import sys
 import time
 from contextlib import closing
 
@@ -20,7 +19,7 @@ from workers.observe.reporter import read_metrics, read_series
 #: Spans that need something out of the ordinary: a refusal, or an equal prompt in flight.
 RARE = {"llm.backoff", "flight.wait"}
 #: A worker without a supervisor.
-CELERY = (sys.executable, *["-m", "celery", "-A", "workers.app", "worker", "-P", "threads", "-c", "4"])
+STOCK = ("worker", "-P", "threads", "-c", "4")
 OFF = {"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_PERFORMANCE_PROFILING": "false"}
 
 
@@ -124,10 +123,9 @@ def test_a_job_without_profiling_leaves_no_key_and_no_row_of_it(stack: Engine) -
 
 
 def test_what_a_killed_worker_had_told_stays(stack: Engine) -> None:
-    stack.end("sandbox")
     stack.sandbox("--latency", "100ms")
     quick = {"THEMES_PERFORMANCE_OPTIMIZATION__PROFILE_INTERVAL_SECONDS": "0.1"}
-    stack.start("killed", *CELERY, "-n", "killed@here", **quick)
+    stack.celery("killed", *STOCK, "-n", "killed@here", **quick)
     job_id = _enqueued(stack, 30)
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         until("some calls", lambda: read_job_measurements(redis, job_id).sums.get("executed", 0) > 2)

@@ -11,7 +11,7 @@ from tests.e2e.conftest import Engine, until
 from tests.faults.stack import Server
 
 #: Destinations of the job, and prompts of one.
-COUNT, PROMPTS = 120, 16
+COUNT, PROMPTS = 80, 16
 
 
 @pytest.fixture

@@ -65,8 +65,9 @@ def test_failed_destinations_are_asked_again_by_their_class_of_error(stack: Engi
 
 
 def test_what_a_lost_redis_took_along_is_completed_from_the_database(stack: Engine) -> None:
+    stack.sandbox("--latency", "60ms")
     worker = stack.themes("w", "worker", "--name", "w")
-    job_id = stack.run("enqueue", _file(stack.folder, 300)).stdout.strip()
+    job_id = stack.run("enqueue", _file(stack.folder, 80)).stdout.strip()
     until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 20)
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         redis.flushdb()  # as a Redis without persistence comes back
@@ -79,10 +80,13 @@ def test_what_a_lost_redis_took_along_is_completed_from_the_database(stack: Engi
     said = stack.run("retry", job_id, "--wait")
     assert said.returncode == 0, said.stderr
     status = stack.status(job_id)
-    assert (status["state"], status["done"], status["failed"], status["total"]) == ("done", 300, 0, 300)
-    assert _rows(stack, "profiles") == 300
+    assert (status["state"], status["done"], status["failed"], status["total"]) == ("done", 80, 0, 80)
+    assert _rows(stack, "profiles") == 80
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
-        assert {key.decode().split(":")[3] for key in redis.scan_iter(f"{keys.job(job_id)}:*")} <= {"events", "measurements"}
+        assert {key.decode().split(":")[3] for key in redis.scan_iter(f"{keys.job(job_id)}:*")} <= {
+            "events",
+            "measurements",
+        }
 
 
 def _idle(redis: Redis) -> bool:
@@ -91,17 +95,18 @@ def _idle(redis: Redis) -> bool:
 
 
 def test_what_a_cancelled_job_has_left_can_be_asked_for_after_all(stack: Engine) -> None:
+    stack.sandbox("--latency", "60ms")
     stack.themes("w", "worker", "--name", "w")
-    job_id = stack.run("enqueue", _file(stack.folder, 200)).stdout.strip()
+    job_id = stack.run("enqueue", _file(stack.folder, 80)).stdout.strip()
     until("some destinations to be done", lambda: stack.status(job_id)["done"] >= 10)
     assert stack.run("cancel", job_id).returncode == 0
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         until("the worker to be idle", lambda: _idle(redis))
     said = stack.run("retry", job_id, "--wait")
     assert said.returncode == 0, said.stderr
-    assert stack.status(job_id)["done"] == 200
+    assert stack.status(job_id)["done"] == 80
     until("every call to be in the books", lambda: stack.status(job_id)["llm_calls"] == _requests(stack))
-    assert _requests(stack) == 200 * 16, "nothing was paid twice"
+    assert _requests(stack) == 80 * 16, "nothing was paid twice"
 
 
 def test_only_missing_leaves_out_what_has_a_current_profile(stack: Engine) -> None:

@@ -56,21 +56,6 @@ def _books_are_right(engine: Engine, count: int) -> dict[str, Any]:
     return {"llm_calls": calls}
 
 
-def _start(engine: Engine, *arguments: str, **env: str) -> "subprocess.Popen[str]":
-    """A run whose output can be read."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.main", "run", *arguments],
-        env={**engine.env, **env},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    engine.processes[f"run {process.pid}"] = process  # type: ignore[assignment]
-    return process
-
-
 def _job_id(engine: Engine) -> str:
     ((job_id,),) = _query(engine, "SELECT job_id FROM jobs")
     return str(job_id)
@@ -144,14 +129,14 @@ def test_a_run_killed_ten_times_ends_with_one_row_a_destination_and_its_books_ar
     engine: Engine,
 ) -> None:
     engine.sandbox("--latency", "20ms")
-    count, kills = 150, 10
-    process, said = _start(engine, _file(engine.folder, count)), ""
+    count, kills = 70, 10
+    process, said = engine.piped("run", _file(engine.folder, count)), ""
     for kill in range(1, kills + 1):
-        until("some more profiles", lambda n=kill: _rows(engine) >= n * 10)
+        until("some more profiles", lambda n=kill: _rows(engine) >= n * 5)
         process.kill()
         said += process.communicate(timeout=DEADLINE)[1]
         job_id = _job_id(engine)
-        process = _start(engine, "--resume", job_id)
+        process = engine.piped("run", "--resume", job_id)
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, err
     assert out.strip() == job_id
@@ -171,7 +156,7 @@ def test_what_a_killed_run_had_in_hand_is_booked_by_the_next_process_of_its_stat
     booker: str, engine: Engine
 ) -> None:
     engine.sandbox("--latency", "200ms")
-    process = _start(engine, _file(engine.folder, 40))
+    process = engine.piped("run", _file(engine.folder, 40))
     until("some profiles", lambda: _rows(engine) >= 3)
     process.kill()
     process.communicate(timeout=DEADLINE)
@@ -194,7 +179,7 @@ def test_what_a_killed_run_had_in_hand_is_booked_by_the_next_process_of_its_stat
 def test_an_interrupted_run_keeps_what_was_under_way_and_says_how_to_go_on(number: int, engine: Engine) -> None:
     engine.sandbox("--latency", "100ms")
     count = 60
-    process = _start(engine, _file(engine.folder, count))
+    process = engine.piped("run", _file(engine.folder, count))
     until("some profiles", lambda: _rows(engine) >= 5)
     process.send_signal(number)
     out, err = process.communicate(timeout=DEADLINE)
@@ -214,10 +199,10 @@ def test_an_interrupted_run_keeps_what_was_under_way_and_says_how_to_go_on(numbe
 def test_a_second_ctrl_c_waits_for_no_answer(engine: Engine) -> None:
     engine.sandbox("--latency", "0")
     engine.ask_sandbox("/faults", ["hang=1"])
-    process = _start(engine, _file(engine.folder, 3))
+    process = engine.piped("run", _file(engine.folder, 3))
     until("calls to be under way", lambda: engine.ask_sandbox("/stats")["requests"] >= 10)
     process.send_signal(signal.SIGINT)
-    until("it to say that it waits", lambda: "stopping" in _line(process))
+    until("it to say that it waits", lambda: "stopping" in process.stderr.readline())
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=DEADLINE)
@@ -226,15 +211,9 @@ def test_a_second_ctrl_c_waits_for_no_answer(engine: Engine) -> None:
     assert _query(engine, "SELECT state, done FROM jobs") == [("running", 0)]
 
 
-def _line(process: "subprocess.Popen[str]") -> str:
-    assert process.stderr
-    return process.stderr.readline()
-
-
 def test_a_run_that_waits_for_its_input_can_be_interrupted_and_goes_on_with_the_file(engine: Engine) -> None:
     engine.sandbox("--latency", "0")
-    process = _start(engine, "-")
-    assert process.stdin
+    process = engine.piped("run", "-")
     process.stdin.write("name\n" + "".join(f"Town {number}\n" for number in range(60)))
     process.stdin.flush()
     until("the first page to be done", lambda: _rows(engine) >= 50)
@@ -330,7 +309,7 @@ def test_a_rate_limit_is_kept_without_redis(engine: Engine) -> None:
 
 def test_a_database_that_is_deleted_ends_the_run_at_once(engine: Engine) -> None:
     engine.sandbox("--latency", "30ms")
-    process = _start(engine, _file(engine.folder, 300))
+    process = engine.piped("run", _file(engine.folder, 300))
     until("some profiles", lambda: _rows(engine) >= 5)
     (engine.folder / "var" / "themes.db").unlink()
     _, err = process.communicate(timeout=DEADLINE)
@@ -342,7 +321,7 @@ def test_a_database_that_is_deleted_ends_the_run_at_once(engine: Engine) -> None
 
 def test_one_run_at_a_time_works_in_a_state_directory(engine: Engine) -> None:
     engine.sandbox("--latency", "0")
-    process = _start(engine, "-")
+    process = engine.piped("run", "-")
     until("it to hold the directory", (engine.folder / "var" / "run.db").exists)
     said = engine.run("run", _file(engine.folder, 1))
     assert said.returncode == 2

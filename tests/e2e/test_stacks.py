@@ -13,13 +13,12 @@ from redis import Redis
 from scripts.lib.local_redis import LocalRedis
 from tasks import worker_reports as fleet
 from tests.e2e.conftest import Engine, until
-
-pytestmark = pytest.mark.usefixtures("cold")
+from tests.support.forks import Forked
 
 ROOT = Path(__file__).parents[2]
 
 
-def _up(engine: Engine, name: str, **env: str) -> subprocess.Popen[bytes]:
+def _up(engine: Engine, name: str, **env: str) -> subprocess.Popen[bytes] | Forked:
     up = engine.themes(name, "up", "--sandbox", "--workers", "1", "--no-dashboard", **env)
     until("the stack to stand", lambda: "ready:" in engine.log(name) or up.poll() is not None)
     assert up.poll() is None, engine.log(name)
@@ -40,10 +39,7 @@ def test_workers_of_two_stacks_on_one_redis_have_names_of_their_own(engine: Engi
             assert all(re.search(r"-\d+-[0-9a-f]{4}$", name) for name in consumers), (
                 "a host and process id may be equal"
             )
-        said = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "workers.app", "inspect", "ping", "--json", "--timeout", "10"],
-            env=engine.env, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        said = engine.run_celery("inspect", "ping", "--json", "--timeout", "10")
         assert sorted(json.loads(said.stdout)) == names
         assert "DuplicateNodename" not in said.stderr
         # The name is the same at each start, so what was tuned for it holds.
@@ -54,6 +50,7 @@ def test_workers_of_two_stacks_on_one_redis_have_names_of_their_own(engine: Engi
 
 
 def test_the_name_of_a_worker_that_runs_is_refused_and_that_of_a_dead_one_is_not(stack: Engine) -> None:
+    stack.forks = None  # its command line has the name
     stack.themes("first", "worker", "--name", "same")
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         until("the worker", lambda: fleet.workers(redis))
@@ -78,7 +75,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_a_command_in_any_folder_finds_the_stack_of_its_checkout(
-    engine: Engine, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cold: None, engine: Engine, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del engine.env["THEMES_STATE_DIR"]
     engine.env["PYTHONPATH"] = str(checkout)

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -49,8 +48,8 @@ def test_a_worker_that_consumes_nothing_is_replaced_and_that_is_counted(stack: E
 
 
 def test_a_stock_celery_worker_that_consumes_nothing_ends_for_its_own_supervisor(stack: Engine) -> None:
-    celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-P", "threads", "--hostname", "stock@h"]
-    process = stack.start("w", *celery, THEMES_WORK__WEDGED_AFTER_SECONDS="2")
+    worker = ("worker", "-P", "threads", "--hostname", "stock@h")
+    process = stack.celery("w", *worker, THEMES_WORK__WEDGED_AFTER_SECONDS="2")
     until("the worker to be there", lambda: _workers(stack))
     _stop_consuming(stack)
     stack.run("enqueue", _file(stack.folder, 10))
@@ -59,7 +58,6 @@ def test_a_stock_celery_worker_that_consumes_nothing_ends_for_its_own_supervisor
 
 
 def test_what_a_killed_process_held_is_free_long_before_its_leases_end(stack: Engine) -> None:
-    stack.end("sandbox")
     stack.sandbox("--latency", "150ms")
     worker = stack.themes("w", "worker", "--name", "w", **LONG_LEASE)
     job_id = stack.run("enqueue", _file(stack.folder, 60)).stdout.strip()
@@ -73,7 +71,6 @@ def test_what_a_killed_process_held_is_free_long_before_its_leases_end(stack: En
 
 
 def test_a_worker_that_is_told_to_stop_gives_back_at_once_and_nothing_is_paid_twice(stack: Engine) -> None:
-    stack.end("sandbox")
     stack.sandbox("--latency", "400ms")
     first = stack.themes("first", "worker", "--name", "first", **LONG_LEASE)
     job_id = stack.run("enqueue", _file(stack.folder, 24)).stdout.strip()
@@ -90,7 +87,6 @@ def test_a_worker_that_is_told_to_stop_gives_back_at_once_and_nothing_is_paid_tw
 
 
 def test_calls_that_take_longer_than_the_grace_time_do_not_keep_a_worker(stack: Engine) -> None:
-    stack.end("sandbox")
     stack.sandbox("--latency", "600s")
     worker = stack.themes("w", "worker", "--name", "w", THEMES_WORK__SHUTDOWN_GRACE_SECONDS="1", **LONG_LEASE)
     job_id = stack.run("enqueue", _file(stack.folder, 4)).stdout.strip()

@@ -56,7 +56,6 @@ def _celery(stack: Engine, name: str) -> psutil.Process:
 @pytest.fixture
 def slow(stack: Engine) -> Engine:
     """One worker of 4 connections and 4 lanes, in the middle of a job of calls of a second."""
-    stack.end("sandbox")
     stack.sandbox("--latency", "1s")
     stack.env |= {
         "THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": "4",
@@ -99,13 +98,10 @@ def test_more_lanes_take_more_chunks_in_hand_and_fewer_take_fewer(slow: Engine) 
     until("twelve in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_held == 12)
     _tune(slow, "worker_pool_size=2")
     until("two in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_claimed == 2)
-    command = [sys.executable, "-m", "celery", "-A", "workers.app"]
-    said = subprocess.run([*command, "control", "pool_grow", "3"], env=slow.env, capture_output=True, check=False)
+    said = slow.run_celery("control", "pool_grow", "3")
     assert said.returncode == 0, said.stderr
     until("five in work", lambda: (r := _report(slow)).lanes_busy == r.chunks_claimed == 5)
-    said = subprocess.run(
-        [*command, "inspect", "themes_settings"], env=slow.env, capture_output=True, text=True, check=False
-    )
+    said = slow.run_celery("inspect", "themes_settings")
     assert LANES in said.stdout, said.stderr
 
 
@@ -126,33 +122,34 @@ def test_a_limit_holds_for_all_workers_at_once_and_is_lifted_at_once(stack: Engi
     assert stack.ask_sandbox("/stats")["requests"] == 60 * 16
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
+def test_a_bad_value_is_refused_and_nothing_is_half_applied(slow: Engine) -> None:
+    for change, said in (
         ("llm_connection_pool_size=many", "expected a whole number"),
         ("llm_connection_pool_size=0", "expected a number from 1"),
         ("llm_connection_pool_size=1", "llm_connection_pool_min_size"),
-        ("llm_connection_pool_size=9999", "ulimit -n"),
         ("log_level=LOUD", "expected one of DEBUG"),
         ("cache_ttl_days=3", "cannot be changed while workers run"),
         ("worker_pool_sise=3", "did you mean worker_pool_size?"),
-    ],
-)
-def test_a_bad_value_is_refused_and_nothing_is_half_applied(slow: Engine, change: str, said: str) -> None:
-    if "9999" in change:
-        slow.end("w")
-        slow.start(
-            "w", "bash", "-c", f"ulimit -n 1024; exec {sys.executable} -m scripts.main worker --name w"
-        )  # fmt: skip
-        until("the worker to be there", lambda: _workers(slow))
+    ):
+        _is_refused(slow, change, said)
+
+
+def test_more_connections_than_file_descriptors_are_refused(slow: Engine) -> None:
+    slow.end("w")
+    slow.start("w", "bash", "-c", f"ulimit -n 1024; exec {sys.executable} -m scripts.main worker --name w")
+    until("the worker to be there", lambda: _workers(slow))
+    _is_refused(slow, "llm_connection_pool_size=9999", "ulimit -n")
+
+
+def _is_refused(slow: Engine, change: str, said: str) -> None:
     answer = slow.run("tune", "max_memory_cache_mb=7", change)
-    assert answer.returncode == 2, answer.stdout
-    assert said in answer.stderr
+    assert answer.returncode == 2, (change, answer.stdout)
+    assert said in answer.stderr, change
     (shown,) = _tune(slow, "--show")["workers"].values()
     values = {key: one["value"] for key, one in shown["ok"].items()}
-    assert (values["performance_optimization.max_memory_cache_mb"], values[POOL]) == (512, 4)
+    assert (values["performance_optimization.max_memory_cache_mb"], values[POOL]) == (512, 4), change
     with Redis.from_url(slow.env["REDIS_URL"]) as redis:
-        assert not redis.exists(keys.TUNED)
+        assert not redis.exists(keys.TUNED), change
 
 
 def test_a_process_that_is_started_again_keeps_what_was_changed_until_it_is_taken_back(slow: Engine) -> None:

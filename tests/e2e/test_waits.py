@@ -20,6 +20,7 @@ from tasks import keys
 from tests.e2e.conftest import DEADLINE, Engine, until
 from tests.e2e.test_dashboard import _dashboard, _get
 from tests.support.browser import page
+from tests.support.forks import Piped
 
 #: Asks for 50 minutes, and a call tries it each second or two.
 WRONG = ["429=1,retry_after=3000"]
@@ -34,23 +35,8 @@ def _file(folder: Path, count: int) -> str:
     return str(path)
 
 
-def _start(engine: Engine, *arguments: str, **env: str) -> "subprocess.Popen[str]":
-    """A verb whose standard error can be read."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.main", *arguments],
-        env={**engine.env, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    engine.processes[f"{arguments[0]} {process.pid}"] = process  # type: ignore[assignment]
-    return process
-
-
-def _read_until(process: "subprocess.Popen[str]", words: str) -> str:
+def _read_until(process: Piped, words: str) -> str:
     """The first line of standard error with these words."""
-    assert process.stderr
     for line in process.stderr:
         if words in line:
             return line
@@ -71,7 +57,7 @@ def test_a_run_says_what_it_waits_for_and_after_ctrl_c_asks_for_no_workers(
 ) -> None:
     engine.sandbox("--latency", "0")
     engine.ask_sandbox("/faults", [fault])
-    process = _start(engine, "run", _file(engine.folder, 12))
+    process = engine.piped("run", _file(engine.folder, 12))
     line = _read_until(process, words)
     assert "waiting: " in line
     process.send_signal(signal.SIGINT)
@@ -85,7 +71,7 @@ def test_a_run_says_what_it_waits_for_and_after_ctrl_c_asks_for_no_workers(
 def test_a_run_whose_server_asks_for_far_too_long_goes_on_when_one_call_is_answered(engine: Engine) -> None:
     engine.sandbox("--latency", "0")
     engine.ask_sandbox("/faults", WRONG)
-    process = _start(engine, "run", _file(engine.folder, 12), **SOON)
+    process = engine.piped("run", _file(engine.folder, 12), **SOON)
     assert HEADER in _read_until(process, SAID)
     engine.ask_sandbox("/faults", [])
     _, err = process.communicate(timeout=DEADLINE)
@@ -141,7 +127,7 @@ async def test_every_place_names_the_wait_its_end_and_who_said_so(stack: Engine,
 
     for verb in (("status", job_id), ("status",), ("top", "--once"), ("doctor",)):
         assert SAID in await asyncio.to_thread(told, *verb), verb
-    watching = _start(stack, "watch", job_id)
+    watching = stack.piped("watch", job_id)
     assert HEADER in await asyncio.to_thread(_read_until, watching, SAID)
     url = await asyncio.to_thread(_dashboard, stack)
     listed = msgspec.json.decode((await asyncio.to_thread(_get, f"{url}/jobs.json"))[1])

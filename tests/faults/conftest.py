@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.stack import Stack
+from tests.support.forks import Forks
 
 SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1").split()]
 
@@ -17,15 +18,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", SEEDS)
 
 
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Stack]:
     """Two workers, a consumer, Redis with its append-only file."""
-    with Stack(tmp_path_factory.mktemp("faults") / "state") as made:
+    with Stack(tmp_path_factory.mktemp("faults") / "state", forks) as made:
         yield made
 
 
 @pytest.fixture
-def own_stack(tmp_path: Path) -> Iterator[Stack]:
+def own_stack(tmp_path: Path, forks: Forks) -> Iterator[Stack]:
     """The same for one test alone."""
-    with Stack(tmp_path / "state") as made:
+    with Stack(tmp_path / "state", forks) as made:
         yield made

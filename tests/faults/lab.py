@@ -19,7 +19,7 @@ from tests.faults.statements import read
 
 Kind = Literal["redis", "sqlite", "http"]
 ROLES: Final = ("worker", "consumer", "producer")
-DESTINATIONS: Final = 50
+DESTINATIONS: Final = 30
 #: What the LLM is asked with.
 QUESTION: Final = "POST /v1/chat/completions"
 #: Seconds after which a run counts as stuck.

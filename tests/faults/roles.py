@@ -5,7 +5,6 @@ started again, until it is ended; a producer until it has succeeded.
 """
 
 import asyncio
-import gc
 import json
 import os
 import random
@@ -21,6 +20,7 @@ from typing import Any, Self
 
 from tests.faults.proxy import Mode
 from tests.faults.statements import Statements
+from tests.support.forks import import_everything
 
 #: Seconds between two looks at the children.
 LOOK_SECONDS = 0.01
@@ -55,19 +55,6 @@ def _producer(_: str) -> None:
 
 
 _ROLES = {"worker": _worker, "consumer": _consumer, "producer": _producer}
-
-
-def _import_everything() -> None:
-    import aiosqlite  # noqa: F401
-
-    import workers.results.consumer
-    import workers.results.database.manager
-    import workers.results.sweeper
-    import workers.worker.runtime  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    assert threading.active_count() == 1, threading.enumerate()
 
 
 class Zygote:
@@ -191,5 +178,6 @@ class Roles:
 
 
 if __name__ == "__main__":
-    _import_everything()
+    import_everything()
+    assert threading.active_count() == 1, threading.enumerate()
     Zygote().serve()

@@ -21,9 +21,10 @@ import psutil
 from redis import Redis, RedisError
 
 from scripts.lib.local_redis import find_binary
-from scripts.lib.processes import spawn, stop, themes
+from scripts.lib.processes import spawn, stop
 from tests.faults import prompts
 from tests.faults.proxy import Proxy
+from tests.support.forks import Forked, Forks
 
 #: Seconds that anything here may take.
 DEADLINE = 120.0
@@ -113,6 +114,7 @@ class Stack:
     def __init__(
         self,
         folder: Path,
+        forks: Forks,
         *,
         aof: bool = True,
         workers: int = 2,
@@ -121,6 +123,7 @@ class Stack:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self._forks = forks
         folder.mkdir(parents=True, exist_ok=True)
         self._exit = contextlib.ExitStack()
         self.proxy = self._exit.enter_context(Proxy())
@@ -129,7 +132,7 @@ class Stack:
         self._llm_port = free_port()
         self.calls_each = prompts.CALLS if small_prompts else 16
         self.lanes = int((QUICK | dict(settings or {}))["THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE"])
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Forked] = {}
         self.worker_names = [f"w{number}" for number in range(workers)]
         self.doors = {
             name: self.proxy.listen(name, self.redis.port)
@@ -156,7 +159,7 @@ class Stack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        everyone = list(self.processes.values())
+        everyone: list[Any] = list(self.processes.values())
         for process in everyone:
             with contextlib.suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(process.pid).children():
@@ -176,19 +179,27 @@ class Stack:
         """The environment of a role, whose Redis is behind its own door."""
         return self.settings | {"REDIS_URL": f"redis://127.0.0.1:{self.doors[role]}/1"}
 
-    def start(self, role: str, *verb: str) -> subprocess.Popen[bytes]:
+    def start(self, role: str, *verb: str) -> Forked:
         """Start a worker, the consumer, or another verb that uses the door `watcher`."""
         known = {name: ("worker", "--name", name) for name in self.worker_names} | {"consumer": ("consumer",)}
-        env = self.env(role if role in self.doors else "watcher")
-        process = spawn(themes(*(verb or known[role])), env=env, log=self.folder / "logs" / f"{role}.log")
-        self.processes[role] = process
+        return self._start(role, *(verb or known[role]), env=self.env(role if role in self.doors else "watcher"))
+
+    def _start(self, name: str, *verb: str, env: Mapping[str, str]) -> Forked:
+        path = self.folder / "logs" / f"{name}.log"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            process = self._forks.start(*verb, env=env, stdin=nothing, stdout=log, stderr=log)
+        self.processes[name] = process
         return process
+
+    def run(self, *verb: str) -> subprocess.CompletedProcess[str]:
+        """Run a verb of a producer to its end."""
+        return self._forks.run(*verb, env=self.env("producer"), stdin=None, timeout=DEADLINE)
 
     def start_llm(self) -> None:
         """Start the sandbox LLM on its port, and wait until it answers."""
         options = ("--port", str(self._llm_port), "--latency", self._latency)
-        log = self.folder / "logs" / "llm.log"
-        self.processes["llm"] = spawn(themes("sandbox-llm", *options), env=self.settings, log=log)
+        self._start("llm", "sandbox-llm", *options, env=self.settings)
         until("the sandbox", lambda: is_up(self._llm_port))
 
     def kill(self, role: str) -> None:
@@ -255,10 +266,7 @@ class Stack:
 
     def enqueue(self, path: Path) -> str:
         """`themes enqueue`; returns the job's id."""
-        said = subprocess.run(
-            themes("enqueue", str(path)), env=self.env("producer"), capture_output=True, text=True, timeout=DEADLINE,
-            check=False,
-        )  # fmt: skip
+        said = self.run("enqueue", str(path))
         assert said.returncode == 0, said.stderr
         return said.stdout.strip()
 
@@ -266,8 +274,7 @@ class Stack:
         """Cancel what a test that failed has left running."""
         with self.redis.client() as redis:
             for job_id in redis.smembers("themes:active"):
-                command = themes("cancel", job_id.decode())
-                subprocess.run(command, env=self.env("producer"), capture_output=True, timeout=DEADLINE, check=False)
+                self.run("cancel", job_id.decode())
 
     def state(self, job_id: str) -> str:
         """A job's state in Redis; "" when there is none, or no Redis."""
@@ -310,7 +317,7 @@ class Stack:
             return connection.execute(sql, values).fetchall()
 
 
-def ended(process: subprocess.Popen[bytes], seconds: float = DEADLINE) -> int:
+def ended(process: Forked, seconds: float = DEADLINE) -> int:
     """A process's exit code, waited for."""
     try:
         return process.wait(seconds)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.books import trial
 from tests.faults.stack import Stack, until
+from tests.support.forks import Forks
 
 
 @contextlib.contextmanager
@@ -61,13 +62,13 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def cramped(small_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def cramped(small_disk: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Stack]:
     """A stack whose database is on the small disk."""
     folder = tmp_path_factory.mktemp("cramped") / "state"
     folder.mkdir()
     (folder / "themes.db").symlink_to(small_disk / "themes.db")
     url = f"sqlite+aiosqlite:///{small_disk / 'themes.db'}"
-    with Stack(folder, settings={"DATABASE_URL": url}) as made:
+    with Stack(folder, forks, settings={"DATABASE_URL": url}) as made:
         yield made
 
 

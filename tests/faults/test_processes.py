@@ -1,11 +1,9 @@
 """Processes that are killed, frozen, or cut off from Redis in the middle of a job."""
 
-import subprocess
 import time
 
 import pytest
 
-from scripts.lib.processes import themes
 from tests.faults.books import Trial, trial
 from tests.faults.proxy import Mode
 from tests.faults.stack import Stack, ended, until
@@ -73,8 +71,7 @@ def test_a_killed_producer_is_run_again(stack: Stack, seed: int) -> None:
     job = Trial(stack, "producer killed", seed, count=2000)
     # What it does after its look at the server and before the job is sealed: some 30 commands in batches.
     stack.proxy.arm("producer", mode=Mode.KILLED_BEFORE, nth=job.random.randint(8, 60))
-    command = themes("enqueue", str(job.path))
-    died = subprocess.run(command, env=stack.env("producer"), capture_output=True, check=False)
+    died = stack.run("enqueue", str(job.path))
     assert died.returncode < 0, died.stderr
     job.enqueue()
     with stack.redis.client() as redis:

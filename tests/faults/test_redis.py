@@ -1,15 +1,14 @@
 """Redis that is killed, restarted again and again, full, empty, away, or drops its connections."""
 
-import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 
-from scripts.lib.processes import themes
 from tests.faults.books import Trial, trial
 from tests.faults.stack import Stack, ended, until
+from tests.support.forks import Forks
 
 
 def _cut_all(redis: Redis) -> None:
@@ -95,9 +94,9 @@ def test_a_producer_that_finds_no_redis_says_so_and_can_be_run_again(stack: Stac
 
 
 @pytest.fixture(scope="module")
-def forgetful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def forgetful(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Stack]:
     """A stack whose Redis keeps nothing."""
-    with Stack(tmp_path_factory.mktemp("forgetful") / "state", aof=False) as made:
+    with Stack(tmp_path_factory.mktemp("forgetful") / "state", forks, aof=False) as made:
         yield made
 
 
@@ -123,8 +122,6 @@ def test_a_redis_that_forgets_everything_and_the_old_job_retried(forgetful: Stac
         forgetful.redis.kill()
         forgetful.redis.start()
         until("the workers' heartbeats", forgetful.are_workers_alive)
-        said = subprocess.run(
-            themes("retry", job.job_id), env=forgetful.env("producer"), capture_output=True, text=True, check=False
-        )
+        said = forgetful.run("retry", job.job_id)
         assert said.returncode == 0, said.stderr
     job.judge(more_lost=2 * forgetful.in_work)

@@ -15,6 +15,7 @@ from redis import RedisError
 
 from tests.faults.books import Trial
 from tests.faults.stack import Stack
+from tests.support.forks import Forks
 
 STORM_SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 DESTINATIONS = int(os.environ.get("SOAK_DESTINATIONS", str(round(50 * STORM_SECONDS))))
@@ -115,9 +116,9 @@ def test_the_books_are_right_after_a_storm(storm_stack: Stack, seed: int) -> Non
 
 
 @pytest.fixture
-def storm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def storm_stack(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Stack]:
     """Workers as large as by default, and all sixteen prompts."""
     settings = {"THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE": "12"}
     folder = tmp_path_factory.mktemp("storm") / "state"
-    with Stack(folder, small_prompts=False, latency="20ms", settings=settings) as made:
+    with Stack(folder, forks, small_prompts=False, latency="20ms", settings=settings) as made:
         yield made

@@ -1,13 +1,16 @@
 """Starts `themes` without half a second of importing: forked from a process that has imported all verbs.
 
 That process has started nothing and has one thread. A child gets its own arguments, environment, folder, output and
-session, and runs `scripts.main.main` as `python -m scripts.main` does. `Forks` starts it and talks to it over a socket:
-a message with the child's three descriptors, an answer with its id, another with its exit code.
+session, and runs `scripts.main.main` as `python -m scripts.main` does, or Celery's command line as `python -m celery`
+does. `Forks` starts it and talks to it over a socket: a message with the child's three descriptors, an answer with its
+id, another with its exit code.
 
-A test's own file can be run by a child too, as `python FILE` does.
+What such a child starts itself (a supervisor its Celery process, `themes up` its roles) is forked from it in the same
+way, as its child. A test's own file can be run by a child too, as `python FILE` does.
 """
 
 import array
+import atexit
 import contextlib
 import gc
 import importlib
@@ -20,24 +23,41 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
 
 MAX_MESSAGE = 1 << 20
-#: Modules that commands import late.
+#: Modules that commands and Celery's processes import late. Not `workers.app`, which reads the settings.
 LATE = (
     "aiohttp.web",
     "aiosqlite",
-    "celery",
+    "celery.apps.worker",
+    "celery.bin.celery",  # and with it Flower's command
+    "celery.concurrency.thread",
+    "celery.worker.consumer",
+    "flower.app",
     "kombu.transport.redis",
     "pytest",
     "tasks.queue.app",
+    "workers.dashboard.server",
     "workers.llm.generator",
+    "workers.local.job",
     "workers.pipeline.prompts",
     "workers.results.consumer",
+    "workers.results.sweeper",
     "workers.sandbox.server",
+    "workers.worker.memory_control",
+    "workers.worker.remote",
+    "workers.worker.runtime",
+    "workers.worker.tuning",
 )
+THEMES = "scripts.main"
+#: Celery's command line with our app.
+CELERY = ("celery", "-A", "workers.app")
 
 
 class Forked:
@@ -113,6 +133,33 @@ class Script(Forked):
         self.stdout.close()
 
 
+class Piped(Forked):
+    """A child whose streams are pipes of ours, as text."""
+
+    stdin: IO[str]
+    stdout: IO[str]
+    stderr: IO[str]
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Close its input, wait for its end, and return what it has said since it was last read."""
+        said = {}
+
+        def read(name: str, stream: IO[str]) -> None:
+            with stream:
+                said[name] = stream.read()
+
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        streams = {"stdout": self.stdout, "stderr": self.stderr}
+        readers = [threading.Thread(target=read, args=item, daemon=True) for item in streams.items()]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return said["stdout"], said["stderr"]
+
+
 class Forks:
     """The process that forks, and how to ask it. Use as a context manager."""
 
@@ -145,31 +192,47 @@ class Forks:
         stdin: IO[Any] | int,
         stdout: IO[Any] | int,
         stderr: IO[Any] | int,
+        module: str = THEMES,
     ) -> Forked:
-        """Start `themes` with these arguments, in a session of its own."""
+        """Start `themes` (or the `module` celery) with these arguments, in a session of its own."""
+        return Forked(self._order(arguments, env, module, (stdin, stdout, stderr)), arguments)
+
+    def pipe(self, *arguments: str, env: Mapping[str, str]) -> Piped:
+        """Start `themes` with pipes."""
+        (its_in, stdin), (stdout, its_out), (stderr, its_err) = (os.pipe() for _ in range(3))
+        child = Piped(self._order(arguments, env, THEMES, (its_in, its_out, its_err)), arguments)
+        child.stdin, child.stdout, child.stderr = os.fdopen(stdin, "w"), os.fdopen(stdout), os.fdopen(stderr)
+        for handle in (its_in, its_out, its_err):
+            os.close(handle)
+        return child
+
+    def _order(
+        self, arguments: Sequence[str], env: Mapping[str, str], module: str, streams: Sequence[IO[Any] | int]
+    ) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._socket)
-        order = json.dumps({"arguments": arguments, "env": dict(env), "cwd": str(Path.cwd())}).encode()
-        handles = array.array("i", [one if isinstance(one, int) else one.fileno() for one in (stdin, stdout, stderr)])
+        place = {"module": module, "cwd": str(Path.cwd())}
+        order = json.dumps({"arguments": arguments, "env": dict(env), **place}).encode()
+        handles = array.array("i", [one if isinstance(one, int) else one.fileno() for one in streams])
         connection.sendmsg([len(order).to_bytes(4, "big") + order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handles)])
-        return Forked(connection, arguments)
+        return connection
 
     def script(self, file: str, *arguments: object, env: Mapping[str, str]) -> Script:
         """Run a Python file, as a program of its own."""
         (given, stdin), (stdout, written) = os.pipe(), os.pipe()
-        child = self.start(file, *map(str, arguments), env=env, stdin=given, stdout=written, stderr=2)
+        child = self.start(*map(str, arguments), env=env, stdin=given, stdout=written, stderr=2, module=file)
         for ours in (given, written):
             os.close(ours)
         return Script(child, stdin, stdout)
 
     def run(
-        self, *arguments: str, env: Mapping[str, str], stdin: str | None, timeout: float
+        self, *arguments: str, env: Mapping[str, str], stdin: str | None, timeout: float, module: str = THEMES
     ) -> subprocess.CompletedProcess[str]:
-        """Run `themes` to its end."""
+        """Run it to its end."""
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             given.write((stdin or "").encode())
             given.seek(0)
-            child = self.start(*arguments, env=env, stdin=given, stdout=out, stderr=err)
+            child = self.start(*arguments, env=env, stdin=given, stdout=out, stderr=err, module=module)
             try:
                 code = child.wait(timeout)
             except subprocess.TimeoutExpired:
@@ -184,7 +247,7 @@ class Forks:
 
 
 def _serve(path: str) -> None:
-    """Fork a child for every message until the input ends; returns in a child."""
+    """Fork a child for every message until the input ends."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
@@ -211,10 +274,11 @@ def _serve(path: str) -> None:
         order = json.loads(data[4:])
         pid = os.fork()
         if not pid:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _become(order, handles)
-            return
+            os.setsid()
+            for number, handle in enumerate(handles):
+                os.dup2(handle, number)
+            os.chdir(order["cwd"])
+            _become(order["module"], order["arguments"], order["env"])
         for handle in handles:
             os.close(handle)
         living[pid] = connection
@@ -230,38 +294,102 @@ def _reap(living: dict[int, socket.socket]) -> None:
             connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def _become(order: dict[str, Any], handles: Sequence[int]) -> None:
-    os.setsid()
-    for number, handle in enumerate(handles):
-        os.dup2(handle, number)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.environ.clear()
-    os.environ.update(order["env"])
-    os.chdir(order["cwd"])
-    sys.argv = ["themes", *order["arguments"]]
+class _Popen(subprocess.Popen[bytes]):
+    """Starts another program of ours, as `scripts.lib.processes.spawn` asks for it, by a fork of this process."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        preexec_fn: Callable[[], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if preexec_fn is not None and command[:3] == [sys.executable, "-P", "-m"]:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            # What runs between fork and exec never comes to the exec.
+            preexec_fn = partial(_become, command[3], command[4:], env or os.environ, preexec_fn)
+        super().__init__(command, env=env, preexec_fn=preexec_fn, **options)
+
+
+def _become(module: str, arguments: Sequence[str], env: Mapping[str, str], first: Callable[[], Any] = int) -> NoReturn:
+    """In the child: forget the parent, and be the program."""
+    code: Any = 1
+    try:
+        first()
+        _forget_the_parent()
+        os.environ.clear()
+        os.environ.update(env)
+        subprocess.Popen = _Popen  # type: ignore[misc]
+        sys.argv = [module, *arguments]
+        _run(module)
+        code = 0
+    except SystemExit as exc:
+        code = exc.code
+        if isinstance(code, str):
+            sys.stderr.write(f"{code}\n")
+    except BaseException:  # noqa: BLE001  # a child must never return into the program that it was forked from
+        traceback.print_exc()
+    with contextlib.suppress(BaseException):
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _forget_the_parent() -> None:
+    """Its descriptors, signal handlers and duties; the streams are new ones on the descriptors 0, 1 and 2."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    # Not closed: where the parent has an object of one, it would close the next file of that number.
+    for handle in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if handle > 2 and handle != nothing:
+            with contextlib.suppress(OSError):
+                os.fstat(handle)
+                os.dup2(nothing, handle, inheritable=False)
+    os.close(nothing)
+    sys.unraisablehook = sys.__unraisablehook__
+    atexit._clear()
+    gc.freeze()
+    gc.enable()
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", buffering=-1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
 
 
-def _import_everything() -> None:
+def _run(module: str) -> None:
+    if module == THEMES:
+        # It is imported already, and `runpy` would run it a second time.
+        from scripts.lib.interrupts import leave_at_once
+        from scripts.main import main
+
+        leave_at_once()
+        main()
+    elif module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def import_everything() -> None:
+    """Import what any program of ours imports, and leave it out of garbage collection."""
+    from config.settings import load
     from scripts.main import VERBS
 
     for module in (*(f"scripts.{verb}".replace("-", "_") for verb in VERBS), *LATE):
         importlib.import_module(module)
+    load(env={})  # reads the settings file, for all
     gc.collect()
     gc.freeze()
 
 
 if __name__ == "__main__":
-    _import_everything()
+    import_everything()
     _serve(sys.argv[1])
-    from scripts.lib.interrupts import leave_at_once
-    from scripts.main import main
-
-    if sys.argv[1:] and sys.argv[1].endswith(".py"):
-        del sys.argv[0]
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    else:
-        leave_at_once()
-        main()

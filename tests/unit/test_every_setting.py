@@ -33,7 +33,6 @@ COMMON = {
 _EFFECTS = "tests/integration/test_effects.py"
 _BORDERS = "tests/integration/test_borders.py"
 _ENDPOINTS = "tests/integration/test_endpoints.py"
-_TOGGLES = "tests/e2e/test_jobs.py::test_every_toggle_can_be_off_alone_and_the_profiles_are_the_same"
 _WHO = f"{_EFFECTS}::test_base_url_api_key_and_model_are_who_is_asked_and_what_with"
 _DATABASE = f"{_EFFECTS}::test_database_connection_pool_size_and_database_timeout_seconds_bound_readers"
 _PAUSES = f"{_EFFECTS}::test_pauses_between_tries_grow_from_retry_base_delay_to_retry_max_delay"
@@ -70,7 +69,9 @@ EFFECTS = {
         f"{_EFFECTS}::test_max_memory_cache_mb_is_what_a_process_remembers_itself"
     ),
     "performance_optimization.cache_ttl_days": f"{_EFFECTS}::test_completions_leave_redis_after_cache_ttl_days",
-    "performance_optimization.enable_work_stealing": _TOGGLES,
+    "performance_optimization.enable_work_stealing": (
+        "tests/e2e/test_toggles.py::test_enable_work_stealing_off_steals_nothing"
+    ),
     "performance_optimization.worker_pool_size": (
         f"{_EFFECTS}::test_worker_pool_size_is_how_many_destinations_are_in_work_at_once"
     ),
