@@ -9,11 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from config.endpoints import Body, Endpoints, Headers, Roles
-from config.values import Price, Prices, Secret
-
-
-def setting(default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+from config.values import Price, Prices, Secret, setting
 
 
 def mapping() -> Any:

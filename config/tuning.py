@@ -36,8 +36,7 @@ SHARED: Final = frozenset({"llm.requests_per_minute", "llm.request_burst", "llm.
 def full_key(name: str) -> str:
     """The key that a name means: `worker_pool_size` is `performance_optimization.worker_pool_size`.
 
-    Raises:
-        ConfigError: it cannot be changed while workers run.
+    Raises ConfigError: it cannot be changed while workers run.
     """
     if name in TUNABLE:
         return name
@@ -52,11 +51,7 @@ def full_key(name: str) -> str:
 
 
 def changes_of(texts: Iterable[str]) -> dict[str, str]:
-    """`KEY=VALUE` words as full key -> text.
-
-    Raises:
-        ConfigError: a word of another shape, a key that stands twice or cannot be changed.
-    """
+    """`KEY=VALUE` words as full key -> text. Raises ConfigError."""
     changes: dict[str, str] = {}
     for text in texts:
         name, found, value = text.partition("=")
@@ -70,14 +65,9 @@ def changes_of(texts: Iterable[str]) -> dict[str, str]:
 
 
 def tuned(settings: Settings, changes: Mapping[str, str]) -> Settings:
-    """The settings with some values changed, all of them or none.
+    """The settings with some values changed, all of them or none: full key -> text, or `null` for nothing.
 
-    Args:
-        settings: what holds without the changes.
-        changes: full key -> text; nothing or `null` where a setting may be empty.
-
-    Raises:
-        ConfigError: a value of the wrong type, out of bounds, or at odds with another setting.
+    Raises ConfigError: a value of the wrong type, out of bounds, or at odds with another setting.
     """
     for name, text in changes.items():
         key = full_key(name)
@@ -88,15 +78,9 @@ def tuned(settings: Settings, changes: Mapping[str, str]) -> Settings:
 
 
 def reloaded(current: Settings, fresh: Settings) -> tuple[Settings, list[str]]:
-    """What a file that was read again changes in a running worker.
+    """The settings to go on with after a file was read again, and the keys that differ but wait for a new start.
 
-    What the worker's own command line says stays.
-
-    Returns:
-        the settings to go on with, and the keys that differ but wait for a new start.
-
-    Raises:
-        ConfigError: what can be changed now is at odds with what cannot.
+    The worker's command line wins. Raises ConfigError: what can be changed now is at odds with what cannot.
     """
     before, after = dict(current.items()), dict(fresh.items())
     changed = current

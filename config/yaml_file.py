@@ -27,13 +27,17 @@ class Entry(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """The text of a settings file, without its byte order mark.
-
-    Raises:
-        ConfigError: it cannot be read, is too large, or is no UTF-8.
-    """
+    """The text of a settings file, without its byte order mark. Raises ConfigError."""
     try:
-        return _read(path).decode("utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or exc
+        raise ConfigError(f"{path}: cannot be read ({why}); THEMES_CONFIG names the settings file") from exc
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is no settings file")
+    try:
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
 
@@ -41,8 +45,7 @@ def read_text(path: Path) -> str:
 def compose(text: str, name: str) -> yaml.Node:
     """The root node of a text; an empty mapping when it has nothing but comments. `name` stands for it in messages.
 
-    Raises:
-        ConfigError: it cannot be read as YAML at all.
+    Raises ConfigError: it cannot be read as YAML at all.
     """
     try:
         refuse_unsafe(text, lambda what, line: ConfigError(f"{name}:{line}: {what}"))
@@ -55,18 +58,6 @@ def compose(text: str, name: str) -> yaml.Node:
     except yaml.YAMLError as exc:
         raise ConfigError(f"{name}: not valid YAML: {' '.join(str(exc).split())}") from exc
     return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [])
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as exc:
-        why = getattr(exc, "strerror", None) or exc
-        raise ConfigError(f"{path}: cannot be read ({why}); THEMES_CONFIG names the settings file") from exc
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is no settings file")
-    return raw
 
 
 def pairs(node: yaml.Node, name: str, report: Report) -> Iterator[Entry]:
