@@ -11,7 +11,6 @@ import subprocess
 import time
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Final, Self
 
 from redis import Redis, RedisError
@@ -159,10 +158,7 @@ class LocalRedis:
             time.sleep(0.02)
         (self._state_dir / ADDRESS_FILE).unlink(missing_ok=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del kind, exc, trace
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
     def _start(self) -> None:

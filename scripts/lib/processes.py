@@ -100,7 +100,6 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def lock_with_pid(file: IO[str]) -> bool:
-    """Lock a file and write our process id into it; False where another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -62,7 +62,6 @@ def summary(report: ReadReport) -> str:
 
 
 def show(report: ReadReport) -> None:
-    """Print duplicates, likely duplicates and columns that are not sent, on standard error."""
     lines = [f"line {one.line}: {one.reason}" for one in report.notes[:SHOWN_ROWS]]
     lines += _more(report.incomplete, "incomplete row")
     lines += [

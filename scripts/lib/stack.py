@@ -50,7 +50,6 @@ class Stack:
     port: int | None = None
 
     def start(self, name: str, *command: str, worker: bool = False) -> None:
-        """Start one role; its words go to `logs/NAME.log`."""
         process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log")
         (self.workers if worker else self.others)[name] = process
 
@@ -63,7 +62,6 @@ class Stack:
             self.start(name, "worker", "--name", name, worker=True)
 
     def start_dashboard(self) -> None:
-        """Start the dashboard, on the next free port where the usual one is taken."""
         dashboard = self.settings.dashboard
         self.port = dashboard_port(self.settings)
         if self.port != dashboard.port and dashboard.port:
@@ -103,7 +101,6 @@ class Stack:
             time.sleep(WATCH_SECONDS)
 
     def stop(self) -> None:
-        """Workers first, so that their last results are written; then the rest."""
         stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
         stop(list(self.others.values()), seconds=STOP_SECONDS)
 
@@ -154,7 +151,6 @@ def _grace(settings: Settings) -> float:
 
 @contextlib.contextmanager
 def _alone(state_dir: Path) -> Iterator[None]:
-    """Within the body, no other stack starts in this state directory."""
     with (state_dir / UP_LOCK).open("a+") as lock:
         if not lock_with_pid(lock):
             lock.seek(0)

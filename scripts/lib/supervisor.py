@@ -45,7 +45,6 @@ STOP_MARGIN_SECONDS: Final = 1.0
 
 
 def backoff_seconds(failed_starts: int) -> float:
-    """Seconds to wait before the next start, after `failed_starts` in a row."""
     return min(MAX_BACKOFF_SECONDS, 0.5 * float(2**failed_starts)) if failed_starts else 0.0
 
 
@@ -110,7 +109,6 @@ class Supervisor:
             time.sleep(min(WATCH_SECONDS, seconds))
 
     def _one_life(self) -> int:
-        """From one start of the Celery process to its end; returns its exit code."""
         self._process_token = uuid.uuid4().hex[:12]
         environment = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._process_token), strict=True))
         self._process = process = spawn(self.command, env=environment)

@@ -69,7 +69,6 @@ def is_cross_site(*, host: str, origin: str | None, fetch_site: str | None) -> b
 
 
 def has_login(options: Any) -> bool:
-    """Whether the dashboard asks for a password or an auth provider's login."""
     return bool(options.basic_auth or options.auth)
 
 
@@ -82,7 +81,6 @@ class Guarded(RequestHandler):
     only_reads: bool = False
 
     def set_default_headers(self) -> None:
-        """Ours win over the handler's."""
         super().set_default_headers()
         for name in CROSS_ORIGIN:
             self.clear_header(name)
@@ -155,13 +153,9 @@ class Guarded(RequestHandler):
         self.finish(f"{status} {reason}\n")
 
 
+@functools.cache
 def guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
     """The same handler with the guard in front; `provider` is the class that Flower's log-in makes of itself."""
-    return _guarded(handler, provider)  # type: ignore[arg-type]  # a class can be hashed
-
-
-@functools.cache
-def _guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
     # Flower's table of tasks sends what it asks for in the body.
     kind = {
         "is_login": issubclass(handler, (LoginHandler, LogoutHandler)),

@@ -2,18 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from tasks.jobs.registry import JobStatus, format_paused
-from tasks.messages import Profile, StageRecord, Theme
+from tasks.messages import Profile, Theme
 from workers.observe.format import NOTHING, dollars, duration, percent
-
-MONTHS: Final = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-)  # fmt: skip
+from workers.results.database.values import MONTHS
 
 
 def tag_of(status: JobStatus) -> str:
@@ -50,7 +46,6 @@ def job_values(status: JobStatus) -> dict[str, Any]:
 
 
 def job_counts(status: JobStatus) -> dict[str, Any]:
-    """A job's figures as numbers, under the names that events give them."""
     names = (
         "total", "done", "failed", "rate_per_second", "eta_seconds", "llm_calls", "cache_hits", "prompt_tokens",
         "completion_tokens", "cost_usd",
@@ -87,23 +82,16 @@ def profile_values(profile: Profile) -> dict[str, Any]:
             ", ".join(names.get(each, each) for each in group)
             for group in (overlap.overlapping_groups if overlap else [])
         ],
-        "stages": [_stage(stage) for stage in profile.stages],
+        "dollars": dollars,
     }
 
 
 def _theme(theme: Theme) -> dict[str, Any]:
     return {
-        "name": theme.name,
-        "description": theme.description,
+        "theme": theme,
         "confidence": percent(theme.confidence),
-        "price": theme.price_point,
-        "travelers": theme.traveler_types or [],
         "authenticity": percent(theme.authenticity_score),
         "months": _months(theme),
-        "subs": ", ".join(theme.sub_themes or []),
-        "nanos": ", ".join(theme.nano_themes or []),
-        "rationale": theme.rationale,
-        "selling": theme.unique_selling_points or [],
         "citations": _citations(theme),
         "more": [(key, _plain(value)) for key, value in theme.more.items()],
     }
@@ -130,22 +118,6 @@ def _months(theme: Theme) -> list[dict[str, str]]:
         ]
         found.append({"kind": " ".join(kinds), "letter": month[0], "words": f"{month}: {', '.join(kinds) or 'open'}"})
     return found
-
-
-def _stage(stage: StageRecord) -> dict[str, Any]:
-    usage = stage.usage
-    return {
-        "stage": stage.stage,
-        "status": stage.status,
-        "source": stage.source,
-        "model": stage.model or NOTHING,
-        "version": stage.prompt_version,
-        "tokens_in": f"{usage.prompt_tokens:,}",
-        "tokens_out": f"{usage.completion_tokens:,}",
-        "cost": dollars(usage.cost_usd),
-        "ms": f"{stage.elapsed_ms:,.0f}",
-        "reason": stage.reason,
-    }
 
 
 def _plain(value: Any) -> str:

@@ -84,12 +84,11 @@ def _status_of(row: JobRow) -> JobStatus:
     return replace(status, rate_per_second=0.0 if took is None else row.finished / max(0.001, took))
 
 
-class Page(Handler):
+class PageHandler(Handler):
     def initialize(self, site: Site) -> None:
         self.site = site
 
     def show(self, template: str, **values: Any) -> None:
-        """Fill in a template; everything in it is escaped."""
         prefix = self.application.options.url_prefix
         self.render(f"themes/{template}", root=f"/{prefix.strip('/')}" if prefix else "", **{"here": "", **values})
 
@@ -112,11 +111,10 @@ class Page(Handler):
             self.say(503, "Redis does not answer", str(bad))
 
     async def answer(self, *parts: str) -> None:
-        """What the page shows; `parts` are those of its address."""
         raise NotImplementedError
 
 
-class JobList(Page):
+class JobList(PageHandler):
     async def answer(self, *parts: str) -> None:
         listed = [job_values(status) for status in await self.site.list()]
         if parts[0]:
@@ -126,7 +124,7 @@ class JobList(Page):
             self.show("jobs.html", jobs=listed, here="jobs")
 
 
-class JobPage(Page):
+class JobPage(PageHandler):
     async def answer(self, *parts: str) -> None:
         (job_id,) = parts
         status, is_known = await self.site.status(job_id)
@@ -152,7 +150,7 @@ class JobPage(Page):
         )  # fmt: skip
 
 
-class JobNow(Page):
+class JobNow(PageHandler):
     async def answer(self, *parts: str) -> None:
         status, _ = await self.site.status(parts[0])
         words = job_values(status)
@@ -161,7 +159,7 @@ class JobNow(Page):
         self.finish(embedded({**known, "counts": job_counts(status)}))
 
 
-class DestinationList(Page):
+class DestinationList(PageHandler):
     async def answer(self, *parts: str) -> None:
         (job_id,) = parts
         store = await self.site.store()
@@ -185,18 +183,8 @@ class DestinationList(Page):
             name=row.name,
             state=state,
             text=text,
-            rows=[
-                {
-                    "id": line.destination_id,
-                    "label": label(line.name, line.country),
-                    "has_profile": line.state == "done",
-                    "tag": "partial" if line.partial else "waiting" if line.state == "queued" else line.state,
-                    "calls": line.llm_calls,
-                    "hits": line.cache_hits,
-                    "why": line.why,
-                }
-                for line in found[:PER_PAGE]
-            ],
+            label=label,
+            rows=found[:PER_PAGE],
             earlier=page(number - 1) if number else "",
             later=page(number + 1) if len(found) > PER_PAGE else "",
         )
@@ -206,7 +194,7 @@ class DestinationList(Page):
         return min(int(said), LAST_PAGE) if said.isdecimal() and said.isascii() and len(said) < 9 else 0  # noqa: PLR2004  # digits
 
 
-class ProfilePage(Page):
+class ProfilePage(PageHandler):
     async def answer(self, *parts: str) -> None:
         job_id, destination_id = parts
         row = await profile_of(await self.site.store(), job_id, destination_id)
@@ -218,8 +206,6 @@ class ProfilePage(Page):
 
 
 class Asset(Handler):
-    """Style and scripts, kept by browsers until they change."""
-
     def initialize(self, files: Mapping[str, tuple[bytes, str]]) -> None:
         self._files = files
 

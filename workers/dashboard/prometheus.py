@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from redis import RedisError
 
-from workers.dashboard.metrics_table import HISTOGRAMS, METRICS, Durations
+from workers.dashboard.metrics_table import HISTOGRAMS, METRICS
 from workers.dashboard.system import System, SystemReader
 from workers.observe.metrics import GROWTH, SMALLEST, Histogram
 
@@ -59,14 +59,10 @@ def families(system: System) -> Iterator[Any]:
             family.add_metric(labels, value)
         yield family
     for durations in HISTOGRAMS:
-        yield _family(durations, system)
-
-
-def _family(durations: Durations, system: System) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(durations.name, durations.help, labels=durations.labels)
-    for labels, histogram in durations.read(system):
-        family.add_metric(labels, buckets=list(_buckets(histogram, EDGES)), sum_value=histogram.total)
-    return family
+        spread = HistogramMetricFamily(durations.name, durations.help, labels=durations.labels)
+        for labels, histogram in durations.read(system):
+            spread.add_metric(labels, buckets=list(_buckets(histogram, EDGES)), sum_value=histogram.total)
+        yield spread
 
 
 def _buckets(histogram: Histogram, edges: Iterable[int]) -> Iterator[tuple[str, float]]:

@@ -79,7 +79,6 @@ def _connections(llm: LlmSettings, endpoint: Endpoint) -> Connections:
 
 
 async def _each(llm: LlmSettings, ask: Callable[..., Awaitable[list[T]]]) -> list[T]:
-    """What every endpoint says, asked at once."""
     known = endpoints(llm)
     found = await asyncio.gather(*(ask(llm, endpoint, alone=len(known) == 1) for endpoint in known))
     return [one for several in found for one in several]

@@ -60,8 +60,6 @@ HEADROOM: Final = 1.3
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that holds the job up, or would next."""
-
     resource: Resource
     #: 0-1: how much of what this could carry is used, or how much of the time it takes.
     share: float
@@ -184,8 +182,6 @@ def _of(m: Measured, bound: Bound, known: Sequence[Bound]) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to change: a setting with its value and the new one, or words alone."""
-
     words: str = ""
     setting: str | None = None
     old: float | None = None

@@ -27,8 +27,6 @@ _REFUSAL: Final = "I'm sorry, but I can't help with that."
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message of a chat; its content is text or a list of parts."""
-
     role: str
     content: str | list[dict[str, Any]] | None = None
 
@@ -63,8 +61,6 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
 
 class Refusal(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
-    """A request that is answered with an error status."""
-
     def __init__(self, status: int, message: str, *, code: str, kind: str = "invalid_request_error") -> None:
         super().__init__(message)
         self.status = status
@@ -96,7 +92,6 @@ class Chat:
         self._schemas: dict[bytes, Instances] = {}
 
     def understand(self, body: bytes) -> Prompt:
-        """Read a request. Raises Refusal."""
         try:
             asked = msgspec.json.decode(body, type=ChatRequest)
         except msgspec.DecodeError as exc:
@@ -155,19 +150,18 @@ class Chat:
 
     def completion(self, prompt: Prompt, fault: str = "") -> dict[str, Any]:
         """The body of the answer, spoilt by this kind of fault. Raises Refusal: the schema has no instance."""
-        content: str | None = self._content(prompt)
+        content = self._content(prompt)
         finish = {"truncated": "length", "content_filter": "content_filter"}.get(fault, "stop")
         check = prompt.instances.is_valid if prompt.instances else lambda _: False
-        text = spoil(fault, content or "", is_valid=check) if fault else content or ""
+        text = spoil(fault, content, is_valid=check) if fault else content
         most = prompt.max_tokens
         if most is not None and tokens(text) > most:
             text, finish = text[: most * CHARACTERS_PER_TOKEN], "length"
         if fault in ("content_filter", "empty", "refusal"):
             text = _REFUSAL if fault == "refusal" else ""
         asked, said = tokens(prompt.text), tokens(text)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        if fault == "refusal":
-            message = {"role": "assistant", "content": None, "refusal": text}
+        said_as, other = ("refusal", "content") if fault == "refusal" else ("content", "refusal")
+        message = {"role": "assistant", said_as: text, other: None}
         choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
         return {
             "id": f"chatcmpl-sandbox-{prompt.digest}",
@@ -180,7 +174,6 @@ class Chat:
 
 
 def tokens(text: str) -> int:
-    """Estimate the tokens of a text: a quarter of its characters, rounded up."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 

@@ -58,7 +58,6 @@ class Instances:
         return self._validator.is_valid(instance)
 
     def draw(self, rng: random.Random) -> Any:
-        """Draw a valid instance. Raises NoInstanceError after `ATTEMPTS` draws."""
         reason = "it has none, or uses keywords that the sandbox does not draw"
         for _ in range(ATTEMPTS):
             try:
