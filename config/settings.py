@@ -244,7 +244,6 @@ def _from_overlay(
 
 
 def _from_file(path: Path, name: str, report: Report, remarks: list[str]) -> Iterator[tuple[str, yaml.Node | str, str]]:
-    """The settings of a file, `name` in messages: what its old names mean first, and then today's."""
     try:
         root = compose(read_text(path), name)
     except ConfigError as exc:

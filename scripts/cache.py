@@ -91,7 +91,6 @@ def _said(held: dict[str, Any]) -> str:
 
 
 def _pages(redis: Redis) -> Iterator[list[bytes]]:
-    """The cache's keys, some at a time; nothing else on that Redis is touched."""
     found = redis.scan_iter(keys.cache("*"), count=PAGE)
     while page := list(islice(found, PAGE)):
         yield page

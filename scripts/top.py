@@ -47,10 +47,8 @@ def command(*, once: bool, as_json: bool) -> None:
     settings = settings_from()
     timeout = min(REDIS_SECONDS, settings.redis.socket_timeout_seconds)
     redis = connect(locate(settings), socket_timeout_seconds=timeout)
-    broker = redis
-    if settings.celery.broker_url:
-        broker = connect(settings.celery.broker_url, socket_timeout_seconds=timeout)
-    reader = LiveReader(redis, broker)
+    broker_url = settings.celery.broker_url
+    reader = LiveReader(redis, connect(broker_url, socket_timeout_seconds=timeout) if broker_url else None)
     if once:
         check_server(redis)
         _print(reader.read(), as_json=as_json)

@@ -85,7 +85,6 @@ class Progress:
 
 @contextlib.contextmanager
 def quiet_logs(settings: Settings) -> Iterator[None]:
-    """Within the body, what the progress shows is not logged, unless the user has set a level or --debug."""
     is_asked_for = settings.is_set("logging.level") or os.environ.get("THEMES_DEBUG")
     levels = {} if is_asked_for else {"themes": logging.WARNING, "themes.chunks": logging.ERROR}
     before = {name: logging.getLogger(name).level for name in levels}

@@ -22,7 +22,7 @@ from tasks import logs
 from tasks import worker_reports as fleet
 from tasks.connection import check_enabled, connect, masked
 from tasks.errors import ConfigError, ThemesError
-from tasks.state_dir import UP_LOCK
+from tasks.state_dir import UP_LOCK, writing_in
 
 #: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
 GRACE_SECONDS: Final = 1.5
@@ -87,7 +87,6 @@ class Stack:
         return f"{said.removeprefix('themes: ')} (more in {path})"
 
     def wait_until_ready(self) -> None:
-        """Wait until every worker has a heartbeat, for as long as the worker processes live."""
         redis = connect(self.redis_url, socket_timeout_seconds=self.settings.redis.socket_timeout_seconds)
         began = said = time.monotonic()
         while True:
@@ -125,10 +124,8 @@ def stack(settings: Settings, *, sandbox: bool, latency: str | None = None) -> I
     """Redis and, if wanted, the sandbox; what is started on the yielded stack ends with it. Raises ThemesError."""
     logs = settings.state_dir / "logs"
     with contextlib.ExitStack() as parts:
-        try:
+        with writing_in(settings.state_dir):
             logs.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(f"state_dir: {settings.state_dir} cannot be written ({exc.strerror})") from exc
         parts.enter_context(_alone(settings.state_dir))
         url = parts.enter_context(_redis(settings))
         env = {
@@ -173,7 +170,6 @@ def _redis(settings: Settings) -> Iterator[str]:
 
 
 def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
-    """Start the sandbox LLM on a free port; returns the environment that points at it."""
     command = themes("sandbox-llm", "--port", "0", *(("--latency", latency) if latency else ()))
     child = spawn(command, env=made.env, log=made.logs / "sandbox.log", stdout=subprocess.PIPE)
     made.others["sandbox"] = child

@@ -72,7 +72,6 @@ class Supervisor:
         return self.signals > 0
 
     def run(self) -> int:
-        """Supervise until SIGTERM or SIGINT; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         on_hangup(self._reload)
@@ -93,13 +92,8 @@ class Supervisor:
             self.restarts += 1
             self.wedged += code == EX_WEDGED
             delay = backoff_seconds(failed_starts)
-            log.warning(
-                "action=restart exit_code=%d restarts=%d wedged=%d delay_s=%.1f",
-                code,
-                self.restarts,
-                self.wedged,
-                delay,
-            )
+            counts = code, self.restarts, self.wedged, delay
+            log.warning("action=restart exit_code=%d restarts=%d wedged=%d delay_s=%.1f", *counts)
             self._wait(delay)
         return 0
 
@@ -171,9 +165,8 @@ class Supervisor:
         if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGHUP)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
         """First signal: a warm shutdown. Second: at once."""
-        del number, frame
         self.signals += 1
         if self._process and self._process.poll() is None:
             if self.signals == 1:

@@ -213,7 +213,6 @@ class JobFeed:
             self._floor = self._frames.popleft().place
 
     def _keep_last(self, ended: jobs.JobStatus) -> None:
-        """The end of a job that has no events, or no longer has them."""
         if self._last != START:
             return
         last = jobs.last_event(ended)

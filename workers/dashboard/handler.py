@@ -10,7 +10,6 @@ class Handler(BaseHandler):
         super().set_default_headers()
         self.set_header("Cache-Control", "no-store")
 
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        del kwargs
+    def write_error(self, status_code: int, **_: Any) -> None:
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(f"{status_code} {self._reason}\n")

@@ -98,7 +98,6 @@ def _theme(theme: Theme) -> dict[str, Any]:
 
 
 def _citations(theme: Theme) -> list[tuple[str, str]]:
-    """Each citation and, where evidence was read, whether it stands there."""
     if theme.citations_supported is None:
         return [(text, "") for text in theme.citations]
     pairs = zip(theme.citations, theme.citations_supported, strict=True)
@@ -106,7 +105,6 @@ def _citations(theme: Theme) -> list[tuple[str, str]]:
 
 
 def _months(theme: Theme) -> list[dict[str, str]]:
-    """Twelve months, each with what it is good for; none where seasons are not known."""
     if theme.seasonality is None:
         return []
     found = []

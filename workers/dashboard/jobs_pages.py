@@ -129,12 +129,12 @@ class JobPage(PageHandler):
         (job_id,) = parts
         status, is_known = await self.site.status(job_id)
         recent = await self.site.recent.of(job_id) if is_known else Recent()
-        failures = [_failure(each) for each in reversed(recent.failures)]
+        failures = list(reversed(recent.failures))
         note = ""
         if not is_known:
             note = f"Redis no longer knows this job: these are the results. themes retry {job_id} goes on with it."
             found = await first_failures(await self.site.store(), job_id, FAILURES)
-            failures = [_failure(asdict(each)) for each in found]
+            failures = [asdict(each) for each in found]
         data = {
             "job_id": job_id,
             "is_final": status.is_final or not is_known,
@@ -143,10 +143,9 @@ class JobPage(PageHandler):
             "last_id": recent.last_id if recent.last_id != "0-0" else "",
             "shown": [each["destination_id"] for each in recent.latest],
         }
-        latest = [_latest(each) for each in reversed(recent.latest)]
         self.show(
-            "job.html", job=job_values(status), live=is_known, latest=latest, failures=failures, note=note,
-            data=embedded(data),
+            "job.html", job=job_values(status), live=is_known, latest=reversed(recent.latest), failures=failures,
+            note=note, label=label, data=embedded(data),
         )  # fmt: skip
 
 
@@ -218,20 +217,6 @@ class Asset(Handler):
             self.set_status(304)
         else:
             self.write(content)
-
-
-def _latest(event: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "destination_id": event["destination_id"],
-        "label": label(str(event.get("name", "")), event.get("country")),
-        "status": event.get("status"),
-        "themes": ", ".join(event.get("top_themes") or ()),
-    }
-
-
-def _failure(event: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("error_class", "stage", "message")
-    return {"label": label(str(event.get("name", "")), event.get("country")), **{n: event.get(n) for n in names}}
 
 
 def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:

@@ -96,7 +96,6 @@ class Counted(NamedTuple):
 
     @classmethod
     def lately(cls, series: list[SeriesPoint]) -> "Counted":
-        """By the points that are whole."""
         whole = series[:-1]
         refusals = sum(point.rate_limited for point in whole)
         return cls(

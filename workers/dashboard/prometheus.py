@@ -66,7 +66,6 @@ def families(system: System) -> Iterator[Any]:
 
 
 def _buckets(histogram: Histogram, edges: Iterable[int]) -> Iterator[tuple[str, float]]:
-    """Counts of all values up to each edge, in seconds."""
     indexes = sorted(histogram.buckets)
     at, count = 0, 0
     for edge in edges:

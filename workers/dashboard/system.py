@@ -152,7 +152,6 @@ def read_system(redis: Redis, broker: Redis) -> System:
 
 
 def queue_lengths(broker: Redis) -> tuple[int, int]:
-    """Messages in the Celery queue, all priorities together, and those that are no messages of ours."""
     with broker.pipeline(transaction=False) as pipeline:
         for key in (*keys.queue_keys(), keys.QUEUE_DEAD):
             pipeline.llen(key)

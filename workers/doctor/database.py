@@ -41,7 +41,8 @@ def checks(settings: Settings) -> Iterator[Check]:
 
 
 def _sqlite(path: Path) -> Iterator[Check]:
-    folder = _existing(path.parent)
+    # The nearest folder, or what stands in its place, that exists.
+    folder = next((one for one in path.parents if one.exists()), Path("/"))
     yield _room(folder)
     if path.exists():
         yield from _file(path)
@@ -55,11 +56,6 @@ def _room(folder: Path) -> Check:
     return Check("disk", ok=fix is None, found=f"{free // 2**20} MiB free at {folder}", fix=fix)
 
 
-def _existing(folder: Path) -> Path:
-    """The nearest folder, or what stands in its place, that exists."""
-    return next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
-
-
 def _folder(path: Path, folder: Path) -> Check:
     refusal = _refusal(folder)
     if refusal is None:
@@ -69,7 +65,6 @@ def _folder(path: Path, folder: Path) -> Check:
 
 
 def _refusal(folder: Path) -> OSError | None:
-    """Why no file can be made in a folder; None when one can."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -108,7 +103,6 @@ def _mend(path: Path, exc: sqlite3.DatabaseError) -> str:
 
 
 def _written(path: Path, connection: sqlite3.Connection) -> Check:
-    """Really write, and take it back."""
     try:
         connection.execute("BEGIN IMMEDIATE")
         try:

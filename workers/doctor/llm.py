@@ -105,7 +105,6 @@ async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> lis
 
 
 def _models(llm: LlmSettings, endpoint: Endpoint) -> list[str]:
-    """The models that are asked for here, by our names, each once."""
     wanted = [llm.model, *llm.roles.values(), *endpoint.models]
     return list(dict.fromkeys(model for model in wanted if model and endpoint.serves(model)))[:MAX_MODELS]
 

@@ -253,8 +253,7 @@ def _cpu(m: Measured, following: float) -> tuple[str, Change]:
     return evidence, Change(words, is_forecast=True)
 
 
-def _work(m: Measured, following: float) -> tuple[str, Change]:
-    del following
+def _work(m: Measured, _following: float) -> tuple[str, Change]:
     evidence = (
         f"{count(m.total, 'destination')} for {amount_of(m.lanes, 'lane')}, of which {m.lanes_busy:.1f} are busy on "
         f"average; one destination takes {time(m.destination_seconds)}"
@@ -262,8 +261,7 @@ def _work(m: Measured, following: float) -> tuple[str, Change]:
     return evidence, Change("nothing to tune: a larger job would use what is idle; this one waits for the LLM")
 
 
-def _database_bound(m: Measured, following: float) -> tuple[str, Change]:
-    del following
+def _database_bound(m: Measured, _following: float) -> tuple[str, Change]:
     commits = m.span("db.commit")
     evidence = f"the consumer is at the database {m.database_share:.0%} of the time, {time(mean(commits))} a batch"
     return evidence, Change(DATABASE_ADVICE)

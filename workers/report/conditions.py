@@ -78,7 +78,6 @@ def _failures(status: JobStatus, account: JobStats) -> Finding | None:
 
 
 def _consumer(account: JobStats, status: JobStatus) -> Finding | None:
-    """The workers were done, and the job was not: their results waited to be written."""
     if not status.is_final or account.last_at is None or account.seconds < SHORT_SECONDS:
         return None
     late = account.ended_at - account.last_at

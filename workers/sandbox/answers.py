@@ -260,15 +260,13 @@ def _some_of(field: str) -> Callable[[About, Dice], list[str]]:
     return some
 
 
-def _groups(place: Place, themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[list[str]]:
-    del place
+def _groups(_place: Place, themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[list[str]]:
     allowed = schema.get("items", {}).get("items", {}).get("enum")
     foods = [theme.id for theme in themes if theme.category == "food" and (not allowed or theme.id in allowed)]
     return [foods[:2]] if len(foods) > 1 and dice.below(4) == 0 else []
 
 
-def _recommendations(place: Place, themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[str]:
-    del themes
+def _recommendations(place: Place, _themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[str]:
     most = min(3, schema.get("maxItems", 3))
     chosen = dice.some(knowledge().recommendations, 1 + dice.below(max(1, most)))[:most]
     return [_clip(sentence.replace("{place}", place.name), schema.get("items", {})) for sentence in chosen]

@@ -38,8 +38,6 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class NamedSchema(msgspec.Struct, frozen=True):
-    """`response_format.json_schema`; the schema's own bytes are the key to its compiled form."""
-
     name: str = ""
     schema: msgspec.Raw = msgspec.Raw(b"true")
 

@@ -114,7 +114,6 @@ class SandboxServer:
 
     @property
     def root_url(self) -> str:
-        """The server's own address, for `/stats`, `/faults`, `/log` and `/health`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
