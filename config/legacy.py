@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Final
 from urllib.parse import quote
 
@@ -95,10 +95,6 @@ class Old:
     entry: Entry
 
     @property
-    def place(self) -> str:
-        return f"{self.entry.place} as {self.name}"
-
-    @property
     def text(self) -> str:
         return str(self.entry.value.value).strip()
 
@@ -114,7 +110,7 @@ class Old:
         return number
 
     def line(self, key: str, text: str | None = None) -> "Line":
-        return Line(key, self.entry.value if text is None else text, (self,), self.place)
+        return Line(key, self.entry.value if text is None else text, (self,), f"{self.entry.place} as {self.name}")
 
 
 Olds = Mapping[str, Old]
@@ -276,7 +272,7 @@ def _redis(old: Old, olds: Olds) -> Line | None:
     secret = f":{quote(str(password.entry.value.value), safe='')}@" if password else ""
     where = f"[{name}]" if ":" in name else name
     place = f"{where}:{port.number(_MAX_PORT) if port else 6379}/{number.number(1_000_000) if number else 1}"
-    return Line(f"{TODAY}.redis_url", f"redis://{secret}{place}", parts, old.place)
+    return replace(old.line(f"{TODAY}.redis_url", f"redis://{secret}{place}"), olds=parts)
 
 
 def _smaller_minimum(pool: Line, today: Mapping[str, str], olds: Olds) -> list[Line]:

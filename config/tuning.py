@@ -1,8 +1,4 @@
-"""What may be changed while workers run, and how a change is judged.
-
-A change is read by the parser of the settings, held against the other settings like a file, and made whole or not at
-all.
-"""
+"""What may be changed while workers run, and how a change is judged: as a file is, and all of it or nothing."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -34,10 +30,7 @@ SHARED: Final = frozenset({"llm.requests_per_minute", "llm.request_burst", "llm.
 
 
 def full_key(name: str) -> str:
-    """The key that a name means: `worker_pool_size` is `performance_optimization.worker_pool_size`.
-
-    Raises ConfigError: it cannot be changed while workers run.
-    """
+    """The key that a name or a key means. Raises ConfigError: it cannot be changed while workers run."""
     if name in TUNABLE:
         return name
     if name in SHORT:
@@ -65,10 +58,7 @@ def changes_of(texts: Iterable[str]) -> dict[str, str]:
 
 
 def tuned(settings: Settings, changes: Mapping[str, str]) -> Settings:
-    """The settings with some values changed, all of them or none: full key -> text, or `null` for nothing.
-
-    Raises ConfigError: a value of the wrong type, out of bounds, or at odds with another setting.
-    """
+    """The settings with these changes, full key -> text. Raises ConfigError: one is wrong, or at odds with another."""
     for name, text in changes.items():
         key = full_key(name)
         # Levels are written in small letters too.

@@ -121,10 +121,7 @@ def node_of(key: str, source: yaml.Node | str, place: str) -> yaml.Node:
 
 
 def refuse_unsafe(text: str, error: Callable[[str, int], ConfigError]) -> None:
-    """Refuse aliases, which multiply, and deep nesting, which costs its square, before the tree of a YAML text is made.
-
-    Raises what `error` makes of a finding and its line.
-    """
+    """Raise what `error` makes of aliases, which multiply, and of deep nesting, which costs its square."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 1

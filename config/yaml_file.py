@@ -43,10 +43,7 @@ def read_text(path: Path) -> str:
 
 
 def compose(text: str, name: str) -> yaml.Node:
-    """The root node of a text; an empty mapping when it has nothing but comments. `name` stands for it in messages.
-
-    Raises ConfigError: it cannot be read as YAML at all.
-    """
+    """The root node of a text, or an empty mapping; `name` stands for it in messages. Raises ConfigError."""
     try:
         refuse_unsafe(text, lambda what, line: ConfigError(f"{name}:{line}: {what}"))
         node = yaml.compose(text, Loader=yaml.SafeLoader)

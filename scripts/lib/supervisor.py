@@ -186,10 +186,7 @@ def celery_command(settings: Settings, name: str) -> list[str]:
 
 
 def refuse_taken(redis: Redis, name: str) -> None:
-    """Raise ConfigError where a worker of this name runs on this machine.
-
-    Heartbeats, leases and remote control go by the name.
-    """
+    """Raise ConfigError where a worker of this name runs here: heartbeats, leases and remote control go by the name."""
     report = fleet.workers(redis).get(name, fleet.WorkerReport())
     try:
         process = psutil.Process(report.pid)

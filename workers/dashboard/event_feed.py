@@ -238,9 +238,6 @@ class Feeds:
         self._turns = asyncio.Semaphore(ASKING)
         self.watchers = 0
 
-    def __repr__(self) -> str:
-        return f"<Feeds jobs={len(self._feeds)} watchers={self.watchers} max={self._max_watchers}>"
-
     @property
     def is_full(self) -> bool:
         return self.watchers >= self._max_watchers

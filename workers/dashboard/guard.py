@@ -153,6 +153,18 @@ class Guarded(RequestHandler):
         self.finish(f"{status} {reason}\n")
 
 
+class Handler(BaseHandler):
+    """What our own pages have in common: no proxy keeps them, and errors are one line."""
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        self.set_header("Cache-Control", "no-store")
+
+    def write_error(self, status_code: int, **_: Any) -> None:
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(f"{status_code} {self._reason}\n")
+
+
 @functools.cache
 def guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
     """The same handler with the guard in front; `provider` is the class that Flower's log-in makes of itself."""

@@ -12,10 +12,6 @@ from workers.observe.format import NOTHING, dollars, duration, percent
 from workers.results.database.values import MONTHS
 
 
-def tag_of(status: JobStatus) -> str:
-    return "paused" if status.paused else "waiting" if status.waiting_for else status.state
-
-
 def job_values(status: JobStatus) -> dict[str, Any]:
     words = ""
     if status.unreadable:
@@ -29,7 +25,7 @@ def job_values(status: JobStatus) -> dict[str, Any]:
     return {
         "job_id": status.job_id,
         "name": status.name,
-        "tag": tag_of(status),
+        "tag": "paused" if status.paused else "waiting" if status.waiting_for else status.state,
         "words": words,
         "is_final": status.is_final,
         "total": status.total,
@@ -70,13 +66,10 @@ def profile_values(profile: Profile) -> dict[str, Any]:
     quality = profile.quality_assessment
     names = {theme.id: theme.name for theme in profile.themes}
     overlap = profile.overlap_analysis
-    scores = (
-        ("Overall", quality.overall), ("Quality", quality.quality), ("Diversity", quality.diversity),
-        ("Coverage", quality.coverage), ("Completeness", quality.completeness),
-    )  # fmt: skip
+    scores = ("overall", "quality", "diversity", "coverage", "completeness")
     return {
         "groups": [(category.capitalize(), themes) for category, themes in groups.items()],
-        "scores": [(words, percent(score, NOTHING)) for words, score in scores],
+        "scores": [(name.capitalize(), percent(getattr(quality, name), NOTHING)) for name in scores],
         "recommendations": quality.recommendations or [],
         "overlaps": [
             ", ".join(names.get(each, each) for each in group)

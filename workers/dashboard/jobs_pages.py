@@ -1,7 +1,4 @@
-"""The pages of jobs: all of them, one live, its destinations, a profile.
-
-A job comes from Redis, profiles from the results database. `pages/job.js` keeps a page up to date.
-"""
+"""The pages of jobs, which come from Redis, and of their destinations and profiles, out of the results database."""
 
 import asyncio
 import hashlib
@@ -19,7 +16,7 @@ from tasks.connection import connect
 from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
-from workers.dashboard.handler import Handler
+from workers.dashboard.guard import Handler
 from workers.dashboard.job_values import embedded, job_counts, job_values, label, profile_values
 from workers.dashboard.recent import Recent, RecentJobs
 from workers.results.database.manager import AsyncDatabaseManager

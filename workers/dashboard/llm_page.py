@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from workers.dashboard.handler import Handler
+from workers.dashboard.guard import Handler
 from workers.dashboard.jobs_pages import PageHandler, Site
 from workers.dashboard.llm_values import HEIGHT, WIDTH, page_values
 from workers.dashboard.system import SystemReader

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from tasks import worker_reports as fleet
 from tasks.jobs.budget import NANO
+from tasks.keys import SERIES_STEP_SECONDS as STEP_SECONDS
 from tasks.texts import count
 from workers.dashboard.system import RouteSummary, System
 from workers.observe.format import NOTHING, dollars, duration, milliseconds, percent, rate
@@ -15,7 +16,6 @@ from workers.observe.reporter import SeriesPoint
 
 #: Points of the series that "now" is made of: a minute, without the one that is still growing.
 NOW_POINTS: Final = 6
-STEP_SECONDS: Final = 10
 #: Points that a chart has at least: five minutes.
 LEAST_POINTS: Final = 30
 #: Size of a chart's drawing; the page stretches it.

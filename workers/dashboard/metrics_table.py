@@ -119,18 +119,13 @@ def _by_route(get: Callable[[RouteSummary], float | None]) -> Callable[[System],
     return read
 
 
-def _spans(names: Mapping[str, str]) -> Callable[[System], Iterator[tuple[tuple[str, ...], Histogram]]]:
+def _spans(fields: Mapping[tuple[str, ...], str]) -> Callable[[System], Iterator[tuple[tuple[str, ...], Histogram]]]:
     def read(system: System) -> Iterator[tuple[tuple[str, ...], Histogram]]:
-        for name in names:
+        for labels, name in fields.items():
             if name in system.metrics.spans:
-                yield (name,), system.metrics.spans[name]
+                yield labels, system.metrics.spans[name]
 
     return read
-
-
-def _call(system: System) -> Iterator[tuple[tuple[str, ...], Histogram]]:
-    if "llm.call" in system.metrics.spans:
-        yield (), system.metrics.spans["llm.call"]
 
 
 ROUTE: Final = ("endpoint", "model")
@@ -231,8 +226,8 @@ METRICS: Final[tuple[Metric, ...]] = (
 
 HISTOGRAMS: Final[tuple[Durations, ...]] = (
     Durations("themes_llm_call_duration_seconds",
-              "A call to an LLM, from sending to the last byte; where profiling is on.", _call),
+              "A call to an LLM, from sending to the last byte; where profiling is on.", _spans({(): "llm.call"})),
     Durations("themes_step_duration_seconds",
               "One step of a destination's way (docs/reference/metrics.md names them); where profiling is on.",
-              _spans({**HOPS, **WHOLES}), ("step",)),
+              _spans({(name,): name for name in (*HOPS, *WHOLES)}), ("step",)),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from tornado.web import HTTPError
 
 from tasks.errors import JobNotFoundError, UnreadableError
 from workers.dashboard.event_feed import START, FeedPage, Feeds, Place, place_of
-from workers.dashboard.handler import Handler
+from workers.dashboard.guard import Handler
 
 #: Seconds without an event after which a comment shows that the connection lives (proxies close silent ones).
 HEARTBEAT_SECONDS: Final = 15.0

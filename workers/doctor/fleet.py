@@ -79,10 +79,8 @@ def consumer(settings: Settings) -> Iterator[Check]:
 
 def queue(settings: Settings) -> Iterator[Check]:
     with reached(settings) as client:
-        broker = client
-        if settings.celery.broker_url:
-            seconds = settings.redis.socket_timeout_seconds
-            broker = connect(settings.celery.broker_url, socket_timeout_seconds=seconds)
+        url, seconds = settings.celery.broker_url, settings.redis.socket_timeout_seconds
+        broker = connect(url, socket_timeout_seconds=seconds) if url else client
         (waiting, dead), lanes = queue_lengths(broker), fleet.live_lanes(client)
     fix = None
     if dead:

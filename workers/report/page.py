@@ -116,22 +116,19 @@ def moment(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
-def _curves(report: JobReport) -> list[dict[str, Any]]:
+def _curves(report: JobReport) -> list[tuple[str, str, str]]:
     points = report.account.timeline
     if not report.account.runs:
         return []
     found = []
-    for name, words, kind, series in (
-        ("destinations", "destinations/s", "llm", [point.ended / point.seconds for point in points]),
-        ("calls", "LLM calls/s", "cache", [point.calls / point.seconds for point in points]),
-        ("in_work", "destinations in work", "wait", [point.in_work for point in points]),
+    for words, kind, series in (
+        ("destinations/s", "llm", [point.ended / point.seconds for point in points]),
+        ("LLM calls/s", "cache", [point.calls / point.seconds for point in points]),
+        ("destinations in work", "wait", [point.in_work for point in points]),
     ):
-        most = max(series, default=0.0)
-        label = f"{words} over time, at most {most:.3g}"
-        found.append(
-            {"name": name, "words": words, "most": f"{most:.3g}", "svg": charts.curve(series, label, kind=kind)}
-        )
-    return [*found, {"end": span_of(points[-1].at + points[-1].seconds), "svg": ""}]
+        most = f"{max(series, default=0.0):.3g}"
+        found.append((words, most, charts.curve(series, f"{words} over time, at most {most}", kind=kind)))
+    return found
 
 
 def _waterfall(hops: list[Hop]) -> list[dict[str, str]]:

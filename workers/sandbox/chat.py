@@ -9,8 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from config.errors import ConfigError
-from workers.sandbox.answers import Question, fill
-from workers.sandbox.answers import understand as understand_question
+from workers.sandbox import answers
 from workers.sandbox.faults import spoil
 from workers.sandbox.instances import Instances, NoInstanceError
 
@@ -71,7 +70,7 @@ class Prompt(msgspec.Struct, frozen=True):
     seed: int
     max_tokens: int | None
     instances: Instances | None
-    question: Question
+    question: answers.Question
     wants_json: bool
 
 
@@ -116,7 +115,7 @@ class Chat:
             seed=self._seed if asked.seed is None else hash((self._seed, asked.seed)),
             max_tokens=asked.max_completion_tokens or asked.max_tokens,
             instances=instances,
-            question=understand_question(text, schema=instances.schema if instances else None, schema_name=name),
+            question=answers.understand(text, schema=instances.schema if instances else None, schema_name=name),
             wants_json=wanted.type != "text",
         )
 
@@ -136,7 +135,7 @@ class Chat:
         if prompt.instances is None:
             return '{"answer":"sandbox"}' if prompt.wants_json else "This is the sandbox, not a model."
         if not self._wild:
-            instance = fill(prompt.question, prompt.instances.schema, prompt.seed)
+            instance = answers.fill(prompt.question, prompt.instances.schema, prompt.seed)
             if instance is not None and prompt.instances.is_valid(instance):
                 return msgspec.json.encode(instance).decode()
         key = hashlib.blake2b(f"{prompt.seed}/{prompt.digest}".encode(), digest_size=8).digest()
