@@ -5,13 +5,11 @@ and of those above it.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeVar
-
-T = TypeVar("T")
+from typing import Final
 
 #: The origin of a default that a container's limit has made smaller.
 CONTAINER: Final = "container limit"
@@ -21,7 +19,6 @@ UNLIMITED_BYTES: Final = 1 << 60
 PRESSURE_SHARE: Final = 0.6
 CACHE_SHARE: Final = 0.25
 MIB: Final = 1024 * 1024
-#: Bytes of a cgroup file that are read; they have a line or two.
 MAX_BYTES: Final = 65_536
 
 
@@ -37,8 +34,8 @@ def container_limits(root: Path = Path("/")) -> ContainerLimits:
     """The limits of the cgroup that this process is in. `root` is where `/proc` and `/sys` are found."""
     groups = list(_groups(root))
     return ContainerLimits(
-        cpus=min(_found(map(_cpus, groups)), default=None),
-        memory_bytes=min(_found(map(_memory, groups)), default=None),
+        cpus=min(filter(None, map(_cpus, groups)), default=None),
+        memory_bytes=min(filter(None, map(_memory, groups)), default=None),
     )
 
 
@@ -61,10 +58,6 @@ def bounded_defaults(limits: ContainerLimits) -> dict[str, int]:
         "performance_optimization.max_memory_cache_mb": CACHE_SHARE,
     }
     return {key: int(limits.memory_bytes / MIB * share) for key, share in shares.items()}
-
-
-def _found(values: Iterable[T | None]) -> list[T]:
-    return [value for value in values if value is not None]
 
 
 def _groups(root: Path) -> Iterator[Path]:

@@ -7,15 +7,15 @@ which file. They are read where requests are made, so that a machine which only 
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 import yaml
 
 from config.errors import ConfigError
-from config.values import Secret, convert, is_null, members, node_of, scalar, shown
+from config.values import Prices, Secret, convert_within, is_null, members, node_of, parse_prices, scalar, setting
 
 _ENDPOINT_SHAPE: Final = "`name: {base_url: https://…/v1, api_key_env: VARIABLE, weight: 1, models: [model]}`"
 _ROLE_SHAPE: Final = "`role: model`, for instance `analyse: a-small-model`"
@@ -34,13 +34,6 @@ _OWN_FIELDS: Final = {
     "stream": "nothing: answers are read whole",
     "n": "nothing: one answer is asked for",
 }
-_NUMBERS: Final[Mapping[str, tuple[type, float, float]]] = {
-    "weight": (float, 0.001, 1_000_000),
-    "requests_per_minute": (float, 0.1, 100_000_000),
-    "request_burst": (int, 1, 10_000_000),
-    "tokens_per_minute": (float, 1, 100_000_000_000),
-}
-_PLAIN: Final = ("base_url", "api_key", "api_key_env", "api_key_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +48,16 @@ class EndpointSettings:
     api_key: Secret | None = None
     api_key_env: str | None = None
     api_key_file: str | None = None
-    weight: float = 1.0
+    weight: float = setting(1.0, low=0.001, high=1_000_000)
+    requests_per_minute: float | None = setting(None, low=0.1, high=100_000_000)
+    request_burst: int | None = setting(None, low=1, high=10_000_000)
+    tokens_per_minute: float | None = setting(None, low=1, high=100_000_000_000)
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     headers: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}))
-    requests_per_minute: float | None = None
-    request_burst: int | None = None
-    tokens_per_minute: float | None = None
 
 
+_FIELDS: Final = {item.name: item for item in fields(EndpointSettings)}
+_TYPES: Final = get_type_hints(EndpointSettings)
 Endpoints = Mapping[str, EndpointSettings]
 Roles = Mapping[str, str]
 Body = Mapping[str, Any]
@@ -76,10 +71,8 @@ def parse_endpoints(key: str, source: yaml.Node | str, place: str) -> Endpoints:
 
 def _endpoint(key: str, node: yaml.Node, place: str) -> EndpointSettings:
     parts = members(key, node, place, _ENDPOINT_SHAPE)
-    unknown = set(parts) - {*_PLAIN, *_NUMBERS, "models", "headers"}
-    if unknown:
-        known = ", ".join([*_PLAIN, *_NUMBERS, "models", "headers"])
-        raise ConfigError(f"{key}: unknown setting {min(unknown)!r}; known: {known} ({place})")
+    if unknown := parts.keys() - _FIELDS.keys():
+        raise ConfigError(f"{key}: unknown setting {min(unknown)!r}; known: {', '.join(_FIELDS)} ({place})")
     found: dict[str, Any] = {}
     for name, value in parts.items():
         if name == "models":
@@ -87,22 +80,13 @@ def _endpoint(key: str, node: yaml.Node, place: str) -> EndpointSettings:
         elif name == "headers":
             found[name] = parse_headers(f"{key}.headers", value, place)
         elif not is_null(value):
-            found[name] = _plain(f"{key}.{name}", name, scalar(f"{key}.{name}", value, place), place)
+            text = scalar(f"{key}.{name}", value, place)
+            found[name] = convert_within(f"{key}.{name}", _FIELDS[name], _TYPES[name], text, place)
     if not str(found.get("base_url", "")).startswith(("http://", "https://")):
         raise ConfigError(f"{key}.base_url: expected http://… or https://…, up to and including /v1 ({place})")
     if sum(name in found for name in ("api_key", "api_key_env", "api_key_file")) > 1:
         raise ConfigError(f"{key}: name its key once: api_key_env, api_key_file or api_key ({place})")
     return EndpointSettings(**found)
-
-
-def _plain(key: str, name: str, text: str, place: str) -> Any:
-    if name not in _NUMBERS:
-        return Secret(text) if name in {"api_key", "base_url"} else text
-    type_, low, high = _NUMBERS[name]
-    number = convert(key, type_, text, place)
-    if not low <= number <= high:
-        raise ConfigError(f"{key}: expected a number from {low:g} to {high:g}, got {shown(text)} ({place})")
-    return number
 
 
 def _models(key: str, node: yaml.Node, place: str) -> Mapping[str, str]:
@@ -169,9 +153,16 @@ def _json(key: str, node: yaml.Node, place: str) -> Any:
 
 def public_endpoint(endpoint: EndpointSettings) -> dict[str, Any]:
     """What is set of an endpoint, as JSON knows it, without its key."""
-    parts = {name: getattr(endpoint, name) for name in (*_PLAIN, *_NUMBERS) if getattr(endpoint, name) is not None}
-    if endpoint.api_key:
-        parts["api_key"] = "***"
-    if endpoint.headers:
-        parts["headers"] = dict.fromkeys(endpoint.headers, "***")
-    return parts | ({"models": dict(endpoint.models)} if endpoint.models else {})
+    hidden = {"api_key": endpoint.api_key and "***", "headers": dict.fromkeys(endpoint.headers, "***")}
+    parts = {name: hidden.get(name, getattr(endpoint, name)) for name in _FIELDS} | {"models": dict(endpoint.models)}
+    return {name: value for name, value in parts.items() if value not in (None, {})}
+
+
+#: Settings that are more than one value -> who reads them.
+PARSERS: Final[Mapping[Any, Callable[[str, yaml.Node | str, str], Any]]] = {
+    Prices: parse_prices,
+    Endpoints: parse_endpoints,
+    Roles: parse_roles,
+    Body: parse_body,
+    Headers: parse_headers,
+}

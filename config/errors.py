@@ -1,7 +1,4 @@
-"""The root of every error this project raises, and the one that settings raise.
-
-What a caller can do about an error is in its class: see `tasks.errors` for the others.
-"""
+"""The root of every error this project raises, and the one that settings raise; `tasks.errors` has the others."""
 
 
 class ThemesError(Exception):

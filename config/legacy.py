@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Final
 from urllib.parse import quote
 
@@ -73,20 +73,6 @@ MEANINGLESS: Final[Mapping[str, str]] = {
     f"{TODAY}.streaming.buffer_size": "the buffer is bounded by itself",
     f"{TODAY}.streaming.enable_progress_callbacks": "progress is events, for whoever follows them",
 }
-#: Old names whose values are read in another way, in words.
-OTHERWISE: Final[Mapping[str, str]] = {
-    f"{SECTION}.limit_memory_usage": f"off: `{TODAY}.memory_pressure_threshold_mb` at its upper bound",
-    f"{SECTION}.max_memory_mb": f"`{TODAY}.memory_pressure_threshold_mb`",
-    f"{TODAY}.memory_management.enable_memory_monitoring": "as limit_memory_usage",
-    f"{TODAY}.memory_management.memory_threshold_mb": f"`{TODAY}.memory_pressure_threshold_mb`",
-    f"{TODAY}.enable_detailed_profiling": "off: `profiling.slowest_kept: 0`",
-    f"{TODAY}.monitoring.enable_detailed_profiling": "off: `profiling.slowest_kept: 0`",
-    f"{TODAY}.persistent_cache.default_ttl": f"`{TODAY}.cache_ttl_days`, seconds / 86400",
-    **{
-        f"{TODAY}.persistent_cache.redis_{part}": f"a part of `{TODAY}.redis_url`"
-        for part in ("host", "port", "db", "password")
-    },
-}
 _PRESSURE: Final = f"{TODAY}.memory_pressure_threshold_mb"
 #: What switched a limit of memory on -> the limit.
 _LIMITS: Final[Mapping[str, str]] = {
@@ -95,26 +81,18 @@ _LIMITS: Final[Mapping[str, str]] = {
 }
 #: A limit that no process reaches, in MiB: the upper bound of the setting.
 _NO_LIMIT: Final = "1048576"
-_DETAIL: Final = (f"{TODAY}.enable_detailed_profiling", f"{TODAY}.monitoring.enable_detailed_profiling")
-_TTL: Final = f"{TODAY}.persistent_cache.default_ttl"
 _SECONDS_PER_DAY: Final = 86_400
 _REDIS: Final = tuple(f"{TODAY}.persistent_cache.redis_{part}" for part in ("host", "port", "db", "password"))
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _MAX_PORT: Final = 65_535
 _POOL, _POOL_MIN = f"{TODAY}.llm_connection_pool_size", f"{TODAY}.llm_connection_pool_min_size"
 _FLAT: Final = frozenset(item.name for item in fields(PerformanceSettings))
-KNOWN: Final = frozenset({*RENAMED, *MEANINGLESS, *_LIMITS, *_LIMITS.values(), *_DETAIL, _TTL, *_REDIS})
 
 
 @dataclass(frozen=True, slots=True)
 class Old:
     name: str
     entry: Entry
-
-    @property
-    def place(self) -> str:
-        """`file:line`, and the name that it has there."""
-        return f"{self.entry.place} as {self.name}"
 
     @property
     def text(self) -> str:
@@ -132,8 +110,7 @@ class Old:
         return number
 
     def line(self, key: str, text: str | None = None) -> "Line":
-        """The setting of today, with this value or another."""
-        return Line(key, self.entry.value if text is None else text, (self,), self.place)
+        return Line(key, self.entry.value if text is None else text, (self,), f"{self.entry.place} as {self.name}")
 
 
 Olds = Mapping[str, Old]
@@ -159,17 +136,31 @@ class Line:
 
 @dataclass(slots=True)
 class Translation:
-    """What a file's old keys mean.
-
-    Lines of today; old keys that another wins over, with its name and place; old keys without a meaning, and why.
-    """
+    """What a file's old keys mean: lines of today, and what is said of keys that another wins over or without any."""
 
     lines: list[Line] = field(default_factory=list)
-    beaten: list[tuple[Old, str, str]] = field(default_factory=list)
-    dropped: list[tuple[Old, str]] = field(default_factory=list)
+    beaten: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.lines or self.beaten or self.dropped)
+    def drop(self, old: Old, why: str) -> None:
+        self.dropped.append(f"Without meaning today: {old.name} ({_line_of(old.entry.place)}): {why}")
+
+    def notice(self, name: str) -> list[str]:
+        """What is to be said of the file `name`, if anything."""
+        if not (self.lines or self.beaten or self.dropped):
+            return []
+        said = [f"{name}: old names of settings are still read."]
+        if self.lines:
+            said.append("Write instead:")
+        section = ""
+        for line in sorted(self.lines, key=lambda one: one.key.partition(".")[0]):
+            head, _, key = line.key.partition(".")
+            if head != section:
+                section = head
+                said.append(f"{section}:")
+            was = ", ".join(old.name for old in line.olds) or "no more than llm_connection_pool_size"
+            said.append(f"  {key}: {without_password(line.text)}  # {was} ({_line_of(line.place)})")
+        return ["\n".join([*said, *self.beaten, *self.dropped])]
 
 
 def find(section: str, entry: Entry, name: str, report: Report) -> list[Old] | None:
@@ -204,36 +195,16 @@ def translate(olds: Iterable[Old], today: Mapping[str, str], report: Report) -> 
             report(exc)
             continue
         if isinstance(line, str):
-            result.dropped.append((old, line))
+            result.drop(old, line)
         elif line is not None and line.key in taken:
-            result.beaten += [(one, line.key, taken[line.key]) for one in line.olds]
+            wins = f"{line.key} ({_line_of(taken[line.key])}) wins"
+            result.beaten += [f"Passed over: {one.name} ({_line_of(one.entry.place)}): {wins}" for one in line.olds]
         elif line is not None:
             taken[line.key] = line.place
             result.lines.append(line)
             if line.key == _POOL:
                 result.lines += _smaller_minimum(line, today, usable)
     return result
-
-
-def notice(found: Translation, name: str) -> str:
-    said = [f"{name}: old names of settings are still read."]
-    if found.lines:
-        said.append("Write instead:")
-        section = ""
-        for line in sorted(found.lines, key=lambda one: one.key.partition(".")[0]):
-            if line.key.partition(".")[0] != section:
-                section = line.key.partition(".")[0]
-                said.append(f"{section}:")
-            was = ", ".join(old.name for old in line.olds) or "no more than llm_connection_pool_size"
-            said.append(
-                f"  {line.key.partition('.')[2]}: {without_password(line.text)}  # {was} ({_line_of(line.place)})"
-            )
-    said += [
-        f"Passed over: {old.name} ({_line_of(old.entry.place)}): {key} ({_line_of(place)}) wins"
-        for old, key, place in found.beaten
-    ]
-    said += [f"Without meaning today: {old.name} ({_line_of(old.entry.place)}): {why}" for old, why in found.dropped]
-    return "\n".join(said)
 
 
 def _line_of(place: str) -> str:
@@ -247,7 +218,7 @@ def _rank(old: Old) -> int:
 def _is_usable(old: Old, result: Translation, report: Report) -> bool:
     value = old.entry.value
     if is_null(value):
-        result.dropped.append((old, "is empty"))
+        result.drop(old, "is empty")
         return False
     if not isinstance(value, yaml.ScalarNode):
         report(ConfigError(f"{old.name}: expected a single value, got a list or section ({old.entry.place})"))
@@ -260,8 +231,8 @@ def _meaning(old: Old, olds: Olds) -> Line | str | None:
     name, leaf = old.name, old.name.rpartition(".")[2]
     if name in RENAMED:
         return old.line(RENAMED[name])
-    if name in _RULES:
-        return _RULES[name](old, olds)
+    if name in OTHERWISE:
+        return OTHERWISE[name][1](old, olds)
     if leaf in _FLAT and name not in KNOWN:
         # Within a nested section there were flat names of today, too.
         return old.line(f"{TODAY}.{leaf}")
@@ -289,7 +260,6 @@ def _ttl(old: Old, _: Olds) -> Line:
 
 
 def _redis(old: Old, olds: Olds) -> Line | None:
-    """One URL for host, port, database and password."""
     parts = tuple(olds[part] for part in _REDIS if part in olds)
     if old is not parts[0]:
         return None
@@ -302,16 +272,7 @@ def _redis(old: Old, olds: Olds) -> Line | None:
     secret = f":{quote(str(password.entry.value.value), safe='')}@" if password else ""
     where = f"[{name}]" if ":" in name else name
     place = f"{where}:{port.number(_MAX_PORT) if port else 6379}/{number.number(1_000_000) if number else 1}"
-    return Line(f"{TODAY}.redis_url", f"redis://{secret}{place}", parts, old.place)
-
-
-#: Old names whose values are read in another way.
-_RULES: Final[Mapping[str, Callable[[Old, Olds], Line | str | None]]] = {
-    **dict.fromkeys((*_LIMITS, *_LIMITS.values()), _limit),
-    **dict.fromkeys(_DETAIL, _detail),
-    **dict.fromkeys(_REDIS, _redis),
-    _TTL: _ttl,
-}
+    return replace(old.line(f"{TODAY}.redis_url", f"redis://{secret}{place}"), olds=parts)
 
 
 def _smaller_minimum(pool: Line, today: Mapping[str, str], olds: Olds) -> list[Line]:
@@ -322,3 +283,18 @@ def _smaller_minimum(pool: Line, today: Mapping[str, str], olds: Olds) -> list[L
     if is_given or not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) < minimum:
         return []
     return [Line(_POOL_MIN, text, (), pool.place)]
+
+
+_DETAIL: Final = ("off: `profiling.slowest_kept: 0`", _detail)
+#: Old names whose values are read in another way: in words, and the rule.
+OTHERWISE: Final[Mapping[str, tuple[str, Callable[[Old, Olds], Line | str | None]]]] = {
+    f"{SECTION}.limit_memory_usage": (f"off: `{_PRESSURE}` at its upper bound", _limit),
+    f"{SECTION}.max_memory_mb": (f"`{_PRESSURE}`", _limit),
+    f"{TODAY}.memory_management.enable_memory_monitoring": ("as limit_memory_usage", _limit),
+    f"{TODAY}.memory_management.memory_threshold_mb": (f"`{_PRESSURE}`", _limit),
+    f"{TODAY}.enable_detailed_profiling": _DETAIL,
+    f"{TODAY}.monitoring.enable_detailed_profiling": _DETAIL,
+    f"{TODAY}.persistent_cache.default_ttl": (f"`{TODAY}.cache_ttl_days`, seconds / 86400", _ttl),
+    **dict.fromkeys(_REDIS, (f"a part of `{TODAY}.redis_url`", _redis)),
+}
+KNOWN: Final = frozenset({*RENAMED, *MEANINGLESS, *OTHERWISE})

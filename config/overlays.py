@@ -17,11 +17,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def overlay(name: str, folders: Sequence[Path]) -> Path:
-    """The file of an environment, from the first folder that has it.
-
-    Raises:
-        ConfigError: there is none of that name; the message lists those that there are.
-    """
+    """The file of an environment, from the first folder that has it. Raises ConfigError."""
     if _NAME.fullmatch(name):
         for folder in folders:
             path = folder / f"{name}.yaml"

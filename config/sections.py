@@ -9,11 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from config.endpoints import Body, Endpoints, Headers, Roles
-from config.values import Price, Prices, Secret
-
-
-def setting(default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+from config.values import Price, Prices, Secret, setting
 
 
 def mapping() -> Any:
@@ -87,8 +83,6 @@ class LlmSettings:
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
-    """The section `cache`: how completions are stored. Off and on: `performance_optimization`."""
-
     codec: str = setting("zstd", choices=("zstd", "gzip"))
 
 
@@ -147,18 +141,13 @@ class WebDiscoverySettings:
 @dataclass(frozen=True, slots=True)
 class StreamingSettings:
     max_events_per_job: int = setting(20_000, low=100, high=10_000_000)
-    #: Events that a worker sends in one round trip, and seconds that one may wait for company.
     chunk_size: int = setting(500, low=1, high=10_000)
     flush_interval_seconds: float = setting(0.05, low=0.001, high=10)
 
 
 @dataclass(frozen=True, slots=True)
 class ProfilingSettings:
-    """The section `profiling`: what the profiler keeps. Off and on: `enable_performance_profiling`."""
-
-    #: Destinations whose whole course is kept, the slowest of a job in each process.
     slowest_kept: int = setting(10, low=0, high=1_000)
-    #: OpenTelemetry; needs the extra `otel`.
     enable_traces: bool = setting(default=False)
 
 
@@ -172,7 +161,5 @@ class LoggingSettings:
 class DashboardSettings:
     host: str = setting("127.0.0.1")
     port: int = setting(5555, low=0, high=65_535)
-    #: `user:password`; needed to listen on anything but loopback.
     basic_auth: Secret | None = setting(None)
-    #: Open streams of events (browsers, `curl`) at once; more are asked to come back.
     max_watchers: int = setting(5_000, low=1, high=100_000)

@@ -6,48 +6,22 @@ line. `config.yaml` beside this module is read where `THEMES_CONFIG` names no ot
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from types import UnionType
 from typing import Any, Final, get_args, get_type_hints
 
 import yaml
 
-from config import legacy
+from config import legacy, sections
 from config.container import CONTAINER, ContainerLimits, bounded_defaults, here
 from config.contradictions import contradictions
-from config.endpoints import (
-    Body,
-    Endpoints,
-    Headers,
-    Roles,
-    parse_body,
-    parse_endpoints,
-    parse_headers,
-    parse_roles,
-)
+from config.endpoints import PARSERS
 from config.errors import ConfigError
 from config.overlays import overlay
-from config.sections import (
-    CacheSettings,
-    CelerySettings,
-    DashboardSettings,
-    DatabaseSettings,
-    LlmSettings,
-    LoggingSettings,
-    PerformanceSettings,
-    PipelineSettings,
-    ProfilingSettings,
-    RedisSettings,
-    StreamingSettings,
-    WebDiscoverySettings,
-    WorkSettings,
-    setting,
-)
-from config.values import Prices, convert, is_null, parse_prices, shown
+from config.values import convert_within, is_null, setting, shown
 from config.yaml_file import Report, compose, pairs, read_text
 
 DEFAULT_FILE: Final = Path(__file__).with_name("config.yaml")
@@ -67,14 +41,6 @@ KNOWN_VARIABLES: Final = {
     "OPENAI_BASE_URL": "llm.base_url",
     "THEMES_MODEL": "llm.model",
 }
-#: Settings that are more than one value -> who reads them.
-_STRUCTURED: Final[tuple[tuple[Any, Callable[[str, yaml.Node | str, str], Any]], ...]] = (
-    (Prices, parse_prices),
-    (Endpoints, parse_endpoints),
-    (Roles, parse_roles),
-    (Body, parse_body),
-    (Headers, parse_headers),
-)
 #: What a supervisor tells the worker process that it starts: how often it had to start one again, how often because it
 #: consumed nothing, and a name that no other process has had.
 SUPERVISED: Final = ("THEMES_RESTARTS", "THEMES_WEDGED", "THEMES_PROCESS_TOKEN")
@@ -89,19 +55,19 @@ class Settings:
     """Everything that can be set, and `origins`: `section.key` -> where its value came from."""
 
     state_dir: Path = setting(STATE_DIR)
-    performance_optimization: PerformanceSettings = field(default_factory=PerformanceSettings)
-    llm: LlmSettings = field(default_factory=LlmSettings)
-    cache: CacheSettings = field(default_factory=CacheSettings)
-    redis: RedisSettings = field(default_factory=RedisSettings)
-    celery: CelerySettings = field(default_factory=CelerySettings)
-    work: WorkSettings = field(default_factory=WorkSettings)
-    database: DatabaseSettings = field(default_factory=DatabaseSettings)
-    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
-    web_discovery: WebDiscoverySettings = field(default_factory=WebDiscoverySettings)
-    streaming: StreamingSettings = field(default_factory=StreamingSettings)
-    profiling: ProfilingSettings = field(default_factory=ProfilingSettings)
-    logging: LoggingSettings = field(default_factory=LoggingSettings)
-    dashboard: DashboardSettings = field(default_factory=DashboardSettings)
+    performance_optimization: sections.PerformanceSettings = field(default_factory=sections.PerformanceSettings)
+    llm: sections.LlmSettings = field(default_factory=sections.LlmSettings)
+    cache: sections.CacheSettings = field(default_factory=sections.CacheSettings)
+    redis: sections.RedisSettings = field(default_factory=sections.RedisSettings)
+    celery: sections.CelerySettings = field(default_factory=sections.CelerySettings)
+    work: sections.WorkSettings = field(default_factory=sections.WorkSettings)
+    database: sections.DatabaseSettings = field(default_factory=sections.DatabaseSettings)
+    pipeline: sections.PipelineSettings = field(default_factory=sections.PipelineSettings)
+    web_discovery: sections.WebDiscoverySettings = field(default_factory=sections.WebDiscoverySettings)
+    streaming: sections.StreamingSettings = field(default_factory=sections.StreamingSettings)
+    profiling: sections.ProfilingSettings = field(default_factory=sections.ProfilingSettings)
+    logging: sections.LoggingSettings = field(default_factory=sections.LoggingSettings)
+    dashboard: sections.DashboardSettings = field(default_factory=sections.DashboardSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: What is to be said of the files: old names, and what to write instead.
     remarks: tuple[str, ...] = field(default=(), compare=False)
@@ -134,24 +100,18 @@ class Settings:
             yield key, getattr(getattr(self, section) if section else self, name)
 
     def contradictions(self, wrong: AbstractSet[str] = frozenset()) -> Iterator[ConfigError]:
-        """Settings that cannot hold together, but those that are `wrong` by themselves."""
         return contradictions(dict(self.items()), self.origin, wrong)
 
 
 def _sections() -> dict[str, type]:
     hints = get_type_hints(Settings)
-    return {
-        item.name: hints[item.name] for item in fields(Settings) if item.name not in {"origins", "remarks", "state_dir"}
-    }
+    return {name: hints[name] for name in hints if name not in {"origins", "remarks", "state_dir"}}
 
 
 @cache
 def known_keys() -> dict[str, tuple[Field[Any], Any]]:
     """Every `section.key` -> its dataclass field and type."""
-    keys: dict[str, tuple[Field[Any], Any]] = {}
-    for item in fields(Settings):
-        if item.name == "state_dir":
-            keys["state_dir"] = (item, Path)
+    keys: dict[str, tuple[Field[Any], Any]] = {"state_dir": (fields(Settings)[0], Path)}
     for section, class_ in _sections().items():
         hints = get_type_hints(class_)
         keys |= {f"{section}.{item.name}": (item, hints[item.name]) for item in fields(class_)}
@@ -165,17 +125,11 @@ def load(
     overrides: Mapping[str, str] | None = None,
     machine: ContainerLimits | None = None,
 ) -> Settings:
-    """Read the settings.
+    """Read the settings. Raises ConfigError: the first thing that is wrong, with its place and the mend.
 
-    Args:
-        path: the YAML file; by default the one that `THEMES_CONFIG` names, else the one beside this module.
-        env: the environment; by default the process's.
-        overrides: `section.key` -> text, from the command line.
-        machine: what the container may use, which bounds defaults. By default this process's; no limit with an
-            environment that is not this process's.
-
-    Raises:
-        ConfigError: the first thing that is wrong, with its place and the mend.
+    `path` is by default the file that `THEMES_CONFIG` names, else the one beside this module; `overrides` are
+    `section.key` -> text, from the command line. `machine` is what the container may use, which bounds defaults: by
+    default this process's, and no limit with an environment that is not this process's.
     """
     machine = machine or (here() if env is None else ContainerLimits())
     return _load(path, os.environ if env is None else env, overrides or {}, _raise, machine)
@@ -187,20 +141,14 @@ def with_value(settings: Settings, key: str, value: Any, *, origin: str | None) 
     origins = {known: place for known, place in settings.origins.items() if known != key}
     if origin is not None:
         origins[key] = origin
-    part = replace(getattr(settings, section), **{name: value})
-    changes: dict[str, Any] = {section: part}
+    changes: dict[str, Any] = {section: replace(getattr(settings, section), **{name: value})}
     return replace(settings, **changes, origins=origins)
-
-
-def notices(settings: Settings) -> list[str]:
-    """What is to be said of the settings, in words: old names that are still read."""
-    return list(settings.remarks)
 
 
 def problems(path: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None) -> list[ConfigError]:
     """Everything that `load` would refuse, instead of the first thing; empty when the settings are fine."""
     found: list[ConfigError] = []
-    _load(path, os.environ if env is None else env, {}, found.append)
+    _load(path, os.environ if env is None else env, {}, found.append, ContainerLimits())
     return found
 
 
@@ -213,7 +161,7 @@ def _load(
     env: Mapping[str, str],
     overrides: Mapping[str, str],
     report: Report,
-    machine: ContainerLimits = ContainerLimits(),  # noqa: B008  # a value without state
+    machine: ContainerLimits,
 ) -> Settings:
     chosen = path or env.get("THEMES_CONFIG")
     file = Path(chosen) if chosen else DEFAULT_FILE
@@ -248,7 +196,6 @@ def _load(
 
 
 def _bound(values: dict[str, Any], origins: dict[str, str], machine: ContainerLimits) -> None:
-    """Make defaults smaller where the container has less."""
     for key, most in bounded_defaults(machine).items():
         if origins.get(key, DEFAULT) == DEFAULT and most < _default(key):
             values[key] = max(most, least_of(key))
@@ -256,13 +203,13 @@ def _bound(values: dict[str, Any], origins: dict[str, str], machine: ContainerLi
 
 
 def _build(values: Mapping[str, Any], origins: Mapping[str, str], remarks: Sequence[str]) -> Settings:
-    sections = {
+    parts = {
         name: class_(**{k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{name}.")})
         for name, class_ in _sections().items()
     }
     return Settings(
         state_dir=values.get("state_dir", STATE_DIR),
-        **sections,
+        **parts,
         origins={k: place for k, place in origins.items() if place != DEFAULT},
         remarks=tuple(remarks),
     )
@@ -297,15 +244,13 @@ def _from_overlay(
 
 
 def _from_file(path: Path, name: str, report: Report, remarks: list[str]) -> Iterator[tuple[str, yaml.Node | str, str]]:
-    """The settings of a file, `name` in messages: what its old names mean first, and then today's."""
     try:
         root = compose(read_text(path), name)
     except ConfigError as exc:
         report(exc)
         return
     found, old = read_file(root, name, report)
-    if old:
-        remarks.append(legacy.notice(old, name))
+    remarks += old.notice(name)
     for line in old.lines:
         yield line.key, line.source, line.place
     yield from found
@@ -314,7 +259,6 @@ def _from_file(path: Path, name: str, report: Report, remarks: list[str]) -> Ite
 def read_file(
     root: yaml.Node, name: str, report: Report
 ) -> tuple[list[tuple[str, yaml.Node, str]], legacy.Translation]:
-    """A file's settings under today's names, and what its old names mean beside them."""
     found: list[tuple[str, yaml.Node, str]] = []
     olds: list[legacy.Old] = []
     for section in pairs(root, name, report):
@@ -348,26 +292,16 @@ def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
     if key not in known_keys():
         raise ConfigError(f"{place}: unknown setting {key!r}{_nearest(key)}")
     item, type_ = known_keys()[key]
-    for structured, parse in _STRUCTURED:
-        if type_ == structured:
-            return parse(key, "" if is_null(source) else source, place)
-    optional = isinstance(type_, UnionType) and type(None) in get_args(type_)
+    if parse := PARSERS.get(type_):
+        return parse(key, "" if is_null(source) else source, place)
     if is_null(source):
-        if optional:
+        if type(None) in get_args(type_):
             return None
         raise ConfigError(f"{key}: expected a value, got nothing ({place})")
     if not isinstance(source, (str, yaml.ScalarNode)):
         raise ConfigError(f"{key}: expected a single value, got a list or section ({place})")
     text = (source if isinstance(source, str) else source.value).strip()
-    plain = next(t for t in get_args(type_) if t is not type(None)) if optional else type_
-    value = convert(key, plain, text, place)
-    choices = item.metadata.get("choices")
-    if choices and value not in choices:
-        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {shown(text)} ({place})")
-    low, high = item.metadata.get("low"), item.metadata.get("high")
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise ConfigError(f"{key}: expected a number from {low:g} to {high:g}, got {shown(text)} ({place})")
-    return value
+    return convert_within(key, item, type_, text, place)
 
 
 def _nearest(key: str, *, variable: bool = False) -> str:

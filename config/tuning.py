@@ -1,8 +1,4 @@
-"""What may be changed while workers run, and how a change is judged.
-
-A change is read by the parser of the settings, held against the other settings like a file, and made whole or not at
-all.
-"""
+"""What may be changed while workers run, and how a change is judged: as a file is, and all of it or nothing."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -34,11 +30,7 @@ SHARED: Final = frozenset({"llm.requests_per_minute", "llm.request_burst", "llm.
 
 
 def full_key(name: str) -> str:
-    """The key that a name means: `worker_pool_size` is `performance_optimization.worker_pool_size`.
-
-    Raises:
-        ConfigError: it cannot be changed while workers run.
-    """
+    """The key that a name or a key means. Raises ConfigError: it cannot be changed while workers run."""
     if name in TUNABLE:
         return name
     if name in SHORT:
@@ -52,11 +44,7 @@ def full_key(name: str) -> str:
 
 
 def changes_of(texts: Iterable[str]) -> dict[str, str]:
-    """`KEY=VALUE` words as full key -> text.
-
-    Raises:
-        ConfigError: a word of another shape, a key that stands twice or cannot be changed.
-    """
+    """`KEY=VALUE` words as full key -> text. Raises ConfigError."""
     changes: dict[str, str] = {}
     for text in texts:
         name, found, value = text.partition("=")
@@ -70,15 +58,7 @@ def changes_of(texts: Iterable[str]) -> dict[str, str]:
 
 
 def tuned(settings: Settings, changes: Mapping[str, str]) -> Settings:
-    """The settings with some values changed, all of them or none.
-
-    Args:
-        settings: what holds without the changes.
-        changes: full key -> text; nothing or `null` where a setting may be empty.
-
-    Raises:
-        ConfigError: a value of the wrong type, out of bounds, or at odds with another setting.
-    """
+    """The settings with these changes, full key -> text. Raises ConfigError: one is wrong, or at odds with another."""
     for name, text in changes.items():
         key = full_key(name)
         # Levels are written in small letters too.
@@ -88,15 +68,9 @@ def tuned(settings: Settings, changes: Mapping[str, str]) -> Settings:
 
 
 def reloaded(current: Settings, fresh: Settings) -> tuple[Settings, list[str]]:
-    """What a file that was read again changes in a running worker.
+    """The settings to go on with after a file was read again, and the keys that differ but wait for a new start.
 
-    What the worker's own command line says stays.
-
-    Returns:
-        the settings to go on with, and the keys that differ but wait for a new start.
-
-    Raises:
-        ConfigError: what can be changed now is at odds with what cannot.
+    The worker's command line wins. Raises ConfigError: what can be changed now is at odds with what cannot.
     """
     before, after = dict(current.items()), dict(fresh.items())
     changed = current

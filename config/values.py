@@ -7,9 +7,9 @@ not apply, because only the text of a node is read.
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import yaml
 
@@ -34,6 +34,10 @@ class Secret(str):
 
     def __repr__(self) -> str:
         return "'***'"
+
+
+def setting(default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,17 @@ def convert(key: str, type_: type, text: str, place: str) -> Any:
     if isinstance(number, float) and not math.isfinite(number):
         raise ConfigError(f"{key}: expected a finite number, got {shown(text)} ({place})")
     return number
+
+
+def convert_within(key: str, item: Field[Any], type_: Any, text: str, place: str) -> Any:
+    """The value that a text means for a setting of this type. Raises ConfigError: none, or one out of its bounds."""
+    value = convert(key, next((one for one in get_args(type_) if one is not type(None)), type_), text, place)
+    choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {shown(text)} ({place})")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ConfigError(f"{key}: expected a number from {low:g} to {high:g}, got {shown(text)} ({place})")
+    return value
 
 
 def node_of(key: str, source: yaml.Node | str, place: str) -> yaml.Node:

@@ -28,25 +28,26 @@ class Entry(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """The text of a settings file, without its byte order mark.
-
-    Raises:
-        ConfigError: it cannot be read, is too large, or is no UTF-8.
-    """
+    """The text of a settings file, without its byte order mark. Raises ConfigError."""
     try:
-        return _read(path).decode("utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or exc
+        raise ConfigError(f"{path}: cannot be read ({why}); THEMES_CONFIG names the settings file") from exc
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is no settings file")
+    try:
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start})") from exc
 
 
 @lru_cache(maxsize=4)
 def compose(text: str, name: str) -> yaml.Node:
-    """The root node of a text; an empty mapping when it has nothing but comments. `name` stands for it in messages.
+    """The root node of a text, or an empty mapping; `name` stands for it in messages. Raises ConfigError.
 
     The same node for the same text, which takes 30 ms to read; nobody changes a node.
-
-    Raises:
-        ConfigError: it cannot be read as YAML at all.
     """
     try:
         return safe_node(text, lambda what, line: ConfigError(f"{name}:{line}: {what}"))
@@ -57,18 +58,6 @@ def compose(text: str, name: str) -> yaml.Node:
         raise ConfigError(f"{name}: not valid settings: nested too deeply") from exc
     except yaml.YAMLError as exc:
         raise ConfigError(f"{name}: not valid YAML: {' '.join(str(exc).split())}") from exc
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as exc:
-        why = getattr(exc, "strerror", None) or exc
-        raise ConfigError(f"{path}: cannot be read ({why}); THEMES_CONFIG names the settings file") from exc
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is no settings file")
-    return raw
 
 
 def pairs(node: yaml.Node, name: str, report: Report) -> Iterator[Entry]:

@@ -41,7 +41,12 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
         print(json.dumps(kept) if as_json else _said(kept))
         return
     redis = connected(settings)
-    found = _of_job(redis, job_id) if job_id else _overall(redis)
+    if job_id:
+        found = _of_job(redis, job_id)
+    else:
+        from workers.llm.cache.stats import read  # only where it is needed
+
+        found = _held(redis) | read(redis)
     if as_json:
         print(json.dumps(found))
         return
@@ -86,16 +91,9 @@ def _said(held: dict[str, Any]) -> str:
 
 
 def _pages(redis: Redis) -> Iterator[list[bytes]]:
-    """The cache's keys, some at a time; nothing else on that Redis is touched."""
     found = redis.scan_iter(keys.cache("*"), count=PAGE)
     while page := list(islice(found, PAGE)):
         yield page
-
-
-def _overall(redis: Redis) -> dict[str, Any]:
-    from workers.llm.cache import stats as cache_statistics  # only where it is needed
-
-    return _held(redis) | cache_statistics.read(redis)
 
 
 def _held(redis: Redis) -> dict[str, Any]:
@@ -110,7 +108,6 @@ def _held(redis: Redis) -> dict[str, Any]:
 
 
 def _of_job(redis: Redis, job_id: str) -> dict[str, Any]:
-    """The counts of one job: those of its destinations that are in the database."""
     known = status(redis, job_id)
     (reply,) = replies_of(redis, [keys.job(job_id)])
     raw = texts(reply)

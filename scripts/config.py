@@ -11,7 +11,7 @@ import click
 from rich.text import Text
 
 from config.endpoints import EndpointSettings, public_endpoint
-from config.settings import load, notices, problems
+from config.settings import load, problems
 from config.values import Price, Secret, without_password
 from scripts.lib.terminal import console, say, table, warn
 from scripts.main import Summaries, settings_from
@@ -49,7 +49,7 @@ def check(file: str | None) -> int:
     for problem in found:
         warn(problem)
     if not found:
-        for notice in notices(load(path=file)):
+        for notice in load(path=file).remarks:
             warn(f"note: {notice}")
         say("ok")
     return 2 if found else 0

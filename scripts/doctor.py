@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.text import Text
 
 from config.container import CONTAINER
-from config.settings import Settings, notices
+from config.settings import Settings
 from scripts.main import settings_from
 from tasks.errors import ThemesError
-from workers.doctor.check import Check, Subject, examine
+from workers.doctor.check import Check, Checks, examine
 
 #: Checks that ask Redis, or are of no interest without.
 NEED_REDIS: Final = frozenset({"redis", "llm limits", "workers", "consumer", "queue", "jobs", "dashboard"})
@@ -41,38 +41,37 @@ def diagnose() -> list[Check]:
     subjects = _subjects()
     if settings.redis.enabled:
         return [_settings(settings), *examine(subjects, settings)]
-    without = [one for one in subjects if one.name not in NEED_REDIS]
+    without = {name: checks for name, checks in subjects.items() if name not in NEED_REDIS}
     return [_settings(settings), _no_redis(settings), *examine(without, settings)]
 
 
-def _subjects() -> list[Subject]:
+def _subjects() -> dict[str, Checks]:
     # Late: without readable settings nothing of it is needed.
     from workers.doctor import broker, dashboard, database, fleet, llm, machine
 
-    return [
-        Subject("python", machine.python),
-        Subject("clock", machine.clock),
-        Subject("file descriptors", machine.descriptors),
-        Subject("memory", machine.memory),
-        Subject("redis", broker.checks),
-        Subject("llm", llm.checks),
-        Subject("llm limits", llm.limits),
-        Subject("database", database.checks),
-        Subject("workers", fleet.workers),
-        Subject("consumer", fleet.consumer),
-        Subject("queue", fleet.queue),
-        Subject("jobs", fleet.leftover_jobs),
-        Subject("dashboard", dashboard.checks),
-    ]
+    return {
+        "python": machine.python,
+        "clock": machine.clock,
+        "file descriptors": machine.descriptors,
+        "memory": machine.memory,
+        "redis": broker.checks,
+        "llm": llm.checks,
+        "llm limits": llm.limits,
+        "database": database.checks,
+        "workers": fleet.workers,
+        "consumer": fleet.consumer,
+        "queue": fleet.queue,
+        "jobs": fleet.leftover_jobs,
+        "dashboard": dashboard.checks,
+    }
 
 
 def _settings(settings: Settings) -> Check:
-    notes = notices(settings)
     bounded = [key.rpartition(".")[2] for key, origin in settings.origins.items() if origin == CONTAINER]
     found = f"{len(settings.origins) - len(bounded)} set by you"
     if bounded:
         found += f", bounded by the container: {', '.join(bounded)}"
-    return Check("settings", ok=True, found=found, fix="; ".join(notes) or None)
+    return Check("settings", ok=True, found=found, fix="; ".join(settings.remarks) or None)
 
 
 def _no_redis(settings: Settings) -> Check:

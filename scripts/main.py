@@ -20,7 +20,7 @@ from typing import Final
 import click
 
 from config.errors import ThemesError
-from config.settings import NOTED, Settings, load, notices
+from config.settings import NOTED, Settings, load
 from tasks import logs
 from tasks.texts import cleaned
 
@@ -47,12 +47,10 @@ class Summaries(click.Group):
 
 
 class Verbs(Summaries):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        del ctx
+    def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        del ctx
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
         if cmd_name in PRIVATE:
@@ -79,15 +77,13 @@ class Verbs(Summaries):
 @click.option("--config", "config_file", metavar="FILE", help="Settings file (THEMES_CONFIG).")
 @click.option("--debug", is_flag=True, help="Log in detail, and show tracebacks of errors.")
 @click.version_option(package_name="smart-destination-themes")
-@click.pass_context
-def cli(ctx: click.Context, config_file: str | None, *, debug: bool) -> None:
+def cli(config_file: str | None, *, debug: bool) -> None:
     """Find travel themes for destinations, in bulk, with a large language model."""
     if config_file:
         os.environ["THEMES_CONFIG"] = config_file
     if debug:
         os.environ["THEMES_DEBUG"] = "1"
     logs.configure(logging.DEBUG if debug else logging.INFO, "auto")
-    ctx.obj = None
 
 
 def settings_from(**overrides: object) -> Settings:
@@ -100,9 +96,8 @@ def settings_from(**overrides: object) -> Settings:
 
 
 def _print_notices(settings: Settings) -> None:
-    """Print notices about the settings, once for this command and the processes that it starts."""
     if not os.environ.get(NOTED):
-        for notice in notices(settings):
+        for notice in settings.remarks:
             print(f"themes: note: {notice}", file=sys.stderr)
         os.environ[NOTED] = "1"
 

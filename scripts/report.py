@@ -17,11 +17,10 @@ from scripts.lib.terminal import say, table
 from scripts.main import settings_from
 from workers.observe.format import size, times
 from workers.observe.format import time as span_of
-from workers.observe.measurements import HOPS
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import load_stages
 from workers.report.collect import gather
-from workers.report.page import NAMED_SHARE, cost, figures, headline, of, page, share
+from workers.report.page import cost, figures, headline, of, page, share, went
 from workers.report.report import JobReport
 
 PLAIN_WIDTH: Final = 120
@@ -159,9 +158,7 @@ def _slowest(report: JobReport) -> RenderableType | None:
         return None
     shown = table("slowest", "time", "calls", "outcome", "where it went")
     for each in report.slowest:
-        parts = sorted(each.shares.items(), key=lambda item: -item[1])[:3]
-        went = ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts if part >= NAMED_SHARE)
-        shown.add_row(Text(each.name), span_of(each.seconds), str(each.calls), each.outcome, went or "not kept")
+        shown.add_row(Text(each.name), span_of(each.seconds), str(each.calls), each.outcome, went(each))
     return shown
 
 

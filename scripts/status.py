@@ -55,14 +55,13 @@ def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
             raise JobNotFoundError(f"no job {job!r} in the database; `themes status` lists the jobs")
         return found
     redis = connected(settings)
-    for name, report in sorted(fleet.workers(redis).items()):
+    for name, report in fleet.workers(redis).items():
         if reason := report.journal_off:
             warn(f"{name}: call journal off, a kill would lose calls: {reason}")
     return [_status(redis, settings, job)] if job else list(jobs.list_jobs(redis))
 
 
 def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
-    """A job's status from Redis, or, where Redis has forgotten the job, from the database."""
     try:
         return jobs.status(redis, job_id)
     except JobNotFoundError as unknown:
@@ -77,10 +76,11 @@ def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
 
 async def _stored(settings: Settings, job_id: str) -> jobs.JobStatus:
     # Late: the usual case needs no database.
-    from scripts.lib.stored import job_in_database, stored_status
+    from scripts.lib.stored import job_in_database
+    from workers.results.queries.status import status_of
 
     async with job_in_database(settings, job_id) as (_, row):
-        return stored_status(row)
+        return status_of(row)
 
 
 def _stalled(settings: Settings, job_id: str) -> str:

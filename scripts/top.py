@@ -33,6 +33,7 @@ LINE_SECONDS: Final = 2.0
 #: Longest wait for Redis, in seconds: a view that stands still for longer is of no use.
 REDIS_SECONDS: Final = 3.0
 BAR: Final = 20
+STYLES: Final = {"done": "green", "running": "cyan", "stalled": "yellow", "cancelled": "red"}
 
 
 @click.command()
@@ -46,10 +47,8 @@ def command(*, once: bool, as_json: bool) -> None:
     settings = settings_from()
     timeout = min(REDIS_SECONDS, settings.redis.socket_timeout_seconds)
     redis = connect(locate(settings), socket_timeout_seconds=timeout)
-    broker = redis
-    if settings.celery.broker_url:
-        broker = connect(settings.celery.broker_url, socket_timeout_seconds=timeout)
-    reader = LiveReader(redis, broker)
+    broker_url = settings.celery.broker_url
+    reader = LiveReader(redis, connect(broker_url, socket_timeout_seconds=timeout) if broker_url else None)
     if once:
         check_server(redis)
         _print(reader.read(), as_json=as_json)
@@ -182,7 +181,8 @@ def _jobs(system: Snapshot) -> RenderableType:
     shown.columns[0].no_wrap = True
     for job in system.jobs:
         shown.add_row(
-            job.job_id, Text(job.name, overflow="ellipsis", no_wrap=True), Text(_state(job), style=_style(job)),
+            job.job_id, Text(job.name, overflow="ellipsis", no_wrap=True),
+            Text(_state(job), style=STYLES.get(job.state, "")),
             ProgressBar(total=max(1, job.total), completed=job.done + job.failed, width=BAR),
             f"{job.done + job.failed:,}/{job.total:,}",
             Text(f"{job.failed:,}", style="red" if job.failed else ""), f"{rate(job.rate_per_second)}/s",
@@ -198,21 +198,17 @@ def _state(job: JobStatus) -> str:
     return "waiting" if job.waiting_for else f"paused ({job.paused})" if job.paused else job.state
 
 
-def _style(job: JobStatus) -> str:
-    return {"done": "green", "running": "cyan", "stalled": "yellow", "cancelled": "red"}.get(job.state, "")
-
-
 def _workers(system: Snapshot) -> RenderableType:
     if not system.workers:
         return Text("no worker is alive: themes worker (or themes up)", style="yellow")
     titles = ("worker", "lanes", "waiting", "connections", "CPU", "memory", "restarts", "says")
     shown = table(*titles, right=slice(1, 7))
-    for worker in system.workers:
+    for name, worker in system.workers.items():
         shown.add_row(
-            Text(worker.name), f"{worker.lanes_busy}/{worker.lanes}", str(worker.lanes_waiting),
+            Text(name), f"{worker.lanes_busy}/{worker.lanes}", str(worker.lanes_waiting),
             f"{worker.connections_in_use}/{worker.connections} +{worker.connections_waiting}",
-            "-" if worker.cpu_percent is None else f"{worker.cpu_percent:.0f} %",
-            "-" if worker.rss_bytes is None else size(worker.rss_bytes), str(worker.restarts),
+            "-" if worker.usage.cpu_percent is None else f"{worker.usage.cpu_percent:.0f} %",
+            "-" if worker.usage.rss_bytes is None else size(worker.usage.rss_bytes), str(worker.restarts),
             Text(worker.says, style="yellow"),
         )  # fmt: skip
     return shown
@@ -221,9 +217,9 @@ def _workers(system: Snapshot) -> RenderableType:
 def _consumers(system: Snapshot) -> RenderableType:
     titles = ("consumer", "behind", "entries/s", "ms a batch", "last batch", "refused")
     shown = table(*titles, right=slice(1, None))
-    for each in system.consumers:
+    for name, each in system.consumers.items():
         shown.add_row(
-            Text(each.name), f"{each.lag:,}", f"{each.entries_per_second:.1f}", f"{each.ms_per_batch:.1f}",
+            Text(name), f"{each.lag:,}", f"{each.entries_per_second:.1f}", f"{each.ms_per_batch:.1f}",
             str(each.last_batch), str(each.rejected),
         )  # fmt: skip
     return shown

@@ -1,10 +1,10 @@
 """`themes tune`: settings of running workers."""
 
 import json
+from functools import partial
 from typing import Any, Final
 
 import click
-from celery import Celery
 from redis import Redis
 from rich.table import Table
 
@@ -41,39 +41,37 @@ def command(changes: tuple[str, ...], worker: str | None, *, show: bool, reset: 
         raise ConfigError(f"{shared[0]}: all workers keep this limit together; leave out --worker")
     url = locate(settings)
     redis = connected(settings, url)
-    workers = Workers(configure(settings, settings.celery.broker_url or url), redis, worker)
+    names = _named(redis, worker)
+    kept_for = names[0] if worker else kept.ALL
+    asked = partial(ask, configure(settings, settings.celery.broker_url or url), names, seconds=ANSWER_SECONDS)
     if show:
-        answers = workers.ask("themes_settings")
-        return _show(answers, workers.names, _settings_table(answers), as_json=as_json)
+        answers = asked("themes_settings", {})
+        return _show(answers, names, _settings_table(answers), as_json=as_json)
     if reset:
-        kept.forget(redis, worker=workers.only or kept.ALL)
-        answers = workers.ask("themes_reset")
-    elif not workers.names:
+        kept.forget(redis, worker=kept_for)
+        answers = asked("themes_reset", {})
+    elif not names:
         tuned(settings, parsed)
         kept.keep(redis, parsed)
         answers = {}
     else:
-        judged = workers.ask("themes_tune", changes=list(changes), check=True)
+        judged = asked("themes_tune", {"changes": list(changes), "check": True})
         _refuse_if_any_does(judged)
-        kept.keep(redis, parsed, worker=workers.only or kept.ALL)
+        kept.keep(redis, parsed, worker=kept_for)
         # Silent workers get the change too, but are not waited for a second time.
-        answers = workers.ask("themes_tune", awaited=len(judged), changes=list(changes)) if judged else {}
-    return _show(answers, workers.names, _changes_table(answers), as_json=as_json)
+        answers = asked("themes_tune", {"changes": list(changes)}, awaited=len(judged)) if judged else {}
+    return _show(answers, names, _changes_table(answers), as_json=as_json)
 
 
-class Workers:
-    def __init__(self, app: Celery, redis: Redis, worker: str | None) -> None:
-        self._app = app
-        known = sorted(fleet.workers(redis))
-        self.names = [name for name in known if worker in {None, name, name.partition("@")[0]}]
-        self.only = self.names[0] if worker and self.names else None
-        if worker and not self.names:
-            raise ConfigError(f"--worker: no worker {worker!r} is running; there are: {', '.join(known) or 'none'}")
-        if worker and len(self.names) > 1:
-            raise ConfigError(f"--worker: {worker!r} is more than one; there are: {', '.join(self.names)}")
-
-    def ask(self, what: str, *, awaited: int = 0, **arguments: Any) -> dict[str, Any]:
-        return ask(self._app, self.names, what, arguments, seconds=ANSWER_SECONDS, awaited=awaited)
+def _named(redis: Redis, worker: str | None) -> list[str]:
+    """All workers, or the one that has this name with or without its host."""
+    known = list(fleet.workers(redis))
+    names = [name for name in known if worker in {None, name, name.partition("@")[0]}]
+    if worker and not names:
+        raise ConfigError(f"--worker: no worker {worker!r} is running; there are: {', '.join(known) or 'none'}")
+    if worker and len(names) > 1:
+        raise ConfigError(f"--worker: {worker!r} is more than one; there are: {', '.join(names)}")
+    return names
 
 
 def _refuse_if_any_does(answers: dict[str, Any]) -> None:

@@ -48,11 +48,18 @@ def make_private(folder: Path) -> None:
     Raises:
         ConfigError: it cannot be made, or is not private.
     """
-    try:
+    with writing_in(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_private(folder)
+
+
+@contextlib.contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Within the body, an OSError becomes the ConfigError that a state directory cannot be written."""
+    try:
+        yield
     except OSError as exc:
         raise ConfigError(f"state_dir: {folder} cannot be written ({exc.strerror})") from exc
-    check_private(folder)
 
 
 def running_stacks() -> Iterator[tuple[Path, int]]:

@@ -148,6 +148,24 @@ class WorkerReport(_Report, frozen=True):
     profile: ProfileReport = ProfileReport()
     settings: dict[str, SettingReport] = {}
 
+    @property
+    def usage(self) -> ProcessReport:
+        return self.profile.process or ProcessReport()
+
+    @property
+    def says(self) -> str:
+        """What is wrong with it; empty where nothing is."""
+        if self.waiting_for:
+            return self.waiting_for.format()
+        if self.unreadable:
+            return self.unreadable
+        if self.journal_off:
+            return f"call journal off: {self.journal_off}"
+        age = time.time() - self.at
+        if age > keys.WORKER_SECONDS / 2:
+            return f"silent for {age:.0f} s"
+        return "" if self.lanes else "stopping"
+
     def encode(self) -> dict[str, str | int | float | bytes]:
         """The fields of the hash but those in JSON: their sources write more than is read here."""
         left_out = {"lane_statistics", "pool", "profile", "settings", "unreadable", "waiting_for"}
@@ -216,8 +234,8 @@ async def remove_report(redis: AsyncRedis, role: Role[Any], name: str) -> None:
 
 
 def read_reports(redis: Redis, role: Role[R]) -> dict[str, R]:
-    """The reports of the live processes by name."""
-    names = [text_of(name) for name in redis.zrange(role.names, 0, -1)]
+    """The reports of the live processes by name, in the names' order."""
+    names = sorted(text_of(name) for name in redis.zrange(role.names, 0, -1))
     replies = readings.replies_of(redis, map(role.key_of, names))
     return {name: role.type.decode(reply) for name, reply in zip(names, replies, strict=True) if reply}
 

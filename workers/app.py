@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 from celery import Celery, bootsteps, signals
 
 from config.errors import ThemesError
-from config.settings import COMMAND_LINE, NOTED, Settings, load, notices, with_value
+from config.settings import COMMAND_LINE, NOTED, Settings, load, with_value
 from tasks import logs, tracing
 from tasks.connection import check_enabled, check_server, connect, locate
 from tasks.queue.app import configure
@@ -55,7 +55,7 @@ class RuntimeStep(bootsteps.StartStopStep):
 
         base = _with_command_line(SETTINGS, max(1, int(parent.concurrency)))
         if not os.environ.get(NOTED):
-            for notice in notices(base):
+            for notice in base.remarks:
                 log.warning("action=notice %s", notice)
         try:
             tracing.start(base, "worker")

@@ -85,7 +85,7 @@ def old_table() -> str:
     """Every old name and what it means today."""
     lines = ["| old name | today |", "|---|---|"]
     rows: dict[str, Any] = {name: f"`{key}`" for name, key in legacy.RENAMED.items()}
-    rows |= legacy.OTHERWISE
+    rows |= {name: words for name, (words, _) in legacy.OTHERWISE.items()}
     rows |= {name: f"nothing: {why}" for name, why in legacy.MEANINGLESS.items()}
     lines += [f"| `{name}` | {_cell(rows[name])} |" for name in sorted(rows)]
     return "\n".join(lines) + "\n"

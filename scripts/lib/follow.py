@@ -59,7 +59,6 @@ def follow_to_end(
 
 
 def goes_on(job_id: str) -> int:
-    """Print that a job goes on without its watcher; returns the exit code of Ctrl-C."""
     warn(f"job {job_id} goes on: `themes watch {job_id}` shows it again, `themes cancel {job_id}` stops it")
     return INTERRUPTED
 

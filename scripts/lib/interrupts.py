@@ -40,8 +40,7 @@ def raise_again_when_lost(*kinds: type[BaseException]) -> Callable[[], None]:
             before(what)
             return
 
-        def again(number: int, frame: FrameType | None) -> None:
-            del number, frame
+        def again(_number: int, _frame: FrameType | None) -> None:
             raise what.exc_type
 
         signal.signal(signal.SIGALRM, again)
@@ -55,6 +54,5 @@ def raise_again_when_lost(*kinds: type[BaseException]) -> Callable[[], None]:
     return forget
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    del frame
+def _leave(number: int, _frame: FrameType | None) -> None:
     os._exit(128 + number)

@@ -88,7 +88,6 @@ class View:
         self.reasons: Counter[str] = Counter()
 
     def add(self, event: Event | None) -> None:
-        """Take in one event; None: nothing has happened."""
         if event is None:
             return
         data = event.data
@@ -117,7 +116,6 @@ class View:
 
 
 def _line(*parts: tuple[str, str]) -> Text:
-    """One line of a view, cut where the terminal ends."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 

@@ -11,7 +11,6 @@ import subprocess
 import time
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Final, Self
 
 from redis import Redis, RedisError
@@ -19,8 +18,8 @@ from redis.exceptions import BusyLoadingError
 
 from scripts.lib.processes import die_with_parent, lock_with_pid, stop
 from tasks.connection import ADDRESS_FILE, OLDEST, masked, private_url
-from tasks.errors import ConfigError, RedisUnavailableError
-from tasks.state_dir import make_private
+from tasks.errors import RedisUnavailableError
+from tasks.state_dir import make_private, writing_in
 
 #: Seconds that a starting server may be silent; one that says it is loading its data is waited for.
 START_SECONDS: Final = 20.0
@@ -126,10 +125,8 @@ class LocalRedis:
 
     def _open_lock(self) -> None:
         make_private(self._state_dir)
-        try:
+        with writing_in(self._state_dir):
             self._lock = (self._state_dir / "redis.lock").open("a+")
-        except OSError as exc:
-            raise ConfigError(f"state_dir: {self._state_dir} cannot be written ({exc.strerror})") from exc
 
     def _found_or_locked(self) -> str | None:
         """The address of the server of a living owner, or None: the lock is ours, so we start one."""
@@ -159,10 +156,7 @@ class LocalRedis:
             time.sleep(0.02)
         (self._state_dir / ADDRESS_FILE).unlink(missing_ok=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del kind, exc, trace
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
     def _start(self) -> None:
@@ -187,12 +181,10 @@ class LocalRedis:
 
     def _launch(self, binary: Path, port: int, password: str) -> subprocess.Popen[bytes]:
         folder = self._state_dir / "redis"
-        try:
+        with writing_in(self._state_dir):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)
             self._log.parent.mkdir(exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(f"state_dir: {self._state_dir} cannot be written ({exc.strerror})") from exc
         # On standard input: a password among the arguments could be read by every user of the machine.
         text = _CONFIG.format(port=port, password=password, folder=_quoted(folder), log=_quoted(self._log))
         process = subprocess.Popen(  # noqa: S603  # the binary found above

@@ -18,7 +18,6 @@ from scripts.lib.partial import lines_of
 from scripts.lib.reading import BadRows, show, show_start
 from scripts.lib.reading import summary as summary_of_reading
 from scripts.lib.run_progress import Progress, quiet_logs, words
-from scripts.lib.stored import stored_status
 from scripts.lib.terminal import say, warn
 from scripts.lib.wanted import Wanted
 from scripts.main import INTERRUPTED
@@ -32,6 +31,7 @@ from workers.local.writer import book_orphans_in_database
 from workers.observe.metrics import Histogram
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
+from workers.results.queries.status import status_of
 
 #: Seconds that the second signal leaves to what is under way.
 HURRY_SECONDS: Final = 3.0
@@ -180,7 +180,7 @@ class _Run:
         failed = [destination.id for destination in await request.again.of(store, job_id)]
         waiting, _ = await store.missing_after(job_id, -1, 1)
         if not failed and not waiting and request.file is None:
-            status = stored_status(row)
+            status = status_of(row)
             say(f"nothing is missing: {words(status)}")
             await _print_partial(store, status)
             return RunResult(0, status)
@@ -205,7 +205,6 @@ class _Run:
             )
 
     async def _read(self, rows: Iterable[Destination]) -> Pages | None:
-        """The input's pages, the first one read; None where it has none."""
         self._pages = Pages(rows)
         return self._pages if await self._pages.start() else None
 
@@ -235,7 +234,7 @@ class _Run:
         assert row is not None  # noqa: S101  # it was written first
         status = self._progress.status_of(row, job)
         say(words(status))
-        self._progress.print_failures(job.job_id)
+        self._progress.view.print_failures(job.job_id)
         code = exit_code(status, is_partial_failure=self._request.is_partial_failure)
         if status.is_final:
             await _print_partial(store, status)

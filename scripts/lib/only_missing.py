@@ -26,9 +26,6 @@ class OnlyMissing:
         self._version = pipeline_version(stages_of(settings), columns)
         self.skipped = 0
 
-    def __repr__(self) -> str:
-        return f"<OnlyMissing version={self._version} skipped={self.skipped}>"
-
     def __iter__(self) -> Iterator[Destination]:
         store = AsyncDatabaseManager.from_settings(self._settings)
         with asyncio.Runner() as runner:

@@ -26,15 +26,9 @@ def output_options(command: F) -> F:
 
 @contextlib.contextmanager
 def destination_of(output: str | None, *, force: bool, binary: bool = False) -> Iterator[IO[Any]]:
-    """Where to write. A new file replaces an older one when everything is in it.
+    """Where to write; without `output`, standard output. A new file replaces an older one when everything is in it.
 
-    Args:
-        output: the file; None is standard output. A device and a pipe are written to directly.
-        force: replace a file that exists.
-        binary: bytes are written, not text.
-
-    Raises:
-        ConfigError: the file exists, or cannot be written.
+    A device and a pipe are written to directly. Raises ConfigError: the file exists, or cannot be written.
     """
     if output is None:
         yield sys.stdout

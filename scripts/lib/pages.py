@@ -26,15 +26,11 @@ class Pages:
         self._thread: threading.Thread | None = None
         self._first: list[Destination] | None = None
 
-    def __repr__(self) -> str:
-        return f"<Pages {'reading' if self.is_reading else 'read'} waiting={self._queue.qsize()}>"
-
     @property
     def is_reading(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
     async def start(self) -> bool:
-        """Begin to read; False where there is nothing at all. Raises what the reading raises."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._read, name="input", daemon=True)
         self._thread.start()

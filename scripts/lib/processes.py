@@ -100,7 +100,6 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def lock_with_pid(file: IO[str]) -> bool:
-    """Lock a file and write our process id into it; False where another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -119,14 +118,12 @@ class Interrupted(BaseException):  # as KeyboardInterrupt, it is no error
 def interruptible() -> Iterator[None]:
     """Within the body, SIGTERM, SIGHUP and SIGINT raise `Interrupted` once; a second one makes `stop` kill at once."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del frame
+    def interrupt(number: int, _frame: FrameType | None) -> None:
         for each in caught:
             signal.signal(each, hurry)
         raise Interrupted(signal.Signals(number).name)
 
-    def hurry(number: int, frame: FrameType | None) -> None:
-        del number, frame
+    def hurry(_number: int, _frame: FrameType | None) -> None:
         _hurry.set()
 
     caught = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)

@@ -15,18 +15,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Rows of each kind that are shown; the rest is counted.
 SHOWN_ROWS: Final = 20
+MAP_HELP: Final = "Say which column is meant: name, country, region, lat, lon or id, as --map name=destination_name."
 
 
 def reading_options(command: F) -> F:
     for option in (
         click.option("--limit", type=click.IntRange(min=1), metavar="K", help="Take only the first K destinations."),
-        click.option(
-            "--map",
-            "mapped",
-            metavar="WHAT=COLUMN",
-            multiple=True,
-            help="Say which column is meant: name, country, region, lat, lon or id, as --map name=destination_name.",
-        ),
+        click.option("--map", "mapped", metavar="WHAT=COLUMN", multiple=True, help=MAP_HELP),
         click.option("--id-column", metavar="NAME", help="Rows with one value in this column are one destination."),
         click.option("--column", "columns", metavar="NAME", multiple=True, help="Send this column to the model too."),
         click.option("--strict", is_flag=True, help="Stop at the first bad row instead of skipping it."),
@@ -62,7 +57,6 @@ def summary(report: ReadReport) -> str:
 
 
 def show(report: ReadReport) -> None:
-    """Print duplicates, likely duplicates and columns that are not sent, on standard error."""
     lines = [f"line {one.line}: {one.reason}" for one in report.notes[:SHOWN_ROWS]]
     lines += _more(report.incomplete, "incomplete row")
     lines += [

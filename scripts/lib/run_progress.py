@@ -14,12 +14,12 @@ from rich.live import Live
 
 from config.settings import Settings
 from scripts.lib.job_view import LINE_SECONDS, Lines, View, summary
-from scripts.lib.stored import stored_status
 from tasks.jobs.budget import NANO
 from tasks.jobs.registry import JobStatus, waiting
 from workers.local.job import InProcessJob
 from workers.results.database.rows import Applied, JobRow
 from workers.results.progress import RateWindow, counters, destination_event
+from workers.results.queries.status import status_of
 
 #: Seconds between two pictures on a terminal.
 DRAW_SECONDS: Final = 0.2
@@ -33,14 +33,14 @@ class Progress:
 
     def __init__(self, settings: Settings) -> None:
         self._is_wanted = settings.performance_optimization.enable_streaming_results
-        self._view = View(words)
+        self.view = View(words)
         self._rates = RateWindow()
         self._row: JobRow | None = None
         self._rate = 0.0
 
     def written(self, applied: Applied) -> None:
         for outcome in applied.outcomes:
-            self._view.add(destination_event(outcome))
+            self.view.add(destination_event(outcome))
         for row in applied.jobs.values():
             self._row = row
             self._rate = self._rates.rate(row, time.time())
@@ -58,7 +58,7 @@ class Progress:
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 if self._row:
-                    live.update(self._view.render(self.status_of(self._row, job)), refresh=True)
+                    live.update(self.view.render(self.status_of(self._row, job)), refresh=True)
                 await asyncio.sleep(DRAW_SECONDS)
 
     async def _show_lines(self, console: Console, job: InProcessJob) -> None:
@@ -80,15 +80,11 @@ class Progress:
         elif row.state in {"queued", "running"}:
             more["state"] = "stalled"
         # A stopped run waits for nothing but the calls that are under way.
-        return waiting(stored_status(row, **more), None if job.is_stopped else job.wait)
-
-    def print_failures(self, job_id: str) -> None:
-        self._view.print_failures(job_id)
+        return waiting(status_of(row, **more), None if job.is_stopped else job.wait)
 
 
 @contextlib.contextmanager
 def quiet_logs(settings: Settings) -> Iterator[None]:
-    """Within the body, what the progress shows is not logged, unless the user has set a level or --debug."""
     is_asked_for = settings.is_set("logging.level") or os.environ.get("THEMES_DEBUG")
     levels = {} if is_asked_for else {"themes": logging.WARNING, "themes.chunks": logging.ERROR}
     before = {name: logging.getLogger(name).level for name in levels}

@@ -22,7 +22,7 @@ from tasks import logs
 from tasks import worker_reports as fleet
 from tasks.connection import check_enabled, connect, masked
 from tasks.errors import ConfigError, ThemesError
-from tasks.state_dir import UP_LOCK
+from tasks.state_dir import UP_LOCK, writing_in
 
 #: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
 GRACE_SECONDS: Final = 1.5
@@ -50,7 +50,6 @@ class Stack:
     port: int | None = None
 
     def start(self, name: str, *command: str, worker: bool = False) -> None:
-        """Start one role; its words go to `logs/NAME.log`."""
         process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log")
         (self.workers if worker else self.others)[name] = process
 
@@ -63,7 +62,6 @@ class Stack:
             self.start(name, "worker", "--name", name, worker=True)
 
     def start_dashboard(self) -> None:
-        """Start the dashboard, on the next free port where the usual one is taken."""
         dashboard = self.settings.dashboard
         self.port = dashboard_port(self.settings)
         if self.port != dashboard.port and dashboard.port:
@@ -89,7 +87,6 @@ class Stack:
         return f"{said.removeprefix('themes: ')} (more in {path})"
 
     def wait_until_ready(self) -> None:
-        """Wait until every worker has a heartbeat, for as long as the worker processes live."""
         redis = connect(self.redis_url, socket_timeout_seconds=self.settings.redis.socket_timeout_seconds)
         began = said = time.monotonic()
         while True:
@@ -103,7 +100,6 @@ class Stack:
             time.sleep(WATCH_SECONDS)
 
     def stop(self) -> None:
-        """Workers first, so that their last results are written; then the rest."""
         stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
         stop(list(self.others.values()), seconds=STOP_SECONDS)
 
@@ -128,10 +124,8 @@ def stack(settings: Settings, *, sandbox: bool, latency: str | None = None) -> I
     """Redis and, if wanted, the sandbox; what is started on the yielded stack ends with it. Raises ThemesError."""
     logs = settings.state_dir / "logs"
     with contextlib.ExitStack() as parts:
-        try:
+        with writing_in(settings.state_dir):
             logs.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(f"state_dir: {settings.state_dir} cannot be written ({exc.strerror})") from exc
         parts.enter_context(_alone(settings.state_dir))
         url = parts.enter_context(_redis(settings))
         env = {
@@ -154,7 +148,6 @@ def _grace(settings: Settings) -> float:
 
 @contextlib.contextmanager
 def _alone(state_dir: Path) -> Iterator[None]:
-    """Within the body, no other stack starts in this state directory."""
     with (state_dir / UP_LOCK).open("a+") as lock:
         if not lock_with_pid(lock):
             lock.seek(0)
@@ -177,7 +170,6 @@ def _redis(settings: Settings) -> Iterator[str]:
 
 
 def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
-    """Start the sandbox LLM on a free port; returns the environment that points at it."""
     command = themes("sandbox-llm", "--port", "0", *(("--latency", latency) if latency else ()))
     child = spawn(command, env=made.env, log=made.logs / "sandbox.log", stdout=subprocess.PIPE)
     made.others["sandbox"] = child

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from config.settings import Settings
 from tasks.errors import JobNotFoundError
@@ -27,10 +26,7 @@ async def database_if_any(settings: Settings) -> AsyncIterator[AsyncDatabaseMana
 
 @asynccontextmanager
 async def job_in_database(settings: Settings, job_id: str) -> AsyncIterator[tuple[AsyncDatabaseManager, JobRow]]:
-    """The results database, opened for reading, and this job's row.
-
-    Raises DatabaseError, or JobNotFoundError where it does not know the job.
-    """
+    """The results database, opened for reading, and this job's row. Raises DatabaseError or JobNotFoundError."""
     store = AsyncDatabaseManager.from_settings(settings)
     try:
         await store.open()
@@ -42,12 +38,7 @@ async def job_in_database(settings: Settings, job_id: str) -> AsyncIterator[tupl
         await store.close()
 
 
-def stored_status(row: JobRow, **more: Any) -> JobStatus:
-    """A job's status from its row; unfinished, no worker has it. `more` are fields that are known better."""
-    return status_of(row, **more)
-
-
 async def stored_statuses(settings: Settings) -> list[JobStatus]:
     """Every job in the database, the newest first; none where there is no database yet."""
     async with database_if_any(settings) as store:
-        return [] if store is None else [stored_status(row) for row in await store.jobs()]
+        return [] if store is None else [status_of(row) for row in await store.jobs()]

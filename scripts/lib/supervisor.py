@@ -45,7 +45,6 @@ STOP_MARGIN_SECONDS: Final = 1.0
 
 
 def backoff_seconds(failed_starts: int) -> float:
-    """Seconds to wait before the next start, after `failed_starts` in a row."""
     return min(MAX_BACKOFF_SECONDS, 0.5 * float(2**failed_starts)) if failed_starts else 0.0
 
 
@@ -73,7 +72,6 @@ class Supervisor:
         return self.signals > 0
 
     def run(self) -> int:
-        """Supervise until SIGTERM or SIGINT; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         on_hangup(self._reload)
@@ -94,13 +92,8 @@ class Supervisor:
             self.restarts += 1
             self.wedged += code == EX_WEDGED
             delay = backoff_seconds(failed_starts)
-            log.warning(
-                "action=restart exit_code=%d restarts=%d wedged=%d delay_s=%.1f",
-                code,
-                self.restarts,
-                self.wedged,
-                delay,
-            )
+            counts = code, self.restarts, self.wedged, delay
+            log.warning("action=restart exit_code=%d restarts=%d wedged=%d delay_s=%.1f", *counts)
             self._wait(delay)
         return 0
 
@@ -110,7 +103,6 @@ class Supervisor:
             time.sleep(min(WATCH_SECONDS, seconds))
 
     def _one_life(self) -> int:
-        """From one start of the Celery process to its end; returns its exit code."""
         self._process_token = uuid.uuid4().hex[:12]
         environment = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._process_token), strict=True))
         self._process = process = spawn(self.command, env=environment)
@@ -173,9 +165,8 @@ class Supervisor:
         if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGHUP)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
         """First signal: a warm shutdown. Second: at once."""
-        del number, frame
         self.signals += 1
         if self._process and self._process.poll() is None:
             if self.signals == 1:
@@ -195,10 +186,7 @@ def celery_command(settings: Settings, name: str) -> list[str]:
 
 
 def refuse_taken(redis: Redis, name: str) -> None:
-    """Raise ConfigError where a worker of this name runs on this machine.
-
-    Heartbeats, leases and remote control go by the name.
-    """
+    """Raise ConfigError where a worker of this name runs here: heartbeats, leases and remote control go by the name."""
     report = fleet.workers(redis).get(name, fleet.WorkerReport())
     try:
         process = psutil.Process(report.pid)

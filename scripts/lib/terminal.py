@@ -11,7 +11,6 @@ PLAIN_WIDTH: Final = 150
 
 
 def console(width: int = PLAIN_WIDTH) -> Console:
-    """Standard output, as wide as the terminal, or `width` columns where it is none."""
     return Console(width=None if sys.stdout.isatty() else width, highlight=False)
 
 

@@ -23,7 +23,6 @@ class Wanted:
     partial: bool = False
 
     async def of(self, store: AsyncDatabaseManager, job_id: str) -> list[Destination]:
-        """These destinations; a class or a stage that nothing of the job has is said on standard error."""
         only = (self.error_class,) if self.error_class else ()
         classes = await of_failures(store, job_id, "error_class", only, "--only ")
         stages = await of_failures(store, job_id, "stage", self.stages, "--stage ")

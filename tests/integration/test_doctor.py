@@ -25,7 +25,7 @@ from tasks import keys
 from tasks.jobs import registry as jobs
 from tasks.messages import JobOptions
 from tests.support.habits import server_that
-from workers.doctor.check import Check, Subject, examine
+from workers.doctor.check import Check, examine
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.tables import SCHEMA_VERSION
 from workers.sandbox.server import SandboxServer
@@ -39,7 +39,7 @@ def look(tmp_path: Path, redis_url: str) -> Look:
 
     def examined(*subjects: str, **env: str) -> dict[str, Check]:
         settings = load(env={"THEMES_STATE_DIR": str(tmp_path / "var"), "REDIS_URL": redis_url, **env})
-        chosen = [subject for subject in _subjects() if subject.name in subjects]
+        chosen = {name: checks for name, checks in _subjects().items() if name in subjects}
         assert len(chosen) == len(subjects)
         return {check.name: check for check in examine(chosen, settings)}
 
@@ -69,7 +69,7 @@ def test_a_check_that_hangs_or_breaks_hides_no_other_and_ends_in_time() -> None:
         yield Check("fine", ok=True, found="seen")
 
     began = time.monotonic()
-    subjects = [Subject("hangs", hangs), Subject("breaks", breaks), Subject("fine", fine)]
+    subjects = {"hangs": hangs, "breaks": breaks, "fine": fine}
     checks = examine(subjects, load(env={}), seconds=1)
     assert time.monotonic() - began < 500
     assert [check.name for check in checks] == ["before", "hangs", "first", "breaks", "fine"]

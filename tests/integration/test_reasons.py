@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from scripts.lib.partial import lines_of
-from scripts.lib.stored import stored_status
 from scripts.lib.wanted import Wanted
 from tasks.messages import Destination, Failure, Missing, Result, StageRecord, Usage
 from tests.support.stored import announced, failed, holding, places
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries import reasons
 from workers.results.queries.reasons import failure_reasons, kind, partial_reasons, split, stages_of_partial
+from workers.results.queries.status import status_of
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ async def test_destinations_that_lack_different_stages_are_not_said_to_lack_all(
         await manager.apply([*announced(*towns), *results])
         row = await manager.job("j")
         assert row is not None
-        lines = await lines_of(manager, stored_status(row), again="again")
+        lines = await lines_of(manager, status_of(row), again="again")
     assert lines[1:3] == ["  2 or more lack some of 3 of 16 stages (s0, s1, s2): E: no", "  1 lack s3: F: cut off"]
 
 

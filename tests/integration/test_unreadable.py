@@ -178,11 +178,11 @@ def test_a_heartbeat_that_cannot_be_read_is_shown_and_the_other_workers_count(
     _beat(redis, "good@h")
     _beat(redis, "odd@h", **fields)
     looked = LiveReader(redis).read()
-    assert [worker.name for worker in looked.workers] == ["good@h", "odd@h"]
-    assert why in looked.workers[1].says
-    assert looked.workers[0].says == ""
+    assert list(looked.workers) == ["good@h", "odd@h"]
+    assert why in looked.workers["odd@h"].says
+    assert looked.workers["good@h"].says == ""
     system = read_system(redis, redis)
-    assert next(worker.lanes for worker in system.workers) == 4
+    assert next(worker.lanes for worker in system.workers.values()) == 4
     assert any(text.startswith("odd@h: ") and why in text for text in system.unreadable)
     assert page_values(system, [])["workers"]
     assert fleet.live_lanes(redis) >= 4
@@ -195,7 +195,7 @@ def test_a_heartbeat_of_another_type_is_shown(redis: Redis) -> None:
     redis.set(keys.worker("odd@h"), "a string", ex=60)
     redis.zadd(keys.WORKERS, {"odd@h": time.time(), b"\xff": time.time()})
     assert fleet.workers(redis)["odd@h"] == fleet.WorkerReport(unreadable="its key holds no hash")
-    assert [worker.name for worker in read_system(redis, redis).workers] == ["good@h", "odd@h"]
+    assert list(read_system(redis, redis).workers) == ["good@h", "odd@h"]
 
 
 async def test_idle_lanes_are_counted_without_what_is_no_number(redis: Redis, client: AsyncRedis) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from config.errors import ConfigError
 from config.legacy import KNOWN, SECTION, TODAY
-from config.settings import KNOWN_VARIABLES, known_keys, load, notices, problems
+from config.settings import KNOWN_VARIABLES, known_keys, load, problems
 from config.values import Secret
 from scripts.config import public
 
@@ -91,7 +91,7 @@ def test_any_configuration_gives_settings_or_errors_with_a_place(
         return
     settings = load(path=path, env=env)
     shown = {key: public(value) for key, value in settings.items()}
-    told = json.dumps(shown) + str(settings.origins) + "".join(notices(settings)) + repr(settings)
+    told = json.dumps(shown) + str(settings.origins) + "".join(settings.remarks) + repr(settings)
     # What is no secret by itself may hold anything.
     plain = [value for _, value in settings.items() if isinstance(value, str | Path) and not isinstance(value, Secret)]
     for text in sorted({*map(str, plain), *(json.dumps(str(value))[1:-1] for value in plain)}, key=len, reverse=True):

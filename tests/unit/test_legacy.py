@@ -10,7 +10,7 @@ import pytest
 
 from config import legacy
 from config.errors import ConfigError
-from config.settings import Settings, known_keys, load, notices
+from config.settings import Settings, known_keys, load
 
 #: Every key of the section `performance`, with a value that is nobody's default -> today's key and value.
 PERFORMANCE = {
@@ -87,7 +87,7 @@ def nested_text(name: str, value: str) -> str:
 
 
 def check_meaning(settings: Settings, old: str, today: str | None, meant: object, line: int) -> None:
-    (remark,) = notices(settings)
+    (remark,) = settings.remarks
     if today is None:
         assert settings == Settings()
         assert f"Without meaning today: {old} (line {line}): " in remark
@@ -122,7 +122,7 @@ def test_every_old_name_means_a_setting_that_there_is() -> None:
 def test_one_warning_has_the_lines_to_write_and_they_mean_the_same(tmp_path: Path) -> None:
     text = "performance:\n" + "".join(f"  {name}: {value}\n" for name, (value, _, _) in PERFORMANCE.items())
     settings = settings_of(tmp_path, text)
-    (remark,) = notices(settings)
+    (remark,) = settings.remarks
     lines = [
         line for line in remark.splitlines()
         if line.startswith("  ") or (line.endswith(":") and " " not in line)
@@ -140,7 +140,7 @@ def test_the_key_of_today_wins_also_with_nothing_and_no_and_it_is_said(tmp_path:
     )
     assert settings.performance_optimization.max_llm_retries == 0
     assert settings.performance_optimization.enable_work_stealing is False
-    (remark,) = notices(settings)
+    (remark,) = settings.remarks
     assert (
         "Passed over: performance.max_llm_retries (line 2): "
         "performance_optimization.max_llm_retries (line 5) wins" in remark
@@ -152,13 +152,13 @@ def test_the_nested_form_wins_over_the_section_performance(tmp_path: Path) -> No
     text = "performance:\n  max_worker_threads: 3\n" + nested_text("work_stealing.num_workers", "9")
     settings = settings_of(tmp_path, text)
     assert settings.performance_optimization.worker_pool_size == 9
-    assert "Passed over: performance.max_worker_threads (line 2)" in notices(settings)[0]
+    assert "Passed over: performance.max_worker_threads (line 2)" in settings.remarks[0]
 
 
 def test_a_limit_of_memory_that_is_off_is_out_of_reach(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, "performance:\n  max_memory_mb: 100\n  limit_memory_usage: false\n")
     assert settings.performance_optimization.memory_pressure_threshold_mb == 1024 * 1024
-    assert "performance.limit_memory_usage is off" in notices(settings)[0]
+    assert "performance.limit_memory_usage is off" in settings.remarks[0]
 
 
 def test_a_pool_that_is_smaller_than_the_minimum_of_today_is_still_understood(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_the_parts_of_a_redis_address_make_a_url_and_its_password_is_not_told(tm
         "    redis_db: 0\n    redis_password: 'hunter2 /@:'\n",
     )
     assert settings.redis_url == "redis://:hunter2%20%2F%40%3A@cache.example:7000/0"
-    assert "hunter2" not in str(notices(settings)) + str(settings.origins)
-    assert "redis://:***@cache.example:7000/0" in notices(settings)[0]
+    assert "hunter2" not in str(settings.remarks) + str(settings.origins)
+    assert "redis://:***@cache.example:7000/0" in settings.remarks[0]
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,24 @@
 
 import time
 
+from tasks.worker_reports import PoolReport, ProfileReport, SpanReport, WorkerReport
 from workers.dashboard.llm_values import HEIGHT, LEAST_POINTS, charts, notices, page_values
-from workers.dashboard.system import Route, System, Worker
+from workers.dashboard.system import RouteSummary, System
 from workers.observe.format import NOTHING, rate
 from workers.observe.reporter import Metrics, SeriesPoint
 
 
-def _worker(*, profiles: bool = True, name: str = "w@here") -> Worker:
-    return Worker(
-        name=name, lanes=12, lanes_busy=3, lanes_waiting=0, connections=15, connections_in_use=4, connections_idle=2,
-        connections_waiting=0, pool_wait_p95_ms=None, restarts=0, cpu_percent=None,
-        rss_bytes=None, wait=None, profiles=profiles, routes={},
-    )  # fmt: skip
+def _worker(*, profiles: bool = True) -> WorkerReport:
+    profile = ProfileReport(spans={"llm.call": SpanReport(1, 0.5)} if profiles else {})
+    return WorkerReport(
+        lanes=12, lanes_busy=3, connections=15, connections_in_use=4, pool=PoolReport(idle=2), profile=profile
+    )
 
 
-def _system(*workers: Worker, **changed: object) -> System:
+def _system(*workers: WorkerReport, **changed: object) -> System:
     known: dict[str, object] = {
-        "at": time.time(), "workers": workers, "lost": (), "consumers": (), "routes": (Route("east", "m"),), "queue": 0,
+        "at": time.time(), "workers": dict(zip(("w@here", "v@here"), workers, strict=False)), "lost": (),
+        "consumers": {}, "routes": (RouteSummary("east", "m"),), "queue": 0,
         "queue_dead": 0, "results": 0, "results_unread": 0, "jobs": {}, "destinations_open": 0, "budget_used": None,
         "cache": {"since": None}, "totals": {}, "metrics": Metrics(), "redis_bytes": 1, "redis_limit_bytes": 0,
     }  # fmt: skip

@@ -32,7 +32,7 @@ def _text(system: Snapshot) -> str:
 
 def test_an_empty_system_says_what_to_start(redis: Redis) -> None:
     system = LiveReader(redis).read()
-    assert (system.jobs, system.workers, system.queued, system.calls_per_second) == ([], [], 0, None)
+    assert (system.jobs, system.workers, system.queued, system.calls_per_second) == ([], {}, 0, None)
     shown = _text(system)
     assert "no worker is alive" in shown
     assert "no job yet" in shown
@@ -49,7 +49,7 @@ def test_workers_add_up_and_the_troubled_one_says_why(redis: Redis) -> None:
     redis.rpush(keys.queue_keys()[0], "a", "b")
     system = LiveReader(redis).read()
     assert (system.lanes, system.lanes_busy, system.queued, system.results_lag) == (48, 9, 2, 1)
-    assert [worker.says for worker in system.workers] == [
+    assert [worker.says for worker in system.workers.values()] == [
         "", "east: connection refused", "silent for 10 s", "stopping",
         "call journal off: var/calls cannot be written (No space left on device)",
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def test_what_was_seen_last_stays_while_redis_is_away(redis: Redis) -> None:
     reader = LiveReader(redis)
     reader.read()
     old = reader.stale("Redis does not answer: refused")
-    assert [worker.name for worker in old.workers] == ["w1@h"]
+    assert list(old.workers) == ["w1@h"]
     assert "what follows is from before" in _text(old)
     assert line(old) == "Redis does not answer: refused"
 

@@ -49,7 +49,7 @@ class Frame(NamedTuple):
     data: bytes
 
 
-class Page(NamedTuple):
+class FeedPage(NamedTuple):
     """What a watcher is given next. Without frames nothing has happened for a while."""
 
     frames: list[Frame]
@@ -59,7 +59,6 @@ class Page(NamedTuple):
 
 
 def place_of(event_id: str) -> Place:
-    """An event's id as numbers. Raises ValueError."""
     first, _, second = event_id.partition("-")
     if not first.isdecimal() or not (second or "0").isdecimal() or not first.isascii() or not second.isascii():
         raise ValueError(f"not an event's id: {event_id[:40]!r}")
@@ -90,8 +89,6 @@ def _sent(event: Event, place: Place) -> Frame:
 
 
 class JobFeed:
-    """One job's events. Runs while it is watched; see `Feeds`."""
-
     def __init__(self, redis: Redis, job_id: str, turns: asyncio.Semaphore) -> None:
         self._redis = redis
         self._turns = turns
@@ -119,25 +116,25 @@ class JobFeed:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def after(self, place: Place, *, wait_seconds: float) -> Page:
+    async def after(self, place: Place, *, wait_seconds: float) -> FeedPage:
         """What follows `place`: at once what is known, else the next news within `wait_seconds`."""
         if self._floor is None:
             await self._wait(wait_seconds)
         if self._floor is None:
-            return Page([])
+            return FeedPage([])
         if place < self._floor:
             return await self._catch_up(place)
         if place >= self._last and not self.has_ended:
             await self._wait(wait_seconds)
         if place < self._floor:
-            return Page([])  # it fell behind while it waited: the next call catches up
-        return Page(self._kept_after(place), is_end=self.has_ended)
+            return FeedPage([])  # it fell behind while it waited: the next call catches up
+        return FeedPage(self._kept_after(place), is_end=self.has_ended)
 
     def _kept_after(self, place: Place) -> list[Frame]:
         # From the newest backwards: a watcher that is up to date lacks only the last few.
         return list(takewhile(lambda frame: frame.place > place, reversed(self._frames)))[::-1]
 
-    async def _catch_up(self, place: Place) -> Page:
+    async def _catch_up(self, place: Place) -> FeedPage:
         """A page out of Redis; where the next one is kept here, or the stream is gone, the last."""
         assert self._floor is not None  # noqa: S101  # the caller knows
         try:
@@ -147,15 +144,14 @@ class JobFeed:
         except (RedisError, OSError) as bad:
             self.trouble = f"Redis does not answer: {bad}"
             await asyncio.sleep(AWAY_SECONDS)
-            return Page([])
+            return FeedPage([])
         frames = [_frame(entry_id, fields) for entry_id, fields in entries]
         if not frames:
             # Nothing is left between here and what is kept.
-            return Page([Frame(self._floor, b"")], has_gap=has_gap)
-        return Page(frames, has_gap=has_gap)
+            return FeedPage([Frame(self._floor, b"")], has_gap=has_gap)
+        return FeedPage(frames, has_gap=has_gap)
 
     async def _is_gone(self, place: Place, entries: Any) -> bool:
-        """Whether events after `place` have been trimmed off the stream."""
         if place == START:
             return bool(entries) and decode(*entries[0]).type != "job.started"
         if await self._redis.xrange(keys.events(self._job_id), min=id_of(place), max=id_of(place), count=1):
@@ -217,7 +213,6 @@ class JobFeed:
             self._floor = self._frames.popleft().place
 
     def _keep_last(self, ended: jobs.JobStatus) -> None:
-        """The end of a job that has no events, or no longer has them."""
         if self._last != START:
             return
         last = jobs.last_event(ended)
@@ -242,9 +237,6 @@ class Feeds:
         self._max_watchers = max_watchers
         self._turns = asyncio.Semaphore(ASKING)
         self.watchers = 0
-
-    def __repr__(self) -> str:
-        return f"<Feeds jobs={len(self._feeds)} watchers={self.watchers} max={self._max_watchers}>"
 
     @property
     def is_full(self) -> bool:

@@ -69,7 +69,6 @@ def is_cross_site(*, host: str, origin: str | None, fetch_site: str | None) -> b
 
 
 def has_login(options: Any) -> bool:
-    """Whether the dashboard asks for a password or an auth provider's login."""
     return bool(options.basic_auth or options.auth)
 
 
@@ -82,7 +81,6 @@ class Guarded(RequestHandler):
     only_reads: bool = False
 
     def set_default_headers(self) -> None:
-        """Ours win over the handler's."""
         super().set_default_headers()
         for name in CROSS_ORIGIN:
             self.clear_header(name)
@@ -155,13 +153,21 @@ class Guarded(RequestHandler):
         self.finish(f"{status} {reason}\n")
 
 
-def guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
-    """The same handler with the guard in front; `provider` is the class that Flower's log-in makes of itself."""
-    return _guarded(handler, provider)  # type: ignore[arg-type]  # a class can be hashed
+class Handler(BaseHandler):
+    """What our own pages have in common: no proxy keeps them, and errors are one line."""
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        self.set_header("Cache-Control", "no-store")
+
+    def write_error(self, status_code: int, **_: Any) -> None:
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(f"{status_code} {self._reason}\n")
 
 
 @functools.cache
-def _guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
+def guarded(handler: type[RequestHandler], provider: str | None) -> type[RequestHandler]:
+    """The same handler with the guard in front; `provider` is the class that Flower's log-in makes of itself."""
     # Flower's table of tasks sends what it asks for in the body.
     kind = {
         "is_login": issubclass(handler, (LoginHandler, LogoutHandler)),

@@ -2,22 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from tasks.jobs.registry import JobStatus, format_paused
-from tasks.messages import Profile, StageRecord, Theme
+from tasks.messages import Profile, Theme
 from workers.observe.format import NOTHING, dollars, duration, percent
-
-MONTHS: Final = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-)  # fmt: skip
-
-
-def tag_of(status: JobStatus) -> str:
-    return "paused" if status.paused else "waiting" if status.waiting_for else status.state
+from workers.results.database.values import MONTHS
 
 
 def job_values(status: JobStatus) -> dict[str, Any]:
@@ -33,7 +25,7 @@ def job_values(status: JobStatus) -> dict[str, Any]:
     return {
         "job_id": status.job_id,
         "name": status.name,
-        "tag": tag_of(status),
+        "tag": "paused" if status.paused else "waiting" if status.waiting_for else status.state,
         "words": words,
         "is_final": status.is_final,
         "total": status.total,
@@ -50,7 +42,6 @@ def job_values(status: JobStatus) -> dict[str, Any]:
 
 
 def job_counts(status: JobStatus) -> dict[str, Any]:
-    """A job's figures as numbers, under the names that events give them."""
     names = (
         "total", "done", "failed", "rate_per_second", "eta_seconds", "llm_calls", "cache_hits", "prompt_tokens",
         "completion_tokens", "cost_usd",
@@ -75,42 +66,31 @@ def profile_values(profile: Profile) -> dict[str, Any]:
     quality = profile.quality_assessment
     names = {theme.id: theme.name for theme in profile.themes}
     overlap = profile.overlap_analysis
-    scores = (
-        ("Overall", quality.overall), ("Quality", quality.quality), ("Diversity", quality.diversity),
-        ("Coverage", quality.coverage), ("Completeness", quality.completeness),
-    )  # fmt: skip
+    scores = ("overall", "quality", "diversity", "coverage", "completeness")
     return {
         "groups": [(category.capitalize(), themes) for category, themes in groups.items()],
-        "scores": [(words, percent(score, NOTHING)) for words, score in scores],
+        "scores": [(name.capitalize(), percent(getattr(quality, name), NOTHING)) for name in scores],
         "recommendations": quality.recommendations or [],
         "overlaps": [
             ", ".join(names.get(each, each) for each in group)
             for group in (overlap.overlapping_groups if overlap else [])
         ],
-        "stages": [_stage(stage) for stage in profile.stages],
+        "dollars": dollars,
     }
 
 
 def _theme(theme: Theme) -> dict[str, Any]:
     return {
-        "name": theme.name,
-        "description": theme.description,
+        "theme": theme,
         "confidence": percent(theme.confidence),
-        "price": theme.price_point,
-        "travelers": theme.traveler_types or [],
         "authenticity": percent(theme.authenticity_score),
         "months": _months(theme),
-        "subs": ", ".join(theme.sub_themes or []),
-        "nanos": ", ".join(theme.nano_themes or []),
-        "rationale": theme.rationale,
-        "selling": theme.unique_selling_points or [],
         "citations": _citations(theme),
         "more": [(key, _plain(value)) for key, value in theme.more.items()],
     }
 
 
 def _citations(theme: Theme) -> list[tuple[str, str]]:
-    """Each citation and, where evidence was read, whether it stands there."""
     if theme.citations_supported is None:
         return [(text, "") for text in theme.citations]
     pairs = zip(theme.citations, theme.citations_supported, strict=True)
@@ -118,7 +98,6 @@ def _citations(theme: Theme) -> list[tuple[str, str]]:
 
 
 def _months(theme: Theme) -> list[dict[str, str]]:
-    """Twelve months, each with what it is good for; none where seasons are not known."""
     if theme.seasonality is None:
         return []
     found = []
@@ -130,22 +109,6 @@ def _months(theme: Theme) -> list[dict[str, str]]:
         ]
         found.append({"kind": " ".join(kinds), "letter": month[0], "words": f"{month}: {', '.join(kinds) or 'open'}"})
     return found
-
-
-def _stage(stage: StageRecord) -> dict[str, Any]:
-    usage = stage.usage
-    return {
-        "stage": stage.stage,
-        "status": stage.status,
-        "source": stage.source,
-        "model": stage.model or NOTHING,
-        "version": stage.prompt_version,
-        "tokens_in": f"{usage.prompt_tokens:,}",
-        "tokens_out": f"{usage.completion_tokens:,}",
-        "cost": dollars(usage.cost_usd),
-        "ms": f"{stage.elapsed_ms:,.0f}",
-        "reason": stage.reason,
-    }
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,4 @@
-"""The pages of jobs: all of them, one live, its destinations, a profile.
-
-A job comes from Redis, profiles from the results database. `pages/job.js` keeps a page up to date.
-"""
+"""The pages of jobs, which come from Redis, and of their destinations and profiles, out of the results database."""
 
 import asyncio
 import hashlib
@@ -19,7 +16,7 @@ from tasks.connection import connect
 from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
-from workers.dashboard.handler import Handler
+from workers.dashboard.guard import Handler
 from workers.dashboard.job_values import embedded, job_counts, job_values, label, profile_values
 from workers.dashboard.recent import Recent, RecentJobs
 from workers.results.database.manager import AsyncDatabaseManager
@@ -84,12 +81,11 @@ def _status_of(row: JobRow) -> JobStatus:
     return replace(status, rate_per_second=0.0 if took is None else row.finished / max(0.001, took))
 
 
-class Page(Handler):
+class PageHandler(Handler):
     def initialize(self, site: Site) -> None:
         self.site = site
 
     def show(self, template: str, **values: Any) -> None:
-        """Fill in a template; everything in it is escaped."""
         prefix = self.application.options.url_prefix
         self.render(f"themes/{template}", root=f"/{prefix.strip('/')}" if prefix else "", **{"here": "", **values})
 
@@ -112,11 +108,10 @@ class Page(Handler):
             self.say(503, "Redis does not answer", str(bad))
 
     async def answer(self, *parts: str) -> None:
-        """What the page shows; `parts` are those of its address."""
         raise NotImplementedError
 
 
-class JobList(Page):
+class JobList(PageHandler):
     async def answer(self, *parts: str) -> None:
         listed = [job_values(status) for status in await self.site.list()]
         if parts[0]:
@@ -126,17 +121,17 @@ class JobList(Page):
             self.show("jobs.html", jobs=listed, here="jobs")
 
 
-class JobPage(Page):
+class JobPage(PageHandler):
     async def answer(self, *parts: str) -> None:
         (job_id,) = parts
         status, is_known = await self.site.status(job_id)
         recent = await self.site.recent.of(job_id) if is_known else Recent()
-        failures = [_failure(each) for each in reversed(recent.failures)]
+        failures = list(reversed(recent.failures))
         note = ""
         if not is_known:
             note = f"Redis no longer knows this job: these are the results. themes retry {job_id} goes on with it."
             found = await first_failures(await self.site.store(), job_id, FAILURES)
-            failures = [_failure(asdict(each)) for each in found]
+            failures = [asdict(each) for each in found]
         data = {
             "job_id": job_id,
             "is_final": status.is_final or not is_known,
@@ -145,14 +140,13 @@ class JobPage(Page):
             "last_id": recent.last_id if recent.last_id != "0-0" else "",
             "shown": [each["destination_id"] for each in recent.latest],
         }
-        latest = [_latest(each) for each in reversed(recent.latest)]
         self.show(
-            "job.html", job=job_values(status), live=is_known, latest=latest, failures=failures, note=note,
-            data=embedded(data),
+            "job.html", job=job_values(status), live=is_known, latest=reversed(recent.latest), failures=failures,
+            note=note, label=label, data=embedded(data),
         )  # fmt: skip
 
 
-class JobNow(Page):
+class JobNow(PageHandler):
     async def answer(self, *parts: str) -> None:
         status, _ = await self.site.status(parts[0])
         words = job_values(status)
@@ -161,7 +155,7 @@ class JobNow(Page):
         self.finish(embedded({**known, "counts": job_counts(status)}))
 
 
-class DestinationList(Page):
+class DestinationList(PageHandler):
     async def answer(self, *parts: str) -> None:
         (job_id,) = parts
         store = await self.site.store()
@@ -185,18 +179,8 @@ class DestinationList(Page):
             name=row.name,
             state=state,
             text=text,
-            rows=[
-                {
-                    "id": line.destination_id,
-                    "label": label(line.name, line.country),
-                    "has_profile": line.state == "done",
-                    "tag": "partial" if line.partial else "waiting" if line.state == "queued" else line.state,
-                    "calls": line.llm_calls,
-                    "hits": line.cache_hits,
-                    "why": line.why,
-                }
-                for line in found[:PER_PAGE]
-            ],
+            label=label,
+            rows=found[:PER_PAGE],
             earlier=page(number - 1) if number else "",
             later=page(number + 1) if len(found) > PER_PAGE else "",
         )
@@ -206,7 +190,7 @@ class DestinationList(Page):
         return min(int(said), LAST_PAGE) if said.isdecimal() and said.isascii() and len(said) < 9 else 0  # noqa: PLR2004  # digits
 
 
-class ProfilePage(Page):
+class ProfilePage(PageHandler):
     async def answer(self, *parts: str) -> None:
         job_id, destination_id = parts
         row = await profile_of(await self.site.store(), job_id, destination_id)
@@ -218,8 +202,6 @@ class ProfilePage(Page):
 
 
 class Asset(Handler):
-    """Style and scripts, kept by browsers until they change."""
-
     def initialize(self, files: Mapping[str, tuple[bytes, str]]) -> None:
         self._files = files
 
@@ -232,20 +214,6 @@ class Asset(Handler):
             self.set_status(304)
         else:
             self.write(content)
-
-
-def _latest(event: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "destination_id": event["destination_id"],
-        "label": label(str(event.get("name", "")), event.get("country")),
-        "status": event.get("status"),
-        "themes": ", ".join(event.get("top_themes") or ()),
-    }
-
-
-def _failure(event: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("error_class", "stage", "message")
-    return {"label": label(str(event.get("name", "")), event.get("country")), **{n: event.get(n) for n in names}}
 
 
 def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:

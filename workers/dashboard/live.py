@@ -2,8 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 from redis import Redis
@@ -12,7 +12,7 @@ from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
-from workers.dashboard.system import Consumer, Worker, consumers_of, queue_lengths, workers_of
+from workers.dashboard.system import queue_lengths
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 #: Jobs shown: those that run, and the newest of the others.
@@ -28,10 +28,9 @@ JOB_FIELDS: Final = (
 )  # fmt: skip
 SUMS: Final = ("lanes", "lanes_busy", "connections", "connections_in_use", "connections_waiting")
 WORKER_FIELDS: Final = (
-    "name", "lanes", "lanes_busy", "lanes_waiting", "connections", "connections_in_use", "connections_waiting",
-    "restarts", "cpu_percent", "rss_bytes", "says",
+    "lanes", "lanes_busy", "lanes_waiting", "connections", "connections_in_use", "connections_waiting", "restarts",
 )  # fmt: skip
-CONSUMER_FIELDS: Final = ("name", "lag", "entries_per_second", "ms_per_batch", "last_batch", "rejected")
+CONSUMER_FIELDS: Final = ("lag", "entries_per_second", "ms_per_batch", "last_batch", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,8 @@ class Snapshot:
 
     at: float
     jobs: Sequence[JobStatus] = ()
-    workers: Sequence[Worker] = ()
-    consumers: Sequence[Consumer] = ()
+    workers: Mapping[str, fleet.WorkerReport] = field(default_factory=dict)
+    consumers: Mapping[str, fleet.ConsumerReport] = field(default_factory=dict)
     queued: int = 0
     results_lag: int = 0
     lanes: int = 0
@@ -60,14 +59,21 @@ class Snapshot:
     trouble: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """What `themes top --json` prints."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
         found["jobs"] = [
             {name: job.done + job.failed if name == "ended" else getattr(job, name) for name in JOB_FIELDS}
             for job in self.jobs
         ]
-        found["workers"] = [{name: getattr(worker, name) for name in WORKER_FIELDS} for worker in self.workers]
-        found["consumers"] = [{name: getattr(each, name) for name in CONSUMER_FIELDS} for each in self.consumers]
+        found["workers"] = [
+            {"name": name}
+            | {key: getattr(worker, key) for key in WORKER_FIELDS}
+            | {"cpu_percent": worker.usage.cpu_percent, "rss_bytes": worker.usage.rss_bytes, "says": worker.says}
+            for name, worker in self.workers.items()
+        ]
+        found["consumers"] = [
+            {"name": name} | {key: getattr(each, key) for key in CONSUMER_FIELDS}
+            for name, each in self.consumers.items()
+        ]
         return found
 
 
@@ -90,7 +96,6 @@ class Counted(NamedTuple):
 
     @classmethod
     def lately(cls, series: list[SeriesPoint]) -> "Counted":
-        """By the points that are whole."""
         whole = series[:-1]
         refusals = sum(point.rate_limited for point in whole)
         return cls(
@@ -100,7 +105,6 @@ class Counted(NamedTuple):
         )  # fmt: skip
 
     def rates(self) -> dict[str, Any]:
-        """Per second of `at`."""
         asked = self.calls + self.saved
         return {
             "calls_per_second": round(self.calls / self.at, 3),
@@ -111,31 +115,27 @@ class Counted(NamedTuple):
 
 
 class LiveReader:
-    """Reads the system again and again, and keeps what was counted for the rates."""
-
     def __init__(self, redis: Redis, broker: Redis | None = None) -> None:
         self._redis = redis
         self._broker = broker or redis
         self._counts: deque[Counted] = deque()
         self._last = Snapshot(time.time())
 
-    def __repr__(self) -> str:
-        return f"<LiveReader reads={len(self._counts)}>"
-
     def read(self) -> Snapshot:
         """The system now. Errors of Redis pass through."""
         redis, now = self._redis, time.monotonic()
-        workers = list(workers_of(fleet.workers(redis)))
+        workers = fleet.workers(redis)
+        waits = {each.waiting_for.reason: each.waiting_for for each in workers.values() if each.waiting_for}
         self._count(Counted.of(read_metrics(redis), now))
         self._last = Snapshot(
             at=time.time(),
             jobs=sorted(jobs.list_jobs(redis), key=lambda job: job.is_final)[:JOBS],
             workers=workers,
-            consumers=consumers_of(redis),
-            waits=[wait.format() for wait in {each.wait.reason: each.wait for each in workers if each.wait}.values()],
+            consumers=fleet.consumers(redis),
+            waits=[wait.format() for wait in waits.values()],
             queued=queue_lengths(self._broker)[0],
             results_lag=int(redis.xlen(keys.RESULTS)),
-            **{name: sum(getattr(worker, name) for worker in workers) for name in SUMS},
+            **{name: sum(getattr(worker, name) for worker in workers.values()) for name in SUMS},
             **self._rates(),
         )
         return self._last

@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
-from workers.dashboard.handler import Handler
-from workers.dashboard.jobs_pages import Page, Site
+from workers.dashboard.guard import Handler
+from workers.dashboard.jobs_pages import PageHandler, Site
 from workers.dashboard.llm_values import HEIGHT, WIDTH, page_values
 from workers.dashboard.system import SystemReader
 
 
-class LlmPage(Page):
+class LlmPage(PageHandler):
     def initialize(self, site: Site, system: SystemReader, turns: asyncio.Lock) -> None:  # type: ignore[override]  # Tornado's keywords
         super().initialize(site)
         self._system = system

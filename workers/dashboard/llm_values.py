@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
+from tasks import worker_reports as fleet
 from tasks.jobs.budget import NANO
+from tasks.keys import SERIES_STEP_SECONDS as STEP_SECONDS
 from tasks.texts import count
-from workers.dashboard.system import Route, System, Worker
+from workers.dashboard.system import RouteSummary, System
 from workers.observe.format import NOTHING, dollars, duration, milliseconds, percent, rate
 from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.reporter import SeriesPoint
 
 #: Points of the series that "now" is made of: a minute, without the one that is still growing.
 NOW_POINTS: Final = 6
-STEP_SECONDS: Final = 10
 #: Points that a chart has at least: five minutes.
 LEAST_POINTS: Final = 30
 #: Size of a chart's drawing; the page stretches it.
@@ -41,7 +43,7 @@ def page_values(system: System, points: Sequence[SeriesPoint]) -> dict[str, Any]
         "figures": figures(system, points),
         "charts": charts(points) if any(_is_busy(point) for point in points) else [],
         "steps": steps(system),
-        "workers": [worker_row(worker) for worker in system.workers[:MAX_WORKERS]],
+        "workers": [worker_row(*named) for named in islice(system.workers.items(), MAX_WORKERS)],
         "more_workers": max(0, len(system.workers) - MAX_WORKERS),
         "routes": [route_row(route, system) for route in system.routes],
         "cache": cache_rows(system),
@@ -72,7 +74,8 @@ def notices(system: System) -> list[dict[str, str]]:
         note(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
     for text in system.unreadable:
         note(f"Cannot be read: {text}", "bad")
-    for wait in {worker.wait.reason: worker.wait for worker in system.workers if worker.wait}.values():
+    waits = [worker.waiting_for for worker in system.workers.values() if worker.waiting_for]
+    for wait in {wait.reason: wait for wait in waits}.values():
         note(f"Waiting: {wait.format()}", "bad")
     return found
 
@@ -94,11 +97,10 @@ def _hit_share(points: Sequence[SeriesPoint]) -> float | None:
 
 
 def figures(system: System, points: Sequence[SeriesPoint]) -> list[dict[str, str]]:
-    """The figures at the top: rates are of the last minute."""
     measured = points if system.is_profiled else ()
     tokens = [_per_second(measured, f"{kind}_tokens") for kind in ("prompt", "completion")]
-    connections = sum(worker.connections for worker in system.workers)
-    in_use = sum(worker.connections_in_use for worker in system.workers)
+    connections = sum(worker.connections for worker in system.workers.values())
+    in_use = sum(worker.connections_in_use for worker in system.workers.values())
     spans = system.metrics.spans
     call = spans.get("llm.call")
     rows = (
@@ -196,7 +198,6 @@ def _area(values: Sequence[float | None], most: float) -> str:
 
 
 def steps(system: System) -> list[dict[str, str]]:
-    """How long each step takes, over all processes since they were counted first."""
     spans = system.metrics.spans
     return [
         {
@@ -209,23 +210,23 @@ def steps(system: System) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def worker_row(worker: Worker) -> dict[str, Any]:
+def worker_row(name: str, worker: fleet.WorkerReport) -> dict[str, Any]:
     return {
-        "name": worker.name,
+        "name": name,
         "lanes": f"{worker.lanes_busy} of {worker.lanes}" if worker.lanes else "stopping",
         "waiting": f"{worker.lanes_waiting:,}",
         "in_use": worker.connections_in_use,
-        "idle": worker.connections_idle,
+        "idle": int(worker.pool.idle),
         "allowed": worker.connections,
         "queued": worker.connections_waiting,
-        "wait": NOTHING if worker.pool_wait_p95_ms is None else f"{worker.pool_wait_p95_ms:,.0f} ms",
-        "cpu": NOTHING if worker.cpu_percent is None else f"{worker.cpu_percent:.0f} %",
-        "memory": NOTHING if worker.rss_bytes is None else f"{worker.rss_bytes / 2**20:,.0f} MB",
+        "wait": NOTHING if worker.pool.wait_p95_ms is None else f"{worker.pool.wait_p95_ms:,.0f} ms",
+        "cpu": NOTHING if worker.usage.cpu_percent is None else f"{worker.usage.cpu_percent:.0f} %",
+        "memory": NOTHING if worker.usage.rss_bytes is None else f"{worker.usage.rss_bytes / 2**20:,.0f} MB",
         "restarts": worker.restarts,
     }
 
 
-def route_row(route: Route, system: System) -> dict[str, Any]:
+def route_row(route: RouteSummary, system: System) -> dict[str, Any]:
     metrics = system.metrics
     asked = metrics.total("llm_requests_total", endpoint=route.endpoint, model=route.model)
     good = metrics.total("llm_requests_total", endpoint=route.endpoint, model=route.model, outcome="ok")
@@ -310,14 +311,14 @@ def _cost(said: Mapping[str, int]) -> str:
 
 def flow(system: System) -> list[dict[str, str]]:
     by_state = ", ".join(f"{number:,} {state}" for state, number in system.jobs.items() if number)
-    consumers = system.consumers
+    workers, consumers = system.workers.values(), system.consumers.values()
     waits = system.metrics.spans.get("llm.rate_wait")
     rows = (
         ("Jobs", by_state or "none"),
         ("Destinations without an outcome", f"{system.destinations_open:,}"),
         ("Messages in the queue", f"{system.queue:,}"),
-        ("Destinations that wait for a lane", f"{sum(worker.lanes_waiting for worker in system.workers):,}"),
-        ("Callers that wait for a connection", f"{sum(worker.connections_waiting for worker in system.workers):,}"),
+        ("Destinations that wait for a lane", f"{sum(worker.lanes_waiting for worker in workers):,}"),
+        ("Callers that wait for a connection", f"{sum(worker.connections_waiting for worker in workers):,}"),
         ("Callers that wait for a rate limit", f"{sum(route.queued for route in system.routes):,}"),
         ("Wait for a rate limit, 95 of 100", milliseconds(waits.quantile(0.95)) if waits and waits.count else NOTHING),
         ("Results in the stream", f"{system.results:,}, of which {system.results_unread:,} unread"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tasks.jobs.budget import NANO
-from workers.dashboard.system import CIRCUITS, Route, System
+from workers.dashboard.system import CIRCUITS, RouteSummary, System
 from workers.observe.counters import parsed
 from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.metrics import Histogram
@@ -98,18 +98,18 @@ def _jobs(system: System) -> Iterator[Sample]:
 
 
 def _lanes(system: System) -> Iterator[Sample]:
-    busy = sum(worker.lanes_busy for worker in system.workers)
+    busy = sum(worker.lanes_busy for worker in system.workers.values())
     yield ("busy",), busy
-    yield ("idle",), max(0, sum(worker.lanes for worker in system.workers) - busy)
+    yield ("idle",), max(0, sum(worker.lanes for worker in system.workers.values()) - busy)
 
 
 def _connections(system: System) -> Iterator[Sample]:
-    yield ("in_use",), sum(worker.connections_in_use for worker in system.workers)
-    yield ("idle",), sum(worker.connections_idle for worker in system.workers)
-    yield ("allowed",), sum(worker.connections for worker in system.workers)
+    yield ("in_use",), sum(worker.connections_in_use for worker in system.workers.values())
+    yield ("idle",), sum(int(worker.pool.idle) for worker in system.workers.values())
+    yield ("allowed",), sum(worker.connections for worker in system.workers.values())
 
 
-def _by_route(get: Callable[[Route], float | None]) -> Callable[[System], Iterator[Sample]]:
+def _by_route(get: Callable[[RouteSummary], float | None]) -> Callable[[System], Iterator[Sample]]:
     def read(system: System) -> Iterator[Sample]:
         for route in system.routes:
             value = get(route)
@@ -119,18 +119,13 @@ def _by_route(get: Callable[[Route], float | None]) -> Callable[[System], Iterat
     return read
 
 
-def _spans(names: Mapping[str, str]) -> Callable[[System], Iterator[tuple[tuple[str, ...], Histogram]]]:
+def _spans(fields: Mapping[tuple[str, ...], str]) -> Callable[[System], Iterator[tuple[tuple[str, ...], Histogram]]]:
     def read(system: System) -> Iterator[tuple[tuple[str, ...], Histogram]]:
-        for name in names:
+        for labels, name in fields.items():
             if name in system.metrics.spans:
-                yield (name,), system.metrics.spans[name]
+                yield labels, system.metrics.spans[name]
 
     return read
-
-
-def _call(system: System) -> Iterator[tuple[tuple[str, ...], Histogram]]:
-    if "llm.call" in system.metrics.spans:
-        yield (), system.metrics.spans["llm.call"]
 
 
 ROUTE: Final = ("endpoint", "model")
@@ -188,23 +183,24 @@ METRICS: Final[tuple[Metric, ...]] = (
            "Entries of the results stream that no consumer has read yet.", _one(lambda s: s.results_unread)),
     Metric("themes_consumers", "gauge", "processes", "Results consumers that live.", _one(lambda s: len(s.consumers))),
     Metric("themes_consumer_entries_per_second", "gauge", "entries a second",
-           "Entries that the consumers make durable.", _one(lambda s: sum(c.entries_per_second for c in s.consumers))),
+           "Entries that the consumers make durable.",
+           _one(lambda s: sum(c.entries_per_second for c in s.consumers.values()))),
     Metric("themes_workers", "gauge", "processes", "Worker processes that live.", _one(lambda s: len(s.workers))),
     Metric("themes_workers_lost", "gauge", "processes",
            "Workers that stopped giving signs of life within the last hour, without taking leave, and are not back.",
            _one(lambda s: len(s.lost))),
     Metric("themes_worker_restarts", "gauge", "restarts",
            "How often supervisors have started the living workers again.",
-           _one(lambda s: sum(w.restarts for w in s.workers))),
+           _one(lambda s: sum(w.restarts for w in s.workers.values()))),
     Metric("themes_lanes", "gauge", "lanes", "Lanes of all workers: busy or idle.", _lanes, ("state",)),
     Metric("themes_lanes_waiting", "gauge", "destinations",
            "Destinations that workers hold and no lane has begun.",
-           _one(lambda s: sum(w.lanes_waiting for w in s.workers))),
+           _one(lambda s: sum(w.lanes_waiting for w in s.workers.values()))),
     Metric("themes_llm_connections", "gauge", "connections",
            "Connections to LLMs of all workers: in_use, idle (open), and how many are allowed.", _connections,
            ("state",)),
     Metric("themes_llm_connections_waiting", "gauge", "callers",
-           "Callers in line for a connection.", _one(lambda s: sum(w.connections_waiting for w in s.workers))),
+           "Callers in line for a connection.", _one(lambda s: sum(w.connections_waiting for w in s.workers.values()))),
     Metric("themes_jobs", "gauge", "jobs",
            "Jobs by state, the newest 1,000; ended ones are forgotten after a week.", _jobs, ("state",)),
     Metric("themes_destinations_open", "gauge", "destinations",
@@ -230,8 +226,8 @@ METRICS: Final[tuple[Metric, ...]] = (
 
 HISTOGRAMS: Final[tuple[Durations, ...]] = (
     Durations("themes_llm_call_duration_seconds",
-              "A call to an LLM, from sending to the last byte; where profiling is on.", _call),
+              "A call to an LLM, from sending to the last byte; where profiling is on.", _spans({(): "llm.call"})),
     Durations("themes_step_duration_seconds",
               "One step of a destination's way (docs/reference/metrics.md names them); where profiling is on.",
-              _spans({**HOPS, **WHOLES}), ("step",)),
+              _spans({(name,): name for name in (*HOPS, *WHOLES)}), ("step",)),
 )  # fmt: skip

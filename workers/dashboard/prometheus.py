@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from redis import RedisError
 
-from workers.dashboard.metrics_table import HISTOGRAMS, METRICS, Durations
+from workers.dashboard.metrics_table import HISTOGRAMS, METRICS
 from workers.dashboard.system import System, SystemReader
 from workers.observe.metrics import GROWTH, SMALLEST, Histogram
 
@@ -59,18 +59,13 @@ def families(system: System) -> Iterator[Any]:
             family.add_metric(labels, value)
         yield family
     for durations in HISTOGRAMS:
-        yield _family(durations, system)
-
-
-def _family(durations: Durations, system: System) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(durations.name, durations.help, labels=durations.labels)
-    for labels, histogram in durations.read(system):
-        family.add_metric(labels, buckets=list(_buckets(histogram, EDGES)), sum_value=histogram.total)
-    return family
+        spread = HistogramMetricFamily(durations.name, durations.help, labels=durations.labels)
+        for labels, histogram in durations.read(system):
+            spread.add_metric(labels, buckets=list(_buckets(histogram, EDGES)), sum_value=histogram.total)
+        yield spread
 
 
 def _buckets(histogram: Histogram, edges: Iterable[int]) -> Iterator[tuple[str, float]]:
-    """Counts of all values up to each edge, in seconds."""
     indexes = sorted(histogram.buckets)
     at, count = 0, 0
     for edge in edges:

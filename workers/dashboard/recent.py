@@ -33,10 +33,9 @@ class Recent:
     def take(self, event: Event) -> None:
         self.last_id = event.id
         data = event.data
-        if event.type == "destination.done":
-            self.latest.append({"destination_id": event.destination_id or "", **data})
-        elif event.type == "destination.failed":
-            self.failures.append({"destination_id": event.destination_id or "", **data})
+        if event.type in {"destination.done", "destination.failed"}:
+            kept = self.latest if event.type == "destination.done" else self.failures
+            kept.append({"destination_id": event.destination_id or "", **data})
         elif event.type == "job.progress":
             self.points.append((event.at, float(data.get("rate_per_second") or 0)))
             if len(self.points) > 2 * POINTS:

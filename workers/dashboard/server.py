@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 
 from flower.app import Flower
 from flower.views.auth import LoginHandler
+from redis.asyncio import Redis
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_sockets, bind_unix_socket
@@ -24,8 +25,9 @@ from workers.dashboard.jobs_pages import Site
 from workers.dashboard.prometheus import AllMetrics, Scrape
 from workers.dashboard.recent import RecentJobs
 from workers.dashboard.system import SystemReader
-from workers.dashboard.telemetry import DashboardTelemetry
 from workers.dashboard.templates import Templates
+from workers.observe.profiler import PerformanceProfiler
+from workers.observe.telemetry import start_reports
 from workers.process.file_descriptors import dashboard_descriptors, ensure_descriptors
 
 #: Bytes that the body of a request may have; our largest is the table of tasks, of a few thousand.
@@ -33,6 +35,8 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 #: Seconds within which a body has to be here, and in which an idle connection has to ask something.
 BODY_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 75.0
+#: The span of a page, from the request's first line to the answer's last byte; a stream of events is none.
+PAGE: Final = "page"
 
 
 class Dashboard(Flower):
@@ -52,8 +56,10 @@ class Dashboard(Flower):
             broker=connect(broker_url, socket_timeout_seconds=timeout),
         )
         feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
-        self._telemetry = DashboardTelemetry(settings, redis)
-        self.io_loop.add_callback(self._telemetry.start)
+        performance = settings.performance_optimization
+        profiled = performance.enable_performance_profiling
+        self._profiler = PerformanceProfiler(enabled=profiled, role="dashboard", slowest_kept=0)
+        self.io_loop.add_callback(self._start_reports, redis, performance.profile_interval_seconds)
         prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
         site = Site(settings, redis_url, RecentJobs(redis))
         ours: list[tuple[Any, ...]] = [
@@ -63,6 +69,9 @@ class Dashboard(Flower):
             *jobs_pages.handlers(site),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
+
+    def _start_reports(self, redis: Redis, seconds: float) -> None:
+        self._reports = start_reports(self._profiler, redis, seconds=seconds)
 
     def start_http_server(self) -> int | None:
         """Listen as Flower does, with bounds on what a request may send; a socket file is this user's alone."""
@@ -99,11 +108,12 @@ class Dashboard(Flower):
     ) -> Any:
         """Every request goes through here: whichever handler it is for, the guard is asked first."""
         provider = self.options.auth_provider if issubclass(target_class, LoginHandler) else None
-        return super().get_handler_delegate(request, guarded(target_class, provider), *args, **kwargs)
+        handler = guarded(target_class, provider)  # type: ignore[arg-type]  # a class can be hashed
+        return super().get_handler_delegate(request, handler, *args, **kwargs)
 
     def log_request(self, handler: Any) -> None:
         if handler.request.path.rpartition("/")[2] != "events":
-            self._telemetry.served(handler.request.request_time())
+            self._profiler.record(PAGE, handler.request.request_time())
         super().log_request(handler)
 
 

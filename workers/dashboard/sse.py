@@ -12,8 +12,8 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from tasks.errors import JobNotFoundError, UnreadableError
-from workers.dashboard.event_feed import START, Feeds, Page, Place, place_of
-from workers.dashboard.handler import Handler
+from workers.dashboard.event_feed import START, FeedPage, Feeds, Place, place_of
+from workers.dashboard.guard import Handler
 
 #: Seconds without an event after which a comment shows that the connection lives (proxies close silent ones).
 HEARTBEAT_SECONDS: Final = 15.0
@@ -23,23 +23,16 @@ FULL_SECONDS: Final = 30
 
 
 class JobEvents(Handler):
-    """Streams one job's events until it ends or the watcher goes."""
-
     def initialize(self, feeds: Feeds) -> None:
         self._feeds = feeds
         self._streaming: asyncio.Task[None] | None = None
 
     def on_connection_close(self) -> None:
-        """The watcher went away: wait for no more news."""
         if self._streaming is not None:
             self._streaming.cancel()
 
     async def get(self, job_id: str) -> None:
-        """The events after `Last-Event-ID` (a header) or `since` (in the URL), or all of them.
-
-        Raises:
-            HTTPError: 400 no event's id, 404 no such job, 503 too many watchers or no Redis.
-        """
+        """The events after `Last-Event-ID` (a header) or `since` (in the URL), or all of them."""
         place = self._place()
         try:
             if await self._feeds.is_over(job_id, place):
@@ -87,7 +80,7 @@ class JobEvents(Handler):
                     return
 
 
-def _written(page: Page, trouble: str) -> bytes:
+def _written(page: FeedPage, trouble: str) -> bytes:
     gap = b'event: gap\ndata: {"type":"gap"}\n\n' if page.has_gap else b""
     if page.frames:
         return gap + b"".join(frame.data for frame in page.frames)

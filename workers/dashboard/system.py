@@ -3,8 +3,8 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from redis import Redis, ResponseError
@@ -16,7 +16,6 @@ from tasks.errors import JobNotFoundError
 from tasks.jobs import registry, totals
 from tasks.jobs.registry import FINAL, JobStatus
 from tasks.readings import amounts, replies_of
-from tasks.waits import Wait
 from workers.llm.cache.stats import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
@@ -31,16 +30,12 @@ MAX_ROUTES: Final = 30
 OTHER: Final = "other"
 #: States of a job, `paused` apart from `stalled`.
 JOB_STATES: Final = ("queued", "running", "paused", "stalled", "done", "cancelled", "unreadable")
-#: Whole numbers of a worker's report that `Worker` has under the same name.
-WORKER_COUNTS: Final = (
-    "lanes", "lanes_busy", "lanes_waiting", "connections", "connections_in_use", "connections_waiting", "restarts",
-)  # fmt: skip
 #: How bad a circuit's state is: of several workers' the worst is shown.
 CIRCUITS: Final = ("closed", "half-open", "open")
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class RouteSummary:
     """One model at one endpoint, over all workers."""
 
     endpoint: str
@@ -50,7 +45,6 @@ class Route:
     queued: int = 0
     limit: int = 0
     failures: int = 0
-    cool_downs: int = 0
     cooling_seconds: float = 0.0
     #: What asked for that, and how.
     cooling_for: str = ""
@@ -63,47 +57,15 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    name: str
-    lanes: int
-    lanes_busy: int
-    lanes_waiting: int
-    connections: int
-    connections_in_use: int
-    connections_idle: int
-    connections_waiting: int
-    pool_wait_p95_ms: float | None
-    restarts: int
-    cpu_percent: float | None
-    rss_bytes: float | None
-    wait: Wait | None
-    profiles: bool
-    routes: Mapping[str, fleet.RouteReport]
-    #: What is wrong with it; empty where nothing is.
-    says: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Consumer:
-    name: str
-    entries_per_second: float
-    ms_per_batch: float
-    rejected: int
-    #: Entries that wait for it, and those of its last batch.
-    lag: int = 0
-    last_batch: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class System:
     """Everything at one moment (`at`, seconds since 1970)."""
 
     at: float
-    workers: tuple[Worker, ...]
+    workers: Mapping[str, fleet.WorkerReport]
     #: Workers that have stopped giving signs of life without taking leave, within the last hour.
     lost: tuple[str, ...]
-    consumers: tuple[Consumer, ...]
-    routes: tuple[Route, ...]
+    consumers: Mapping[str, fleet.ConsumerReport]
+    routes: tuple[RouteSummary, ...]
     #: Messages in the Celery queue, all priorities together; and those that are no messages of ours.
     queue: int
     queue_dead: int
@@ -129,8 +91,7 @@ class System:
 
     @property
     def is_profiled(self) -> bool:
-        """Whether any worker measures how long things take."""
-        return any(worker.profiles for worker in self.workers)
+        return any(worker.profile != fleet.ProfileReport() for worker in self.workers.values())
 
 
 class SystemReader:
@@ -151,7 +112,6 @@ class SystemReader:
             return self._known[1]
 
     def points(self) -> list[SeriesPoint]:
-        """The last hour, ten seconds each."""
         with self._lock:
             if self._points is None or time.monotonic() - self._points[0] > FRESH_SECONDS:
                 self._points = (time.monotonic(), read_series(self._redis))
@@ -159,21 +119,19 @@ class SystemReader:
 
 
 def read_system(redis: Redis, broker: Redis) -> System:
-    """Read everything now, in a handful of round trips."""
-    reports = fleet.workers(redis)
-    workers = workers_of(reports)
+    workers = fleet.workers(redis)
     names = [text_of(name) for name in redis.zrange(keys.WORKERS, 0, -1)]
     results, unread = _results(redis)
     queue, dead = queue_lengths(broker)
-    statuses, states = _jobs(redis, workers=reports)
+    statuses, states = _jobs(redis, workers)
     shares = [one.spent_usd / one.budget_usd for one in statuses if one.budget_usd and one.spent_usd is not None]
     memory = server_info(redis)
     return System(
         at=time.time(),
         workers=workers,
-        lost=tuple(name for name in names if name not in reports),
-        consumers=consumers_of(redis),
-        routes=_routes(redis, workers),
+        lost=tuple(name for name in names if name not in workers),
+        consumers=fleet.consumers(redis),
+        routes=_routes(redis, workers.values()),
         queue=queue,
         queue_dead=dead,
         results=results,
@@ -188,55 +146,12 @@ def read_system(redis: Redis, broker: Redis) -> System:
         redis_limit_bytes=int(memory.get("maxmemory", 0)),
         unreadable=(
             *(f"job {one.job_id}: {one.unreadable}" for one in statuses if one.unreadable),
-            *(f"{name}: {report.unreadable}" for name, report in reports.items() if report.unreadable),
+            *(f"{name}: {report.unreadable}" for name, report in workers.items() if report.unreadable),
         ),
     )
 
 
-def workers_of(reports: Mapping[str, fleet.WorkerReport]) -> tuple[Worker, ...]:
-    return tuple(_worker(name, report) for name, report in sorted(reports.items()))
-
-
-def _worker(name: str, report: fleet.WorkerReport) -> Worker:
-    usage = report.profile.process or fleet.ProcessReport()
-    return Worker(
-        name=name,
-        connections_idle=int(report.pool.idle),
-        pool_wait_p95_ms=report.pool.wait_p95_ms,
-        cpu_percent=usage.cpu_percent,
-        rss_bytes=usage.rss_bytes,
-        wait=report.waiting_for,
-        profiles=report.profile != fleet.ProfileReport(),
-        routes=report.pool.routes,
-        says=report.waiting_for.format() if report.waiting_for else _says(report),
-        **{field: getattr(report, field) for field in WORKER_COUNTS},
-    )
-
-
-def _says(report: fleet.WorkerReport) -> str:
-    """What is wrong with a worker that waits for nothing."""
-    if report.unreadable:
-        return report.unreadable
-    if report.journal_off:
-        return f"call journal off: {report.journal_off}"
-    age = time.time() - report.at
-    if age > keys.WORKER_SECONDS / 2:
-        return f"silent for {age:.0f} s"
-    return "" if report.lanes else "stopping"
-
-
-def consumers_of(redis: Redis) -> tuple[Consumer, ...]:
-    return tuple(_consumer(name, report) for name, report in sorted(fleet.consumers(redis).items()))
-
-
-def _consumer(name: str, report: fleet.ConsumerReport) -> Consumer:
-    return Consumer(
-        name, report.entries_per_second, report.ms_per_batch, report.rejected, report.lag, report.last_batch
-    )
-
-
 def queue_lengths(broker: Redis) -> tuple[int, int]:
-    """Messages in the Celery queue, all priorities together, and those that are no messages of ours."""
     with broker.pipeline(transaction=False) as pipeline:
         for key in (*keys.queue_keys(), keys.QUEUE_DEAD):
             pipeline.llen(key)
@@ -245,7 +160,6 @@ def queue_lengths(broker: Redis) -> tuple[int, int]:
 
 
 def _results(redis: Redis) -> tuple[int, int]:
-    """Entries of the results stream, and those of them that no consumer has read."""
     length = int(redis.xlen(keys.RESULTS))
     try:
         groups: Any = redis.xinfo_groups(keys.RESULTS) if length else []
@@ -255,8 +169,7 @@ def _results(redis: Redis) -> tuple[int, int]:
     return length, max(0, length - pending)
 
 
-def _jobs(redis: Redis, *, workers: Mapping[str, fleet.WorkerReport]) -> tuple[list[JobStatus], dict[str, int]]:
-    """The jobs that have not ended, and how many are in each state."""
+def _jobs(redis: Redis, workers: Mapping[str, fleet.WorkerReport]) -> tuple[list[JobStatus], dict[str, int]]:
     newest = [text_of(job_id) for job_id in redis.zrevrange(keys.JOBS, 0, MAX_JOBS - 1)]
     with redis.pipeline(transaction=False) as pipeline:
         for job_id in newest:
@@ -284,51 +197,39 @@ def _statuses(redis: Redis, job_ids: list[str]) -> list[JobStatus]:
     return found
 
 
-def _routes(redis: Redis, workers: Iterable[Worker]) -> tuple[Route, ...]:
+def _routes(redis: Redis, workers: Iterable[fleet.WorkerReport]) -> tuple[RouteSummary, ...]:
     """Every way to an LLM, what the workers say of it put together; at most `MAX_ROUTES` and one for the rest."""
-    found: dict[str, Route] = {}
-    latencies: dict[str, list[float]] = {}
-    digests: dict[str, str] = {}
+    found: dict[str, list[fleet.RouteReport]] = {}
     for worker in workers:
-        for name, said in worker.routes.items():
-            if name not in found and len(found) >= MAX_ROUTES:
-                key, endpoint, model = OTHER, OTHER, OTHER
-            else:
-                key, endpoint, model = name, name.removesuffix(f"/{said.model}"), str(said.model)
-            found[key] = _with(found.get(key) or Route(endpoint, model), said)
-            if said.latency_ms is not None:
-                latencies.setdefault(key, []).append(said.latency_ms)
-            if said.limit_digest and key != OTHER:
-                digests[key] = said.limit_digest
+        for name, said in worker.pool.routes.items():
+            key = name if name in found or len(found) < MAX_ROUTES else OTHER
+            found.setdefault(key, []).append(said)
+    known = {key: said for key, said in found.items() if key != OTHER}
+    digests = {key: one.limit_digest for key, said in known.items() for one in said if one.limit_digest}
     learnt = _learnt(redis, digests)
-    return tuple(
-        replace(
-            route,
-            latency_ms=sum(latencies[key]) / len(latencies[key]) if key in latencies else None,
-            learnt_per_minute=learnt.get(key),
-        )
-        for key, route in sorted(found.items())
-    )
+    return tuple(_route(key, said, learnt.get(key)) for key, said in sorted(found.items()))
 
 
-def _with(route: Route, said: fleet.RouteReport) -> Route:
-    circuit = said.circuit or "closed"
-    return replace(
-        route,
-        circuit=max(route.circuit, circuit, key=lambda state: CIRCUITS.index(state) if state in CIRCUITS else 0),
-        in_use=route.in_use + int(said.in_use),
-        queued=route.queued + int(said.queued),
-        limit=route.limit + int(said.limit),
-        failures=route.failures + int(said.failures),
-        cool_downs=max(route.cool_downs, int(said.cool_downs)),
-        cooling_seconds=max(route.cooling_seconds, said.cooling_seconds),
-        cooling_for=said.cooling_for or route.cooling_for,
-        errors=tuple(sorted({*route.errors, said.error})) if said.error else route.errors,
+def _route(key: str, said: Sequence[fleet.RouteReport], learnt_per_minute: float | None) -> RouteSummary:
+    model = OTHER if key == OTHER else str(said[0].model)
+    latencies = [one.latency_ms for one in said if one.latency_ms is not None]
+    return RouteSummary(
+        endpoint=key.removesuffix(f"/{model}"),
+        model=model,
+        circuit=max((one.circuit for one in said if one.circuit in CIRCUITS), key=CIRCUITS.index, default=CIRCUITS[0]),
+        in_use=sum(int(one.in_use) for one in said),
+        queued=sum(int(one.queued) for one in said),
+        limit=sum(int(one.limit) for one in said),
+        failures=sum(int(one.failures) for one in said),
+        cooling_seconds=max(one.cooling_seconds for one in said),
+        cooling_for=next((one.cooling_for for one in reversed(said) if one.cooling_for), ""),
+        latency_ms=sum(latencies) / len(latencies) if latencies else None,
+        learnt_per_minute=learnt_per_minute,
+        errors=tuple(sorted({one.error for one in said if one.error})),
     )
 
 
 def _learnt(redis: Redis, digests: Mapping[str, str]) -> dict[str, float]:
-    """Requests a minute that refusals have taught, by the route's key."""
     replies = replies_of(redis, map(keys.learnt, digests.values()))
     us = {key: amounts(reply, ["us"]).get("us", 0) for key, reply in zip(digests, replies, strict=True)}
     return {key: 60e6 / each for key, each in us.items() if each > 0}

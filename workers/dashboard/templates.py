@@ -28,7 +28,6 @@ class Templates(Loader):
         self._ours = ours
 
     def resolve_path(self, name: str, parent_path: str | None = None) -> str:
-        """A template named by one of ours is one of ours."""
         if parent_path and parent_path.startswith(PREFIX) and not name.startswith(PREFIX):
             return PREFIX + name
         return str(super().resolve_path(name, parent_path))

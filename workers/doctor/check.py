@@ -1,7 +1,7 @@
 """One check, and all of them at once: none hides another, however it fails or hangs."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -32,47 +32,39 @@ class Check:
 Checks = Callable[[Settings], Iterator[Check]]
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A name for what goes wrong with its checks as a whole, and the checks."""
-
-    name: str
-    checks: Checks
-
-
-def examine(subjects: Sequence[Subject], settings: Settings, *, seconds: float = CHECK_SECONDS) -> list[Check]:
+def examine(subjects: Mapping[str, Checks], settings: Settings, *, seconds: float = CHECK_SECONDS) -> list[Check]:
     """Every check of every subject, in their order; all subjects at once."""
-    found: list[list[Check]] = [[] for _ in subjects]
-    threads = []
-    for subject, checks in zip(subjects, found, strict=True):
+    found: list[tuple[threading.Thread, list[Check]]] = []
+    for name, checks_of in subjects.items():
+        checks: list[Check] = []
         # A check that hangs must not keep the process.
-        thread = threading.Thread(target=_check, args=(subject, settings, checks), name=subject.name, daemon=True)
+        thread = threading.Thread(target=_check, args=(name, checks_of, settings, checks), name=name, daemon=True)
         thread.start()
-        threads.append(thread)
+        found.append((thread, checks))
     deadline = monotonic() + seconds
-    for subject, thread, checks in zip(subjects, threads, found, strict=True):
+    for thread, checks in found:
         thread.join(max(0.0, deadline - monotonic()))
         if thread.is_alive():
-            checks.append(Check(subject.name, ok=False, found=f"no answer within {seconds:g} s", fix=_HANGS))
-    return [check for checks in found for check in list(checks)]
+            checks.append(Check(thread.name, ok=False, found=f"no answer within {seconds:g} s", fix=_HANGS))
+    return [check for _, checks in found for check in list(checks)]
 
 
 _HANGS: Final = "what it asks hangs: look at that server's own log, then run `themes doctor` again"
 
 
-def _check(subject: Subject, settings: Settings, checks: list[Check]) -> None:
+def _check(name: str, checks_of: Checks, settings: Settings, checks: list[Check]) -> None:
     """One subject; an error of ours is its finding, its last part the fix."""
     try:
-        for check in subject.checks(settings):
+        for check in checks_of(settings):
             checks.append(check)  # noqa: PERF402  # what came before an error counts
     except ThemesError as exc:
         said = str(exc)
         found, _, fix = said.rpartition(": ")
-        checks.append(Check(subject.name, ok=False, found=found or said, fix=fix if found else "mend that"))
+        checks.append(Check(name, ok=False, found=found or said, fix=fix if found else "mend that"))
     except Exception as exc:  # noqa: BLE001  # the other checks go on, and this one says what it met
         said = masked(" ".join(f"{type(exc).__name__}: {exc}".split()))[:SHOWN_CHARACTERS]
         fix = "mend what the error names; `themes --debug doctor` shows more of it"
-        checks.append(Check(subject.name, ok=False, found=said, fix=fix))
+        checks.append(Check(name, ok=False, found=said, fix=fix))
 
 
 @contextmanager

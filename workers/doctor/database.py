@@ -20,17 +20,14 @@ from tasks.errors import DatabaseBusyError, DatabaseError
 from workers.doctor.check import Check
 from workers.results.database.backend import backend_of
 from workers.results.database.schema import schema_version
-from workers.results.database.sqlite import path_of
+from workers.results.database.sqlite import PROBE, damage, path_of, try_writing, version_of
 from workers.results.database.tables import SCHEMA_VERSION
 from workers.results.database.wal import WAL_HELD_BYTES, checkpoint, mebibytes, readers, size_bytes
 
 FREE_BYTES: Final = 200 * 1024 * 1024
 LOCK_SECONDS: Final = 3.0
 INTEGRITY_SECONDS: Final = 4.0
-#: Instructions of SQLite's machine between two looks at the clock.
-STEPS: Final = 10_000
 _ELSEWHERE: Final = "or set THEMES_STATE_DIR or DATABASE_URL elsewhere"
-_PROBE: Final = "CREATE TABLE themes_doctor (found INTEGER)"
 
 
 def checks(settings: Settings) -> Iterator[Check]:
@@ -41,7 +38,8 @@ def checks(settings: Settings) -> Iterator[Check]:
 
 
 def _sqlite(path: Path) -> Iterator[Check]:
-    folder = _existing(path.parent)
+    # The nearest folder, or what stands in its place, that exists.
+    folder = next((one for one in path.parents if one.exists()), Path("/"))
     yield _room(folder)
     if path.exists():
         yield from _file(path)
@@ -55,11 +53,6 @@ def _room(folder: Path) -> Check:
     return Check("disk", ok=fix is None, found=f"{free // 2**20} MiB free at {folder}", fix=fix)
 
 
-def _existing(folder: Path) -> Path:
-    """The nearest folder, or what stands in its place, that exists."""
-    return next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
-
-
 def _folder(path: Path, folder: Path) -> Check:
     refusal = _refusal(folder)
     if refusal is None:
@@ -69,7 +62,6 @@ def _folder(path: Path, folder: Path) -> Check:
 
 
 def _refusal(folder: Path) -> OSError | None:
-    """Why no file can be made in a folder; None when one can."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -94,9 +86,10 @@ def _file(path: Path) -> Iterator[Check]:
         database = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=LOCK_SECONDS, isolation_level=None)
         with contextlib.closing(database):
             yield _written(path, database)
-            yield _schema(path, database)
+            version, is_empty = version_of(database)
+            yield _judged(str(path), version, is_empty=is_empty)
             yield _log(path, database)
-            yield _whole(path, database)
+            yield _whole(path, damage(database, seconds=INTEGRITY_SECONDS))
     except sqlite3.DatabaseError as exc:
         yield Check("database", ok=False, found=f"{path}: {exc}", fix=_mend(path, exc))
 
@@ -108,14 +101,8 @@ def _mend(path: Path, exc: sqlite3.DatabaseError) -> str:
 
 
 def _written(path: Path, connection: sqlite3.Connection) -> Check:
-    """Really write, and take it back."""
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            connection.execute(_PROBE)
-            connection.execute("INSERT INTO themes_doctor VALUES (1)")
-        finally:
-            connection.execute("ROLLBACK")
+        mode = try_writing(connection)
     except sqlite3.OperationalError as exc:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
@@ -123,7 +110,6 @@ def _written(path: Path, connection: sqlite3.Connection) -> Check:
             fix = f"`fuser -v {path}` names it; a consumer holds it for milliseconds only"
             return Check("database", ok=False, found=found, fix=fix)
         return Check("database", ok=False, found=f"{path}: cannot be written ({exc})", fix=_mend(path, exc))
-    mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
     advice = None if mode == "wal" else "`themes consumer` sets it to wal, with which readers never wait"
     return Check("database", ok=True, found=f"{path}: written and rolled back, journal mode {mode}", fix=advice)
 
@@ -145,15 +131,6 @@ def _log(path: Path, connection: sqlite3.Connection) -> Check:
     return Check(name, ok=False, found=f"{said}: {effect}", fix=f"{fix}; the consumer then copies the log by itself")
 
 
-def _schema(path: Path, connection: sqlite3.Connection) -> Check:
-    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    row = (
-        connection.execute("SELECT version_num FROM alembic_version").fetchone() if "alembic_version" in names else None
-    )
-    version = int(row[0]) if row and str(row[0]).isdigit() else 0
-    return _judged(str(path), version, is_empty=not names)
-
-
 def _judged(place: str, version: int, *, is_empty: bool) -> Check:
     name, found = "database schema", f"version {version}, this program's is {SCHEMA_VERSION}"
     if version > SCHEMA_VERSION:
@@ -168,24 +145,16 @@ def _judged(place: str, version: int, *, is_empty: bool) -> Check:
     return Check(name, ok=True, found=found, fix=advice)
 
 
-def _whole(path: Path, connection: sqlite3.Connection) -> Check:
-    deadline = time.monotonic() + INTEGRITY_SECONDS
-    connection.set_progress_handler(lambda: int(time.monotonic() > deadline), STEPS)
+def _whole(path: Path, damaged: list[str] | None) -> Check:
     name, size = "database integrity", f"{os.stat(path).st_size // 2**20} MiB"  # noqa: PTH116
-    try:
-        said = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
-    except sqlite3.OperationalError as exc:
-        if getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_INTERRUPT:
-            raise
+    if damaged is None:
         fix = f"`sqlite3 {path} 'PRAGMA quick_check'` looks at all of it"
         found = f"no damage found in {INTEGRITY_SECONDS:g} s, the time for it is up ({size})"
         return Check(name, ok=True, found=found, fix=fix)
-    finally:
-        connection.set_progress_handler(None, 0)
-    if said == ["ok"]:
+    if not damaged:
         return Check(name, ok=True, found=f"whole ({size})")
     fix = f"`sqlite3 {path} .recover | sqlite3 mended.db` saves what can be read; or restore a backup"
-    return Check(name, ok=False, found=f"{path}: {'; '.join(said)[:200]}", fix=fix)
+    return Check(name, ok=False, found=f"{path}: {'; '.join(damaged)[:200]}", fix=fix)
 
 
 async def _server(settings: Settings) -> Check:
@@ -195,7 +164,7 @@ async def _server(settings: Settings) -> Check:
         began = time.perf_counter()
         with backend.translated():
             async with backend.writer.connect() as connection, connection.begin() as transaction:
-                await connection.exec_driver_sql(_PROBE)
+                await connection.exec_driver_sql(PROBE)
                 await connection.exec_driver_sql("DROP TABLE themes_doctor")
                 version = await schema_version(connection, place)
                 await transaction.rollback()

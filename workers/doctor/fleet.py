@@ -11,7 +11,7 @@ from tasks.connection import connect
 from tasks.jobs import registry as jobs
 from tasks.queue.retry import has_nothing_left
 from tasks.texts import count
-from workers.dashboard.system import consumers_of, queue_lengths
+from workers.dashboard.system import queue_lengths
 from workers.doctor.check import Check, reached
 
 SHOWN_JOBS: Final = 5
@@ -23,18 +23,18 @@ def workers(settings: Settings) -> Iterator[Check]:
         found = fleet.workers(client)
         changes = tuned.kept(client)
     fix = None if found else "`themes worker` (and `themes consumer`) in another terminal, or `themes up`"
-    said = ", ".join(_worker(name, report) for name, report in sorted(found.items()))
+    said = ", ".join(_worker(name, report) for name, report in found.items())
     yield Check("workers", ok=bool(found), found=said or "none is running", fix=fix)
     if changes:
         said = ", ".join(f"{key}={text} ({who})" for who, key, text in changes)
         yield Check("tuned", ok=True, found=f"{said}, until `themes tune --reset`")
-    pressed = sorted(name for name, report in found.items() if report.memory_pressure != "none")
+    pressed = [name for name, report in found.items() if report.memory_pressure != "none"]
     if pressed:
         threshold = found[pressed[0]].memory_threshold_mb
         fix = f"themes tune memory_pressure_threshold_mb={threshold * 2} (or fewer: worker_pool_size)"
         said = ", ".join(f"{name} ({found[name].memory_pressure})" for name in pressed)
         yield Check("worker memory", ok=True, found=f"under pressure: {said}", fix=fix)
-    off = {name: report.journal_off for name, report in sorted(found.items()) if report.journal_off}
+    off = {name: report.journal_off for name, report in found.items() if report.journal_off}
     if off:
         said = "; ".join(f"{name}: {reason}" for name, reason in off.items())
         fix = "make room in the state directory or let the workers write there; they go on by themselves"
@@ -61,28 +61,26 @@ def _worker(name: str, report: fleet.WorkerReport) -> str:
 
 def consumer(settings: Settings) -> Iterator[Check]:
     with reached(settings) as client:
-        found = consumers_of(client)
+        found = fleet.consumers(client)
         waiting = int(client.xlen(keys.RESULTS))
     if not found:
         fix = "`themes consumer` in another terminal, or `themes up`"
         yield Check("consumer", ok=False, found=f"none is running; {count(waiting, 'entry')} not stored yet", fix=fix)
         return
     said = ", ".join(
-        f"{one.name} ({count(one.lag, 'entry')} behind, {one.entries_per_second:.0f}/s lately, "
+        f"{name} ({count(one.lag, 'entry')} behind, {one.entries_per_second:.0f}/s lately, "
         f"{one.ms_per_batch:.1f} ms a batch)"
-        for one in found
+        for name, one in found.items()
     )
-    dead = sum(one.rejected for one in found)
+    dead = sum(one.rejected for one in found.values())
     mend = f"{count(dead, 'entry')} could not be stored; why stands in the table dead_letters" if dead else None
     yield Check("consumer", ok=not dead, found=said, fix=mend)
 
 
 def queue(settings: Settings) -> Iterator[Check]:
     with reached(settings) as client:
-        broker = client
-        if settings.celery.broker_url:
-            seconds = settings.redis.socket_timeout_seconds
-            broker = connect(settings.celery.broker_url, socket_timeout_seconds=seconds)
+        url, seconds = settings.celery.broker_url, settings.redis.socket_timeout_seconds
+        broker = connect(url, socket_timeout_seconds=seconds) if url else client
         (waiting, dead), lanes = queue_lengths(broker), fleet.live_lanes(client)
     fix = None
     if dead:

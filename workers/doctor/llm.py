@@ -79,7 +79,6 @@ def _connections(llm: LlmSettings, endpoint: Endpoint) -> Connections:
 
 
 async def _each(llm: LlmSettings, ask: Callable[..., Awaitable[list[T]]]) -> list[T]:
-    """What every endpoint says, asked at once."""
     known = endpoints(llm)
     found = await asyncio.gather(*(ask(llm, endpoint, alone=len(known) == 1) for endpoint in known))
     return [one for several in found for one in several]
@@ -106,7 +105,6 @@ async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> lis
 
 
 def _models(llm: LlmSettings, endpoint: Endpoint) -> list[str]:
-    """The models that are asked for here, by our names, each once."""
     wanted = [llm.model, *llm.roles.values(), *endpoint.models]
     return list(dict.fromkeys(model for model in wanted if model and endpoint.serves(model)))[:MAX_MODELS]
 

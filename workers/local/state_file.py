@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Self, TypeVar
 
 from tasks.errors import ConfigError, DatabaseError, ThemesError
-from tasks.state_dir import make_private
+from tasks.state_dir import make_private, writing_in
 from workers.llm.budget import BookAwayError, decisions
 from workers.llm.cache.completions import StoreAwayError
 
@@ -58,10 +58,8 @@ class StateFile:
 
     def __enter__(self) -> Self:
         make_private(self._folder)
-        try:
+        with writing_in(self._folder):
             self._lock = (self._folder / LOCK).open("a+")
-        except OSError as exc:
-            raise ConfigError(f"state_dir: {self._folder} cannot be written ({exc.strerror})") from exc
         try:
             self._take_lock()
             self._connection = self._thread.submit(self._opened).result()

@@ -20,6 +20,11 @@ def dollars(usd: float | None) -> str:
     return f"${usd:.3g}" if usd < 1 else f"${usd:,.2f}"
 
 
+def known(number: float | None, spec: str = "") -> str:
+    """A number in a format of Python's; a dash where it is not known."""
+    return NOTHING if number is None else f"{number:{spec}}"
+
+
 def duration(seconds: float | None) -> str:
     """42s, 3m10s, 2h05m; a dash where it is not known."""
     return NOTHING if seconds is None else waits.duration(seconds)

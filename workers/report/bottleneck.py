@@ -60,8 +60,6 @@ HEADROOM: Final = 1.3
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that holds the job up, or would next."""
-
     resource: Resource
     #: 0-1: how much of what this could carry is used, or how much of the time it takes.
     share: float
@@ -184,8 +182,6 @@ def _of(m: Measured, bound: Bound, known: Sequence[Bound]) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to change: a setting with its value and the new one, or words alone."""
-
     words: str = ""
     setting: str | None = None
     old: float | None = None
@@ -257,8 +253,7 @@ def _cpu(m: Measured, following: float) -> tuple[str, Change]:
     return evidence, Change(words, is_forecast=True)
 
 
-def _work(m: Measured, following: float) -> tuple[str, Change]:
-    del following
+def _work(m: Measured, _following: float) -> tuple[str, Change]:
     evidence = (
         f"{count(m.total, 'destination')} for {amount_of(m.lanes, 'lane')}, of which {m.lanes_busy:.1f} are busy on "
         f"average; one destination takes {time(m.destination_seconds)}"
@@ -266,8 +261,7 @@ def _work(m: Measured, following: float) -> tuple[str, Change]:
     return evidence, Change("nothing to tune: a larger job would use what is idle; this one waits for the LLM")
 
 
-def _database_bound(m: Measured, following: float) -> tuple[str, Change]:
-    del following
+def _database_bound(m: Measured, _following: float) -> tuple[str, Change]:
     commits = m.span("db.commit")
     evidence = f"the consumer is at the database {m.database_share:.0%} of the time, {time(mean(commits))} a batch"
     return evidence, Change(DATABASE_ADVICE)

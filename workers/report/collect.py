@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -54,19 +53,15 @@ async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5,
     live = read_live(settings, job_id)
     notes = [live.trouble] if live.trouble else []
     now = time.time()
-    async with AsyncExitStack() as stack:
-        found = await _stored(settings, job_id, stack, live, now)
-        if isinstance(found, str):
-            if live.status is None:
-                raise JobNotFoundError(
-                    f"no job {job_id!r}: `themes status` lists the jobs. {' '.join([*notes, found])}"
-                )
-            notes.append(found)
-            row = row_of(live.status)
-            account = empty_job_stats(started_at=row.started_at or row.created_at, ended_at=row.finished_at or now)
-            kept: list[ProcessMeasurements] = []
-        else:
-            row, account, kept = found
+    found = await _stored(settings, job_id, live, now)
+    if not isinstance(found, str):
+        row, account, kept = found
+    elif live.status is None:
+        raise JobNotFoundError(f"no job {job_id!r}: `themes status` lists the jobs. {' '.join([*notes, found])}")
+    else:
+        notes.append(found)
+        row, kept = row_of(live.status), []
+        account = empty_job_stats(started_at=row.started_at or row.created_at, ended_at=row.finished_at or now)
     if live.status is None and not live.trouble:
         notes.append("Redis no longer knows this job; all of this is from the database.")
     status = live.status or status_of(row)
@@ -77,21 +72,23 @@ async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5,
 
 
 async def _stored(
-    settings: Settings, job_id: str, stack: AsyncExitStack, live: Live, now: float
+    settings: Settings, job_id: str, live: Live, now: float
 ) -> tuple[JobRow, JobStats, list[ProcessMeasurements]] | str:
     """What the database has of a job, or why it has nothing. Raises DatabaseError where Redis is away too."""
     store = AsyncDatabaseManager.from_settings(settings)
-    stack.push_async_callback(store.close)
     try:
-        await store.open()
-        row = await store.job(job_id)
-    except DatabaseError as bad:
-        if live.trouble:
-            raise
-        return f"Nothing is from the database: {bad}"
-    if row is None:
-        return "The database does not know this job yet: is a consumer running?"
-    return row, await read_job_stats(store, row, now=now), await store.measurements(job_id)
+        try:
+            await store.open()
+            row = await store.job(job_id)
+        except DatabaseError as bad:
+            if live.trouble:
+                raise
+            return f"Nothing is from the database: {bad}"
+        if row is None:
+            return "The database does not know this job yet: is a consumer running?"
+        return row, await read_job_stats(store, row, now=now), await store.measurements(job_id)
+    finally:
+        await store.close()
 
 
 def read_live(settings: Settings, job_id: str) -> Live:
@@ -121,7 +118,6 @@ def _read(redis: Redis, job_id: str) -> Live:
 
 
 def said(settings: Settings) -> dict[str, Any]:
-    """The reader's settings that bear on a job's speed."""
     limits = settings.performance_optimization
     return {name: getattr(limits, name) for name in SAID} | {
         "requests_per_minute": settings.llm.requests_per_minute,

@@ -60,13 +60,9 @@ def _standing(status: JobStatus, alive: int | None) -> Finding | None:
         advice = "bring the endpoint back, ask for a higher limit, or add another endpoint (llm.endpoints); the work "
         return held("endpoint", evidence, f"{advice}goes on by itself")
     if alive == 0:
-        left = count(_left(status), "destination")
+        left = count(max(0, status.total - status.done - status.failed), "destination")
         return held("workers", f"no worker is alive; {left} waiting", "start one: themes worker (or themes up)")
     return None
-
-
-def _left(status: JobStatus) -> int:
-    return max(0, status.total - status.done - status.failed)
 
 
 def _failures(status: JobStatus, account: JobStats) -> Finding | None:
@@ -82,7 +78,6 @@ def _failures(status: JobStatus, account: JobStats) -> Finding | None:
 
 
 def _consumer(account: JobStats, status: JobStatus) -> Finding | None:
-    """The workers were done, and the job was not: their results waited to be written."""
     if not status.is_final or account.last_at is None or account.seconds < SHORT_SECONDS:
         return None
     late = account.ended_at - account.last_at
@@ -141,7 +136,6 @@ def _tail(account: JobStats) -> Finding | None:
 
 
 def _reached(points: list[Point], count: float) -> float:
-    """Seconds from the start until `count` destinations had ended."""
     seen = 0
     for point in points:
         seen += point.ended

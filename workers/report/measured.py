@@ -65,7 +65,6 @@ class Measured:
         return self.rate * self.calls_per_destination
 
     def fact(self, key: str) -> str | float | bool | None:
-        """A setting in force, by its whole name or by its last part."""
         last = key.rpartition(".")[2]
         for known in (key, last):
             if known in self.facts:
@@ -88,7 +87,6 @@ class Measured:
 
 
 def mean(histogram: Histogram) -> float:
-    """Mean of what a histogram has counted; 0 when that is nothing."""
     return histogram.total / histogram.count if histogram.count else 0.0
 
 
@@ -135,9 +133,13 @@ def measured(
         for name, amount in sums.items()
         if name.startswith("llm.errors.") and amount
     }
-    cpu = [part.sums.get("cpu_seconds", 0.0) / part.sums["held_seconds"] for part in workers if _held(part)]
-    pool_wait = spans.get("llm.pool_wait", Histogram()).total / sent.count if sent.count else 0.0
-    rate_wait = spans.get("llm.rate_wait", Histogram()).total / sent.count if sent.count else 0.0
+    cpu = [
+        part.sums.get("cpu_seconds", 0.0) / part.sums["held_seconds"] for part in workers if _of([part], "held_seconds")
+    ]
+    totals = {name: span.total for name, span in spans.items()}
+    pool_wait = totals.get("llm.pool_wait", 0.0) / sent.count if sent.count else 0.0
+    rate_wait = totals.get("llm.rate_wait", 0.0) / sent.count if sent.count else 0.0
+    web_seconds = totals.get(WEB, 0.0) / count if count else 0.0
     return Measured(
         seconds=seconds,
         destinations=count,
@@ -155,7 +157,7 @@ def measured(
         rate_wait_seconds=rate_wait,
         destination_seconds=mean(destinations),
         unqueued_seconds=_unqueued(
-            mean(destinations), sent, pool_wait + rate_wait, per_destination, rounds, before=_web_seconds(spans, count)
+            mean(destinations), sent, pool_wait + rate_wait, per_destination, rounds, before=web_seconds
         ),
         cpu_cores=sum(cpu) / len(cpu) if cpu else 0.0,
         busiest_cpu_cores=max(cpu, default=0.0),
@@ -171,14 +173,6 @@ def measured(
 
 def _of(parts: Sequence[ProcessMeasurements], name: str) -> float:
     return sum(part.sums.get(name, 0.0) for part in parts)
-
-
-def _held(part: ProcessMeasurements) -> bool:
-    return part.sums.get("held_seconds", 0.0) > 0
-
-
-def _web_seconds(spans: Mapping[str, Histogram], destinations: int) -> float:
-    return spans[WEB].total / destinations if WEB in spans and destinations else 0.0
 
 
 def _unqueued(

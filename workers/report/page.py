@@ -11,11 +11,12 @@ from tornado.template import Template
 
 import workers.dashboard
 from tasks.texts import count
-from workers.observe.format import NOTHING, dollars, duration, size, times
+from workers import observe
+from workers.observe.format import NOTHING, dollars, duration
 from workers.observe.format import time as span_of
 from workers.observe.measurements import HOPS
 from workers.report import charts
-from workers.report.report import Hop, JobReport, ProcessLine, Saving, Slow
+from workers.report.report import Hop, JobReport, Slow
 
 _PAGES: Final = Path(__file__).parent / "pages"
 _BASE: Final = Path(workers.dashboard.__path__[0]) / "pages" / "base.css"
@@ -44,41 +45,20 @@ def values(report: JobReport) -> dict[str, Any]:
         "when": f"{moment(account.started_at)} to {moment(account.ended_at)}" if account.runs else "not begun",
         "headline": headline(report),
         "figures": figures(report),
-        "findings": [
-            {
-                "rank": number, "name": each.name, "share": f"{each.share:.0%}" if each.share else "",
-                "evidence": each.evidence[:1].upper() + each.evidence[1:],
-                "advice": each.advice, "gain": times(each.gain) if each.gain else "",
-                "bar": charts.bar(0, each.share, "wait", f"{each.name}: {each.share:.0%}"),
-            }
-            for number, each in enumerate(report.findings, 1)
-        ],
-        "capacities": _capacities(report),
+        "report": report,
         "breakable": breakable,
+        "charts": charts,
+        "cost": cost,
+        "format": observe.format,
+        "of": of,
+        "share": share,
+        "went": went,
         "curves": _curves(report),
         "lane_hops": _waterfall([hop for hop in report.hops if hop.place == "lane"]),
         "other_hops": _waterfall([hop for hop in report.hops if hop.place != "lane"]),
-        "savings": [_saving(each) for each in report.savings],
-        "optimisations": report.optimisations,
         "switch": lambda is_on: "?" if is_on is None else "on" if is_on else "off",
-        "bar_of": lambda each: "" if each.share is None else charts.bar(0, each.share, "llm", f"{each.share:.0%}"),
-        "failures": account.failures,
-        "troubled": [stage for stage in account.stages if stage.not_ok],
-        "stages": [
-            {
-                "stage": each.stage, "llm_calls": f"{each.llm_calls:,}", "cached": f"{each.cached:,}",
-                "tokens": f"{each.prompt_tokens + each.completion_tokens:,}", "cost": cost(each.cost_usd),
-                "mean": span_of(each.mean_ms / 1000), "not_ok": f"{each.not_ok:,}",
-            }
-            for each in account.stages
-        ],
-        "slowest": [_slow(each) for each in report.slowest],
         "legend": _LEGEND,
-        "processes": [_process(each) for each in report.processes],
-        "facts": [(key, "not set" if value is None else value) for key, value in report.facts.items()],
-        "notes": report.notes,
-        "is_profiled": report.is_profiled,
-    }  # fmt: skip
+    }
 
 
 def breakable(words: str) -> str:
@@ -136,34 +116,19 @@ def moment(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
-def _capacities(report: JobReport) -> list[dict[str, str]]:
-    rate = report.working_rate
-    return [
-        {
-            "name": each.name, "words": each.words, "per_second": f"{each.per_second:.3g}",
-            "used": share(min(1.0, rate / each.per_second)) if each.per_second else NOTHING,
-            "bar": charts.bar(0, rate / each.per_second if each.per_second else 0, "wait", f"{each.name} in use"),
-        }
-        for each in report.capacities
-    ]  # fmt: skip
-
-
-def _curves(report: JobReport) -> list[dict[str, Any]]:
+def _curves(report: JobReport) -> list[tuple[str, str, str]]:
     points = report.account.timeline
     if not report.account.runs:
         return []
     found = []
-    for name, words, kind, series in (
-        ("destinations", "destinations/s", "llm", [point.ended / point.seconds for point in points]),
-        ("calls", "LLM calls/s", "cache", [point.calls / point.seconds for point in points]),
-        ("in_work", "destinations in work", "wait", [point.in_work for point in points]),
+    for words, kind, series in (
+        ("destinations/s", "llm", [point.ended / point.seconds for point in points]),
+        ("LLM calls/s", "cache", [point.calls / point.seconds for point in points]),
+        ("destinations in work", "wait", [point.in_work for point in points]),
     ):
-        most = max(series, default=0.0)
-        label = f"{words} over time, at most {most:.3g}"
-        found.append(
-            {"name": name, "words": words, "most": f"{most:.3g}", "svg": charts.curve(series, label, kind=kind)}
-        )
-    return [*found, {"end": span_of(points[-1].at + points[-1].seconds), "svg": ""}]
+        most = f"{max(series, default=0.0):.3g}"
+        found.append((words, most, charts.curve(series, f"{words} over time, at most {most}", kind=kind)))
+    return found
 
 
 def _waterfall(hops: list[Hop]) -> list[dict[str, str]]:
@@ -184,41 +149,10 @@ def _waterfall(hops: list[Hop]) -> list[dict[str, str]]:
     return rows
 
 
-def _saving(each: Saving) -> dict[str, str]:
-    return {
-        "words": each.words,
-        "calls": f"{each.calls:,}",
-        "tokens": NOTHING if each.tokens is None else f"{each.tokens:,}",
-        "usd": "" if each.by == "memory" else cost(each.usd),
-        "by": each.by,
-    }
-
-
-def _slow(each: Slow) -> dict[str, Any]:
-    parts = sorted(each.shares.items(), key=lambda item: -item[1])[:3]
-    return {
-        "name": each.name,
-        "seconds": span_of(each.seconds),
-        "outcome": each.outcome,
-        "calls": NOTHING if each.calls is None else str(each.calls),
-        "worker": each.worker,
-        "svg": charts.stack(each.shares, f"where the time of {each.name} went") if each.shares else "",
-        "words": ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts if part >= NAMED_SHARE),
-    }
-
-
-def _process(each: ProcessLine) -> dict[str, str]:
-    return {
-        "name": each.name,
-        "runs": f"{each.runs:,}",
-        "calls": f"{each.calls:,}",
-        "lanes": of(each.lanes_busy, each.lanes),
-        "pool": of(each.pool_busy, each.pool),
-        "cpu": NOTHING if each.cpu_cores is None else f"{each.cpu_cores:.2f}",
-        "memory": NOTHING if each.rss_bytes is None else size(each.rss_bytes),
-        "threads": NOTHING if each.threads is None else f"{each.threads:.0f}",
-        "stolen": NOTHING if each.stolen is None else f"{each.stolen:.0f}",
-    }
+def went(slow: Slow) -> str:
+    """The three largest parts of a destination's time, in words."""
+    parts = sorted(slow.shares.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{HOPS[hop]} {part:.0%}" for hop, part in parts if part >= NAMED_SHARE) or "not kept"
 
 
 def of(part: float | None, whole: float | None) -> str:

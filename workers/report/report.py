@@ -82,8 +82,6 @@ class ProcessLine(msgspec.Struct, frozen=True):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """Destinations a second that a resource could carry; `words` say how much of it there is."""
-
     resource: str
     name: str
     per_second: float

@@ -61,13 +61,9 @@ class Place(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True):
     generic: bool = False
 
     def themes(self, category: str) -> list[tuple[str, str]]:
-        """List the (name, description) pairs of a category; of an unknown category made-up ones."""
         if category in CATEGORIES:
             return [_split(entry) for entry in getattr(self, category)]
         return [_split(entry) for entry in _generic_entries(self.name, category)]
-
-    def find(self, theme: str) -> tuple[str, str] | None:
-        return _index(self).get(theme)
 
 
 class Knowledge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,7 +117,6 @@ class Dice:
         self._rest = 0
 
     def below(self, count: int) -> int:
-        """Throw a whole number from 0 to count - 1."""
         if self._rest < count << 32:
             digest = hashlib.blake2b(self._key)
             self._key = digest.digest()
@@ -130,11 +125,9 @@ class Dice:
         return number
 
     def between(self, low: float, high: float) -> float:
-        """Throw a number with two decimals within the bounds."""
         return round(low + self.below(1001) / 1000 * (high - low), 2)
 
     def some(self, choices: Sequence[T], count: int) -> list[T]:
-        """Take `count` different choices in a random order; all of them when there are fewer."""
         left = list(choices)
         return [left.pop(self.below(len(left))) for _ in range(min(count, len(left)))]
 
@@ -213,7 +206,7 @@ def _each_theme(place: Place, question: Question, members: Schema, seed: int) ->
     for theme_id, part in members.items():
         theme = known.get(theme_id, Theme(theme_id, f"Sights of {place.name}", CATEGORIES[0]))
         made_up = theme.category, theme.description or f"{theme.name} in {place.name}."
-        category, description = place.find(theme.name) or made_up
+        category, description = _index(place).get(theme.name) or made_up
         about = About(place, theme.name, theme.category or category, description)
         fields = _members(part)
         if not fields.keys() <= _FIELDS.keys():
@@ -267,15 +260,13 @@ def _some_of(field: str) -> Callable[[About, Dice], list[str]]:
     return some
 
 
-def _groups(place: Place, themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[list[str]]:
-    del place
+def _groups(_place: Place, themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[list[str]]:
     allowed = schema.get("items", {}).get("items", {}).get("enum")
     foods = [theme.id for theme in themes if theme.category == "food" and (not allowed or theme.id in allowed)]
     return [foods[:2]] if len(foods) > 1 and dice.below(4) == 0 else []
 
 
-def _recommendations(place: Place, themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[str]:
-    del themes
+def _recommendations(place: Place, _themes: Sequence[Theme], schema: Schema, dice: Dice) -> list[str]:
     most = min(3, schema.get("maxItems", 3))
     chosen = dice.some(knowledge().recommendations, 1 + dice.below(max(1, most)))[:most]
     return [_clip(sentence.replace("{place}", place.name), schema.get("items", {})) for sentence in chosen]
@@ -318,9 +309,10 @@ def _split(entry: str) -> tuple[str, str]:
 
 def _place(name: Name) -> Place:
     place = _places().get(_plain(name.name))
-    if place is not None and (name.country is None or _plain(name.country) in _countries(place)):
-        return place
-    return _generic_place(name.name)
+    if place is None:
+        return _generic_place(name.name)
+    countries = {_plain(country) for country in [place.country or "", *place.also]}
+    return place if name.country is None or _plain(name.country) in countries else _generic_place(name.name)
 
 
 def _plain(text: str) -> str:
@@ -335,10 +327,6 @@ def _places() -> dict[str, Place]:
 @functools.cache
 def knowledge() -> Knowledge:
     return msgspec.yaml.decode(KNOWLEDGE_FILE.read_bytes(), type=Knowledge)
-
-
-def _countries(place: Place) -> set[str]:
-    return {_plain(name) for name in [place.country or "", *place.also]}
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,8 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from config.errors import ConfigError
-from workers.sandbox.answers import Question, fill
-from workers.sandbox.answers import understand as understand_question
+from workers.sandbox import answers
 from workers.sandbox.faults import spoil
 from workers.sandbox.instances import Instances, NoInstanceError
 
@@ -27,8 +26,6 @@ _REFUSAL: Final = "I'm sorry, but I can't help with that."
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message of a chat; its content is text or a list of parts."""
-
     role: str
     content: str | list[dict[str, Any]] | None = None
 
@@ -40,8 +37,6 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class NamedSchema(msgspec.Struct, frozen=True):
-    """`response_format.json_schema`; the schema's own bytes are the key to its compiled form."""
-
     name: str = ""
     schema: msgspec.Raw = msgspec.Raw(b"true")
 
@@ -63,8 +58,6 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
 
 class Refusal(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
-    """A request that is answered with an error status."""
-
     def __init__(self, status: int, message: str, *, code: str, kind: str = "invalid_request_error") -> None:
         super().__init__(message)
         self.status = status
@@ -77,7 +70,7 @@ class Prompt(msgspec.Struct, frozen=True):
     seed: int
     max_tokens: int | None
     instances: Instances | None
-    question: Question
+    question: answers.Question
     wants_json: bool
 
 
@@ -96,7 +89,6 @@ class Chat:
         self._schemas: dict[bytes, Instances] = {}
 
     def understand(self, body: bytes) -> Prompt:
-        """Read a request. Raises Refusal."""
         try:
             asked = msgspec.json.decode(body, type=ChatRequest)
         except msgspec.DecodeError as exc:
@@ -123,7 +115,7 @@ class Chat:
             seed=self._seed if asked.seed is None else hash((self._seed, asked.seed)),
             max_tokens=asked.max_completion_tokens or asked.max_tokens,
             instances=instances,
-            question=understand_question(text, schema=instances.schema if instances else None, schema_name=name),
+            question=answers.understand(text, schema=instances.schema if instances else None, schema_name=name),
             wants_json=wanted.type != "text",
         )
 
@@ -143,7 +135,7 @@ class Chat:
         if prompt.instances is None:
             return '{"answer":"sandbox"}' if prompt.wants_json else "This is the sandbox, not a model."
         if not self._wild:
-            instance = fill(prompt.question, prompt.instances.schema, prompt.seed)
+            instance = answers.fill(prompt.question, prompt.instances.schema, prompt.seed)
             if instance is not None and prompt.instances.is_valid(instance):
                 return msgspec.json.encode(instance).decode()
         key = hashlib.blake2b(f"{prompt.seed}/{prompt.digest}".encode(), digest_size=8).digest()
@@ -155,19 +147,18 @@ class Chat:
 
     def completion(self, prompt: Prompt, fault: str = "") -> dict[str, Any]:
         """The body of the answer, spoilt by this kind of fault. Raises Refusal: the schema has no instance."""
-        content: str | None = self._content(prompt)
+        content = self._content(prompt)
         finish = {"truncated": "length", "content_filter": "content_filter"}.get(fault, "stop")
         check = prompt.instances.is_valid if prompt.instances else lambda _: False
-        text = spoil(fault, content or "", is_valid=check) if fault else content or ""
+        text = spoil(fault, content, is_valid=check) if fault else content
         most = prompt.max_tokens
         if most is not None and tokens(text) > most:
             text, finish = text[: most * CHARACTERS_PER_TOKEN], "length"
         if fault in ("content_filter", "empty", "refusal"):
             text = _REFUSAL if fault == "refusal" else ""
         asked, said = tokens(prompt.text), tokens(text)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        if fault == "refusal":
-            message = {"role": "assistant", "content": None, "refusal": text}
+        said_as, other = ("refusal", "content") if fault == "refusal" else ("content", "refusal")
+        message = {"role": "assistant", said_as: text, other: None}
         choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
         return {
             "id": f"chatcmpl-sandbox-{prompt.digest}",
@@ -180,7 +171,6 @@ class Chat:
 
 
 def tokens(text: str) -> int:
-    """Estimate the tokens of a text: a quarter of its characters, rounded up."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 

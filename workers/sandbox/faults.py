@@ -90,7 +90,6 @@ def parse_fault(text: str) -> Fault:
 
 
 def choose_fault(faults: Sequence[Fault], *, text: str, digest: str, seed: int, occurrence: int) -> Fault | None:
-    """Return the first rule that applies to this prompt at its `occurrence`-th time (from 0), or None."""
     for place, fault in enumerate(faults):
         if fault.times is not None and occurrence >= fault.times:
             continue
@@ -102,7 +101,6 @@ def choose_fault(faults: Sequence[Fault], *, text: str, digest: str, seed: int, 
 
 
 def draw(key: str) -> float:
-    """Draw a number from 0 (included) to 1 (excluded) that depends on the key alone."""
     bits = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 11
     return bits / 2.0**53
 

@@ -58,7 +58,6 @@ class Instances:
         return self._validator.is_valid(instance)
 
     def draw(self, rng: random.Random) -> Any:
-        """Draw a valid instance. Raises NoInstanceError after `ATTEMPTS` draws."""
         reason = "it has none, or uses keywords that the sandbox does not draw"
         for _ in range(ATTEMPTS):
             try:
@@ -160,7 +159,6 @@ class Instances:
 
 
 def _number(schema: Schema, rng: random.Random, *, whole: bool) -> int | float:
-    """A multiple of a step within the bounds: of `multipleOf`, of 1, or of a thousandth of the range."""
     low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
     high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
     if math.isinf(low):

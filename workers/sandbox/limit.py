@@ -25,9 +25,6 @@ class RequestLimit:
         self._level = burst
         self._at = time.monotonic()
 
-    def __str__(self) -> str:
-        return f"{self.per_second:g}/s,burst={self.burst:g},retry_after={self.retry_after}"
-
     def wait_seconds(self, now: float) -> float:
         """Let one request through and return 0, or refuse it and return the seconds until one may pass."""
         self._level = min(self.burst, self._level + (now - self._at) * self.per_second)

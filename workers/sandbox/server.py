@@ -44,8 +44,6 @@ _AT_ONCE: Final = ("400", "401", "404", "429")
 
 
 class _Record(msgspec.Struct):
-    """One request in the log; times in monotonic seconds."""
-
     stage: str = "unknown"
     destination: str = ""
     started: float = 0.0
@@ -116,13 +114,11 @@ class SandboxServer:
 
     @property
     def root_url(self) -> str:
-        """The server's own address, for `/stats`, `/faults`, `/log` and `/health`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
     @property
     def base_url(self) -> str:
-        """What clients take as OPENAI_BASE_URL."""
         return f"{self.root_url}/v1"
 
     def set_faults(self, faults: Sequence[str]) -> None:
@@ -164,7 +160,6 @@ class SandboxServer:
         return counts | ({"prompts": dict(self._asked)} if prompts else {})
 
     def log(self) -> list[dict[str, Any]]:
-        """List the last `LOG_LENGTH` requests in the order of their end; times in monotonic seconds."""
         return [msgspec.to_builtins(record) for record in self._log]
 
     def _application(self) -> web.Application:
@@ -288,7 +283,6 @@ def _faulty_status(fault: Fault) -> web.Response:
 
 
 async def _misbehave(request: web.Request, fault: Fault, body: bytes, record: _Record) -> web.StreamResponse:
-    """Send a body that is cut, slow or without an end."""
     response = web.StreamResponse(headers={"Content-Type": _JSON})
     if fault.kind != "endless":
         response.content_length = len(body)

@@ -8,6 +8,7 @@ switched off, so that every BEGIN is ours.
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,11 @@ WRITER_CACHE_KIB: Final = 65_536
 #: Seconds of one wait for the write lock. SQLite waits in a thread that cannot be interrupted: in slices, a
 #: consumer that is told to stop while another program holds the file can.
 LOCK_SLICE_SECONDS: Final = 0.25
+
+#: Instructions of SQLite's machine between two looks at the clock.
+CHECK_STEPS: Final = 10_000
+#: What a user who may write can make and take back.
+PROBE: Final = "CREATE TABLE themes_doctor (found INTEGER)"
 
 #: Primary result codes that pass by themselves or with a person's help, without any loss.
 _PASSING: Final = {
@@ -247,3 +253,37 @@ class SQLiteFile:
         await self.log.close()
         await self.readers.dispose()
         await self.writer.dispose()
+
+
+def try_writing(connection: sqlite3.Connection) -> str:
+    """Really write, and take it back; returns the journal mode."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute(PROBE)
+        connection.execute("INSERT INTO themes_doctor VALUES (1)")
+    finally:
+        connection.execute("ROLLBACK")
+    return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def version_of(connection: sqlite3.Connection) -> tuple[int, bool]:
+    """The version of the tables, 0 where they are another application's, and whether there are none at all."""
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    known = "alembic_version" in names
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
+    return int(row[0]) if row and str(row[0]).isdigit() else 0, not names
+
+
+def damage(connection: sqlite3.Connection, *, seconds: float) -> list[str] | None:
+    """What is damaged, as far as `seconds` go; None where the time was up before all was looked at."""
+    deadline = time.monotonic() + seconds
+    connection.set_progress_handler(lambda: int(time.monotonic() > deadline), CHECK_STEPS)
+    try:
+        found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
+    except sqlite3.OperationalError as exc:
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_INTERRUPT:
+            raise
+        return None
+    finally:
+        connection.set_progress_handler(None, 0)
+    return [] if found == ["ok"] else found
