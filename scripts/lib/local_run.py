@@ -25,7 +25,7 @@ from tasks.errors import ConfigError, InputError, JobNotFoundError, ThemesError
 from tasks.inputs.reader import Reader
 from tasks.jobs.registry import JobStatus, job_name, new_job_id, options_of
 from tasks.messages import Destination, JobOptions
-from workers.local.job import InProcessJob
+from workers.local.job import LocalJob
 from workers.local.state_file import StateFile
 from workers.local.writer import book_orphans_in_database
 from workers.observe.metrics import Histogram
@@ -88,7 +88,7 @@ class _Run:
         self._on_job = on_job
         self._progress = Progress(settings)
         self._pages: Pages | None = None
-        self._job: InProcessJob | None = None
+        self._job: LocalJob | None = None
         self._signals = 0
         self._task: asyncio.Task[RunResult] | None = None
 
@@ -210,13 +210,13 @@ class _Run:
 
     def _job_of(
         self, store: AsyncDatabaseManager, file: StateFile, job_id: str, options: JobOptions, *, attempt: int
-    ) -> InProcessJob:
-        return InProcessJob(
+    ) -> LocalJob:
+        return LocalJob(
             self._settings, store, file, job_id=job_id, options=options, attempt=attempt,
             written=self._progress.written, limit_usd=self._request.budget_usd,
         )  # fmt: skip
 
-    async def _work(self, job: InProcessJob, name: str, pages: Pages | None, failed: list[str] | None = None) -> None:
+    async def _work(self, job: LocalJob, name: str, pages: Pages | None, failed: list[str] | None = None) -> None:
         def opened() -> None:
             if self._on_job:
                 self._on_job(job.job_id)
@@ -229,7 +229,7 @@ class _Run:
             shown.cancel()
             await asyncio.gather(shown, return_exceptions=True)
 
-    async def _end(self, store: AsyncDatabaseManager, job: InProcessJob) -> RunResult:
+    async def _end(self, store: AsyncDatabaseManager, job: LocalJob) -> RunResult:
         row = await store.job(job.job_id)
         assert row is not None  # noqa: S101  # it was written first
         status = self._progress.status_of(row, job)

@@ -16,7 +16,7 @@ from config.settings import Settings
 from scripts.lib.job_view import LINE_SECONDS, Lines, View, summary
 from tasks.jobs.budget import NANO
 from tasks.jobs.registry import JobStatus, waiting
-from workers.local.job import InProcessJob
+from workers.local.job import LocalJob
 from workers.results.database.rows import Applied, JobRow
 from workers.results.progress import RateWindow, counters, destination_event
 from workers.results.queries.status import status_of
@@ -45,7 +45,7 @@ class Progress:
             self._row = row
             self._rate = self._rates.rate(row, time.time())
 
-    async def show(self, job: InProcessJob) -> None:
+    async def show(self, job: LocalJob) -> None:
         if not self._is_wanted:
             return
         console = Console(stderr=True)
@@ -54,21 +54,21 @@ class Progress:
         else:
             await self._show_lines(console, job)
 
-    async def _show_live(self, console: Console, job: InProcessJob) -> None:
+    async def _show_live(self, console: Console, job: LocalJob) -> None:
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 if self._row:
                     live.update(self.view.render(self.status_of(self._row, job)), refresh=True)
                 await asyncio.sleep(DRAW_SECONDS)
 
-    async def _show_lines(self, console: Console, job: InProcessJob) -> None:
+    async def _show_lines(self, console: Console, job: LocalJob) -> None:
         lines = Lines(words)
         while True:
             await asyncio.sleep(LINE_SECONDS)
             if self._row and (line := lines.next(self.status_of(self._row, job))):
                 console.print(line, highlight=False, soft_wrap=True)
 
-    def status_of(self, row: JobRow, job: InProcessJob) -> JobStatus:
+    def status_of(self, row: JobRow, job: LocalJob) -> JobStatus:
         figures = counters(row, self._rate)
         more: dict[str, object] = {}
         if job.book is not None:

@@ -16,7 +16,7 @@ from tasks.messages import Destination
 from workers.llm.cache import codec
 from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
@@ -133,14 +133,14 @@ async def test_a_prompt_from_memory(redis_url: str) -> None:
             stage = next(stage for stage in load_stages() if stage.name == "discover.food")
             prompts = [stage.prompt(Input.of(Destination.of(f"City {number}"))) for number in range(100)]
             for prompt in prompts:
-                await generator.answer(prompt, account=Account(), request_priority=0)
+                await generator.answer(prompt, stage_stats=StageStats(), request_priority=0)
             calm_collector()
 
             async def again() -> int:
                 for _ in range(20):
                     for prompt in prompts:
                         assert (
-                            await generator.answer(prompt, account=Account(), request_priority=0)
+                            await generator.answer(prompt, stage_stats=StageStats(), request_priority=0)
                         ).source == "cached"
                 return 20 * len(prompts)
 

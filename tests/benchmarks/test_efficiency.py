@@ -20,7 +20,7 @@ from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnswerFormat
 from workers.llm.endpoints.request import request_of
 from workers.llm.flights.shared import SharedFlights
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
@@ -85,7 +85,7 @@ async def test_efficiency_at_200_ms(
                 return msgspec.json.decode(await answer.read())
 
         async def whole(number: int) -> object:
-            return await generator.answer(_prompt(number), account=Account(), request_priority=number)
+            return await generator.answer(_prompt(number), stage_stats=StageStats(), request_priority=number)
 
         await pool.warm(in_flight)
         for turn in range(ROUNDS):

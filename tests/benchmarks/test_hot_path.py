@@ -24,7 +24,7 @@ from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnswerFormat
 from workers.llm.endpoints.request import request_of
 from workers.llm.flights.shared import SharedFlights
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
@@ -101,7 +101,7 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
 
             async def whole(number: int, turn: int = turn, generator: FocusedLLMGenerator = generator) -> object:
                 prompt = _prompt(number + (turn + 1) * 1_000_000)
-                return await generator.answer(prompt, account=Account(), request_priority=number)
+                return await generator.answer(prompt, stage_stats=StageStats(), request_priority=number)
 
             floor, _ = await _all(bare)
             ours, _ = await _all(whole)

@@ -18,7 +18,7 @@ from tasks.connection import connect_async
 from tasks.messages import Destination
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 
@@ -113,7 +113,9 @@ async def _process(number: int, count: int) -> int:
     async def lane() -> int:
         answered = 0
         for prompt in todo:
-            answered += (await generator.answer(prompt, account=Account(), request_priority=0)).source == "called"
+            answered += (
+                await generator.answer(prompt, stage_stats=StageStats(), request_priority=0)
+            ).source == "called"
         return answered
 
     done = await asyncio.gather(*(lane() for _ in range(lanes)), return_exceptions=True)

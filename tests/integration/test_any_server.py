@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from config.settings import Settings, load
 from tasks.messages import Destination, JobOptions
-from workers.local.job import InProcessJob
+from workers.local.job import LocalJob
 from workers.local.state_file import StateFile
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
@@ -134,8 +134,8 @@ async def _job(script: Sequence[Reply], budget_usd: float | None) -> None:
             config = _settings(server.url, state)
             with StateFile(state) as file:
 
-                async def run(attempt: int, limit_usd: float | None) -> InProcessJob:
-                    job = InProcessJob(
+                async def run(attempt: int, limit_usd: float | None) -> LocalJob:
+                    job = LocalJob(
                         config, store, file, job_id="j", options=options, attempt=attempt, written=lambda _: None,
                         limit_usd=limit_usd,
                     )  # fmt: skip

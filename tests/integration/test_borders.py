@@ -31,7 +31,7 @@ from workers.llm.cancellation import Cancellation
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import endpoints
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
@@ -66,13 +66,13 @@ async def _generator(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
         yield FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
 
 
-async def _ask(settings: Settings, *names: str, stage: str = "discover.food") -> Account:
+async def _ask(settings: Settings, *names: str, stage: str = "discover.food") -> StageStats:
     """Ask for some destinations, one after the other; returns what it has cost."""
-    account = Account()
+    stage_stats = StageStats()
     async with _generator(settings) as generator:
         for name in names or ("Kyoto",):
-            await generator.answer(_prompt(name, stage), account=account, request_priority=0)
-    return account
+            await generator.answer(_prompt(name, stage), stage_stats=stage_stats, request_priority=0)
+    return stage_stats
 
 
 async def test_a_refused_temperature_is_left_out_from_then_on(settings_for: MakeSettings) -> None:
@@ -174,9 +174,9 @@ async def test_a_model_that_thinks_is_given_room_and_only_the_first_call_is_lost
 
 async def test_the_other_stages_of_a_model_that_thinks_have_the_same_room(settings_for: MakeSettings) -> None:
     async with server_that(lambda _, body: _thinks(body)) as server, _generator(_settings(settings_for, server)) as one:
-        await one.answer(_prompt(stage="discover.food"), account=Account(), request_priority=0)
+        await one.answer(_prompt(stage="discover.food"), stage_stats=StageStats(), request_priority=0)
         before = len(server.asked)
-        await one.answer(_prompt(stage="discover.culture"), account=Account(), request_priority=0)
+        await one.answer(_prompt(stage="discover.culture"), stage_stats=StageStats(), request_priority=0)
         assert len(server.asked) == before + 1
 
 
@@ -258,9 +258,9 @@ async def test_usage_that_cannot_be_true_is_estimated_and_said_once(
 ) -> None:
     usage = {"prompt_tokens": 2**64, "completion_tokens": -1}
     async with server_that(lambda *_: says(FOUR, usage=usage)) as server:
-        account = await _ask(_settings(settings_for, server), *CITIES[:3])
-    assert account.usage().estimated_calls == 3
-    assert 0 < account.usage().prompt_tokens < 10_000
+        stage_stats = await _ask(_settings(settings_for, server), *CITIES[:3])
+    assert stage_stats.usage().estimated_calls == 3
+    assert 0 < stage_stats.usage().prompt_tokens < 10_000
     assert sum("action=llm_usage" in line for line in caplog.messages) == 1
 
 

@@ -23,7 +23,7 @@ from workers.llm.budget import JobBudget, RedisBook, decisions, settled_nano, wo
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.request import Turn
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.llm.spend import Spend
 from workers.local.state_file import StateFile
 from workers.observe.profiler import PerformanceProfiler
@@ -347,10 +347,10 @@ async def test_a_hanging_call_keeps_its_reservation_and_an_unheard_one_does_not(
     worst = worst_case_nano(settings.llm.prices, "sandbox", FOOD, max_tokens=FOOD.max_tokens)
     for job_id, url, cost in (("hangs", sandbox.base_url, worst), ("unheard", "http://127.0.0.1:1/v1", 0)):
         budget = _budget(client, job_id)
-        account = Account(Spend(budget=budget))
+        stage_stats = StageStats(Spend(budget=budget))
         async with _generator(_settings(settings_for, url, **once)) as generator:
             with pytest.raises(EndpointDownError):
-                await generator.answer(FOOD, account=account, request_priority=0)
+                await generator.answer(FOOD, stage_stats=stage_stats, request_priority=0)
         await _quietly(budget)
         assert _books(redis, job_id) == (cost, 0)
 
@@ -359,11 +359,11 @@ async def test_whoever_waits_for_the_answer_of_a_job_without_money_asks_for_itse
     client: AsyncRedis, limit: Callable[..., None], settings_for: Callable[..., Settings], sandbox: SandboxServer
 ) -> None:
     limit(1, "poor")
-    poor, free = Account(Spend(budget=_budget(client, "poor"))), Account()
+    poor, free = StageStats(Spend(budget=_budget(client, "poor"))), StageStats()
     async with _generator(_settings(settings_for, sandbox.base_url)) as generator:
         ends = await asyncio.gather(
-            generator.answer(FOOD, account=poor, request_priority=0),
-            generator.answer(FOOD, account=free, request_priority=1),
+            generator.answer(FOOD, stage_stats=poor, request_priority=0),
+            generator.answer(FOOD, stage_stats=free, request_priority=1),
             return_exceptions=True,
         )
     assert isinstance(ends[0], BudgetExceededError)

@@ -19,7 +19,7 @@ from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.registry import endpoints, model_for
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.llm.hedge import ENOUGH
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
@@ -58,10 +58,12 @@ async def _pooled(settings: Settings, *models: str) -> AsyncIterator[tuple[LLMCo
         yield pool, FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
 
 
-async def _ask(generator: FocusedLLMGenerator, *names: str) -> Account:
-    account = Account()
-    await asyncio.gather(*(generator.answer(_prompt(name), account=account, request_priority=0) for name in names))
-    return account
+async def _ask(generator: FocusedLLMGenerator, *names: str) -> StageStats:
+    stage_stats = StageStats()
+    await asyncio.gather(
+        *(generator.answer(_prompt(name), stage_stats=stage_stats, request_priority=0) for name in names)
+    )
+    return stage_stats
 
 
 @pytest.fixture
@@ -76,10 +78,10 @@ CITIES = [f"City {number}" for number in range(60)]
 async def test_endpoints_share_the_work_by_their_weight(two, settings_for: MakeSettings) -> None:
     settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(*two, weight="3"), **QUICK)
     async with _generator(settings) as generator:
-        account = await _ask(generator, *CITIES)
+        stage_stats = await _ask(generator, *CITIES)
         again = await _ask(generator, *CITIES)
     counts = [server.stats()["requests"] for server in two]
-    assert account.spend.calls == sum(counts) == 60
+    assert stage_stats.spend.calls == sum(counts) == 60
     assert counts[0] > counts[1] > 0
     assert again.cache.hits == 60, "equivalent endpoints share completions"
 
@@ -89,13 +91,13 @@ async def test_one_endpoint_that_is_down_costs_no_destination(fault: str, two, s
     two[0].set_faults([fault])
     settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(*two), **QUICK)
     async with _generator(settings) as generator:
-        account = await _ask(generator, *CITIES)
+        stage_stats = await _ask(generator, *CITIES)
         pool = generator._caller._pool
         ill = next(route for route in pool.routes if route.name == "a")
         assert ill.circuit.failures
         assert pool.in_use == 0
     stats = [server.stats()["requests"] for server in two]
-    assert account.spend.calls == sum(stats)
+    assert stage_stats.spend.calls == sum(stats)
     assert stats[0] < 30, "it was left alone"
 
 
@@ -105,8 +107,8 @@ async def test_an_endpoint_that_cannot_be_reached_at_all_is_gone_around(settings
             pass
         settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(gone, there), **QUICK)
         async with _generator(settings) as generator:
-            account = await _ask(generator, *CITIES)
-        assert account.spend.calls == there.stats()["requests"] == 60
+            stage_stats = await _ask(generator, *CITIES)
+        assert stage_stats.spend.calls == there.stats()["requests"] == 60
 
 
 async def test_a_key_that_one_endpoint_refuses_is_told_and_the_other_asked(two, settings_for: MakeSettings) -> None:
@@ -125,8 +127,8 @@ async def test_a_refused_endpoint_s_share_goes_to_the_other_during_its_cool_down
     two[0].set_faults(["429=1,retry_after=30"])
     settings = settings_for(THEMES_LLM__ENDPOINTS=_servers(*two), **QUICK)
     async with _generator(settings) as generator, asyncio.timeout(180):
-        account = await _ask(generator, *CITIES)
-    assert account.spend.calls - 60 == two[0].stats()["requests"] <= 15
+        stage_stats = await _ask(generator, *CITIES)
+    assert stage_stats.spend.calls - 60 == two[0].stats()["requests"] <= 15
 
 
 async def test_each_role_asks_its_own_model_where_that_is_served(two, settings_for: MakeSettings) -> None:
@@ -148,7 +150,7 @@ async def test_each_role_asks_its_own_model_where_that_is_served(two, settings_f
     assert model_for(settings.llm, "discover.food", "a-model") == "a-model", "or a model"
     async with _generator(settings, "big", "little") as generator:
         for name in names:
-            await generator.answer(_prompt("Kyoto", name), account=Account(), request_priority=0)
+            await generator.answer(_prompt("Kyoto", name), stage_stats=StageStats(), request_priority=0)
     stages = [Counter(entry["stage"] for entry in server.log()) for server in two]
     assert stages == [Counter(["discover.food", "assess.quality"]), Counter(["analyse.price", "assess.overlap"])]
     with pytest.raises(ConfigError, match="no endpoint serves the model 'other'"):
@@ -164,10 +166,10 @@ async def test_hedging_takes_the_second_answer_where_the_first_is_late(two, sett
         await _ask(generator, *CITIES[: ENOUGH + 5])
         two[0].set_faults(["hang=1"])
         async with asyncio.timeout(180):
-            account = await _ask(generator, *[f"Late {number}" for number in range(10)])
+            stage_stats = await _ask(generator, *[f"Late {number}" for number in range(10)])
         caller = generator._caller
-        assert 0 < caller.hedged == account.spend.calls - 10
-        assert account.spend.completion_tokens > 0
+        assert 0 < caller.hedged == stage_stats.spend.calls - 10
+        assert stage_stats.spend.completion_tokens > 0
         assert caller._pool.in_use == 0
     async with _generator(settings("false")) as generator:
         with pytest.raises(TimeoutError):
@@ -318,7 +320,7 @@ async def _until(what: Callable[[], object]) -> None:
 async def _each(generator: FocusedLLMGenerator, count: int) -> list[object]:
     """Ask for so many destinations at once, each with a rank of its own."""
     asked = (
-        generator.answer(_prompt(f"City {number}"), account=Account(), request_priority=number)
+        generator.answer(_prompt(f"City {number}"), stage_stats=StageStats(), request_priority=number)
         for number in range(count)
     )
     return await asyncio.gather(*asked, return_exceptions=True)
@@ -365,7 +367,9 @@ async def test_one_destination_that_is_always_refused_with_503_is_no_outage(sett
         SandboxServer(latency="0", faults=["503=1,match=City 3"]) as server,
         _pooled(settings_for(OPENAI_BASE_URL=server.base_url, **QUICK)) as (pool, generator),
     ):
-        asked = (generator.answer(_prompt("City 3", stage), account=Account(), request_priority=3) for stage in stages)
+        asked = (
+            generator.answer(_prompt("City 3", stage), stage_stats=StageStats(), request_priority=3) for stage in stages
+        )
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(answer, EndpointDownError) for answer in answers)
         assert pool.outage() == ""

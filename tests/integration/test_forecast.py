@@ -34,7 +34,7 @@ from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import load_stages
-from workers.pipeline.throughput import Fleet, duration_of
+from workers.pipeline.throughput import WorkerCapacity, duration_of
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.earlier import MAX_JOBS, Earlier, StageMeasured, earlier_jobs
 from workers.sandbox.server import SandboxServer
@@ -183,16 +183,16 @@ def test_the_time_comes_from_what_the_workers_have_measured_or_from_the_limits(
         redis.hset(keys.worker(name), mapping={"connections": count, "profile": profile})
         redis.expire(keys.worker(name), 60)
         redis.zadd(keys.WORKERS, {name: 0})
-    assert Fleet.seen(redis) == Fleet(workers=2, connections=16, call_seconds=2.0)
+    assert WorkerCapacity.seen(redis) == WorkerCapacity(workers=2, connections=16, call_seconds=2.0)
     assert _forecast(settings, redis).seconds == 192 * 2 / 16
     slow = settings_for(THEMES_MODEL="sandbox", THEMES_LLM__REQUESTS_PER_MINUTE="60")
     assert _forecast(slow, redis).seconds == 192
     tokens = settings_for(THEMES_MODEL="sandbox", THEMES_LLM__TOKENS_PER_MINUTE="6000").llm
-    fleet = Fleet(1, 10, 0.1)
+    fleet = WorkerCapacity(1, 10, 0.1)
     assert duration_of(10, 12_000, settings=tokens, fleet=fleet, earlier=Earlier()).seconds == 120
     assert duration_of(0, 0, settings=tokens, fleet=fleet, earlier=Earlier()).seconds == 0
-    assert duration_of(1, 1, settings=tokens, fleet=Fleet(1, 10, None), earlier=Earlier()).seconds is None
-    assert duration_of(1, 1, settings=tokens, fleet=Fleet(0, 0, None), earlier=Earlier()).seconds is None
+    assert duration_of(1, 1, settings=tokens, fleet=WorkerCapacity(1, 10, None), earlier=Earlier()).seconds is None
+    assert duration_of(1, 1, settings=tokens, fleet=WorkerCapacity(0, 0, None), earlier=Earlier()).seconds is None
 
 
 STAGES = [stage.name for stage in load_stages()]
@@ -221,9 +221,9 @@ def test_what_earlier_jobs_have_measured_is_used_and_said(settings: Settings) ->
 
 def test_workers_that_run_know_the_time_better_than_earlier_jobs(settings: Settings) -> None:
     earlier, llm = Earlier(2, 5.0), settings.llm
-    running = duration_of(100, 1, settings=llm, fleet=Fleet(1, 10, 0.5), earlier=earlier)
+    running = duration_of(100, 1, settings=llm, fleet=WorkerCapacity(1, 10, 0.5), earlier=earlier)
     assert (running.seconds, running.basis) == (5, "measured by 1 running worker")
-    for fleet in (None, Fleet(0, 0, None), Fleet(1, 10, None)):
+    for fleet in (None, WorkerCapacity(0, 0, None), WorkerCapacity(1, 10, None)):
         assert duration_of(100, 1, settings=llm, fleet=fleet, earlier=earlier).seconds == 20
 
 

@@ -17,7 +17,7 @@ from tasks.connection import connect_async
 from tasks.messages import Destination
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.llm.limits.gcra import RESERVE, Limits, reservation_arguments
 from workers.llm.limits.limiter import RateLimiter
 from workers.observe.profiler import PerformanceProfiler
@@ -43,10 +43,10 @@ async def _process(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
     await redis.aclose()
 
 
-async def _ask(generator: FocusedLLMGenerator, name: str) -> Account:
-    account = Account()
-    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), account=account, request_priority=0)
-    return account
+async def _ask(generator: FocusedLLMGenerator, name: str) -> StageStats:
+    stage_stats = StageStats()
+    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), stage_stats=stage_stats, request_priority=0)
+    return stage_stats
 
 
 async def _refusals(server: SandboxServer, settings: Settings, count: int) -> int:
@@ -55,7 +55,9 @@ async def _refusals(server: SandboxServer, settings: Settings, count: int) -> in
         pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
         accounts = await asyncio.gather(*(_ask(pair[number % 2], f"City {number}") for number in range(count)))
     stats = server.stats()
-    assert sum(account.spend.calls for account in accounts) == stats["requests"] == count + stats["rate_limited"]
+    assert (
+        sum(stage_stats.spend.calls for stage_stats in accounts) == stats["requests"] == count + stats["rate_limited"]
+    )
     return int(stats["rate_limited"])
 
 

@@ -29,7 +29,7 @@ from workers.llm.endpoints.connections import Connections
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.registry import endpoints
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.llm.spend import Spend
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
@@ -59,13 +59,13 @@ async def _generator(settings: Settings) -> AsyncIterator[FocusedLLMGenerator]:
         yield FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
 
 
-async def _ask(settings: Settings, prompt: Prompt | None = None) -> tuple[Any, Account]:
-    account = Account()
+async def _ask(settings: Settings, prompt: Prompt | None = None) -> tuple[Any, StageStats]:
+    stage_stats = StageStats()
     async with _generator(settings) as generator:
         try:
-            return await generator.answer(prompt or _prompt(), account=account, request_priority=0), account
+            return await generator.answer(prompt or _prompt(), stage_stats=stage_stats, request_priority=0), stage_stats
         except Exception as exc:
-            exc.account = account  # type: ignore[attr-defined]
+            exc.stage_stats = stage_stats  # type: ignore[attr-defined]
             raise
 
 
@@ -78,9 +78,9 @@ async def test_what_may_pass_is_asked_again_and_every_call_is_counted(
     kind: str, settings_for: MakeSettings, sandbox: SandboxServer
 ) -> None:
     sandbox.set_faults([kind])
-    completion, account = await _ask(_settings(settings_for, sandbox))
+    completion, stage_stats = await _ask(_settings(settings_for, sandbox))
     assert completion.source == "called"
-    assert account.spend.calls == sandbox.stats()["requests"] == 1 + int(kind.rpartition("=")[2])
+    assert stage_stats.spend.calls == sandbox.stats()["requests"] == 1 + int(kind.rpartition("=")[2])
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ async def test_a_fault_that_stays_ends_after_the_set_number_of_retries(
     with pytest.raises(error) as caught:
         await _ask(settings)
     assert sandbox.stats()["requests"] == 3
-    assert caught.value.account.spend.calls == 3  # type: ignore[attr-defined]
+    assert caught.value.stage_stats.spend.calls == 3  # type: ignore[attr-defined]
 
 
 async def test_retry_after_is_waited_for(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
@@ -133,9 +133,9 @@ async def test_one_deadline_and_one_size_bound_every_answer(
 async def test_a_decorated_answer_costs_one_call(kind: str, settings_for: MakeSettings, sandbox: SandboxServer) -> None:
     plain, _ = await _ask(_settings(settings_for, sandbox))
     sandbox.set_faults([kind])
-    decorated, account = await _ask(_settings(settings_for, sandbox))
+    decorated, stage_stats = await _ask(_settings(settings_for, sandbox))
     assert decorated.value == plain.value
-    assert account.spend.calls == 1
+    assert stage_stats.spend.calls == 1
 
 
 @pytest.mark.parametrize("kind", ["invalid", "wrong"])
@@ -156,7 +156,7 @@ async def test_a_refusal_is_not_asked_again_and_is_paid_for(
     with pytest.raises(ModelRefusedError) as caught:
         await _ask(_settings(settings_for, sandbox))
     assert sandbox.stats()["requests"] == 1
-    assert caught.value.account.spend.prompt_tokens > 0  # type: ignore[attr-defined]
+    assert caught.value.stage_stats.spend.prompt_tokens > 0  # type: ignore[attr-defined]
 
 
 async def test_an_answer_cut_off_twice_keeps_what_is_complete(
@@ -178,7 +178,7 @@ async def test_a_refused_response_format_is_replaced_and_remembered(
         settings = _settings(settings_for, server)
         async with _generator(settings) as generator:
             for name in ("Kyoto", "Nara", "Osaka"):
-                completion = await generator.answer(_prompt(name), account=Account(), request_priority=0)
+                completion = await generator.answer(_prompt(name), stage_stats=StageStats(), request_priority=0)
                 assert len(completion.value["themes"]) >= 4
         assert server.stats()["requests"] == 3 + (3 - len(formats))
 
@@ -201,18 +201,18 @@ async def test_a_passing_500_does_not_cost_the_schema(settings_for: MakeSettings
 async def test_equal_prompts_at_once_are_one_call_and_later_ones_come_from_the_cache(
     settings_for: MakeSettings, sandbox: SandboxServer
 ) -> None:
-    account = Account()
+    stage_stats = StageStats()
     async with _generator(_settings(settings_for, sandbox)) as generator:
         answers = await asyncio.gather(
-            *(generator.answer(_prompt(), account=account, request_priority=0) for _ in range(20))
+            *(generator.answer(_prompt(), stage_stats=stage_stats, request_priority=0) for _ in range(20))
         )
-        again = await generator.answer(_prompt(), account=account, request_priority=0)
-        fresh = await generator.answer(_prompt(), account=account, request_priority=0, use_cache=False)
+        again = await generator.answer(_prompt(), stage_stats=stage_stats, request_priority=0)
+        fresh = await generator.answer(_prompt(), stage_stats=stage_stats, request_priority=0, use_cache=False)
     assert [answer.source for answer in answers].count("coalesced") == 19
     assert again.source == "cached"
     assert fresh.source == "called"
     assert sandbox.stats()["requests"] == 2
-    assert (account.spend.calls, account.cache.coalesced, account.cache.hits) == (2, 19, 1)
+    assert (stage_stats.spend.calls, stage_stats.cache.coalesced, stage_stats.cache.hits) == (2, 19, 1)
 
 
 async def test_no_unusable_answer_is_ever_cached(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
@@ -220,16 +220,16 @@ async def test_no_unusable_answer_is_ever_cached(settings_for: MakeSettings, san
         for kind in ("invalid=1", "refusal=1", "truncated=1", "wrong=1"):
             sandbox.set_faults([kind])
             with pytest.raises((InvalidAnswerError, ModelRefusedError, TruncatedAnswerError)):
-                await generator.answer(_prompt(), account=Account(), request_priority=0)
+                await generator.answer(_prompt(), stage_stats=StageStats(), request_priority=0)
         sandbox.set_faults([])
-        assert (await generator.answer(_prompt(), account=Account(), request_priority=0)).source == "called"
+        assert (await generator.answer(_prompt(), stage_stats=StageStats(), request_priority=0)).source == "called"
 
 
 async def test_the_sandbox_is_never_cached_as_another_model(settings_for: MakeSettings, sandbox: SandboxServer) -> None:
     settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="a-real-model")
     async with _generator(settings) as generator:
         for _ in range(2):
-            completion = await generator.answer(_prompt(), account=Account(), request_priority=0)
+            completion = await generator.answer(_prompt(), stage_stats=StageStats(), request_priority=0)
             assert (completion.model, completion.source) == ("sandbox", "called")
 
 
@@ -238,18 +238,18 @@ async def test_a_server_that_is_not_there_is_named(settings_for: MakeSettings) -
         settings = _settings(settings_for, server, THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES="1")
     with pytest.raises(EndpointDownError, match="127.0.0.1") as caught:
         await _ask(settings)
-    assert caught.value.account.spend.calls == 0  # type: ignore[attr-defined]
+    assert caught.value.stage_stats.spend.calls == 0  # type: ignore[attr-defined]
 
 
 async def test_the_price_of_an_unknown_model_is_unknown_not_zero(
     settings_for: MakeSettings, sandbox: SandboxServer
 ) -> None:
     priced = _settings(settings_for, sandbox, THEMES_LLM__PRICES="{sandbox: {input_usd: 1000000, output_usd: 0}}")
-    _, account = await _ask(priced)
-    assert account.usage().cost_usd == pytest.approx(account.spend.prompt_tokens)
+    _, stage_stats = await _ask(priced)
+    assert stage_stats.usage().cost_usd == pytest.approx(stage_stats.spend.prompt_tokens)
     unpriced = _settings(settings_for, sandbox, THEMES_LLM__PRICES="{other: {input_usd: 1, output_usd: 1}}")
-    _, account = await _ask(unpriced)
-    assert account.usage().cost_usd is None
+    _, stage_stats = await _ask(unpriced)
+    assert stage_stats.usage().cost_usd is None
 
 
 @pytest.mark.parametrize(
@@ -312,10 +312,10 @@ async def test_a_server_that_ignores_the_response_format_is_shown_the_schema(set
         async with _generator(settings) as generator:
             names = ("Kyoto", "Nara", "Osaka", "Kobe")
             await asyncio.gather(
-                *(generator.answer(_prompt(name), account=Account(), request_priority=0) for name in names)
+                *(generator.answer(_prompt(name), stage_stats=StageStats(), request_priority=0) for name in names)
             )
             before = len(asked)
-            await generator.answer(_prompt("Tokyo"), account=Account(), request_priority=0)
+            await generator.answer(_prompt("Tokyo"), stage_stats=StageStats(), request_priority=0)
     assert before <= 2 * len(names)
     assert len(asked) == before + 1, "what the server needs is remembered"
 
@@ -347,7 +347,7 @@ async def test_the_newer_name_of_the_token_limit_is_learnt(settings_for: MakeSet
         settings = settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any")
         async with _generator(settings) as generator:
             for name in ("Kyoto", "Nara"):
-                await generator.answer(_prompt(name), account=Account(), request_priority=0)
+                await generator.answer(_prompt(name), stage_stats=StageStats(), request_priority=0)
     assert ["max_tokens" in body for body in asked] == [True, False, False]
     assert all("temperature" not in body for body in asked), "what was not set is not sent"
 
@@ -356,10 +356,10 @@ async def test_tokens_that_a_server_does_not_count_are_estimated_and_marked(sett
     counted = {"prompt_tokens": 700, "completion_tokens": 5}
     for usage, marks in ((counted, 0), (None, 1)):
         async with _server(lambda _, usage=usage: web.json_response(_says(FOUR, usage=usage))) as (url, _):
-            _, account = await _ask(settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any"))
-        assert account.usage().estimated_calls == marks
-    assert account.spend.completion_tokens == len(FOUR) // 4
-    assert account.spend.prompt_tokens > 100
+            _, stage_stats = await _ask(settings_for(OPENAI_BASE_URL=url, THEMES_MODEL="any"))
+        assert stage_stats.usage().estimated_calls == marks
+    assert stage_stats.spend.completion_tokens == len(FOUR) // 4
+    assert stage_stats.spend.prompt_tokens > 100
 
 
 async def test_a_wait_that_stands_in_the_words_of_a_refusal_alone_is_kept(settings_for: MakeSettings) -> None:

@@ -12,7 +12,7 @@ from tasks.messages import Destination
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.route import Route
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer
@@ -66,7 +66,9 @@ async def _pooled(settings: Settings) -> AsyncIterator[tuple[Route, FocusedLLMGe
 
 async def _ask(generator: FocusedLLMGenerator, count: int) -> list[object]:
     prompts = (STAGE.prompt(Input.of(Destination.of(f"City {number}"))) for number in range(count))
-    asked = (generator.answer(prompt, account=Account(), request_priority=rank) for rank, prompt in enumerate(prompts))
+    asked = (
+        generator.answer(prompt, stage_stats=StageStats(), request_priority=rank) for rank, prompt in enumerate(prompts)
+    )
     return await asyncio.gather(*asked, return_exceptions=True)
 
 

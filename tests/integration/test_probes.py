@@ -21,7 +21,7 @@ from tasks.waits import Wait
 from tests.support.forks import Forks, Script
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.llm.limits.limiter import endpoint_digest
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
@@ -96,12 +96,15 @@ async def _generator(
 
 
 async def _ask(generator: FocusedLLMGenerator, *names: str) -> int:
-    account = Account()
+    stage_stats = StageStats()
     prompts = (STAGE.prompt(Input.of(Destination.of(name))) for name in names)
     await asyncio.gather(
-        *(generator.answer(prompt, account=account, request_priority=rank) for rank, prompt in enumerate(prompts))
+        *(
+            generator.answer(prompt, stage_stats=stage_stats, request_priority=rank)
+            for rank, prompt in enumerate(prompts)
+        )
     )
-    return account.spend.calls
+    return stage_stats.spend.calls
 
 
 async def _until(what: Callable[[], object], seconds: float = 60) -> None:

@@ -22,7 +22,7 @@ from tests.support.forks import Forks, Script
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.route import Route
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.llm.limits import reservations as reservations_module
 from workers.llm.limits.cooldown import CoolDown
 from workers.llm.limits.gcra import Limits
@@ -304,10 +304,10 @@ def _route(pool: LLMConnectionPool) -> Route:
     return route
 
 
-async def _ask(generator: FocusedLLMGenerator, name: str) -> Account:
-    account = Account()
-    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), account=account, request_priority=0)
-    return account
+async def _ask(generator: FocusedLLMGenerator, name: str) -> StageStats:
+    stage_stats = StageStats()
+    await generator.answer(STAGE.prompt(Input.of(Destination.of(name))), stage_stats=stage_stats, request_priority=0)
+    return stage_stats
 
 
 async def test_a_limit_that_fits_the_server_s_is_never_refused(
@@ -340,7 +340,9 @@ async def test_two_processes_live_off_429s_and_lose_nothing(
         generators = [await stack.enter_async_context(_generator(settings, client)) for client in clients]
         accounts = await asyncio.gather(*(_ask(generators[number % 2], f"City {number}") for number in range(60)))
         stats = server.stats()
-        assert sum(account.spend.calls for account in accounts) == stats["requests"] == 60 + stats["rate_limited"]
+        assert (
+            sum(stage_stats.spend.calls for stage_stats in accounts) == stats["requests"] == 60 + stats["rate_limited"]
+        )
         assert all(_route(generator._caller._pool).concurrency.cuts for generator in generators)
 
 

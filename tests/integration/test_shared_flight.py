@@ -28,7 +28,7 @@ from workers.llm.endpoints.reply import AnsweredRefusalError
 from workers.llm.flights import shared as module
 from workers.llm.flights.outcomes import TruncatedError, decode_outcome, encode_error, encode_value
 from workers.llm.flights.shared import SharedFlights
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.process import outage
@@ -96,16 +96,17 @@ async def _all(awaitables: Any) -> list[Any]:
 async def test_256_requests_over_16_prompts_from_two_processes_are_16_calls(
     pair: list[FocusedLLMGenerator], sandbox: SandboxServer, redis: Redis
 ) -> None:
-    account = Account()
+    stage_stats = StageStats()
     asked = [
-        pair[number % 2].answer(_prompt(number // 16), account=account, request_priority=0) for number in range(256)
+        pair[number % 2].answer(_prompt(number // 16), stage_stats=stage_stats, request_priority=0)
+        for number in range(256)
     ]
     answers = await _all(asked)
-    assert sandbox.stats()["requests"] == account.spend.calls == 16
+    assert sandbox.stats()["requests"] == stage_stats.spend.calls == 16
     sources = [answer.source for answer in answers]
     assert sources.count("called") == 16
-    assert account.cache.coalesced == sources.count("coalesced")
-    assert account.cache.hits == sources.count("cached")
+    assert stage_stats.cache.coalesced == sources.count("coalesced")
+    assert stage_stats.cache.hits == sources.count("cached")
     for generator in pair:
         await generator._shared.flush()  # type: ignore[union-attr]
     assert not list(redis.scan_iter("themes:flight:*")), "no lease is left, and no sign of waiting"
@@ -118,14 +119,16 @@ async def test_an_error_that_will_not_pass_is_everybody_s_and_paid_for_once(
         settings = settings_for(**_env(server, redis_url))
         pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
         server.set_faults(["refusal=1,match=City 7"])
-        ends = await _all(generator.answer(_prompt(7), account=Account(), request_priority=0) for generator in pair * 5)
+        ends = await _all(
+            generator.answer(_prompt(7), stage_stats=StageStats(), request_priority=0) for generator in pair * 5
+        )
         assert [type(end) for end in ends].count(AnsweredRefusalError) == 5
         assert [type(end) for end in ends].count(ModelRefusedError) == 5
         assert len({str(end) for end in ends}) == 1
         assert server.stats()["requests"] == 1
         server.set_faults([])
         for generator in pair:
-            later = await generator.answer(_prompt(7), account=Account(), request_priority=0)
+            later = await generator.answer(_prompt(7), stage_stats=StageStats(), request_priority=0)
             assert later.model == "sandbox", "later ones ask anew"
         assert server.stats()["requests"] == 2
 
@@ -134,9 +137,9 @@ async def test_an_owner_that_gives_up_leaves_the_prompt_to_who_waits(
     pair: list[FocusedLLMGenerator], sandbox: SandboxServer
 ) -> None:
     sandbox.set_faults(["hang=1,times=1"])
-    owner = asyncio.create_task(pair[0].answer(_prompt(1), account=Account(), request_priority=0))
+    owner = asyncio.create_task(pair[0].answer(_prompt(1), stage_stats=StageStats(), request_priority=0))
     await _begun(sandbox)
-    waiter = asyncio.create_task(pair[1].answer(_prompt(1), account=Account(), request_priority=0))
+    waiter = asyncio.create_task(pair[1].answer(_prompt(1), stage_stats=StageStats(), request_priority=0))
     async with asyncio.timeout(DEADLINE):
         while not pair[1]._shared.waited:  # type: ignore[union-attr]
             await asyncio.sleep(0.001)
@@ -148,17 +151,18 @@ async def test_an_owner_that_gives_up_leaves_the_prompt_to_who_waits(
 async def test_a_fresh_answer_is_never_an_older_one_and_is_shared_by_all_that_want_one(
     pair: list[FocusedLLMGenerator], sandbox: SandboxServer
 ) -> None:
-    await pair[0].answer(_prompt(1), account=Account(), request_priority=0)
+    await pair[0].answer(_prompt(1), stage_stats=StageStats(), request_priority=0)
     sandbox.reset_stats()
-    account = Account()
+    stage_stats = StageStats()
     ends = await _all(
-        generator.answer(_prompt(1), account=account, request_priority=0, use_cache=False) for generator in pair * 4
+        generator.answer(_prompt(1), stage_stats=stage_stats, request_priority=0, use_cache=False)
+        for generator in pair * 4
     )
     sources = sorted(end.source for end in ends)
     calls = sandbox.stats()["requests"]
-    assert calls == account.spend.calls == sources.count("called") >= 1
+    assert calls == stage_stats.spend.calls == sources.count("called") >= 1
     assert sources.count("coalesced") == 8 - calls, "none of them came from the cache"
-    assert account.cache.hits == 0
+    assert stage_stats.cache.hits == 0
 
 
 async def test_a_fresh_answer_reaches_who_waits_for_it_in_another_process(
@@ -168,7 +172,7 @@ async def test_a_fresh_answer_reaches_who_waits_for_it_in_another_process(
         settings = settings_for(**_env(server, redis_url))
         pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
         ends = await _all(
-            pair[n].answer(_prompt(1), account=Account(), request_priority=0, use_cache=False) for n in (0, 1)
+            pair[n].answer(_prompt(1), stage_stats=StageStats(), request_priority=0, use_cache=False) for n in (0, 1)
         )
         assert sorted(end.source for end in ends) == ["called", "coalesced"]
         assert server.stats()["requests"] == 1
@@ -180,10 +184,12 @@ async def test_an_answer_that_may_not_be_cached_reaches_who_waits_and_nobody_els
     async with SandboxServer(latency="300ms") as server, AsyncExitStack() as stack:
         settings = settings_for(**_env(server, redis_url, THEMES_MODEL="a-real-model"))
         pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
-        ends = await _all(generator.answer(_prompt(1), account=Account(), request_priority=0) for generator in pair)
+        ends = await _all(
+            generator.answer(_prompt(1), stage_stats=StageStats(), request_priority=0) for generator in pair
+        )
         assert sorted(end.source for end in ends) == ["called", "coalesced"]
         assert not list(redis.scan_iter(keys.cache("*")))
-        later = await pair[1].answer(_prompt(1), account=Account(), request_priority=0)
+        later = await pair[1].answer(_prompt(1), stage_stats=StageStats(), request_priority=0)
         assert later.source == "called"
 
 
@@ -192,9 +198,9 @@ async def test_a_waiter_that_missed_the_word_looks_by_itself(
 ) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
     sandbox.set_faults(["hang=1,times=1"])
-    owner = asyncio.create_task(pair[0].answer(_prompt(1), account=Account(), request_priority=0))
+    owner = asyncio.create_task(pair[0].answer(_prompt(1), stage_stats=StageStats(), request_priority=0))
     await _begun(sandbox)
-    waiter = asyncio.create_task(pair[1].answer(_prompt(1), account=Account(), request_priority=0))
+    waiter = asyncio.create_task(pair[1].answer(_prompt(1), stage_stats=StageStats(), request_priority=0))
     async with asyncio.timeout(DEADLINE):
         while not (found := list(redis.scan_iter("themes:flight:*:waiters"))):
             await asyncio.sleep(0.001)
@@ -215,10 +221,12 @@ async def test_redis_lost_leaves_the_single_flight_of_each_process_and_comes_bac
         with LocalRedis(tmp_path, "auto") as own:
             settings = settings_for(**_env(server, own.url))
             pair = [await stack.enter_async_context(_process(settings)) for _ in range(2)]
-            await _all(generator.answer(_prompt(0), account=Account(), request_priority=0) for generator in pair)
+            await _all(generator.answer(_prompt(0), stage_stats=StageStats(), request_priority=0) for generator in pair)
             assert server.stats()["requests"] == 1
-        account = Account()
-        asked = [pair[number % 2].answer(_prompt(1), account=account, request_priority=0) for number in range(20)]
+        stage_stats = StageStats()
+        asked = [
+            pair[number % 2].answer(_prompt(1), stage_stats=stage_stats, request_priority=0) for number in range(20)
+        ]
         ends = await _all(asked)
         assert [end.source for end in ends].count("called") == 2, "one in each"
         assert server.stats()["requests"] == 3
@@ -234,9 +242,11 @@ async def _go(names: list[str]) -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.readline)
-        account = Account()
-        await asyncio.gather(*(generator.answer(_prompt(name), account=account, request_priority=0) for name in names))
-        sys.stdout.write(json.dumps([account.spend.calls, account.cache.coalesced, account.cache.hits]))
+        stage_stats = StageStats()
+        await asyncio.gather(
+            *(generator.answer(_prompt(name), stage_stats=stage_stats, request_priority=0) for name in names)
+        )
+        sys.stdout.write(json.dumps([stage_stats.spend.calls, stage_stats.cache.coalesced, stage_stats.cache.hits]))
 
 
 def _start(forks: Forks, env: dict[str, str], *names: object) -> Script:

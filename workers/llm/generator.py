@@ -57,7 +57,7 @@ class Completion:
 
 
 @dataclass(slots=True)
-class Account:
+class StageStats:
     """What one destination's stage has cost and saved; filled while the stage runs, whatever its end."""
 
     spend: Spend = field(default_factory=Spend)
@@ -91,7 +91,7 @@ class _Question:
     key: str
     lookup: Lookup
     model: str
-    account: Account
+    stage_stats: StageStats
     request_priority: int
     is_fresh: bool
 
@@ -128,13 +128,13 @@ class FocusedLLMGenerator:
         return f"<FocusedLLMGenerator {self._caller!r} {self._flights!r} {self._shared!r}>"
 
     async def answer(
-        self, prompt: Prompt, *, account: Account, request_priority: int, use_cache: bool = True
+        self, prompt: Prompt, *, stage_stats: StageStats, request_priority: int, use_cache: bool = True
     ) -> Completion:
         """The completion of a prompt, from the cache, from an equal prompt in flight, or from the LLM.
 
         Args:
             prompt: what is asked.
-            account: is charged for what this prompt costs, also when it fails.
+            stage_stats: is charged for what this prompt costs, also when it fails.
             request_priority: of the destination; the lowest number gets the next free connection.
             use_cache: False asks the LLM even where the answer is known; the new answer is stored.
 
@@ -145,8 +145,8 @@ class FocusedLLMGenerator:
         """
         model = model_for(self._settings.llm, prompt.stage, prompt.model)
         key = prompt.key(model=model, sampling=self._sampling)
-        lookup = self._cache.lookup(key, is_valid=prompt.schema.is_valid, stats=account.cache)
-        question = _Question(prompt, key, lookup, model, account, request_priority, is_fresh=not use_cache)
+        lookup = self._cache.lookup(key, is_valid=prompt.schema.is_valid, stats=stage_stats.cache)
+        question = _Question(prompt, key, lookup, model, stage_stats, request_priority, is_fresh=not use_cache)
         if use_cache and (known := await self._look(question)):
             return self._hit(question, known)
         completion, joined = await self._together(question)
@@ -157,7 +157,7 @@ class FocusedLLMGenerator:
 
     async def _together(self, question: _Question) -> tuple[Completion, bool]:
         """The answer to all equal questions of this process, and whether another caller asked."""
-        budget, token = question.account.spend.budget, question.account.token
+        budget, token = question.stage_stats.spend.budget, question.stage_stats.token
         while True:
             began = time.perf_counter()
             try:
@@ -227,16 +227,16 @@ class FocusedLLMGenerator:
 
     async def _ask(self, question: _Question, flight: Flight, *, is_shared: bool = False) -> Completion:
         """Ask the LLM and store the answer: with the flight's end where it is shared, else at once."""
-        prompt, model, account, lookup = question.prompt, question.model, question.account, question.lookup
+        prompt, model, stage_stats, lookup = question.prompt, question.model, question.stage_stats, question.lookup
         if not question.is_fresh:
             lookup.count(misses=1)
         request = Request(
             prompt,
             model,
-            account.spend,
+            stage_stats.spend,
             question.request_priority,
             max_tokens=self._room(prompt, model),
-            token=account.token,
+            token=stage_stats.token,
         )
         value, raw = await self._usable(request)
         completion = CachedCompletion(

@@ -85,7 +85,7 @@ class _Books:
             run.durable = durable
 
 
-class InProcessJob:
+class LocalJob:
     """One job, and everything that it needs of this process.
 
     Args:
@@ -138,7 +138,7 @@ class InProcessJob:
         self._listing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<InProcessJob {self.job_id} {self._halt.reason or 'going on'}>"
+        return f"<LocalJob {self.job_id} {self._halt.reason or 'going on'}>"
 
     @property
     def is_stopped(self) -> bool:

@@ -31,7 +31,7 @@ from workers.llm.estimate import FIRST_GUESS, prompt_tokens
 from workers.pipeline.assembly import StageOutcome, numbered
 from workers.pipeline.processor import batches_of
 from workers.pipeline.prompts import Input, Stage, stages_of
-from workers.pipeline.throughput import Duration, Fleet, duration_of
+from workers.pipeline.throughput import Duration, WorkerCapacity, duration_of
 from workers.results.queries.earlier import Earlier, StageMeasured
 
 #: Destinations in a sample, at most.
@@ -334,7 +334,7 @@ class Forecaster:
         )
 
     def _duration(self, calls: float, tokens: float) -> Duration:
-        fleet = None if self._redis is None else Fleet.seen(self._redis)
+        fleet = None if self._redis is None else WorkerCapacity.seen(self._redis)
         return duration_of(calls, tokens, settings=self._settings.llm, fleet=fleet, earlier=self._earlier)
 
     def _unpriced(self) -> list[str]:

@@ -15,7 +15,7 @@ from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Us
 from workers.llm.budget import JobBudget
 from workers.llm.cancellation import Cancellation, CancellationToken
 from workers.llm.flights.outcomes import TruncatedError
-from workers.llm.generator import Account, FocusedLLMGenerator
+from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.llm.spend import Spend
 from workers.observe.call_journal import current
 from workers.observe.profiler import PerformanceProfiler
@@ -209,14 +209,14 @@ class _StageRun:
         self._outcome = StageOutcome(stage)
         self._recording = current()
         token = CancellationToken(run.cancellation)
-        self._account = Account(Spend(budget=run.budget, recording=self._recording), token=token)
+        self._stage_stats = StageStats(Spend(budget=run.budget, recording=self._recording), token=token)
 
     async def ask(self) -> StageOutcome:
         run, outcome = self._run, self._outcome
         began = time.perf_counter()
         with tracing.span("stage", stage=self._stage.name) as span:
             await self._filled()
-            outcome.usage = usage = self._account.usage()
+            outcome.usage = usage = self._stage_stats.usage()
             if self._recording:
                 self._recording.cached(usage)
             outcome.elapsed_ms = (time.perf_counter() - began) * 1000
@@ -228,7 +228,7 @@ class _StageRun:
     async def _filled(self) -> None:
         run = self._run
         try:
-            with run.cancellation.watching(self._account.token):
+            with run.cancellation.watching(self._stage_stats.token):
                 if self._stage.asks == "each theme":
                     await self._each()
                 else:
@@ -253,7 +253,7 @@ class _StageRun:
         run = self._run
         completion = await run.generator.answer(
             self._stage.prompt(run.input(themes)),
-            account=self._account,
+            stage_stats=self._stage_stats,
             request_priority=run.request_priority,
             use_cache=run.use_cache,
         )

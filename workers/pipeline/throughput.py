@@ -12,7 +12,7 @@ from workers.results.queries.earlier import Earlier
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class WorkerCapacity:
     """The workers with a heartbeat: how many, their LLM connections, and the mean seconds of their calls so far."""
 
     workers: int
@@ -40,7 +40,7 @@ class Duration:
 
 
 def duration_of(
-    calls: float, tokens: float, *, settings: LlmSettings, fleet: Fleet | None, earlier: Earlier
+    calls: float, tokens: float, *, settings: LlmSettings, fleet: WorkerCapacity | None, earlier: Earlier
 ) -> Duration:
     """The time of some calls, or as long as the limits on rates make it, whichever is more.
 

@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any, Final
 
 from tasks.messages import Event, Result
-from workers.results.database.rows import JobRow, Outcome
+from workers.results.database.rows import JobRow, StoredResult
 from workers.results.database.tables import USAGE_COLUMNS
 
 #: Seconds that a rate looks back.
@@ -79,7 +79,7 @@ def job_event(kind: Any, job: JobRow, data: dict[str, Any]) -> Event:
     return Event(type=kind, job_id=job.job_id, at=time.time(), data=data)
 
 
-def destination_event(outcome: Outcome) -> Event:
+def destination_event(outcome: StoredResult) -> Event:
     """`destination.done` or `destination.failed`. `at` is when it became durable, not when it was made."""
     result = outcome.result
     data = {

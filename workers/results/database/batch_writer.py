@@ -17,7 +17,7 @@ from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.messages import JobInputs, StreamEntry
 from tasks.storable import flaw, lesser
 from workers.results.database.backend import Backend
-from workers.results.database.rows import Applied, JobRow, Outcome, Rejected
+from workers.results.database.rows import Applied, JobRow, Rejected, StoredResult
 from workers.results.database.writer import Writer
 from workers.results.stream import DeadEntry
 
@@ -32,7 +32,7 @@ class _Written:
     """What single entries have come to."""
 
     jobs: dict[str, JobRow] = field(default_factory=dict)
-    shown: dict[tuple[str, str], Outcome] = field(default_factory=dict)
+    shown: dict[tuple[str, str], StoredResult] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     rows: int = 0

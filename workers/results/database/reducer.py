@@ -23,7 +23,7 @@ from config.errors import ThemesError
 from tasks.messages import JobClosed, JobReopened, JobSealed, Profile, Result, Spent, StreamEntry, Usage
 from tasks.storable import MAX_WHOLE
 from tasks.texts import clean_line
-from workers.results.database.rows import FINAL_STATES, DestinationStatus, JobRow, Outcome
+from workers.results.database.rows import FINAL_STATES, DestinationStatus, JobRow, StoredResult
 
 #: Job id and destination id.
 Key = tuple[str, str]
@@ -83,9 +83,9 @@ class Changes:
     #: The counters over all jobs as they stand once this is written; empty where no run is new.
     totals: dict[str, int] = field(default_factory=dict)
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[StoredResult]:
         return [
-            Outcome(result, self.destinations[key].name, self.destinations[key].country)
+            StoredResult(result, self.destinations[key].name, self.destinations[key].country)
             for key, result in self.shown.items()
         ]
 

@@ -146,7 +146,7 @@ class FailureRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StoredResult:
     """A result that the database now shows for its destination."""
 
     result: Result
@@ -169,7 +169,7 @@ class Applied:
 
     jobs: dict[str, JobRow]
     #: One per destination, in the order of the batch, also when the same result came again.
-    outcomes: list[Outcome]
+    outcomes: list[StoredResult]
     rejected: list[Rejected]
     #: The counters over all jobs as they stand now; empty where nothing was added.
     totals: dict[str, int] = field(default_factory=dict)
