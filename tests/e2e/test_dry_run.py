@@ -35,7 +35,7 @@ def test_a_dry_run_enqueues_nothing_and_foresees_what_is_then_asked(stack: Engin
         found: dict[str, object] = json.loads(stack.run("enqueue", "-", "--dry-run", "--json", stdin=ROWS).stdout)
         return found if found["seconds"] is not None else None
 
-    half = until("the worker to report how long calls take", timed)
+    half = until("the worker to report how long calls take", timed, every=0.5)
     assert (half["calls"]["expected"], half["cache_hits"]["expected"]) == (160.0, 160.0)
     assert half["seconds"] > 0
     assert half["notes"] == []
