@@ -142,7 +142,8 @@ def test_while_nobody_writes_results_workers_stop_at_a_bound_and_go_on_by_themse
         (worker,) = redis.scan_iter(keys.worker("*"))
         assert int(redis.hget(worker, "chunks_claimed") or 0) > 0, "it waits with messages in hand"
         assert redis.hlen(keys.chunks(job_id)) > 0
-    until("it to say so", lambda: "the results consumer is too far behind" in stack.run("status", job_id).stdout)
+    words = "the results consumer is too far behind"
+    until("it to say so", lambda: words in stack.run("status", job_id).stdout, every=0.5)
     stack.themes("consumer", "consumer")
     watched = stack.run("watch", job_id)
     assert watched.returncode == 0, watched.stderr

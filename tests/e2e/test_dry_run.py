@@ -36,7 +36,7 @@ def test_a_dry_run_enqueues_nothing_and_foresees_what_is_then_asked(stack: Engin
         return found if "time: measured by 1 running worker" in found["basis"] else None
 
     # Until its next heartbeat the time is that of the earlier job.
-    half = until("the worker to report how long calls take", timed)
+    half = until("the worker to report how long calls take", timed, every=0.5)
     assert (half["calls"]["expected"], half["cache_hits"]["expected"]) == (160.0, 160.0)
     assert half["seconds"] > 0
     assert half["notes"] == []

@@ -290,6 +290,7 @@ def test_the_cache_can_be_looked_at_and_emptied_without_touching_anything_else(s
     found = until(
         "the worker to report its hits",
         lambda: (said := json.loads(stack.run("cache", "stats", "--json").stdout))["memory_hits"] and said,
+        every=0.5,
     )
     assert found["entries"] == found["stores"] == found["misses"] == 48
     assert found["memory_hits"] == 48

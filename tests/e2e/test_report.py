@@ -62,7 +62,7 @@ def _report(light: Engine, job: str) -> dict[str, Any]:
         (whole,) = [hop.count for hop in report.hops if hop.name == "destination"] or [0]
         return report if whole >= report.job["done"] else None
 
-    found: dict[str, Any] = json.loads(until("the measurements", look).json())
+    found: dict[str, Any] = json.loads(until("the measurements", look, every=0.2).json())
     return found
 
 

@@ -193,7 +193,7 @@ def test_postgresql_gives_the_same_report(stack: Engine, postgresql_url: str) ->
     stack.themes("consumer", "consumer")
     stack.themes("w", "worker", "--name", "w")
     job = stack.run("enqueue", "-", "--wait", stdin="Kyoto\nRome\nOslo\n").stdout.strip()
-    until("the measurements", lambda: _json(stack, job)["is_profiled"])
+    until("the measurements", lambda: _json(stack, job)["is_profiled"], every=0.5)
     report = _json(stack, job)
     assert report["usage"]["llm_calls"] == 48
     assert sum(point["ended"] for point in report["account"]["timeline"]) == 3

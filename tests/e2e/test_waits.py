@@ -139,7 +139,7 @@ async def test_every_place_names_the_wait_its_end_and_who_said_so(stack: Engine,
         await asyncio.to_thread(_restarted_and_over, stack)
         # The page follows by itself.
         await tab.until("document.getElementById('state').textContent === 'done'")
-    await asyncio.to_thread(watching.communicate, None, DEADLINE)
+    await asyncio.to_thread(watching.communicate, DEADLINE)
     assert watching.returncode == 0
     assert (await asyncio.to_thread(stack.status, job_id))["waiting_for"] is None
 

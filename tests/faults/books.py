@@ -102,7 +102,7 @@ def nothing_is_left(redis: Redis, job_id: str) -> None:
 class Trial:
     """One job under one fault."""
 
-    def __init__(self, stack: Stack, fault: str, seed: int, *, count: int = 300) -> None:
+    def __init__(self, stack: Stack, fault: str, seed: int, *, count: int = 200) -> None:
         self.stack, self.fault, self.seed, self.count = stack, fault, seed, count
         self.random = random.Random(f"{fault}/{seed}")
         stack.heal()
@@ -168,7 +168,7 @@ class Trial:
 
 
 @contextlib.contextmanager
-def trial(stack: Stack, fault: str, seed: int, *, count: int = 300) -> Iterator[Trial]:
+def trial(stack: Stack, fault: str, seed: int, *, count: int = 200) -> Iterator[Trial]:
     """A job that runs when the body begins, and is over as a fault when it ends; the test judges it then."""
     made = Trial(stack, fault, seed, count=count)
     made.enqueue()

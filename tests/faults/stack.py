@@ -118,7 +118,7 @@ class Stack:
         *,
         aof: bool = True,
         workers: int = 2,
-        latency: str = "60ms",
+        latency: str = "90ms",
         small_prompts: bool = True,
         settings: Mapping[str, str] | None = None,
     ) -> None:

@@ -27,7 +27,7 @@ def test_redis_killed_with_its_append_only_file(stack: Stack, seed: int) -> None
 
 @pytest.mark.faults
 def test_every_connection_cut_fifteen_times(stack: Stack, seed: int) -> None:
-    with trial(stack, "connections cut 15 times", seed, count=400) as job, stack.redis.client() as redis:
+    with trial(stack, "connections cut 15 times", seed, count=280) as job, stack.redis.client() as redis:
         job.reach(0.05, 0.2)
         for _ in range(15):
             _cut_all(redis)
