@@ -128,8 +128,6 @@ class UnreadableError(ThemesError):
 
 
 class JobNotFoundError(ThemesError):
-    """No job has this id."""
-
     exit_code = 2
 
 

@@ -18,7 +18,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 #: The rule in one sentence.
 RULE: Final = (
@@ -82,17 +82,9 @@ def normalise(text: str) -> str:
     return " ".join(text.lower().split() if text.isascii() else text.split())
 
 
-def destination_id(
-    name: str,
-    country: str | None = None,
-    region: str | None = None,
-    lat: float | None = None,
-    lon: float | None = None,
-    *,
-    own: OwnId | None = None,
-) -> str:
-    """The id of a row's destination: 20 hex digits (80 bits)."""
-    return identify(name, country, region, lat, lon, own=own)[0]
+def destination_id(*row: Any, own: OwnId | None = None) -> str:
+    """The id of a row's destination: 20 hex digits (80 bits). The rest of what `identify` takes stands in `row`."""
+    return identify(*row, own=own)[0]
 
 
 def identify(

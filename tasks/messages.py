@@ -167,8 +167,6 @@ class Missing(msgspec.Struct, frozen=True):
 
 
 class StageRecord(msgspec.Struct, frozen=True):
-    """How one stage of a profile was made."""
-
     stage: str
     status: Literal["ok", "partial", "failed", "skipped"]
     prompt_version: str
@@ -256,9 +254,7 @@ class JobSealed(msgspec.Struct, frozen=True, tag="sealed"):
     total: int
 
 
-class Result(msgspec.Struct, frozen=True, tag="result"):
-    """The outcome for one destination: a profile or a failure, never both. The highest `attempt` wins."""
-
+class _Run(msgspec.Struct, frozen=True):
     job_id: str
     destination_id: str
     attempt: int
@@ -266,32 +262,28 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     worker: str
     at: float
     elapsed_ms: float
+
+
+class Result(_Run, frozen=True, tag="result"):
+    """The outcome for one destination: a profile or a failure, never both. The highest `attempt` wins."""
+
     profile: Profile | None = None
     failure: Failure | None = None
     #: The trace of its destination (tasks.tracing); empty where nothing is traced.
     trace: str = ""
 
 
-class Spent(msgspec.Struct, frozen=True, tag="spent"):
+class Spent(_Run, frozen=True, tag="spent"):
     """What a destination has cost without coming to an end: its job was stopped, or another worker was faster.
 
     Its run is the one of a `Result` with the same attempt, worker and time: both together count once. `lost` says that
     its process died, and that others have booked what it left behind.
     """
 
-    job_id: str
-    destination_id: str
-    attempt: int
-    usage: Usage
-    worker: str
-    at: float
-    elapsed_ms: float
     lost: bool = False
 
 
 class JobClosed(msgspec.Struct, frozen=True, tag="closed"):
-    """The job was ended by its user."""
-
     job_id: str
     state: Literal["cancelled"]
     at: float

@@ -192,7 +192,6 @@ class ConsumerReport(_Report, frozen=True):
     statements: dict[str, dict[str, float]] = {}
 
     def encode(self) -> dict[Any, Any]:
-        """The fields of the hash."""
         fields = msgspec.structs.asdict(self) | {"statements": msgspec.json.encode(self.statements)}
         del fields["unreadable"]
         return fields
@@ -226,7 +225,6 @@ async def write_report(redis: AsyncRedis, role: Role[Any], name: str, fields: di
 
 
 async def remove_report(redis: AsyncRedis, role: Role[Any], name: str) -> None:
-    """Remove the report of a process that ends."""
     async with redis.pipeline(transaction=True) as pipeline:
         pipeline.delete(role.key_of(name))
         pipeline.zrem(role.names, name)
@@ -270,5 +268,4 @@ async def idle_lanes(redis: AsyncRedis, *, besides: str) -> int:
 
 
 def live_lanes(redis: Redis) -> int:
-    """Lanes of all workers that have a heartbeat."""
     return sum(report.lanes for report in workers(redis).values())

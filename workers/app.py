@@ -46,7 +46,6 @@ class RuntimeStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Build the runtime, or end the process with one clear line."""
         # Late: a worker's parts are of no use to `celery -A workers.app flower`.
-        import workers.worker.memory_control  # noqa: F401  # registers its command
         from workers.process.file_descriptors import ensure_descriptors, worker_descriptors
         from workers.process.signals import on_hangup
         from workers.worker.liveness import LivenessWatch, end_process

@@ -149,7 +149,6 @@ def _of_text(text: str) -> dict[str, Any]:
 
 
 def is_point(value: Any) -> bool:
-    """Whether a value is a point in well-known text."""
     # The first look spares most values the expression.
     return isinstance(value, str) and value[-1:] == ")" and _POINT.match(value) is not None
 

@@ -107,7 +107,6 @@ class _Window:
 
     @property
     def pos(self) -> int:
-        """Where we are in the piece."""
         return self._pos
 
     @pos.setter

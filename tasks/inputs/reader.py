@@ -133,7 +133,6 @@ class Reader:
 
     @property
     def id_column(self) -> str | None:
-        """The column that its user named for ids."""
         return self._columns.id_column
 
     def __enter__(self) -> Self:

@@ -186,7 +186,6 @@ def _row(titles: list[str], cells: Cells) -> dict[str, str] | BadRowError:
 
 
 def not_blank(cells: Iterable[str]) -> Iterator[str]:
-    """The cells in which something stands."""
     return (cell for cell in cells if cell and not cell.isspace())
 
 

@@ -62,7 +62,6 @@ class _Follower:
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
 
     def query(self) -> dict[str, Any]:
-        """The arguments of the next XREAD."""
         place = {keys.events(self.job_id): self.position}
         return {"streams": place, "count": PAGE, "block": int(BLOCK_SECONDS * 1000)}
 

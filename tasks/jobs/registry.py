@@ -88,7 +88,6 @@ class JobStatus:
 
     @property
     def succeeded(self) -> bool:
-        """Whether every destination has a profile."""
         return self.state == "done" and self.failed == 0
 
     @property

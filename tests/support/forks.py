@@ -50,7 +50,6 @@ LATE = (
     "workers.results.consumer",
     "workers.results.sweeper",
     "workers.sandbox.server",
-    "workers.worker.memory_control",
     "workers.worker.remote",
     "workers.worker.runtime",
     "workers.worker.tuning",

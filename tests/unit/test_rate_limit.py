@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from config.errors import ConfigError
 from tasks.messages import Destination
-from workers.llm.estimate import TokenEstimate
+from workers.llm.cost import TokenEstimate
 from workers.llm.limits.concurrency import AdaptiveConcurrency
 from workers.llm.limits.cooldown import CoolDown
 from workers.llm.limits.gcra import Gcra, Limits

@@ -23,13 +23,12 @@ from tasks.errors import (
 )
 from workers.llm.budget import worst_case_nano
 from workers.llm.cancellation import CancellationToken
-from workers.llm.cost import cost_usd
+from workers.llm.cost import TokenEstimate, cost_usd, prompt_tokens
 from workers.llm.endpoints.pool import CircuitOpenError, Lease, LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnsweredRefusalError, RawAnswer
 from workers.llm.endpoints.request import Turn
 from workers.llm.endpoints.route import Route
-from workers.llm.estimate import TokenEstimate, prompt_tokens
 from workers.llm.hedge import Lateness, first_of
 from workers.llm.spend import CallUnderWay, Spend
 from workers.observe.call_journal import Expected

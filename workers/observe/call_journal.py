@@ -108,7 +108,6 @@ class Recording:
             self._map[self._offset + SENDING] = self._spent[0] & 0xFF
 
     def sent(self, expected: Expected = _NOTHING) -> None:
-        """Count a call that is under way."""
         s = self._spent
         s[0] += 1
         s[4] += 1

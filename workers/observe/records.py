@@ -146,7 +146,6 @@ class Records:
 
     @property
     def slowest(self) -> list[SlowDestination]:
-        """The slowest destinations, the slowest first."""
         return [slow for *_, slow in sorted(self._slowest, key=lambda item: -item[0])]
 
     def spans(self) -> dict[str, Histogram]:

@@ -24,10 +24,9 @@ from tasks.messages import Destination
 from tasks.texts import count
 from workers.llm.cache.codec import CodecError
 from workers.llm.cache.tiers import CachedCompletion, decode
-from workers.llm.cost import cost_usd
+from workers.llm.cost import FIRST_GUESS, cost_usd, prompt_tokens
 from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import model_for
-from workers.llm.estimate import FIRST_GUESS, prompt_tokens
 from workers.pipeline.assembly import StageOutcome, numbered
 from workers.pipeline.processor import batches_of
 from workers.pipeline.prompts import Input, Stage, stages_of

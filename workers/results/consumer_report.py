@@ -32,7 +32,6 @@ class EventRate:
         self._counts: deque[tuple[float, int]] = deque()
 
     def add(self, count: int, now: float) -> None:
-        """Count events that happened now."""
         self._counts.append((now, count))
         self._forget(now)
 

@@ -127,7 +127,6 @@ class EventPublisher:
         return page
 
     async def _announce(self, job_id: str) -> None:
-        """Publish that a job has started, once."""
         try:
             fields = texts(await self._redis.hgetall(keys.job(job_id)))
             data = {"name": fields.get("name", ""), "total": whole(fields, "total")}

@@ -64,7 +64,6 @@ class Heartbeat:
         return f"<Heartbeat {self._name} every {self._seconds:g} s>"
 
     async def run(self) -> None:
-        """Report until cancelled."""
         while True:
             self._parts.profiler.sample()
             self._tell_wait()

@@ -127,7 +127,6 @@ class MemoryGuard:
         self._apply(replace(self._allowed, lanes=lanes, cache_bytes=cache_bytes))
 
     def may_take(self, in_hand: int) -> bool:
-        """Whether one more chunk may be taken."""
         if self._allowed.holds:
             return in_hand == 0
         return self._allowed.lanes >= self._bounds.lanes or in_hand < self._allowed.lanes

@@ -82,7 +82,6 @@ class Rebalancer:
         return f"<Rebalancer shared={self.shared} preempted={self.preempted}>"
 
     async def run(self) -> None:
-        """Look until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from celery.worker.control import Panel
 
 from config.errors import ThemesError
+from workers.observe.leaks import EVERY_SECONDS, WATCH
 from workers.worker.tuning import ATTRIBUTE, Tuner
 
 _Command = TypeVar("_Command", bound=Callable[..., dict[str, Any]])
@@ -53,6 +54,19 @@ def pool_grow(state: Any, n: int = 1, **_: Any) -> dict[str, Any]:
 @_command(name="pool_shrink", args=[("n", int)], signature="[N=1]", help="N lanes fewer (worker_pool_size).")
 def pool_shrink(state: Any, n: int = 1, **_: Any) -> dict[str, Any]:
     return _answer(lambda: _tuner(state).resize(-n))
+
+
+@_command(
+    name="themes_memory",
+    args=[("action", str), ("every_seconds", float)],
+    signature="start|compare|stop [SECONDS]",
+    type="inspect",
+)
+def themes_memory(_: Any, action: str = "compare", every_seconds: float = EVERY_SECONDS, **__: Any) -> dict[str, Any]:
+    """Trace allocations, say which lines have grown, or stop."""
+    if action == "start":
+        return WATCH.start(every_seconds)
+    return WATCH.stop() if action == "stop" else WATCH.compare()
 
 
 def _tuner(state: Any) -> Tuner:

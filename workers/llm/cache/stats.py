@@ -53,7 +53,6 @@ class CacheStats:
             setattr(self, name, getattr(self, name) + amount)
 
     def save(self, prompt_tokens: int, completion_tokens: int, usd: float | None) -> None:
-        """Count what a hit has saved."""
         self.saved_prompt_tokens += prompt_tokens
         self.saved_completion_tokens += completion_tokens
         if usd is None:

@@ -15,8 +15,6 @@ _EXAMPLE: Final = "write sqlite+aiosqlite:////absolute/path.db or postgresql+asy
 
 
 class Backend(Protocol):
-    """What the store needs of a database."""
-
     #: Begins each transaction with the lock of the one writer.
     writer: AsyncEngine
     #: Cannot write.

@@ -128,8 +128,6 @@ class ExportRow:
 
 @dataclass(frozen=True, slots=True)
 class FailureRow:
-    """Why a destination of a job has no profile."""
-
     job_id: str
     destination_id: str
     name: str

@@ -23,7 +23,6 @@ _VERSION_TABLE: Final = "alembic_version"
 
 @event.listens_for(metadata, "after_create")
 def _finish(_: MetaData, connection: Connection, **__: object) -> None:
-    """What tables alone do not say."""
     if connection.dialect.name == "postgresql":
         # The order in which destinations came, as SQLite's own rowid has it.
         connection.exec_driver_sql("ALTER TABLE destinations ADD COLUMN rowid BIGINT GENERATED ALWAYS AS IDENTITY")

@@ -202,7 +202,6 @@ class SQLiteFile:
             raise DatabaseError(f"{place}: cannot be written; {_MENDS[sqlite3.SQLITE_READONLY]}")
 
     def remember(self) -> None:
-        """This is the file that is meant from here on."""
         self._identity = self._found()
 
     def refuse_another(self) -> None:

@@ -71,7 +71,6 @@ def _floats(profile: Profile) -> Iterator[float]:
 
 
 def listed_row(job_id: str, destination: Destination, now: float) -> Values:
-    """A row of `destinations`, as the input lists it."""
     d = clean_destination(destination)
     extra = as_json(d.extra) if d.extra else "{}"
     return job_id, d.id, d.name, d.country, d.region, d.lat, d.lon, extra, 1, now, now

@@ -290,7 +290,6 @@ class Writer:
 
 
 def _among(table: Table) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """The rows of some destinations of one job."""
     return table.c.job_id == bindparam("of_job"), table.c.destination_id.in_(bindparam("ids", expanding=True))
 
 
