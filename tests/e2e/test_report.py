@@ -59,8 +59,10 @@ def _report(light: Engine, job: str) -> dict[str, Any]:
 
     def look() -> JobReport | None:
         report = asyncio.run(gather(settings, job, rounds=rounds))
-        (whole,) = [hop.count for hop in report.hops if hop.name == "destination"] or [0]
-        return report if whole >= report.job["done"] else None
+        counts = {hop.name: hop.count for hop in report.hops}
+        # The worker's part, and the consumer's.
+        told = min(counts.get("destination", 0), counts.get("result.wait", 0))
+        return report if told >= report.job["done"] else None
 
     found: dict[str, Any] = json.loads(until("the measurements", look, every=0.2).json())
     return found
