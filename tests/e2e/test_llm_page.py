@@ -145,10 +145,13 @@ def test_a_state_that_is_in_redis_survives_a_restart(stack: Engine) -> None:
     assert settings
     stack.themes("w", "worker", "--name", "w")
     assert stack.run("enqueue", "-", "--wait", stdin="Kyoto, Japan\n").returncode == 0
+
     # Totals come from the database, the cache's counts from the worker, once a second.
-    first = until(
-        "totals and counts", lambda: (found := _json(f"{url}/llm.json"))["totals"] and found["cache"] and found
-    )
+    def whole() -> dict[str, Any] | None:
+        found: dict[str, Any] = _json(f"{url}/llm.json")
+        return found if found["totals"] and [row["asked"] for row in found["cache"]] == ["16", "16", "16"] else None
+
+    first = until("totals and counts", whole)
     stack.end("dashboard", kill=True)
     again = _json(f"{_dashboard(stack)}/llm.json")
     assert again["totals"] == first["totals"]
