@@ -1,7 +1,7 @@
 """Budgets against a real Redis and the sandbox over HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError
 from tasks.jobs import budget as money
 from tasks.messages import Destination
 from tasks.queue.ledger import Ledger
-from workers.llm.budget import JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
+from workers.llm.budget import BudgetBook, JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.request import Turn
@@ -396,6 +396,47 @@ async def test_a_budget_in_a_file_is_kept_by_the_same_rules_and_by_the_next_proc
         raised = await file.budget(JOB, now=200, first=100, spent_nano=120)
         assert raised is not None
         assert (raised.limit_nano, raised.spent_nano) == (200, 120), "the results database knows of more"
+
+
+class LateBook:
+    """A real book whose first answer does not come in time."""
+
+    def __init__(self, book: BudgetBook) -> None:
+        self._book = book
+        self.is_late = asyncio.Event()
+
+    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
+        answer = await self._book.exchange(spent, reserved, amounts)
+        if not self.is_late.is_set():
+            self.is_late.set()
+            await asyncio.Event().wait()
+        return answer
+
+
+async def _leave_while_a_grant_is_on_its_way(book: BudgetBook) -> None:
+    late = LateBook(book)
+    budget = JobBudget(late, JOB, touch_seconds=0.05)
+    paying = asyncio.create_task(budget.pay(60, Spend(), _costs(60), request_priority=0))  # type: ignore[arg-type]
+    async with asyncio.timeout(180):
+        await late.is_late.wait()
+    paying.cancel()
+    await budget.close()
+
+
+async def test_a_grant_that_nobody_got_is_not_spent(
+    tmp_path: Path, client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(100)
+    await _leave_while_a_grant_is_on_its_way(RedisBook(client, JOB, dead_after_seconds=600))
+    assert _books(redis) == (0, 0)
+    with StateFile(tmp_path) as file:
+        book = await file.budget(JOB, now=None, first=100, spent_nano=0)
+        assert book is not None
+        await _leave_while_a_grant_is_on_its_way(book)
+    with StateFile(tmp_path) as file:
+        book = await file.budget(JOB, now=None, first=None, spent_nano=0)
+        assert book is not None
+        assert book.spent_nano == 0
 
 
 @given(st.integers(0, 500), st.integers(0, 500), st.lists(st.integers(0, 200), max_size=8))

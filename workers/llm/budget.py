@@ -160,8 +160,8 @@ class JobBudget:
         self._touch_seconds = touch_seconds
         self._spent = 0
         self._reserved = 0
-        #: Spent and reserved as the book has them.
-        self._told = (0, 0)
+        #: Spent and reserved as the book has them; None while that is unknown, as its answer is not there.
+        self._told: tuple[int, int] | None = (0, 0)
         self._waiting: list[_Waiter] = []
         self._order = itertools.count()
         self._news = asyncio.Event()
@@ -252,6 +252,7 @@ class JobBudget:
     async def _exchange(self) -> None:
         asking = [waiter for waiter in sorted(self._waiting) if not waiter.future.done()]
         spent, reserved = self._spent, self._reserved
+        self._told = None
         answer = await self._book.exchange(spent, reserved, [waiter.nano for waiter in asking])
         limit, certain, *decided = answer or [-1, 0, *[-1] * len(asking)]
         granted = sum(waiter.nano for waiter, decision in zip(asking, decided, strict=True) if decision == 1)
