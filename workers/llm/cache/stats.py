@@ -61,10 +61,6 @@ class CacheStats(Savings):
     def hits(self) -> int:
         return self.memory_hits + self.redis_hits
 
-    def count(self, **counted: float) -> None:
-        for name, amount in counted.items():
-            setattr(self, name, getattr(self, name) + amount)
-
     def since(self, before: "CacheStats") -> dict[str, float]:
         return {item.name: getattr(self, item.name) - getattr(before, item.name) for item in fields(self)}
 
