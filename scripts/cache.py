@@ -80,7 +80,10 @@ def clear(*, yes: bool) -> int:
     if redis is None:
         dropped = state_file.clear(settings.state_dir)
     else:
-        dropped = sum(int(redis.unlink(*page)) for page in _pages(redis))
+        dropped = 0
+        for page in _pages(redis):
+            redis.unlink(*page)
+            dropped += _completions(page)
         redis.delete(keys.CACHE_STATISTICS)
     say(f"dropped {count(dropped, 'completion')}")
     return 0
@@ -96,13 +99,18 @@ def _pages(redis: Redis) -> Iterator[list[bytes]]:
         yield page
 
 
+def _completions(page: list[bytes]) -> int:
+    """How many of these keys are a completion's, and not of what is made of them."""
+    return sum(not key.startswith(keys.cache(keys.COMPOSITE).encode()) for key in page)
+
+
 def _held(redis: Redis) -> dict[str, Any]:
     found: dict[str, Any] = {"entries": 0, "bytes": 0}
     for page in _pages(redis):
         with redis.pipeline(transaction=False) as pipeline:
             for key in page:
                 pipeline.strlen(key)
-            found["entries"] += len(page)
+            found["entries"] += _completions(page)
             found["bytes"] += sum(pipeline.execute())
     return found
 

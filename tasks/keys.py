@@ -30,6 +30,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:consumer:NAME | hash | a consumer's report: how far behind, how fast | WORKER_SECONDS |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
+| themes:cache:profile:DIGEST | string | a profile that is made of such completions | as long as the first of them |
 | themes:evidence:DIGEST | string | what the web says of a destination | cache_ttl_days; nothing: an hour |
 | themes:stats:cache | hash | what the caches of all processes have counted | until `themes cache clear` |
 | themes:stats:cache:PROCESS | string | number of a process's last report of that | an hour |
@@ -123,6 +124,8 @@ events = _keys("themes:job:", ":events")
 worker = _keys("themes:worker:")
 consumer = _keys("themes:consumer:")
 cache = _keys("themes:cache:")
+#: What the digest of a cached profile stands behind.
+COMPOSITE: Final = "profile:"
 evidence = _keys("themes:evidence:")
 dead = _keys("themes:dead:")
 limit = _keys("themes:limit:")

@@ -49,11 +49,22 @@ Source = Literal["called", "cached", "coalesced"]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A validated answer: the value, which model gave it, and where it came from."""
+    """A validated answer: the value, which model gave it, and where it came from.
+
+    `key` is its place in the cache, where `is_kept` says that it is; the tokens are those that it had cost when made.
+    """
 
     value: Any
     model: str
     source: Source
+    key: str
+    prompt_tokens: int
+    completion_tokens: int
+    is_kept: bool = True
+
+    @classmethod
+    def of(cls, made: CachedCompletion, source: Source, key: str, *, is_kept: bool = True) -> "Completion":
+        return cls(made.value, made.model, source, key, made.prompt_tokens, made.completion_tokens, is_kept)
 
 
 @dataclass(slots=True)
@@ -190,7 +201,7 @@ class FocusedLLMGenerator:
         prices = self._settings.llm.prices
         usd = cost_usd(prices, question.model, known.model, known.prompt_tokens, known.completion_tokens)
         question.lookup.saved(known, usd)
-        return Completion(value=known.value, model=known.model, source="cached")
+        return Completion.of(known, "cached", question.key)
 
     async def _ask_once(self, question: _Question) -> Completion:
         """Ask, unless another process does: then its answer, or its error, is ours."""
@@ -220,10 +231,11 @@ class FocusedLLMGenerator:
         known = question.lookup.decode(stored)
         if known is None:
             return None
-        if _is_kept(known.model, question.model):
+        is_kept = _is_kept(known.model, question.model)
+        if is_kept:
             question.lookup.keep(stored)
         question.lookup.missed()
-        return Completion(known.value, known.model, "coalesced")
+        return Completion.of(known, "coalesced", question.key, is_kept=is_kept)
 
     async def _ask(self, question: _Question, flight: Flight, *, is_shared: bool = False) -> Completion:
         """Ask the LLM and store the answer: with the flight's end where it is shared, else at once."""
@@ -256,7 +268,7 @@ class FocusedLLMGenerator:
                     flight.outcome = encode_value(stored)
             elif is_kept:
                 await lookup.put(completion)
-        return Completion(value=value, model=raw.model, source="called")
+        return Completion.of(completion, "called", question.key, is_kept=is_kept)
 
     async def _usable(self, request: Request) -> tuple[Any, RawAnswer]:
         """Ask until the answer is usable: again with more tokens where it was cut off, once more for a mistake."""

@@ -15,6 +15,7 @@ import msgspec
 
 from tasks.identity import normalise
 from tasks.messages import Destination, Missing, OverlapAnalysis, Profile, QualityAssessment, StageRecord, Theme, Usage
+from workers.llm.generator import Completion
 from workers.pipeline.evidence import FoundEvidence
 from workers.pipeline.prompts import Stage
 from workers.pipeline.schemas import theme_ids
@@ -56,15 +57,19 @@ class StageOutcome:
     source: Literal["called", "cached", "coalesced", "mixed", "none"] = "none"
     usage: Usage = field(default_factory=Usage)
     elapsed_ms: float = 0.0
+    #: The answers that it was made of, and whether an answer that was cut off is among them.
+    completions: list[Completion] = field(default_factory=list)
+    is_cut: bool = False
 
     def fail(self, error: Exception, themes: Sequence[Theme] = ()) -> None:
         """Record an error, and that it left these themes unanswered."""
         self.error, self.reason = error, f"{type(error).__name__}: {error}"
         self.unanswered.update((theme.id, self.reason) for theme in themes)
 
-    def answered_by(self, model: str, source: Literal["called", "cached", "coalesced"]) -> None:
-        self.model = model
-        self.source = source if self.source in {"none", source} else "mixed"
+    def answered_by(self, completion: Completion) -> None:
+        self.completions.append(completion)
+        self.model = completion.model
+        self.source = completion.source if self.source in {"none", completion.source} else "mixed"
 
     def merge(self, themes: Sequence[Theme], answered: Mapping[str, Any]) -> None:
         """Enter fields that were answered by a batch's own numbers under the profile's."""
@@ -81,6 +86,12 @@ class StageOutcome:
         if self.values is None:
             return "failed"
         return "partial" if self.unanswered else "ok"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it stands in the cache."""
+        kept = all(completion.is_kept for completion in self.completions)
+        return self.status == "ok" and kept and bool(self.completions) and not self.is_cut
 
     def excerpt(self) -> list[str]:
         """Names of the first themes that the stage found; [] of a stage that describes what others found."""

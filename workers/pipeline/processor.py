@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from config.sections import PerformanceSettings
 from config.settings import Settings
@@ -19,14 +21,17 @@ from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.llm.spend import Spend
 from workers.observe.call_journal import current
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.assembly import StageOutcome, assemble, numbered
+from workers.pipeline.assembly import EXCERPT_CHARACTERS, EXCERPT_THEMES, StageOutcome, assemble, numbered
 from workers.pipeline.evidence import EvidenceReader, FoundEvidence
 from workers.pipeline.graph import Graph
+from workers.pipeline.known import KnownProfiles
 from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
 
 #: Told of each stage as it ends: the destination, the stage's record, how many themes it found or described, and the
 #: first of what it found (see `excerpt`).
+#: The stage of a record that stands for all of a profile that was found whole.
+ALL_STAGES: Final = "all"
 StageListener = Callable[[Destination, StageRecord, int, list[str]], None]
 
 
@@ -50,8 +55,11 @@ class FocusedPromptProcessor:
         settings: Settings,
         profiler: PerformanceProfiler,
         evidence: EvidenceReader | None = None,
+        known: KnownProfiles | None = None,
     ) -> None:
         self._evidence = evidence
+        #: Not where the web is read: it may say something new.
+        self._known = known if evidence is None else None
         self._graph = graph
         self._generator = generator
         self._version = pipeline_version(graph.stages.values())
@@ -82,6 +90,10 @@ class FocusedPromptProcessor:
         Raises `JobStoppedError`: the job is to stop, or its budget is used up; stages that have ended are in the cache.
         """
         began = time.perf_counter()
+        key = self._known.key(destination, columns) if self._known else ""
+        if self._known and use_cache and (profile := await self._known.find(key, destination, self.version(columns))):
+            _report(profile, destination, on_stage)
+            return Processed(profile, None, profile.usage, is_retryable=False)
         run = _Run(
             graph=self._graph,
             generator=self._generator,
@@ -99,7 +111,20 @@ class FocusedPromptProcessor:
                 run.evidence = await self._evidence.read(destination)
         await run.stages()
         elapsed_ms = (time.perf_counter() - began) * 1000
-        return run.processed(attempt=attempt, pipeline_version=self.version(columns), elapsed_ms=elapsed_ms)
+        processed = run.processed(attempt=attempt, pipeline_version=self.version(columns), elapsed_ms=elapsed_ms)
+        if self._known and processed.profile:
+            self._known.keep(key, processed.profile, run.in_order())
+        return processed
+
+
+def _report(profile: Profile, destination: Destination, on_stage: StageListener | None) -> None:
+    """Book the hits of a profile that was found whole, and tell of all its stages at once."""
+    if recording := current():
+        recording.cached(profile.usage)
+    if on_stage:
+        names = [theme.name[:EXCERPT_CHARACTERS] for theme in profile.themes[:EXCERPT_THEMES]]
+        whole = msgspec.structs.replace(profile.stages[0], stage=ALL_STAGES, usage=profile.usage)
+        on_stage(destination, whole, len(profile.themes), names)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,19 +189,19 @@ class _Run:
     def _has_themes(self) -> bool:
         """Number the themes when every stage that finds some has ended."""
         if not self.themes:
-            found = [outcome for outcome in self._in_order() if outcome.stage.asks == "new themes"]
+            found = [outcome for outcome in self.in_order() if outcome.stage.asks == "new themes"]
             self.themes = numbered(found, self.evidence)
         return bool(self.themes)
 
-    def _in_order(self) -> list[StageOutcome]:
+    def in_order(self) -> list[StageOutcome]:
         return [self._outcomes[name] for name in self.graph.stages if name in self._outcomes]
 
     def _usage(self) -> Usage:
-        return sum((outcome.usage for outcome in self._in_order()), Usage())
+        return sum((outcome.usage for outcome in self.in_order()), Usage())
 
     def processed(self, *, attempt: int, pipeline_version: str, elapsed_ms: float) -> Processed:
         """A profile when there is any theme, else a failure that names the first stage's error."""
-        in_order = self._in_order()
+        in_order = self.in_order()
         usage = self._usage()
         retryable = any(isinstance(outcome.error, RetryableError) for outcome in in_order)
         # Where no stage asks about themes they are not numbered yet.
@@ -257,7 +282,7 @@ class _StageRun:
             request_priority=run.request_priority,
             use_cache=run.use_cache,
         )
-        self._outcome.answered_by(completion.model, completion.source)
+        self._outcome.answered_by(completion)
         return completion.value
 
     async def _each(self) -> None:
@@ -278,6 +303,7 @@ class _StageRun:
 
     async def _split(self, themes: Sequence[Theme], exc: TruncatedError) -> None:
         """Keep what an answer that was cut off had in full, and ask about the rest in two halves."""
+        self._outcome.is_cut = True
         complete = exc.complete if isinstance(exc.complete, dict) else {}
         one, names = self._stage.schema(1), theme_ids(len(themes))
         kept = {name: complete[name] for name in names if name in complete and one.is_valid({"t1": complete[name]})}
@@ -291,6 +317,7 @@ class _StageRun:
 
     def _keep_complete(self, exc: TruncatedError) -> None:
         """A discovery that was cut off twice still has its complete themes, if they are enough."""
+        self._outcome.is_cut = True
         stage, complete = self._stage, exc.complete
         if stage.asks == "new themes" and isinstance(complete, dict) and stage.schema(0).is_valid(complete):
             self._outcome.values = complete["themes"]

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from config.settings import Settings
 from tasks.messages import Destination
 from workers.llm.cache.completions import CompletionStore
+from workers.llm.cache.composites import Composites
 from workers.llm.cache.stats import CacheReporter
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.health import look_after
@@ -26,6 +27,7 @@ from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
+from workers.pipeline.known import KnownProfiles
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
 from workers.process.shutdown import end_tasks
@@ -82,7 +84,14 @@ async def open_parts(
             flights.start()
         evidence = await stack.enter_async_context(EvidenceReader.of(settings, shared_redis))
         generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=flights)
-        processor = FocusedPromptProcessor(graph, generator, settings=settings, profiler=profiler, evidence=evidence)
+        known = None
+        if shared_redis is not None:
+            composites = Composites(shared_redis, cache)
+            stack.push_async_callback(composites.close)
+            known = KnownProfiles(composites, cache, graph.stages, settings=settings, profiler=profiler)
+        processor = FocusedPromptProcessor(
+            graph, generator, settings=settings, profiler=profiler, evidence=evidence, known=known
+        )
         lanes: Lanes[Destination] = await stack.enter_async_context(
             Lanes(
                 limits.worker_pool_size, steal=limits.enable_work_stealing, steal_threshold=limits.work_steal_threshold

@@ -108,7 +108,10 @@ class PersistentLLMCache:
     def encode(self, completion: CachedCompletion) -> tuple[bytes, int]:
         """What is stored for a completion, and its bytes before compression."""
         raw = _encoder.encode(completion)
-        return codec.encode(raw, self._codec), len(raw)
+        return self.compressed(raw), len(raw)
+
+    def compressed(self, raw: bytes) -> bytes:
+        return codec.encode(raw, self._codec)
 
     async def read(self, key: str) -> bytes | None:
         """What the persistent tier holds under a key; reads that come together are one read of the store."""

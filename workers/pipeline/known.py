@@ -1,0 +1,152 @@
+"""Profiles whose every prompt the cache would answer: one entry instead of a look-up and a stage for each prompt.
+
+The entry is made of the completions that the profile was made of. It says of each stage what these had cost, so books
+and provenance are the same as if each had been looked up.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from config.settings import Settings
+from tasks.messages import Destination, Profile, StageRecord, Usage
+from workers.llm.cache.codec import CodecError
+from workers.llm.cache.composites import Composites
+from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.cost import cost_usd
+from workers.llm.endpoints.prompt import KEY_VERSION, sampling_of
+from workers.llm.endpoints.registry import model_for
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.assembly import StageOutcome
+from workers.pipeline.prompts import Input, Stage
+
+log = logging.getLogger("themes.cache")
+
+#: Counts up when the meaning of an entry changes.
+ENTRY_VERSION: Final = "1"
+
+#: One completion: the model that gave it, tokens of its prompt and of itself.
+_Paid = tuple[str, int, int]
+
+
+class _Entry(msgspec.Struct, frozen=True, array_like=True):
+    """A profile without what differs from run to run, and the completions of each of its stages."""
+
+    profile: Profile
+    paid: dict[str, list[_Paid]]
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(_Entry)
+
+
+class KnownProfiles:
+    def __init__(
+        self,
+        composites: Composites,
+        cache: PersistentLLMCache,
+        stages: Mapping[str, Stage],
+        *,
+        settings: Settings,
+        profiler: PerformanceProfiler,
+    ) -> None:
+        self._composites = composites
+        self._cache = cache
+        self._stages = stages
+        self._profiler = profiler
+        self._prices = settings.llm.prices
+        self._models = {name: model_for(settings.llm, name, stage.model) for name, stage in stages.items()}
+        limits = settings.performance_optimization
+        batch = limits.theme_batch_size if limits.enable_intelligent_batching else 0
+        asked = [(stage.fingerprint, self._models[name]) for name, stage in stages.items()]
+        self._set_up = msgspec.json.encode([ENTRY_VERSION, KEY_VERSION, sampling_of(settings.llm), batch, asked])
+
+    def __repr__(self) -> str:
+        return f"<KnownProfiles stages={len(self._stages)} {self._composites!r}>"
+
+    def key(self, destination: Destination, columns: Sequence[str]) -> str:
+        """A digest of all that changes any of the profile's prompts, the destination as its prompts' keys have it."""
+        identity = Input.of(destination, columns=columns).identity
+        return hashlib.sha256(self._set_up + identity.encode()).hexdigest()
+
+    async def find(self, key: str, destination: Destination, version: str) -> Profile | None:
+        """The destination's profile, its hits counted; None where its prompts must be looked up one by one."""
+        began = time.perf_counter()
+        try:
+            with self._profiler.span("cache.get"):
+                raw, is_in_memory = await self._composites.read(key)
+            entry = None if raw is None else _decoder.decode(raw)
+        except (CodecError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+            log.warning("action=cache_corrupt profile=%s… its prompts are looked up: %s", key[:12], exc)
+            self._cache.stats.corrupt += 1
+            self._composites.discard(key)
+            return None
+        if entry is None or entry.paid.keys() != self._stages.keys():
+            return None
+        usages = {name: self._hits(name, paid, is_in_memory) for name, paid in entry.paid.items()}
+        elapsed_ms = round((time.perf_counter() - began) * 1000, 1)
+        return msgspec.structs.replace(
+            entry.profile,
+            destination_id=destination.id,
+            name=destination.name,
+            country=destination.country,
+            extra=destination.extra,
+            pipeline_version=version,
+            stages=[self._record(name, entry.paid[name], usage, elapsed_ms) for name, usage in usages.items()],
+            usage=sum(usages.values(), Usage()),
+            elapsed_ms=elapsed_ms,
+            created_at=time.time(),
+        )
+
+    def keep(self, key: str, profile: Profile, outcomes: Sequence[StageOutcome]) -> None:
+        """Keep a profile for which every stage has had whole, cached answers; forget an older one of any other."""
+        if profile.missing or not all(one.is_whole for one in outcomes) or len(outcomes) != len(self._stages):
+            self._composites.discard(key)
+            return
+        answers = [(one.stage.name, each) for one in outcomes for each in one.completions]
+        paid: dict[str, list[_Paid]] = {one.stage.name: [] for one in outcomes}
+        for name, each in answers:
+            paid[name].append((each.model, each.prompt_tokens, each.completion_tokens))
+        bare = msgspec.structs.replace(profile, stages=[], usage=Usage(), extra={})
+        try:
+            raw = _encoder.encode(_Entry(bare, paid))
+        except (UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as exc:
+            log.debug("action=profile_not_kept destination_id=%s %s", profile.destination_id, exc)
+            return
+        self._composites.put(key, raw, [each.key for _, each in answers])
+
+    def _hits(self, name: str, paid: Sequence[_Paid], is_in_memory: bool) -> Usage:  # noqa: FBT001
+        """What the stage's answers save; counted for the process as well."""
+        stats = self._cache.stats
+        hits, usd = len(paid), 0.0
+        is_priced = True
+        for model, prompt_tokens, completion_tokens in paid:
+            price = cost_usd(self._prices, self._models[name], model, prompt_tokens, completion_tokens)
+            stats.save(prompt_tokens, completion_tokens, price)
+            is_priced, usd = is_priced and price is not None, usd + (price or 0.0)
+        if is_in_memory:
+            stats.memory_hits += hits
+        else:
+            stats.redis_hits += hits
+        return Usage(
+            cache_hits=hits,
+            memory_hits=hits if is_in_memory else 0,
+            saved_prompt_tokens=sum(each[1] for each in paid),
+            saved_completion_tokens=sum(each[2] for each in paid),
+            saved_usd=usd if is_priced else None,
+        )
+
+    def _record(self, name: str, paid: Sequence[_Paid], usage: Usage, elapsed_ms: float) -> StageRecord:
+        return StageRecord(
+            stage=name,
+            status="ok",
+            prompt_version=self._stages[name].version,
+            model=paid[-1][0],
+            source="cached",
+            usage=usage,
+            elapsed_ms=elapsed_ms,
+        )
