@@ -49,7 +49,7 @@ VERBS: Final = {
     "consumer": "Write results to the database until stopped.",
     "dashboard": "Serve the dashboard (Flower) until stopped.",
     "sandbox-llm": "Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line.",
-    "doctor": "Check settings, Redis, LLM, database, machine and who works; exit 1 when anything fails.",
+    "doctor": "Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails.",
     "config": "Show the settings, or check them.",
 }  # fmt: skip
 #: Verbs whose files in the state directory are for this user alone.
