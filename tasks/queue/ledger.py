@@ -99,7 +99,11 @@ class Ledger:
         """Claim a chunk; anything but `Taken` says why not.
 
         FULL means that the consumer is more than `max_unwritten` results behind: ask again later. A lease of our own
+<<<<<<< HEAD
         is taken again: the reply to an earlier call was lost (a worker does not ask for a chunk that it runs). A chunk that
+=======
+        is taken again: the reply to an earlier call was lost (a worker asks once for a chunk). A chunk that
+>>>>>>> main
         cannot be read is taken off the books, and is GONE.
 
         Raises:
