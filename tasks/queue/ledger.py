@@ -98,16 +98,12 @@ class Ledger:
     async def take(self, job_id: str, chunk_id: str, *, max_unwritten: int) -> Taken | Taking:
         """Claim a chunk; anything but `Taken` says why not.
 
-                FULL means that the consumer is more than `max_unwritten` results behind: ask again later. A lease of our own
-        <<<<<<< HEAD
-                is taken again: the reply to an earlier call was lost (a worker does not ask for a chunk that it runs). A chunk that
-        =======
-                is taken again: the reply to an earlier call was lost (a worker asks once for a chunk). A chunk that
-        >>>>>>> main
-                cannot be read is taken off the books, and is GONE.
+        FULL means that the consumer is more than `max_unwritten` results behind: ask again later. A lease of our own
+        is taken again: the reply to an earlier call was lost (a worker asks once for a chunk). A chunk that
+        cannot be read is taken off the books, and is GONE.
 
         Raises:
-                    UnreadableError: a key of the job holds something else.
+            UnreadableError: a key of the job holds something else.
         """
         try:
             reply = await self._asked(job_id, chunk_id, max_unwritten)
