@@ -158,7 +158,7 @@ def public_endpoint(endpoint: EndpointSettings) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if value not in (None, {})}
 
 
-#: Settings that are more than one value -> who reads them.
+#: Settings that are more than one value -> their reader.
 PARSERS: Final[Mapping[Any, Callable[[str, yaml.Node | str, str], Any]]] = {
     Prices: parse_prices,
     Endpoints: parse_endpoints,

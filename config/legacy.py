@@ -60,7 +60,7 @@ RENAMED: Final[Mapping[str, str]] = {
 #: Old name -> why there is nothing to set today.
 MEANINGLESS: Final[Mapping[str, str]] = {
     f"{SECTION}.clear_cache_on_completion": "answers leave the cache by cache_ttl_days, or with `themes cache clear`",
-    f"{SECTION}.enable_progress_bars": "`themes watch` shows progress, and who does not want it does not call it",
+    f"{SECTION}.enable_progress_bars": "`themes watch` shows progress to a user that calls it",
     f"{SECTION}.show_detailed_progress": "`themes watch` and the page of a job show every stage",
     f"{TODAY}.enable_memory_tracking": "memory is read with every report of a worker; it costs nothing",
     f"{TODAY}.max_steal_attempts": "a lane takes from the fullest other one, which cannot fail",

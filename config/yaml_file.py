@@ -47,7 +47,7 @@ def read_text(path: Path) -> str:
 def compose(text: str, name: str) -> yaml.Node:
     """The root node of a text, or an empty mapping; `name` stands for it in messages. Raises ConfigError.
 
-    The same node for the same text, which takes 30 ms to read; nobody changes a node.
+    The same node for the same text, which takes 30 ms to read; no caller changes a node.
     """
     try:
         return safe_node(text, lambda what, line: ConfigError(f"{name}:{line}: {what}"))

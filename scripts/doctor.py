@@ -21,7 +21,7 @@ NEED_REDIS: Final = frozenset({"redis", "llm limits", "workers", "consumer", "qu
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(*, as_json: bool) -> int:
-    """Check settings, Redis, LLM, database, machine and who works; exit 1 when anything fails."""
+    """Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails."""
     checks = diagnose()
     ok = all(check.ok for check in checks)
     if as_json:

@@ -72,7 +72,7 @@ def command(
             job = enqueue(
                 production.reading(rows), name=name or ("standard input" if file == "-" else Path(file).name),
                 priority=priority, use_cache=not no_cache, budget_usd=budget, columns=columns,
-                id_column=reader.id_column, settings=settings, redis=redis,
+                id_column=reader.id_column, are_distinct=True, settings=settings, redis=redis,
             )  # fmt: skip
         except InputError:
             if missing is None or not missing.skipped:

@@ -11,25 +11,47 @@ if __name__ == "__main__" or sys.argv[0].endswith("/themes"):
     leave_at_once()
 
 import importlib
-import inspect
-import logging
 import os
-import traceback
-from typing import Final
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from config.errors import ThemesError
-from config.settings import NOTED, Settings, load
-from tasks import logs
-from tasks.texts import cleaned
 
-#: In the manual's order. Each is a module here that has a click command called `command`.
-VERBS: Final = (
-    "demo", "up", "enqueue", "run", "watch", "status", "top", "results", "report", "failures", "retry", "cancel",
-    "pause", "resume", "tune", "cache", "worker", "worker-memory", "consumer", "dashboard", "sandbox-llm", "doctor",
-    "config",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+#: In the manual's order, with the first paragraph of each one's help, so that `themes --help` imports none of them.
+#: Each is a module here that has a click command called `command`.
+VERBS: Final = {
+    "demo": "Run 25 destinations (or FILE) through Redis, workers, consumer and Flower, and show what came of it.",
+    "up": "Run Redis (if none is set), workers, consumer and dashboard here until Ctrl-C.",
+    "enqueue": "Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id.",
+    "run": "Do the job of FILE (CSV, JSONL, JSON, text; - is standard input) here, without Redis, and print its id.",
+    "watch": "Watch JOB (by default the newest) until it ends or stops at its budget; exit 1 when any "
+    "destination failed.",
+    "status": "Show JOB, or the newest jobs.",
+    "top": "Show jobs, workers, queue and calls as they are now; q or Ctrl-C ends it.",
+    "results": "Print the profiles of JOB that are in the database, also while it runs.",
+    "report": "Tell where the time and the money of JOB went, what bounds it, and what to change; also while it runs.",
+    "failures": "Show why destinations of JOB failed, the most frequent first; exit 1 when any did (with "
+    "--partial: or lacks).",
+    "retry": "Ask again for the destinations of JOB that failed, and for those that a lost Redis took along.",
+    "cancel": "Start nothing more of JOB; destinations that are done stay, answers that were paid for "
+    "stay in the cache.",
+    "pause": "Ask nothing more of JOB until `themes resume`; what is under way is awaited and kept.",
+    "resume": "Let JOB, which is paused or stopped at its budget, go on; what is done stays, nothing is paid twice.",
+    "tune": "Change settings of workers while they run, for those that start later too, until --reset.",
+    "cache": "Look into the shared cache of LLM completions, or empty it.",
+    "worker": "Run one worker process in the foreground, and start it again when it dies.",
+    "worker-memory": "Trace the memory of running workers: start, compare (after some minutes of work), stop.",
+    "consumer": "Write results to the database until stopped.",
+    "dashboard": "Serve the dashboard (Flower) until stopped.",
+    "sandbox-llm": "Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line.",
+    "doctor": "Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails.",
+    "config": "Show the settings, or check them.",
+}  # fmt: skip
 #: Verbs whose files in the state directory are for this user alone.
 PRIVATE: Final = frozenset({"demo", "up", "run", "worker", "consumer", "dashboard", "cache"})
 #: Exit code of a program that Ctrl-C ended, as shells expect it.
@@ -39,14 +61,18 @@ INTERRUPTED: Final = 130
 class Summaries(click.Group):
     """A group whose `--help` has the first paragraph of each command's help, not cut."""
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, inspect.cleandoc(verb.help or "").partition("\n\n")[0]) for name, verb in named if verb]
+    def summaries(self) -> list[tuple[str, str]]:
+        return [(name, cleandoc(verb.help or "").partition("\n\n")[0]) for name, verb in sorted(self.commands.items())]
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl(self.summaries())
 
 
 class Verbs(Summaries):
+    def summaries(self) -> list[tuple[str, str]]:
+        return list(VERBS.items())
+
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(VERBS)
 
@@ -83,11 +109,16 @@ def cli(config_file: str | None, *, debug: bool) -> None:
         os.environ["THEMES_CONFIG"] = config_file
     if debug:
         os.environ["THEMES_DEBUG"] = "1"
-    logs.configure(logging.DEBUG if debug else logging.INFO, "auto")
+    from tasks import logs  # late: `--help` logs nothing
+
+    logs.configure("DEBUG" if debug else "INFO", "auto")
 
 
-def settings_from(**overrides: object) -> Settings:
+def settings_from(**overrides: object) -> "Settings":
     """Load the settings, with what the command line says on top; options that were not given are None."""
+    from config.settings import load
+    from tasks import logs
+
     given = {key.replace("__", "."): str(value) for key, value in overrides.items() if value is not None}
     settings = load(overrides=given)
     logs.configure(log_level(settings), settings.logging.format)
@@ -95,14 +126,16 @@ def settings_from(**overrides: object) -> Settings:
     return settings
 
 
-def _print_notices(settings: Settings) -> None:
+def _print_notices(settings: "Settings") -> None:
+    from config.settings import NOTED
+
     if not os.environ.get(NOTED):
         for notice in settings.remarks:
             print(f"themes: note: {notice}", file=sys.stderr)
         os.environ[NOTED] = "1"
 
 
-def log_level(settings: Settings) -> str:
+def log_level(settings: "Settings") -> str:
     return "DEBUG" if os.environ.get("THEMES_DEBUG") else settings.logging.level
 
 
@@ -124,7 +157,11 @@ def main() -> None:
 
 def _show(exc: ThemesError) -> None:
     if os.environ.get("THEMES_DEBUG"):
+        import traceback
+
         traceback.print_exception(exc)
+    from tasks.texts import cleaned
+
     # An error may repeat what stands in a file, in its name, or in an answer.
     print(f"themes: {cleaned(str(exc))}", file=sys.stderr)
 

@@ -26,7 +26,9 @@ ANSWER_SECONDS: Final = 5.0
 @click.option("--worker", metavar="NAME", help="Only this one; limits that all workers share cannot be its own.")
 @click.option("--show", is_flag=True, help="Show what holds in each worker, and where it came from.")
 @click.option("--reset", is_flag=True, help="Take back what was changed: the file holds again.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object: the workers' answers, and who gave none.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object: the workers' answers, and the workers without one."
+)
 def command(changes: tuple[str, ...], worker: str | None, *, show: bool, reset: bool, as_json: bool) -> int:
     """Change settings of workers while they run, for those that start later too, until --reset.
 

@@ -36,12 +36,12 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:dead:PROCESS | string | a worker process that is known to be dead | DEAD_SECONDS |
 | themes:flight:DIGEST | string | token of the process that is asking a prompt | its lease, renewed |
 | themes:flight:DIGEST:waiters | string | another caller waits for that | a minute, or a lease |
-| themes:flight:DIGEST:outcome | string | what those who waited are told, where the cache will not | seconds |
+| themes:flight:DIGEST:outcome | string | what waiting processes are told, where the cache will not | seconds |
 | themes:flights | channel | digest of each prompt with waiting callers, at its end | - |
 | themes:limit:DIGEST | hash | an endpoint's limits: when they are used up (r, t; us) | LIMIT_SECONDS beyond that |
 | themes:limit:DIGEST:users | zset | processes that share them, by their last reservation (us) | USER_SECONDS |
 | themes:limit:DIGEST:learnt | hash | what refusals have taught of an endpoint's rate | 10 minutes of rest |
-| themes:cooldown:DIGEST | hash | an endpoint to be left alone: who said what, next probe (ms) | what it asked for |
+| themes:cooldown:DIGEST | hash | an endpoint to be left alone: its reason, the next probe (ms) | what it asked for |
 | themes:cooldowns | channel | "DIGEST milliseconds wait" of each new cool-down; 0: it is over | - |
 | themes:tuned | hash | settings changed on running workers: worker or *, key -> text | until `themes tune --reset` |
 | themes:control | channel | id of each job that was cancelled or paused | - |

@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def lua(module: str, name: str) -> str:
-    """The text of a script; `module` is the `__file__` of who uses it."""
+    """The text of a script; `module` is the `__file__` of the module that uses it."""
     return Path(module).with_name("lua").joinpath(f"{name}.lua").read_text("utf-8")

@@ -32,7 +32,7 @@ def check_private(path: Path) -> None:
         return  # its user reports why it cannot be used
     if found.st_uid not in {os.getuid(), 0}:
         raise ConfigError(
-            f"state_dir: {path} belongs to another user ({found.st_uid}), who could put there what he likes: choose "
+            f"state_dir: {path} belongs to another user ({found.st_uid}), which could plant files there: choose "
             "another with THEMES_STATE_DIR, or make it yours with chown"
         )
     if found.st_mode & _OTHERS_WRITE:

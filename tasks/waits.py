@@ -25,7 +25,7 @@ _VARYING: Final = re.compile(r"[0-9a-zA-Z-]*[0-9][0-9a-zA-Z.:-]*")
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What is waited for, and who said so. Times are seconds since 1970."""
+    """What is waited for, and the source that said so. Times are seconds since 1970."""
 
     kind: WaitKind
     #: The endpoint's name in the settings (`llm` where there is only one).

@@ -101,7 +101,7 @@ async def take_all(told: argparse.Namespace) -> int:
             url = told.url + path.format(job=told.job)
             made = await tab.take(url, height, width=told.width, dark=told.dark, seconds=told.seconds)
             (told.folder / f"{name}.png").write_bytes(made)
-            print(f"{name}.png {len(made):,} bytes")  # noqa: T201  # for who runs it
+            print(f"{name}.png {len(made):,} bytes")  # noqa: T201  # for its user
             too_large += len(made) >= MOST_BYTES
     return 1 if too_large else 0
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 #: Rows that are kept in memory before they move to disk together.
-KEYS_IN_MEMORY: Final = 5_000
+KEYS_IN_MEMORY: Final = 20_000
 #: Bits of a Bloom filter with one hash (https://doi.org/10.1145/362686.362692): a key whose bit is not set is new.
 FILTER_BITS: Final = 1 << 25
 

@@ -33,7 +33,7 @@ def is_placeholder(text: str) -> bool:
         return not text[0].isalnum() and not any(map(str.isalnum, text))
     if text.isascii():
         plain = text.lower()
-        word = plain.translate(_ASCII_PUNCTUATION)
+        word = plain if plain.isalnum() else plain.translate(_ASCII_PUNCTUATION)
     else:
         plain = normalise(text)
         word = "".join(filter(str.isalnum, plain))

@@ -81,7 +81,7 @@ def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
         "worker_send_task_events": True,
         "task_send_sent_event": False,
         "worker_redirect_stdouts": False,
-        # Late-acked chunks go on after a lost connection: their leases, not Celery, say who owns them.
+        # Late-acked chunks go on after a lost connection: their leases, not Celery, name their owner.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "enable_utc": True,
     }

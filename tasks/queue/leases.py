@@ -19,7 +19,7 @@ def token_prefix(name: str, pid: int) -> str:
 def release(redis: Redis, name: str, pid: int, process_token: str) -> int:
     """End every lease of a dead process; returns how many chunks are free. A repetition changes nothing.
 
-    `process_token` is what its leases on prompts begin with: who waits for one of those takes it over.
+    `process_token` is what its leases on prompts begin with: a process that waits for one of those takes it over.
     """
     redis.set(keys.dead(process_token), "1", ex=keys.DEAD_SECONDS)
     freed = 0

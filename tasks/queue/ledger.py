@@ -1,4 +1,4 @@
-"""What is left to do, in Redis: chunks, who holds them, and until when.
+"""What is left to do, in Redis: chunks, their holders, and until when.
 
 Redis holds what is left to do, the database what is done; Celery messages are wake-up calls. Each step that must not be
 torn apart is one Lua script, so a killed worker, a lost reply or a second delivery leaves the ledger right.
@@ -99,7 +99,7 @@ class Ledger:
         """Claim a chunk; anything but `Taken` says why not.
 
         FULL means that the consumer is more than `max_unwritten` results behind: ask again later. A lease of our own
-        is taken again: the reply to an earlier call was lost (who runs a chunk already does not ask). A chunk that
+        is taken again: the reply to an earlier call was lost (a worker asks once for a chunk). A chunk that
         cannot be read is taken off the books, and is GONE.
 
         Raises:

@@ -95,6 +95,7 @@ def enqueue(
     budget_usd: float | None = None,
     columns: Sequence[str] = (),
     id_column: str | None = None,
+    are_distinct: bool = False,
     settings: Settings | None = None,
     redis: Redis | None = None,
 ) -> jobs.Job:
@@ -109,6 +110,7 @@ def enqueue(
         budget_usd: the most that the job's calls may cost; the job pauses before it costs more, see `resume`.
         columns: further columns of the destinations that are sent to the model, as data.
         id_column: the column of `destinations` that tables of the job's results show first.
+        are_distinct: `destinations` are `Destination`s, each once, as those of a `Reader`: nothing is compared again.
         settings: by default those of the file and the environment.
         redis: a client to use instead of making one.
 
@@ -123,7 +125,8 @@ def enqueue(
     url = locate(settings)
     redis = redis or connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
-    rows = iter(from_iterable(destinations))
+    # What is said to be distinct is of that type.
+    rows: Iterator[Destination] = iter(destinations if are_distinct else from_iterable(destinations))  # type: ignore[arg-type]
     first = next(rows, None)
     if first is None:
         raise InputError("no destinations: there is nothing to enqueue")

@@ -103,7 +103,7 @@ def _raw(path: Path) -> Iterator[sqlite3.Connection]:
 
 async def _write(store: AsyncDatabaseManager, rows: list[tuple[Any, ...]]) -> None:
     async with store.writing() as connection:
-        await store._writer._profile.run(connection, rows, store.times)
+        await store._writer._all.profile.run(connection, rows, store.times)
     await store._backend.tidy()
 
 
@@ -120,7 +120,7 @@ async def test_batch_upserts_beside_raw_executemany(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.db"
         async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{path}") as store:
             await store.apply([JobInputs("j", tuple(towns))])
-            sql = store._writer._profile.sql
+            sql = store._writer._all.profile.sql
             began = time.perf_counter()
             for at in range(0, len(rows), BATCH):
                 await _write(store, rows[at : at + BATCH])

@@ -210,3 +210,12 @@ def test_what_a_user_wrote_enters_without_control_characters(
     found = status(redis, job.job_id).name
     assert found == "ci]0;ties\ufffd " + "x" * 188 + "…"
     assert len(found) == 200
+
+
+@pytest.mark.parametrize(("are_distinct", "total"), [(False, 3), (True, 4)])
+def test_destinations_that_are_said_to_be_distinct_are_not_compared_again(
+    redis: Redis, redis_url: str, settings_for: Callable[..., Settings], are_distinct: bool, total: int
+) -> None:
+    rows = [*NAMES, NAMES[0]]
+    job = enqueue(rows, are_distinct=are_distinct, settings=settings_for(REDIS_URL=redis_url), redis=redis)
+    assert job.total == total

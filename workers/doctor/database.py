@@ -173,7 +173,7 @@ async def _server(settings: Settings) -> Check:
         fix = "start it, or mend host, port, user, password and name in DATABASE_URL"
         return Check("database", ok=False, found=str(exc), fix=fix)
     except DatabaseError as exc:
-        fix = "give DATABASE_URL a user who may create tables there, and a database of its own"
+        fix = "give DATABASE_URL a user that may create tables there, and a database of its own"
         return Check("database", ok=False, found=str(exc), fix=fix)
     finally:
         await backend.close()

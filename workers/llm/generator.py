@@ -151,7 +151,7 @@ class FocusedLLMGenerator:
             return self._hit(question, known)
         completion, joined = await self._together(question)
         if joined or completion.source == "coalesced":
-            lookup.count(coalesced=1)
+            lookup.coalesced()
             return replace(completion, source="coalesced")
         return completion
 
@@ -222,14 +222,14 @@ class FocusedLLMGenerator:
             return None
         if _is_kept(known.model, question.model):
             question.lookup.keep(stored)
-        question.lookup.count(misses=1)
+        question.lookup.missed()
         return Completion(known.value, known.model, "coalesced")
 
     async def _ask(self, question: _Question, flight: Flight, *, is_shared: bool = False) -> Completion:
         """Ask the LLM and store the answer: with the flight's end where it is shared, else at once."""
         prompt, model, stage_stats, lookup = question.prompt, question.model, question.stage_stats, question.lookup
         if not question.is_fresh:
-            lookup.count(misses=1)
+            lookup.missed()
         request = Request(
             prompt,
             model,

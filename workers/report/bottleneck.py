@@ -268,7 +268,7 @@ def _database_bound(m: Measured, _following: float) -> tuple[str, Change]:
 
 
 DATABASE_ADVICE: Final = (
-    "look for who else writes to or locks the database, and for a slow disk (themes doctor); larger batches "
+    "look for other programs that write to or lock the database, for a slow disk (themes doctor); larger batches "
     "(database_batch_size) need fewer commits; PostgreSQL (DATABASE_URL) takes several consumers"
 )
 _SPEAKERS: Final = {

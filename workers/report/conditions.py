@@ -105,7 +105,7 @@ def _gaps(account: JobStats) -> Finding | None:
         resource="work", share=round(idle / whole, 4),
         evidence=f"for {time(idle)} of {time(whole)} nothing of this job was in work: it was paused, waited behind "
         "other jobs, or no worker was there",
-        advice="a higher --priority lets a job pass others; themes top shows who works",
+        advice="a higher --priority lets a job pass others; themes top shows the workers",
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
         resource="database", share=0.0,
         evidence=f"the statement {name!r} is slow: {row['p50_ms']:.0f} ms in the middle, {row['slowest_ms']:.0f} ms at "
         f"worst, with {row['slowest_rows']:.0f} rows, in {row['count']:.0f} runs since the consumer started",
-        advice="look for a trigger or an index of your own on its table, for who else holds the database, and for a "
+        advice="look for a trigger or an index of your own on its table, for what holds the database, and for a "
         "slow disk",
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ So the integrals that processes keep (connections in use x time, lanes busy x ti
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
@@ -31,30 +31,30 @@ class Measured:
     #: Destinations of the whole job, ended or not.
     total: int
     workers: int
-    lanes: float = 0.0
-    lanes_busy: float = 0.0
-    connections: float = 0.0
-    connections_busy: float = 0.0
-    connections_waiting: float = 0.0
+    lanes: float
+    lanes_busy: float
+    connections: float
+    connections_busy: float
+    connections_waiting: float
     #: Seconds that one call keeps a connection.
-    hold_seconds: float = 0.0
+    hold_seconds: float
     #: Mean seconds of a call's waits before it.
-    pool_wait_seconds: float = 0.0
-    rate_wait_seconds: float = 0.0
+    pool_wait_seconds: float
+    rate_wait_seconds: float
     #: Mean seconds of a destination in its lane; and what it would take with no line to stand in.
-    destination_seconds: float = 0.0
-    unqueued_seconds: float = 0.0
+    destination_seconds: float
+    unqueued_seconds: float
     #: Cores that a worker's process uses: one is all that a Python process can.
-    cpu_cores: float = 0.0
-    busiest_cpu_cores: float = 0.0
+    cpu_cores: float
+    busiest_cpu_cores: float
     #: Share of the time in which the consumer was at the database, and how long a result waited for it.
-    database_share: float = 0.0
-    result_wait_seconds: float = 0.0
-    refusals: int = 0
-    requests: int = 0
-    errors: Mapping[str, int] = field(default_factory=dict)
-    facts: Mapping[str, str | float | bool | None] = field(default_factory=dict)
-    spans: Mapping[str, Histogram] = field(default_factory=dict)
+    database_share: float
+    result_wait_seconds: float
+    refusals: int
+    requests: int
+    errors: Mapping[str, int]
+    facts: Mapping[str, str | float | bool | None]
+    spans: Mapping[str, Histogram]
 
     @property
     def rate(self) -> float:

@@ -1,5 +1,5 @@
 -- KEYS chunks leases owners deliveries labels finished; ARGV chunk token size new payload label destination...
--- Destinations that nobody has started leave a chunk of ours for a new one; in the old one they count as finished.
+-- Destinations without a start leave a chunk of ours for a new one; in the old one they count as finished.
 local chunks, leases, owners, deliveries, labels, finished = unpack(KEYS, 1, 6)
 local chunk, token, size, new, payload, label = unpack(ARGV, 1, 6)
 if redis.call('HGET', owners, chunk) ~= token or redis.call('HEXISTS', chunks, chunk) == 0 then return 0 end

@@ -21,12 +21,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class CacheStats:
-    """Counts of one process, or of one destination.
+class Savings:
+    """What hits have saved: the tokens that their completions had cost when they were made, and US dollars.
 
-    A hit saves the tokens that the completion had cost when it was made, and US dollars where its model has a price;
-    `unpriced_hits` are those where it has none.
+    `unpriced_hits` are those whose model has no price.
     """
+
+    saved_prompt_tokens: int = 0
+    saved_completion_tokens: int = 0
+    saved_usd: float = 0.0
+    unpriced_hits: int = 0
+
+    def save(self, prompt_tokens: int, completion_tokens: int, usd: float | None) -> None:
+        self.saved_prompt_tokens += prompt_tokens
+        self.saved_completion_tokens += completion_tokens
+        if usd is None:
+            self.unpriced_hits += 1
+        else:
+            self.saved_usd += usd
+
+
+@dataclass(slots=True)
+class CacheStats(Savings):
+    """Counts of one process, or of one destination."""
 
     memory_hits: int = 0
     redis_hits: int = 0
@@ -39,26 +56,10 @@ class CacheStats:
     #: Bytes of what was stored, before and after compression.
     bytes_raw: int = 0
     bytes_stored: int = 0
-    saved_prompt_tokens: int = 0
-    saved_completion_tokens: int = 0
-    saved_usd: float = 0.0
-    unpriced_hits: int = 0
 
     @property
     def hits(self) -> int:
         return self.memory_hits + self.redis_hits
-
-    def count(self, **counted: float) -> None:
-        for name, amount in counted.items():
-            setattr(self, name, getattr(self, name) + amount)
-
-    def save(self, prompt_tokens: int, completion_tokens: int, usd: float | None) -> None:
-        self.saved_prompt_tokens += prompt_tokens
-        self.saved_completion_tokens += completion_tokens
-        if usd is None:
-            self.unpriced_hits += 1
-        else:
-            self.saved_usd += usd
 
     def since(self, before: "CacheStats") -> dict[str, float]:
         return {item.name: getattr(self, item.name) - getattr(before, item.name) for item in fields(self)}

@@ -175,16 +175,20 @@ class Lookup:
         self._is_valid = is_valid
         self._all_stats = all_stats
 
-    def count(self, **counted: float) -> None:
-        """Count for the process and the destination: `misses=1`, `coalesced=1`."""
+    def missed(self) -> None:
         for stats in self._all_stats:
-            stats.count(**counted)
+            stats.misses += 1
+
+    def coalesced(self) -> None:
+        """Count that the prompt was answered together with an equal one."""
+        for stats in self._all_stats:
+            stats.coalesced += 1
 
     async def get(self) -> CachedCompletion | None:
         """The completion, or None, which is counted as a miss."""
         found = await self.find()
         if found is None:
-            self.count(misses=1)
+            self.missed()
         return found
 
     async def find(self) -> CachedCompletion | None:
@@ -223,7 +227,8 @@ class Lookup:
         except CodecError as exc:
             why = str(exc)
         # Corrupt, foreign or of a newer version: a miss; the next answer overwrites it.
-        self.count(corrupt=1)
+        for stats in self._all_stats:
+            stats.corrupt += 1
         self._cache.memory.discard(self._key)
         log.warning("action=cache_corrupt key=%s… is a miss: %s", self._key[:12], why)
         return None
@@ -239,13 +244,16 @@ class Lookup:
 
     def encode(self, completion: CachedCompletion) -> bytes:
         stored, raw_bytes = self._cache.encode(completion)
-        self.count(bytes_raw=raw_bytes, bytes_stored=len(stored))
+        for stats in self._all_stats:
+            stats.bytes_raw += raw_bytes
+            stats.bytes_stored += len(stored)
         return stored
 
     def remember(self, stored: bytes) -> None:
         """Keep in memory, and count, what goes to Redis with a flight."""
         self.keep(stored)
-        self.count(stores=1)
+        for stats in self._all_stats:
+            stats.stores += 1
 
     async def put(self, completion: CachedCompletion) -> None:
         stored = self.encode(completion)

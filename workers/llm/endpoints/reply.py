@@ -27,6 +27,9 @@ MAX_DIGITS: Final = 300
 #: How servers say that an answer met its limit (`length`, `max_tokens`, `model_length`, `MAX_TOKENS`, …).
 _LIMIT: Final = re.compile(r"length|limit|max.*token|max_output|truncat|incomplete|context_window", re.IGNORECASE)
 _FILTER: Final = re.compile(r"content_?filter|safety|prohibited|blocklist|recitation|sensitive|refus", re.IGNORECASE)
+#: Fields of a message that most answers do not have: other places of the value, and a model's thoughts.
+_ELSEWHERE: Final = frozenset({"parsed", "tool_calls", "function_call"})
+_THOUGHTS: Final = frozenset({"reasoning_content", "reasoning", "thinking", "reasoning_details"})
 _BROKEN: Final = re.compile(r"error|fail|abort|cancel|time_?out|overload|unavailable|system_resource", re.IGNORECASE)
 
 
@@ -103,13 +106,14 @@ def read_reply(raw: bytes, *, model: str, style: AnswerFormat, prompt_characters
     texts = tuple(text for message in messages for text in _texts(message) if text)
     thoughts = tuple(text for message in messages for text in _thoughts(message) if text)
     ended = " ".join(str(choice.get("finish_reason") or "")[:64] for choice in choices)
-    if _BROKEN.search(ended):
+    is_plain = ended == "stop"
+    if not is_plain and _BROKEN.search(ended):
         raise ErrorInAnswerError({"message": f"finish_reason {one_line(ended, 64)!r}"})
     name = data.get("model")
     answer = RawAnswer(
         texts=texts,
         thoughts=thoughts,
-        is_truncated=bool(_LIMIT.search(ended)),
+        is_truncated=not is_plain and bool(_LIMIT.search(ended)),
         model=(one_line(name, MODEL_CHARACTERS) if isinstance(name, str) else "") or model,
         tokens=tokens_of(
             data.get("usage"),
@@ -121,7 +125,7 @@ def read_reply(raw: bytes, *, model: str, style: AnswerFormat, prompt_characters
     refusal = next((message["refusal"] for message in messages if message.get("refusal")), None)
     if refusal and not texts:
         raise AnsweredRefusalError(f"the model declined: {one_line(str(refusal), ERROR_CHARACTERS)}", answer)
-    if _FILTER.search(ended):
+    if not is_plain and _FILTER.search(ended):
         said = "the model declined" if "refus" in ended.lower() else "the provider's content filter cut the answer"
         raise AnsweredRefusalError(said, answer)
     return answer
@@ -211,6 +215,8 @@ def _message(choice: Mapping[Any, Any]) -> Mapping[Any, Any]:
 def _texts(message: Mapping[Any, Any]) -> Iterator[str]:
     """Where the value may lie: the content, what the server has parsed itself, the arguments of a tool call."""
     yield _text(message.get("content"))
+    if _ELSEWHERE.isdisjoint(message):
+        return
     yield _text(message.get("parsed"))
     for call in (*_list(message.get("tool_calls")), {"function": message.get("function_call")}):
         yield from _arguments(call)
@@ -223,6 +229,8 @@ def _arguments(call: Any) -> Iterator[str]:
 
 
 def _thoughts(message: Mapping[Any, Any]) -> Iterator[str]:
+    if _THOUGHTS.isdisjoint(message):
+        return
     for name in ("reasoning_content", "reasoning", "thinking"):
         yield _text(message.get(name))
     yield "".join(_text(part.get("text")) for part in _list(message.get("reasoning_details")) if isinstance(part, dict))

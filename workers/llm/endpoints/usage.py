@@ -81,15 +81,19 @@ def _problem(usage: Any, wrong: list[str]) -> str:
 
 
 def _first(counts: Mapping[Any, Any], *names: str) -> Any:
-    return next((counts[name] for name in names if counts.get(name) is not None), None)
+    for name in names:
+        if (value := counts.get(name)) is not None:
+            return value
+    return None
 
 
 def _count(value: Any) -> int | None:
     """A count of tokens, 0 to `MAX_TOKENS`; None where the value is none."""
+    if type(value) is int:
+        return value if 0 <= value <= MAX_TOKENS else None
     if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKENS:
-        return None
-    return value
+        return value if 0 <= value <= MAX_TOKENS else None
+    return None

@@ -1,6 +1,6 @@
 -- KEYS budget. ARGV process, its spending so far, what it has reserved, ms after which a silent process is dead,
 -- amounts... Returns {limit, spent, decision...}; a decision is 1 granted, 0 wait, -1 never. Nano-dollars throughout.
--- What a dead process has reserved counts as spent for as long as it is silent. Who asks first is served first: after
+-- What a dead process has reserved counts as spent for as long as it is silent. The first request is served first: after
 -- one that waits all wait. A limit that is no amount is none that a call fits into.
 local budget = unpack(KEYS, 1, 1)
 local me, spent, reserved, silent_ms = unpack(ARGV, 1, 4)

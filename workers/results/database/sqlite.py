@@ -43,7 +43,7 @@ LOCK_SLICE_SECONDS: Final = 0.25
 
 #: Instructions of SQLite's machine between two looks at the clock.
 CHECK_STEPS: Final = 10_000
-#: What a user who may write can make and take back.
+#: What a user that may write can make and take back.
 PROBE: Final = "CREATE TABLE themes_doctor (found INTEGER)"
 
 #: Primary result codes that pass by themselves or with a person's help, without any loss.

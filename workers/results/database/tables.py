@@ -170,7 +170,7 @@ profiles = Table(
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("job_id", "destination_id"),
     _of_destination(),
-    # Who has a profile already, in whatever job (`enqueue --only-missing`).
+    # Which destinations have a profile already, in any job (`enqueue --only-missing`).
     Index("profiles_by_destination", "destination_id"),
     # What a country has: WHERE country = 'Japan'.
     Index("profiles_by_country", "country"),
