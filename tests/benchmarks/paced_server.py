@@ -11,27 +11,15 @@ import sys
 from pathlib import Path
 
 if __package__ is None or not __package__:
-    from light_server import Connection  # started as a script, its folder is on the path
+    from full_answers import completion  # started as a script, its folder is on the path
+    from light_server import Connection, reply, serve
 else:
-    from tests.benchmarks.light_server import Connection
+    from tests.benchmarks.full_answers import completion
+    from tests.benchmarks.light_server import Connection, reply, serve
 
 CITY = re.compile(rb"City (\d+)")
 THEME = {"name": "A theme", "description": "What a traveller does there.", "citations": []}
-ANSWER = json.dumps(
-    {
-        "id": "c",
-        "object": "chat.completion",
-        "model": "sandbox",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop",
-                "message": {"role": "assistant", "content": json.dumps({"themes": [THEME]})},
-            }
-        ],
-        "usage": {"prompt_tokens": 400, "completion_tokens": 60, "total_tokens": 460},
-    }
-).encode()
+ANSWER = reply(completion(json.dumps({"themes": [THEME]})))
 PROMPT = """---
 stage: discover.culture
 asks: new themes
@@ -53,30 +41,18 @@ def write_prompts(folder: Path) -> Path:
 class Paced(Connection):
     """A connection that waits as long as its destination takes."""
 
-    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-        len(ANSWER),
-        ANSWER,
-    )
-
     def __init__(self, seconds: list[float]) -> None:
-        super().__init__(0.0)
+        super().__init__()
         self._all = seconds
 
-    def data_received(self, data: bytes) -> None:
-        self._seconds = self._of(self._received + data)
-        super().data_received(data)
-
-    def _of(self, request: bytes) -> float:
+    def seconds_of(self, request: bytes) -> float:
         found = CITY.search(request)
         return self._all[int(found[1]) % len(self._all)] if found else 0.0
 
-
-async def main() -> None:
-    seconds = json.loads(Path(sys.argv[1]).read_text())
-    server = await asyncio.get_running_loop().create_server(lambda: Paced(seconds), "127.0.0.1", 0)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
-    await server.serve_forever()
+    def answer_to(self, request: bytes) -> bytes:
+        del request
+        return ANSWER
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(serve(Paced, json.loads(Path(sys.argv[1]).read_text())))

@@ -13,24 +13,20 @@ import pytest
 
 from config.settings import Settings
 from tasks.connection import connect_async
-from tasks.messages import Destination
+from tests.benchmarks.full_prompts import body_of, prompt_about, stages
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
-from workers.llm.endpoints.reply import AnswerFormat
-from workers.llm.endpoints.request import request_of
 from workers.llm.flights.shared import SharedFlights
 from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.prompts import Input, load_stages
 
 pytestmark = pytest.mark.benchmark
 LATENCY_SECONDS = 0.2
 #: Calls that each connection makes.
 TURNS = 20
 ROUNDS = 3
-STAGE = next(stage for stage in load_stages() if stage.name == "analyse.price")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +40,7 @@ def slow_server() -> Iterator[str]:
 
 
 def _prompt(number: int) -> Prompt:
-    return STAGE.prompt(Input.of(Destination.of(f"City {number}")))
+    return prompt_about(number, stages()[number % len(stages())])
 
 
 async def _seconds(call: Callable[[int], Awaitable[object]], first: int, in_flight: int) -> float:
@@ -79,8 +75,7 @@ async def test_efficiency_at_200_ms(
         generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=shared)
 
         async def bare(number: int) -> object:
-            request = request_of("sandbox", _prompt(number), (), AnswerFormat.JSON_SCHEMA) | {"max_tokens": 9}
-            body = msgspec.json.encode(request)
+            body = body_of(_prompt(number))
             async with session.post(f"{slow_server}/chat/completions", data=body) as answer:
                 return msgspec.json.decode(await answer.read())
 
