@@ -83,7 +83,7 @@ def clear(*, yes: bool) -> int:
         dropped = 0
         for page in _pages(redis):
             redis.unlink(*page)
-            dropped += _completions(page)
+            dropped += len(_completions(page))
         redis.delete(keys.CACHE_STATISTICS)
     say(f"dropped {count(dropped, 'completion')}")
     return 0
@@ -99,18 +99,19 @@ def _pages(redis: Redis) -> Iterator[list[bytes]]:
         yield page
 
 
-def _completions(page: list[bytes]) -> int:
-    """How many of these keys are a completion's, and not of what is made of them."""
-    return sum(not key.startswith(keys.cache(keys.COMPOSITE).encode()) for key in page)
+def _completions(page: list[bytes]) -> list[bytes]:
+    """Those of the keys that are a completion's, and not of a profile that is made of them."""
+    return [key for key in page if not key.startswith(keys.cache(keys.COMPOSITE).encode())]
 
 
 def _held(redis: Redis) -> dict[str, Any]:
     found: dict[str, Any] = {"entries": 0, "bytes": 0}
     for page in _pages(redis):
         with redis.pipeline(transaction=False) as pipeline:
-            for key in page:
+            completions = _completions(page)
+            for key in completions:
                 pipeline.strlen(key)
-            found["entries"] += _completions(page)
+            found["entries"] += len(completions)
             found["bytes"] += sum(pipeline.execute())
     return found
 

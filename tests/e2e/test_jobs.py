@@ -244,7 +244,7 @@ def test_an_interrupted_enqueue_leaves_no_half_job_and_runs_again(stack: Engine)
         assert "Traceback" not in process.stderr.read()
         (job_id,) = redis.zrange(keys.JOBS, 0, -1)
         assert redis.hlen(keys.chunks(job_id.decode())) == 0
-        assert redis.smembers(keys.ACTIVE) == set()
+        until("the consumer to know of it too", lambda: not redis.smembers(keys.ACTIVE))
     assert stack.status(job_id.decode())["state"] == "cancelled"
     stack.themes("w", "worker", "--name", "w")
     assert stack.run("enqueue", _file(stack.folder, 5), "--wait").returncode == 0

@@ -151,7 +151,7 @@ async def test_garbage_is_no_profile(opened: Open, redis: Redis, sandbox: Sandbo
 async def test_a_profile_that_lacks_something_is_not_kept(opened: Open, redis: Redis) -> None:
     await _once(opened)
     assert len(_entries(redis)) == 1
-    async with SandboxServer(latency="0", faults=["refusal=1,match=price_point"]) as refusing:
+    async with SandboxServer(latency="0", faults=["refusal=1,match=price level"]) as refusing:
         lacking = await _once(opened, use_cache=False, env={"OPENAI_BASE_URL": refusing.base_url})
     assert lacking.profile is not None
     assert lacking.profile.status == "partial"

@@ -115,7 +115,7 @@ class KnownProfiles:
         try:
             raw = _encoder.encode(_Entry(bare, paid))
         except (UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as exc:
-            log.debug("action=profile_not_kept destination_id=%s %s", profile.destination_id, exc)
+            log.debug("the profile of %s is not kept: %s", profile.destination_id, exc)
             return
         self._composites.put(key, raw, [each.key for _, each in answers])
 
