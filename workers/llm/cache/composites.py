@@ -58,9 +58,9 @@ class Composites:
         """Keep an entry that is made of the completions under these keys."""
         if len(self._waiting) >= MAX_WAITING or not self._cache.is_shared:
             return
-        stored = self._cache.compressed(raw)
-        self._cache.memory.put(_place(key), stored)
-        self._queue(key, (stored, parts))
+        # Memory keeps what was read: most of what is made is never asked for again by this process.
+        self._cache.memory.discard(_place(key))
+        self._queue(key, (self._cache.compressed(raw), parts))
 
     def discard(self, key: str) -> None:
         """Forget an entry: some of its parts are newer."""
