@@ -158,6 +158,15 @@ async def test_a_profile_that_lacks_something_is_not_kept(opened: Open, redis: R
     assert not _entries(redis), "nor is the older one, whose answers were replaced"
 
 
+async def test_a_fresh_run_that_fails_leaves_no_older_one(opened: Open, redis: Redis) -> None:
+    await _once(opened)
+    assert len(_entries(redis)) == 1
+    async with SandboxServer(latency="0", faults=["refusal=1"]) as refusing:
+        failed = await _once(opened, use_cache=False, env={"OPENAI_BASE_URL": refusing.base_url})
+    assert failed.failure is not None
+    assert not _entries(redis)
+
+
 async def test_without_the_shared_cache_there_is_none(opened: Open, redis: Redis, sandbox: SandboxServer) -> None:
     env = {"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_PERSISTENT_CACHE": "false"}
     await _once(opened, env=env)

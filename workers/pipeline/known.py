@@ -85,7 +85,7 @@ class KnownProfiles:
             self._cache.stats.corrupt += 1
             self._composites.discard(key)
             return None
-        if entry is None or entry.paid.keys() != self._stages.keys():
+        if entry is None or entry.paid.keys() != self._stages.keys() or not all(entry.paid.values()):
             return None
         usages = {name: self._hits(name, paid, is_in_memory) for name, paid in entry.paid.items()}
         elapsed_ms = round((time.perf_counter() - began) * 1000, 1)
@@ -102,22 +102,24 @@ class KnownProfiles:
             created_at=time.time(),
         )
 
+    def forget(self, key: str) -> None:
+        self._composites.discard(key)
+
     def keep(self, key: str, profile: Profile, outcomes: Sequence[StageOutcome]) -> None:
-        """Keep a profile for which every stage has had whole, cached answers; forget an older one of any other."""
+        """Keep a profile for which every stage has had whole, cached answers, and no other."""
         if profile.missing or not all(one.is_whole for one in outcomes) or len(outcomes) != len(self._stages):
-            self._composites.discard(key)
             return
-        answers = [(one.stage.name, each) for one in outcomes for each in one.completions]
-        paid: dict[str, list[_Paid]] = {one.stage.name: [] for one in outcomes}
-        for name, each in answers:
-            paid[name].append((each.model, each.prompt_tokens, each.completion_tokens))
+        paid: dict[str, list[_Paid]] = {
+            one.stage.name: [(each.model, each.prompt_tokens, each.completion_tokens) for each in one.completions]
+            for one in outcomes
+        }
         bare = msgspec.structs.replace(profile, stages=[], usage=Usage(), extra={})
         try:
             raw = _encoder.encode(_Entry(bare, paid))
         except (UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as exc:
             log.debug("the profile of %s is not kept: %s", profile.destination_id, exc)
             return
-        self._composites.put(key, raw, [each.key for _, each in answers])
+        self._composites.put(key, raw, [each.key for one in outcomes for each in one.completions])
 
     def _hits(self, name: str, paid: Sequence[_Paid], is_in_memory: bool) -> Usage:  # noqa: FBT001
         """What the stage's answers save; counted for the process as well."""

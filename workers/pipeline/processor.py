@@ -28,10 +28,10 @@ from workers.pipeline.known import KnownProfiles
 from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
 
-#: Told of each stage as it ends: the destination, the stage's record, how many themes it found or described, and the
-#: first of what it found (see `excerpt`).
-#: The stage of a record that stands for all of a profile that was found whole.
+#: The stage of a record that stands for all stages of a profile that the cache has whole.
 ALL_STAGES: Final = "all"
+#: Called with each stage as it ends: the destination, the stage's record, how many themes it found or described, and
+#: the first of what it found (see `excerpt`).
 StageListener = Callable[[Destination, StageRecord, int, list[str]], None]
 
 
@@ -91,7 +91,10 @@ class FocusedPromptProcessor:
         """
         began = time.perf_counter()
         key = self._known.key(destination, columns) if self._known else ""
-        if self._known and use_cache and (profile := await self._known.find(key, destination, self.version(columns))):
+        if self._known and not use_cache:
+            # Whatever this run comes to, some of the entry's answers are replaced.
+            self._known.forget(key)
+        elif self._known and (profile := await self._known.find(key, destination, self.version(columns))):
             _report(profile, destination, on_stage)
             return Processed(profile, None, profile.usage, is_retryable=False)
         run = _Run(
@@ -118,7 +121,7 @@ class FocusedPromptProcessor:
 
 
 def _report(profile: Profile, destination: Destination, on_stage: StageListener | None) -> None:
-    """Book the hits of a profile that was found whole, and tell of all its stages at once."""
+    """Book the hits of a profile that the cache has whole, and report all its stages as one."""
     if recording := current():
         recording.cached(profile.usage)
     if on_stage:

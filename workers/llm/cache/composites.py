@@ -59,7 +59,6 @@ class Composites:
         if len(self._waiting) >= MAX_WAITING or not self._cache.is_shared:
             return
         # Memory keeps what was read: most of what is made is never asked for again by this process.
-        self._cache.memory.discard(_place(key))
         self._queue(key, (self._cache.compressed(raw), parts))
 
     def discard(self, key: str) -> None:
