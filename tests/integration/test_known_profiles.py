@@ -114,6 +114,7 @@ async def test_it_lives_as_long_as_the_first_of_its_answers(opened: Open, redis:
         assert profile is not None
         redis.delete(*parts)
     assert not _entries(redis), "an entry is made of what is there"
+    assert one.cache.outage.count == 0, "and that is no error"
 
 
 async def test_fresh_answers_replace_it(opened: Open, redis: Redis, sandbox: SandboxServer) -> None:
