@@ -5,7 +5,8 @@ time; a process that is killed before loses a short cut, and no answer.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from redis import RedisError
@@ -21,6 +22,8 @@ from workers.llm.cache.tiers import PersistentLLMCache
 FLUSH_SECONDS: Final = 0.25
 #: Entries that wait at most; what comes then is not kept.
 MAX_WAITING: Final = 2_000
+#: Entries of one round trip: their commands are held in memory twice.
+WRITTEN_AT_ONCE: Final = 16
 
 _KEEP: Final = lua(__file__, "keep_composite")
 
@@ -55,11 +58,14 @@ class Composites:
         return raw, False
 
     def put(self, key: str, raw: bytes, parts: Sequence[str]) -> None:
-        """Keep an entry that is made of the completions under these keys."""
+        """Keep an entry that is made of the completions under these keys; memory has it in their place."""
         if len(self._waiting) >= MAX_WAITING or not self._cache.is_shared:
             return
-        # Memory keeps what was read: most of what is made is never asked for again by this process.
-        self._queue(key, (self._cache.compressed(raw), parts))
+        stored, memory = self._cache.compressed(raw), self._cache.memory
+        for part in parts:
+            memory.discard(part)
+        memory.put(_place(key), stored)
+        self._queue(key, (stored, parts))
 
     def discard(self, key: str) -> None:
         """Forget an entry: some of its parts are newer."""
@@ -79,19 +85,24 @@ class Composites:
     async def _write_all(self) -> None:
         while self._waiting:
             await asyncio.sleep(FLUSH_SECONDS)
-            waiting, self._waiting = self._waiting, {}
-            try:
-                async with asyncio.timeout(REDIS_TIMEOUT_SECONDS), self._redis.pipeline(transaction=False) as pipeline:
-                    for key, entry in waiting.items():
-                        place = keys.cache(_place(key))
-                        if entry is None:
-                            pipeline.unlink(place)
-                        else:
-                            parts = [place, *map(keys.cache, entry[1])]
-                            await self._keep(keys=parts, args=[entry[0]], client=pipeline)
-                    await pipeline.execute()
-            except (RedisError, OSError, TimeoutError) as exc:
-                self._cache.outage.begin(exc)
+            for _ in range(0, len(self._waiting), WRITTEN_AT_ONCE):
+                page = {key: self._waiting.pop(key) for key in list(islice(self._waiting, WRITTEN_AT_ONCE))}
+                try:
+                    async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+                        await self._write(page)
+                except (RedisError, OSError, TimeoutError) as exc:
+                    self._cache.outage.begin(exc)
+
+    async def _write(self, page: Mapping[str, tuple[bytes, Sequence[str]] | None]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key, entry in page.items():
+                place = keys.cache(_place(key))
+                if entry is None:
+                    pipeline.unlink(place)
+                else:
+                    parts = [place, *map(keys.cache, entry[1])]
+                    await self._keep(keys=parts, args=[entry[0]], client=pipeline)
+            await pipeline.execute()
 
 
 def _place(key: str) -> str:
