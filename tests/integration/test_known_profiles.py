@@ -84,6 +84,15 @@ async def test_both_ways_say_the_same(opened: Open, redis: Redis, sandbox: Sandb
     assert again.usage.memory_hits == 16
 
 
+async def test_the_process_that_made_it_had_the_answers_in_memory(opened: Open, redis: Redis) -> None:
+    async with opened() as parts:
+        made = await parts.processor.process(KYOTO)
+        await parts.processor._known._composites.close()
+        assert len(_entries(redis)) == 1
+        short = await parts.processor.process(KYOTO)
+    assert (made.usage.llm_calls, short.usage.cache_hits, short.usage.memory_hits) == (16, 16, 16)
+
+
 async def test_what_differs_from_row_to_row_is_the_rows_own(opened: Open, sandbox: SandboxServer) -> None:
     await _once(opened)
     other = Destination.of("KYOTO", "japan", extra={"note": "another row"})

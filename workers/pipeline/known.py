@@ -29,8 +29,8 @@ log = logging.getLogger("themes.cache")
 #: Counts up when the meaning of an entry changes.
 ENTRY_VERSION: Final = "1"
 
-#: One completion: the model that gave it, tokens of its prompt and of itself.
-_Paid = tuple[str, int, int]
+#: One completion: the model that gave it, tokens of its prompt and of itself, its key.
+_Paid = tuple[str, int, int, bytes]
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -110,7 +110,10 @@ class KnownProfiles:
         if profile.missing or not all(one.is_whole for one in outcomes) or len(outcomes) != len(self._stages):
             return
         paid: dict[str, list[_Paid]] = {
-            one.stage.name: [(each.model, each.prompt_tokens, each.completion_tokens) for each in one.completions]
+            one.stage.name: [
+                (each.model, each.prompt_tokens, each.completion_tokens, bytes.fromhex(each.key))
+                for each in one.completions
+            ]
             for one in outcomes
         }
         bare = msgspec.structs.replace(profile, stages=[], usage=Usage(), extra={})
@@ -122,21 +125,23 @@ class KnownProfiles:
         self._composites.put(key, raw, [each.key for one in outcomes for each in one.completions])
 
     def _hits(self, name: str, paid: Sequence[_Paid], is_in_memory: bool) -> Usage:  # noqa: FBT001
-        """What the stage's answers save; counted for the process as well."""
-        stats = self._cache.stats
-        hits, usd = len(paid), 0.0
+        """What the stage's answers save; counted for the process as well.
+
+        Those that memory has by themselves are hits there, as if they had been looked up.
+        """
+        stats, memory = self._cache.stats, self._cache.memory
+        hits, in_memory, usd = len(paid), 0, 0.0
         is_priced = True
-        for model, prompt_tokens, completion_tokens in paid:
+        for model, prompt_tokens, completion_tokens, key in paid:
+            in_memory += is_in_memory or memory.get(key.hex()) is not None
             price = cost_usd(self._prices, self._models[name], model, prompt_tokens, completion_tokens)
             stats.save(prompt_tokens, completion_tokens, price)
             is_priced, usd = is_priced and price is not None, usd + (price or 0.0)
-        if is_in_memory:
-            stats.memory_hits += hits
-        else:
-            stats.redis_hits += hits
+        stats.memory_hits += in_memory
+        stats.redis_hits += hits - in_memory
         return Usage(
             cache_hits=hits,
-            memory_hits=hits if is_in_memory else 0,
+            memory_hits=in_memory,
             saved_prompt_tokens=sum(each[1] for each in paid),
             saved_completion_tokens=sum(each[2] for each in paid),
             saved_usd=usd if is_priced else None,

@@ -58,14 +58,9 @@ class Composites:
         return raw, False
 
     def put(self, key: str, raw: bytes, parts: Sequence[str]) -> None:
-        """Keep an entry that is made of the completions under these keys; memory has it in their place."""
-        if len(self._waiting) >= MAX_WAITING or not self._cache.is_shared:
-            return
-        stored, memory = self._cache.compressed(raw), self._cache.memory
-        for part in parts:
-            memory.discard(part)
-        memory.put(_place(key), stored)
-        self._queue(key, (stored, parts))
+        """Keep an entry that is made of the completions under these keys: in Redis, because memory has these."""
+        if len(self._waiting) < MAX_WAITING and self._cache.is_shared:
+            self._queue(key, (self._cache.compressed(raw), parts))
 
     def discard(self, key: str) -> None:
         """Forget an entry: some of its parts are newer."""
