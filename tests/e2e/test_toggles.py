@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pytest
+import zstandard
 from redis import Redis
 
 from config.settings import Settings, load
@@ -146,7 +147,7 @@ def _profiles(database: Path, job_id: str) -> dict[str, Any]:
         rows = connection.execute("SELECT destination_id, payload FROM profiles WHERE job_id = ?", (job_id,)).fetchall()
     found = {}
     for destination_id, payload in rows:
-        profile = json.loads(payload)
+        profile = json.loads(zstandard.decompress(payload))
         assert len(profile["stages"]) == PROMPTS
         found[destination_id] = {name: value for name, value in profile.items() if name not in PROVENANCE}
     return found

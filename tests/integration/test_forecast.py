@@ -289,7 +289,8 @@ async def test_looking_at_earlier_jobs_reads_no_table_of_profiles_as_a_whole(tmp
     with sqlite3.connect(tmp_path / "themes.db") as database:
         for statement, parameters in statements:
             plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-            read_whole = [step for step in plan if step.startswith("SCAN")]
+            # JSON of a row is gone through as a virtual table.
+            read_whole = [step for step in plan if step.startswith("SCAN") and "VIRTUAL" not in step]
             assert read_whole in ([], ["SCAN jobs"]), plan
     database.close()
 

@@ -304,7 +304,7 @@ class AsyncDatabaseManager:
         self, job_id: str, conditions: Sequence[ColumnElement[bool]] = (), *, as_finished: bool = False
     ) -> AsyncIterator[ProfileRow]:
         """A job's profiles that meet conditions on both tables, in the input's order, or `as_finished` first."""
-        names = [c for c in tables.profiles.c if c.name not in {"updated_at", "profile_no"}]
+        names = [c for c in tables.profiles.c if c.name not in {"updated_at", "profile_no", "stages", "missing"}]
         query = select(*names).join_from(tables.destinations, tables.profiles)
         chosen = (tables.destinations.c.job_id == job_id, *conditions)
         return (

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import msgspec
+import zstandard
 from sqlalchemy import RowMapping
 
 from tasks.messages import Destination, Profile, Result, StreamEntry, Usage
@@ -13,6 +14,11 @@ StoredState = Literal["queued", "running", "done", "cancelled"]
 DestinationStatus = Literal["queued", "done", "failed"]
 #: States after which a job changes only when it is asked again.
 FINAL_STATES: Final = frozenset({"done", "cancelled"})
+
+
+def json_of(payload: bytes) -> str:
+    """The JSON of a stored profile."""
+    return zstandard.decompress(payload).decode()
 
 
 def usage_of(row: RowMapping) -> Usage:
@@ -87,7 +93,7 @@ class DestinationRow:
 
 @dataclass(frozen=True, slots=True)
 class ProfileRow:
-    """A stored profile; `payload` is its JSON as it was stored."""
+    """A stored profile; `payload` is its JSON."""
 
     job_id: str
     destination_id: str
@@ -105,8 +111,8 @@ class ProfileRow:
 
     @classmethod
     def of(cls, row: RowMapping) -> "ProfileRow":
-        names = (name for name in cls.__slots__ if name != "usage")
-        return cls(**{name: row[name] for name in names}, usage=usage_of(row))
+        names = (name for name in cls.__slots__ if name not in {"usage", "payload"})
+        return cls(**{name: row[name] for name in names}, usage=usage_of(row), payload=json_of(row["payload"]))
 
     def profile(self) -> Profile:
         return msgspec.json.decode(self.payload, type=Profile)
@@ -114,7 +120,7 @@ class ProfileRow:
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """A profile's JSON as it was stored, and what its input row said of the place."""
+    """A profile's JSON, and what its input row said of the place."""
 
     payload: str
     region: str | None
@@ -123,7 +129,7 @@ class ExportRow:
 
     @classmethod
     def of(cls, row: RowMapping) -> "ExportRow":
-        return cls(row["payload"], row["region"], row["lat"], row["lon"])
+        return cls(json_of(row["payload"]), row["region"], row["lat"], row["lon"])
 
 
 @dataclass(frozen=True, slots=True)

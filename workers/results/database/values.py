@@ -3,19 +3,22 @@
 Texts that a user or a server wrote are cleaned here, so no row holds a control character but tab and newline.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Final, cast
 
 import msgspec
+import zstandard
 
-from tasks.messages import Destination, Profile, Result, Spent, Theme, Usage
+from tasks.messages import Destination, Profile, Result, Seasonality, Spent, StageRecord, Theme, Usage
 from tasks.storable import MAX_WHOLE, clean_destination, flaw, has_controls, storable
 from tasks.texts import cleaned
 from workers.results.database.reducer import DestinationState, Key, UnusableEntryError
 from workers.results.database.rows import JobRow
-from workers.results.database.tables import USAGE_COLUMNS
+from workers.results.database.tables import SEASON_SHIFTS, USAGE_COLUMNS
 from workers.results.database.totals import ended
 from workers.results.stream import DeadEntry
 
@@ -30,14 +33,19 @@ MONTHS: Final = {
         start=1,
     )
 }  # fmt: skip
+#: zstd's level of a payload: the next three take twice the time for five percent.
+PAYLOAD_LEVEL: Final = 3
 #: Bytes of a dead entry that are kept: enough to see what it was.
 DEAD_BYTES: Final = 1024 * 1024
 
 Values = tuple[Any, ...]
 
 
+_encode: Final = msgspec.json.Encoder().encode
+
+
 def as_json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+    return _encode(value).decode()
 
 
 def usage_values(usage: Usage) -> Values:
@@ -45,29 +53,45 @@ def usage_values(usage: Usage) -> Values:
     return tuple(min(MAX_WHOLE, each) if isinstance(each, int) else each for each in msgspec.structs.astuple(usage))
 
 
-def clean_result(result: Result) -> tuple[Result, str]:
-    """A result whose profile holds no control characters, and the profile's JSON.
+class _Payloads(threading.local):
+    """A compressor for each thread: to make one takes longer than to use it, and two threads cannot share it."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=PAYLOAD_LEVEL)
+
+
+_payloads: Final = _Payloads()
+
+
+def clean_result(result: Result) -> tuple[Result, bytes]:
+    """A result whose profile holds no control characters, and the profile's JSON, compressed.
 
     Raises:
-        UnusableEntryError: a number of it is none; JSON would have null where readers expect a number.
+        UnusableEntryError: a number of it is none, or beyond 64 bits; readers of JSON expect one.
     """
-    if not math.isfinite(sum(_floats(cast("Profile", result.profile)))):
+    profile = cast("Profile", result.profile)
+    if not math.isfinite(sum(_floats(profile))) or any(map(_is_beyond, profile.stages)):
         raise UnusableEntryError(flaw(result))
     payload = msgspec.json.encode(result.profile)
     if has_controls(payload):
         result = msgspec.structs.replace(result, profile=storable(result.profile))
         payload = msgspec.json.encode(result.profile)
-    return result, payload.decode()
+    return result, _payloads.compressor.compress(payload)
 
 
-def _floats(profile: Profile) -> Iterator[float]:
-    quality = profile.quality_assessment
-    yield from (profile.elapsed_ms, profile.created_at, quality.diversity, quality.coverage, quality.completeness)
-    yield from (quality.quality or 0.0, quality.overall or 0.0)
-    for theme in profile.themes:
-        yield from (theme.confidence or 0.0, theme.authenticity_score or 0.0)
-    for stage in profile.stages:
-        yield from (stage.elapsed_ms, stage.usage.cost_usd or 0.0, stage.usage.saved_usd or 0.0)
+def _is_beyond(stage: StageRecord) -> bool:
+    u = stage.usage
+    return max(u.llm_calls, u.cache_hits, u.prompt_tokens, u.completion_tokens) > MAX_WHOLE
+
+
+def _floats(profile: Profile) -> list[float]:
+    quality, themes = profile.quality_assessment, profile.themes
+    return [
+        profile.elapsed_ms, profile.created_at, quality.diversity, quality.coverage, quality.completeness,
+        quality.quality or 0.0, quality.overall or 0.0,
+        *[t.confidence or 0.0 for t in themes], *[t.authenticity_score or 0.0 for t in themes],
+        *[s.elapsed_ms + (s.usage.cost_usd or 0.0) + (s.usage.saved_usd or 0.0) for s in profile.stages],
+    ]  # fmt: skip
 
 
 def listed_row(job_id: str, destination: Destination, now: float) -> Values:
@@ -94,53 +118,70 @@ def run_row(result: Result | Spent) -> Values:
     return (*head, *msgspec.structs.astuple(r.usage))
 
 
-def profile_row(number: int, result: Result, profile: Profile, payload: str, now: float) -> Values:
+def profile_row(number: int, result: Result, profile: Profile, payload: bytes, now: float) -> Values:
     p = profile
     head = (number, result.job_id, result.destination_id, p.name, p.country, p.status, p.model, p.pipeline_version)
-    middle = (p.quality_assessment.overall, payload, result.attempt)
-    return (*head, *middle, *msgspec.structs.astuple(p.usage), p.elapsed_ms, p.created_at, now)
+    middle = (p.quality_assessment.overall, _stages(p), _missing(p), result.attempt)
+    return (*head, *middle, *msgspec.structs.astuple(p.usage), p.elapsed_ms, p.created_at, now, payload)
 
 
-def add_themes(rows: Mapping[str, list[Values]], result: Result, themes: Sequence[Theme], first: int) -> None:
+def theme_rows(number: int, themes: Sequence[Theme], first: int) -> list[Values]:
     """The rows of a profile's themes, numbered from `first`."""
-    of_themes, months = rows["themes"], rows["theme_months"]
-    travelers, subthemes = rows["theme_travelers"], rows["theme_subthemes"]
-    job_id, destination_id = result.job_id, result.destination_id
-    for rank, t in enumerate(themes, start=1):
-        number = first + rank - 1
-        of_themes.append((
-            number, job_id, destination_id, rank, t.category, t.name, t.description, t.confidence, t.price_point,
-            t.authenticity_score, t.rationale,
-        ))  # fmt: skip
-        if t.seasonality is not None:
-            for season, names in (("peak", t.seasonality.peak), ("avoid", t.seasonality.avoid)):
-                # What is no month stays in the payload; the schema of the answers has let none through.
-                months += [(number, MONTHS[name], season) for name in dict.fromkeys(names) if name in MONTHS]
-        if t.traveler_types:
-            travelers += [(number, kind) for kind in dict.fromkeys(t.traveler_types)]
-        if t.sub_themes:
-            subthemes += [(number, "sub", place, name) for place, name in enumerate(t.sub_themes, start=1)]
-        if t.nano_themes:
-            subthemes += [(number, "nano", place, name) for place, name in enumerate(t.nano_themes, start=1)]
+    return [
+        (
+            theme_no, number, rank, t.category, t.name, t.description, t.confidence, t.price_point,
+            t.authenticity_score, t.seasonality and seasons(t.seasonality),
+            _travelers(*t.traveler_types) if t.traveler_types else None, _subthemes(t),
+        )
+        for theme_no, (rank, t) in enumerate(enumerate(themes, start=1), first)
+    ]  # fmt: skip
 
 
-def stage_rows(number: int, profile: Profile) -> list[Values]:
+def seasons(seasonality: Seasonality) -> int:
+    """The months as bits. What is no month stays in the payload; the schema of the answers has let none through."""
+    bits = 0
+    for name in seasonality.peak:
+        bits |= _PEAK.get(name, 0)
+    for name in seasonality.avoid:
+        bits |= _AVOID.get(name, 0)
+    return bits
+
+
+def month_bits(months: Iterable[int], season: str) -> int:
+    """The bits of `profile_themes.seasons` that stand for some months (1-12) of a season."""
+    return sum(1 << month - 1 + SEASON_SHIFTS[season] for month in set(months))
+
+
+_PEAK, _AVOID = ({name: month_bits([number], season) for name, number in MONTHS.items()} for season in SEASON_SHIFTS)
+
+
+@functools.lru_cache(4_096)
+def _travelers(*kinds: str) -> str:
+    """Of ten kinds up to three: the same lists come again and again."""
+    return as_json(list(dict.fromkeys(kinds)))
+
+
+def _subthemes(theme: Theme) -> str | None:
+    sub, nano = theme.sub_themes, theme.nano_themes
+    if sub and nano:
+        return as_json({"sub": sub, "nano": nano})
+    return as_json({"sub": sub} if sub else {"nano": nano}) if sub or nano else None
+
+
+def _stages(profile: Profile) -> str:
     """How each stage of a profile was made; of a stage that is there twice, the last."""
     rows = {
         s.stage: (
-            number, s.stage, s.status, s.prompt_version, s.model, s.source, s.usage.llm_calls, s.usage.cache_hits,
+            s.stage, s.status, s.prompt_version, s.model, s.source, s.usage.llm_calls, s.usage.cache_hits,
             s.usage.prompt_tokens, s.usage.completion_tokens, s.usage.cost_usd, s.elapsed_ms, s.reason,
         )
         for s in profile.stages
     }  # fmt: skip
-    return list(rows.values())
+    return as_json(list(rows.values()))
 
 
-def missing_rows(number: int, profile: Profile) -> list[Values]:
-    return [
-        (number, place, m.stage, m.field, m.reason, as_json(m.themes))
-        for place, m in enumerate(profile.missing, start=1)
-    ]
+def _missing(profile: Profile) -> str | None:
+    return as_json([(m.stage, m.field, m.reason, m.themes) for m in profile.missing]) if profile.missing else None
 
 
 def failure_row(result: Result) -> Values:
