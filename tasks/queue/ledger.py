@@ -21,9 +21,10 @@ from redis.asyncio import Redis as AsyncRedis
 from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import JobPausedError, UnreadableError
+from tasks.frames import WireError
 from tasks.jobs.events import encode
 from tasks.lua import lua
-from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, WireError, pack, unpack
+from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, pack, unpack
 from tasks.storable import clean_destination, entry_fields
 
 log = logging.getLogger("themes.ledger")

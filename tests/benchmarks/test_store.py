@@ -31,6 +31,7 @@ from tasks.messages import (
 )
 from tasks.storable import entry_fields
 from tests.support.full import full_results
+from tests.support.stored import profile_in
 from workers.observe.collector import calm_collector
 from workers.results.consumer import ResultsConsumer
 from workers.results.database.manager import AsyncDatabaseManager
@@ -88,7 +89,7 @@ def _rows_of(connection: sqlite3.Connection) -> list[list[tuple[str, list[Any]]]
 async def test_full_profiles_beside_raw_executemany_of_the_same_rows(tmp_path: Path) -> None:
     towns, results = full_results(PROFILES)
     job_id = results[0].job_id
-    size = sum(len(msgspec.json.encode(result.profile)) for result in results) / PROFILES
+    size = sum(len(msgspec.json.encode(profile_in(result))) for result in results) / PROFILES
     calm_collector()
     ours, floor, cpus, floor_cpus, file_bytes = [], [], [], [], 0.0
     for number in range(ROUNDS):
@@ -129,7 +130,7 @@ async def test_full_profiles_from_the_stream_to_durable_rows(
     redis: Redis, redis_url: str, settings_for: MakeSettings, tmp_path: Path
 ) -> None:
     towns, results = full_results(PROFILES, job_id="j")
-    size = len(msgspec.json.encode(results[0].profile))
+    size = len(msgspec.json.encode(profile_in(results[0])))
     packed = [entry_fields(result) for result in results]
     walls, cpus = [], []
     calm_collector()

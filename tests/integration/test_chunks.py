@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -14,9 +16,21 @@ from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.jobs.events import decode, encode
 from tasks.jobs.registry import options_of
-from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
+from tasks.messages import (
+    Chunk,
+    Destination,
+    Event,
+    Failure,
+    JobOptions,
+    Result,
+    Spent,
+    StageRecord,
+    StreamEntry,
+    Usage,
+    unpack,
+)
 from tasks.queue.ledger import Ledger, Taken, write_chunks
-from tests.support.stored import holding, theme
+from tests.support.stored import done, profile_in, theme
 from workers.llm.cancellation import Cancellation, CancellationToken
 from workers.observe.call_journal import CallJournal, current
 from workers.observe.profiler import PerformanceProfiler
@@ -117,21 +131,27 @@ async def test_a_fault_of_our_own_fails_its_destination_by_name_and_the_others_g
     assert len(classes) == 4
 
 
+def _unsendable(**fields: Any) -> Processed:
+    profile = msgspec.structs.replace(profile_in(done(NAMES[0], usage=Usage(llm_calls=1))), **fields)
+    return Processed.of(profile, is_retryable=False, attempt=1)
+
+
+def _nested(levels: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 #: Results that no message can carry, by what is wrong with them.
 UNSENDABLE: dict[str, Processed] = {
     "failure.message holds a lone surrogate": (None, Failure("a", "E", "\ud800", 1), Usage(llm_calls=1), False),
-    "profile.themes[0].more.year is a whole number": (
-        holding(NAMES[0], themes=[theme(0, more={"year": 10**30})]).profile, None, Usage(llm_calls=1), False,
-    ),
-    "profile.usage.prompt_tokens is a whole number": (
-        holding(NAMES[0], usage=Usage(prompt_tokens=2**64)).profile, None, Usage(1, prompt_tokens=2**64), False,
-    ),
-    "profile.themes[0].name holds a lone surrogate": (
-        holding(NAMES[0], themes=[theme(0, name="\udc9d")]).profile, None, Usage(llm_calls=1), False,
-    ),
-    "TypeError: Encoding objects of type object": (
-        holding(NAMES[0], more={"a": object()}).profile, None, Usage(llm_calls=1), False,
-    ),
+    "usage.prompt_tokens is a whole number": _unsendable(usage=Usage(1, prompt_tokens=2**64)),
+    "usage.llm_calls": _unsendable(stages=[StageRecord("a", "ok", "1", None, "called", Usage(llm_calls=2**63), 1.0)]),
+    "themes[0].confidence is nan": _unsendable(themes=[theme(0, confidence=float("nan"))]),
+    "elapsed_ms is nan": _unsendable(elapsed_ms=float("nan")),
+    "it is nested too deeply": _unsendable(more={"a": _nested(100_000)}),
+    "TypeError: Encoding objects of type object": _unsendable(more={"a": object()}),
 }  # fmt: skip
 
 
@@ -157,11 +177,11 @@ async def test_a_result_that_is_too_large_to_be_read_ends_its_destination(
     client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The consumer refuses to unpack it: it was ticked off here and arrived nowhere."""
-    monkeypatch.setattr("tasks.storable.MAX_UNPACKED_BYTES", 10_000)
+    monkeypatch.setattr("tasks.packed.MAX_UNPACKED_BYTES", 10_000)
 
     async def process(destination: Destination, *_: object) -> Processed:
-        large = holding(destination, more={"a": "x" * 20_000}).profile
-        return (large, None, Usage(1), False) if destination.name == "City 0" else (None, FAILED, Usage(1), False)
+        large = _unsendable(more={"a": "x" * 20_000})
+        return large if destination.name == "City 0" else (None, FAILED, Usage(1), False)
 
     async with Lanes[Destination](2, steal=True) as lanes:
         assert await Rig(client, settings_for(), lanes, process).runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE

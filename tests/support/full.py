@@ -19,7 +19,7 @@ from tasks.messages import (
     Theme,
     Usage,
 )
-from workers.results.database.values import MONTHS
+from tasks.packed import MONTHS, pack_profile
 
 CATEGORIES: Final = ("culture", "food", "adventure", "entertainment", "luxury")
 TRAVELLERS: Final = (
@@ -108,7 +108,8 @@ class Prose:
             missing=list(missing), stages=stages, usage=usage, elapsed_ms=812.5, created_at=at,
             extra=destination.extra,
         )  # fmt: skip
-        return Result(job_id, destination.id, 1, usage, "worker-1@host", at, 812.5, profile=profile)
+        packed = pack_profile(profile)
+        return Result(job_id, destination.id, 1, usage, "worker-1@host", at, 812.5, profile=packed)
 
 
 def full_results(count: int, *, job_id: str = "cities-20261129-101112-ab12") -> tuple[list[Destination], list[Result]]:

@@ -8,12 +8,14 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from config.settings import Settings
-from tasks.messages import Destination, Profile, StageRecord, Usage
+from tasks.messages import Destination, PackedProfile, StageRecord, Usage
+from tasks.packed import stages_json
+from tasks.storable import clean_destination
 from workers.llm.cache.codec import CodecError
 from workers.llm.cache.composites import Composites
 from workers.llm.cache.tiers import PersistentLLMCache
@@ -27,17 +29,24 @@ from workers.pipeline.prompts import Input, Stage
 log = logging.getLogger("themes.cache")
 
 #: Counts up when the meaning of an entry changes.
-ENTRY_VERSION: Final = "1"
+ENTRY_VERSION: Final = "2"
 
 #: One completion: the model that gave it, tokens of its prompt and of itself, its key.
 _Paid = tuple[str, int, int, bytes]
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A profile without what differs from run to run, and the completions of each of its stages."""
+    """A profile without what differs from run to run, names of its first themes, completions of each of its stages."""
 
-    profile: Profile
+    profile: PackedProfile
+    names: list[str]
     paid: dict[str, list[_Paid]]
+
+
+class Known(NamedTuple):
+    profile: PackedProfile
+    #: Of its first themes.
+    names: list[str]
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -73,7 +82,7 @@ class KnownProfiles:
         identity = Input.of(destination, columns=columns).identity
         return hashlib.sha256(self._set_up + identity.encode()).hexdigest()
 
-    async def find(self, key: str, destination: Destination, version: str) -> Profile | None:
+    async def find(self, key: str, destination: Destination, version: str) -> Known | None:
         """The destination's profile, its hits counted; None where its prompts must be looked up one by one."""
         began = time.perf_counter()
         try:
@@ -89,25 +98,27 @@ class KnownProfiles:
             return None
         usages = {name: self._hits(name, paid, is_in_memory) for name, paid in entry.paid.items()}
         elapsed_ms = round((time.perf_counter() - began) * 1000, 1)
-        return msgspec.structs.replace(
+        stages = stages_json(self._record(name, entry.paid[name], usage, elapsed_ms) for name, usage in usages.items())
+        own = clean_destination(destination)
+        profile = msgspec.structs.replace(
             entry.profile,
-            destination_id=destination.id,
-            name=destination.name,
-            country=destination.country,
-            extra=destination.extra,
+            name=own.name,
+            country=own.country,
+            extra=own.extra,
             pipeline_version=version,
-            stages=[self._record(name, entry.paid[name], usage, elapsed_ms) for name, usage in usages.items()],
+            stages=stages.decode(),
             usage=sum(usages.values(), Usage()),
             elapsed_ms=elapsed_ms,
             created_at=time.time(),
         )
+        return Known(profile, entry.names)
 
     def forget(self, key: str) -> None:
         self._composites.discard(key)
 
-    def keep(self, key: str, profile: Profile, outcomes: Sequence[StageOutcome]) -> None:
-        """Keep a profile for which every stage has had whole, cached answers, and no other."""
-        if profile.missing or not all(one.is_whole for one in outcomes) or len(outcomes) != len(self._stages):
+    def keep(self, key: str, profile: PackedProfile, names: list[str], outcomes: Sequence[StageOutcome]) -> None:
+        """Keep a profile for which every stage has had whole, cached answers, and no other; and its themes' names."""
+        if profile.lacking or not all(one.is_whole for one in outcomes) or len(outcomes) != len(self._stages):
             return
         paid: dict[str, list[_Paid]] = {
             one.stage.name: [
@@ -116,12 +127,8 @@ class KnownProfiles:
             ]
             for one in outcomes
         }
-        bare = msgspec.structs.replace(profile, stages=[], usage=Usage(), extra={})
-        try:
-            raw = _encoder.encode(_Entry(bare, paid))
-        except (UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as exc:
-            log.debug("the profile of %s is not kept: %s", profile.destination_id, exc)
-            return
+        bare = msgspec.structs.replace(profile, stages="", usage=Usage(), extra={})
+        raw = _encoder.encode(_Entry(bare, names, paid))
         self._composites.put(key, raw, [each.key for one in outcomes for each in one.completions])
 
     def _hits(self, name: str, paid: Sequence[_Paid], is_in_memory: bool) -> Usage:  # noqa: FBT001

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from config.sections import PerformanceSettings
 from config.settings import Settings
 from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError
-from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
+from tasks.messages import Destination, Failure, PackedProfile, Profile, StageRecord, Theme, Usage
+from tasks.packed import UnpackableError, pack_profile
+from tasks.storable import MAX_MESSAGE, STORE_ERROR, STORE_STAGE
 from workers.llm.budget import JobBudget
 from workers.llm.cancellation import Cancellation, CancellationToken
 from workers.llm.flights.outcomes import TruncatedError
@@ -24,7 +24,7 @@ from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import EXCERPT_CHARACTERS, EXCERPT_THEMES, StageOutcome, assemble, numbered
 from workers.pipeline.evidence import EvidenceReader, FoundEvidence
 from workers.pipeline.graph import Graph
-from workers.pipeline.known import KnownProfiles
+from workers.pipeline.known import Known, KnownProfiles
 from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
 
@@ -38,10 +38,19 @@ StageListener = Callable[[Destination, StageRecord, int, list[str]], None]
 class Processed(NamedTuple):
     """A destination's profile or failure, what it cost, and whether trying again may give more."""
 
-    profile: Profile | None
+    profile: PackedProfile | None
     failure: Failure | None
     usage: Usage
     is_retryable: bool
+
+    @classmethod
+    def of(cls, profile: Profile, *, is_retryable: bool, attempt: int) -> "Processed":
+        """A profile, packed; where that cannot be done, the failure that says why."""
+        try:
+            return cls(pack_profile(profile), None, profile.usage, is_retryable)
+        except UnpackableError as exc:
+            failure = Failure(STORE_STAGE, STORE_ERROR, f"its result cannot be stored: {exc}"[:MAX_MESSAGE], attempt)
+            return cls(None, failure, profile.usage, is_retryable=False)
 
 
 class FocusedPromptProcessor:
@@ -94,9 +103,9 @@ class FocusedPromptProcessor:
         if self._known and not use_cache:
             # Whatever this run comes to, some of the entry's answers are replaced.
             self._known.forget(key)
-        elif self._known and (profile := await self._known.find(key, destination, self.version(columns))):
-            _report(profile, destination, on_stage)
-            return Processed(profile, None, profile.usage, is_retryable=False)
+        elif self._known and (found := await self._known.find(key, destination, self.version(columns))):
+            _report(found, destination, on_stage)
+            return Processed(found.profile, None, found.profile.usage, is_retryable=False)
         run = _Run(
             graph=self._graph,
             generator=self._generator,
@@ -116,18 +125,22 @@ class FocusedPromptProcessor:
         elapsed_ms = (time.perf_counter() - began) * 1000
         processed = run.processed(attempt=attempt, pipeline_version=self.version(columns), elapsed_ms=elapsed_ms)
         if self._known and processed.profile:
-            self._known.keep(key, processed.profile, run.in_order())
+            self._known.keep(key, processed.profile, _names(run.themes), run.in_order())
         return processed
 
 
-def _report(profile: Profile, destination: Destination, on_stage: StageListener | None) -> None:
+def _report(known: Known, destination: Destination, on_stage: StageListener | None) -> None:
     """Book the hits of a profile that the cache has whole, and report all its stages as one."""
+    p = known.profile
     if recording := current():
-        recording.cached(profile.usage)
+        recording.cached(p.usage)
     if on_stage:
-        names = [theme.name[:EXCERPT_CHARACTERS] for theme in profile.themes[:EXCERPT_THEMES]]
-        whole = msgspec.structs.replace(profile.stages[0], stage=ALL_STAGES, usage=profile.usage)
-        on_stage(destination, whole, len(profile.themes), names)
+        whole = StageRecord(ALL_STAGES, "ok", p.pipeline_version, p.model, "cached", p.usage, p.elapsed_ms)
+        on_stage(destination, whole, p.theme_count, known.names)
+
+
+def _names(themes: Sequence[Theme]) -> list[str]:
+    return [theme.name[:EXCERPT_CHARACTERS] for theme in themes[:EXCERPT_THEMES]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -217,7 +230,7 @@ class _Run:
                 elapsed_ms=elapsed_ms,
                 evidence=self.evidence,
             )
-            return Processed(profile, None, usage, retryable)
+            return Processed.of(profile, is_retryable=retryable, attempt=attempt)
         broken = next((outcome for outcome in in_order if outcome.error), None)
         failure = Failure(
             stage=broken.stage.name if broken else "discover",

@@ -236,4 +236,4 @@ def _say(destination: Destination, result: Result) -> None:
         log.warning(_FAILED, *values, failure.stage, failure.error_class, clean_line(failure.message))
     elif result.profile:
         profile = result.profile
-        log.info(_DONE, *values, profile.status, len(profile.themes), profile.quality_assessment.overall)
+        log.info(_DONE, *values, profile.status, profile.theme_count, profile.quality)

@@ -55,9 +55,6 @@ DOLLAR_COLUMNS: Final = frozenset({"saved_usd", "cost_usd"})
 #: The tables that have them.
 USAGE_TABLES: Final = ("jobs", "destinations", "attempts", "profiles")
 
-#: Where the bits of a season begin in `profile_themes.seasons`.
-SEASON_SHIFTS: Final = {"peak": 0, "avoid": 12}
-
 metadata = MetaData()
 
 
@@ -158,7 +155,7 @@ profiles = Table(
     Column("pipeline_version", Text, nullable=False),
     #: The profile's overall quality, 0-1; NULL when it could not be had.
     Column("quality", Float),
-    #: How each answer was made, as a JSON list of lists in the order of the view `stages`.
+    #: How each answer was made, as a JSON list of lists in the order of the view `stages`; then other numbers of usage.
     Column("stages", Text, nullable=False),
     #: What could not be had, as a JSON list of lists in the order of the view `missing`; NULL where nothing lacks.
     Column("missing", Text),
@@ -167,7 +164,8 @@ profiles = Table(
     Column("elapsed_ms", Float, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
-    #: The whole `Profile` as JSON in one zstd frame. Last, or SQLite would read it for what stands behind.
+    #: Its themes, whole, and what was found about them together: JSON in one zstd frame, as the worker packed it.
+    #: Last, or SQLite would read it for what stands behind.
     Column("payload", LargeBinary, nullable=False),
     UniqueConstraint("job_id", "destination_id"),
     _of_destination(),
@@ -183,6 +181,11 @@ profiles = Table(
         postgresql_where=text("missing IS NOT NULL"),
     ),
 )
+
+#: What a `ProfileRow` is made of, in a query over destinations and their profiles.
+PROFILE_COLUMNS: Final = (
+    *(each for each in profiles.c if each.name not in {"updated_at", "profile_no"}), destinations.c.extra,
+)  # fmt: skip
 
 profile_themes = Table(
     "profile_themes",

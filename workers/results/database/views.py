@@ -7,10 +7,10 @@ The newest profile of a destination stands for it where it has several, from sev
 migrations; a view that changes gets a migration of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from workers.results.database.tables import SEASON_SHIFTS
+from tasks.packed import SEASON_SHIFTS, STAGE_VALUES
 
 #: Holds for the profile of a destination that was made last, as in `newest_profiles`: one look into an index, where a
 #: window would read all profiles for the one that is asked for.
@@ -118,8 +118,8 @@ def views(dialect: str) -> dict[str, str]:
     def json(kind: str, *of: object) -> str:
         return words[kind].format(*of)
 
-    def values(of: str, kinds: Mapping[str, str]) -> str:
-        return ", ".join(f"{json(kind, of, place)} AS {name}" for place, (name, kind) in enumerate(kinds.items()))
+    def values(of: str, kinds: Mapping[str, str], order: Sequence[str]) -> str:
+        return ", ".join(f"{json(kind, of, order.index(name))} AS {name}" for name, kind in kinds.items())
 
     return {
         # One row a theme.
@@ -141,11 +141,11 @@ SELECT t.theme_no, levels.key AS level, {json("place", "names")} AS position, na
 FROM profile_themes AS t, {json("members", "t.subthemes", "levels")}, {json("texts", "levels.value", "names")}""",
         # How each answer of a profile was made.
         "stages": f"""
-SELECT p.profile_no, {values("made", _STAGE)}
+SELECT p.profile_no, {values("made", _STAGE, STAGE_VALUES)}
 FROM profiles AS p, {json("items", "p.stages", "made")}""",
         # What could not be had, and why; `themes` [] means the whole profile.
         "missing": f"""
-SELECT p.profile_no, {json("place", "lack")} AS position, {values("lack", _MISSING)}
+SELECT p.profile_no, {json("place", "lack")} AS position, {values("lack", _MISSING, [*_MISSING])}
 FROM profiles AS p, {json("items", "p.missing", "lack")}
 WHERE p.missing IS NOT NULL""",
         **_VIEWS,

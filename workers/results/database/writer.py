@@ -6,8 +6,9 @@ Every statement runs over many rows at once, as tuples. Nothing here decides any
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
-from typing import Any, Final, cast
+from typing import Any, Final
 
+import msgspec
 from sqlalchemy import (
     ColumnElement,
     Dialect,
@@ -24,17 +25,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tasks.messages import JobInputs, JobOpened, JobReopened, Profile, Result, Spent, StreamEntry, Usage
+from tasks.frames import WireError
+from tasks.messages import JobInputs, JobOpened, JobReopened, PackedProfile, Result, Spent, StreamEntry, Usage
+from tasks.packed import ThemeValues, checked
 from tasks.texts import clean_line
 from workers.results.database import tables
-from workers.results.database.reducer import BatchReducer, Changes, DestinationState, Kept, Key
+from workers.results.database.reducer import BatchReducer, Changes, DestinationState, Kept, Key, UnusableEntryError
 from workers.results.database.rows import JobRow
 from workers.results.database.statements import Statement, StatementStatistics, insert
 from workers.results.database.totals import Totals
 from workers.results.database.values import (  # fmt: skip
     Values,
     as_json,
-    clean_result,
     dead_row,
     destination_row,
     failure_row,
@@ -225,21 +227,22 @@ class Writer:
     async def _write_outcomes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
         """Each destination's profile with its rows, or its failure; what it had before goes."""
         numbers = await self._clear(connection, changes)
-        profiles: list[tuple[Result, Profile, bytes]] = []
+        profiles: list[tuple[Result, PackedProfile, list[ThemeValues]]] = []
         for key, shown in changes.shown.items():
             if shown.profile is not None:
-                changes.shown[key], payload = clean_result(shown)
-                profiles.append((changes.shown[key], cast("Profile", changes.shown[key].profile), payload))
+                profile, themes = _checked(shown.profile, shown.destination_id)
+                changes.shown[key] = msgspec.structs.replace(shown, profile=profile)
+                profiles.append((shown, profile, themes))
         next_profile, next_theme = await self._next_numbers(connection) if profiles else (1, 1)
         of_profiles: list[Values] = []
         of_themes: list[Values] = []
-        for result, profile, payload in profiles:
+        for result, profile, themes in profiles:
             profile_no = numbers.get((result.job_id, result.destination_id))
             if profile_no is None:
                 profile_no, next_profile = next_profile, next_profile + 1
-            of_profiles.append(profile_row(profile_no, result, profile, payload, now))
-            of_themes += theme_rows(profile_no, profile.themes, next_theme)
-            next_theme += len(profile.themes)
+            of_profiles.append(profile_row(profile_no, result, profile, now))
+            of_themes += theme_rows(profile_no, themes, next_theme)
+            next_theme += len(themes)
         count = await self._all.profile.run(connection, of_profiles, self.times)
         count += await self._all.themes.run(connection, of_themes, self.times)
         failures = [failure_row(r) for r in changes.shown.values() if r.failure is not None]
@@ -268,6 +271,13 @@ class Writer:
         with self.times.timed("select numbers", 1):
             found = (await connection.execute(_NEXT)).one()
         return int(found[0]), int(found[1])
+
+
+def _checked(profile: PackedProfile, destination_id: str) -> tuple[PackedProfile, list[ThemeValues]]:
+    try:
+        return checked(profile, destination_id)
+    except WireError as bad:
+        raise UnusableEntryError(str(bad)) from bad
 
 
 def _among(table: Table) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
