@@ -16,7 +16,7 @@ from config.settings import Settings
 from tasks.messages import Destination, PackedProfile, StageRecord, Usage
 from tasks.packed import stages_json
 from tasks.storable import clean_destination
-from workers.llm.cache.codec import CodecError
+from workers.llm.cache import codec
 from workers.llm.cache.composites import Composites
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.cost import cost_usd
@@ -82,22 +82,49 @@ class KnownProfiles:
         identity = Input.of(destination, columns=columns).identity
         return hashlib.sha256(self._set_up + identity.encode()).hexdigest()
 
-    async def find(self, key: str, destination: Destination, version: str) -> Known | None:
-        """The destination's profile, its hits counted; None where its prompts must be looked up one by one."""
+    async def find(self, some: Sequence[Destination], columns: Sequence[str], version: str) -> list[Known | None]:
+        """The profiles of some destinations, their hits counted; None where prompts must be looked up one by one."""
+        keyed = [self.key(destination, columns) for destination in some]
         began = time.perf_counter()
+        with self._profiler.span("cache.get"):
+            stored = await self._composites.read(keyed)
+        seconds = time.perf_counter() - began
+        found: list[Known | None] = []
+        for destination, key, (raw, is_in_memory) in zip(some, keyed, stored, strict=True):
+            entry = self._entry(key, raw)
+            known = None
+            if entry is not None:
+                known = self._profile(entry, destination, version, seconds, is_in_memory=is_in_memory)
+            found.append(known)
+        return found
+
+    def _entry(self, key: str, stored: bytes | None) -> _Entry | None:
+        """The entry, when it is a whole one of today's stages."""
+        if stored is None:
+            return None
         try:
-            with self._profiler.span("cache.get"):
-                raw, is_in_memory = await self._composites.read(key)
-            entry = None if raw is None else _decoder.decode(raw)
-        except (CodecError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+            entry = _decoder.decode(codec.decode(stored))
+        except (codec.CodecError, msgspec.DecodeError, UnicodeDecodeError) as exc:
             log.warning("action=cache_corrupt profile=%s… its prompts are looked up: %s", key[:12], exc)
             self._cache.stats.corrupt += 1
             self._composites.discard(key)
             return None
-        if entry is None or entry.paid.keys() != self._stages.keys() or not all(entry.paid.values()):
-            return None
+        self._composites.remember(key, stored)
+        return entry if entry.paid.keys() == self._stages.keys() and all(entry.paid.values()) else None
+
+    def _profile(
+        self,
+        entry: _Entry,
+        destination: Destination,
+        version: str,
+        seconds: float,
+        *,
+        is_in_memory: bool,
+    ) -> Known:
+        """The destination's own profile; `seconds` is how long the entry was read."""
+        began = time.perf_counter()
         usages = {name: self._hits(name, paid, is_in_memory) for name, paid in entry.paid.items()}
-        elapsed_ms = round((time.perf_counter() - began) * 1000, 1)
+        elapsed_ms = round((seconds + time.perf_counter() - began) * 1000, 1)
         stages = stages_json(self._record(name, entry.paid[name], usage, elapsed_ms) for name, usage in usages.items())
         own = clean_destination(destination)
         profile = msgspec.structs.replace(

@@ -83,6 +83,18 @@ class FocusedPromptProcessor:
         """The version of the prompts that show these further columns of the input."""
         return pipeline_version(self._graph.stages.values(), columns) if columns else self._version
 
+    async def known(
+        self, some: Sequence[Destination], *, columns: tuple[str, ...] = (), on_stage: StageListener | None = None
+    ) -> list[Processed | None]:
+        """Of some destinations what the cache has whole, looked up together; None where one must be processed."""
+        if self._known is None:
+            return [None] * len(some)
+        found = await self._known.find(some, columns, self.version(columns))
+        for destination, known in zip(some, found, strict=True):
+            if known:
+                _report(known, destination, on_stage)
+        return [known and Processed(known.profile, None, known.profile.usage, is_retryable=False) for known in found]
+
     async def process(
         self,
         destination: Destination,
@@ -93,8 +105,11 @@ class FocusedPromptProcessor:
         on_stage: StageListener | None = None,
         budget: JobBudget | None = None,
         cancellation: Cancellation | None = None,
+        may_be_known: bool = True,
     ) -> Processed:
         """Process one destination; errors of the LLM end up in the result.
+
+        Without `may_be_known` the cache is not asked for a whole profile: `known` has done so.
 
         Raises `JobStoppedError`: the job is to stop, or its budget is used up; stages that have ended are in the cache.
         """
@@ -103,9 +118,8 @@ class FocusedPromptProcessor:
         if self._known and not use_cache:
             # Whatever this run comes to, some of the entry's answers are replaced.
             self._known.forget(key)
-        elif self._known and (found := await self._known.find(key, destination, self.version(columns))):
-            _report(found, destination, on_stage)
-            return Processed(found.profile, None, found.profile.usage, is_retryable=False)
+        elif may_be_known and (found := (await self.known([destination], columns=columns, on_stage=on_stage))[0]):
+            return found
         run = _Run(
             graph=self._graph,
             generator=self._generator,
