@@ -30,13 +30,13 @@ def configure(settings: Settings, broker_url: str) -> Celery:
     Called again with another broker, it forgets the connections to the first one.
     """
     if app.conf.broker_url not in {None, broker_url}:
-        _forget_connections()
+        forget_connections()
     app.conf.update(_configuration(settings, broker_url))
     return app
 
 
-def _forget_connections() -> None:
-    """Drop the pools that Celery made for the broker so far: it looks at its URL only once."""
+def forget_connections() -> None:
+    """Close the connections to the broker and drop their pools: Celery looks at its URL only once."""
     closed = app._pool  # noqa: SLF001  # as Celery's own `_after_fork` does
     if closed is not None:
         closed.force_close_all()
