@@ -19,7 +19,6 @@ from scripts.main import settings_from
 from tasks.connection import connect
 from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
-from tasks.queue.app import forget_connections
 from tasks.queue.producer import enqueue
 from tasks.texts import count
 from tasks.waits import duration
@@ -59,8 +58,6 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
         redis = connect(made.redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         with Reader(file or DESTINATIONS) as reader:
             job = enqueue(reader, name="demo", settings=settings, redis=redis)
-        # The roles that are forked next are not to have them.
-        forget_connections()
         made.start_others(dashboard=True)
         dashboard = f"http://{settings.dashboard.host}:{made.port}"
         say(f"starting Redis, {WORKERS} workers, consumer, dashboard at {dashboard} ...")

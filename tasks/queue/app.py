@@ -13,15 +13,7 @@ from kombu.entity import Exchange, Queue
 from config.settings import Settings
 from tasks import keys
 
-#: The task's name on the wire.
-PROCESS_CHUNK: Final = "themes.process_chunk"
-
-app = Celery("themes", set_as_current=False, include=["tasks.queue.task"])
-
-
-def priority_on_the_wire(priority: int) -> int:
-    """Ours: 9 is the most urgent, as in AMQP. kombu's Redis transport: 0 is."""
-    return 9 - priority
+app: Final = Celery("themes", set_as_current=False, include=["tasks.queue.task"])
 
 
 def configure(settings: Settings, broker_url: str) -> Celery:
@@ -30,13 +22,13 @@ def configure(settings: Settings, broker_url: str) -> Celery:
     Called again with another broker, it forgets the connections to the first one.
     """
     if app.conf.broker_url not in {None, broker_url}:
-        forget_connections()
+        _forget_connections()
     app.conf.update(_configuration(settings, broker_url))
     return app
 
 
-def forget_connections() -> None:
-    """Close the connections to the broker and drop their pools: Celery looks at its URL only once."""
+def _forget_connections() -> None:
+    """Drop the pools that Celery made for the broker so far: it looks at its URL only once."""
     closed = app._pool  # noqa: SLF001  # as Celery's own `_after_fork` does
     if closed is not None:
         closed.force_close_all()

@@ -56,8 +56,7 @@ class Worker:
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self.settings, self.redis = settings, redis
-        app = configure(settings, settings.redis_url)
-        self.runtime = Runtime(app, settings, settings.redis_url, name=WORKER)
+        self.runtime = Runtime(settings, settings.redis_url, name=WORKER)
 
     async def work(self, *towns: str) -> jobs.Job:
         """Do a job, chunk after chunk at once."""
