@@ -20,6 +20,7 @@ from redis import Redis
 from config.settings import Settings, load
 from scripts.demo import DESTINATIONS
 from scripts.lib.demo_local import sandbox_in_thread
+from scripts.lib.forks import THEMES
 from scripts.lib.local_redis import LocalRedis
 from scripts.lib.local_run import RunRequest, run
 from tasks import keys
@@ -27,7 +28,7 @@ from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
 from tasks.queue.producer import enqueue
 from tests.e2e.conftest import DEADLINE, until
-from tests.support.forks import CELERY, THEMES, Forked, Forks
+from tests.support.forks import CELERY, Forked, Forks
 
 #: Prompts of one destination, and destinations of the job.
 PROMPTS, COUNT = 16, 18

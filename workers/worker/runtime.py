@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
-from celery import Celery
 from redis import RedisError
 from redis.asyncio import Redis
 
@@ -64,10 +63,12 @@ REMEMBERED_JOBS: Final = 1_000
 
 
 class Runtime:
-    def __init__(self, app: Celery, settings: Settings, redis_url: str, *, name: str) -> None:
-        self._app = app
+    def __init__(self, settings: Settings, redis_url: str, *, name: str) -> None:
         self._settings = settings
         self._redis_url = redis_url
+        self._queue = connect(
+            settings.celery.broker_url or redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds
+        )
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -281,7 +282,7 @@ class Runtime:
         return CallJournal.in_folder(self._settings.state_dir / FOLDER, worker=self._name, lanes=lanes)
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
-        await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)
+        await asyncio.to_thread(publish, self._queue, job_id, labelled, priority, first=True)
 
     async def _read_options(self, redis: Redis, job_id: str) -> JobOptions:
         known = self._options.get(job_id)

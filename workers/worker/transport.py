@@ -21,7 +21,7 @@ from kombu.transport import virtual
 from kombu.transport.virtual import Empty
 
 from tasks import keys
-from tasks.queue.app import PROCESS_CHUNK
+from tasks.queue.wire import PROCESS_CHUNK
 
 log = logging.getLogger("themes.queue")
 
