@@ -5,9 +5,11 @@ connection is closed after an age, which differs a little between connections.
 """
 
 import asyncio
+import contextlib
 import random
 import ssl
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +17,8 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
+from aiohttp.helpers import basicauth_from_netrc, get_env_proxy_for_url, netrc_from_env
+from yarl import URL
 
 from config.sections import LlmSettings, PerformanceSettings
 from tasks.connection import secret_values
@@ -108,6 +112,28 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext | bool:
     return context
 
 
+def _proxy(url: URL) -> dict[str, Any]:
+    """What a session needs for the proxy of the environment, if there is one for this server.
+
+    aiohttp's `trust_env` would look for it, and for a log-in, with each request, in two threads: more CPU than the rest
+    of the request.
+    """
+    # Proxies of the environment are for the outside.
+    if url.host not in THIS_MACHINE:
+        with contextlib.suppress(LookupError):
+            proxy, log_in = get_env_proxy_for_url(url)
+            return {"proxy": proxy, "proxy_auth": log_in}
+    return {}
+
+
+def _log_in(url: URL) -> dict[str, str]:
+    """The header with the user's log-in for this server out of `~/.netrc`, if there is one."""
+    if url.host and url.host not in THIS_MACHINE and url.user is None:
+        with contextlib.suppress(LookupError):
+            return {"Authorization": basicauth_from_netrc(netrc_from_env(), url.host).encode()}
+    return {}
+
+
 class Connections:
     """One server's session. Create and close it on the loop that uses it."""
 
@@ -129,6 +155,8 @@ class Connections:
         if api_key:
             headers["Authorization"] = f"Bearer {str.__str__(api_key)}"
         headers |= {name: str.__str__(text) for name, text in (more_headers or {}).items()}
+        if "authorization" not in map(str.lower, headers):
+            headers |= _log_in(URL(base_url))
         #: The server's keys, to be kept out of what is said.
         password = urlsplit(base_url).password
         secrets = (api_key, password, *(more_headers or {}).values(), *secret_values(query))
@@ -141,15 +169,17 @@ class Connections:
             max_requests=max_requests,
             ssl=_trusting(settings.ca_file),
         )
-        self.session = aiohttp.ClientSession(
-            headers=headers,
-            connector=self.connector,
-            # Proxies of the environment are for the outside; a server on this machine is reached without one.
-            trust_env=urlsplit(base_url).hostname not in THIS_MACHINE,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        with warnings.catch_warnings():
+            # aiohttp 4 shall take a proxy's log-in in a header alone, as aiohttp 3 does for https only.
+            warnings.filterwarnings("ignore", "The 'proxy_auth' parameter", DeprecationWarning)
+            self.session = aiohttp.ClientSession(
+                headers=headers,
+                connector=self.connector,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                **_proxy(URL(base_url)),
+            )
 
     def __repr__(self) -> str:
         one = self.connector
