@@ -14,11 +14,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
 import msgspec
+from msgspec.structs import replace
 
 from config.sections import LlmSettings
 from tasks.connection import masked
