@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
+import msgspec
 from aiohttp.helpers import basicauth_from_netrc, get_env_proxy_for_url, netrc_from_env
 from yarl import URL
 
@@ -34,6 +35,17 @@ THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 SPREAD: Final = 0.1
 
 
+class _Use(msgspec.Struct):
+    """Of one connection: when it has reached its age (monotonic seconds), and the requests that it has served."""
+
+    ends_at: float
+    served: int = 0
+
+
+#: Of a connection that was not opened here: it is not lent again.
+_UNKNOWN: Final = _Use(0.0)
+
+
 class RecyclingConnector(aiohttp.TCPConnector):
     """Opens connections, lends idle ones again, and closes those that have reached their age or served enough.
 
@@ -49,15 +61,13 @@ class RecyclingConnector(aiohttp.TCPConnector):
         #: Seconds that the requests of these tasks have spent in connecting, until they ask.
         self._connecting: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
         self._max_requests = max_requests
-        #: Requests that each connection has served.
-        self._served: WeakKeyDictionary[ResponseHandler, int] = WeakKeyDictionary()
         self._max_age_seconds = max_age_seconds
-        self._ends_at: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
+        self._uses: WeakKeyDictionary[ResponseHandler, _Use] = WeakKeyDictionary()
         self.opened = 0
 
     @property
     def open(self) -> int:
-        return self.idle + sum(1 for one in self._acquired if one in self._ends_at)
+        return self.idle + sum(1 for one in self._acquired if one in self._uses)
 
     @property
     def idle(self) -> int:
@@ -81,7 +91,7 @@ class RecyclingConnector(aiohttp.TCPConnector):
             self._connected(time.perf_counter() - began)
         self.opened += 1
         age = self._max_age_seconds * (1 - SPREAD * random.random())  # noqa: S311  # spread, no secret
-        self._ends_at[protocol] = time.monotonic() + age
+        self._uses[protocol] = _Use(time.monotonic() + age)
         return protocol
 
     def _connected(self, seconds: float) -> None:
@@ -91,13 +101,14 @@ class RecyclingConnector(aiohttp.TCPConnector):
 
     def connecting_seconds(self) -> float:
         """Seconds that the request of this task has spent in connecting; 0 when it found an open connection."""
-        task = asyncio.current_task()
-        return self._connecting.pop(task, 0.0) if task and self._connecting else 0.0
+        task = asyncio.current_task() if self._connecting else None
+        return self._connecting.pop(task, 0.0) if task else 0.0
 
     def _release(self, key: Any, protocol: "ResponseHandler", *, should_close: bool = False) -> None:
-        is_old = time.monotonic() >= self._ends_at.get(protocol, 0.0)
-        served = self._served[protocol] = self._served.get(protocol, 0) + 1
-        super()._release(key, protocol, should_close=should_close or is_old or served >= self._max_requests)
+        use = self._uses.get(protocol, _UNKNOWN)
+        use.served += 1
+        is_over = use.served >= self._max_requests or time.monotonic() >= use.ends_at
+        super()._release(key, protocol, should_close=should_close or is_over)
 
 
 def _trusting(ca_file: Path | None) -> ssl.SSLContext | bool:
