@@ -35,7 +35,7 @@ from redis.retry import Retry
 from config.sections import PerformanceSettings
 from config.settings import Settings
 from tasks.errors import ConfigError, RedisUnavailableError
-from tasks.packing import packing_in_c
+from tasks.quick_redis import quick
 from tasks.state_dir import check_private, elsewhere
 
 #: Where a private Redis leaves its address, in the state directory.
@@ -172,7 +172,7 @@ def connect_async(url: str, *, socket_timeout_seconds: float) -> redis.asyncio.R
     connect(url, socket_timeout_seconds=socket_timeout_seconds).close()
     retry = CountedRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
     options = _options(socket_timeout_seconds)
-    return packing_in_c(redis.asyncio.Redis.from_url(_for_redis_py(url), retry=retry, **options))
+    return quick(redis.asyncio.Redis.from_url(_for_redis_py(url), retry=retry, **options))
 
 
 def _for_redis_py(url: str) -> str:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from kombu import Connection as KombuConnection
 from redis import DataError, Redis
+from redis import exceptions as redis_errors
 
 from config.settings import Settings
 from scripts.lib.local_redis import LocalRedis, find_binary, version_of
@@ -356,3 +357,33 @@ def test_the_asyncio_client_sends_the_bytes_that_redis_py_would(url: str) -> Non
     with pytest.raises(UnicodeEncodeError):
         ours.pack_command("SET", "k", "\ud800")
     assert len(ours.pack_command("SET", "k", b"v" * 100_000)) == 1, "it is packed in C"
+
+
+async def test_a_command_that_the_socket_does_not_take_at_once_is_sent_whole_or_given_up_in_time(
+    tmp_path: Path,
+) -> None:
+    large = b"v" * 32_000_000
+    with LocalRedis(tmp_path) as server:
+        patient = connect_async(server.url, socket_timeout_seconds=180)
+        await patient.set("k", large)
+        assert await patient.strlen("k") == len(large)
+        brief = connect_async(server.url, socket_timeout_seconds=1)
+        assert server.pid
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(redis_errors.TimeoutError):
+                await brief.set("k", large)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert await patient.set("k", "v")
+        await brief.aclose()
+        await patient.aclose()
+
+
+async def test_a_command_over_a_connection_that_was_cut_is_sent_again(redis_url: str, redis: Redis) -> None:
+    client = connect_async(redis_url, socket_timeout_seconds=30)
+    for _ in range(3):
+        assert await client.incr("k")
+        redis.client_kill_filter(_type="normal", skipme=True)
+    assert await client.get("k") == b"3"
+    await client.aclose()
