@@ -59,6 +59,9 @@ class AnswerSchema:
         self.name = name
         self.document = document
         self.text = msgspec.json.encode(document, order="deterministic").decode()
+        described = {"name": name, "strict": True, "schema": document}
+        #: How a server is asked for it, encoded once.
+        self.response_format = msgspec.Raw(msgspec.json.encode({"type": "json_schema", "json_schema": described}))
         self._validator = jsonschema_rs.validator_for(self.text)
         numbers = self.text.count('"integer"') + self.text.count('"number"')
         #: Whether a number may be too large to be stored and still be valid.
