@@ -14,7 +14,6 @@ from scripts.lib.connections import connected
 from scripts.main import settings_from
 from tasks import tracing
 from tasks.connection import connect_async, locate
-from tasks.queue.app import configure
 from workers.process.file_descriptors import consumer_descriptors, ensure_descriptors
 
 log = logging.getLogger("themes.consumer")
@@ -63,7 +62,7 @@ async def consume(settings: Settings, url: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, consumer.stop)
         sweeping = asyncio.create_task(
-            Sweeper(configure(settings, broker_url), redis, broker, settings, url=url, missing=store.missing).run(),
+            Sweeper(redis, broker, settings, url=url, missing=store.missing).run(),
             name="sweeper",
         )
 

@@ -12,13 +12,10 @@ from redis import Redis
 
 import config
 from config.settings import Settings
-from scripts.lib.follow import follow_to_end
 from scripts.lib.processes import Interrupted, interruptible
 from scripts.lib.stack import WATCH_SECONDS, Stack, database_place, stack
-from scripts.lib.stored import job_in_database
 from scripts.lib.terminal import console, say
 from scripts.main import settings_from
-from scripts.results import table_of
 from tasks.connection import connect
 from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
@@ -57,14 +54,16 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
     code = 130
     with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox, latency=latency) as made:
         say(which_llm(settings, sandbox=sandbox))
-        made.start("consumer", "consumer")
         made.start_workers(WORKERS)
-        made.start_dashboard()
+        redis = connect(made.redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+        with Reader(file or DESTINATIONS) as reader:
+            job = enqueue(reader, name="demo", settings=settings, redis=redis)
+        made.start_others(dashboard=True)
         dashboard = f"http://{settings.dashboard.host}:{made.port}"
         say(f"starting Redis, {WORKERS} workers, consumer, dashboard at {dashboard} ...")
         made.wait_until_ready()
         say(f"the stack is up after {time.monotonic() - began:.1f} s")
-        code = _run_job(made, file)
+        code = _follow(made, redis, job)
         if made.port is not None:
             say(f"dashboard  {dashboard}{'' if keep else '  (ends now; --keep leaves it up)'}")
         if keep:
@@ -81,11 +80,11 @@ def which_llm(settings: Settings, *, sandbox: bool) -> str:
     return f"LLM: {settings.llm.model} at {settings.llm.base_url}"
 
 
-def _run_job(made: Stack, file: str | None) -> int:
+def _follow(made: Stack, redis: Redis, job: jobs.Job) -> int:
+    # Late: the workers start before this is imported.
+    from scripts.lib.follow import follow_to_end
+
     settings = made.settings
-    redis = connect(made.redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
-    with Reader(file or DESTINATIONS) as reader:
-        job = enqueue(reader, name="demo", settings=settings, redis=redis)
     code = follow_to_end(redis, job.job_id, settings)
     status = jobs.status(redis, job.job_id)
     asyncio.run(show(settings, job.job_id))
@@ -95,6 +94,9 @@ def _run_job(made: Stack, file: str | None) -> int:
 
 
 async def show(settings: Settings, job_id: str) -> None:
+    from scripts.lib.stored import job_in_database
+    from scripts.results import table_of
+
     async with job_in_database(settings, job_id) as (store, _):
         table = table_of([row async for row in store.profiles(job_id)])
     console().print(table)

@@ -34,10 +34,8 @@ def command(workers: int | None, *, sandbox: bool, dashboard: bool) -> int:
     if not sandbox:
         endpoints(settings.llm)
     with contextlib.suppress(Interrupted), interruptible(), stack(settings, sandbox=sandbox) as made:
-        made.start("consumer", "consumer")
         made.start_workers(workers)
-        if dashboard:
-            made.start_dashboard()
+        made.start_others(dashboard=dashboard)
         # After the last start: a process that runs threads should not fork.
         probe = None if sandbox else LlmProbe(settings)
         made.wait_until_ready()

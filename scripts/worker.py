@@ -7,7 +7,8 @@ import socket
 import click
 
 from scripts.lib.connections import connected
-from scripts.lib.supervisor import Supervisor, celery_command, refuse_taken
+from scripts.lib.forks import WORKER, preload
+from scripts.lib.supervisor import Supervisor, refuse_taken
 from scripts.main import settings_from
 from workers.llm.endpoints.registry import endpoints
 from workers.pipeline.graph import Graph
@@ -33,4 +34,5 @@ def command(name: str | None, concurrency: int | None) -> int:
     # The process id alone is the same in many containers, and so may the host's name be.
     full_name = f"{name or f'worker-{os.getpid()}-{secrets.token_hex(2)}'}@{socket.gethostname()}"
     refuse_taken(redis, full_name)
-    return Supervisor(settings, redis, broker, full_name, celery_command(settings, full_name)).run()
+    preload(WORKER)
+    return Supervisor(settings, redis, broker, full_name).run()

@@ -66,7 +66,7 @@ class RuntimeStep(bootsteps.StartStopStep):
             ensure_descriptors("worker", worker_descriptors(settings))
             size = settings.performance_optimization.worker_pool_size
             resize_threads(parent, size)
-            self._runtime = Runtime(parent.app, settings, url, name=parent.hostname)
+            self._runtime = Runtime(settings, url, name=parent.hostname)
             self._runtime.start()
             self._runtime.tune(settings, report(settings))
         except ThemesError as exc:

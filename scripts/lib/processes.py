@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 
 import psutil
 
+from scripts.lib import forks
 from scripts.lib.interrupts import raise_again_when_lost
 
 #: Seconds that the kernel may take to end a killed process.
@@ -41,9 +42,14 @@ def die_with_parent(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def program(module: str, *arguments: str) -> list[str]:
+    """The command line of a module with a `main`; -P: nothing is imported from the current directory."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 def themes(*arguments: str) -> list[str]:
-    """The command line of another `themes` of this installation; -P: nothing is imported from the current directory."""
-    return [sys.executable, "-P", "-m", "scripts.main", *arguments]
+    """The command line of another `themes` of this installation."""
+    return program("scripts.main", *arguments)
 
 
 def spawn(
@@ -52,11 +58,20 @@ def spawn(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
     stdout: int | IO[Any] | None = None,
+    fork: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a child; its output goes to the end of the file `log`, or where ours goes.
 
-    Call it from the main thread: the kernel ties a child's life to the thread that made it.
+    With `fork`, a program of ours is forked from this process where that is safe, see `scripts.lib.forks`. Call it from
+    the main thread: the kernel ties a child's life to the thread that made it.
     """
+    environment = {**os.environ, **(env or {})}
+    first: Callable[[], object] = partial(die_with_parent, os.getpid())
+    if fork and forks.may_fork():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # What runs between fork and exec never comes to the exec.
+        first = partial(forks.become, command, environment, first=first)
     with contextlib.ExitStack() as stack:
         words: IO[Any] | None = None
         if log is not None:
@@ -64,12 +79,12 @@ def spawn(
             words = stack.enter_context(log.open("ab"))
         return subprocess.Popen(  # noqa: S603  # our own commands
             list(command),
-            env={**os.environ, **(env or {})},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stdout if stdout is not None else words,
             stderr=words,
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # one prctl call, and our parents run one thread
+            preexec_fn=first,  # noqa: PLW1509  # our parents run one thread
         )
 
 

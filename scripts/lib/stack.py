@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from config.container import CONTAINER
 from config.settings import Settings, least_of
 from scripts.lib.connections import connected
+from scripts.lib.forks import DATABASE, WORKER, preload
 from scripts.lib.local_redis import LocalRedis
 from scripts.lib.processes import lock_with_pid, spawn, stop, themes
 from scripts.lib.terminal import say
@@ -37,6 +38,8 @@ REDIS_URL: Final = "performance_optimization.redis_url"
 #: Ports tried for the dashboard, from the one in the settings upwards.
 PORTS: Final = 20
 WATCH_SECONDS: Final = 0.1
+#: Seconds between two looks for the reports of workers that start.
+LOOK_SECONDS: Final = 0.03
 
 
 @dataclass
@@ -50,16 +53,24 @@ class Stack:
     port: int | None = None
 
     def start(self, name: str, *command: str, worker: bool = False) -> None:
-        process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log")
+        process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log", fork=True)
         (self.workers if worker else self.others)[name] = process
 
     def start_workers(self, count: int) -> None:
+        preload(WORKER)
         self.env |= shares_of_memory(self.settings, count)
         # A Redis of the user's may have other stacks' workers too.
         behind = f"-{token_of(self.settings.state_dir)}" if self.settings.is_set(REDIS_URL) else ""
         for number in range(1, count + 1):
             name = f"worker{number}{behind}"
             self.start(name, "worker", "--name", name, worker=True)
+
+    def start_others(self, *, dashboard: bool) -> None:
+        """Start consumer and dashboard; workers, started before, go on meanwhile."""
+        preload(DATABASE)
+        self.start("consumer", "consumer")
+        if dashboard:
+            self.start_dashboard()
 
     def start_dashboard(self) -> None:
         dashboard = self.settings.dashboard
@@ -97,7 +108,7 @@ class Stack:
             if (now := time.monotonic()) - said >= SAY_SECONDS:
                 said = now
                 say(f"still starting after {now - began:.0f} s: {', '.join(starting)} (logs in {self.logs})")
-            time.sleep(WATCH_SECONDS)
+            time.sleep(LOOK_SECONDS)
 
     def stop(self) -> None:
         stop(list(self.workers.values()), seconds=_grace(self.settings) + WORKERS_STOP_SECONDS)
@@ -171,8 +182,9 @@ def _redis(settings: Settings) -> Iterator[str]:
 
 def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
     command = themes("sandbox-llm", "--port", "0", *(("--latency", latency) if latency else ()))
-    child = spawn(command, env=made.env, log=made.logs / "sandbox.log", stdout=subprocess.PIPE)
+    child = spawn(command, env=made.env, log=made.logs / "sandbox.log", stdout=subprocess.PIPE, fork=True)
     made.others["sandbox"] = child
+    preload(WORKER)  # while it starts
     assert child.stdout  # noqa: S101  # asked for above
     base_url = child.stdout.readline().decode().strip()
     if not base_url:

@@ -6,7 +6,6 @@ On Redis it may end when Redis restarts or a message is garbage, and may live wi
 import logging
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -17,8 +16,7 @@ import psutil
 from redis import Redis, RedisError
 
 from config.settings import SUPERVISED, Settings
-from scripts.lib.processes import spawn
-from scripts.main import log_level
+from scripts.lib.processes import program, spawn
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.errors import ConfigError
@@ -54,7 +52,6 @@ class Supervisor:
     redis: Redis
     broker: Redis
     name: str
-    command: list[str]
     restarts: int = 0
     #: Of these, how many because the process was alive and consumed nothing.
     wedged: int = 0
@@ -105,7 +102,7 @@ class Supervisor:
     def _one_life(self) -> int:
         self._process_token = uuid.uuid4().hex[:12]
         environment = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._process_token), strict=True))
-        self._process = process = spawn(self.command, env=environment)
+        self._process = process = spawn(program("scripts.celery_worker", self.name), env=environment, fork=True)
         self._liveness.since = None
         self._began = time.monotonic()
         deadline: float | None = None
@@ -175,22 +172,13 @@ class Supervisor:
                 self._process.kill()
 
 
-def celery_command(settings: Settings, name: str) -> list[str]:
-    """The command line of the Celery worker. Mingling would cost a second at the start, and gossip serves nothing."""
-    return [
-        *(sys.executable, "-P", "-m", "scripts.celery_worker", "worker"),
-        *("--pool", "threads", "--concurrency", str(settings.performance_optimization.worker_pool_size)),
-        *("--hostname", name, "--loglevel", log_level(settings)),
-        *("--without-gossip", "--without-mingle", "--events"),
-    ]
-
-
 def refuse_taken(redis: Redis, name: str) -> None:
     """Raise ConfigError where a worker of this name runs here: heartbeats, leases and remote control go by the name."""
     report = fleet.workers(redis).get(name, fleet.WorkerReport())
     try:
         process = psutil.Process(report.pid)
-        is_taken = process.is_running() and name in process.cmdline()
+        # One that began after the last report has got the number of one that ended.
+        is_taken = process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= report.at
     except (psutil.Error, ValueError):
         return  # it has ended, or is not of this machine
     if is_taken:

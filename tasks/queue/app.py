@@ -13,15 +13,7 @@ from kombu.entity import Exchange, Queue
 from config.settings import Settings
 from tasks import keys
 
-#: The task's name on the wire.
-PROCESS_CHUNK: Final = "themes.process_chunk"
-
-app = Celery("themes", set_as_current=False, include=["tasks.queue.task"])
-
-
-def priority_on_the_wire(priority: int) -> int:
-    """Ours: 9 is the most urgent, as in AMQP. kombu's Redis transport: 0 is."""
-    return 9 - priority
+app: Final = Celery("themes", set_as_current=False, include=["tasks.queue.task"])
 
 
 def configure(settings: Settings, broker_url: str) -> Celery:

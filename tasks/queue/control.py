@@ -16,9 +16,8 @@ from tasks.errors import ConfigError
 from tasks.jobs import budget
 from tasks.jobs import registry as jobs
 from tasks.messages import JobOptions
-from tasks.queue.app import configure
 from tasks.queue.ledger import PAUSE, pause_arguments
-from tasks.queue.producer import publish
+from tasks.queue.producer import broker_of, publish
 
 
 def pause(job_id: str, *, settings: Settings | None = None, redis: Redis | None = None) -> jobs.JobStatus:
@@ -69,8 +68,7 @@ def resume(
             pipeline.execute()
         # After the pause has gone: a worker that came before would have nothing to do.
         if known.paused:
-            app = configure(settings, settings.celery.broker_url or url)
-            publish(app, job_id, waiting_chunks(redis, job_id), options.priority)
+            publish(broker_of(redis, settings), job_id, waiting_chunks(redis, job_id), options.priority)
         return jobs.status(redis, job_id)
 
 

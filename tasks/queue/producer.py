@@ -4,8 +4,9 @@
     for event in tasks.jobs.events.follow(job):
         print(event.type, event.destination_id)
 
-Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, IEEE ToC 1987): each chunk is a fixed share of what
-is left, so large jobs cost few messages, and the last chunks are single destinations.
+Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, IEEE ToC 1987): each chunk is a lane's share of what
+is left, so large jobs cost few messages, and the last chunks are single destinations. Of w workers, one that takes a
+chunk for each of its lanes before the others come has 1 - e^(-1/w) of the job, less than its part of 1/w.
 
 The ledger is written before the messages: the sweeper sends a lost one again, and a second one finds its chunk gone.
 """
@@ -19,8 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Final
 
-from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
 from redis import Redis, RedisError
 
 from config.settings import Settings, load
@@ -31,17 +30,14 @@ from tasks.inputs.reader import from_iterable
 from tasks.jobs import budget
 from tasks.jobs import registry as jobs
 from tasks.messages import Chunk, Destination, JobOptions, JobSealed
-from tasks.queue.app import configure, priority_on_the_wire
 from tasks.queue.ledger import write_chunks
-from tasks.queue.task import process_chunk
+from tasks.queue.wire import chunk_message, priority_on_the_wire
 from tasks.storable import entry_fields
 from tasks.texts import clean_line
 from tasks.worker_reports import live_lanes
 
 log = logging.getLogger("themes.producer")
 
-#: A chunk is at most what is left divided by this many times the lanes (factor 2: Hummel et al. 1992, factoring).
-SHARES_PER_LANE: Final = 2
 #: Worker processes that a job is cut for while none has a heartbeat yet.
 ASSUMED_WORKERS: Final = 2
 #: Destinations written to the ledger, and their messages published, at once.
@@ -55,7 +51,7 @@ LABEL_CHARACTERS: Final = 120
 
 def chunk_size(left: int, lanes: int, largest: int) -> int:
     """How many destinations the next chunk takes when `left` are waiting for `lanes` lanes."""
-    return max(1, min(largest, left // (SHARES_PER_LANE * max(1, lanes))))
+    return max(1, min(largest, left // max(1, lanes)))
 
 
 def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Iterator[tuple[Destination, ...]]:
@@ -64,7 +60,7 @@ def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Ite
     Looks ahead just far enough to know that a chunk of `largest` is still right; memory does not grow with the stream.
     """
     window: deque[Destination] = deque()
-    lookahead = SHARES_PER_LANE * max(1, lanes) * largest
+    lookahead = max(1, lanes) * largest
     while True:
         window.extend(islice(destinations, lookahead - len(window)))
         if not window:
@@ -130,7 +126,6 @@ def enqueue(
     first = next(rows, None)
     if first is None:
         raise InputError("no destinations: there is nothing to enqueue")
-    app = configure(settings, settings.celery.broker_url or url)
     tracing.start(settings, "producer")
     with translated(redis), tracing.span("enqueue", "producer", job_name=name or first.label) as span:
         options = JobOptions(
@@ -141,15 +136,15 @@ def enqueue(
             id_column=id_column,
             trace=tracing.traceparent(),
         )
-        job = _Enqueuing(app, redis, settings, options).run(chain([first], rows), name or first.label)
+        job = _Enqueuing(redis, settings, options).run(chain([first], rows), name or first.label)
         tracing.note(span, job_id=job.job_id, destinations=job.total)
         return job
 
 
 class _Enqueuing:
-    def __init__(self, app: Celery, redis: Redis, settings: Settings, options: JobOptions) -> None:
-        self._app = app
+    def __init__(self, redis: Redis, settings: Settings, options: JobOptions) -> None:
         self._redis = redis
+        self._broker = broker_of(redis, settings)
         self._settings = settings
         self._options = options
         self._compress = settings.performance_optimization.enable_result_compression
@@ -223,7 +218,7 @@ class _Enqueuing:
             write_chunks(pipeline, job_id, batch, compress=self._compress)
             pipeline.hincrby(keys.job(job_id), "total", count)
             pipeline.execute()
-        publish(self._app, job_id, [(chunk.chunk_id, text) for chunk, text in batch], self._options.priority)
+        publish(self._broker, job_id, [(chunk.chunk_id, text) for chunk, text in batch], self._options.priority)
         return count
 
     def _seal(self, job_id: str, total: int) -> None:
@@ -234,8 +229,14 @@ class _Enqueuing:
             pipeline.execute()
 
 
+def broker_of(redis: Redis, settings: Settings) -> Redis:
+    """A client of the Redis that holds the Celery queue: `redis`, where no other is set."""
+    url = settings.celery.broker_url
+    return connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds) if url else redis
+
+
 def publish(
-    app: Celery, job_id: str, labelled: Sequence[tuple[str, str]], priority: int, *, first: bool = False
+    broker: Redis, job_id: str, labelled: Sequence[tuple[str, str]], priority: int, *, first: bool = False
 ) -> bool:
     """Send the wake-up calls of some chunks, `(chunk id, label)`; False when their delivery is uncertain.
 
@@ -244,27 +245,17 @@ def publish(
     """
     step = priority_on_the_wire(priority)
     headers = tracing.headers()
+    messages = [chunk_message(job_id, chunk_id, text, step, headers=headers) for chunk_id, text in labelled]
+    queue = keys.queue_keys()[step]
     try:
-        with app.producer_pool.acquire(block=True) as producer, producer.batch(PUBLISH_BATCH):
-            for chunk_id, text in labelled:
-                process_chunk.apply_async(
-                    (job_id, chunk_id),
-                    argsrepr=text,
-                    kwargsrepr="",
-                    priority=step,
-                    producer=producer,
-                    retry=False,
-                    headers=headers,
-                )
-        if first:
-            with app.pool.acquire(block=True) as connection, connection.channel() as channel:
-                queue = keys.queue_keys()[step]
-                with channel.client.pipeline(transaction=True) as pipeline:
-                    for _ in labelled:
-                        # From where kombu puts them to where it takes them. Our prefix is in the name already.
-                        pipeline.execute_command("LMOVE", queue, queue, "LEFT", "RIGHT")
-                    pipeline.execute()
-    except (KombuError, OperationalError, RedisError, OSError) as exc:
+        for start in range(0, len(messages), PUBLISH_BATCH):
+            some = messages[start : start + PUBLISH_BATCH]
+            # Workers take from the right.
+            if first:
+                broker.rpush(queue, *reversed(some))
+            else:
+                broker.lpush(queue, *some)
+    except (RedisError, OSError) as exc:
         log.warning(
             "action=publish job_id=%s chunks=%d delivery is uncertain, the sweeper will see to it: %s",
             job_id, len(labelled), exc,

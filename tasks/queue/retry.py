@@ -21,9 +21,8 @@ from tasks.errors import ConfigError, JobNotFoundError, UnreadableError
 from tasks.jobs import budget
 from tasks.jobs import registry as jobs
 from tasks.messages import Chunk, Destination, JobOptions, JobReopened, JobSealed, unpack
-from tasks.queue.app import configure
 from tasks.queue.ledger import write_chunks
-from tasks.queue.producer import cut, label, lanes_of, publish
+from tasks.queue.producer import broker_of, cut, label, lanes_of, publish
 from tasks.storable import entry_fields
 
 log = logging.getLogger("themes.retry")
@@ -130,7 +129,7 @@ def retry(
     url = locate(settings)
     redis = redis or connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
-    app = configure(settings, settings.celery.broker_url or url)
+    broker = broker_of(redis, settings)
     options = msgspec.json.decode(job.options, type=JobOptions) if job.options else JobOptions()
     compress = settings.performance_optimization.enable_result_compression
     with translated(redis):
@@ -150,7 +149,7 @@ def retry(
             with redis.pipeline(transaction=True) as pipeline:
                 write_chunks(pipeline, job.job_id, page, compress=compress)
                 pipeline.execute()
-            publish(app, job.job_id, [(chunk.chunk_id, text) for chunk, text in page], options.priority)
+            publish(broker, job.job_id, [(chunk.chunk_id, text) for chunk, text in page], options.priority)
     return len(wanted)
 
 

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 from celery import Celery
 
 from tasks import tracing
-from tasks.queue.app import PROCESS_CHUNK, app
+from tasks.queue.app import app
+from tasks.queue.wire import PROCESS_CHUNK
 
 _ATTRIBUTE = "themes_runtime"
 

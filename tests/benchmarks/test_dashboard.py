@@ -1,24 +1,35 @@
-"""What the dashboard costs while 4 workers make 10,000 destinations: Flower's events on, watched and scraped.
+"""What the dashboard costs: idle, with a page open, and watched while 4 workers make 10,000 destinations.
 
 python -m pytest -m benchmark -s tests/benchmarks/test_dashboard.py
 """
 
 import contextlib
+import http.client
 import os
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
+from tests.benchmarks.figures import tell
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard, _get
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1_800)]
 DESTINATIONS = int(os.environ.get("THEMES_BENCH_DESTINATIONS", "10000"))
+#: A page that is open, and how often its script asks for it.
+PAGES: dict[str, tuple[str, float] | None] = {
+    "no page open": None,
+    "jobs": ("/jobs.json", 2.0),
+    "LLM": ("/llm", 3.0),
+    "Flower's workers": ("/workers?json=1", 1.0),
+}
+LOOK_SECONDS, ROUNDS = 10.0, 3
 #: Part of one core, over the whole job.
 MOST_CPU = 0.10
 #: Of the second half of the job.
@@ -89,3 +100,42 @@ def test_the_dashboard_takes_a_tenth_of_a_core_and_its_memory_is_flat(engine: En
     assert done == DESTINATIONS
     assert cpu / seconds < MOST_CPU
     assert growth < MOST_GROWTH_MB
+
+
+def _look(url: str, pause_seconds: float, over: threading.Event) -> None:
+    """Ask for a page as often as its script does, over one connection, as a browser."""
+    where = urlsplit(url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port)
+    with contextlib.closing(connection):
+        while not over.wait(pause_seconds):
+            connection.request("GET", where.path + (f"?{where.query}" if where.query else ""))
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+
+
+def test_an_idle_dashboard_and_one_with_a_page_open(engine: Engine) -> None:
+    engine.sandbox("--latency", "20ms")
+    engine.themes("consumer", "consumer")
+    url = _dashboard(engine)
+    for number in range(2):
+        engine.themes(f"w{number}", "worker", "--name", f"w{number}")
+    names = "\n".join(f"Town {number}, Utopia" for number in range(100))
+    assert engine.run("enqueue", "-", "--wait", stdin=names).returncode == 0
+    process = psutil.Process(engine.processes["dashboard"].pid)
+    time.sleep(10)  # what the start and the job have left
+    print()
+    for what, page in PAGES.items():
+        over = threading.Event()
+        looking = threading.Thread(target=_look, args=(url + page[0], page[1], over)) if page else None
+        if looking:
+            looking.start()
+        shares = []
+        for _ in range(ROUNDS):
+            used, began = sum(process.cpu_times()[:2]), time.monotonic()
+            time.sleep(LOOK_SECONDS)
+            shares.append(100 * (sum(process.cpu_times()[:2]) - used) / (time.monotonic() - began))
+        over.set()
+        if looking:
+            looking.join()
+        tell("idle dashboard", what, shares, "% of a core")

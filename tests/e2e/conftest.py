@@ -18,9 +18,10 @@ from redis import Redis
 
 from config.settings import Settings, load
 from scripts.lib.connections import connected
+from scripts.lib.forks import THEMES
 from scripts.lib.local_redis import LocalRedis
 from scripts.status import _status as job_status
-from tests.support.forks import CELERY, THEMES, Forked, Forks, Piped
+from tests.support.forks import CELERY, Forked, Forks, Piped
 
 #: Seconds that anything here may take; a hanging test is a failing one.
 DEADLINE = 180.0

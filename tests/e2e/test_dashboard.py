@@ -1,16 +1,18 @@
 """Flower with our arguments, as a person sees it."""
 
+import json
 import os
 import signal
 import socket
 import urllib.error
 import urllib.request
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
+from scripts.lib.local_redis import LocalRedis
 from tests.e2e.conftest import Engine, until
 from tests.support.browser import page
 
@@ -18,6 +20,9 @@ from tests.support.browser import page
 TASKS = "/tasks/datatable?draw=1&start=0&length=9&search[value]=&order[0][column]=0&order[0][dir]=asc&" + "&".join(
     f"columns[{n}][data]={name}" for n, name in enumerate(("uuid", "args", "state"))
 )
+
+#: Commands to Redis in 10 s of a dashboard that nobody looks at, those inside of scripts too: some 130.
+MOST_COMMANDS = 300
 
 
 def _free_port() -> int:
@@ -104,3 +109,27 @@ def test_it_ends_at_once_without_a_traceback_even_while_redis_says_nothing(
     finally:
         os.kill(server, signal.SIGCONT)
     assert "Traceback" not in stack.log("dashboard")
+
+
+def test_a_dashboard_that_nobody_looks_at_asks_redis_little(engine: Engine, tmp_path: Path) -> None:
+    with (
+        LocalRedis(tmp_path / "var", engine.env["THEMES_REDIS__SERVER"]) as server,
+        Redis.from_url(server.url) as redis,
+    ):
+        engine.env["REDIS_URL"] = server.url
+        _dashboard(engine)
+
+        with redis.pubsub() as workers:
+            workers.psubscribe("*pidbox*")
+
+            def is_asked() -> bool:
+                """Whether Flower has asked all workers for events, as it does every 5 s."""
+                message = workers.get_message(ignore_subscribe_messages=True, timeout=1)
+                return message is not None and b"enable_events" in b64decode(json.loads(message["data"])["body"])
+
+            commands = []
+            for _ in range(3):
+                until("Flower to ask", is_asked)
+                commands.append(int(redis.info("stats")["total_commands_processed"]))
+        assert commands[2] - commands[0] < MOST_COMMANDS, commands
+        engine.stop()

@@ -50,7 +50,6 @@ def test_workers_of_two_stacks_on_one_redis_have_names_of_their_own(engine: Engi
 
 
 def test_the_name_of_a_worker_that_runs_is_refused_and_that_of_a_dead_one_is_not(stack: Engine) -> None:
-    stack.forks = None  # its command line has the name
     stack.themes("first", "worker", "--name", "same")
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         until("the worker", lambda: fleet.workers(redis))

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pytest
+import zstandard
 from redis import Redis
 
 from config.settings import Settings, load
 from scripts.demo import DESTINATIONS
 from scripts.lib.demo_local import sandbox_in_thread
+from scripts.lib.forks import THEMES
 from scripts.lib.local_redis import LocalRedis
 from scripts.lib.local_run import RunRequest, run
 from tasks import keys
@@ -26,7 +28,7 @@ from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
 from tasks.queue.producer import enqueue
 from tests.e2e.conftest import DEADLINE, until
-from tests.support.forks import CELERY, THEMES, Forked, Forks
+from tests.support.forks import CELERY, Forked, Forks
 
 #: Prompts of one destination, and destinations of the job.
 PROMPTS, COUNT = 16, 18
@@ -143,12 +145,12 @@ class Stack:
 def _profiles(database: Path, job_id: str) -> dict[str, Any]:
     """Profiles, but for how and when they were made."""
     with sqlite3.connect(database) as connection:
-        rows = connection.execute("SELECT destination_id, payload FROM profiles WHERE job_id = ?", (job_id,)).fetchall()
+        query = "SELECT destination_id, status, model, stages, missing, payload FROM profiles WHERE job_id = ?"
+        rows = connection.execute(query, (job_id,)).fetchall()
     found = {}
-    for destination_id, payload in rows:
-        profile = json.loads(payload)
-        assert len(profile["stages"]) == PROMPTS
-        found[destination_id] = {name: value for name, value in profile.items() if name not in PROVENANCE}
+    for destination_id, status, model, stages, missing, payload in rows:
+        assert len(json.loads(stages)) == PROMPTS
+        found[destination_id] = [status, model, missing, json.loads(zstandard.decompress(payload))]
     return found
 
 

@@ -15,6 +15,7 @@ from tasks import keys
 from tasks.connection import CountedRetry, connect_async
 from tasks.messages import Chunk, pack, unpack
 from tests.support.stored import KYOTO, announced, done
+from workers.dashboard.system import SystemReader
 from workers.observe import counters
 from workers.observe.measurement_store import (
     MeasurementReporter,
@@ -341,3 +342,19 @@ async def test_switched_off_no_key_is_written(client: AsyncRedis, redis: Redis) 
     await MeasurementReporter(client, profiler, seconds=1).run()
     await MetricsReporter(client, profiler, lambda: {"more_total": 1.0}).run()
     assert redis.keys("*") == []
+
+
+def test_a_point_of_the_series_that_grows_no_more_is_read_once(redis: Redis) -> None:
+    now = time.time()
+    for ago in (600, 0):
+        redis.hset(keys.series(now - ago), "calls", 3)
+    reader = SystemReader(redis, broker=redis)
+    assert sum(point.calls for point in reader.points()) == 6
+    for ago in (600, 0):
+        redis.hset(keys.series(now - ago), "calls", 7)
+    reader._points = None
+    before = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
+    assert sum(point.calls for point in reader.points()) == 10
+    assert redis.info("commandstats")["cmdstat_hgetall"]["calls"] - before < 12
+    for key in redis.scan_iter("themes:series:*"):
+        redis.expire(key, 60)

@@ -20,7 +20,6 @@ from tasks.errors import JobStoppedError
 from tasks.jobs import registry as jobs
 from tasks.jobs.events import follow
 from tasks.messages import Event, JobOptions
-from tasks.queue.app import configure
 from tasks.queue.control import resume
 from tasks.queue.ledger import Ledger, Taken
 from tasks.queue.producer import enqueue
@@ -66,7 +65,7 @@ async def rig(redis: Redis, redis_url: str, settings_for: Callable[..., Settings
     settings = settings_for(REDIS_URL=redis_url)
     client = connect_async(redis_url, socket_timeout_seconds=180)
     job = enqueue([f"City {number}" for number in range(4)], priority=7, settings=settings, redis=redis)
-    yield Rig(redis, client, Sweeper(configure(settings, redis_url), client, client, settings, url=redis_url), job)
+    yield Rig(redis, client, Sweeper(client, client, settings, url=redis_url), job)
     await client.aclose()
 
 

@@ -25,7 +25,6 @@ from tasks.jobs import totals
 from tasks.jobs.budget import LIMIT
 from tasks.jobs.events import follow
 from tasks.messages import JobOptions
-from tasks.queue.app import configure
 from tasks.queue.producer import enqueue
 from tests.support.stored import announced, done, places
 from workers.dashboard.job_values import job_values
@@ -301,7 +300,7 @@ async def test_the_sweeper_goes_on_with_the_others_and_says_it_once(
         damage(redis, bad.job_id)
     redis.sadd(keys.ACTIVE, b"\xff\xfe")
     redis.delete(*keys.queue_keys())
-    sweeper = Sweeper(configure(settings, redis_url), client, client, settings, url=redis_url)
+    sweeper = Sweeper(client, client, settings, url=redis_url)
     for _ in range(4):
         await sweeper.sweep()
     assert sweeper.resent == 1, f"{good} has a chunk and no message"

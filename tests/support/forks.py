@@ -1,16 +1,14 @@
 """Starts `themes` without half a second of importing: forked from a process that has imported all verbs.
 
 That process has started nothing and has one thread. A child gets its own arguments, environment, folder, output and
-session, and runs `scripts.main.main` as `python -m scripts.main` does, or Celery's command line as `python -m celery`
-does. `Forks` starts it and talks to it over a socket: a message with the child's three descriptors, an answer with its
-id, another with its exit code.
+session, and runs `scripts.main.main` as `themes up` runs it in what it forks (`scripts.lib.forks`), or Celery's command
+line as `python -m celery` does. `Forks` starts it and talks to it over a socket: a message with the child's three
+descriptors, an answer with its id, another with its exit code.
 
-What such a child starts itself (a supervisor its Celery process, `themes up` its roles) is forked from it in the same
-way, as its child. A test's own file can be run by a child too, as `python FILE` does.
+A test's own file can be run by a child too, as `python FILE` does.
 """
 
 import array
-import atexit
 import contextlib
 import gc
 import importlib
@@ -24,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, Self
+from typing import IO, Any, Self
+
+from scripts.lib.forks import THEMES, become, run_main
+from scripts.lib.processes import program
 
 MAX_MESSAGE = 1 << 20
 #: Modules that commands and Celery's processes import late. Not `workers.app`, which reads the settings.
@@ -54,7 +53,6 @@ LATE = (
     "workers.worker.runtime",
     "workers.worker.tuning",
 )
-THEMES = "scripts.main"
 #: Celery's command line with our app.
 CELERY = ("celery", "-A", "workers.app")
 
@@ -277,7 +275,7 @@ def _serve(path: str) -> None:
             for number, handle in enumerate(handles):
                 os.dup2(handle, number)
             os.chdir(order["cwd"])
-            _become(order["module"], order["arguments"], order["env"])
+            become(program(order["module"], *order["arguments"]), order["env"], run=_run)
         for handle in handles:
             os.close(handle)
         living[pid] = connection
@@ -293,84 +291,10 @@ def _reap(living: dict[int, socket.socket]) -> None:
             connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-class _Popen(subprocess.Popen[bytes]):
-    """Starts another program of ours, as `scripts.lib.processes.spawn` asks for it, by a fork of this process."""
-
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        preexec_fn: Callable[[], Any] | None = None,
-        **options: Any,
-    ) -> None:
-        if preexec_fn is not None and command[:3] == [sys.executable, "-P", "-m"]:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            # What runs between fork and exec never comes to the exec.
-            preexec_fn = partial(_become, command[3], command[4:], env or os.environ, preexec_fn)
-        super().__init__(command, env=env, preexec_fn=preexec_fn, **options)
-
-
-def _become(module: str, arguments: Sequence[str], env: Mapping[str, str], first: Callable[[], Any] = int) -> NoReturn:
-    """In the child: forget the parent, and be the program."""
-    code: Any = 1
-    try:
-        first()
-        _forget_the_parent()
-        os.environ.clear()
-        os.environ.update(env)
-        subprocess.Popen = _Popen  # type: ignore[misc]
-        sys.argv = [module, *arguments]
-        _run(module)
-        code = 0
-    except SystemExit as exc:
-        code = exc.code
-        if isinstance(code, str):
-            sys.stderr.write(f"{code}\n")
-    except BaseException:  # noqa: BLE001  # a child must never return into the program that it was forked from
-        traceback.print_exc()
-    with contextlib.suppress(BaseException):
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-def _forget_the_parent() -> None:
-    """Its descriptors, signal handlers and duties; the streams are new ones on the descriptors 0, 1 and 2."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    # Not closed: where the parent has an object of one, it would close the next file of that number.
-    for handle in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-        if handle > 2 and handle != nothing:
-            with contextlib.suppress(OSError):
-                os.fstat(handle)
-                os.dup2(nothing, handle, inheritable=False)
-    os.close(nothing)
-    sys.unraisablehook = sys.__unraisablehook__
-    atexit._clear()
-    gc.freeze()
-    gc.enable()
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", buffering=-1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-
-
 def _run(module: str) -> None:
     if module == THEMES:
         # It is imported already, and `runpy` would run it a second time.
-        from scripts.lib.interrupts import leave_at_once
-        from scripts.main import main
-
-        leave_at_once()
-        main()
+        run_main(module)
     elif module.endswith(".py"):
         runpy.run_path(module, run_name="__main__")
     else:

@@ -6,7 +6,7 @@ import os
 import random
 from typing import Any
 
-from tasks.queue.app import PROCESS_CHUNK
+from tasks.queue.wire import PROCESS_CHUNK
 
 
 def message(job_id: str = "no-job", chunk_id: str = "00000000", **changed: Any) -> dict[str, Any]:

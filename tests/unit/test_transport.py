@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.queue.app import PROCESS_CHUNK
+from tasks.queue.wire import PROCESS_CHUNK
 from tests.support.garbage import kinds, message
 from workers.worker.transport import DeadMessageError, accepted
 

@@ -21,6 +21,8 @@ from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_se
 
 #: Seconds for which what was read is good enough for every reader.
 FRESH_SECONDS: Final = 2.0
+#: Seconds after which no process, whose clock may be late, adds to a point of the series.
+SETTLED_SECONDS: Final = 60.0
 #: Jobs whose state is counted, the newest first.
 MAX_JOBS: Final = 1_000
 #: Jobs that have not ended whose whole status is read.
@@ -103,6 +105,8 @@ class SystemReader:
         self._lock = threading.Lock()
         self._known: tuple[float, System] | None = None
         self._points: tuple[float, list[SeriesPoint]] | None = None
+        #: Points of the series that do not change any more, by their time.
+        self._settled: dict[float, SeriesPoint] = {}
 
     def read(self) -> System:
         """Everything as it stood at most `FRESH_SECONDS` ago. Errors of Redis pass through."""
@@ -114,7 +118,10 @@ class SystemReader:
     def points(self) -> list[SeriesPoint]:
         with self._lock:
             if self._points is None or time.monotonic() - self._points[0] > FRESH_SECONDS:
-                self._points = (time.monotonic(), read_series(self._redis))
+                now = time.time()
+                points = read_series(self._redis, now=now, known=self._settled)
+                self._points = (time.monotonic(), points)
+                self._settled = {point.at: point for point in points if point.at < now - SETTLED_SECONDS}
             return self._points[1]
 
 

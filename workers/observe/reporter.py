@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -179,12 +180,23 @@ def read_metrics(redis: SyncRedis) -> Metrics:
     return metrics
 
 
-def read_series(redis: SyncRedis, seconds: float = 3600, *, now: float | None = None) -> list[SeriesPoint]:
-    """The points of the last `seconds`, the oldest first, with one for every ten seconds; the last is still growing."""
+def read_series(
+    redis: SyncRedis,
+    seconds: float = 3600,
+    *,
+    now: float | None = None,
+    known: Mapping[float, SeriesPoint] = MappingProxyType({}),
+) -> list[SeriesPoint]:
+    """The points of the last `seconds`, the oldest first, with one for every ten seconds; the last is still growing.
+
+    Those in `known`, by their time, are not read.
+    """
     now = time.time() if now is None else now
     step = keys.SERIES_STEP_SECONDS
     first, last = int((now - seconds) // step) + 1, int(now // step)
     starts = [float(number * step) for number in range(first, last + 1)]
-    replies = replies_of(redis, [keys.series(at) for at in starts])
-    known = set(SeriesPoint.__struct_fields__) - {"at"}
-    return [SeriesPoint(at, **amounts(reply, known)) for at, reply in zip(starts, replies, strict=True)]
+    unknown = [at for at in starts if at not in known]
+    replies = replies_of(redis, [keys.series(at) for at in unknown])
+    names = set(SeriesPoint.__struct_fields__) - {"at"}
+    read = {at: SeriesPoint(at, **amounts(reply, names)) for at, reply in zip(unknown, replies, strict=True)}
+    return [read.get(at) or known[at] for at in starts]

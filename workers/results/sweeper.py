@@ -13,7 +13,6 @@ import logging
 import time
 from typing import Final
 
-from celery import Celery
 from redis import RedisError, ResponseError
 from redis.asyncio import Redis
 
@@ -24,7 +23,7 @@ from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
 from tasks.jobs.events import current_status
 from tasks.queue.ledger import Ledger
-from tasks.queue.producer import publish
+from tasks.queue.producer import broker_of, publish
 from workers.results.leftovers import Leftovers
 from workers.results.lost import LostFinder, Missing
 
@@ -44,7 +43,6 @@ class Sweeper:
 
     def __init__(
         self,
-        app: Celery,
         redis: Redis,
         broker: Redis,
         settings: Settings,
@@ -54,8 +52,8 @@ class Sweeper:
     ) -> None:
         compress = settings.performance_optimization.enable_result_compression
         self._lost = None if missing is None else LostFinder(redis, missing, compress=compress)
-        self._app = app
         self._registry = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
+        self._queue = broker_of(self._registry, settings)
         self._compress = compress
         self._redis = redis
         self._broker = broker
@@ -148,5 +146,5 @@ class Sweeper:
         labelled = [
             (chunk_id, text_of(text) if text else chunk_id) for chunk_id, text in zip(chunk_ids, labels, strict=True)
         ]
-        await asyncio.to_thread(publish, self._app, job_id, labelled, priority, first=True)
+        await asyncio.to_thread(publish, self._queue, job_id, labelled, priority, first=True)
         return len(labelled)
