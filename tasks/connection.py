@@ -35,6 +35,7 @@ from redis.retry import Retry
 from config.sections import PerformanceSettings
 from config.settings import Settings
 from tasks.errors import ConfigError, RedisUnavailableError
+from tasks.quick_redis import quick
 from tasks.state_dir import check_private, elsewhere
 
 #: Where a private Redis leaves its address, in the state directory.
@@ -170,7 +171,8 @@ def connect_async(url: str, *, socket_timeout_seconds: float) -> redis.asyncio.R
     """The same as `connect`, for the loop that it is called on."""
     connect(url, socket_timeout_seconds=socket_timeout_seconds).close()
     retry = CountedRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
-    return redis.asyncio.Redis.from_url(_for_redis_py(url), retry=retry, **_options(socket_timeout_seconds))
+    options = _options(socket_timeout_seconds)
+    return quick(redis.asyncio.Redis.from_url(_for_redis_py(url), retry=retry, **options))
 
 
 def _for_redis_py(url: str) -> str:

@@ -5,26 +5,18 @@ byte (`pack`, `unpack`); events are JSON, because watchers in any language read 
 """
 
 import functools
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
-import zstandard
 
-from config.errors import ThemesError
+from tasks.frames import WireError, compressed, decompressed
 from tasks.identity import OwnId, destination_id
 
-#: Bytes that one unpacked message may have: a chunk of 1,000 rows with a few KB of extra columns each.
-MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
 #: Below this size compression costs more than it saves.
 COMPRESS_FROM_BYTES: Final = 256
 _RAW, _ZSTD = b"\x00", b"\x01"
-
-
-class WireError(ThemesError, ValueError):
-    """These bytes are not a message of ours: foreign, corrupt, too new or too large."""
 
 
 class Destination(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -224,6 +216,35 @@ class Profile(msgspec.Struct, frozen=True):
         return [theme.name for theme in ranked[:count]]
 
 
+class PackedProfile(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A profile in packed form: what differs from run to run, and two frames (`tasks.packed`)."""
+
+    name: str
+    country: str | None
+    status: Literal["ok", "partial"]
+    model: str
+    pipeline_version: str
+    #: Its overall quality, 0-1; None where it could not be had.
+    quality: float | None
+    usage: Usage
+    elapsed_ms: float
+    created_at: float
+    #: How many themes it has, and the names of the surest.
+    theme_count: int
+    best: list[str]
+    #: JSON: how each stage was made, a list of lists.
+    stages: str
+    #: One zstd frame of JSON: what SQL asks of each theme.
+    themes: bytes
+    #: One zstd frame of JSON: the themes whole, and what was found about them together.
+    body: bytes
+    #: JSON: what could not be had, a list of lists; empty where nothing lacks.
+    missing: str = ""
+    #: How many stages lack something.
+    lacking: int = 0
+    extra: dict[str, str] = {}
+
+
 class Failure(msgspec.Struct, frozen=True):
     stage: str
     error_class: str
@@ -267,7 +288,7 @@ class _Run(msgspec.Struct, frozen=True):
 class Result(_Run, frozen=True, tag="result"):
     """The outcome for one destination: a profile or a failure, never both. The highest `attempt` wins."""
 
-    profile: Profile | None = None
+    profile: PackedProfile | None = None
     failure: Failure | None = None
     #: The trace of its destination (tasks.tracing); empty where nothing is traced.
     trace: str = ""
@@ -334,7 +355,7 @@ def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress:
 def packed(raw: bytes, *, compress: bool = True) -> bytes:
     """What is encoded already, behind its codec byte."""
     if compress and len(raw) >= COMPRESS_FROM_BYTES:
-        return _ZSTD + zstandard.compress(raw, 3)
+        return _ZSTD + compressed(raw)
     return _RAW + raw
 
 
@@ -348,7 +369,7 @@ def unpack(data: bytes, type_: Any) -> Any:
     if codec not in {_RAW, _ZSTD}:
         raise WireError(f"unknown codec byte {codec!r}")
     try:
-        return _decoder(type_).decode(body if codec == _RAW else _decompressed(body))
+        return _decoder(type_).decode(body if codec == _RAW else decompressed(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a {type_}: {exc}") from exc
 
@@ -357,26 +378,3 @@ def unpack(data: bytes, type_: Any) -> Any:
 def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
     """Made once: looking through a union of types takes longer than decoding one."""
     return msgspec.msgpack.Decoder(type_)
-
-
-class _Zstd(threading.local):
-    """A decompressor for each thread: to make one takes longer than to use it, and two threads cannot share it."""
-
-    def __init__(self) -> None:
-        self.decompressor = zstandard.ZstdDecompressor()
-
-
-_zstd: Final = _Zstd()
-
-
-def _decompressed(body: bytes) -> bytes:
-    """One whole frame that says how large it is; a larger one is refused before memory is taken for it."""
-    try:
-        size = zstandard.frame_content_size(body)
-        if size < 0:
-            raise WireError("compressed without its size")
-        if size > MAX_UNPACKED_BYTES:
-            raise WireError(f"claims {size} bytes when unpacked, at most {MAX_UNPACKED_BYTES} are allowed")
-        return _zstd.decompressor.decompress(body, allow_extra_data=False)
-    except zstandard.ZstdError as exc:
-        raise WireError(f"not zstd: {exc}") from exc

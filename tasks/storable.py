@@ -11,19 +11,8 @@ from typing import Any, Final, TypeVar, cast, get_args
 
 import msgspec
 
-from tasks.messages import (
-    MAX_UNPACKED_BYTES,
-    Destination,
-    Failure,
-    Result,
-    Spent,
-    StreamEntry,
-    Usage,
-    WireError,
-    pack,
-    packed,
-    unpack,
-)
+from tasks.frames import MAX_UNPACKED_BYTES, WireError
+from tasks.messages import Destination, Failure, Result, Spent, StreamEntry, Usage, pack, packed, unpack
 from tasks.texts import clean_line, cleaned
 
 T = TypeVar("T")
@@ -160,6 +149,8 @@ def entry_fields(entry: StreamEntry, *, compress: bool = True) -> dict[Any, Any]
     """The fields of one entry on the results stream; in its lesser form where it cannot be encoded."""
     try:
         raw = msgspec.msgpack.encode(entry)
+        # A packed profile is compressed already.
+        compress = compress and not (isinstance(entry, Result) and entry.profile)
         if len(raw) > MAX_UNPACKED_BYTES:
             raise WireError(f"it takes {len(raw):,} bytes, at most {MAX_UNPACKED_BYTES:,} are allowed")
         return {"b": packed(raw, compress=compress)}

@@ -15,8 +15,8 @@ from workers.results.database.tables import USAGE_COLUMNS, USAGE_TABLES, metadat
 PLACES = (
     ("jobs", "dead_letters", "counters"),
     ("destinations", "failures", "attempts"),
-    ("profiles", "stages", "missing", "job_measurements"),
-    ("themes", "theme_months", "theme_travelers", "theme_subthemes"),
+    ("profiles", "job_measurements"),
+    ("profile_themes",),
 )
 WIDTH, GAP, LINE, TOP = 236, 56, 17, 20
 STYLE = """text { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: #23211c; }

@@ -21,9 +21,10 @@ from redis.asyncio import Redis as AsyncRedis
 from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import JobPausedError, UnreadableError
+from tasks.frames import WireError
 from tasks.jobs.events import encode
 from tasks.lua import lua
-from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, WireError, pack, unpack
+from tasks.messages import Chunk, Destination, Event, JobInputs, Result, Spent, pack, unpack
 from tasks.storable import clean_destination, entry_fields
 
 log = logging.getLogger("themes.ledger")
@@ -145,18 +146,17 @@ class Ledger:
         )
         return [chunk_id.decode() for chunk_id in lost]
 
-    async def finish(self, chunk: Chunk, result: Result) -> bool:
-        """Publish one destination's result and tick it off; False when that had been done already."""
+    async def finish(self, chunk: Chunk, results: Sequence[Result]) -> list[bool]:
+        """Publish results of a chunk's destinations and tick these off; of each, False when that had been done."""
+        described = [
+            part
+            for result in results
+            for part in (result.destination_id, entry_fields(result, compress=self._compress)["b"])
+        ]
         done = await self._finish(
-            keys=[*_books_of(chunk), keys.RESULTS],
-            args=[
-                chunk.chunk_id,
-                result.destination_id,
-                len(chunk.destinations),
-                entry_fields(result, compress=self._compress)["b"],
-            ],
+            keys=[*_books_of(chunk), keys.RESULTS], args=[chunk.chunk_id, len(chunk.destinations), *described]
         )
-        return bool(done)
+        return [bool(each) for each in done]
 
     async def give_back(self, job_id: str, chunk_id: str) -> bool:
         """End our lease early and uncount the delivery; False when it was no longer ours."""

@@ -4,8 +4,9 @@
     for event in tasks.jobs.events.follow(job):
         print(event.type, event.destination_id)
 
-Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, IEEE ToC 1987): each chunk is a fixed share of what
-is left, so large jobs cost few messages, and the last chunks are single destinations.
+Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, IEEE ToC 1987): each chunk is a lane's share of what
+is left, so large jobs cost few messages, and the last chunks are single destinations. Of w workers, one that takes a
+chunk for each of its lanes before the others come has 1 - e^(-1/w) of the job, less than its part of 1/w.
 
 The ledger is written before the messages: the sweeper sends a lost one again, and a second one finds its chunk gone.
 """
@@ -37,8 +38,6 @@ from tasks.worker_reports import live_lanes
 
 log = logging.getLogger("themes.producer")
 
-#: A chunk is at most what is left divided by this many times the lanes (factor 2: Hummel et al. 1992, factoring).
-SHARES_PER_LANE: Final = 2
 #: Worker processes that a job is cut for while none has a heartbeat yet.
 ASSUMED_WORKERS: Final = 2
 #: Destinations written to the ledger, and their messages published, at once.
@@ -52,7 +51,7 @@ LABEL_CHARACTERS: Final = 120
 
 def chunk_size(left: int, lanes: int, largest: int) -> int:
     """How many destinations the next chunk takes when `left` are waiting for `lanes` lanes."""
-    return max(1, min(largest, left // (SHARES_PER_LANE * max(1, lanes))))
+    return max(1, min(largest, left // max(1, lanes)))
 
 
 def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Iterator[tuple[Destination, ...]]:
@@ -61,7 +60,7 @@ def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Ite
     Looks ahead just far enough to know that a chunk of `largest` is still right; memory does not grow with the stream.
     """
     window: deque[Destination] = deque()
-    lookahead = SHARES_PER_LANE * max(1, lanes) * largest
+    lookahead = max(1, lanes) * largest
     while True:
         window.extend(islice(destinations, lookahead - len(window)))
         if not window:

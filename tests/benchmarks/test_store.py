@@ -26,61 +26,26 @@ from tasks.messages import (
     JobOpened,
     JobOptions,
     JobSealed,
-    Profile,
-    QualityAssessment,
     Result,
-    Seasonality,
-    StageRecord,
-    Theme,
-    Usage,
+    StreamEntry,
 )
 from tasks.storable import entry_fields
+from tests.support.full import full_results
+from tests.support.stored import profile_in
 from workers.observe.collector import calm_collector
 from workers.results.consumer import ResultsConsumer
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.database.values import profile_row
 
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]
 ROUNDS = 3
-PROFILES = 12_000
-BATCH = 500
+#: Profiles of full size: 25 themes, English prose, about 31 KB as JSON.
+PROFILES = 2_000
+BATCH = 100
 #: How long reads go on beside the writer; 3600 to see an hour.
 READ_SECONDS = float(os.environ.get("BENCH_READ_SECONDS", "30"))
 #: Batches that stay in that database: the oldest goes, so that an hour's file is no larger than a minute's.
 KEPT_BATCHES = 100
-USAGE = Usage(llm_calls=16, cache_misses=16, prompt_tokens=9_000, completion_tokens=3_000, cost_usd=0.01)
-
-
-def _profile(destination: Destination, *, children: bool) -> Profile:
-    """A profile of 2.6 KB as JSON: with all the rows that it may have, or as one long text."""
-    themes = [
-        Theme(
-            f"t{n}", "food", f"Street food {n}", "Stalls from dawn on.", [],
-            seasonality=Seasonality(["April", "May", "October"], ["August"]), traveler_types=["solo", "family"],
-            price_point="budget", confidence=0.8, sub_themes=["Noodles", "Skewers"], authenticity_score=0.7,
-        )
-        for n in range(1, 5)
-    ]  # fmt: skip
-    stages = [
-        StageRecord(f"discover.{n}", "ok", "v1", "sandbox", "called", Usage(1, prompt_tokens=600, cost_usd=0.001), 51.0)
-        for n in range(6)
-    ]
-    return Profile(
-        destination_id=destination.id, name=destination.name, country=destination.country, status="ok",
-        model="sandbox", pipeline_version="1", themes=themes if children else [], overlap_analysis=None,
-        quality_assessment=QualityAssessment(0.5, 0.6, 0.7, overall=0.8), missing=[],
-        stages=stages if children else [], usage=USAGE, elapsed_ms=812.5, created_at=1000.0,
-        more={} if children else {"told": "Stalls from dawn on, and lanterns. " * 60},
-    )  # fmt: skip
-
-
-def _results(count: int, *, children: bool) -> tuple[list[Destination], list[Result]]:
-    towns = [Destination.of(f"Town {n}", "Utopia") for n in range(count)]
-    results = [
-        Result("j", town.id, 1, USAGE, "w", 1000.0, 812.5, profile=_profile(town, children=children)) for town in towns
-    ]
-    return towns, results
 
 
 def _told(name: str, values: Sequence[float], unit: str) -> None:
@@ -101,56 +66,71 @@ def _raw(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-async def _write(store: AsyncDatabaseManager, rows: list[tuple[Any, ...]]) -> None:
-    async with store.writing() as connection:
-        await store._writer._all.profile.run(connection, rows, store.times)
-    await store._backend.tidy()
+#: What one result of a listed destination writes, in the order of its statements; and the rows' order in each table.
+WRITTEN = {"attempts": "at", "profiles": "profile_no", "profile_themes": "theme_no"}
 
 
-async def test_batch_upserts_beside_raw_executemany(tmp_path: Path) -> None:
-    towns, results = _results(PROFILES, children=False)
-    rows = [
-        profile_row(n, result, result.profile, msgspec.json.encode(result.profile).decode(), 1000.0)
-        for n, result in enumerate(results, start=1)
-        if result.profile
-    ]
-    print(f"\n{len(rows)} profiles of {len(rows[0][9])} bytes, {BATCH} a transaction")
-    ours, floor, single = [], [], []
+def _listed(towns: Sequence[Destination], job_id: str) -> list[StreamEntry]:
+    return [JobOpened(job_id, "a job", 900.0, JobOptions()), JobInputs(job_id, tuple(towns))]
+
+
+def _rows_of(connection: sqlite3.Connection) -> list[list[tuple[str, list[Any]]]]:
+    """The rows that each batch has written, by statement."""
+    batches: list[list[tuple[str, list[Any]]]] = [[] for _ in range(PROFILES // BATCH)]
+    for table, order in WRITTEN.items():
+        rows = connection.execute(f"SELECT * FROM {table} ORDER BY {order}").fetchall()  # noqa: S608 - our own names
+        sql = f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})"  # noqa: S608 - our own names
+        size = len(rows) // len(batches)
+        for number, batch in enumerate(batches):
+            batch.append((sql, rows[number * size : (number + 1) * size]))
+    return batches
+
+
+async def test_full_profiles_beside_raw_executemany_of_the_same_rows(tmp_path: Path) -> None:
+    towns, results = full_results(PROFILES)
+    job_id = results[0].job_id
+    size = sum(len(msgspec.json.encode(profile_in(result))) for result in results) / PROFILES
+    calm_collector()
+    ours, floor, cpus, floor_cpus, file_bytes = [], [], [], [], 0.0
     for number in range(ROUNDS):
-        path = tmp_path / f"{number}.db"
+        path, other = tmp_path / f"{number}.db", tmp_path / f"{number}-raw.db"
         async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{path}") as store:
-            await store.apply([JobInputs("j", tuple(towns))])
-            sql = store._writer._all.profile.sql
-            began = time.perf_counter()
-            for at in range(0, len(rows), BATCH):
-                await _write(store, rows[at : at + BATCH])
-            ours.append(len(rows) / (time.perf_counter() - began))
-            began = time.perf_counter()
-            for row in rows[:1000]:
-                await _write(store, [row])
-            single.append(1000 / (time.perf_counter() - began))
-        other = tmp_path / f"{number}-raw.db"
+            await store.apply(_listed(towns, job_id))
+            began, cpu = time.perf_counter(), time.process_time()
+            for at in range(0, PROFILES, BATCH):
+                await store.apply(results[at : at + BATCH])
+            ours.append(PROFILES / (time.perf_counter() - began))
+            cpus.append((time.process_time() - cpu) / PROFILES * 1000)
         async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{other}") as store:
-            await store.apply([JobInputs("j", tuple(towns))])
+            await store.apply(_listed(towns, job_id))
+        with _raw(path) as connection:
+            batches = _rows_of(connection)
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            file_bytes = path.stat().st_size / PROFILES
         with _raw(other) as connection:
-            began = time.perf_counter()
-            for at in range(0, len(rows), BATCH):
+            began, cpu = time.perf_counter(), time.process_time()
+            for batch in batches:
                 connection.execute("BEGIN IMMEDIATE")
-                connection.executemany(sql, rows[at : at + BATCH])
+                for sql, rows in batch:
+                    connection.executemany(sql, rows)
                 connection.execute("COMMIT")
-            floor.append(len(rows) / (time.perf_counter() - began))
-    _told("batches, rows/s", ours, "")
-    _told("raw executemany, rows/s", floor, "")
+            floor.append(PROFILES / (time.perf_counter() - began))
+            floor_cpus.append((time.process_time() - cpu) / PROFILES * 1000)
+    print(f"\n{PROFILES} full profiles of {size:,.0f} bytes as JSON, {BATCH} a transaction")
+    _told("results to rows, profiles/s", ours, "")
+    _told("CPU of it", cpus, "ms a profile")
+    _told("raw executemany of the finished rows, profiles/s", floor, "")
+    _told("CPU of it", floor_cpus, "ms a profile")
+    _told("ratio of CPU, raw to ours", [b / a for a, b in zip(cpus, floor_cpus, strict=True)], "")
     _told("ratio to raw executemany", [a / b for a, b in zip(ours, floor, strict=True)], "")
-    _told("ratio to one commit a row through the same engine", [a / b for a, b in zip(ours, single, strict=True)], "")
+    print(f"file: {file_bytes:,.0f} bytes a profile")
 
 
-@pytest.mark.parametrize("children", [False, True], ids=["payload only", "all child rows"])
-async def test_from_the_stream_to_durable_rows(
-    children: bool, redis: Redis, redis_url: str, settings_for: MakeSettings, tmp_path: Path
+async def test_full_profiles_from_the_stream_to_durable_rows(
+    redis: Redis, redis_url: str, settings_for: MakeSettings, tmp_path: Path
 ) -> None:
-    towns, results = _results(PROFILES, children=children)
-    size = len(msgspec.json.encode(results[0].profile))
+    towns, results = full_results(PROFILES, job_id="j")
+    size = len(msgspec.json.encode(profile_in(results[0])))
     packed = [entry_fields(result) for result in results]
     walls, cpus = [], []
     calm_collector()
@@ -184,26 +164,27 @@ async def test_from_the_stream_to_durable_rows(
             while redis.hget(keys.job("j"), "state") != b"done":
                 await asyncio.sleep(0.02)
             walls.append(PROFILES / (time.perf_counter() - wall))
-            cpus.append(PROFILES / (time.process_time() - cpu))
+            cpus.append((time.process_time() - cpu) / PROFILES * 1000)
             consumer.stop()
             await running
             times, rows = store.times.as_dict(), store.stats().rows
         await client.aclose()
-    print(f"\n{PROFILES} profiles of {size} bytes, {rows / PROFILES:.0f} rows each")
+    print(f"\n{PROFILES} full profiles of {size:,} bytes as JSON, {rows / PROFILES:.0f} rows each")
     _told("profiles/s, stream to rows and events", walls, "")
-    _told("profiles/s of CPU of the consumer's process", cpus, "")
+    _told("CPU of the consumer's process", cpus, "ms a profile")
     for name, figures in list(times.items())[:12]:
         print(f"  {name}: {figures}")
 
 
-async def _write_batch(store: AsyncDatabaseManager, number: int) -> None:
-    """One job of `BATCH` whole profiles; the job of `KEPT_BATCHES` ago goes, with all its rows."""
+async def _write_batch(store: AsyncDatabaseManager, number: int, made: Sequence[Result]) -> None:
+    """One job of whole profiles; the job of `KEPT_BATCHES` ago goes, with all its rows."""
     job_id = f"j{number}"
-    towns = [Destination.of(f"Town {number * BATCH + n}", "Utopia") for n in range(BATCH)]
-    made = [
-        Result(job_id, town.id, 1, USAGE, "w", 1000.0, 812.5, profile=_profile(town, children=True)) for town in towns
+    towns = [Destination.of(f"Town {number * BATCH + n}", "Utopia") for n in range(len(made))]
+    results = [
+        msgspec.structs.replace(result, job_id=job_id, destination_id=town.id)
+        for town, result in zip(towns, made, strict=True)
     ]
-    await store.apply([JobInputs(job_id, tuple(towns)), *made])
+    await store.apply([JobInputs(job_id, tuple(towns)), *results])
     if number >= KEPT_BATCHES:
         async with store.writing() as connection:
             await connection.exec_driver_sql("DELETE FROM jobs WHERE job_id = ?", (f"j{number - KEPT_BATCHES}",))
@@ -215,10 +196,11 @@ def write_for(path: str, seconds: float) -> None:
 
     async def run() -> None:
         async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{path}") as store:
+            _, made = full_results(BATCH)
             print("open", flush=True)
             began, batches = time.perf_counter(), 0
             while time.perf_counter() - began < seconds:
-                await _write_batch(store, batches)
+                await _write_batch(store, batches, made)
                 batches += 1
             checkpoints = store.times.as_dict().get("checkpoint")
             commits = store.times.as_dict()["commit"]

@@ -21,9 +21,9 @@ from tasks import keys
 from tasks.messages import Destination, JobInputs, JobOpened, JobOptions, JobSealed
 from tasks.queue.producer import enqueue
 from tasks.storable import entry_fields
-from tests.benchmarks.test_store import _results
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard
+from tests.support.full import full_results
 
 pytestmark = pytest.mark.benchmark
 RATE = 1_000
@@ -88,7 +88,7 @@ async def _feed(redis: Redis, packed: list[Any], sent: list[float]) -> None:
 async def test_from_a_workers_publish_to_a_watcher(engine: Engine, redis: Redis) -> None:
     url = _dashboard(engine)
     engine.themes("consumer", "consumer")
-    towns, results = _results(RATE * SECONDS, children=True)
+    towns, results = full_results(RATE * SECONDS, job_id="j")
     _open_job(redis, towns)
     until("the inputs to be stored", lambda: redis.xlen(keys.RESULTS) == 0)
     packed, sent, seen = [entry_fields(result) for result in results], [], {}

@@ -196,14 +196,13 @@ def _forget(engine: Engine, job: str) -> None:
 
 
 def test_months_and_scores_are_shown_as_they_are() -> None:
-    from tests.support.stored import done
+    from tests.support.stored import done, profile_in
     from workers.dashboard.job_values import embedded, profile_values
     from workers.observe.format import dollars, duration
 
-    result = done(Destination.of("Kyoto"))
-    assert result.profile
+    profile = profile_in(done(Destination.of("Kyoto")))
     theme = Theme("t1", "food", NASTY, "D.", [], more={"new": [1], "words": ["a", "b"]})
-    words = profile_values(msgspec.structs.replace(result.profile, themes=[theme]))
+    words = profile_values(msgspec.structs.replace(profile, themes=[theme]))
     (_, (shown,)) = words["groups"][0]
     assert shown["months"] == []
     assert shown["confidence"] == ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pytest
+import zstandard
 from redis import Redis
 
 from config.settings import Settings, load
@@ -144,12 +145,12 @@ class Stack:
 def _profiles(database: Path, job_id: str) -> dict[str, Any]:
     """Profiles, but for how and when they were made."""
     with sqlite3.connect(database) as connection:
-        rows = connection.execute("SELECT destination_id, payload FROM profiles WHERE job_id = ?", (job_id,)).fetchall()
+        query = "SELECT destination_id, status, model, stages, missing, payload FROM profiles WHERE job_id = ?"
+        rows = connection.execute(query, (job_id,)).fetchall()
     found = {}
-    for destination_id, payload in rows:
-        profile = json.loads(payload)
-        assert len(profile["stages"]) == PROMPTS
-        found[destination_id] = {name: value for name, value in profile.items() if name not in PROVENANCE}
+    for destination_id, status, model, stages, missing, payload in rows:
+        assert len(json.loads(stages)) == PROMPTS
+        found[destination_id] = [status, model, missing, json.loads(zstandard.decompress(payload))]
     return found
 
 

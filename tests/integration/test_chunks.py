@@ -1,9 +1,11 @@
 """One chunk's life, with a real ledger and real lanes; only what happens to a destination is the test's."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -14,15 +16,28 @@ from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.jobs.events import decode, encode
 from tasks.jobs.registry import options_of
-from tasks.messages import Chunk, Destination, Event, Failure, JobOptions, Result, Spent, StreamEntry, Usage, unpack
+from tasks.messages import (
+    Chunk,
+    Destination,
+    Event,
+    Failure,
+    JobOptions,
+    Result,
+    Spent,
+    StageRecord,
+    StreamEntry,
+    Usage,
+    unpack,
+)
 from tasks.queue.ledger import Ledger, Taken, write_chunks
-from tests.support.stored import holding, theme
+from tests.support.stored import done, profile_in, theme
 from workers.llm.cancellation import Cancellation, CancellationToken
 from workers.observe.call_journal import CallJournal, current
 from workers.observe.profiler import PerformanceProfiler
 from workers.worker.chunks import ChunkEnd, ChunkRunner
 from workers.worker.destination import Process, Processed
 from workers.worker.lanes import Lanes
+from workers.worker.shortcut import FindKnown
 
 JOB = "job-1"
 NAMES = tuple(Destination.of(f"City {number}") for number in range(4))
@@ -50,9 +65,12 @@ class Rig:
         lanes: Lanes[Destination],
         process: Process,
         journal: CallJournal | None = None,
+        *,
+        known: FindKnown | None = None,
     ) -> None:
         self.woken: list[str] = []
         self.is_readable = True
+        self.options = b"{}"
         self.runner = ChunkRunner(
             ledger=Ledger(client, token=f"worker {id(self)}", lease_seconds=600),
             lanes=lanes,
@@ -63,6 +81,7 @@ class Rig:
             profiler=PerformanceProfiler(enabled=True),
             worker="w",
             journal=journal,
+            known=known,
         )
 
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
@@ -71,7 +90,7 @@ class Rig:
 
     async def _options(self, job_id: str) -> JobOptions:
         assert job_id == JOB
-        return options_of(b"{}" if self.is_readable else b"garbage")
+        return options_of(self.options if self.is_readable else b"garbage")
 
 
 def _results(redis: Redis) -> list[Result]:
@@ -117,21 +136,27 @@ async def test_a_fault_of_our_own_fails_its_destination_by_name_and_the_others_g
     assert len(classes) == 4
 
 
+def _unsendable(**fields: Any) -> Processed:
+    profile = msgspec.structs.replace(profile_in(done(NAMES[0], usage=Usage(llm_calls=1))), **fields)
+    return Processed.of(profile, is_retryable=False, attempt=1)
+
+
+def _nested(levels: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 #: Results that no message can carry, by what is wrong with them.
 UNSENDABLE: dict[str, Processed] = {
     "failure.message holds a lone surrogate": (None, Failure("a", "E", "\ud800", 1), Usage(llm_calls=1), False),
-    "profile.themes[0].more.year is a whole number": (
-        holding(NAMES[0], themes=[theme(0, more={"year": 10**30})]).profile, None, Usage(llm_calls=1), False,
-    ),
-    "profile.usage.prompt_tokens is a whole number": (
-        holding(NAMES[0], usage=Usage(prompt_tokens=2**64)).profile, None, Usage(1, prompt_tokens=2**64), False,
-    ),
-    "profile.themes[0].name holds a lone surrogate": (
-        holding(NAMES[0], themes=[theme(0, name="\udc9d")]).profile, None, Usage(llm_calls=1), False,
-    ),
-    "TypeError: Encoding objects of type object": (
-        holding(NAMES[0], more={"a": object()}).profile, None, Usage(llm_calls=1), False,
-    ),
+    "usage.prompt_tokens is a whole number": _unsendable(usage=Usage(1, prompt_tokens=2**64)),
+    "usage.llm_calls": _unsendable(stages=[StageRecord("a", "ok", "1", None, "called", Usage(llm_calls=2**63), 1.0)]),
+    "themes[0].confidence is nan": _unsendable(themes=[theme(0, confidence=float("nan"))]),
+    "elapsed_ms is nan": _unsendable(elapsed_ms=float("nan")),
+    "it is nested too deeply": _unsendable(more={"a": _nested(100_000)}),
+    "TypeError: Encoding objects of type object": _unsendable(more={"a": object()}),
 }  # fmt: skip
 
 
@@ -157,11 +182,11 @@ async def test_a_result_that_is_too_large_to_be_read_ends_its_destination(
     client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The consumer refuses to unpack it: it was ticked off here and arrived nowhere."""
-    monkeypatch.setattr("tasks.storable.MAX_UNPACKED_BYTES", 10_000)
+    monkeypatch.setattr("tasks.packed.MAX_UNPACKED_BYTES", 10_000)
 
     async def process(destination: Destination, *_: object) -> Processed:
-        large = holding(destination, more={"a": "x" * 20_000}).profile
-        return (large, None, Usage(1), False) if destination.name == "City 0" else (None, FAILED, Usage(1), False)
+        large = _unsendable(more={"a": "x" * 20_000})
+        return large if destination.name == "City 0" else (None, FAILED, Usage(1), False)
 
     async with Lanes[Destination](2, steal=True) as lanes:
         assert await Rig(client, settings_for(), lanes, process).runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
@@ -521,4 +546,89 @@ async def test_destinations_whose_workers_died_twice_are_tried_one_at_a_time(
             assert await rig.runner.run(JOB, rig.woken[-1]) is ChunkEnd.DONE
     assert most == 1
     assert {result.failure.error_class for result in _results(redis) if result.failure} == {"EndpointDownError"}
+    assert redis.keys("themes:job:*") == []
+
+
+# --- destinations that the cache has whole ------------------------------------------------------------------------
+
+
+def _cached(destination: Destination) -> Processed:
+    usage = Usage(cache_hits=16, saved_usd=0.5)
+    return Processed.of(profile_in(done(destination, usage=usage)), is_retryable=False, attempt=1)
+
+
+async def test_what_the_cache_has_is_handed_in_together_and_the_rest_goes_to_lanes(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    asked: list[list[str]] = []
+    worked: list[str] = []
+
+    async def known(job_id: str, some: Sequence[Destination], options: JobOptions) -> list[Processed | None]:
+        assert (job_id, options.use_cache) == (JOB, True)
+        asked.append([each.id for each in some])
+        return [_cached(each) if each in NAMES[1:3] else None for each in some]
+
+    async def process(destination: Destination, *_: object) -> Processed:
+        worked.append(destination.id)
+        return Processed(None, FAILED, Usage(llm_calls=1), is_retryable=False)
+
+    before = redis.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, process, known=known)
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    assert asked == [[each.id for each in NAMES]]
+    assert worked == [NAMES[0].id, NAMES[3].id]
+    found = {result.destination_id: result for result in _results(redis)}
+    assert [bool(found[each.id].profile) for each in NAMES] == [False, True, True, False]
+    assert found[NAMES[1].id].usage == Usage(cache_hits=16, saved_usd=0.5)
+    assert found[NAMES[1].id].attempt == found[NAMES[0].id].attempt == 1
+    assert redis.keys("themes:job:*") == []
+    scripts = redis.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+    assert scripts <= 4, "the lease, two results together, and one for each other"
+
+
+async def test_a_job_without_the_cache_looks_for_no_whole_profile(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    async def known(*_: object) -> list[Processed | None]:
+        pytest.fail("it was looked up")
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, _fails, known=known)
+        rig.options = b'{"use_cache": false}'
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.DONE
+    assert len(_results(redis)) == 4
+
+
+async def test_a_stopped_job_gets_no_further_cached_results(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.worker.shortcut.PAGE", 2)
+
+    async def known(_: str, some: Sequence[Destination], __: JobOptions) -> list[Processed | None]:
+        redis.hset(keys.job(JOB), mapping={"job_id": JOB, "paused": "user"})
+        rig.runner.cancellations.of(JOB).stop("the job is paused")
+        return [_cached(each) for each in some]
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        rig = Rig(client, settings_for(), lanes, _fails, known=known)
+        assert await rig.runner.run(JOB, CHUNK.chunk_id) is ChunkEnd.PAUSED
+    assert [result.destination_id for result in _results(redis)] == [NAMES[0].id, NAMES[1].id]
+    assert redis.smembers(keys.finished(JOB, CHUNK.chunk_id)) == {each.id.encode() for each in NAMES[:2]}
+    assert rig.woken == []
+
+
+async def test_a_cached_result_that_another_worker_had_first_is_booked_alone(
+    client: AsyncRedis, redis: Redis, settings_for: Callable[..., Settings]
+) -> None:
+    async def known(_: str, some: Sequence[Destination], __: JobOptions) -> list[Processed | None]:
+        redis.sadd(keys.finished(JOB, CHUNK.chunk_id), NAMES[2].id)
+        return [_cached(each) for each in some]
+
+    async with Lanes[Destination](2, steal=True) as lanes:
+        assert await Rig(client, settings_for(), lanes, _fails, known=known).runner.run(JOB, CHUNK.chunk_id) is (
+            ChunkEnd.DONE
+        )
+    assert len(_results(redis)) == 3
+    assert [(spent.destination_id, spent.usage.cache_hits) for spent in _spent(redis)] == [(NAMES[2].id, 16)]
     assert redis.keys("themes:job:*") == []

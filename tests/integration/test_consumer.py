@@ -31,6 +31,7 @@ from tasks.messages import (
     JobOptions,
     JobReopened,
     JobSealed,
+    PackedProfile,
     Profile,
     QualityAssessment,
     Result,
@@ -40,6 +41,7 @@ from tasks.messages import (
     Usage,
     pack,
 )
+from tasks.packed import pack_profile
 from tasks.readings import whole_amounts
 from tasks.storable import entry_fields
 from tests.support.oldest import oldest_server
@@ -148,8 +150,8 @@ def places(count: int) -> list[Destination]:
     return [Destination.of(f"Town {n}", "Utopia") for n in range(count)]
 
 
-def a_profile(destination: Destination) -> Profile:
-    return Profile(
+def a_profile(destination: Destination) -> PackedProfile:
+    return pack_profile(Profile(
         destination_id=destination.id,
         name=destination.name,
         country=destination.country,
@@ -167,7 +169,7 @@ def a_profile(destination: Destination) -> Profile:
         usage=SPENT,
         elapsed_ms=12.5,
         created_at=1000.0,
-    )
+    ))  # fmt: skip
 
 
 def done(destination: Destination, *, job: str = "j", attempt: int = 0, usage: Usage = SPENT) -> Result:

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from config.settings import Settings
 from tasks.errors import ConfigError, EndpointDownError, EndpointRefusedError, ThemesError
@@ -374,3 +376,61 @@ async def test_one_destination_that_is_always_refused_with_503_is_no_outage(sett
         assert all(isinstance(answer, EndpointDownError) for answer in answers)
         assert pool.outage() == ""
         assert not [answer for answer in await _each(generator, 3) if isinstance(answer, Exception)]
+
+
+@asynccontextmanager
+async def _outside() -> AsyncIterator[tuple[SandboxServer, str, list[web.Request]]]:
+    """A sandbox behind a proxy, the proxy's address, and what the proxy was asked."""
+    asked: list[web.Request] = []
+    async with SandboxServer(latency="0") as sandbox, aiohttp.ClientSession() as session:
+
+        async def hand_on(request: web.BaseRequest) -> web.Response:
+            asked.append(request)
+            url = f"{sandbox.base_url.removesuffix('/v1')}{request.url.path}"
+            async with session.request(request.method, url, data=await request.read()) as answer:
+                return web.Response(body=await answer.read(), content_type="application/json")
+
+        server = RawTestServer(hand_on)
+        await server.start_server()
+        try:
+            yield sandbox, f"{server.host}:{server.port}", asked
+        finally:
+            await server.close()
+
+
+@pytest.mark.parametrize("key", ["a-key", ""])
+async def test_the_proxy_and_the_log_in_of_the_environment_are_looked_up_once(
+    key: str, settings_for: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine llm.test login me password mine\n")
+    netrc.chmod(0o600)
+    async with _outside() as (_, proxy, asked):
+        monkeypatch.setenv("NETRC", str(netrc))
+        monkeypatch.setenv("http_proxy", f"http://user:pass@{proxy}")
+        settings = settings_for(OPENAI_BASE_URL="http://llm.test/v1", OPENAI_API_KEY=key, **QUICK)
+        async with _generator(settings) as generator:
+            monkeypatch.delenv("http_proxy")
+            netrc.unlink()
+            stage_stats = await _ask(generator, *CITIES[:5])
+    assert stage_stats.spend.calls == len(asked) == 5
+    assert {str(request.url) for request in asked} == {"http://llm.test/v1/chat/completions"}
+    assert {request.headers["Proxy-Authorization"] for request in asked} == {aiohttp.encode_basic_auth("user", "pass")}
+    log_in = f"Bearer {key}" if key else aiohttp.encode_basic_auth("me", "mine")
+    assert {request.headers["Authorization"] for request in asked} == {log_in}
+
+
+async def test_a_server_that_needs_no_proxy_is_asked_without_one(
+    settings_for: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _outside() as (sandbox, proxy, asked):
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        own = sandbox.base_url.replace("127.0.0.1", "localhost")
+        monkeypatch.setenv("no_proxy", "127.0.0.9")
+        env = QUICK | {"THEMES_LLM__WAIT_FOR_ENDPOINT_SECONDS": "0.1"}
+        for url in (own, sandbox.base_url, "http://127.0.0.9:1/v1"):
+            async with _generator(settings_for(OPENAI_BASE_URL=url, **env)) as generator:
+                with contextlib.suppress(EndpointDownError):
+                    await _ask(generator, "Rome")
+        assert sandbox.stats()["requests"] == 2
+        assert not asked

@@ -23,7 +23,7 @@ from tasks.connection import connect_async
 from tasks.errors import BudgetExceededError
 from tasks.jobs.budget import LIMIT, NANO, SPENT
 from tasks.messages import Destination, StageRecord, StreamEntry, Usage
-from tests.support.stored import announced, done
+from tests.support.stored import announced, done, holding
 from workers.llm.budget import JobBudget, RedisBook
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
@@ -235,9 +235,7 @@ def _measured_by(model: str, job: str, calls: int, at: float) -> list[StreamEntr
         usage = Usage(cache_hits=1) if number == 4 else Usage(calls, 0, 0, 100 * calls, 10 * calls)
         record = StageRecord("discover.food", "ok", "v1", model, "cached" if number == 4 else "called", usage, 5.0)
         result = done(city, job=job, at=at + number, usage=usage, model=model)
-        assert result.profile
-        profile = msgspec.structs.replace(result.profile, stages=[record])
-        entries.append(msgspec.structs.replace(result, profile=profile))
+        entries.append(holding(city, result, stages=[record]))
     return entries
 
 
@@ -289,7 +287,8 @@ async def test_looking_at_earlier_jobs_reads_no_table_of_profiles_as_a_whole(tmp
     with sqlite3.connect(tmp_path / "themes.db") as database:
         for statement, parameters in statements:
             plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-            read_whole = [step for step in plan if step.startswith("SCAN")]
+            # JSON of a row is gone through as a virtual table.
+            read_whole = [step for step in plan if step.startswith("SCAN") and "VIRTUAL" not in step]
             assert read_whole in ([], ["SCAN jobs"]), plan
     database.close()
 

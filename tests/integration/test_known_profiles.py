@@ -13,6 +13,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination, Profile, StageRecord
+from tasks.packed import unpack_profile
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.processor import Processed
 from workers.sandbox.server import SandboxServer
@@ -55,8 +56,13 @@ def _entries(redis: Redis) -> list[bytes]:
     return sorted(redis.scan_iter(keys.cache(f"{keys.COMPOSITE}*")))
 
 
-def _lasting(profile: Profile | None) -> Profile:
-    assert profile is not None
+def _profile(processed: Processed) -> Profile:
+    assert processed.profile is not None
+    return unpack_profile(processed.profile, KYOTO.id)
+
+
+def _lasting(processed: Processed) -> Profile:
+    profile = _profile(processed)
     stages = [msgspec.structs.replace(stage, elapsed_ms=0.0) for stage in profile.stages]
     return msgspec.structs.replace(profile, stages=stages, **OF_THE_MOMENT)
 
@@ -76,7 +82,7 @@ async def test_both_ways_say_the_same(opened: Open, redis: Redis, sandbox: Sandb
         assert asdict(parts.cache.stats) == counted
         long_again = await parts.processor.process(KYOTO)
     assert len(sandbox.log()) == 16
-    assert _lasting(short.profile) == _lasting(long.profile)
+    assert _lasting(short) == _lasting(long)
     assert short.usage == long.usage
     assert short.usage.cache_hits == 16
     assert (short.usage.saved_usd is None) == (prices == "{}")
@@ -96,12 +102,10 @@ async def test_the_process_that_made_it_had_the_answers_in_memory(opened: Open, 
 async def test_what_differs_from_row_to_row_is_the_rows_own(opened: Open, sandbox: SandboxServer) -> None:
     await _once(opened)
     other = Destination.of("KYOTO", "japan", extra={"note": "another row"})
-    found = (await _once(opened, other)).profile
-    assert found is not None
+    found = _profile(await _once(opened, other))
     assert (found.name, found.country, found.extra) == ("KYOTO", "japan", {"note": "another row"})
     assert len(sandbox.log()) == 16
-    shown = (await _once(opened, other, columns=("note",))).profile
-    assert shown is not None
+    shown = _profile(await _once(opened, other, columns=("note",)))
     assert shown.pipeline_version != found.pipeline_version
     assert len(sandbox.log()) == 32
 
@@ -154,7 +158,7 @@ async def test_garbage_is_no_profile(opened: Open, redis: Redis, sandbox: Sandbo
     found = await _once(opened)
     assert len(sandbox.log()) == 16
     assert found.usage.cache_hits == 16
-    assert _lasting(found.profile).themes == _lasting(whole.profile).themes
+    assert _lasting(found).themes == _lasting(whole).themes
     assert redis.get(entry) != garbage
 
 
@@ -189,8 +193,8 @@ async def test_watchers_are_told_once(opened: Open) -> None:
     told: list[tuple[StageRecord, int, list[str]]] = []
     await _once(opened)
     found = await _once(opened, on_stage=lambda _, record, count, names: told.append((record, count, names)))
-    assert found.profile is not None
+    profile = _profile(found)
     ((record, count, names),) = told
     assert (record.stage, record.status, record.source) == ("all", "ok", "cached")
-    assert count == len(found.profile.themes)
-    assert names == [theme.name for theme in found.profile.themes[:5]]
+    assert count == len(profile.themes)
+    assert names == [theme.name for theme in profile.themes[:5]]

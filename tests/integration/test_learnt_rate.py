@@ -128,14 +128,14 @@ async def test_closing_does_not_wait_for_the_end_of_a_cool_down(client: AsyncRed
     limiter = RateLimiter(client, endpoint="e", limits=Limits.per_minute(None, None), max_ahead=4, learn=True)
     limiter.start()
     await limiter.cool_down.listening.wait()
-    async with limiter.slot(1) as refused:
-        limiter.sent(refused)
+    refused = await limiter.slot(1)
+    limiter.sent(refused)
     await limiter.cool_down.begin(3600)
     limiter.refused(refused)
 
     async def ask() -> None:
-        async with limiter.slot(1):
-            pytest.fail("sent in a cool-down")
+        await limiter.slot(1)
+        pytest.fail("sent in a cool-down")
 
     asking = [asyncio.create_task(ask()) for _ in range(6)]
     async with asyncio.timeout(180):

@@ -70,7 +70,7 @@ async def test_a_dead_lease_is_found_and_another_worker_goes_on_with_what_is_lef
     dying = _ledger(client, "dying", lease_seconds=3600)
     taken = await dying.take(JOB, CHUNK.chunk_id, max_unwritten=100)
     assert isinstance(taken, Taken)
-    await dying.finish(CHUNK, _result(NAMES[0]))
+    await dying.finish(CHUNK, [_result(NAMES[0])])
     waiting, dead = await _ledger(client).sweep(JOB)
     assert (waiting, dead) == (0, [])
     # Its last heartbeat was a lease ago.
@@ -98,11 +98,11 @@ async def test_a_result_is_published_once_and_the_last_one_closes_the_chunk(clie
     ledger = _ledger(client)
     await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
     for name in NAMES[:2]:
-        assert await ledger.finish(CHUNK, _result(name))
-        assert not await ledger.finish(CHUNK, _result(name)), "a repeated call publishes nothing"
+        assert await ledger.finish(CHUNK, [_result(name)]) == [True]
+        assert await ledger.finish(CHUNK, [_result(name)]) == [False], "a repeated call publishes nothing"
     assert written.hexists(keys.chunks(JOB), CHUNK.chunk_id)
-    assert await ledger.finish(CHUNK, _result(NAMES[2]))
-    assert not await ledger.finish(CHUNK, _result(NAMES[2]))
+    assert await ledger.finish(CHUNK, [_result(NAMES[2])]) == [True]
+    assert await ledger.finish(CHUNK, [_result(NAMES[2])]) == [False]
     results = [unpack(fields[b"b"], StreamEntry) for _, fields in written.xrange(keys.RESULTS)]
     assert [entry.destination_id for entry in results if isinstance(entry, Result)] == [name.id for name in NAMES]
     assert written.keys("themes:job:*") == []
@@ -131,7 +131,7 @@ async def test_a_split_chunk_leaves_single_destinations_for_what_it_had_left(
 ) -> None:
     ledger = _ledger(client)
     await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
-    await ledger.finish(CHUNK, _result(NAMES[0]))
+    await ledger.finish(CHUNK, [_result(NAMES[0])])
     await ledger.give_back(JOB, CHUNK.chunk_id)
     taken = await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
     assert isinstance(taken, Taken)
@@ -140,7 +140,7 @@ async def test_a_split_chunk_leaves_single_destinations_for_what_it_had_left(
     assert await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100) is Taking.GONE
     assert await ledger.oldest_waiting(JOB, 10) == [one.chunk_id for one in singles]
     for one in singles:
-        await ledger.finish(one, _result(one.destinations[0], one))
+        await ledger.finish(one, [_result(one.destinations[0], one)])
     assert written.keys("themes:job:*") == []
 
 
@@ -153,17 +153,17 @@ async def test_what_is_given_away_is_done_once_by_others(client: AsyncRedis, wri
     taken = await other.take(JOB, new.chunk_id, max_unwritten=100)
     assert isinstance(taken, Taken)
     assert taken.chunk.destinations == NAMES[1:]
-    assert await mine.finish(CHUNK, _result(NAMES[0]))
+    assert await mine.finish(CHUNK, [_result(NAMES[0])]) == [True]
     assert not written.hexists(keys.chunks(JOB), CHUNK.chunk_id), "nothing is left of the old chunk"
     for name in NAMES[1:]:
-        assert await other.finish(new, _result(name, new))
+        assert await other.finish(new, [_result(name, new)]) == [True]
     assert written.keys("themes:job:*") == []
 
 
 async def test_a_chunk_whose_last_destinations_are_given_away_is_gone(client: AsyncRedis, written: Redis) -> None:
     mine = _ledger(client)
     await mine.take(JOB, CHUNK.chunk_id, max_unwritten=100)
-    await mine.finish(CHUNK, _result(NAMES[0]))
+    await mine.finish(CHUNK, [_result(NAMES[0])])
     assert await mine.hand_off(CHUNK, Chunk(JOB, "n", NAMES[1:]), "given")
     assert {key.decode() for key in written.hkeys(keys.chunks(JOB))} == {"n"}
     assert not written.exists(keys.leases(JOB), keys.owners(JOB), keys.finished(JOB, CHUNK.chunk_id))
@@ -189,7 +189,7 @@ async def test_a_split_that_is_repeated_changes_nothing(client: AsyncRedis, writ
     taken = await ledger.take(JOB, CHUNK.chunk_id, max_unwritten=100)
     assert isinstance(taken, Taken)
     first, *_ = await ledger.split(taken)
-    await ledger.finish(first, _result(first.destinations[0], first))
+    await ledger.finish(first, [_result(first.destinations[0], first)])
     await ledger.split(taken)
     assert not written.hexists(keys.chunks(JOB), first.chunk_id)
 

@@ -9,6 +9,7 @@ import pytest
 
 from config.settings import Settings
 from tasks.messages import Destination, Profile, StageRecord
+from tasks.packed import unpack_profile
 from tests.support.processors import processor_of
 from workers.pipeline.processor import FocusedPromptProcessor, Processed
 from workers.pipeline.prompts import load_stages
@@ -45,7 +46,7 @@ def run(settings_for: MakeSettings) -> Callable[..., object]:
 
 def _profile(outcome: Processed) -> Profile:
     assert outcome.profile is not None
-    return outcome.profile
+    return unpack_profile(outcome.profile, "")
 
 
 async def test_a_destination_takes_sixteen_calls_in_two_rounds(run) -> None:

@@ -50,11 +50,12 @@ async def clients(redis_url: str) -> AsyncIterator[tuple[AsyncRedis, AsyncRedis]
 
 
 async def _send(limiter: RateLimiter, tokens: float = 1, used: float | None = None) -> Slot:
-    async with limiter.slot(tokens) as slot:
-        assert time.monotonic() >= slot.at
-        limiter.sent(slot)
-        if used is not None:
-            slot.settle(used)
+    slot = await limiter.slot(tokens)
+    assert time.monotonic() >= slot.at
+    limiter.sent(slot)
+    if used is not None:
+        slot.settle(used)
+    limiter.end(slot)
     return slot
 
 
@@ -137,9 +138,9 @@ async def main():
     limiter = RateLimiter(redis, endpoint="e", limits=Limits.per_minute(6000, None, 5), max_ahead=8)
     times = []
     async def send():
-        async with limiter.slot(1) as slot:
-            limiter.sent(slot)
-            times.append(slot.at_us)
+        slot = await limiter.slot(1)
+        limiter.sent(slot)
+        times.append(slot.at_us)
     await asyncio.gather(*(send() for _ in range(60)))
     await redis.aclose()
     print(json.dumps(times))

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 from kombu import Connection as KombuConnection
-from redis import Redis
+from redis import DataError, Redis
+from redis import exceptions as redis_errors
 
 from config.settings import Settings
 from scripts.lib.local_redis import LocalRedis, find_binary, version_of
@@ -334,3 +335,55 @@ def test_a_server_without_a_connection_left_has_the_mend_for_that(tmp_path: Path
         said = _refusal(server.url)
     assert "maxclients" in said
     assert "themes up" not in said
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:1/0", "rediss://localhost:1/0"])
+def test_the_asyncio_client_sends_the_bytes_that_redis_py_would(url: str) -> None:
+    kind = connect_async(url, socket_timeout_seconds=1).connection_pool.connection_class
+    ours, theirs = kind(), kind.__mro__[2]()
+    for command in [
+        ("SET", "k", b"\x00\xff", "px", 5),
+        ("EVALSHA", "d", 1, "k", 1.5, 1e22, -(2**70), float("inf"), "Malmö", b"", ""),
+        ("SCRIPT LOAD", "return 1"),
+        (b"CLIENT SETNAME", "x"),
+        ("SET", "k", bytearray(b"v"), memoryview(b"w")),
+        ("SET", "k", signal.SIGTERM),
+        ("SET", "k", b"v" * 100_000),
+    ]:
+        assert b"".join(ours.pack_command(*command)) == b"".join(theirs.pack_command(*command))
+    for wrong in (True, None, ["v"]):
+        with pytest.raises(DataError):
+            ours.pack_command("SET", "k", wrong)
+    with pytest.raises(UnicodeEncodeError):
+        ours.pack_command("SET", "k", "\ud800")
+    assert len(ours.pack_command("SET", "k", b"v" * 100_000)) == 1, "it is packed in C"
+
+
+async def test_a_command_that_the_socket_does_not_take_at_once_is_sent_whole_or_given_up_in_time(
+    tmp_path: Path,
+) -> None:
+    large = b"v" * 32_000_000
+    with LocalRedis(tmp_path) as server:
+        patient = connect_async(server.url, socket_timeout_seconds=180)
+        await patient.set("k", large)
+        assert await patient.strlen("k") == len(large)
+        brief = connect_async(server.url, socket_timeout_seconds=1)
+        assert server.pid
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(redis_errors.TimeoutError):
+                await brief.set("k", large)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert await patient.set("k", "v")
+        await brief.aclose()
+        await patient.aclose()
+
+
+async def test_a_command_over_a_connection_that_was_cut_is_sent_again(redis_url: str, redis: Redis) -> None:
+    client = connect_async(redis_url, socket_timeout_seconds=30)
+    for _ in range(3):
+        assert await client.incr("k")
+        redis.client_kill_filter(_type="normal", skipme=True)
+    assert await client.get("k") == b"3"
+    await client.aclose()

@@ -12,7 +12,7 @@ from scripts.report import curve, text_of
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Destination, JobClosed, Spent, Usage
 from tests.support.queueing import Network
-from tests.support.stored import SPENT, announced, done, failed, places
+from tests.support.stored import SPENT, announced, done, failed, holding, places
 from workers.observe.measurements import JobMeasurements, SlowDestination
 from workers.report.collect import status_of
 from workers.report.page import page
@@ -96,12 +96,7 @@ async def test_stages_are_told_as_the_database_adds_them_up(store: AsyncDatabase
     from tasks.messages import StageRecord
 
     stage = StageRecord("discover.food", "ok", "v1", "sandbox", "called", SPENT, 40.0, None)
-    results = []
-    for town in places(2):
-        result = done(town)
-        assert result.profile
-        profile = msgspec.structs.replace(result.profile, stages=[stage])
-        results.append(msgspec.structs.replace(result, profile=profile))
+    results = [holding(town, stages=[stage]) for town in places(2)]
     await store.apply([*announced(*places(2)), *results])
     (found,) = (await read_job_stats(store, await _row(store), now=2000.0)).stages
     assert (found.stage, found.profiles, found.not_ok, found.called, found.llm_calls) == ("discover.food", 2, 0, 2, 4)

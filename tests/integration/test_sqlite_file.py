@@ -298,9 +298,9 @@ async def test_a_migration_that_fails_leaves_the_old_file_as_it_was(
     async with manager_of(tmp_path):
         pass
     before = schema_of(tmp_path / "themes.db")
-    next_version("CREATE TABLE stages (somebody_elses)")
+    next_version("CREATE TABLE failures (somebody_elses)")
     store = manager_of(tmp_path)
-    with pytest.raises(DatabaseError, match="table stages already exists"):
+    with pytest.raises(DatabaseError, match="table failures already exists"):
         await store.create()
     await store.close()
     assert schema_of(tmp_path / "themes.db") == before

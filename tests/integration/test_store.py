@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from zstandard import compress
 
 from tasks.errors import DatabaseError
 from tasks.messages import (
@@ -26,7 +27,18 @@ from tasks.messages import (
     StreamEntry,
     Usage,
 )
-from tests.support.stored import KYOTO, SPENT, announced, done, failed, holding, places, theme
+from tests.support.stored import (
+    KYOTO,
+    SPENT,
+    announced,
+    done,
+    failed,
+    holding,
+    packed_as,
+    places,
+    profile_in,
+    theme,
+)
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
 from workers.results.database.totals import MAX_ADDED, MAX_TOTAL, ended
@@ -105,16 +117,14 @@ def rich_profile(*, confidence: float = 0.5, **more: Any) -> Result:
     ]
     missing = [Missing("analyse.price", "price_point", "cut off", ["t2"])]
     result = done(themes=0, **{"more": {"new": [1]}, **more})
-    assert result.profile
-    profile = msgspec.structs.replace(result.profile, themes=[full, theme(2)], stages=stages, missing=missing)
-    return msgspec.structs.replace(result, profile=profile)
+    return holding(KYOTO, result, themes=[full, theme(2)], stages=stages, missing=missing)
 
 
 async def test_a_profile_and_the_input_come_back_as_they_were(store: AsyncDatabaseManager) -> None:
     result = rich_profile()
     await store.apply([*announced(KYOTO), result])
     [row] = [r async for r in store.profiles("j")]
-    assert row.profile() == result.profile
+    assert row.profile() == profile_in(result)
     assert (row.quality, row.status, row.usage, row.created_at) == (0.8, "ok", SPENT, 1000.0)
     [place] = [r async for r in store.destinations("j")]
     assert (place.destination, place.state, place.usage, place.listed) == (KYOTO, "done", SPENT, True)
@@ -123,8 +133,8 @@ async def test_a_profile_and_the_input_come_back_as_they_were(store: AsyncDataba
 async def test_themes_seasons_travellers_subthemes_stages_and_gaps_are_rows(store: AsyncDatabaseManager) -> None:
     await store.apply([*announced(KYOTO), rich_profile()])
     assert await select(store, "SELECT * FROM themes ORDER BY rank") == [
-        (1, "j", KYOTO.id, 1, "food", "Theme 1", "Told.", 0.5, "mid", 0.25, "Told by many."),
-        (2, "j", KYOTO.id, 2, "food", "Theme 2", "Told.", None, None, None, None),
+        (1, "j", KYOTO.id, 1, "food", "Theme 1", "Told.", 0.5, "mid", 0.25),
+        (2, "j", KYOTO.id, 2, "food", "Theme 2", "Told.", None, None, None),
     ]
     months = "SELECT * FROM theme_months ORDER BY theme_no, month"
     assert await select(store, months) == [(1, 4, "peak"), (1, 5, "peak"), (1, 8, "avoid")]
@@ -529,20 +539,27 @@ async def test_what_garbage_claims_to_have_cost_cannot_overflow_a_total(store: A
 
 TOWN = places(3)[1]
 WHOLE = done(TOWN)
+assert WHOLE.profile
+WHOLE_FRAME = WHOLE.profile.themes
 #: Results that a database refuses, and the field that the failure names.
 REFUSED: list[tuple[Result, str]] = [
-    (done(TOWN, usage=Usage(prompt_tokens=2**70)), "usage.prompt_tokens"),
-    (done(TOWN, usage=Usage(llm_calls=-1)), "usage.llm_calls is -1"),
-    (done(TOWN, usage=Usage(llm_calls=2, cost_usd=float("nan"))), "usage.cost_usd is nan"),
-    (done(TOWN, usage=Usage(saved_usd=float("inf"))), "usage.saved_usd is inf"),
-    (done(TOWN, at=float("nan")), "at is nan"),
-    (holding(TOWN, model="\udfff"), "profile.model holds a lone surrogate, U+DFFF"),
-    (holding(TOWN, themes=[theme(0), theme(1, rationale="\ud83d")]), "profile.themes[1].rationale"),
-    (holding(TOWN, themes=[theme(0), theme(1, confidence=float("nan"))]), "profile.themes[1].confidence is nan"),
-    (holding(TOWN, extra={"a\ud800": "b"}), "a key of profile.extra holds a lone surrogate"),
-    (holding(TOWN, stages=[StageRecord("a", "ok", "1", None, "called", Usage(llm_calls=2**63), 1.0)]),
-     "profile.stages[0].usage.llm_calls"),
-    (holding(TOWN, elapsed_ms=float("nan")), "profile.elapsed_ms is nan"),
+    (msgspec.structs.replace(WHOLE, usage=Usage(prompt_tokens=2**70)), "usage.prompt_tokens"),
+    (msgspec.structs.replace(WHOLE, usage=Usage(llm_calls=-1)), "usage.llm_calls is -1"),
+    (msgspec.structs.replace(WHOLE, usage=Usage(llm_calls=2, cost_usd=float("nan"))), "usage.cost_usd is nan"),
+    (msgspec.structs.replace(WHOLE, usage=Usage(saved_usd=float("inf"))), "usage.saved_usd is inf"),
+    (msgspec.structs.replace(WHOLE, at=float("nan")), "at is nan"),
+    (packed_as(WHOLE, usage=Usage(llm_calls=2**63)), "profile.usage.llm_calls"),
+    (packed_as(WHOLE, elapsed_ms=float("nan")), "profile.elapsed_ms is nan"),
+    (packed_as(WHOLE, quality=float("inf")), "profile.quality is inf"),
+    (packed_as(WHOLE, body=b"no frame"), "not zstd"),
+    (packed_as(WHOLE, body=compress(b"{}")), "missing required field `themes`"),
+    (packed_as(WHOLE, body=compress(b"\xff")), "not a packed profile"),
+    (packed_as(WHOLE, themes=compress(b'[["food", "Ramen"]]')), "not a packed profile"),
+    (packed_as(WHOLE, themes=compress(b"[]")), "profile.theme_count is 2, and it has values of 0"),
+    (packed_as(WHOLE, themes=WHOLE_FRAME[:-3]), "not zstd"),
+    (packed_as(WHOLE, theme_count=3), "profile.theme_count is 3"),
+    (packed_as(WHOLE, stages="[[]]"), "not a packed profile"),
+    (packed_as(WHOLE, missing="nothing"), "not a packed profile"),
     (msgspec.structs.replace(WHOLE, profile=None), "a result is either a profile or a failure"),
     (msgspec.structs.replace(WHOLE, failure=failed().failure), "a result is either a profile or a failure"),
     (msgspec.structs.replace(WHOLE, worker="w\ud800"), "worker holds a lone surrogate"),
@@ -635,8 +652,8 @@ async def test_destinations_that_cannot_be_listed_as_they_are_written_are_listed
 async def test_control_characters_reach_no_row(store: AsyncDatabaseManager) -> None:
     """PostgreSQL refuses U+0000; SQLite kept it, and CSV and table got it raw."""
     bad = "a\0b\x1b]0;c\x07d\x7fe\x9bf\r\x08"
-    town = Destination.of("Kyoto", "Japan")
-    profile = holding(town, themes=[theme(0, sub_themes=[bad], more={bad: bad}), theme(1)], model=bad, extra={"k": bad})
+    town = Destination.of("Kyoto", "Japan", extra={"k": bad})
+    profile = holding(town, themes=[theme(0, sub_themes=[bad], more={bad: bad}), theme(1)], model=bad)
     opened = JobOpened("j", f"a {bad}\nname", 900.0, JobOptions())
     applied = await store.apply([opened, *announced(town)[1:], profile])
     assert applied.rejected == []
@@ -660,8 +677,8 @@ async def test_an_error_of_any_class_for_one_row_fails_that_row(
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
-    odd = holding(towns[1], themes=[theme(0, more={"deep": deep})])
-    wrong = holding(towns[2], themes=[theme(0, confidence=object())])
+    odd = packed_as(done(towns[1]), extra={"deep": deep})
+    wrong = packed_as(done(towns[2]), quality=object())
     applied = await store.apply([*announced(*towns), done(towns[0]), odd, wrong])
     assert [r.index for r in applied.rejected] == [4, 5]
     job = await job_of(store)
@@ -703,7 +720,7 @@ RETRIED: dict[str, tuple[Result, int, str]] = {
     "one as good": (lacking("x", "z", attempt=2, themes=3), 2, "partial"),
     "one with fewer themes": (lacking("x", "y", attempt=2), 1, "partial"),
     "a worse one": (lacking("x", "y", "z", attempt=2, themes=9), 1, "partial"),
-    "one that cannot be stored": (lacking(attempt=2, model="\ud800"), 1, "partial"),
+    "one that cannot be stored": (packed_as(lacking(attempt=2), body=b""), 1, "partial"),
 }
 
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
 from tasks.messages import Destination
+from tasks.packed import unpack_profile
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
@@ -332,8 +333,8 @@ async def test_a_profile_tells_what_was_read_and_which_citations_stand_there(
                 evidence=EvidenceReader(fetcher, settings, None),
             )  # fmt: skip
             outcome = await processor.process(Destination.of("Kyoto", "Japan"))
-    profile = outcome.profile
-    assert profile is not None
+    assert outcome.profile is not None
+    profile = unpack_profile(outcome.profile, "")
     assert profile.status == "ok"
     assert [(one.source, one.reason) for one in profile.evidence] == [
         ("E1", None), ("wikipedia", f"{site.url}/pedia/Kyoto,_Japan: status 404"),

@@ -18,6 +18,7 @@ from tasks.messages import (
     Theme,
     Usage,
 )
+from tasks.packed import pack_profile, unpack_profile
 
 SPENT = Usage(llm_calls=2, cache_hits=1, coalesced=1, prompt_tokens=100, completion_tokens=50, cost_usd=0.25)
 
@@ -49,6 +50,7 @@ def done(
         "model": "sandbox",
         "pipeline_version": "1",
         "themes": [theme(n) for n in range(themes)],
+        "extra": destination.extra,
         **more,
     }
     profile = Profile(
@@ -65,14 +67,25 @@ def done(
         created_at=at,
         **fields,
     )
-    return Result(job, destination.id, attempt, usage, worker, at, 12.5, profile=profile)
+    return Result(job, destination.id, attempt, usage, worker, at, 12.5, profile=pack_profile(profile))
 
 
-def holding(destination: Destination, **fields: Any) -> Result:
-    """A destination's result whose profile has these fields."""
-    result = done(destination)
+def profile_in(result: Result) -> Profile:
+    assert result.profile
+    return unpack_profile(result.profile, result.destination_id)
+
+
+def packed_as(result: Result, **fields: Any) -> Result:
+    """A result with other fields in its packed profile, as no worker of ours would pack it."""
     assert result.profile
     return msgspec.structs.replace(result, profile=msgspec.structs.replace(result.profile, **fields))
+
+
+def holding(destination: Destination, of: Result | None = None, **fields: Any) -> Result:
+    """A destination's result whose profile has these fields."""
+    result = of or done(destination)
+    profile = msgspec.structs.replace(profile_in(result), **fields)
+    return msgspec.structs.replace(result, profile=pack_profile(profile))
 
 
 def failed(

@@ -145,10 +145,10 @@ async def test_a_process_alone_serves_in_order_and_a_cancelled_waiter_gives_its_
     slots: dict[int, float] = {}
 
     async def send(number: int) -> None:
-        async with limiter.slot(1) as slot:
-            limiter.sent(slot)
-            order.append(number)
-            slots[number] = slot.at_us
+        slot = await limiter.slot(1)
+        limiter.sent(slot)
+        order.append(number)
+        slots[number] = slot.at_us
 
     tasks = [asyncio.create_task(send(number)) for number in range(4)]
     while not order:

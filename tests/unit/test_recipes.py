@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tasks.messages import Destination
+from tasks.packed import unpack_profile
 from tests.support.processors import processor_of
 from workers.pipeline.prompts import BUILT_IN
 from workers.sandbox.server import SandboxServer
@@ -38,8 +39,9 @@ async def test_a_stage_is_one_file(tmp_path: Path, settings_for, sandbox: Sandbo
     (prompts / "analyse.crowds.md").write_text(STAGE, encoding="utf-8")
     settings: Settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="sandbox")
     async with processor_of(settings, prompts) as processor:
-        profile = (await processor.process(Destination.of("Kyoto", "Japan"))).profile
-    assert profile is not None
+        packed = (await processor.process(Destination.of("Kyoto", "Japan"))).profile
+    assert packed is not None
+    profile = unpack_profile(packed, "")
     assert profile.status == "ok"
     assert {theme.more["crowds"] for theme in profile.themes} <= {"quiet", "busy"}
 

@@ -1,6 +1,7 @@
 """Bodies of answers as servers send them, and what is read in them."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import EndpointDownError, EndpointRefusedError, ModelRefusedError
+from workers.llm.endpoints import reply
 from workers.llm.endpoints.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, read_reply
+from workers.llm.endpoints.usage import Tokens
 
 TEXT = '{"themes": []}'
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5}
@@ -218,3 +221,51 @@ def test_any_bytes_are_an_answer_or_a_named_error(raw: bytes) -> None:
         _read(raw)
     except (EndpointDownError, EndpointRefusedError, ModelRefusedError):
         return
+
+
+COUNT = st.sampled_from([0, 1, 7, 12, 2_000_000, 2_000_001, -1, None, "7", 7.0, True])
+EMPTY = st.sampled_from([None, "", [], {}, "x", [CALL]])
+
+
+@given(
+    st.fixed_dictionaries(
+        {"content": st.sampled_from([TEXT, "Malmö", "", None])},
+        optional=dict.fromkeys(("refusal", "tool_calls", "parsed", "reasoning", "reasoning_content", "name"), EMPTY),
+    ),
+    st.sampled_from(["stop", "stop", "length", None]),
+    st.fixed_dictionaries(
+        {"prompt_tokens": COUNT, "completion_tokens": COUNT},
+        optional={
+            "total_tokens": COUNT,
+            "completion_tokens_details": st.none() | st.fixed_dictionaries({}, optional={"reasoning_tokens": COUNT}),
+            "output_tokens_details": st.none() | st.fixed_dictionaries({"reasoning_tokens": COUNT}),
+            "input_tokens": COUNT,
+        },
+    ),
+    st.fixed_dictionaries(
+        {}, optional={"model": st.sampled_from([None, "", " a  model ", 7, "m\x00"]), "error": EMPTY}
+    ),
+    st.integers(1, 2),
+)
+def test_a_plain_answer_is_read_as_any_other(message: Any, ended: Any, usage: Any, more: Any, count: int) -> None:
+    body = {"choices": [{"message": message, "finish_reason": ended}] * count, "usage": usage, **more}
+
+    def read(read_one: Callable[[bytes], RawAnswer]) -> Any:
+        try:
+            return read_one(json.dumps(body).encode())
+        except (EndpointDownError, EndpointRefusedError, ModelRefusedError) as exc:
+            return type(exc), str(exc)
+
+    asked = {"model": "asked", "style": AnswerFormat.JSON_SCHEMA, "prompt_characters": 400}
+    assert read(_read) == read(lambda raw: reply._reply(reply._decoded(raw), **asked))  # type: ignore[arg-type]
+
+
+def test_a_usual_body_is_a_plain_one() -> None:
+    usage = USAGE | {"total_tokens": 12, "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0}}
+    message = {"role": "assistant", "content": TEXT, "refusal": None, "annotations": [], "tool_calls": []}
+    body = {"id": "x", "object": "chat.completion", "model": "m", "service_tier": "default"}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    whole = json.dumps(body | {"choices": [choice], "usage": usage}).encode()
+    asked = {"model": "asked", "style": AnswerFormat.JSON_SCHEMA, "prompt_characters": 400}
+    assert reply._plain_reply(whole, **asked) == RawAnswer((TEXT,), (), False, "m", Tokens(7, 5), asked["style"])  # type: ignore[arg-type]
+    assert reply._plain_reply(whole.replace(b"default", b"\xff"), **asked) is None  # type: ignore[arg-type]

@@ -69,3 +69,48 @@ async def test_a_call_nobody_waits_for_is_cancelled() -> None:
     async with asyncio.timeout(180):
         await ended.wait()
     assert repr(flights) == "<SingleFlight in_flight=0>"
+
+
+async def test_a_call_that_nobody_waited_for_ends_without_the_one_begun_after_it() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    may_end = asyncio.Event()
+
+    async def slow_to_end() -> int:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await may_end.wait()
+        return 0
+
+    async def call() -> int:
+        await may_end.wait()
+        await asyncio.sleep(0.01)
+        return 7
+
+    only = asyncio.create_task(flights.run("key", slow_to_end))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    only.cancel()
+    await asyncio.gather(only, return_exceptions=True)
+    first = asyncio.create_task(flights.run("key", call))
+    await asyncio.sleep(0)
+    may_end.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert await asyncio.gather(flights.run("key", call), first) == [(7, True), (7, False)]
+
+
+async def test_a_caller_in_the_moment_of_the_answer_is_answered() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+
+    async def call() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def at_the_end(turns: int) -> int:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return (await flights.run("key", call))[0]
+
+    async with asyncio.timeout(180):
+        assert await asyncio.gather(*(at_the_end(turns) for turns in range(8))) == [7] * 8

@@ -7,9 +7,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, NoReturn
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, NoReturn
+
+import msgspec
+from msgspec.structs import replace
 
 from config.settings import Settings
 from tasks import tracing
@@ -45,8 +47,7 @@ MAX_ACCOUNT_REFUSALS: Final = 3
 MAX_PROMPT_REFUSALS: Final = 30
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One prompt on its way: for which destination, how it is asked, and which endpoint answers it."""
 
     prompt: Prompt
@@ -57,12 +58,13 @@ class Request:
     max_tokens: int
     history: Sequence[Turn] = ()
     #: Leave to ask; withdrawn when the job is stopped.
-    token: CancellationToken = field(default_factory=CancellationToken)
+    token: CancellationToken = msgspec.field(default_factory=CancellationToken)
     #: Endpoints that have just failed on it.
-    avoid: set[Route] = field(default_factory=set)
+    avoid: set[Route] = msgspec.field(default_factory=set)
     #: The endpoint that was asked last.
     route: Route | None = None
-    sent: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Set when it is sent, where that is waited for.
+    sent: asyncio.Event | None = None
     is_answered: bool = False
 
 
@@ -194,16 +196,18 @@ class Caller:
     def _say(request: Request, attempt: int, delay: float, exc: Exception) -> None:
         log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", request.prompt.stage, attempt, delay, exc)
 
-    async def _attempt(self, request: Request) -> RawAnswer:
+    def _attempt(self, request: Request) -> Coroutine[Any, Any, RawAnswer]:
         """One answer; where hedging is on, from the first of two requests when one alone is late."""
         after = self._lateness.after_seconds(request.prompt.stage) if self._settings.llm.hedge else None
-        if after is None:
-            return await self._paid(request)
-        first = replace(request, avoid={*request.avoid}, sent=asyncio.Event())
-        second = replace(first, sent=asyncio.Event())
+        return self._paid(request) if after is None else self._hedged(request, after)
+
+    async def _hedged(self, request: Request, after: float) -> RawAnswer:
+        sent = asyncio.Event()
+        first = replace(request, avoid={*request.avoid}, sent=sent)
+        second = replace(first, sent=None)
 
         async def late() -> None:
-            await first.sent.wait()
+            await sent.wait()
             await asyncio.sleep(after)
 
         async def again() -> RawAnswer:
@@ -218,11 +222,11 @@ class Caller:
             # The answer is judged by the route that gave it.
             request.route = second.route if second.is_answered else first.route
 
-    async def _paid(self, request: Request) -> RawAnswer:
+    def _paid(self, request: Request) -> Coroutine[Any, Any, RawAnswer]:
         """One call, reserved from the job's budget first where it has one."""
         budget = request.spend.budget
         if budget is None:
-            return await self._send(request, request.spend)
+            return self._send(request, request.spend)
         worst = worst_case_nano(
             self._settings.llm.prices,
             request.model,
@@ -230,7 +234,7 @@ class Caller:
             max_tokens=request.max_tokens,
             history=request.history,
         )
-        return await budget.pay(
+        return budget.pay(
             worst, request.spend, lambda spend: self._send(request, spend), request_priority=request.request_priority
         )
 
@@ -243,8 +247,9 @@ class Caller:
             # In line the job may have been stopped.
             request.token.check()
             request.route = lease.route
-            request.sent.set()
-            with request.token.call(), spend.call(self._expected(request)) as call:
+            if request.sent is not None:
+                request.sent.set()
+            with request.token, spend.call(self._expected(request)) as call:
                 raw = await self._complete(request, lease, call)
         request.is_answered = True
         if raw.cool_down_seconds:

@@ -77,10 +77,9 @@ class CancellationToken:
         if self.cancellation.reason:
             raise self.cancellation.error()
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def __enter__(self) -> None:
+        """Within the body a call is under way."""
         self.under_way += 1
-        try:
-            yield
-        finally:
-            self.under_way -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self.under_way -= 1

@@ -1,9 +1,10 @@
 """What calls cost, counted while they are made, so that a call that fails or is cut short is in the books too."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, Self, TypeVar
+
+import msgspec
 
 from workers.observe.call_journal import Expected, Recording
 
@@ -16,13 +17,12 @@ class Payer(Protocol):
     @property
     def job_id(self) -> str: ...
 
-    async def pay(
+    def pay(
         self, worst_nano: int | None, spend: "Spend", call: Callable[["Spend"], Awaitable[T]], *, request_priority: int
-    ) -> T: ...
+    ) -> Coroutine[Any, Any, T]: ...
 
 
-@dataclass(slots=True)
-class Spend:
+class Spend(msgspec.Struct, eq=False):
     """What a piece of work has cost so far; filled while it runs, so that a failure is in the books too.
 
     `budget` pays for its calls where the job has one; `recording` writes them down where a kill cannot take them.

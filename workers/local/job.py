@@ -71,10 +71,11 @@ class _Books:
     def __init__(self, writer: DirectWriter) -> None:
         self._writer = writer
 
-    async def finish(self, chunk: Chunk, result: Result) -> bool:
+    async def finish(self, chunk: Chunk, results: Sequence[Result]) -> list[bool]:
         del chunk
-        await self._put(result)
-        return True
+        for result in results:
+            await self._put(result)
+        return [True] * len(results)
 
     async def book(self, spent: Spent) -> None:
         await self._put(spent)

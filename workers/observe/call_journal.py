@@ -18,10 +18,11 @@ import mmap
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct, error
 from typing import Any, Final, Self
+
+import msgspec
 
 from tasks.messages import Usage
 from workers.observe.call_file import (
@@ -45,8 +46,7 @@ from workers.observe.call_file import (
 log = logging.getLogger("themes.recorder")
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(msgspec.Struct, frozen=True):
     """What a call is likely to cost, for the books of a process that never heard the answer."""
 
     prompt_tokens: int = 0

@@ -14,7 +14,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from tasks import keys
-from tasks.messages import WireError, pack, unpack
+from tasks.frames import WireError
+from tasks.messages import pack, unpack
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.observe.profiler import PerformanceProfiler
 from workers.process.periodic import report_periodically

@@ -23,8 +23,9 @@ from redis.asyncio import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.errors import RetryableError, ThemesError
+from tasks.frames import WireError
 from tasks.identity import normalise
-from tasks.messages import Destination, WireError, pack, unpack
+from tasks.messages import Destination, pack, unpack
 from tasks.messages import Evidence as EvidenceRecord
 from workers.llm.flights.local import SingleFlight
 from workers.pipeline.web.fetcher import Fetched, GuardedFetcher, PageError, SiteAwayError

@@ -8,13 +8,15 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from config.settings import Settings
-from tasks.messages import Destination, Profile, StageRecord, Usage
-from workers.llm.cache.codec import CodecError
+from tasks.messages import Destination, PackedProfile, StageRecord, Usage
+from tasks.packed import stages_json
+from tasks.storable import clean_destination
+from workers.llm.cache import codec
 from workers.llm.cache.composites import Composites
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.cost import cost_usd
@@ -27,17 +29,24 @@ from workers.pipeline.prompts import Input, Stage
 log = logging.getLogger("themes.cache")
 
 #: Counts up when the meaning of an entry changes.
-ENTRY_VERSION: Final = "1"
+ENTRY_VERSION: Final = "2"
 
 #: One completion: the model that gave it, tokens of its prompt and of itself, its key.
 _Paid = tuple[str, int, int, bytes]
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A profile without what differs from run to run, and the completions of each of its stages."""
+    """A profile without what differs from run to run, names of its first themes, completions of each of its stages."""
 
-    profile: Profile
+    profile: PackedProfile
+    names: list[str]
     paid: dict[str, list[_Paid]]
+
+
+class Known(NamedTuple):
+    profile: PackedProfile
+    #: Of its first themes.
+    names: list[str]
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -73,41 +82,70 @@ class KnownProfiles:
         identity = Input.of(destination, columns=columns).identity
         return hashlib.sha256(self._set_up + identity.encode()).hexdigest()
 
-    async def find(self, key: str, destination: Destination, version: str) -> Profile | None:
-        """The destination's profile, its hits counted; None where its prompts must be looked up one by one."""
+    async def find(self, some: Sequence[Destination], columns: Sequence[str], version: str) -> list[Known | None]:
+        """The profiles of some destinations, their hits counted; None where prompts must be looked up one by one."""
+        keyed = [self.key(destination, columns) for destination in some]
         began = time.perf_counter()
+        with self._profiler.span("cache.get"):
+            stored = await self._composites.read(keyed)
+        seconds = time.perf_counter() - began
+        found: list[Known | None] = []
+        for destination, key, (raw, is_in_memory) in zip(some, keyed, stored, strict=True):
+            entry = self._entry(key, raw)
+            known = None
+            if entry is not None:
+                known = self._profile(entry, destination, version, seconds, is_in_memory=is_in_memory)
+            found.append(known)
+        return found
+
+    def _entry(self, key: str, stored: bytes | None) -> _Entry | None:
+        """The entry, when it is a whole one of today's stages."""
+        if stored is None:
+            return None
         try:
-            with self._profiler.span("cache.get"):
-                raw, is_in_memory = await self._composites.read(key)
-            entry = None if raw is None else _decoder.decode(raw)
-        except (CodecError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+            entry = _decoder.decode(codec.decode(stored))
+        except (codec.CodecError, msgspec.DecodeError, UnicodeDecodeError) as exc:
             log.warning("action=cache_corrupt profile=%s… its prompts are looked up: %s", key[:12], exc)
             self._cache.stats.corrupt += 1
             self._composites.discard(key)
             return None
-        if entry is None or entry.paid.keys() != self._stages.keys() or not all(entry.paid.values()):
-            return None
+        self._composites.remember(key, stored)
+        return entry if entry.paid.keys() == self._stages.keys() and all(entry.paid.values()) else None
+
+    def _profile(
+        self,
+        entry: _Entry,
+        destination: Destination,
+        version: str,
+        seconds: float,
+        *,
+        is_in_memory: bool,
+    ) -> Known:
+        """The destination's own profile; `seconds` is how long the entry was read."""
+        began = time.perf_counter()
         usages = {name: self._hits(name, paid, is_in_memory) for name, paid in entry.paid.items()}
-        elapsed_ms = round((time.perf_counter() - began) * 1000, 1)
-        return msgspec.structs.replace(
+        elapsed_ms = round((seconds + time.perf_counter() - began) * 1000, 1)
+        stages = stages_json(self._record(name, entry.paid[name], usage, elapsed_ms) for name, usage in usages.items())
+        own = clean_destination(destination)
+        profile = msgspec.structs.replace(
             entry.profile,
-            destination_id=destination.id,
-            name=destination.name,
-            country=destination.country,
-            extra=destination.extra,
+            name=own.name,
+            country=own.country,
+            extra=own.extra,
             pipeline_version=version,
-            stages=[self._record(name, entry.paid[name], usage, elapsed_ms) for name, usage in usages.items()],
+            stages=stages.decode(),
             usage=sum(usages.values(), Usage()),
             elapsed_ms=elapsed_ms,
             created_at=time.time(),
         )
+        return Known(profile, entry.names)
 
     def forget(self, key: str) -> None:
         self._composites.discard(key)
 
-    def keep(self, key: str, profile: Profile, outcomes: Sequence[StageOutcome]) -> None:
-        """Keep a profile for which every stage has had whole, cached answers, and no other."""
-        if profile.missing or not all(one.is_whole for one in outcomes) or len(outcomes) != len(self._stages):
+    def keep(self, key: str, profile: PackedProfile, names: list[str], outcomes: Sequence[StageOutcome]) -> None:
+        """Keep a profile for which every stage has had whole, cached answers, and no other; and its themes' names."""
+        if profile.lacking or not all(one.is_whole for one in outcomes) or len(outcomes) != len(self._stages):
             return
         paid: dict[str, list[_Paid]] = {
             one.stage.name: [
@@ -116,12 +154,8 @@ class KnownProfiles:
             ]
             for one in outcomes
         }
-        bare = msgspec.structs.replace(profile, stages=[], usage=Usage(), extra={})
-        try:
-            raw = _encoder.encode(_Entry(bare, paid))
-        except (UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as exc:
-            log.debug("the profile of %s is not kept: %s", profile.destination_id, exc)
-            return
+        bare = msgspec.structs.replace(profile, stages="", usage=Usage(), extra={})
+        raw = _encoder.encode(_Entry(bare, names, paid))
         self._composites.put(key, raw, [each.key for one in outcomes for each in one.completions])
 
     def _hits(self, name: str, paid: Sequence[_Paid], is_in_memory: bool) -> Usage:  # noqa: FBT001

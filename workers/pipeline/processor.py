@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from config.sections import PerformanceSettings
 from config.settings import Settings
 from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError
-from tasks.messages import Destination, Failure, Profile, StageRecord, Theme, Usage
+from tasks.messages import Destination, Failure, PackedProfile, Profile, StageRecord, Theme, Usage
+from tasks.packed import UnpackableError, pack_profile
+from tasks.storable import MAX_MESSAGE, STORE_ERROR, STORE_STAGE
 from workers.llm.budget import JobBudget
 from workers.llm.cancellation import Cancellation, CancellationToken
 from workers.llm.flights.outcomes import TruncatedError
@@ -24,7 +24,7 @@ from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import EXCERPT_CHARACTERS, EXCERPT_THEMES, StageOutcome, assemble, numbered
 from workers.pipeline.evidence import EvidenceReader, FoundEvidence
 from workers.pipeline.graph import Graph
-from workers.pipeline.known import KnownProfiles
+from workers.pipeline.known import Known, KnownProfiles
 from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.schemas import theme_ids
 
@@ -38,10 +38,19 @@ StageListener = Callable[[Destination, StageRecord, int, list[str]], None]
 class Processed(NamedTuple):
     """A destination's profile or failure, what it cost, and whether trying again may give more."""
 
-    profile: Profile | None
+    profile: PackedProfile | None
     failure: Failure | None
     usage: Usage
     is_retryable: bool
+
+    @classmethod
+    def of(cls, profile: Profile, *, is_retryable: bool, attempt: int) -> "Processed":
+        """A profile, packed; where that cannot be done, the failure that says why."""
+        try:
+            return cls(pack_profile(profile), None, profile.usage, is_retryable)
+        except UnpackableError as exc:
+            failure = Failure(STORE_STAGE, STORE_ERROR, f"its result cannot be stored: {exc}"[:MAX_MESSAGE], attempt)
+            return cls(None, failure, profile.usage, is_retryable=False)
 
 
 class FocusedPromptProcessor:
@@ -74,6 +83,18 @@ class FocusedPromptProcessor:
         """The version of the prompts that show these further columns of the input."""
         return pipeline_version(self._graph.stages.values(), columns) if columns else self._version
 
+    async def known(
+        self, some: Sequence[Destination], *, columns: tuple[str, ...] = (), on_stage: StageListener | None = None
+    ) -> list[Processed | None]:
+        """Of some destinations what the cache has whole, looked up together; None where one must be processed."""
+        if self._known is None:
+            return [None] * len(some)
+        found = await self._known.find(some, columns, self.version(columns))
+        for destination, known in zip(some, found, strict=True):
+            if known:
+                _report(known, destination, on_stage)
+        return [known and Processed(known.profile, None, known.profile.usage, is_retryable=False) for known in found]
+
     async def process(
         self,
         destination: Destination,
@@ -84,8 +105,11 @@ class FocusedPromptProcessor:
         on_stage: StageListener | None = None,
         budget: JobBudget | None = None,
         cancellation: Cancellation | None = None,
+        may_be_known: bool = True,
     ) -> Processed:
         """Process one destination; errors of the LLM end up in the result.
+
+        Without `may_be_known` the cache is not asked for a whole profile: `known` has done so.
 
         Raises `JobStoppedError`: the job is to stop, or its budget is used up; stages that have ended are in the cache.
         """
@@ -94,9 +118,8 @@ class FocusedPromptProcessor:
         if self._known and not use_cache:
             # Whatever this run comes to, some of the entry's answers are replaced.
             self._known.forget(key)
-        elif self._known and (profile := await self._known.find(key, destination, self.version(columns))):
-            _report(profile, destination, on_stage)
-            return Processed(profile, None, profile.usage, is_retryable=False)
+        elif may_be_known and (found := (await self.known([destination], columns=columns, on_stage=on_stage))[0]):
+            return found
         run = _Run(
             graph=self._graph,
             generator=self._generator,
@@ -116,18 +139,22 @@ class FocusedPromptProcessor:
         elapsed_ms = (time.perf_counter() - began) * 1000
         processed = run.processed(attempt=attempt, pipeline_version=self.version(columns), elapsed_ms=elapsed_ms)
         if self._known and processed.profile:
-            self._known.keep(key, processed.profile, run.in_order())
+            self._known.keep(key, processed.profile, _names(run.themes), run.in_order())
         return processed
 
 
-def _report(profile: Profile, destination: Destination, on_stage: StageListener | None) -> None:
+def _report(known: Known, destination: Destination, on_stage: StageListener | None) -> None:
     """Book the hits of a profile that the cache has whole, and report all its stages as one."""
+    p = known.profile
     if recording := current():
-        recording.cached(profile.usage)
+        recording.cached(p.usage)
     if on_stage:
-        names = [theme.name[:EXCERPT_CHARACTERS] for theme in profile.themes[:EXCERPT_THEMES]]
-        whole = msgspec.structs.replace(profile.stages[0], stage=ALL_STAGES, usage=profile.usage)
-        on_stage(destination, whole, len(profile.themes), names)
+        whole = StageRecord(ALL_STAGES, "ok", p.pipeline_version, p.model, "cached", p.usage, p.elapsed_ms)
+        on_stage(destination, whole, p.theme_count, known.names)
+
+
+def _names(themes: Sequence[Theme]) -> list[str]:
+    return [theme.name[:EXCERPT_CHARACTERS] for theme in themes[:EXCERPT_THEMES]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -217,7 +244,7 @@ class _Run:
                 elapsed_ms=elapsed_ms,
                 evidence=self.evidence,
             )
-            return Processed(profile, None, usage, retryable)
+            return Processed.of(profile, is_retryable=retryable, attempt=attempt)
         broken = next((outcome for outcome in in_order if outcome.error), None)
         failure = Failure(
             stage=broken.stage.name if broken else "discover",

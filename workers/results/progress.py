@@ -13,8 +13,6 @@ from workers.results.database.tables import USAGE_COLUMNS
 
 #: Seconds that a rate looks back.
 WINDOW_SECONDS: Final = 10.0
-#: Theme names that one `destination.done` carries: a line on a screen.
-TOP_THEMES: Final = 3
 
 
 class RateWindow:
@@ -104,9 +102,9 @@ def _outcome_data(result: Result) -> dict[str, Any]:
         profile = result.profile
         return {
             "status": profile.status,
-            "themes": len(profile.themes),
-            "top_themes": profile.top_themes(TOP_THEMES),
-            "quality": profile.quality_assessment.overall,
+            "themes": profile.theme_count,
+            "top_themes": profile.best,
+            "quality": profile.quality,
         }
     if result.failure is not None:
         failure = result.failure

@@ -15,7 +15,8 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from tasks import keys
 from tasks.connection import text_of
-from tasks.messages import StreamEntry, WireError, unpack
+from tasks.frames import WireError
+from tasks.messages import StreamEntry, unpack
 from tasks.storable import salvaged
 
 #: Longest single blocking read, so that a consumer that is told to stop notices in time.

@@ -33,6 +33,7 @@ from workers.worker.cancellations import Cancellations
 from workers.worker.destination import DestinationRunner, Process
 from workers.worker.lanes import Lanes
 from workers.worker.quarantine import Quarantine, Wake
+from workers.worker.shortcut import FindKnown, Shortcut
 
 log = logging.getLogger("themes.chunks")
 
@@ -81,6 +82,7 @@ class ChunkRunner:
         profiler: PerformanceProfiler,
         worker: str,
         journal: CallJournal | None = None,
+        known: FindKnown | None = None,
         may_take: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._ledger = ledger
@@ -104,6 +106,7 @@ class ChunkRunner:
             worker=worker,
             journal=journal or CallJournal(),
         )
+        self._shortcut = Shortcut(known, self._destinations, profiler) if known else None
         self._running: set[asyncio.Task[ChunkEnd]] = set()
         #: Chunks that a thread of ours is busy with, from before their lease on: a second message finds them here.
         self._claimed: set[tuple[str, str]] = set()
@@ -271,6 +274,8 @@ class ChunkRunner:
         placed = time.perf_counter()
         waited = {"queue.wait": queued_seconds(held.taken, time.time())}
         todo = [item for item in chunk.destinations if item.id not in held.taken.finished]
+        if self._shortcut and options.use_cache:
+            todo = await self._shortcut.run(held.taken, todo, options, cancellation, records, waited)
         left: list[Destination] = []
         pauses: set[bool] = set()
         # A lane knows nothing of the message that brought the chunk, and one that was sent again of its job's trace.

@@ -3,8 +3,8 @@
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
 
 from redis import RedisError
 
@@ -51,11 +51,15 @@ _SHARED: Final = tuple(name for name in Spent.__struct_fields__ if name in Resul
 Process = Callable[[Destination, Cancellation, JobOptions, int], Awaitable[Processed]]
 
 
+#: A destination, its result, and what that has cost by itself.
+Outcome = tuple[Destination, Result, Spent]
+
+
 class Books(Protocol):
     """Where results go: the ledger in Redis, or the database itself (`workers.local.job`)."""
 
-    async def finish(self, chunk: Chunk, result: Result) -> bool:
-        """Hand in a result; False when its destination has one already, or its job is over."""
+    async def finish(self, chunk: Chunk, results: Sequence[Result]) -> list[bool]:
+        """Hand in results; of each False when its destination has one already, or its job is over."""
 
     async def book(self, spent: Spent) -> None:
         """Book what a destination has cost that came to no end."""
@@ -126,11 +130,33 @@ class DestinationRunner:
             with self._profiler.span("llm.backoff"):
                 await self._retry.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
         spent = self._spent(taken, destination, tried, began, run)
-        shared = {name: getattr(spent, name) for name in _SHARED}
-        result = Result(**shared, profile=profile, failure=failure, trace=tracing.traceparent())
-        with self._profiler.span("publish"), tracing.span("publish", "producer"):
-            await self._publish(chunk, result, spent)
-        _say(destination, result)
+        result = Result(**_shared(spent), profile=profile, failure=failure, trace=tracing.traceparent())
+        with tracing.span("publish", "producer"):
+            await self.hand_in(chunk, [(destination, result, spent)])
+
+    def outcome(self, taken: Taken, destination: Destination, known: Processed) -> Outcome:
+        """The outcome of a destination that the cache has whole: nothing of it was written down, or can be lost."""
+        seconds = known.profile.elapsed_ms / 1000 if known.profile else 0.0
+        spent = self._spent(taken, destination, known.usage, time.perf_counter() - seconds)
+        return destination, Result(**_shared(spent), profile=known.profile, trace=tracing.traceparent()), spent
+
+    async def hand_in(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Hand in results together; returns of each whether it was the first of its destination.
+
+        Where it was not, another worker was faster, the job was cancelled, or our own first reply was lost: then only
+        its cost is booked.
+        """
+        with self._profiler.span("publish"):
+            results = [result for _, result, _ in outcomes]
+            are_first = await self._retry.call(lambda: self._ledger.finish(chunk, results))
+            for (destination, result, spent), is_first in zip(outcomes, are_first, strict=True):
+                if is_first:
+                    self._profiler.counters.add(OUTCOMES[result.profile.status if result.profile else "failed"])
+                else:
+                    await self._book(spent)
+                if is_first or result.profile:
+                    _say(destination, result)
+        return are_first
 
     async def give_up(self, taken: Taken) -> None:
         """Record that a chunk's only destination takes its workers down with it."""
@@ -158,21 +184,7 @@ class DestinationRunner:
         spent = self._spent(taken, destination, Usage(), time.perf_counter(), run)
         attempts = spent.attempt if attempts is None else attempts
         failure = Failure("worker", type(error).__name__, str(error)[:MAX_MESSAGE], attempts)
-        result = Result(**{name: getattr(spent, name) for name in _SHARED}, failure=failure)
-        if await self._publish(taken.chunk, result, spent):
-            _say(destination, result)
-
-    async def _publish(self, chunk: Chunk, result: Result, spent: Spent) -> bool:
-        """Hand in a result; False where only its cost was booked.
-
-        Then another worker was faster, the job was cancelled, or our own first reply was lost.
-        """
-        is_first = await self._retry.call(lambda: self._ledger.finish(chunk, result))
-        if is_first:
-            self._profiler.counters.add(OUTCOMES[result.profile.status if result.profile else "failed"])
-        else:
-            await self._book(spent)
-        return is_first
+        await self.hand_in(taken.chunk, [(destination, Result(**_shared(spent), failure=failure), spent)])
 
     def _spent(
         self, taken: Taken, destination: Destination, usage: Usage, began: float, run: Recording | None = None
@@ -216,6 +228,10 @@ class DestinationRunner:
             return Processed(None, failure, Usage(), is_retryable=False)
 
 
+def _shared(spent: Spent) -> dict[str, Any]:
+    return {name: getattr(spent, name) for name in _SHARED}
+
+
 def _attempt(taken: Taken) -> int:
     return taken.chunk.attempt + taken.deliveries
 
@@ -236,4 +252,4 @@ def _say(destination: Destination, result: Result) -> None:
         log.warning(_FAILED, *values, failure.stage, failure.error_class, clean_line(failure.message))
     elif result.profile:
         profile = result.profile
-        log.info(_DONE, *values, profile.status, len(profile.themes), profile.quality_assessment.overall)
+        log.info(_DONE, *values, profile.status, profile.theme_count, profile.quality)

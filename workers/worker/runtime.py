@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ from workers.observe.call_file import FOLDER
 from workers.observe.call_journal import CallJournal
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.processor import Processed
+from workers.pipeline.processor import Processed, StageListener
 from workers.process.shutdown import end_tasks
 from workers.process.subscription import listen
 from workers.results.journal import replay_journals
@@ -48,6 +49,7 @@ from workers.worker.heartbeat import Heartbeat
 from workers.worker.memory_guard import Bounds, MemoryGuard
 from workers.worker.parts import Parts, open_parts
 from workers.worker.rebalance import Rebalancer
+from workers.worker.shortcut import FindKnown
 from workers.worker.telemetry import Watched, profiled
 
 log = logging.getLogger("themes.runtime")
@@ -195,6 +197,7 @@ class Runtime:
             ledger=ledger,
             lanes=parts.lanes,
             process=_process(parts, publisher, budget),
+            known=_known(parts, publisher),
             wake=self._wake,
             options=lambda job_id: self._read_options(redis, job_id),
             settings=self._settings,
@@ -322,29 +325,42 @@ def _process(parts: Parts, publisher: EventPublisher, budget: Budget) -> Process
     ) -> Processed:
         job_id = cancellation.job_id
 
-        def on_stage(_: Destination, record: StageRecord, count: int, found: list[str]) -> None:
-            data = {
-                "stage": record.stage,
-                "status": record.status,
-                "source": record.source,
-                "answers": count,
-                "found": found,
-                "elapsed_ms": record.elapsed_ms,
-                "name": destination.label,
-            }
-            publisher.publish(Event("stage.done", job_id, destination.id, data=data))
-
         return await parts.processor.process(
             destination,
             use_cache=options.use_cache,
             columns=options.columns,
             attempt=attempt,
-            on_stage=on_stage,
+            on_stage=_telling(publisher, job_id),
+            may_be_known=False,
             budget=None if options.budget_usd is None else budget.of(job_id),
             cancellation=cancellation,
         )
 
     return process
+
+
+def _known(parts: Parts, publisher: EventPublisher) -> FindKnown:
+    async def known(job_id: str, some: Sequence[Destination], options: JobOptions) -> list[Processed | None]:
+        on_stage = _telling(publisher, job_id)
+        return await parts.processor.known(some, columns=options.columns, on_stage=on_stage)
+
+    return known
+
+
+def _telling(publisher: EventPublisher, job_id: str) -> StageListener:
+    def on_stage(destination: Destination, record: StageRecord, count: int, found: list[str]) -> None:
+        data = {
+            "stage": record.stage,
+            "status": record.status,
+            "source": record.source,
+            "answers": count,
+            "found": found,
+            "elapsed_ms": record.elapsed_ms,
+            "name": destination.label,
+        }
+        publisher.publish(Event("stage.done", job_id, destination.id, data=data))
+
+    return on_stage
 
 
 def _bounds(settings: Settings) -> Bounds:

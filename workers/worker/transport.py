@@ -7,9 +7,11 @@ reply to Celery's remote control) goes to `themes:queue:dead` with the reason. C
 """
 
 import base64
+import contextlib
 import json
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import redis
@@ -136,6 +138,17 @@ class Channel(kombu_redis.Channel):
     QoS = QoS
     dead = 0
     _said_at = float("-inf")
+    #: What commands beside the waiting one go through: kombu makes a new client for each of them.
+    _shared: Any = None
+
+    @contextlib.contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """As kombu's, with one client for as long as its pool lives."""
+        if client is None:
+            client = self._shared
+            if client is None or client.connection_pool is not self.pool:
+                client = self._shared = self._create_client()  # type: ignore[no-untyped-call]  # kombu
+        yield client
 
     def _brpop_read(self, **options: Any) -> bool:
         """As kombu's, but for what is no message: that is buried, and nothing was there."""

@@ -14,7 +14,6 @@ from redis.asyncio import Redis
 
 from tasks import keys
 from tasks.lua import lua
-from workers.llm.cache import codec
 from workers.llm.cache.completions import REDIS_TIMEOUT_SECONDS
 from workers.llm.cache.tiers import PersistentLLMCache
 
@@ -42,20 +41,18 @@ class Composites:
     def __repr__(self) -> str:
         return f"<Composites waiting={len(self._waiting)} {self._cache!r}>"
 
-    async def read(self, key: str) -> tuple[bytes | None, bool]:
-        """The entry, decompressed, and whether memory had it; None where there is none.
+    async def read(self, wanted: Sequence[str]) -> list[tuple[bytes | None, bool]]:
+        """What is stored under each key, and whether memory had it."""
+        places = [_place(key) for key in wanted]
+        stored = [self._cache.memory.get(place) for place in places]
+        lacking = [place for place, found in zip(places, stored, strict=True) if found is None]
+        shared = await self._cache.read_all(lacking) if lacking and self._cache.is_shared else []
+        others = iter(shared or [None] * len(lacking))
+        return [(next(others), False) if found is None else (found, True) for found in stored]
 
-        Raises `CodecError`: what is stored is not one.
-        """
-        stored = self._cache.memory.get(_place(key))
-        if stored is not None:
-            return codec.decode(stored), True
-        stored = await self._cache.read(_place(key)) if self._cache.is_shared else None
-        if stored is None:
-            return None, False
-        raw = codec.decode(stored)
+    def remember(self, key: str, stored: bytes) -> None:
+        """Keep in memory what was read."""
         self._cache.memory.put(_place(key), stored)
-        return raw, False
 
     def put(self, key: str, raw: bytes, parts: Sequence[str]) -> None:
         """Keep an entry that is made of the completions under these keys: in Redis, because memory has these."""

@@ -139,13 +139,14 @@ class PersistentLLMCache:
             asked, self._asked = self._asked, {}
             values: Sequence[bytes | None] = [None] * len(asked)
             try:
-                values = await self._mget(list(asked))
+                values = await self.read_all(list(asked))
             finally:
                 for future, value in zip(asked.values(), values, strict=True):
                     if not future.done():
                         future.set_result(value)
 
-    async def _mget(self, wanted: Sequence[str]) -> list[bytes | None]:
+    async def read_all(self, wanted: Sequence[str]) -> list[bytes | None]:
+        """What the persistent tier holds under some keys, by one read."""
         try:
             if self._store is not None:
                 values = await self._store.read(wanted)

@@ -15,7 +15,7 @@ async def bounded_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in {"gzip", "deflate"} else None
     pieces, size = [], 0
     try:
-        async for raw in response.content.iter_any():
+        while raw := await response.content.readany():
             piece = inflater.decompress(raw, limit - size + 1) if inflater else raw
             size += len(piece)
             if size > limit:

@@ -12,13 +12,14 @@ Servers differ, and the client learns: a refused `response_format` is replaced b
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
 import msgspec
+from msgspec.structs import replace
+from yarl import URL
 
 from config.sections import LlmSettings
 from tasks.connection import masked
@@ -53,6 +54,8 @@ UNEXPLAINED_ERRORS: Final = 3
 SHORTEST_SECRET: Final = 8
 #: How a request is counted that reached no server.
 UNREACHABLE: Final = "unreachable"
+#: What a request can end with instead of an answer; a time-out is an `OSError`.
+NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError)
 
 
 #: What a fault is raised as, where nothing more than the fault decides.
@@ -108,7 +111,9 @@ class ChatClient:
         self._place = masked(base_url)
         self._secrets = connections.secrets
         behind = f"?{connections.query}" if connections.query else ""
-        self._chat_url, self._models_url = (f"{base_url}/{path}{behind}" for path in ("chat/completions", "models"))
+        self._chat_url, self._models_url = (
+            URL(f"{base_url}/{path}{behind}") for path in ("chat/completions", "models")
+        )
         self._settings = settings
         self._session = connections.session
         self._connector = connections.connector
@@ -135,8 +140,14 @@ class ChatClient:
 
     async def models(self) -> frozenset[str]:
         """Ask for the names of the models that the server lists, which costs nothing. Raises as `complete`."""
-        async with self._translated(), self._session.get(self._models_url, allow_redirects=False) as response:
-            raw = await bounded_body(response, self._settings.max_response_bytes)
+        try:
+            async with (
+                asyncio.timeout(self._settings.request_timeout_seconds),
+                self._session.get(self._models_url, allow_redirects=False) as response,
+            ):
+                raw = await bounded_body(response, self._settings.max_response_bytes)
+        except NETWORK_ERRORS as exc:
+            raise self._network_error(exc) from exc
         if response.status != 200:  # noqa: PLR2004
             raise self._error(response.status, response.headers, error_body(raw), self._dialect.format)
         return model_names(raw)
@@ -226,53 +237,48 @@ class ChatClient:
         if outcome != "ok":
             self._profiler.count(f"llm.errors.{outcome}")
 
-    async def _send(self, url: str, body: CountedBody) -> tuple[bytes, int, Mapping[str, str]]:
-        """Body, status and headers of the answer; measured: to the first byte without connecting, and the rest."""
+    async def _exchange(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
+        """Send a request within the time of one; measured: to the first byte without connecting, and the rest."""
         began, first = time.perf_counter(), 0.0
+        # Counted as it is sent: a call that hangs or breaks was made, one that could not connect was not.
+        data = CountedBody(body, spend)
         try:
-            async with self._session.post(url, data=body, allow_redirects=False) as response:
+            async with (
+                asyncio.timeout(self._settings.request_timeout_seconds),
+                self._session.post(self._chat_url, data=data, allow_redirects=False) as response,
+            ):
                 first = time.perf_counter()
                 raw = await bounded_body(response, self._settings.max_response_bytes)
-                return raw, response.status, response.headers
+                status, headers = response.status, response.headers
+        except NETWORK_ERRORS as exc:
+            raise self._network_error(exc) from exc
         finally:
             now, connecting = time.perf_counter(), self._connector.connecting_seconds()
             self._profiler.record("llm.first_byte", max(0.0, (first or now) - began - connecting))
             if first:
                 self._profiler.record("llm.body", now - first)
             self._profiler.count("connections_opened" if connecting else "connections_reused")
-
-    async def _exchange(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
-        async with self._translated():
-            # Counted as it is sent: a call that hangs or breaks was made, one that could not connect was not.
-            raw, status, headers = await self._send(self._chat_url, CountedBody(body, spend))
         if not 200 <= status < 300:  # noqa: PLR2004
             raise self._error(status, headers, error_body(raw), style)
         answer = self._answer(raw, body, style)
         cool_down = exhausted_seconds(headers, endpoint=self._place)
         return answer if cool_down is None else replace(answer, cool_down_seconds=cool_down)
 
-    @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
-        """Within the body, which has the time of one request, errors of the network say what they mean."""
-        try:
-            async with asyncio.timeout(self._settings.request_timeout_seconds):
-                yield
-        except aiohttp.ClientConnectorCertificateError as exc:
+    def _network_error(self, exc: aiohttp.ClientError | OSError) -> ThemesError:
+        """What an error of the network means."""
+        if isinstance(exc, aiohttp.ClientConnectorCertificateError):
             problem = getattr(exc.certificate_error, "verify_message", "") or exc.certificate_error
-            raise EndpointRefusedError(
+            return EndpointRefusedError(
                 f"{self._place}: its certificate is not trusted ({problem}): name the file of its "
                 "authority with llm.ca_file or SSL_CERT_FILE"
-            ) from exc
-        except aiohttp.ClientConnectorSSLError as exc:
-            raise self._tls_error(exc) from exc
-        except aiohttp.ClientConnectorError as exc:
-            message = f"{self._place}: cannot connect ({exc.strerror or exc})"
-            raise EndpointAwayError(message, is_unreachable=True) from exc
-        except TimeoutError as exc:
-            seconds = self._settings.request_timeout_seconds
-            raise EndpointAwayError(f"{self._place}: no answer within {seconds:g} s") from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            raise EndpointAwayError(f"{self._place}: connection lost ({type(exc).__name__}: {exc})") from exc
+            )
+        if isinstance(exc, aiohttp.ClientConnectorSSLError):
+            return self._tls_error(exc)
+        if isinstance(exc, aiohttp.ClientConnectorError):
+            return EndpointAwayError(f"{self._place}: cannot connect ({exc.strerror or exc})", is_unreachable=True)
+        if isinstance(exc, TimeoutError):
+            return EndpointAwayError(f"{self._place}: no answer within {self._settings.request_timeout_seconds:g} s")
+        return EndpointAwayError(f"{self._place}: connection lost ({type(exc).__name__}: {exc})")
 
     def _tls_error(self, exc: aiohttp.ClientConnectorSSLError) -> ThemesError:
         """A server that speaks no TLS has a wrong address; another fault of the handshake may pass."""

@@ -5,9 +5,11 @@ connection is closed after an age, which differs a little between connections.
 """
 
 import asyncio
+import contextlib
 import random
 import ssl
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +17,9 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
+import msgspec
+from aiohttp.helpers import basicauth_from_netrc, get_env_proxy_for_url, netrc_from_env
+from yarl import URL
 
 from config.sections import LlmSettings, PerformanceSettings
 from tasks.connection import secret_values
@@ -28,6 +33,17 @@ if TYPE_CHECKING:
 THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 #: Part of the age by which connections differ.
 SPREAD: Final = 0.1
+
+
+class _Use(msgspec.Struct):
+    """Of one connection: when it has reached its age (monotonic seconds), and the requests that it has served."""
+
+    ends_at: float
+    served: int = 0
+
+
+#: Of a connection that was not opened here: it is not lent again.
+_UNKNOWN: Final = _Use(0.0)
 
 
 class RecyclingConnector(aiohttp.TCPConnector):
@@ -45,15 +61,13 @@ class RecyclingConnector(aiohttp.TCPConnector):
         #: Seconds that the requests of these tasks have spent in connecting, until they ask.
         self._connecting: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
         self._max_requests = max_requests
-        #: Requests that each connection has served.
-        self._served: WeakKeyDictionary[ResponseHandler, int] = WeakKeyDictionary()
         self._max_age_seconds = max_age_seconds
-        self._ends_at: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
+        self._uses: WeakKeyDictionary[ResponseHandler, _Use] = WeakKeyDictionary()
         self.opened = 0
 
     @property
     def open(self) -> int:
-        return self.idle + sum(1 for one in self._acquired if one in self._ends_at)
+        return self.idle + sum(1 for one in self._acquired if one in self._uses)
 
     @property
     def idle(self) -> int:
@@ -77,7 +91,7 @@ class RecyclingConnector(aiohttp.TCPConnector):
             self._connected(time.perf_counter() - began)
         self.opened += 1
         age = self._max_age_seconds * (1 - SPREAD * random.random())  # noqa: S311  # spread, no secret
-        self._ends_at[protocol] = time.monotonic() + age
+        self._uses[protocol] = _Use(time.monotonic() + age)
         return protocol
 
     def _connected(self, seconds: float) -> None:
@@ -87,13 +101,14 @@ class RecyclingConnector(aiohttp.TCPConnector):
 
     def connecting_seconds(self) -> float:
         """Seconds that the request of this task has spent in connecting; 0 when it found an open connection."""
-        task = asyncio.current_task()
-        return self._connecting.pop(task, 0.0) if task and self._connecting else 0.0
+        task = asyncio.current_task() if self._connecting else None
+        return self._connecting.pop(task, 0.0) if task else 0.0
 
     def _release(self, key: Any, protocol: "ResponseHandler", *, should_close: bool = False) -> None:
-        is_old = time.monotonic() >= self._ends_at.get(protocol, 0.0)
-        served = self._served[protocol] = self._served.get(protocol, 0) + 1
-        super()._release(key, protocol, should_close=should_close or is_old or served >= self._max_requests)
+        use = self._uses.get(protocol, _UNKNOWN)
+        use.served += 1
+        is_over = use.served >= self._max_requests or time.monotonic() >= use.ends_at
+        super()._release(key, protocol, should_close=should_close or is_over)
 
 
 def _trusting(ca_file: Path | None) -> ssl.SSLContext | bool:
@@ -106,6 +121,28 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext | bool:
     except OSError as exc:
         raise ConfigError(f"llm.ca_file: {ca_file} holds no certificates that can be read ({exc})") from exc
     return context
+
+
+def _proxy(url: URL) -> dict[str, Any]:
+    """What a session needs for the proxy of the environment, if there is one for this server.
+
+    aiohttp's `trust_env` would look for it, and for a log-in, with each request, in two threads: more CPU than the rest
+    of the request.
+    """
+    # Proxies of the environment are for the outside.
+    if url.host not in THIS_MACHINE:
+        with contextlib.suppress(LookupError):
+            proxy, log_in = get_env_proxy_for_url(url)
+            return {"proxy": proxy, "proxy_auth": log_in}
+    return {}
+
+
+def _log_in(url: URL) -> dict[str, str]:
+    """The header with the user's log-in for this server out of `~/.netrc`, if there is one."""
+    if url.host and url.host not in THIS_MACHINE and url.user is None:
+        with contextlib.suppress(LookupError):
+            return {"Authorization": basicauth_from_netrc(netrc_from_env(), url.host).encode()}
+    return {}
 
 
 class Connections:
@@ -129,6 +166,8 @@ class Connections:
         if api_key:
             headers["Authorization"] = f"Bearer {str.__str__(api_key)}"
         headers |= {name: str.__str__(text) for name, text in (more_headers or {}).items()}
+        if "authorization" not in map(str.lower, headers):
+            headers |= _log_in(URL(base_url))
         #: The server's keys, to be kept out of what is said.
         password = urlsplit(base_url).password
         secrets = (api_key, password, *(more_headers or {}).values(), *secret_values(query))
@@ -141,15 +180,17 @@ class Connections:
             max_requests=max_requests,
             ssl=_trusting(settings.ca_file),
         )
-        self.session = aiohttp.ClientSession(
-            headers=headers,
-            connector=self.connector,
-            # Proxies of the environment are for the outside; a server on this machine is reached without one.
-            trust_env=urlsplit(base_url).hostname not in THIS_MACHINE,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        with warnings.catch_warnings():
+            # aiohttp 4 shall take a proxy's log-in in a header alone, as aiohttp 3 does for https only.
+            warnings.filterwarnings("ignore", "The 'proxy_auth' parameter", DeprecationWarning)
+            self.session = aiohttp.ClientSession(
+                headers=headers,
+                connector=self.connector,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                **_proxy(URL(base_url)),
+            )
 
     def __repr__(self) -> str:
         one = self.connector

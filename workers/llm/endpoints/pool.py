@@ -11,11 +11,11 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from redis.asyncio import Redis
 
 from config.settings import Settings
@@ -25,6 +25,7 @@ from workers.llm.endpoints.circuit import until_one_allows
 from workers.llm.endpoints.connections import Connections
 from workers.llm.endpoints.registry import Endpoint, endpoints
 from workers.llm.endpoints.route import Route, better_of_two
+from workers.llm.limits.limiter import RateLimiter
 from workers.llm.limits.reservations import Slot
 from workers.observe.metrics import Histogram
 from workers.observe.profiler import PerformanceProfiler
@@ -34,13 +35,14 @@ class CircuitOpenError(EndpointDownError):
     """Nothing was sent: the endpoint is known to be down, and its last probe has failed."""
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     """A connection that is lent: to which route, with which slot of its rate limit, since when (monotonic seconds)."""
 
     route: Route
     slot: Slot
     sent_at: float
+    #: Whose slot it is: that of the route, or of one that does as well.
+    limiter: RateLimiter
     #: Of the destination.
     request_priority: int = 0
     #: Sent, and its end not yet reported.
@@ -182,10 +184,9 @@ class LLMConnectionPool:
         )
         return sum(opened)
 
-    @asynccontextmanager
-    async def connection(
+    def connection(
         self, model: str, *, request_priority: int, tokens: int = 0, avoid: Collection[Route] = ()
-    ) -> AsyncIterator[Lease]:
+    ) -> "_Lending":
         """Borrow a connection to an endpoint that serves `model`, when its limits and health allow it.
 
         A lower `request_priority` is served first, equal ones in order of arrival. The call will use about `tokens`.
@@ -194,31 +195,39 @@ class LLMConnectionPool:
         Raises:
             CircuitOpenError: every endpoint of the model is down, and one of them has just been tried in vain.
         """
+        return _Lending(self, self._lend(model, request_priority, tokens, avoid))
+
+    async def _lend(self, model: str, request_priority: int, tokens: int, avoid: Collection[Route]) -> Lease:
         while True:
             healthy = await self._healthy(model, avoid)
             probed = await _probed(healthy)
             routes = [probed] if probed else _ready(healthy)
             chosen = better_of_two(routes)
             began = time.perf_counter()
-            async with chosen.slot(tokens, is_probe=probed is not None) as slot:
-                asked = time.perf_counter()
-                self._profiler.record("llm.rate_wait", asked - began)
+            slot = await chosen.slot(tokens, is_probe=probed is not None)
+            asked = time.perf_counter()
+            self._profiler.record("llm.rate_wait", asked - began)
+            try:
                 taken = await self._acquire(_equivalent(chosen, routes), request_priority)
-                waited = time.perf_counter() - asked
-                self._waits.add(waited)
-                self._profiler.record("llm.pool_wait", waited)
-                lease = Lease(taken, slot, time.monotonic(), request_priority)
-                try:
-                    # In line a cool-down may have begun or the endpoint gone: then back, and give the slot away.
-                    if taken.limiter.admits(slot) and taken.circuit.admit():
-                        lease.is_open = True
-                        taken.limiter.sent(slot)
-                        yield lease
-                        return
-                finally:
-                    if lease.is_open:
-                        taken.circuit.withdrawn()
-                    self._release(taken)
+            except BaseException:
+                chosen.limiter.end(slot)
+                raise
+            waited = time.perf_counter() - asked
+            self._waits.add(waited)
+            self._profiler.record("llm.pool_wait", waited)
+            lease = Lease(taken, slot, time.monotonic(), chosen.limiter, request_priority)
+            # In line a cool-down may have begun or the endpoint gone: then back, and give the slot away.
+            if taken.limiter.admits(slot) and taken.circuit.admit():
+                lease.is_open = True
+                taken.limiter.sent(slot)
+                return lease
+            self._take_back(lease)
+
+    def _take_back(self, lease: Lease) -> None:
+        if lease.is_open:
+            lease.route.circuit.withdrawn()
+        self._release(lease.route)
+        lease.limiter.end(lease.slot)
 
     def answered(self, lease: Lease) -> None:
         """An answer came over a connection that is still lent: where all are, one more may be allowed."""
@@ -325,6 +334,25 @@ class LLMConnectionPool:
         self._counted_at = now
         self._busy_seconds += self.in_use * passed
         self._waiting_seconds += self._in_line * passed
+
+
+class _Lending:
+    """A connection that is lent for the time of a `with`; written out, because every call has one."""
+
+    __slots__ = ("_lease", "_lending", "_pool")
+
+    _lease: Lease
+
+    def __init__(self, pool: LLMConnectionPool, lending: Coroutine[Any, Any, Lease]) -> None:
+        self._pool = pool
+        self._lending = lending
+
+    async def __aenter__(self) -> Lease:
+        self._lease = await self._lending
+        return self._lease
+
+    async def __aexit__(self, *_: object) -> None:
+        self._pool._take_back(self._lease)  # noqa: SLF001  # the two are one machine
 
 
 def _ready(routes: Sequence[Route]) -> list[Route]:

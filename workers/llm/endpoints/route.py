@@ -4,8 +4,7 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -130,18 +129,15 @@ class Route:
         self.concurrency.change(least=llm.adaptive_concurrency_min, most=most, enabled=llm.adaptive_concurrency)
         self.limiter.tune(limits_of(llm, self.name), max_ahead=most)
 
-    @asynccontextmanager
-    async def slot(self, tokens: int, *, is_probe: bool = False) -> AsyncIterator[Slot]:
-        """The right to send one request of about `tokens` under the endpoint's rate limits, or as a probe."""
+    async def slot(self, tokens: int, *, is_probe: bool = False) -> Slot:
+        """The right to send one request of about `tokens` under the endpoint's rate limits; a probe does not wait."""
+        if is_probe:
+            return Slot(tokens, is_probe=True)
         self.queued += 1
-        is_waiting = True
         try:
-            async with self.limiter.slot(tokens, is_probe=is_probe) as slot:
-                self.queued -= 1
-                is_waiting = False
-                yield slot
+            return await self.limiter.slot(tokens)
         finally:
-            self.queued -= is_waiting
+            self.queued -= 1
 
     def answered(self, *, sent_at: float) -> None:
         now = time.monotonic()

@@ -5,8 +5,9 @@ A count outside its range is unknown. What is unknown is estimated by length, an
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 #: Characters that a token has in the mean (English prose: about 4).
 CHARACTERS_PER_TOKEN: Final = 4
@@ -19,8 +20,7 @@ MAX_CHARACTERS_PER_TOKEN: Final = 100
 _WHOLE: Final = re.compile(r"[0-9]{1,9}(?:\.0{1,9})?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True):
     """What one answer has used. `problem` says which count of the server was replaced by an estimate, and why."""
 
     prompt: int
@@ -30,6 +30,33 @@ class Tokens:
     @property
     def is_estimated(self) -> bool:
         return self.problem is not None
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+
+
+class _Details(msgspec.Struct):
+    reasoning_tokens: _Count = 0
+
+
+class PlainUsage(msgspec.Struct):
+    """A `usage` as most servers write it; what else one may hold is read by `tokens_of`."""
+
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count | None = None
+    completion_tokens_details: _Details | None = None
+    output_tokens_details: None = None
+
+    def tokens(self, *, prompt_characters: int, completion_characters: int) -> Tokens | None:
+        """As `tokens_of`, where all counts can be true and agree; else None."""
+        prompt, completion, details = self.prompt_tokens, self.completion_tokens, self.completion_tokens_details
+        agree = self.total_tokens is None or self.total_tokens == prompt + completion
+        if not agree or (details is not None and details.reasoning_tokens > completion):
+            return None
+        if prompt < max(1, _least(prompt_characters)) or completion < _least(completion_characters):
+            return None
+        return Tokens(prompt, completion)
 
 
 def estimated_tokens(characters: int) -> int:

@@ -16,11 +16,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import msgspec
 from redis import RedisError
 from redis.asyncio import Redis
 
@@ -49,8 +47,7 @@ RENEWALS: Final = 3
 ClaimEnd = Literal["own", "value", "outcome", "alone"]
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(msgspec.Struct, frozen=True):
     """How a claim ended.
 
     `own`: the caller asks. `value`: the cache has the answer (`payload`). `outcome`: what the owner left for its
@@ -62,10 +59,17 @@ class Claimed:
     waited: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _Claim:
-    """A caller that waits for a flight. `seen` is the token of the owner that was found last."""
+class Flight(msgspec.Struct):
+    """A prompt that is ours to ask. Set before it ends: what is stored, and what waiters get that the cache lacks."""
 
+    stored: bytes | None = None
+    outcome: bytes | None = None
+
+
+class _Claim(msgspec.Struct, eq=False):
+    """A caller that waits for a flight, for the time of a `with`. `seen` is the token of the owner found last."""
+
+    flights: "SharedFlights"
     flight: str
     cache_key: str
     fresh: bool
@@ -73,14 +77,17 @@ class _Claim:
     future: asyncio.Future[Claimed]
     due: float = 0.0
     seen: str = ""
+    ours: Flight = msgspec.field(default_factory=Flight)
+    is_owned: bool = False
 
+    async def __aenter__(self) -> tuple[Claimed, Flight]:
+        claimed = await self.flights.claimed(self)
+        self.is_owned = claimed.end == "own"
+        return claimed, self.ours
 
-@dataclass(slots=True)
-class Flight:
-    """A prompt that is ours to ask. Set before it ends: what is stored, and what waiters get that the cache lacks."""
-
-    stored: bytes | None = None
-    outcome: bytes | None = None
+    async def __aexit__(self, *_: object) -> None:
+        if self.is_owned:
+            self.flights.end_soon(self)
 
 
 class SharedFlights:
@@ -98,7 +105,7 @@ class SharedFlights:
         self._renew = redis.register_script(lua(__file__, "renew_flights"))
         self._waiting: dict[str, _Claim] = {}
         self._held: dict[str, _Claim] = {}
-        self._ending: list[tuple[_Claim, Flight]] = []
+        self._ending: list[_Claim] = []
         self._changed = asyncio.Event()
         self._claimer: asyncio.Task[None] | None = None
         self._ender: asyncio.Task[None] | None = None
@@ -143,26 +150,16 @@ class SharedFlights:
         while self._ender and not self._ender.done():
             await asyncio.wait({self._ender})
 
-    @asynccontextmanager
-    async def flight(
-        self, flight: str, cache_key: str, *, fresh: bool = False
-    ) -> AsyncIterator[tuple[Claimed, Flight]]:
+    def flight(self, flight: str, cache_key: str, *, fresh: bool = False) -> _Claim:
         """Take the prompt `flight`, or wait until its owner is done.
 
         The answer is stored under `cache_key`; with `fresh` one that the cache has already is not wanted.
         """
         self._count += 1
         token = f"{self._process}:{self._count}"
-        claim = _Claim(flight, cache_key, fresh, token, asyncio.get_running_loop().create_future())
-        claimed = await self._claimed(claim)
-        ours = Flight()
-        try:
-            yield claimed, ours
-        finally:
-            if claimed.end == "own":
-                self._end_soon(claim, ours)
+        return _Claim(self, flight, cache_key, fresh, token, asyncio.get_running_loop().create_future())
 
-    async def _claimed(self, claim: _Claim) -> Claimed:
+    async def claimed(self, claim: _Claim) -> Claimed:
         if self._outage.is_paused:
             return Claimed("alone")
         self._waiting[claim.flight] = claim
@@ -173,7 +170,7 @@ class SharedFlights:
             return await claim.future
         except asyncio.CancelledError:
             if claim.token in self._held:
-                self._end_soon(claim, Flight())
+                self.end_soon(claim)
             raise
         finally:
             if self._waiting.get(claim.flight) is claim:
@@ -227,12 +224,12 @@ class SharedFlights:
             claim.future.set_result(Claimed(end, payload, waited=bool(claim.seen)))  # type: ignore[arg-type]
         elif end == "own":
             # Its caller has gone meanwhile.
-            self._end_soon(claim, Flight())
+            self.end_soon(claim)
 
-    def _end_soon(self, claim: _Claim, flight: Flight) -> None:
+    def end_soon(self, claim: _Claim) -> None:
         """Store the answer, end the lease and wake the waiters, without keeping the caller waiting."""
         self._held.pop(claim.token, None)
-        self._ending.append((claim, flight))
+        self._ending.append(claim)
         if self._ender is None or self._ender.done():
             self._ender = asyncio.create_task(self._serve_ends(), name="flight ends")
 
@@ -240,10 +237,10 @@ class SharedFlights:
         while self._ending:
             await asyncio.sleep(STORE_SECONDS)
             ends, self._ending = self._ending, []
-            script_keys = [key for claim, _ in ends for key in keys.flight(claim.flight, claim.cache_key)]
+            script_keys = [key for claim in ends for key in keys.flight(claim.flight, claim.cache_key)]
             arguments: list[Any] = [self._lease_ms, self._ttl_ms, keys.FLIGHTS]
-            for claim, flight in ends:
-                arguments += [claim.token, flight.stored or b"", flight.outcome or b"", claim.flight]
+            for claim in ends:
+                arguments += [claim.token, claim.ours.stored or b"", claim.ours.outcome or b"", claim.flight]
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
                     await self._end(keys=script_keys, args=arguments)

@@ -143,9 +143,12 @@ def exhausted_seconds(
     `reset` is the time until everything is free again. Where the limit is known and refills evenly, as those for
     requests and tokens do (OpenAI, Groq), one request is free after its part of that, and a hundredth of the tokens.
     """
+    names = "\n".join(map(str, headers)).lower()
+    if "ratelimit" not in names:
+        return None
     now = time.time() if now is None else now
     waits = []
-    for name in {str(name).lower() for name in headers}:
+    for name in set(names.split("\n")):
         if not (match := _RESET.fullmatch(name)) or _number(headers, name.replace("reset", "remaining")) != 0:
             continue
         values = _values(headers, name)

@@ -12,11 +12,10 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from config.sections import LlmSettings
@@ -33,8 +32,7 @@ TOLERANCE_SECONDS: Final = 0.05
 LEARNT_AHEAD_SECONDS: Final = 1.0
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
+class _Waiter(msgspec.Struct, eq=False):
     tokens: float
     future: asyncio.Future[Slot]
 
@@ -149,20 +147,12 @@ class RateLimiter:
         said = "learnt from its refusals" if self._learning else f"as configured: {self._limits.words}"
         return Wait("own_limit", self._name, now - (clock - since), now + max(0.0, slot.at - clock), said)
 
-    @asynccontextmanager
-    async def slot(self, tokens: float, *, is_probe: bool = False) -> AsyncIterator[Slot]:
-        """Wait in line for the right to send one request of about `tokens`; a probe does not wait.
-
-        Call `sent` when it is sent, and `Slot.settle` when the tokens are known. An unsent slot is given back.
-        """
-        slot = Slot(tokens, is_probe=True) if is_probe else await self._until_due(tokens)
-        try:
-            yield slot
-        finally:
-            if not slot.is_sent:
-                self._give_back(slot)
-            elif slot.used_tokens is not None:
-                self._correct(slot.used_tokens - slot.tokens)
+    def end(self, slot: Slot) -> None:
+        """Give back a slot that was not sent; of one that was, count the tokens beyond those reserved."""
+        if not slot.is_sent:
+            self._give_back(slot)
+        elif slot.used_tokens is not None:
+            self._correct(slot.used_tokens - slot.tokens)
 
     def admits(self, slot: Slot) -> bool:
         """Whether a slot may be used now: in a cool-down a probe's alone, nor one from before there was a limit."""
@@ -191,7 +181,11 @@ class RateLimiter:
         self._most_ahead = 1
         self._new_wave()
 
-    async def _until_due(self, tokens: float) -> Slot:
+    async def slot(self, tokens: float) -> Slot:
+        """Wait in line for the right to send one request of about `tokens`.
+
+        Call `sent` when it is sent, `Slot.settle` when the tokens are known, and `end` in any case.
+        """
         if not self.is_limited:
             return Slot(tokens, is_probe=await self.cool_down.over())
         slot = await self._reserved(tokens)

@@ -8,9 +8,9 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 from redis import RedisError
 from redis.asyncio import Redis
 
@@ -25,8 +25,7 @@ log = logging.getLogger("themes.llm")
 REDIS_TIMEOUT_SECONDS: Final = 1.0
 
 
-@dataclass(slots=True, eq=False)
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """The right to send one request at `at` (monotonic seconds). `at_us` is the same by the clock that gave it."""
 
     tokens: float
@@ -46,12 +45,11 @@ class Slot:
         self.used_tokens = tokens
 
 
-@dataclass(slots=True)
-class News:
+class News(msgspec.Struct):
     """What a process tells with its next reservation: tokens used beyond those reserved, unsent slots, counts."""
 
     correction: float = 0.0
-    returned: list[str] = field(default_factory=list)
+    returned: list[str] = []
     sent: int = 0
     refused: int = 0
     #: Whether the counts are wanted at once: a wave of refusals is being measured.

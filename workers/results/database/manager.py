@@ -304,8 +304,7 @@ class AsyncDatabaseManager:
         self, job_id: str, conditions: Sequence[ColumnElement[bool]] = (), *, as_finished: bool = False
     ) -> AsyncIterator[ProfileRow]:
         """A job's profiles that meet conditions on both tables, in the input's order, or `as_finished` first."""
-        names = [c for c in tables.profiles.c if c.name not in {"updated_at", "profile_no"}]
-        query = select(*names).join_from(tables.destinations, tables.profiles)
+        query = select(*tables.PROFILE_COLUMNS).join_from(tables.destinations, tables.profiles)
         chosen = (tables.destinations.c.job_id == job_id, *conditions)
         return (
             self._finished(query, chosen, ProfileRow.of) if as_finished else self._pages(query, ProfileRow.of, chosen)
@@ -314,9 +313,9 @@ class AsyncDatabaseManager:
     def exported(
         self, job_id: str, conditions: Sequence[ColumnElement[bool]] = (), *, as_finished: bool = False
     ) -> AsyncIterator[ExportRow]:
-        """As `profiles`, of each its JSON as it was stored, and where its destination lies."""
-        d, p = tables.destinations, tables.profiles
-        query = select(p.c.payload, d.c.region, d.c.lat, d.c.lon).join_from(d, p)
+        """As `profiles`, with where each destination lies."""
+        d = tables.destinations
+        query = select(*tables.PROFILE_COLUMNS, d.c.region, d.c.lat, d.c.lon).join_from(d, tables.profiles)
         chosen = (d.c.job_id == job_id, *conditions)
         return self._finished(query, chosen, ExportRow.of) if as_finished else self._pages(query, ExportRow.of, chosen)
 

@@ -15,16 +15,19 @@ Rules, each idempotent, because every entry may come twice:
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 import msgspec
 
 from config.errors import ThemesError
-from tasks.messages import JobClosed, JobReopened, JobSealed, Profile, Result, Spent, StreamEntry, Usage
+from tasks.messages import JobClosed, JobReopened, JobSealed, PackedProfile, Result, Spent, StreamEntry, Usage
 from tasks.storable import MAX_WHOLE
 from tasks.texts import clean_line
 from workers.results.database.rows import FINAL_STATES, DestinationStatus, JobRow, StoredResult
 
+#: The whole numbers among a usage's values.
+whole_numbers: Final = itemgetter(*(n for n, field in enumerate(msgspec.structs.fields(Usage)) if field.type is int))
 #: Job id and destination id.
 Key = tuple[str, str]
 #: Job id, destination id, attempt, worker, time of its end.
@@ -44,9 +47,9 @@ class Kept(NamedTuple):
     themes: int
 
     @classmethod
-    def of(cls, profile: Profile) -> "Kept":
+    def of(cls, profile: PackedProfile) -> "Kept":
         """Of a profile that has just come."""
-        return cls(profile.status == "ok", -len({one.stage for one in profile.missing}), len(profile.themes))
+        return cls(profile.status == "ok", -profile.lacking, profile.theme_count)
 
 
 @dataclass(slots=True)
@@ -61,6 +64,8 @@ class DestinationState:
     usage: Usage = field(default_factory=Usage)
     #: The profile in the database, where an attempt after it was asked for or made.
     kept: "Kept | None" = None
+    #: Columns of its input, where only its result was ever seen.
+    extra: dict[str, str] = field(default_factory=dict)
 
     def loses_to(self, result: Result) -> bool:
         """Whether this result decides how the destination stands."""
@@ -180,7 +185,7 @@ class BatchReducer:
             profile = result.profile if isinstance(result, Result) else None
             name = clean_line(profile.name) if profile else result.destination_id
             country = clean_line(profile.country) if profile and profile.country else None
-            self.destinations[key] = DestinationState(name, country)
+            self.destinations[key] = DestinationState(name, country, extra=profile.extra if profile else {})
         return self.destinations[key]
 
     def _add_usage(self, result: Result | Spent, destination: DestinationState, changes: Changes) -> None:
@@ -240,6 +245,11 @@ def _check_amounts(run: Result | Spent) -> None:
 
     SQLite keeps NaN as NULL and PostgreSQL as NaN; no sum with one ever ends.
     """
+    usage = run.usage
+    whole = whole_numbers(msgspec.structs.astuple(usage))
+    others = (run.at, run.elapsed_ms, usage.saved_usd or 0.0, usage.cost_usd or 0.0)
+    if min(whole) >= 0 and max(whole) <= MAX_WHOLE and min(others) >= 0 and sum(others) <= MAX_WHOLE:
+        return
     amounts = {**msgspec.structs.asdict(run.usage), "at": run.at, "elapsed_ms": run.elapsed_ms}
     for name, amount in amounts.items():
         if amount is not None and not 0 <= amount <= MAX_WHOLE:

@@ -6,7 +6,9 @@ from typing import Final, Literal
 import msgspec
 from sqlalchemy import RowMapping
 
+from tasks.frames import decompressed
 from tasks.messages import Destination, Profile, Result, StreamEntry, Usage
+from tasks.packed import profile_of
 from workers.results.database.tables import USAGE_COLUMNS
 
 StoredState = Literal["queued", "running", "done", "cancelled"]
@@ -87,7 +89,7 @@ class DestinationRow:
 
 @dataclass(frozen=True, slots=True)
 class ProfileRow:
-    """A stored profile; `payload` is its JSON as it was stored."""
+    """A stored profile; `payload` is what no other column has of it, compressed."""
 
     job_id: str
     destination_id: str
@@ -101,29 +103,33 @@ class ProfileRow:
     elapsed_ms: float
     created_at: float
     usage: Usage
-    payload: str
+    stages: str
+    missing: str | None
+    payload: bytes
+    extra: dict[str, str]
 
     @classmethod
     def of(cls, row: RowMapping) -> "ProfileRow":
-        names = (name for name in cls.__slots__ if name != "usage")
-        return cls(**{name: row[name] for name in names}, usage=usage_of(row))
+        names = (name for name in cls.__slots__ if name not in {"usage", "extra"})
+        extra = msgspec.json.decode(row["extra"])
+        return cls(**{name: row[name] for name in names}, usage=usage_of(row), extra=extra)
 
     def profile(self) -> Profile:
-        return msgspec.json.decode(self.payload, type=Profile)
+        return profile_of(self, self.destination_id, decompressed(self.payload))
 
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """A profile's JSON as it was stored, and what its input row said of the place."""
+    """A profile, and what its input row said of the place."""
 
-    payload: str
+    row: ProfileRow
     region: str | None
     lat: float | None
     lon: float | None
 
     @classmethod
     def of(cls, row: RowMapping) -> "ExportRow":
-        return cls(row["payload"], row["region"], row["lat"], row["lon"])
+        return cls(ProfileRow.of(row), row["region"], row["lat"], row["lon"])
 
 
 @dataclass(frozen=True, slots=True)

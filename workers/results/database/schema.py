@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tasks.errors import DatabaseError
 from workers.results.database.tables import SCHEMA_VERSION, metadata
-from workers.results.database.views import VIEWS
+from workers.results.database.views import views
 
 #: The migrations, one file a version.
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -30,7 +30,7 @@ def _finish(_: MetaData, connection: Connection, **__: object) -> None:
         connection.exec_driver_sql("CREATE INDEX destinations_by_job ON destinations (job_id, rowid)")
     since = int(time.time() * 1_000_000)
     connection.exec_driver_sql(f"INSERT INTO counters (name, value) VALUES ('since', {since})")  # noqa: S608 - a number
-    for name, query in VIEWS.items():
+    for name, query in views(connection.dialect.name).items():
         connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
 
 

@@ -3,7 +3,8 @@
 Times are seconds since 1970, UTC. Every other row of a destination hangs on `destinations`; `jobs` repeats its sums, so
 that progress is one row to read. `attempts` has what every run of a destination cost, failed ones included.
 
-Rows of a profile hang on a number (`profile_no`, `theme_no`) instead of two long ids: half the size, half the time.
+A profile's themes hang on its number instead of two long ids. Months, travellers, what is within a theme, and how a
+profile was made are values of their rows, and rows of views (`views.py`): as tables they took two thirds of the file.
 """
 
 from typing import Final
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 #: Version of the tables that this code reads and writes; the newest of `migrations/versions`.
@@ -71,14 +73,6 @@ def _of_destination() -> ForeignKeyConstraint:
         ["destinations.job_id", "destinations.destination_id"],
         ondelete="CASCADE",
     )
-
-
-def _of_theme() -> Column[int]:
-    return Column("theme_no", _Whole, ForeignKey("themes.theme_no", ondelete="CASCADE"), primary_key=True)
-
-
-def _of_profile() -> Column[int]:
-    return Column("profile_no", _Whole, ForeignKey("profiles.profile_no", ondelete="CASCADE"), primary_key=True)
 
 
 jobs = Table(
@@ -161,114 +155,64 @@ profiles = Table(
     Column("pipeline_version", Text, nullable=False),
     #: The profile's overall quality, 0-1; NULL when it could not be had.
     Column("quality", Float),
-    #: The whole `Profile` as JSON.
-    Column("payload", Text, nullable=False),
+    #: How each answer was made, as a JSON list of lists in the order of the view `stages`; then other numbers of usage.
+    Column("stages", Text, nullable=False),
+    #: What could not be had, as a JSON list of lists in the order of the view `missing`; NULL where nothing lacks.
+    Column("missing", Text),
     Column("attempt", _Whole, nullable=False),
     *_usage(),
     Column("elapsed_ms", Float, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+    #: Its themes, whole, and what was found about them together: JSON in one zstd frame, as the worker packed it.
+    #: Last, or SQLite would read it for what stands behind.
+    Column("payload", LargeBinary, nullable=False),
     UniqueConstraint("job_id", "destination_id"),
     _of_destination(),
     # Which destinations have a profile already, in any job (`enqueue --only-missing`).
     Index("profiles_by_destination", "destination_id"),
     # What a country has: WHERE country = 'Japan'.
     Index("profiles_by_country", "country"),
+    # The few that lack something.
+    Index(
+        "profiles_by_gap",
+        "job_id",
+        sqlite_where=text("missing IS NOT NULL"),
+        postgresql_where=text("missing IS NOT NULL"),
+    ),
 )
 
-themes = Table(
-    "themes",
+#: What a `ProfileRow` is made of, in a query over destinations and their profiles.
+PROFILE_COLUMNS: Final = (
+    *(each for each in profiles.c if each.name not in {"updated_at", "profile_no"}), destinations.c.extra,
+)  # fmt: skip
+
+profile_themes = Table(
+    "profile_themes",
     metadata,
     Column("theme_no", _Whole, primary_key=True, autoincrement=False),
-    Column("job_id", Text, nullable=False),
-    Column("destination_id", Text, nullable=False),
+    Column("profile_no", _Whole, ForeignKey("profiles.profile_no", ondelete="CASCADE"), nullable=False),
     #: 1 is the profile's first theme.
     Column("rank", Integer, nullable=False),
     Column("category", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("description", Text, nullable=False),
-    #: What follows is NULL where it could not be had; the table `missing` says why.
+    #: What follows is NULL where it could not be had; the view `missing` says why.
     Column("confidence", Float),
     Column("price_point", Text),
     Column("authenticity", Float),
-    Column("rationale", Text),
-    UniqueConstraint("job_id", "destination_id", "rank"),
-    ForeignKeyConstraint(
-        ["job_id", "destination_id"], ["profiles.job_id", "profiles.destination_id"], ondelete="CASCADE"
-    ),
+    #: A bit a month, January is 1: the best months in the lower twelve, those to avoid in the next (`theme_months`).
+    Column("seasons", Integer),
+    #: JSON list (`theme_travelers`).
+    Column("traveler_types", Text),
+    #: JSON object of lists, by level (`theme_subthemes`).
+    Column("subthemes", Text),
+    # A profile's themes. With what is asked of months, so that where to go in May reads no theme's texts.
+    Index("themes_by_profile", "profile_no", "seasons", "confidence"),
     # Which destinations have a theme: WHERE name = 'Street food'.
     Index("themes_by_name", "name"),
-)
-
-theme_months = Table(
-    "theme_months",
-    metadata,
-    _of_theme(),
-    #: 1 is January.
-    Column("month", Integer, primary_key=True),
-    #: peak or avoid.
-    Column("season", Text, primary_key=True),
-    # Where to go in May: WHERE month = 5 AND season = 'peak'.
-    Index("theme_months_by_month", "month", "season"),
-    sqlite_with_rowid=False,
-)
-
-theme_travelers = Table(
-    "theme_travelers",
-    metadata,
-    _of_theme(),
-    Column("traveler_type", Text, primary_key=True),
-    # What suits families: WHERE traveler_type = 'family'.
-    Index("theme_travelers_by_type", "traveler_type"),
-    sqlite_with_rowid=False,
-)
-
-theme_subthemes = Table(
-    "theme_subthemes",
-    metadata,
-    _of_theme(),
-    #: sub, or nano: finer still.
-    Column("level", Text, primary_key=True),
-    #: 1 is the first of its level.
-    Column("position", Integer, primary_key=True),
-    Column("name", Text, nullable=False),
-    sqlite_with_rowid=False,
-)
-
-stages = Table(
-    "stages",
-    metadata,
-    _of_profile(),
-    Column("stage", Text, primary_key=True),
-    #: ok, partial, failed or skipped.
-    Column("status", Text, nullable=False),
-    Column("prompt_version", Text, nullable=False),
-    #: NULL where no model was asked.
-    Column("model", Text),
-    #: called, cached, coalesced, mixed or none.
-    Column("source", Text, nullable=False),
-    Column("llm_calls", _Whole, nullable=False),
-    Column("cache_hits", _Whole, nullable=False),
-    Column("prompt_tokens", _Whole, nullable=False),
-    Column("completion_tokens", _Whole, nullable=False),
-    Column("cost_usd", Float),
-    Column("elapsed_ms", Float, nullable=False),
-    #: Why the stage is not ok.
-    Column("reason", Text),
-    sqlite_with_rowid=False,
-)
-
-missing = Table(
-    "missing",
-    metadata,
-    _of_profile(),
-    Column("position", Integer, primary_key=True),
-    Column("stage", Text, nullable=False),
-    Column("field", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    #: Ids of the themes that lack it, as JSON; [] means the whole profile.
-    Column("themes", Text, nullable=False),
-    sqlite_with_rowid=False,
+    # The surest food on a budget: WHERE category = 'food' AND price_point = 'budget'.
+    Index("themes_by_category", "category", "price_point"),
 )
 
 failures = Table(
@@ -316,3 +260,22 @@ counters = Table(
     Column("name", Text, primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
+
+#: Views that other queries read as tables.
+_views = MetaData()
+
+
+def _view(name: str, *columns: str) -> Table:
+    return Table(name, _views, *(Column(each) for each in columns))
+
+
+themes = _view(
+    "themes", "theme_no", "job_id", "destination_id", "rank", "category", "name", "description", "confidence",
+    "price_point", "authenticity",
+)  # fmt: skip
+theme_travelers = _view("theme_travelers", "theme_no", "traveler_type")
+stages = _view(
+    "stages", "profile_no", "stage", "status", "prompt_version", "model", "source", "llm_calls", "cache_hits",
+    "prompt_tokens", "completion_tokens", "cost_usd", "elapsed_ms", "reason",
+)  # fmt: skip
+missing = _view("missing", "profile_no", "position", "stage", "field", "reason", "themes")

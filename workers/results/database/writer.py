@@ -6,8 +6,9 @@ Every statement runs over many rows at once, as tuples. Nothing here decides any
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
-from typing import Any, Final, cast
+from typing import Any, Final
 
+import msgspec
 from sqlalchemy import (
     ColumnElement,
     Dialect,
@@ -24,27 +25,26 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tasks.messages import JobInputs, JobOpened, JobReopened, Profile, Result, Spent, StreamEntry, Usage
+from tasks.frames import WireError
+from tasks.messages import JobInputs, JobOpened, JobReopened, PackedProfile, Result, Spent, StreamEntry, Usage
+from tasks.packed import ThemeValues, checked
 from tasks.texts import clean_line
 from workers.results.database import tables
-from workers.results.database.reducer import BatchReducer, Changes, DestinationState, Kept, Key
+from workers.results.database.reducer import BatchReducer, Changes, DestinationState, Kept, Key, UnusableEntryError
 from workers.results.database.rows import JobRow
 from workers.results.database.statements import Statement, StatementStatistics, insert
 from workers.results.database.totals import Totals
 from workers.results.database.values import (  # fmt: skip
     Values,
-    add_themes,
     as_json,
-    clean_result,
     dead_row,
     destination_row,
     failure_row,
     job_row,
     listed_row,
-    missing_rows,
     profile_row,
     run_row,
-    stage_rows,
+    theme_rows,
 )
 from workers.results.stream import DeadEntry
 
@@ -83,9 +83,6 @@ class _Statements:
             clause = clause.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed, where=where)
             return Statement(dialect, name, clause, [c.name for c in table.columns if c.name in given])
 
-        def new(table: Table) -> Statement:
-            return statement(f"insert {table.name}", insert(dialect, table), table)
-
         def gone(table: Table) -> Statement:
             clause = delete(table).where(
                 table.c.job_id == bindparam("of_job"), table.c.destination_id == bindparam("of_destination")
@@ -111,19 +108,10 @@ class _Statements:
         self.totals = Totals(dialect)
         self.profile = upsert(tables.profiles, ("job_id", "destination_id"))
         self.failure = upsert(tables.failures, ("job_id", "destination_id"))
-        self.children = {
-            table.name: new(table)
-            for table in (
-                tables.themes, tables.theme_months, tables.theme_travelers, tables.theme_subthemes, tables.stages,
-                tables.missing,
-            )
-        }  # fmt: skip
-        self.no_profile, self.no_themes = gone(tables.profiles), gone(tables.themes)
-        self.no_failure = gone(tables.failures)
-        self.no_stages, self.no_missing = (
-            Statement(dialect, f"delete {x.name}", delete(x).where(x.c.profile_no == bindparam("of_profile")))
-            for x in (tables.stages, tables.missing)
-        )
+        self.themes = statement("insert themes", insert(dialect, tables.profile_themes), tables.profile_themes)
+        self.no_profile, self.no_failure = gone(tables.profiles), gone(tables.failures)
+        t = tables.profile_themes
+        self.no_themes = Statement(dialect, "delete themes", delete(t).where(t.c.profile_no == bindparam("of_profile")))
         self.dead = statement(
             "insert dead_letters", insert(dialect, tables.dead_letters).on_conflict_do_nothing(), tables.dead_letters
         )
@@ -239,26 +227,24 @@ class Writer:
     async def _write_outcomes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
         """Each destination's profile with its rows, or its failure; what it had before goes."""
         numbers = await self._clear(connection, changes)
-        profiles: list[tuple[Result, Profile, str]] = []
+        profiles: list[tuple[Result, PackedProfile, list[ThemeValues]]] = []
         for key, shown in changes.shown.items():
             if shown.profile is not None:
-                changes.shown[key], payload = clean_result(shown)
-                profiles.append((changes.shown[key], cast("Profile", changes.shown[key].profile), payload))
+                profile, themes = _checked(shown.profile, shown.destination_id)
+                changes.shown[key] = msgspec.structs.replace(shown, profile=profile)
+                profiles.append((shown, profile, themes))
         next_profile, next_theme = await self._next_numbers(connection) if profiles else (1, 1)
-        rows: dict[str, list[Values]] = {name: [] for name in self._all.children}
         of_profiles: list[Values] = []
-        for result, profile, payload in profiles:
+        of_themes: list[Values] = []
+        for result, profile, themes in profiles:
             profile_no = numbers.get((result.job_id, result.destination_id))
             if profile_no is None:
                 profile_no, next_profile = next_profile, next_profile + 1
-            of_profiles.append(profile_row(profile_no, result, profile, payload, now))
-            add_themes(rows, result, profile.themes, next_theme)
-            next_theme += len(profile.themes)
-            rows["stages"] += stage_rows(profile_no, profile)
-            rows["missing"] += missing_rows(profile_no, profile)
+            of_profiles.append(profile_row(profile_no, result, profile, now))
+            of_themes += theme_rows(profile_no, themes, next_theme)
+            next_theme += len(themes)
         count = await self._all.profile.run(connection, of_profiles, self.times)
-        for name, statement in self._all.children.items():
-            count += await statement.run(connection, rows[name], self.times)
+        count += await self._all.themes.run(connection, of_themes, self.times)
         failures = [failure_row(r) for r in changes.shown.values() if r.failure is not None]
         return count + await self._all.failure.run(connection, failures, self.times)
 
@@ -275,10 +261,8 @@ class Writer:
         succeeded = [key for key in again if changes.shown[key].profile is not None]
         failed = [key for key in again if changes.shown[key].profile is None]
         await self._all.no_failure.run(connection, succeeded, self.times)
-        await self._all.no_themes.run(connection, succeeded, self.times)
         had = [(numbers[key],) for key in succeeded if key in numbers]
-        await self._all.no_stages.run(connection, had, self.times)
-        await self._all.no_missing.run(connection, had, self.times)
+        await self._all.no_themes.run(connection, had, self.times)
         await self._all.no_profile.run(connection, failed, self.times)
         return numbers
 
@@ -289,11 +273,18 @@ class Writer:
         return int(found[0]), int(found[1])
 
 
+def _checked(profile: PackedProfile, destination_id: str) -> tuple[PackedProfile, list[ThemeValues]]:
+    try:
+        return checked(profile, destination_id)
+    except WireError as bad:
+        raise UnusableEntryError(str(bad)) from bad
+
+
 def _among(table: Table) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return table.c.job_id == bindparam("of_job"), table.c.destination_id.in_(bindparam("ids", expanding=True))
 
 
-_D, _A, _P, _M, _T = tables.destinations, tables.attempts, tables.profiles, tables.missing, tables.themes
+_D, _A, _P, _M, _T = tables.destinations, tables.attempts, tables.profiles, tables.missing, tables.profile_themes
 _USAGE_COLUMNS: Final = [_D.c[name] for name in tables.USAGE_COLUMNS]
 _STATES: Final = select(
     _D.c.destination_id, _D.c.name, _D.c.country, _D.c.state, _D.c.partial, _D.c.attempt,
@@ -309,13 +300,11 @@ _KEPT_PROFILES: Final = select(
     _P.c.attempt,
     _P.c.status,
     select(func.count(_M.c.stage.distinct())).where(_M.c.profile_no == _P.c.profile_no).scalar_subquery(),
-    select(func.count())
-    .where(_T.c.job_id == _P.c.job_id, _T.c.destination_id == _P.c.destination_id)
-    .scalar_subquery(),
+    select(func.count()).where(_T.c.profile_no == _P.c.profile_no).scalar_subquery(),
 ).where(*_among(_P))
 _NEXT: Final = select(
     select(func.coalesce(func.max(_P.c.profile_no), 0) + 1).scalar_subquery(),
-    select(func.coalesce(func.max(tables.themes.c.theme_no), 0) + 1).scalar_subquery(),
+    select(func.coalesce(func.max(_T.c.theme_no), 0) + 1).scalar_subquery(),
 )
 
 

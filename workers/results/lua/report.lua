@@ -11,13 +11,16 @@ if known and known < 9007199254740992 and tonumber(revision) < known then return
 local cancelled = redis.call('HGET', job, 'state') == 'cancelled'
 local final = state == 'done' or state == 'cancelled'
 local begun = state == 'queued' and redis.call('HGET', job, 'state') == 'running'
+local fields = {}
 for i = 7, #ARGV, 2 do
   local kept = cancelled and not final and (ARGV[i] == 'state' or ARGV[i] == 'finished_at')
   kept = kept or begun and (ARGV[i] == 'state' or ARGV[i] == 'started_at')
   if not kept then
-    redis.call('HSET', job, ARGV[i], ARGV[i + 1])
+    fields[#fields + 1] = ARGV[i]
+    fields[#fields + 1] = ARGV[i + 1]
   end
 end
+if #fields > 0 then redis.call('HSET', job, unpack(fields)) end
 if not final and redis.call('HGET', job, 'ended') == '1' then
   redis.call('HDEL', job, 'ended')
   for i = 1, 8 do redis.call('PERSIST', KEYS[i]) end

@@ -9,7 +9,7 @@ import msgspec
 
 from tasks.errors import ConfigError
 from tasks.identity import title_key
-from tasks.messages import Profile, Theme
+from tasks.messages import Theme
 from workers.results.database.rows import ExportRow
 from workers.results.queries.selection import Selection
 
@@ -28,11 +28,10 @@ ROW_GROUP: Final = 20_000
 _FORMULA: Final = re.compile(r"[\s\x00]*[=+\-@\t\r\uFF1D\uFF0B\uFF0D\uFF20]")
 
 Rows = AsyncIterator[ExportRow]
-_profile: Final = msgspec.json.Decoder(Profile)
 
 
 class Write(Protocol):
-    """Writes profiles, given as they are stored."""
+    """Writes profiles, given as rows."""
 
     async def __call__(self, rows: Rows, out: IO[Any], selection: Selection, titles: Sequence[str], /) -> None:
         """Write all of them; `titles` are the columns of the input beside those we know."""
@@ -40,12 +39,10 @@ class Write(Protocol):
 
 def _chosen(row: ExportRow, selection: Selection) -> str:
     """A profile's JSON without the themes that are not wanted, and with where its destination lies."""
-    payload = row.payload
-    if selection.chooses_themes:
-        payload = msgspec.json.encode(selection.of(_profile.decode(payload))).decode()
+    profile = msgspec.json.encode(selection.of(row.row.profile())).decode()
     place = msgspec.json.encode({"region": row.region, "lat": row.lat, "lon": row.lon}).decode()
     # A profile's object is never empty.
-    return f"{payload[:-1]},{place[1:]}"
+    return f"{profile[:-1]},{place[1:]}"
 
 
 async def jsonl(rows: Rows, out: IO[str], selection: Selection, titles: Sequence[str], /) -> None:
@@ -120,7 +117,7 @@ def _input_names(titles: Sequence[str]) -> list[str]:
 
 def _themes(row: ExportRow, selection: Selection, titles: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """Values in the order of `COLUMNS`, then the input's. The rank is the theme's place in the whole profile."""
-    p = selection.of(_profile.decode(row.payload))
+    p = selection.of(row.row.profile())
     extra = [p.extra.get(title) for title in titles]
     for t in p.themes:
         season = t.seasonality

@@ -26,9 +26,9 @@ class DestinationLine:
 
 
 async def profile_of(store: AsyncDatabaseManager, job_id: str, destination_id: str) -> ProfileRow | None:
-    table = tables.profiles
-    names = [c for c in table.c if c.name not in {"updated_at", "profile_no"}]
-    query = select(*names).where(table.c.job_id == job_id, table.c.destination_id == destination_id)
+    d = tables.destinations
+    query = select(*tables.PROFILE_COLUMNS).join_from(d, tables.profiles)
+    query = query.where(d.c.job_id == job_id, d.c.destination_id == destination_id)
     async with store.reading() as connection:
         found = (await connection.execute(query)).mappings().one_or_none()
     return ProfileRow.of(found) if found else None

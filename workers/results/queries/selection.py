@@ -14,9 +14,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from tasks.errors import ConfigError
 from tasks.messages import Profile, Theme
+from tasks.packed import MONTHS, month_bits
 from tasks.texts import known_name, nearest
 from workers.results.database import tables
-from workers.results.database.values import MONTHS
 
 #: What `--where` knows by itself; whatever else the input had can be named too.
 COLUMNS: Final[Mapping[str, Column[str | None]]] = {
@@ -58,8 +58,8 @@ class Selection:
         return found
 
     def _theme_conditions(self) -> list[ColumnElement[bool]]:
-        t, p, m, k = tables.themes, tables.profiles, tables.theme_months, tables.theme_travelers
-        found = [t.c.job_id == p.c.job_id, t.c.destination_id == p.c.destination_id]
+        t, k = tables.profile_themes, tables.theme_travelers
+        found = [t.c.profile_no == tables.profiles.c.profile_no]
         if self.categories:
             found.append(t.c.category.in_(self.categories))
         if self.min_confidence is not None:
@@ -67,8 +67,7 @@ class Selection:
         if self.prices:
             found.append(t.c.price_point.in_(self.prices))
         if self.months:
-            months = select(1).where(m.c.theme_no == t.c.theme_no, m.c.season == "peak", m.c.month.in_(self.months))
-            found.append(exists(months))
+            found.append(t.c.seasons.op("&")(month_bits(self.months, "peak")) != 0)
         if self.travelers:
             found.append(exists(select(1).where(k.c.theme_no == t.c.theme_no, k.c.traveler_type.in_(self.travelers))))
         return found

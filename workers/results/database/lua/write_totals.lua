@@ -6,11 +6,14 @@ if redis.call('GET', since) ~= began then
   redis.call('DEL', totals)
   redis.call('SET', since, began)
 end
-for i = 2, #ARGV, 2 do
-  local known = redis.call('HGET', totals, ARGV[i])
-  known = known and tonumber(known)
-  if not known or not (known <= 9300000000000000000) or tonumber(ARGV[i + 1]) > known then
-    redis.call('HSET', totals, ARGV[i], ARGV[i + 1])
+local names, higher = {}, {}
+for i = 2, #ARGV, 2 do names[#names + 1] = ARGV[i] end
+for number, found in ipairs(redis.call('HMGET', totals, unpack(names))) do
+  local value, known = ARGV[2 * number + 1], found and tonumber(found)
+  if not known or not (known <= 9300000000000000000) or tonumber(value) > known then
+    higher[#higher + 1] = names[number]
+    higher[#higher + 1] = value
   end
 end
+if #higher > 0 then redis.call('HSET', totals, unpack(higher)) end
 return 1
