@@ -151,7 +151,11 @@ def exhausted_seconds(
     now = time.time() if now is None else now
     waits = []
     for name in set(names.split("\n")):
-        if "ratelimit" not in name or not (match := _RESET.fullmatch(name)) or _number(headers, name.replace("reset", "remaining")) != 0:
+        if (
+            "ratelimit" not in name
+            or not (match := _RESET.fullmatch(name))
+            or _number(headers, name.replace("reset", "remaining")) != 0
+        ):
             continue
         values = _values(headers, name)
         found = [seconds for text in _parts(values) if (seconds := wait_seconds(text, now=now)) is not None]
