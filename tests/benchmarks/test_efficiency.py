@@ -64,7 +64,7 @@ async def _seconds(call: Callable[[int], Awaitable[object]], first: int, in_flig
 async def test_efficiency_at_200_ms(
     in_flight: int, slow_server: str, settings_for: Callable[..., Settings], redis_url: str
 ) -> None:
-    """Layer, answers of 0.2 to 8 KB. The ideal is calls * 200 ms / calls in flight."""
+    """Layer, answers of 0.1 to 4.6 KB. The ideal is calls * 200 ms / calls in flight."""
     size = {"THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": str(in_flight)}
     settings = settings_for(OPENAI_BASE_URL=slow_server, THEMES_MODEL="sandbox", **size)
     profiler = PerformanceProfiler(enabled=True)

@@ -97,7 +97,7 @@ async def _turn(
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("latency_ms", [0, 100])
 async def test_a_completion_with_and_without(redis_url: str, settings_for: MakeSettings, latency_ms: int) -> None:
-    """Layer: LLM layer and graph, answers of 0.2 to 8 KB. At 0 ms our CPU is what bounds, at 100 ms the server."""
+    """Layer: LLM layer and graph, answers of 0.1 to 4.6 KB. At 0 ms our CPU is what bounds, at 100 ms the server."""
     with light_server(latency_ms / 1000) as (_, url):
         await _compare(
             f"{latency_ms} ms a call",

@@ -53,7 +53,7 @@ def test_time_and_calls_under_a_shared_limit(
     redis_url: str,
     settings_for: Callable[..., Settings],
 ) -> None:
-    """Layer: the LLM layer of 2 or 4 processes, all sixteen prompts in turn, the sandbox's answers.
+    """Layer: the LLM layer of 2 or 4 processes, all sixteen prompts, the sandbox's answers (0.1 to 6 KB).
 
     The limit is configured (`llm.requests_per_minute`, `llm.request_burst`), or learnt from 429s whose Retry-After is
     in whole seconds, exact, or missing. Measured once each; no prompt may be lost.

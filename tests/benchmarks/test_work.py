@@ -1,4 +1,4 @@
-"""Processes as users start them; a destination is one call, answered with one theme (300 bytes), not sixteen.
+"""Processes as users start them; a destination is one call, answered with one theme (100 bytes), not sixteen.
 
 The server takes exactly as long as it is told and hardly any CPU: what is measured is how work is shared out, not what
 a destination costs. BENCH_DESTINATIONS sets the size of the heavy-tailed jobs, BENCH_MANY that of the large one.
@@ -136,25 +136,6 @@ def test_heavy_tailed_durations_beside_the_greedy_bound(tmp_path: Path, processe
             what = "stealing on" if steal == "true" else "stealing off"
             tell(case, f"time / greedy bound, {what}", [took / bound], "x")
     tell(case, "greedy bound", [bound], "s")
-
-
-def test_more_workers_are_as_many_times_faster(tmp_path: Path) -> None:
-    """Whole system. 1, 2 and 4 workers with as many lanes as connections (15), at 200 ms a call."""
-    with _bench(tmp_path, [0.2]) as bench:
-        lanes = {"THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE": "15"}
-        alone = 0.0
-        for processes in (1, 2, 4):
-            count = EACH * 3 * processes
-            path = _cities(tmp_path, count)
-            with bench.workers(processes, **lanes):
-                took = _took(bench.run(path))
-            alone = alone or took / count
-            share = alone / (took / count) / processes
-            ideal = count * 0.2 / 15 / processes
-            case = f"{processes} workers"
-            tell(case, "calls", [count / took], "a second")
-            tell(case, "share of linear", [share], "x")
-            tell(case, "share of the ideal", [ideal / took], "x")
 
 
 @pytest.mark.parametrize("victim", ["its Celery process", "its supervisor too"])
