@@ -8,9 +8,8 @@ import click
 from redis import RedisError
 
 from scripts.lib.connections import connected
-from scripts.lib.follow import follow_to_end
-from scripts.lib.job_view import fail_on_partial
 from scripts.lib.llm_probe import LlmProbe
+from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
 from scripts.lib.terminal import say
 from scripts.main import settings_from
@@ -86,4 +85,9 @@ def command(
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     show(report)
     say(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})")
-    return follow_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure) if wait else 0
+    if not wait:
+        return 0
+    # Late: only who waits looks on.
+    from scripts.lib.follow import follow_to_end
+
+    return follow_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure)

@@ -8,7 +8,7 @@ import click
 from config.settings import Settings
 from scripts.lib.connections import connected
 from scripts.lib.follow import follow_to_end
-from scripts.lib.job_view import fail_on_partial
+from scripts.lib.partial import fail_on_partial
 from scripts.lib.stored import job_in_database
 from scripts.lib.terminal import say
 from scripts.lib.wanted import Wanted

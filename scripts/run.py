@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from config.settings import Settings
-from scripts.lib.job_view import fail_on_partial
 from scripts.lib.local_run import RunRequest, reader_of, run
 from scripts.lib.only_missing import OnlyMissing
+from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import reading_options
 from scripts.lib.wanted import Wanted
 from scripts.main import settings_from

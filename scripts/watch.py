@@ -7,7 +7,8 @@ import msgspec
 
 from scripts.lib.connections import connected
 from scripts.lib.follow import follow_to_end, goes_on, reliable_events
-from scripts.lib.job_view import exit_code, fail_on_partial
+from scripts.lib.job_view import exit_code
+from scripts.lib.partial import fail_on_partial
 from scripts.main import settings_from
 from tasks.errors import JobNotFoundError
 from tasks.jobs import registry as jobs

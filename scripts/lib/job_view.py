@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-import click
 from rich.console import Group
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -26,10 +25,6 @@ LINE_SECONDS: Final = 2.0
 QUIET_SECONDS: Final = 25.0
 #: What is said of a job that is not finished and that no worker goes on with.
 STALLED: Final = "stalled: is a worker running?"
-
-fail_on_partial = click.option(
-    "--fail-on-partial", "is_partial_failure", is_flag=True, help="Exit 1 also when any profile is partial."
-)
 
 
 def exit_code(status: JobStatus, *, is_partial_failure: bool) -> int:

@@ -29,8 +29,6 @@ class LlmProbe:
         self._thread.start()
 
     def _ask(self) -> None:
-        # Late: a third of a second that the command need not wait for.
-        from workers.doctor.llm import probe
         from workers.llm.endpoints.registry import endpoints
         from workers.llm.limits.limiter import endpoint_digest
 
@@ -41,6 +39,9 @@ class LlmProbe:
             }
             theirs = fleet.endpoint_digests(self._redis) if self._redis else set()
             if not theirs or ours & theirs:
+                # Late: a third of a second that the command need not wait for.
+                from workers.doctor.llm import probe
+
                 self._found = probe(self._settings)
         except ConfigError:
             pass  # no LLM is set here: the workers have settings of their own

@@ -3,6 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+import click
+
 from config.settings import Settings
 from tasks.errors import ThemesError
 from tasks.jobs.registry import JobStatus
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
 #: Reasons that are named; `themes failures JOB --partial` has all.
 MAX_REASONS: Final = 4
 MAX_STAGES: Final = 3
+
+fail_on_partial = click.option(
+    "--fail-on-partial", "is_partial_failure", is_flag=True, help="Exit 1 also when any profile is partial."
+)
 
 
 def partial_lines(settings: Settings, status: JobStatus) -> list[str]:

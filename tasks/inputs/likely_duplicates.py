@@ -1,18 +1,22 @@
 """Rows of one input that may be one place although they are two destinations; compared when all of it was read.
 
 Compared are names that are equal but for accents and punctuation, ids of public catalogues beside ids of their own,
-and places within `NEAR_KM`. All rows are in SQLite's private temporary file meanwhile.
+and places within `NEAR_KM`. All rows are in SQLite's private temporary file meanwhile, many in one blob: few are
+compared.
 """
 
 import itertools
+import operator
 import re
-import sqlite3
 import string
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Final, NamedTuple, Self
+
+import msgspec
 
 from tasks.identity import SAME_PLACE_KM, distance_km, normalise, own_ids, point_km
 from tasks.inputs.columns import Identified
@@ -20,6 +24,8 @@ from tasks.inputs.scratch import temporary, translated
 
 #: Accepted rows written at once.
 ROWS_TOGETHER: Final = 500
+#: Blobs of rows that are kept unpacked while rows are compared.
+KEPT_BLOCKS: Final = 64
 #: Kilometres within which two destinations may be one.
 NEAR_KM: Final = 5.0
 #: Kilometres: an edge of the cubes into which places are sorted.
@@ -76,7 +82,7 @@ class LikelyDuplicates:
     def __init__(self) -> None:
         self._rows: list[tuple[Identified, int]] = []
         self._count = 0
-        self._database: sqlite3.Connection | None = None
+        self._disk: _Disk | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -84,9 +90,9 @@ class LikelyDuplicates:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        if self._disk is not None:
+            self._disk.database.close()
+            self._disk = None
 
     def add(self, one: Identified, line: int) -> None:
         self._rows.append((one, line))
@@ -95,9 +101,9 @@ class LikelyDuplicates:
 
     def found(self) -> Iterator[LikelyDuplicate]:
         """Pairs of rows that may be one place, at most `MAX_LIKELY`; each later row stands in one pair."""
-        database = self._flush()
+        disk = self._flush()
         told: set[int] = set()
-        for first, later, why in itertools.chain(_by_id(database), _by_name(database), _by_place(database)):
+        for first, later, why in itertools.chain(_by_id(disk), _by_name(disk), _by_place(disk)):
             if later.number in told:
                 continue
             told.add(later.number)
@@ -105,24 +111,18 @@ class LikelyDuplicates:
             if len(told) >= MAX_LIKELY:
                 return
 
-    def _flush(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._database = temporary(
-                "CREATE TABLE rows "
-                "(number INTEGER PRIMARY KEY, line INTEGER, folded INTEGER, name, country, region, lat, lon, known_as)",
-                "CREATE TABLE cubes (cube INTEGER, number INTEGER)",
-                "CREATE TABLE ids (id, number INTEGER)",
-                "CREATE TABLE pairs (a INTEGER, b INTEGER, km REAL, alike INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID",
-                cache_kib=2048,
-            )
-        rows: list[tuple[int, int, int, str, str | None, str | None, float | None, float | None, str | None]] = []
+    def _flush(self) -> "_Disk":
+        self._disk = self._disk or _Disk()
+        rows: list[_Saved] = []
+        folded: list[tuple[int, int]] = []
         cubes: list[tuple[int, int]] = []
         ids: list[tuple[str, int]] = []
-        for number, (one, line) in enumerate(self._rows, start=self._count + 1):
+        for number, (one, line) in enumerate(self._rows, start=self._count):
             row, own = one.destination, one.own
             lat, lon = row.lat, row.lon
             known_as = f"{own.column} {own.value}" if own else None
-            rows.append((number, line, hash(_folded(row.name)), row.name, row.country, row.region, lat, lon, known_as))
+            rows.append((line, row.name, row.country, row.region, lat, lon, known_as))
+            folded.append((hash(_folded(row.name)), number))
             if own and not own.is_public:
                 public = (each for each in own_ids(row.extra) if each.is_public)
                 ids += [(f"{each.catalogue} {each.value}", number) for each in public]
@@ -130,30 +130,73 @@ class LikelyDuplicates:
                 cubes += [(cube, number) for cube in _cubes_of(lat, lon)]
         self._count += len(self._rows)
         self._rows = []
+        self._disk.write(rows, folded, cubes, ids)
+        return self._disk
+
+
+_Saved = tuple[int, str, str | None, str | None, float | None, float | None, str | None]
+
+
+class _Disk:
+    """The rows in blobs of `ROWS_TOGETHER`, and the tables that say which of them are compared."""
+
+    def __init__(self) -> None:
+        self.database = temporary(
+            "CREATE TABLE rows (block INTEGER PRIMARY KEY, packed BLOB)",
+            "CREATE TABLE names (folded INTEGER, number INTEGER)",
+            "CREATE TABLE cubes (cube INTEGER, number INTEGER)",
+            "CREATE TABLE ids (id, number INTEGER)",
+            "CREATE TABLE pairs (a INTEGER, b INTEGER, km REAL, alike INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID",
+            cache_kib=2048,
+        )
+        self._decoder = msgspec.msgpack.Decoder(list[_Saved])
+        self._block = lru_cache(maxsize=KEPT_BLOCKS)(self._read_block)
+
+    def write(
+        self,
+        rows: list[_Saved],
+        folded: list[tuple[int, int]],
+        cubes: list[tuple[int, int]],
+        ids: list[tuple[str, int]],
+    ) -> None:
+        if not rows:
+            return
         with translated():
-            self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            self._database.executemany("INSERT INTO cubes VALUES (?, ?)", cubes)
-            self._database.executemany("INSERT INTO ids VALUES (?, ?)", ids)
-        return self._database
+            packed = msgspec.msgpack.encode(rows)
+            self.database.execute("INSERT INTO rows VALUES (?, ?)", (folded[0][1] // ROWS_TOGETHER, packed))
+            self.database.executemany("INSERT INTO names VALUES (?, ?)", folded)
+            if cubes:
+                self.database.executemany("INSERT INTO cubes VALUES (?, ?)", cubes)
+            if ids:
+                self.database.executemany("INSERT INTO ids VALUES (?, ?)", ids)
+
+    def row(self, number: int) -> _Row:
+        return _Row(number, *self._block(number // ROWS_TOGETHER)[number % ROWS_TOGETHER])
+
+    def _read_block(self, block: int) -> list[_Saved]:
+        (packed,) = self.database.execute("SELECT packed FROM rows WHERE block = ?", (block,)).fetchone()
+        return self._decoder.decode(packed)
+
+    def groups(self, query: str) -> Iterator[list[int]]:
+        """The numbers of rows that a query found, by what they share: its second column."""
+        with translated():
+            for _, group in itertools.groupby(self.database.execute(query), key=operator.itemgetter(1)):
+                yield [number for number, _ in itertools.islice(group, MAX_COMPARED)]
 
 
 _Pair = tuple[_Row, _Row, str]
-_COLUMNS: Final = "number, line, name, country, region, lat, lon, known_as"
-_SAME_NAMES: Final = f"""
-    WITH same AS (SELECT folded, min(number) AS first FROM rows GROUP BY folded HAVING count(*) > 1)
-    SELECT {_COLUMNS}, folded FROM rows JOIN same USING (folded) ORDER BY first, number
-"""  # noqa: S608  # constants
-_SAME_IDS: Final = f"""
+_SAME_NAMES: Final = """
+    WITH same AS (SELECT folded, min(number) AS first FROM names GROUP BY folded HAVING count(*) > 1)
+    SELECT number, folded FROM names JOIN same USING (folded) ORDER BY first, number
+"""
+_SAME_IDS: Final = """
     WITH same AS (SELECT id, min(number) AS first FROM ids GROUP BY id HAVING count(*) > 1)
-    SELECT {", ".join(f"rows.{name}" for name in _COLUMNS.split(", "))}, ids.id
-    FROM same JOIN ids USING (id) JOIN rows USING (number) ORDER BY first, id, rows.number
-"""  # noqa: S608  # constants
+    SELECT number, id FROM ids JOIN same USING (id) ORDER BY first, id, number
+"""
 _SAME_CUBES: Final = (
-    f"SELECT {', '.join(f'rows.{name}' for name in _COLUMNS.split(', '))}, cube FROM cubes JOIN rows USING (number) "  # noqa: S608
-    f"WHERE cube IN (SELECT cube FROM cubes GROUP BY cube HAVING count(*) BETWEEN 2 AND {MAX_COMPARED}) "
-    "ORDER BY cube, number"
+    f"SELECT number, cube FROM cubes WHERE cube IN "  # noqa: S608  # a constant
+    f"(SELECT cube FROM cubes GROUP BY cube HAVING count(*) BETWEEN 2 AND {MAX_COMPARED}) ORDER BY cube, number"
 )
-_ONE: Final = f"SELECT {_COLUMNS} FROM rows WHERE number = ?"  # noqa: S608  # constants
 _PAIR: Final = "INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?)"
 #: Pairs of near rows, without those that have a third row near them: that is a crowd.
 _CLOSE_PAIRS: Final = """
@@ -167,41 +210,39 @@ _CLOSE_PAIRS: Final = """
 """
 
 
-def _by_id(database: sqlite3.Connection) -> Iterator[_Pair]:
+def _by_id(disk: _Disk) -> Iterator[_Pair]:
     """Rows that have ids of their user's own, and share one of a public catalogue."""
-    with translated():
-        for _, group in itertools.groupby(database.execute(_SAME_IDS), key=lambda row: row[-1]):
-            first, *others = (_Row(*row[:-1]) for row in itertools.islice(group, MAX_COMPARED))
-            yield from ((first, later, "the same Wikidata or GeoNames id") for later in others)
+    for numbers in disk.groups(_SAME_IDS):
+        first, *others = map(disk.row, numbers)
+        yield from ((first, later, "the same Wikidata or GeoNames id") for later in others)
 
 
-def _by_name(database: sqlite3.Connection) -> Iterator[_Pair]:
+def _by_name(disk: _Disk) -> Iterator[_Pair]:
     """Rows whose folded names are equal, and that nothing else tells apart."""
-    with translated():
-        for _, group in itertools.groupby(database.execute(_SAME_NAMES), key=lambda row: row[-1]):
-            rows = [_Row(*row[:-1]) for row in itertools.islice(group, MAX_COMPARED)]
-            for at, later in enumerate(rows):
-                pairs = ((first, why) for first in rows[:at] if (why := _why_one(first, later)))
-                if pair := next(pairs, None):
-                    yield pair[0], later, pair[1]
+    for numbers in disk.groups(_SAME_NAMES):
+        rows = list(map(disk.row, numbers))
+        for at, later in enumerate(rows):
+            pairs = ((first, why) for first in rows[:at] if (why := _why_one(first, later)))
+            if pair := next(pairs, None):
+                yield pair[0], later, pair[1]
 
 
-def _by_place(database: sqlite3.Connection) -> Iterator[_Pair]:
+def _by_place(disk: _Disk) -> Iterator[_Pair]:
     """Rows within `NEAR_KM` of each other that are spelt alike or in two scripts, or have no third row near.
 
     A file of one city's districts has many rows near each other, and they are not named.
     """
     near: list[tuple[int, int, float, bool]] = []
+    for numbers in disk.groups(_SAME_CUBES):
+        near += _near_pairs(list(map(disk.row, numbers)))
+        if len(near) >= ROWS_TOGETHER:
+            with translated():
+                disk.database.executemany(_PAIR, near)
+            near = []
     with translated():
-        for _, group in itertools.groupby(database.execute(_SAME_CUBES), key=lambda row: row[-1]):
-            near += _near_pairs([_Row(*row[:-1]) for row in group])
-            if len(near) >= ROWS_TOGETHER:
-                database.executemany(_PAIR, near)
-                near = []
-        database.executemany(_PAIR, near)
-        for *pair, apart in database.execute(_CLOSE_PAIRS):
-            first, later = (_Row(*database.execute(_ONE, (number,)).fetchone()) for number in pair)
-            yield first, later, f"{apart:.1f} km apart"
+        disk.database.executemany(_PAIR, near)
+        for first, later, apart in disk.database.execute(_CLOSE_PAIRS):
+            yield disk.row(first), disk.row(later), f"{apart:.1f} km apart"
 
 
 def _near_pairs(rows: list[_Row]) -> Iterator[tuple[int, int, float, bool]]:
@@ -251,7 +292,9 @@ _LETTERS: Final = str.maketrans(
 def _folded(name: str) -> str:
     """A name without case, accents, blanks and punctuation; the name itself where nothing else is in it."""
     if name.isascii():
-        return name.lower().translate(_NO_PUNCTUATION) or name
+        # The usual name has letters, digits and blanks: translating takes five times as long.
+        text = name.lower().replace(" ", "")
+        return text if text.isalnum() else text.translate(_NO_PUNCTUATION) or name
     text = normalise(name)
     if not text.isascii():
         text = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFKD", text.translate(_LETTERS))))

@@ -199,6 +199,7 @@ def test_thoughts_are_read_only_where_no_text_has_an_instance() -> None:
     [
         ("Wine\x00 and Bread", "Wine and Bread"),
         ("\x1b[2JWine\x9b", "[2JWine"),
+        ("Wi\x7fne", "Wine"),
         ("Wine \u202egnihtemos", "Wine gnihtemos"),
         ("Wine \ud800!", "Wine \ufffd!"),
         ("Wine\tand\nBread", "Wine\tand\nBread"),

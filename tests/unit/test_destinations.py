@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import config
 from tasks.errors import InputError
 from tasks.identity import normalise
+from tasks.inputs import duplicates
 from tasks.inputs.columns import MAX_EXTRA, MAX_NAME, identified
-from tasks.inputs.duplicates import KEYS_IN_MEMORY, SeenRows
+from tasks.inputs.duplicates import SeenRows
 from tasks.inputs.placeholders import is_doubtful, is_placeholder
 from tasks.inputs.reader import KEPT_ROWS, BadRow, Reader, ReadReport, from_iterable
 from tasks.inputs.source import MAX_ROW
@@ -422,9 +423,10 @@ def test_limit_takes_the_first_and_reads_no_further() -> None:
     assert report.rows == 2
 
 
-def test_rows_are_told_apart_before_and_after_they_move_to_disk() -> None:
+def test_rows_are_told_apart_before_and_after_they_move_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "KEYS_IN_MEMORY", 2_000)
     seen = SeenRows()
-    rows = [identified(f"City {number}") for number in range(KEYS_IN_MEMORY + 500)]
+    rows = [identified(f"City {number}") for number in range(2_500)]
     assert not any(seen.duplicate(row, line) for line, row in enumerate(rows, start=1))
     found = [seen.duplicate(row, 10**6) for row in rows[:: len(rows) // 300]]
     assert [one and one.first_line for one in found] == list(range(1, len(rows) + 1, len(rows) // 300))

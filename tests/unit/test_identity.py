@@ -247,7 +247,10 @@ def test_a_crowd_in_one_place_costs_no_more_than_its_reading() -> None:
     assert report.likely_duplicates == MAX_COMPARED - 1
 
 
-def test_twins_far_apart_in_a_large_file_are_found_after_the_rows_have_moved_to_disk() -> None:
+def test_twins_far_apart_in_a_large_file_are_found_after_the_rows_have_moved_to_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(duplicates, "KEYS_IN_MEMORY", 2_000)
     rows = "".join(f"City {number},Nowhere\n" for number in range(duplicates.KEYS_IN_MEMORY + 1_000))
     _, report = read(f"name,country\nCórdoba,Spain\n{rows}Cordoba,Spain\ncórdoba,spain\n")
     last = duplicates.KEYS_IN_MEMORY + 1_003

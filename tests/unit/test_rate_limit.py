@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from config.errors import ConfigError
 from tasks.messages import Destination
-from workers.llm.cost import TokenEstimate
+from workers.llm.cost import TokenEstimate, prompt_tokens
 from workers.llm.limits.concurrency import AdaptiveConcurrency
 from workers.llm.limits.cooldown import CoolDown
 from workers.llm.limits.gcra import Gcra, Limits
@@ -120,12 +120,12 @@ def test_concurrency_that_is_switched_off_never_moves() -> None:
 
 def test_completions_are_estimated_by_what_the_stage_really_needed() -> None:
     estimate = TokenEstimate()
-    first = estimate.tokens(PROMPT, 2_000)
+    first = prompt_tokens(PROMPT) + estimate.completion(PROMPT, 2_000)
     for _ in range(50):
         estimate.learn(PROMPT.stage, 300)
-    learnt = estimate.tokens(PROMPT, 2_000)
+    learnt = prompt_tokens(PROMPT) + estimate.completion(PROMPT, 2_000)
     assert first - learnt == 700
-    assert estimate.tokens(PROMPT, 100) == learnt - 200, "never more than may come"
+    assert prompt_tokens(PROMPT) + estimate.completion(PROMPT, 100) == learnt - 200, "never more than may come"
 
 
 async def test_a_shorter_cool_down_never_shortens_a_longer_one_and_none_lasts_for_ever() -> None:

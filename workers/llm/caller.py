@@ -240,7 +240,8 @@ class Caller:
 
     async def _send(self, request: Request, spend: Spend) -> RawAnswer:
         """One call, at its turn under the rate limits and over the next free connection."""
-        tokens = self._estimate.tokens(request.prompt, request.max_tokens)
+        expected = self._expected(request)
+        tokens = expected.prompt_tokens + expected.completion_tokens
         async with self._pool.connection(
             request.model, request_priority=request.request_priority, tokens=tokens, avoid=request.avoid
         ) as lease:
@@ -249,7 +250,7 @@ class Caller:
             request.route = lease.route
             if request.sent is not None:
                 request.sent.set()
-            with request.token, spend.call(self._expected(request)) as call:
+            with request.token, spend.call(expected) as call:
                 raw = await self._complete(request, lease, call)
         request.is_answered = True
         if raw.cool_down_seconds:

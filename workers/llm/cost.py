@@ -34,9 +34,6 @@ class TokenEstimate:
     def __init__(self) -> None:
         self._completions: dict[str, float] = {}
 
-    def tokens(self, prompt: Prompt, max_tokens: int) -> int:
-        return prompt_tokens(prompt) + self.completion(prompt, max_tokens)
-
     def completion(self, prompt: Prompt, max_tokens: int) -> int:
         return round(min(self._completions.get(prompt.stage, max_tokens * FIRST_GUESS), max_tokens))
 

@@ -6,8 +6,10 @@ The generator decides what an unusable answer means: ask again with the mistake 
 """
 
 import time
-from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from config.settings import Settings
 from tasks.errors import BudgetExceededError, InvalidAnswerError, JobStoppedError, PermanentError, RejectedAnswerError
@@ -47,8 +49,7 @@ NEWEST: Final = 0.05
 Source = Literal["called", "cached", "coalesced"]
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True):
     """A validated answer: the value, which model gave it, and where it came from.
 
     `key` is its place in the cache, where `is_kept` says that it is; the tokens are those that it had cost when made.
@@ -67,13 +68,12 @@ class Completion:
         return cls(made.value, made.model, source, key, made.prompt_tokens, made.completion_tokens, is_kept)
 
 
-@dataclass(slots=True)
-class StageStats:
+class StageStats(msgspec.Struct, eq=False):
     """What one destination's stage has cost and saved; filled while the stage runs, whatever its end."""
 
-    spend: Spend = field(default_factory=Spend)
-    cache: CacheStats = field(default_factory=CacheStats)
-    token: CancellationToken = field(default_factory=CancellationToken)
+    spend: Spend = msgspec.field(default_factory=Spend)
+    cache: CacheStats = msgspec.field(default_factory=CacheStats)
+    token: CancellationToken = msgspec.field(default_factory=CancellationToken)
 
     def usage(self) -> Usage:
         return Usage(
@@ -96,8 +96,7 @@ class StageStats:
         )
 
 
-@dataclass(slots=True)
-class _Question:
+class _Question(msgspec.Struct, eq=False):
     prompt: Prompt
     key: str
     lookup: Lookup

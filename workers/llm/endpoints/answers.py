@@ -59,6 +59,9 @@ class AnswerSchema:
         self.name = name
         self.document = document
         self.text = msgspec.json.encode(document, order="deterministic").decode()
+        described = {"name": name, "strict": True, "schema": document}
+        #: How a server is asked for it, encoded once.
+        self.response_format = msgspec.Raw(msgspec.json.encode({"type": "json_schema", "json_schema": described}))
         self._validator = jsonschema_rs.validator_for(self.text)
         numbers = self.text.count('"integer"') + self.text.count('"number"')
         #: Whether a number may be too large to be stored and still be valid.
@@ -159,6 +162,8 @@ def candidates(text: str) -> Candidates:
     """The JSON values that an answer's text may mean, outside of its reasoning, cleaned."""
     try:
         found = Candidates([msgspec.json.decode(text)])
+        # Strict JSON has no control character but DEL in its texts.
+        is_plain = text.isascii() and "\x7f" not in text
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         outside, inside = split_reasoning(text)
         found = _scanned(outside)
@@ -166,8 +171,9 @@ def candidates(text: str) -> Candidates:
             found.values.extend(_scanned(_TRAILING_COMMA.sub(r"\1", outside)).values)
         if inside and not outside.strip() and not _ends_reasoning(text):
             found = Candidates([], 0)
+        is_plain = False
     # An escape, or a character that cannot be printed, may be one that cannot be stored.
-    is_clean = "\\u" not in text and (text.isprintable() or is_fit(text))
+    is_clean = "\\u" not in text and (is_plain or text.isprintable() or is_fit(text))
     return found if is_clean else Candidates([cleaned_value(value) for value in found.values], found.open_at)
 
 

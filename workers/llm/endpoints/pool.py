@@ -200,8 +200,9 @@ class LLMConnectionPool:
     async def _lend(self, model: str, request_priority: int, tokens: int, avoid: Collection[Route]) -> Lease:
         while True:
             healthy = await self._healthy(model, avoid)
-            probed = await _probed(healthy)
-            routes = [probed] if probed else _ready(healthy)
+            cooling = [route for route in healthy if route.limiter.is_cooling]
+            probed = await _probed(cooling) if cooling else None
+            routes = [probed] if probed else _ready(healthy, cooling)
             chosen = better_of_two(routes)
             began = time.perf_counter()
             slot = await chosen.slot(tokens, is_probe=probed is not None)
@@ -355,9 +356,9 @@ class _Lending:
         self._pool._take_back(self._lease)  # noqa: SLF001  # the two are one machine
 
 
-def _ready(routes: Sequence[Route]) -> list[Route]:
+def _ready(routes: list[Route], cooling: Collection[Route]) -> list[Route]:
     """The routes that are in no cool-down; where all are, the one whose cool-down ends first."""
-    ready = [route for route in routes if not route.limiter.is_cooling]
+    ready = [route for route in routes if route not in cooling] if cooling else routes
     return ready or [min(routes, key=lambda route: route.limiter.cool_down.left_seconds)]
 
 

@@ -40,8 +40,7 @@ def request_of(model: str, prompt: Prompt, history: Sequence[Turn], style: Answe
         )
     body: dict[str, Any] = {"model": model, "messages": messages}
     if style is AnswerFormat.JSON_SCHEMA:
-        described = {"name": prompt.schema.name, "strict": True, "schema": prompt.schema.document}
-        body["response_format"] = {"type": "json_schema", "json_schema": described}
+        body["response_format"] = prompt.schema.response_format
     elif style is AnswerFormat.JSON_OBJECT:
         body["response_format"] = {"type": "json_object"}
     return body

@@ -95,7 +95,7 @@ class CoolDown:
     @property
     def left_seconds(self) -> float:
         """Seconds until the endpoint may be asked again; 0 when it may."""
-        return max(0.0, self._until - time.monotonic())
+        return max(0.0, self._until - time.monotonic()) if self._until else 0.0
 
     @property
     def next_try_seconds(self) -> float:

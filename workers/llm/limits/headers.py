@@ -67,6 +67,8 @@ def duration_seconds(text: str) -> float | None:
     text = text.strip()
     if not text or len(text) > MAX_CHARACTERS:
         return None
+    if text.isdecimal() and text.isascii():
+        return float(text)
     if match := _DURATION.fullmatch(text):
         return sum(float(number) * unit for number, unit in zip(match.groups(), _UNITS, strict=True) if number)
     number = float(text) if _NUMBER.fullmatch(text) else math.inf
@@ -149,7 +151,11 @@ def exhausted_seconds(
     now = time.time() if now is None else now
     waits = []
     for name in set(names.split("\n")):
-        if not (match := _RESET.fullmatch(name)) or _number(headers, name.replace("reset", "remaining")) != 0:
+        if (
+            "ratelimit" not in name
+            or not (match := _RESET.fullmatch(name))
+            or _number(headers, name.replace("reset", "remaining")) != 0
+        ):
             continue
         values = _values(headers, name)
         found = [seconds for text in _parts(values) if (seconds := wait_seconds(text, now=now)) is not None]

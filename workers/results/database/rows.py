@@ -1,7 +1,8 @@
 """What the results database gives back: frozen values, times in seconds since 1970, UTC."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import RowMapping
@@ -17,7 +18,7 @@ DestinationStatus = Literal["queued", "done", "failed"]
 FINAL_STATES: Final = frozenset({"done", "cancelled"})
 
 
-def usage_of(row: RowMapping) -> Usage:
+def usage_of(row: Mapping[Any, Any]) -> Usage:
     return Usage(**{name: row[name] for name in USAGE_COLUMNS})
 
 
@@ -43,7 +44,7 @@ class JobRow:
     revision: int
 
     @classmethod
-    def of(cls, row: RowMapping) -> "JobRow":
+    def of(cls, row: Mapping[Any, Any]) -> "JobRow":
         plain = {k: v for k, v in row.items() if k not in USAGE_COLUMNS}
         return cls(**{**plain, "sealed": bool(row["sealed"])}, usage=usage_of(row))
 

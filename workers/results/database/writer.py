@@ -3,23 +3,18 @@
 Every statement runs over many rows at once, as tuples. Nothing here decides anything: see `batch`.
 """
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
     ColumnElement,
     Dialect,
-    Executable,
     Table,
     bindparam,
     delete,
-    func,
     literal_column,
-    or_,
-    select,
     update,
 )
 from sqlalchemy.dialects.sqlite import Insert
@@ -30,6 +25,7 @@ from tasks.messages import JobInputs, JobOpened, JobReopened, PackedProfile, Res
 from tasks.packed import ThemeValues, checked
 from tasks.texts import clean_line
 from workers.results.database import tables
+from workers.results.database.asked import Asked
 from workers.results.database.reducer import BatchReducer, Changes, DestinationState, Kept, Key, UnusableEntryError
 from workers.results.database.rows import JobRow
 from workers.results.database.statements import Statement, StatementStatistics, insert
@@ -48,8 +44,6 @@ from workers.results.database.values import (  # fmt: skip
 )
 from workers.results.stream import DeadEntry
 
-#: Ids in one IN list: well below SQLite's bound of 32,766 parameters.
-IDS_PER_QUERY: Final = 1_000
 #: Columns that an upsert leaves as the first writer set them.
 _KEPT: Final = {"created_at", "profile_no"}
 
@@ -116,11 +110,12 @@ class _Statements:
             "insert dead_letters", insert(dialect, tables.dead_letters).on_conflict_do_nothing(), tables.dead_letters
         )
         self.part = upsert(tables.job_measurements, ("job_id", "process"))
-        self.job = (
-            update(tables.jobs)
-            .where(tables.jobs.c.job_id == bindparam("of_job"))
-            .values({name: bindparam(name) for name in tables.jobs.c.keys() if name != "job_id"})  # noqa: SIM118 - a column collection
+        jobs = tables.jobs
+        values: dict[str, Any] = {name: bindparam(name) for name in jobs.c.keys() if name != "job_id"}  # noqa: SIM118 - a column collection
+        self.job = Statement(
+            dialect, "update jobs", update(jobs).where(jobs.c.job_id == bindparam("of_job")).values(values)
         )
+        self.asked = Asked(dialect)
 
 
 #: By the dialect's name: those of one database are those of every other of its kind.
@@ -145,8 +140,8 @@ class Writer:
         self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
     ) -> tuple[Changes, int]:
         """Write one batch inside the caller's transaction: its changes, and how many rows they were."""
-        rows = await self._write_inputs(connection, entries, now)
-        changes = (await self._load(connection, entries, now)).changes(entries)
+        jobs, rows = await self._write_inputs(connection, entries, now)
+        changes = (await self._load(connection, entries, jobs, now)).changes(entries)
         return changes, rows + await self._write_changes(connection, changes, now)
 
     async def bury(self, connection: AsyncConnection, dead: Sequence[DeadEntry], now: float) -> int:
@@ -158,14 +153,15 @@ class Writer:
         rows = [(job_id, process, payload) for process, payload in parts.items()]
         return await self._all.part.run(connection, rows, self.times)
 
-    async def _write_inputs(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> int:
-        """Rows for announced jobs and destinations, and for jobs whose first entries are not there."""
+    async def _write_inputs(
+        self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
+    ) -> tuple[dict[str, JobRow], int]:
+        """Rows for announced jobs and destinations; the jobs of all entries, and how many rows were written."""
         opened = [
             (e.job_id, clean_line(e.name), e.created_at, as_json(e.options))
             for e in entries
             if isinstance(e, JobOpened)
         ]
-        seen = dict.fromkeys(e.job_id for e in entries)
         listed = [
             listed_row(e.job_id, destination, now)
             for e in entries
@@ -173,43 +169,40 @@ class Writer:
             for destination in e.destinations
         ]
         count = await self._all.job_opened.run(connection, opened, self.times)
-        await self._all.job_seen.run(connection, [(j, j, now) for j in seen], self.times)
-        return count + await self._all.listed.run(connection, listed, self.times)
+        jobs = await self._jobs(connection, entries, now)
+        return jobs, count + await self._all.listed.run(connection, listed, self.times)
 
-    async def _load(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> BatchReducer:
+    async def _jobs(self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float) -> dict[str, JobRow]:
+        """The jobs of these entries; one whose first entry is not there gets a row that stands in for it."""
+        seen = dict.fromkeys(e.job_id for e in entries)
+        jobs = await self._all.asked.jobs(connection, seen, self.times)
+        if new := [(job_id, job_id, now) for job_id in seen if job_id not in jobs]:
+            await self._all.job_seen.run(connection, new, self.times)
+            jobs = await self._all.asked.jobs(connection, seen, self.times)
+        return jobs
+
+    async def _load(
+        self, connection: AsyncConnection, entries: Sequence[StreamEntry], jobs: dict[str, JobRow], now: float
+    ) -> BatchReducer:
         """What the database holds about everything these entries name."""
-        job_ids = list(dict.fromkeys(e.job_id for e in entries))
+        asked, times = self._all.asked, self.times
         keys = list(dict.fromkeys(_keys(entries)))
-        reducer = BatchReducer({}, {}, set(), now)
-        for some in _pieces(job_ids):
-            found = await connection.execute(select(tables.jobs).where(tables.jobs.c.job_id.in_(some)))
-            reducer.jobs |= {row["job_id"]: JobRow.of(row) for row in found.mappings()}
+        reducer = BatchReducer(jobs, {}, set(), now)
         for job_id, of_job in groupby(sorted(keys), key=lambda key: key[0]):
-            for ids in _pieces([destination_id for _, destination_id in of_job]):
-                known = await self._rows(connection, "select destinations", _STATES, job_id, ids)
-                states = {(job_id, r[0]): DestinationState(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
-                reducer.destinations |= states
-                if again := [r[0] for r in known if r[5] >= 0 and (r[3] == "queued" or r[4])]:
-                    kept = await self._rows(connection, "select kept profiles", _KEPT_PROFILES, job_id, again)
-                    for row in kept:
-                        if row[1] < states[job_id, row[0]].attempt:
-                            states[job_id, row[0]].kept = Kept(row[2] == "ok", -row[3], row[4])
-                # Most destinations of a batch are new: they have no runs, and have cost nothing.
-                if tried := [r[0] for r in known if r[6]]:
-                    runs = await self._rows(connection, "select attempts", _RUNS, job_id, tried)
-                    reducer.runs |= {(job_id, r[0], r[1], r[2], r[3]) for r in runs}
-                    spent = await self._rows(connection, "select usage", _USAGE, job_id, tried)
-                    for row in spent:
-                        states[job_id, row[0]].usage = Usage(*row[1:])
+            known = await asked.states.of(connection, job_id, [each for _, each in of_job], times)
+            states = {(job_id, r[0]): DestinationState(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
+            reducer.destinations |= states
+            if again := [r[0] for r in known if r[5] >= 0 and (r[3] == "queued" or r[4])]:
+                for row in await asked.kept.of(connection, job_id, again, times):
+                    if row[1] < states[job_id, row[0]].attempt:
+                        states[job_id, row[0]].kept = Kept(row[2] == "ok", -row[3], row[4])
+            # Most destinations of a batch are new: they have no runs, and have cost nothing.
+            if tried := [r[0] for r in known if r[6]]:
+                runs = await asked.runs.of(connection, job_id, tried, times)
+                reducer.runs |= {(job_id, r[0], r[1], r[2], r[3]) for r in runs}
+                for row in await asked.usage.of(connection, job_id, tried, times):
+                    states[job_id, row[0]].usage = Usage(*row[1:])
         return reducer
-
-    async def _rows(
-        self, connection: AsyncConnection, name: str, query: Executable, job_id: str, ids: Sequence[str]
-    ) -> Sequence[Any]:
-        began = time.perf_counter()
-        found = (await connection.execute(query, {"of_job": job_id, "ids": ids})).all()
-        self.times.add(name, time.perf_counter() - began, len(found))
-        return found
 
     async def _write_changes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
         stands = [destination_row(key, s, now) for key, s in changes.destinations.items()]
@@ -219,9 +212,8 @@ class Writer:
             changes.totals = await self._all.totals.add(connection, changes.runs.values(), self.times)
         count += await self._write_outcomes(connection, changes, now)
         jobs = [job_row(job) for job in changes.jobs.values()]
-        if jobs:
-            with self.times.timed("update jobs", len(jobs)):
-                await connection.execute(self._all.job, jobs)
+        of_jobs = [tuple(job[name] for name in self._all.job.columns) for job in jobs]
+        await self._all.job.run(connection, of_jobs, self.times)
         return count + len(jobs)
 
     async def _write_outcomes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
@@ -233,7 +225,9 @@ class Writer:
                 profile, themes = _checked(shown.profile, shown.destination_id)
                 changes.shown[key] = msgspec.structs.replace(shown, profile=profile)
                 profiles.append((shown, profile, themes))
-        next_profile, next_theme = await self._next_numbers(connection) if profiles else (1, 1)
+        next_profile = next_theme = 1
+        if profiles:
+            ((next_profile, next_theme),) = await self._all.asked.numbers.fetch(connection, (), self.times)
         of_profiles: list[Values] = []
         of_themes: list[Values] = []
         for result, profile, themes in profiles:
@@ -255,9 +249,8 @@ class Writer:
             return {}
         numbers: dict[Key, int] = {}
         for job_id, of_job in groupby(sorted(again), key=lambda key: key[0]):
-            for ids in _pieces([destination_id for _, destination_id in of_job]):
-                found = await self._rows(connection, "select profiles", _NUMBERS, job_id, ids)
-                numbers |= {(job_id, row[0]): row[1] for row in found}
+            found = await self._all.asked.profiles.of(connection, job_id, [each for _, each in of_job], self.times)
+            numbers |= {(job_id, row[0]): row[1] for row in found}
         succeeded = [key for key in again if changes.shown[key].profile is not None]
         failed = [key for key in again if changes.shown[key].profile is None]
         await self._all.no_failure.run(connection, succeeded, self.times)
@@ -265,12 +258,6 @@ class Writer:
         await self._all.no_themes.run(connection, had, self.times)
         await self._all.no_profile.run(connection, failed, self.times)
         return numbers
-
-    async def _next_numbers(self, connection: AsyncConnection) -> tuple[int, int]:
-        """The next free numbers of profiles and themes; this transaction holds the lock."""
-        with self.times.timed("select numbers", 1):
-            found = (await connection.execute(_NEXT)).one()
-        return int(found[0]), int(found[1])
 
 
 def _checked(profile: PackedProfile, destination_id: str) -> tuple[PackedProfile, list[ThemeValues]]:
@@ -280,43 +267,9 @@ def _checked(profile: PackedProfile, destination_id: str) -> tuple[PackedProfile
         raise UnusableEntryError(str(bad)) from bad
 
 
-def _among(table: Table) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return table.c.job_id == bindparam("of_job"), table.c.destination_id.in_(bindparam("ids", expanding=True))
-
-
-_D, _A, _P, _M, _T = tables.destinations, tables.attempts, tables.profiles, tables.missing, tables.profile_themes
-_USAGE_COLUMNS: Final = [_D.c[name] for name in tables.USAGE_COLUMNS]
-_STATES: Final = select(
-    _D.c.destination_id, _D.c.name, _D.c.country, _D.c.state, _D.c.partial, _D.c.attempt,
-    # Whether there can be runs of it.
-    or_(_D.c.attempt >= 0, _D.c.cost_usd.is_(None), *(column != 0 for column in _USAGE_COLUMNS)),
-).where(*_among(_D))  # fmt: skip
-_USAGE: Final = select(_D.c.destination_id, *_USAGE_COLUMNS).where(*_among(_D))
-_RUNS: Final = select(_A.c.destination_id, _A.c.attempt, _A.c.worker, _A.c.at).where(*_among(_A))
-_NUMBERS: Final = select(_P.c.destination_id, _P.c.profile_no).where(*_among(_P))
-#: Profiles of destinations that are asked again: their attempt, and how good they are.
-_KEPT_PROFILES: Final = select(
-    _P.c.destination_id,
-    _P.c.attempt,
-    _P.c.status,
-    select(func.count(_M.c.stage.distinct())).where(_M.c.profile_no == _P.c.profile_no).scalar_subquery(),
-    select(func.count()).where(_T.c.profile_no == _P.c.profile_no).scalar_subquery(),
-).where(*_among(_P))
-_NEXT: Final = select(
-    select(func.coalesce(func.max(_P.c.profile_no), 0) + 1).scalar_subquery(),
-    select(func.coalesce(func.max(_T.c.theme_no), 0) + 1).scalar_subquery(),
-)
-
-
 def _keys(entries: Iterable[StreamEntry]) -> Iterator[Key]:
     for entry in entries:
         if isinstance(entry, Result | Spent):
             yield entry.job_id, entry.destination_id
         elif isinstance(entry, JobReopened):
             yield from ((entry.job_id, destination_id) for destination_id in entry.destination_ids)
-
-
-def _pieces(ids: Sequence[str]) -> Iterator[list[str]]:
-    rest = iter(ids)
-    while piece := list(islice(rest, IDS_PER_QUERY)):
-        yield piece
