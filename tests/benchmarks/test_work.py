@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tasks import keys
 from tasks import worker_reports as fleet
 from tests.benchmarks.figures import knob, tell
 from tests.benchmarks.paced_server import write_prompts
+from tests.benchmarks.whole import cpu_of
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]
 LANES = 12
@@ -50,6 +51,8 @@ def greedy_bound(seconds: Sequence[float], lanes: int) -> float:
 
 class Bench:
     """A private Redis, a paced server, a consumer; workers come and go."""
+
+    consumer: "subprocess.Popen[bytes]"
 
     def __init__(self, folder: Path, url: str, llm: str) -> None:
         self.folder, self.url = folder, url
@@ -77,6 +80,13 @@ class Bench:
             yield started
         finally:
             stop(started, seconds=15)
+
+    def cpu(self, workers: Sequence["subprocess.Popen[bytes]"]) -> dict[str, float]:
+        """Seconds of each role until now."""
+        with Redis.from_url(self.url) as redis:
+            info: Any = redis.info("server")
+        pids = {"consumer": [self.consumer.pid], "Redis": [info["process_id"]], "worker": [one.pid for one in workers]}
+        return {role: sum(cpu_of(psutil.Process(pid)) for pid in some) for role, some in pids.items()}
 
     def run(self, path: Path) -> dict[str, Any]:
         """Enqueue a file without looking into the cache, and wait for the job's end; its status."""
@@ -109,9 +119,16 @@ def _bench(folder: Path, seconds: Sequence[float]) -> Iterator[Bench]:
         parts.callback(llm.terminate)
         assert llm.stdout
         made = Bench(folder, redis.url, llm.stdout.readline().decode().strip())
-        consumer = spawn(themes("consumer"), env=made.env, log=folder / "consumer.log")
-        parts.callback(stop, [consumer], seconds=5)
+        made.consumer = spawn(themes("consumer"), env=made.env, log=folder / "consumer.log")
+        parts.callback(stop, [made.consumer], seconds=5)
         yield made
+
+
+def _tell_cpu(
+    case: str, before: Mapping[str, float], used: Mapping[str, float], destinations: int, what: str = ""
+) -> None:
+    for role, seconds in used.items():
+        tell(case, f"CPU a destination, {role}{what}", [(seconds - before[role]) / destinations * 1e3], "ms")
 
 
 def _took(status: dict[str, Any]) -> float:
@@ -130,11 +147,14 @@ def test_heavy_tailed_durations_beside_the_greedy_bound(tmp_path: Path, processe
     with _bench(tmp_path, seconds) as bench:
         for steal in ("true", "false"):
             toggle = {"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_WORK_STEALING": steal}
-            with bench.workers(processes, **toggle):
+            with bench.workers(processes, **toggle) as workers:
+                before = bench.cpu(workers)
                 took = _took(bench.run(path))
+                used = bench.cpu(workers)
             case = f"{processes} processes, {len(seconds):,} destinations"
             what = "stealing on" if steal == "true" else "stealing off"
             tell(case, f"time / greedy bound, {what}", [took / bound], "x")
+            _tell_cpu(case, before, used, len(seconds), f", {what}")
     tell(case, "greedy bound", [bound], "s")
 
 
@@ -187,7 +207,7 @@ def test_a_large_job_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> None:
     small = {"THEMES_PERFORMANCE_OPTIMIZATION__MAX_MEMORY_CACHE_MB": "4"}
     with _bench(tmp_path, [0.0]) as bench, bench.workers(2, **small) as workers, Redis.from_url(bench.url) as redis:
         env = os.environ | bench.env
-        began = time.monotonic()
+        began, before = time.monotonic(), bench.cpu(workers)
         producer = subprocess.Popen(themes("enqueue", str(path)), env=env, stdout=subprocess.PIPE)
         most = 0.0
         while producer.poll() is None:
@@ -206,6 +226,7 @@ def test_a_large_job_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> None:
                 info: Any = redis.info("memory")
                 sizes.append((time.monotonic() - began, done, worker, info["used_memory"] / 1e6))
             time.sleep(0.5)
+        _tell_cpu(case, before, bench.cpu(workers), MANY)
         tell(case, "destinations", [MANY / (time.monotonic() - began)], "a second")
         for name, (_, done, worker, memory) in {
             "early": sizes[min(1, len(sizes) - 1)],
