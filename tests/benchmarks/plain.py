@@ -19,8 +19,6 @@ from tests.benchmarks.full_prompts import body_of, prompt_about, stages
 from tests.benchmarks.plain_celery import PLACE
 from tests.benchmarks.whole import Whole, cpu_of
 
-#: Processes of its worker, as Celery would choose on two cores.
-PROCESSES: Final = 2
 _ENQUEUE: Final = """
 import sys
 from tests.benchmarks.plain_celery import destination
@@ -70,8 +68,8 @@ class Plain:
 
 
 @contextmanager
-def plain(system: Whole) -> Iterator[Plain]:
-    """A worker of `PROCESSES` processes; its queue is in database 2 of the system's Redis."""
+def plain(system: Whole, processes: int) -> Iterator[Plain]:
+    """A worker of so many processes; its queue is in database 2 of the system's Redis."""
     folder = system.folder
     in_order = sorted(stages(), key=lambda stage: stage.asks != "new themes")
     requests = [body_of(prompt_about(PLACE, stage)).decode() for stage in in_order]
@@ -87,7 +85,7 @@ def plain(system: Whole) -> Iterator[Plain]:
     )
     command = [sys.executable, "-m", "celery", "-A", "tests.benchmarks.plain_celery", "worker"]
     worker = spawn(
-        [*command, "--concurrency", str(PROCESSES), "--loglevel", "WARNING"], env=env, log=folder / "plain.log"
+        [*command, "--concurrency", str(processes), "--loglevel", "WARNING"], env=env, log=folder / "plain.log"
     )
     try:
         yield Plain(system, env, worker)
