@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Dialect, Select, Text, any_, bindparam, func, literal_column, or_, select
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from workers.results.database import tables
@@ -86,6 +85,8 @@ def _among(column: Column[Any], dialect: Dialect) -> ColumnElement[bool]:
     if dialect.name == "sqlite":
         each = func.json_each(bindparam("ids")).table_valued("value")
         return column.in_(select(each.c.value))
+    from sqlalchemy.dialects.postgresql import ARRAY  # late: a tenth of a second that SQLite's users need not wait for
+
     return column == any_(bindparam("ids", type_=ARRAY(Text)))
 
 

@@ -28,6 +28,8 @@ def _finish(_: MetaData, connection: Connection, **__: object) -> None:
         connection.exec_driver_sql("ALTER TABLE destinations ADD COLUMN rowid BIGINT GENERATED ALWAYS AS IDENTITY")
         connection.exec_driver_sql("DROP INDEX destinations_by_job")
         connection.exec_driver_sql("CREATE INDEX destinations_by_job ON destinations (job_id, rowid)")
+    # The few that lack something. As a part of its table SQLAlchemy would load both dialects for it.
+    connection.exec_driver_sql("CREATE INDEX profiles_by_gap ON profiles (job_id) WHERE missing IS NOT NULL")
     since = int(time.time() * 1_000_000)
     connection.exec_driver_sql(f"INSERT INTO counters (name, value) VALUES ('since', {since})")  # noqa: S608 - a number
     for name, query in views(connection.dialect.name).items():

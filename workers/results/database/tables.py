@@ -22,7 +22,6 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    text,
 )
 
 #: Version of the tables that this code reads and writes; the newest of `migrations/versions`.
@@ -173,13 +172,6 @@ profiles = Table(
     Index("profiles_by_destination", "destination_id"),
     # What a country has: WHERE country = 'Japan'.
     Index("profiles_by_country", "country"),
-    # The few that lack something.
-    Index(
-        "profiles_by_gap",
-        "job_id",
-        sqlite_where=text("missing IS NOT NULL"),
-        postgresql_where=text("missing IS NOT NULL"),
-    ),
 )
 
 #: What a `ProfileRow` is made of, in a query over destinations and their profiles.

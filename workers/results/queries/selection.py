@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Column, ColumnElement, String, cast, exists, func, or_, select
-from sqlalchemy.dialects.postgresql import JSONB
 
 from tasks.errors import ConfigError
 from tasks.messages import Profile, Theme
@@ -95,6 +94,8 @@ def column_of(name: str, dialect: str) -> ColumnElement[Any]:
         return COLUMNS[name]
     extra = tables.destinations.c.extra
     if dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import JSONB  # late, as in `statements`
+
         text: ColumnElement[Any] = cast(extra, JSONB)[name].astext
         return text
     # Not by a path: in one, a name with a quotation mark cannot be written.
