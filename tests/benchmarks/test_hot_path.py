@@ -1,7 +1,12 @@
-"""What the hot path costs, beside the floor that it stands on."""
+"""What a call, a cached destination and an enqueued row cost, beside the floor that each stands on.
+
+Calls are those of the product's sixteen prompts in turn, with answers in real size. There is no Celery and no consumer
+around a layer: `whole_uncached` and `whole_cached` have them.
+"""
 
 import asyncio
-import statistics
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -14,43 +19,41 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
+from scripts.lib.processes import themes
 from tasks.connection import connect_async
 from tasks.inputs.reader import Reader
 from tasks.messages import Destination
 from tasks.queue.producer import enqueue
+from tests.benchmarks.figures import knob, ratios, repeats, tell
+from tests.benchmarks.full_prompts import body_of, prompt_about, stages
+from tests.benchmarks.whole import light_server
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
-from workers.llm.endpoints.reply import AnswerFormat
-from workers.llm.endpoints.request import request_of
 from workers.llm.flights.shared import SharedFlights
 from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
-from workers.pipeline.prompts import Input, load_stages
+from workers.pipeline.prompts import load_stages
 
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]
-ROUNDS = 3
-CALLS = 2_000
+ROUNDS = repeats()
+CALLS = knob("DESTINATIONS", 125) * 16
 IN_FLIGHT = 64
-STAGE = next(stage for stage in load_stages() if stage.name == "analyse.price")
 
 
 @pytest.fixture(scope="module")
-def far_sandbox() -> Iterator[str]:
-    """A sandbox in a process of its own, so that its CPU is not counted as ours."""
-    command = [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", "--latency", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout
-        yield process.stdout.readline().decode().strip()
-        process.terminate()
+def server() -> Iterator[str]:
+    """A light server in a process of its own, so that its CPU is not counted as ours."""
+    with light_server(0.0) as (_, url):
+        yield url
 
 
 def _prompt(number: int) -> Prompt:
-    return STAGE.prompt(Input.of(Destination.of(f"City {number}")))
+    return prompt_about(number, stages()[number % len(stages())])
 
 
 async def _all(call: Callable[[int], Awaitable[object]], count: int = CALLS) -> tuple[float, float]:
@@ -66,20 +69,21 @@ async def _all(call: Callable[[int], Awaitable[object]], count: int = CALLS) -> 
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def _told(name: str, values: list[float], unit: str) -> None:
-    print(f"\n{name}: {statistics.median(values):.3g} {unit} (from {min(values):.3g} to {max(values):.3g})")
-
-
 async def test_cpu_of_one_http_call_beside_bare_aiohttp(
-    far_sandbox: str, settings_for: MakeSettings, redis_url: str
+    server: str, settings_for: MakeSettings, redis_url: str
 ) -> None:
+    """Layer: the LLM layer from cache miss to store, answers of 0.1 to 4.6 KB, latency 0, 64 in flight.
+
+    A call passes cache, single flight of all processes, request and token limits, pool, HTTP, validation and store.
+    Both sides encode the request and decode the answer.
+    """
     pool_size = {"THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE": str(IN_FLIGHT)}
     # A limit far away: it is kept, and never reached.
     limits = {"THEMES_LLM__REQUESTS_PER_MINUTE": "10_000_000", "THEMES_LLM__TOKENS_PER_MINUTE": "10_000_000_000"}
-    settings = settings_for(OPENAI_BASE_URL=far_sandbox, THEMES_MODEL="sandbox", **pool_size, **limits)
+    settings = settings_for(OPENAI_BASE_URL=server, THEMES_MODEL="sandbox", **pool_size, **limits)
     profiler = PerformanceProfiler(enabled=True)
     redis = connect_async(redis_url, socket_timeout_seconds=10)
-    ratios, ours_ms, floor_ms = [], [], []
+    ours_ms, floor_ms = [], []
     calm_collector()
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=IN_FLIGHT)) as session,
@@ -87,11 +91,9 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
     ):
 
         async def bare(number: int) -> object:
-            prompt = _prompt(number)
-            request = request_of("sandbox", prompt, (), AnswerFormat.JSON_SCHEMA) | {"max_tokens": 1000}
-            body = msgspec.json.encode(request)
-            async with session.post(f"{far_sandbox}/chat/completions", data=body) as answer:
-                return msgspec.json.decode(await answer.read())
+            async with session.post(f"{server}/chat/completions", data=body_of(_prompt(number))) as answer:
+                content = msgspec.json.decode(await answer.read())["choices"][0]["message"]["content"]
+                return msgspec.json.decode(content)
 
         for turn in range(ROUNDS):
             cache = PersistentLLMCache(redis, max_memory_mb=64, pressure_mb=8192, ttl_days=1, compress=True)
@@ -105,21 +107,25 @@ async def test_cpu_of_one_http_call_beside_bare_aiohttp(
 
             floor, _ = await _all(bare)
             ours, _ = await _all(whole)
-            ratios.append(ours / floor)
             floor_ms.append(floor / CALLS * 1000)
             ours_ms.append(ours / CALLS * 1000)
             await shared.close()
             await cache.close()
     await redis.aclose()
-    _told("CPU a call, bare aiohttp", floor_ms, "ms")
-    _told("CPU a call, cache miss to store", ours_ms, "ms")
-    _told("ratio", ratios, "x")
+    case = "64 in flight, latency 0"
+    tell(case, "CPU a call, bare aiohttp", floor_ms, "ms")
+    tell(case, "CPU a call, cache miss to store", ours_ms, "ms")
+    tell(case, "our layer / bare aiohttp", ratios(ours_ms, floor_ms), "x")
 
 
-async def test_a_destination_from_the_cache(far_sandbox: str, settings_for: MakeSettings, redis_url: str) -> None:
-    settings = settings_for(OPENAI_BASE_URL=far_sandbox, THEMES_MODEL="sandbox")
-    names = [Destination.of(f"City {number}") for number in range(60)]
-    per_second = []
+async def test_a_destination_from_the_cache(server: str, settings_for: MakeSettings, redis_url: str) -> None:
+    """Layer: graph and LLM layer, destinations of 31 KB whose sixteen answers are in Redis.
+
+    Nothing is in memory, as in a new process.
+    """
+    settings = settings_for(OPENAI_BASE_URL=server, THEMES_MODEL="sandbox")
+    names = [Destination.of(f"City {number}") for number in range(CALLS // 16)]
+    rates, cpu_ms = [], []
     for turn in range(ROUNDS + 1):
         # A new process's view each time: nothing in memory, everything in Redis.
         redis = connect_async(redis_url, socket_timeout_seconds=10)
@@ -128,43 +134,69 @@ async def test_a_destination_from_the_cache(far_sandbox: str, settings_for: Make
         async with LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool:
             generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
             processor = FocusedPromptProcessor(Graph(load_stages()), generator, settings=settings, profiler=profiler)
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             outcomes = await asyncio.gather(*(processor.process(name) for name in names))
-            took = time.perf_counter() - began
+            took, cpu = time.perf_counter() - began, time.process_time() - cpu
         if turn:
             assert sum(outcome.usage.cache_hits for outcome in outcomes) == 16 * len(names)
-            per_second.append(16 * len(names) / took)
+            rates.append(len(names) / took)
+            cpu_ms.append(cpu / len(names) * 1e3)
         await cache.close()
         await redis.aclose()
-    _told("completions from Redis, through the whole graph", per_second, "a second")
+    case = f"{len(names)} destinations at once"
+    tell(case, "cached destinations into profiles", rates, "a second")
+    tell(case, "CPU a destination", cpu_ms, "ms")
 
 
 def test_enqueueing(redis: Redis, redis_url: str, settings_for: MakeSettings, tmp_path: Path) -> None:
+    """Layer: the producer. Rows of name and country are read, deduplicated, put into the ledger and into messages."""
     path = tmp_path / "cities.csv"
-    count = 50_000
+    count = knob("MANY", 50_000)
     path.write_text("name,country\n" + "".join(f"City {number},Country {number % 200}\n" for number in range(count)))
     rates, floors = [], []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        began = time.process_time()
         with Reader(path) as reader:
             assert sum(1 for _ in reader) == count
-        floors.append(count / (time.perf_counter() - began))
-        began = time.perf_counter()
+        floors.append(count / (time.process_time() - began))
+        began = time.process_time()
         with Reader(path) as reader:
             assert enqueue(reader, settings=settings_for(REDIS_URL=redis_url), redis=redis).total == count
-        rates.append(count / (time.perf_counter() - began))
-    _told("rows read", floors, "a second")
-    _told("destinations enqueued", rates, "a second")
+        rates.append(count / (time.process_time() - began))
+    case = f"{count:,} rows"
+    tell(case, "rows read", floors, "a second of one core")
+    tell(case, "destinations enqueued", rates, "a second of one core")
+    tell(case, "enqueued / only read", ratios(rates, floors), "x")
+
+
+def test_the_enqueue_command(server: str, redis_url: str, tmp_path: Path) -> None:
+    """Whole system. `themes enqueue` of BENCH_MANY plain rows, from its start to its end; nobody works on them."""
+    path = tmp_path / "cities.txt"
+    count = knob("MANY", 200_000)
+    path.write_text("".join(f"City {number}\n" for number in range(count)))
+    env = _environment() | {"REDIS_URL": redis_url, "OPENAI_BASE_URL": server, "OPENAI_API_KEY": "none"}
+    env |= {"THEMES_MODEL": "sandbox", "THEMES_STATE_DIR": str(tmp_path)}
+    took, used = [], []
+    for _ in range(ROUNDS):
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(themes("enqueue", str(path)), env=env, capture_output=True, check=True)
+        took.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    case = f"{count:,} rows"
+    tell(case, "took", took, "s")
+    tell(case, "rows", [count / seconds for seconds in took], "a second")
+    tell(case, "CPU", used, "s")
+    tell(case, "rows by CPU", [count / seconds for seconds in used], "a second of one core")
 
 
 def test_the_demo_job_beside_its_ideal(tmp_path: Path) -> None:
-    """25 destinations of 16 calls in two rounds, 50 ms each, 15 connections: at best 1.37 s (the original: 11.4 s)."""
-    ideal = 25 * 16 * 0.05 / 15
+    """Whole system. `themes demo`: 25 destinations, 400 calls of the sandbox at 50 ms, 2 workers of 8 connections."""
+    ideal = 25 * 16 * 0.05 / 16
     took = []
-    env_options = ["--latency", "50ms"]
     for turn in range(ROUNDS):
         said = subprocess.run(
-            [sys.executable, "-m", "scripts.main", "demo", *env_options],
+            [sys.executable, "-m", "scripts.main", "demo", "--latency", "50ms"],
             env={
                 **_environment(),
                 "THEMES_STATE_DIR": str(tmp_path / str(turn)),
@@ -183,8 +215,8 @@ def test_the_demo_job_beside_its_ideal(tmp_path: Path) -> None:
         )
         assert "25 profiles" in said.stderr
         took.append(float(status.stdout))
-    _told("the demo's job at 50 ms and 16 connections, enqueued to durable", took, "s")
-    _told("beside the ideal", [seconds / (ideal * 15 / 16) for seconds in took], "x")
+    tell("the demo's job", "enqueued to durable", took, "s")
+    tell("the demo's job", "beside the ideal", [seconds / ideal for seconds in took], "x")
 
 
 _DURATION = """
@@ -194,6 +226,4 @@ print(sqlite3.connect(sys.argv[1]).execute("SELECT finished_at - created_at FROM
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return {key: value for key, value in os.environ.items() if not key.startswith(("THEMES_", "OPENAI_", "REDIS"))}

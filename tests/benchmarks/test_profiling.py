@@ -1,18 +1,20 @@
-"""What the profiler costs: a record, a completion, and in throughput; on and off in turns, in one process."""
+"""What the profiler costs: a record, a completion, and in throughput; on and off in turns, in one process.
+
+Destinations go through the whole graph to a server with full answers; there is no Celery and no consumer.
+"""
 
 import asyncio
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from config.settings import Settings
 from tasks.connection import connect_async
 from tasks.messages import Destination
+from tests.benchmarks.figures import knob, ratios, repeats, tell
+from tests.benchmarks.whole import light_server
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.flights.shared import SharedFlights
@@ -30,7 +32,7 @@ from workers.worker.telemetry import Watched, profiled
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]
 #: Turns of each kind, destinations in each, lanes, and calls a destination.
-TURNS, DESTINATIONS, LANES, CALLS = 8, 150, 12, 16
+TURNS, DESTINATIONS, LANES, CALLS = repeats(8), knob("DESTINATIONS", 150), 12, 16
 #: Records measured, and in one batch: short ones, of which the fastest was disturbed by nobody.
 RECORDS, BATCH = 200_000, 500
 
@@ -39,16 +41,6 @@ class NoRebalancing:
     """A rebalancer of a process that is alone."""
 
     shared = preempted = 0
-
-
-@contextmanager
-def _sandbox(latency: str) -> Iterator[str]:
-    """A sandbox in a process of its own, so that its CPU is not counted as ours."""
-    command = [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", "--latency", latency]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout
-        yield process.stdout.readline().decode().strip()
-        process.terminate()
 
 
 @asynccontextmanager
@@ -105,9 +97,10 @@ async def _turn(
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("latency_ms", [0, 100])
 async def test_a_completion_with_and_without(redis_url: str, settings_for: MakeSettings, latency_ms: int) -> None:
-    """At 0 ms the CPU is what bounds; at 100 ms, with 64 connections, it is the LLM, as in a real job."""
-    with _sandbox(f"{latency_ms}ms") as url:
+    """Layer: LLM layer and graph, answers of 0.1 to 4.6 KB. At 0 ms our CPU is what bounds, at 100 ms the server."""
+    with light_server(latency_ms / 1000) as (_, url):
         await _compare(
+            f"{latency_ms} ms a call",
             redis_url,
             settings_for(
                 OPENAI_BASE_URL=url,
@@ -117,7 +110,7 @@ async def test_a_completion_with_and_without(redis_url: str, settings_for: MakeS
         )
 
 
-async def _compare(redis_url: str, settings: Settings) -> None:
+async def _compare(case: str, redis_url: str, settings: Settings) -> None:
     calm_collector()
     cpu: dict[bool, list[float]] = {True: [], False: []}
     wall: dict[bool, list[float]] = {True: [], False: []}
@@ -129,16 +122,16 @@ async def _compare(redis_url: str, settings: Settings) -> None:
         if number > 1:
             cpu[on].append(of_cpu)
             wall[on].append(of_wall)
-    print(f"\ndurations recorded a completion: {statistics.median(recorded):.1f}", end="")
-    for name, unit in (("CPU", cpu), ("time", wall)):
+    tell(case, "durations recorded a completion", recorded)
+    for name, seconds in (("CPU", cpu), ("time", wall)):
         for on in (False, True):
-            values = [seconds * 1e6 for seconds in unit[on]]
-            print(f"\n{name} a completion, profiler {'on' if on else 'off'}: {_spread(values, 'us')}", end="")
-        print(f"\n{name} on / off: {statistics.median(unit[True]) / statistics.median(unit[False]):.4f}", end="")
-        print(f", of the fastest tenths {_fastest(unit[True]) / _fastest(unit[False]):.4f}")
+            each = [one * 1e6 for one in seconds[on]]
+            tell(case, f"{name} a completion, profiler {'on' if on else 'off'}", each, "us")
+        tell(case, f"{name}, on / off", ratios(seconds[True], seconds[False]), "x")
 
 
 def test_what_a_record_costs() -> None:
+    """Layer: the profiler alone, no answers. The fastest of 400 batches of 500."""
     for on in (False, True):
         profiler = PerformanceProfiler(enabled=on)
         with profiler.job("job") as records, profiler.destination(records, "id", "name", waited={}):
@@ -148,7 +141,8 @@ def test_what_a_record_costs() -> None:
                 "span": _nanoseconds(lambda profiler=profiler: _span(profiler)),
             }
         floor = _nanoseconds(lambda: None)
-        print(f"\nprofiler {'on' if on else 'off'}:", {name: f"{cost - floor:.0f} ns" for name, cost in costs.items()})
+        for name, cost in costs.items():
+            tell(f"profiler {'on' if on else 'off'}", f"a {name}", [cost - floor], "ns")
 
 
 def _span(profiler: PerformanceProfiler) -> None:
@@ -164,13 +158,3 @@ def _nanoseconds(call: Callable[[], None]) -> float:
             call()
         took.append((time.perf_counter() - began) / BATCH * 1e9)
     return min(took)
-
-
-def _spread(values: list[float], unit: str) -> str:
-    return f"{statistics.median(values):.4g} {unit} (from {min(values):.4g} to {max(values):.4g})"
-
-
-def _fastest(values: list[float]) -> float:
-    """The mean of the fastest tenth: what others on the machine disturb least."""
-    count = max(2, len(values) // 10)
-    return statistics.mean(sorted(values)[:count])

@@ -15,12 +15,12 @@ import pytest
 
 from config.settings import Settings, load
 from tasks.connection import connect_async
-from tasks.messages import Destination
+from tests.benchmarks.figures import tell
+from tests.benchmarks.full_prompts import prompt_about, stages
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator, StageStats
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.prompts import Input, load_stages
 
 pytestmark = pytest.mark.benchmark
 ITEMS, IN_FLIGHT = 800, 64
@@ -28,27 +28,37 @@ PER_SECOND, BURST = 50, 300
 IDEAL_SECONDS = (ITEMS - BURST) / PER_SECOND
 
 
-@pytest.fixture(params=["whole", "exact", "none"])
-def limited_sandbox(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """A sandbox in a process of its own with the limit, at 50 ms a call; and how it tells when to come back."""
-    limit = f"{PER_SECOND}/s,burst={BURST},retry_after={request.param}"
+@pytest.fixture
+def limited_sandbox(limit: str) -> Iterator[str]:
+    """A sandbox with the limit, in a process of its own."""
+    retry_after = "exact" if "exact" in limit else "none" if "no " in limit else "whole"
+    allowed = f"{PER_SECOND}/s,burst={BURST},retry_after={retry_after}"
     command = [sys.executable, "-m", "scripts.main", "sandbox-llm", "--port", "0", "--latency", "50ms"]
     with subprocess.Popen(
-        [*command, "--rate-limit", limit], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*command, "--rate-limit", allowed], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         assert process.stdout
-        yield process.stdout.readline().decode().strip(), request.param
+        yield process.stdout.readline().decode().strip()
         process.terminate()
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("limit", ["configured", "learnt from 429s"])
+@pytest.mark.parametrize(
+    "limit", ["configured", "learnt, whole seconds", "learnt, exact seconds", "learnt, no Retry-After"]
+)
 def test_time_and_calls_under_a_shared_limit(
-    limited_sandbox: tuple[str, str], processes: int, limit: str, redis_url: str, settings_for: Callable[..., Settings]
+    limited_sandbox: str,
+    processes: int,
+    limit: str,
+    redis_url: str,
+    settings_for: Callable[..., Settings],
 ) -> None:
-    base_url, style = limited_sandbox
-    if limit == "configured" and style != "whole":
-        pytest.skip("the same without 429s")
+    """Layer: the LLM layer of 2 or 4 processes, all sixteen prompts, the sandbox's answers (0.1 to 6 KB).
+
+    The limit is configured (`llm.requests_per_minute`, `llm.request_burst`), or learnt from 429s whose Retry-After is
+    in whole seconds, exact, or missing. Measured once each; no prompt may be lost.
+    """
+    base_url = limited_sandbox
     ours = {"THEMES_LLM__REQUESTS_PER_MINUTE": str(PER_SECOND * 60), "THEMES_LLM__REQUEST_BURST": str(BURST)}
     env = {
         "OPENAI_BASE_URL": base_url,
@@ -78,11 +88,10 @@ def test_time_and_calls_under_a_shared_limit(
     stats, log = _read(f"{base_url.removesuffix('/v1')}/stats"), _read(f"{base_url.removesuffix('/v1')}/log")
     # From the word to begin to the last answer, by the server's log (one machine, one monotonic clock).
     took = max(entry["ended"] for entry in log) - began
-    print(
-        f"\n{processes} processes, {limit}, Retry-After {style}: {took:.2f} s of {IDEAL_SECONDS:g} ideal "
-        f"({took / IDEAL_SECONDS - 1:+.1%}), {stats['requests']} calls ({stats['requests'] / ITEMS - 1:+.1%}), "
-        f"{stats['rate_limited']} refused, {ITEMS - answered} lost"
-    )
+    case = f"{processes} processes"
+    tell(case, f"{limit}: time over the ideal", [(took / IDEAL_SECONDS - 1) * 100], "%")
+    tell(case, f"{limit}: calls over the ideal", [(stats["requests"] / ITEMS - 1) * 100], "%")
+    tell(case, f"{limit}: refused calls", [stats["rate_limited"]])
     assert answered == ITEMS
 
 
@@ -104,8 +113,7 @@ async def _process(number: int, count: int) -> int:
     await pool.warm(lanes)
     cache = PersistentLLMCache(None, max_memory_mb=8, pressure_mb=4096, ttl_days=1, compress=True)
     generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings)
-    stage = next(stage for stage in load_stages() if stage.name == "analyse.price")
-    prompts = [stage.prompt(Input.of(Destination.of(f"City {number}-{one}"))) for one in range(count)]
+    prompts = [prompt_about(number * count + one, stages()[one % len(stages())]) for one in range(count)]
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     todo = iter(prompts)

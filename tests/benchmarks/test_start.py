@@ -1,12 +1,8 @@
-"""From nothing to the first stored profile in an environment whose files are warm: seconds, and CPU by role.
-
-python -m pytest -m benchmark -s tests/benchmarks/test_start.py
-"""
+"""From nothing to the first stored profile in an environment whose files are warm: seconds, and CPU by role."""
 
 import contextlib
 import os
 import sqlite3
-import statistics
 import subprocess
 import sys
 import time
@@ -18,10 +14,11 @@ import psutil
 import pytest
 
 from scripts.lib.processes import themes
-from tests.benchmarks.figures import tell
+from tests.benchmarks.figures import repeats, tell
+from tests.benchmarks.whole import megabytes_of
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
-ROUNDS = int(os.environ.get("THEMES_BENCH_ROUNDS", "5"))
+ROUNDS = repeats(5)
 DEADLINE_SECONDS = 120.0
 #: A word of a command line -> its role.
 ROLES = {
@@ -60,7 +57,7 @@ def _cpu_by_role(pid: int) -> Counter[str]:
 
 def _measure(
     folder: Path, command: list[str], then: Callable[[dict[str, str], Path], None]
-) -> tuple[float, Counter[str]]:
+) -> tuple[float, Counter[str], float]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("THEMES_", "OPENAI_", "REDIS"))}
     env |= {"THEMES_STATE_DIR": str(folder / "var"), "THEMES_DASHBOARD__PORT": "0"}
     began = time.monotonic()
@@ -72,7 +69,7 @@ def _measure(
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < began + DEADLINE_SECONDS, (folder / "log").read_text()
             time.sleep(0.02)
-        return time.monotonic() - began, _cpu_by_role(process.pid)
+        return time.monotonic() - began, _cpu_by_role(process.pid), megabytes_of(psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait()
@@ -91,20 +88,23 @@ def _enqueue(env: dict[str, str], log: Path) -> None:
         ("demo", ["demo"], lambda *_: None),
         ("up, then enqueue", ["up", "--sandbox", "--workers", "2"], _enqueue),
     ],
+    ids=["demo", "up"],
 )
 def test_start_to_first_profile(
     name: str, command: list[str], then: Callable[[dict[str, str], Path], None], tmp_path: Path
 ) -> None:
-    seconds, used = [], []
+    """Whole system. An empty folder, the sandbox with its shorter answers, 2 workers, the dashboard."""
+    seconds, used, memory = [], [], []
     executable = str(Path(sys.executable).with_name("themes"))
     for number in range(ROUNDS):
         folder = tmp_path / str(number)
         folder.mkdir()
-        took, cpu = _measure(folder, [executable, *command], then)
+        took, cpu, megabytes = _measure(folder, [executable, *command], then)
         seconds.append(took)
         used.append(cpu)
-    print()
-    tell(f"start to first profile, {name}", "wall", seconds, "s")
-    tell(f"start to first profile, {name}", "CPU of all", [cpu.total() for cpu in used], "s")
-    by_role = {role: statistics.median(cpu[role] for cpu in used) for role in used[0]}
-    print(", ".join(f"{role} {value:.2f} s" for role, value in by_role.items()))
+        memory.append(megabytes)
+    tell(name, "first profile stored after", seconds, "s")
+    tell(name, "memory, all roles, shared pages once", memory, "MB")
+    tell(name, "CPU, all roles", [cpu.total() for cpu in used], "s")
+    for role in sorted(set().union(*used)):
+        tell(name, f"CPU, {role}", [cpu[role] for cpu in used], "s")

@@ -1,10 +1,13 @@
-"""How fast results become durable rows, beside the floor that they stand on."""
+"""How fast results become durable rows, beside the floor that they stand on.
+
+Results of full size: 25 themes, English prose, about 31 KB as JSON. BENCH_DESTINATIONS sets how many,
+BENCH_READ_SECONDS how long reads go on beside the writer (3600 for an hour; its file stays below 1 GB).
+"""
 
 import asyncio
 import contextlib
-import os
+import json
 import sqlite3
-import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +33,7 @@ from tasks.messages import (
     StreamEntry,
 )
 from tasks.storable import entry_fields
+from tests.benchmarks.figures import knob, ratios, repeats, tell, tell_quantiles
 from tests.support.full import full_results
 from tests.support.stored import profile_in
 from workers.observe.collector import calm_collector
@@ -38,18 +42,12 @@ from workers.results.database.manager import AsyncDatabaseManager
 
 pytestmark = pytest.mark.benchmark
 MakeSettings = Callable[..., Settings]
-ROUNDS = 3
-#: Profiles of full size: 25 themes, English prose, about 31 KB as JSON.
-PROFILES = 2_000
+ROUNDS = repeats()
 BATCH = 100
-#: How long reads go on beside the writer; 3600 to see an hour.
-READ_SECONDS = float(os.environ.get("BENCH_READ_SECONDS", "30"))
+PROFILES = max(BATCH, knob("DESTINATIONS", 2_000) // BATCH * BATCH)
+READ_SECONDS = knob("READ_SECONDS", 30)
 #: Batches that stay in that database: the oldest goes, so that an hour's file is no larger than a minute's.
 KEPT_BATCHES = 100
-
-
-def _told(name: str, values: Sequence[float], unit: str) -> None:
-    print(f"{name}: {statistics.median(values):,.3g} {unit} (from {min(values):,.3g} to {max(values):,.3g})")
 
 
 @contextlib.contextmanager
@@ -87,6 +85,7 @@ def _rows_of(connection: sqlite3.Connection) -> list[list[tuple[str, list[Any]]]
 
 
 async def test_full_profiles_beside_raw_executemany_of_the_same_rows(tmp_path: Path) -> None:
+    """Layer: the store, profiles of 31 KB as JSON, 100 a transaction. The floor writes the same finished rows."""
     towns, results = full_results(PROFILES)
     job_id = results[0].job_id
     size = sum(len(msgspec.json.encode(profile_in(result))) for result in results) / PROFILES
@@ -116,19 +115,21 @@ async def test_full_profiles_beside_raw_executemany_of_the_same_rows(tmp_path: P
                 connection.execute("COMMIT")
             floor.append(PROFILES / (time.perf_counter() - began))
             floor_cpus.append((time.process_time() - cpu) / PROFILES * 1000)
-    print(f"\n{PROFILES} full profiles of {size:,.0f} bytes as JSON, {BATCH} a transaction")
-    _told("results to rows, profiles/s", ours, "")
-    _told("CPU of it", cpus, "ms a profile")
-    _told("raw executemany of the finished rows, profiles/s", floor, "")
-    _told("CPU of it", floor_cpus, "ms a profile")
-    _told("ratio of CPU, raw to ours", [b / a for a, b in zip(cpus, floor_cpus, strict=True)], "")
-    _told("ratio to raw executemany", [a / b for a, b in zip(ours, floor, strict=True)], "")
-    print(f"file: {file_bytes:,.0f} bytes a profile")
+    case = f"{PROFILES:,} profiles"
+    tell(case, "a profile, as JSON", [size / 1e3], "KB")
+    tell(case, "the file, a profile", [file_bytes / 1e3], "KB")
+    tell(case, "results to rows", ours, "a second")
+    tell(case, "raw executemany", floor, "a second")
+    tell(case, "speed, ours / raw", ratios(ours, floor), "x")
+    tell(case, "CPU a profile, results to rows", cpus, "ms")
+    tell(case, "CPU a profile, raw executemany", floor_cpus, "ms")
+    tell(case, "CPU, raw / ours", ratios(floor_cpus, cpus), "x")
 
 
 async def test_full_profiles_from_the_stream_to_durable_rows(
     redis: Redis, redis_url: str, settings_for: MakeSettings, tmp_path: Path
 ) -> None:
+    """Layer: the consumer, results of 31 KB as JSON that wait in Redis; until the last is durable and announced."""
     towns, results = full_results(PROFILES, job_id="j")
     size = len(msgspec.json.encode(profile_in(results[0])))
     packed = [entry_fields(result) for result in results]
@@ -169,11 +170,13 @@ async def test_full_profiles_from_the_stream_to_durable_rows(
             await running
             times, rows = store.times.as_dict(), store.stats().rows
         await client.aclose()
-    print(f"\n{PROFILES} full profiles of {size:,} bytes as JSON, {rows / PROFILES:.0f} rows each")
-    _told("profiles/s, stream to rows and events", walls, "")
-    _told("CPU of the consumer's process", cpus, "ms a profile")
-    for name, figures in list(times.items())[:12]:
-        print(f"  {name}: {figures}")
+    case = f"{PROFILES:,} profiles"
+    tell(case, "a profile, as JSON", [size / 1e3], "KB")
+    tell(case, "rows a profile", [rows / PROFILES])
+    tell(case, "stream to rows and events", walls, "a second")
+    tell(case, "CPU of the consumer's process, a profile", cpus, "ms")
+    for name, spent in list(times.items())[:12]:
+        print(f"  {name}: {spent}")
 
 
 async def _write_batch(store: AsyncDatabaseManager, number: int, made: Sequence[Result]) -> None:
@@ -192,7 +195,7 @@ async def _write_batch(store: AsyncDatabaseManager, number: int, made: Sequence[
 
 
 def write_for(path: str, seconds: float) -> None:
-    """Write whole profiles as fast as can be; prints how many a second."""
+    """Write whole profiles as fast as can be; prints how many a second, and how long commits took."""
 
     async def run() -> None:
         async with AsyncDatabaseManager(f"sqlite+aiosqlite:///{path}") as store:
@@ -202,15 +205,15 @@ def write_for(path: str, seconds: float) -> None:
             while time.perf_counter() - began < seconds:
                 await _write_batch(store, batches, made)
                 batches += 1
-            checkpoints = store.times.as_dict().get("checkpoint")
             commits = store.times.as_dict()["commit"]
             count = batches * BATCH
-            print(f"{count / seconds:,.0f} whole profiles/s; commits {commits}; checkpoints {checkpoints}", flush=True)
+            print(json.dumps([count / seconds, commits]), flush=True)
 
     asyncio.run(run())
 
 
 async def test_reads_beside_the_heaviest_writing(tmp_path: Path) -> None:
+    """Layer: the store, profiles of 31 KB as JSON, written as fast as can be by another process; reads in turns."""
     path = tmp_path / "themes.db"
     code = f"from tests.benchmarks.test_store import write_for; write_for({str(path)!r}, {READ_SECONDS})"
     queries = {
@@ -240,12 +243,15 @@ async def test_reads_beside_the_heaviest_writing(tmp_path: Path) -> None:
                     took[name].append(time.perf_counter() - began)
                     await asyncio.sleep(0.002)
                 largest = max(largest, path.with_name("themes.db-wal").stat().st_size)
-        print(f"\nbeside {writer.stdout.read().strip()}")
+        written, commits = json.loads(writer.stdout.read())
     assert writer.returncode == 0, "the writer stopped"
+    case = f"{READ_SECONDS} s of both"
+    tell(case, "profiles written", [written], "a second")
+    for name in ("p50", "p99", "slowest"):
+        tell(case, f"a commit of {BATCH} profiles, {name}", [commits[f"{name}_ms"]], "ms")
     for name, seconds in took.items():
-        ordered = sorted(seconds)
-        p50, p99 = (ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99))
-        print(f"{name}: {len(ordered)} reads, p50 {p50:.2f} ms, p99 {p99:.2f} ms, slowest {ordered[-1] * 1000:.1f} ms")
-    sizes = f"write-ahead log {largest / 2**20:.0f} MB, file {path.stat().st_size / 2**20:.0f} MB"
-    print(f"locked: {locked} in {READ_SECONDS:.0f} s; largest {sizes}")
+        tell_quantiles(case, name, seconds)
+    tell(case, "`database is locked`", [locked], "times")
+    tell(case, "write-ahead log, at most", [largest / 2**20], "MB")
+    tell(case, "file", [path.stat().st_size / 2**20], "MB")
     assert not locked, "a read waited longer than the busy timeout"

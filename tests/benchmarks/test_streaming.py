@@ -1,9 +1,8 @@
-"""How soon a watcher sees what has become durable, and what watchers cost. Whole stacks of real processes."""
+"""How soon a watcher sees what has become durable, and what watchers cost. Stacks of real processes."""
 
 import asyncio
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -21,16 +20,18 @@ from tasks import keys
 from tasks.messages import Destination, JobInputs, JobOpened, JobOptions, JobSealed
 from tasks.queue.producer import enqueue
 from tasks.storable import entry_fields
+from tests.benchmarks.figures import knob, repeats, tell, tell_quantiles
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard
 from tests.support.full import full_results
 
 pytestmark = pytest.mark.benchmark
 RATE = 1_000
-SECONDS = 8
+SECONDS = knob("DESTINATIONS", 8 * RATE) / RATE
 ROUNDS = 20
-CROWD = 1000
-ROUNDS_OF_A_CROWD = 2
+CROWD = knob("WATCHERS", 1_000)
+#: Destinations of the watched job.
+WATCHED = 150
 
 
 @pytest.fixture
@@ -58,12 +59,6 @@ async def _events(session: aiohttp.ClientSession, url: str) -> AsyncIterator[tup
                 yield time.perf_counter(), json.loads(line[6:])
 
 
-def _told(name: str, seconds: list[float]) -> None:
-    ordered = sorted(seconds)
-    p50, p95, p99 = (ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.95, 0.99))
-    print(f"\n{name}: p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms, max {ordered[-1] * 1000:.0f} ms")
-
-
 def _open_job(redis: Redis, towns: list[Destination], job: str = "j") -> None:
     redis.hset(keys.job(job), mapping={"job_id": job, "name": "a job", "state": "queued", "sealed": 1})
     redis.sadd(keys.ACTIVE, job)
@@ -86,9 +81,10 @@ async def _feed(redis: Redis, packed: list[Any], sent: list[float]) -> None:
 
 
 async def test_from_a_workers_publish_to_a_watcher(engine: Engine, redis: Redis) -> None:
+    """Layer: consumer and dashboard. Full results of 31 KB come at 1,000 a second; BENCH_DESTINATIONS of them."""
     url = _dashboard(engine)
     engine.themes("consumer", "consumer")
-    towns, results = full_results(RATE * SECONDS, job_id="j")
+    towns, results = full_results(int(RATE * SECONDS), job_id="j")
     _open_job(redis, towns)
     until("the inputs to be stored", lambda: redis.xlen(keys.RESULTS) == 0)
     packed, sent, seen = [entry_fields(result) for result in results], [], {}
@@ -102,10 +98,11 @@ async def test_from_a_workers_publish_to_a_watcher(engine: Engine, redis: Redis)
         await feeding
     assert len(seen) == len(towns)
     late = [seen[town.id] - at for town, at in zip(towns, sent, strict=True)]
-    _told(f"publish to SSE at {RATE} destinations/s", late)
+    tell_quantiles(f"{RATE:,} destinations a second", "from a worker's publish to its event (SSE)", late)
 
 
 async def test_from_enqueue_of_one_cached_destination_to_its_event(engine: Engine) -> None:
+    """Whole system. One destination at a time, all of its sixteen answers by the sandbox and cached."""
     engine.sandbox("--latency", "0")
     url = _dashboard(engine)
     engine.themes("consumer", "consumer")
@@ -122,14 +119,15 @@ async def test_from_enqueue_of_one_cached_destination_to_its_event(engine: Engin
                     assert event["cache_hits"] == 16
                     took.append(at - began)
                     break
-    _told("enqueue of one cached destination to its event by SSE", took)
+    tell_quantiles("one cached destination", "from `enqueue` to its event (SSE)", took)
 
 
 @contextlib.contextmanager
-def _crowd(url: str, count: int) -> Iterator[None]:
-    """So many watchers, in a process of their own."""
+def _crowd(url: str, count: int) -> Iterator[list[int]]:
+    """So many watchers, in a process of their own; at the end, how many events they got."""
+    events: list[int] = []
     if not count:
-        yield
+        yield events
         return
     command = [sys.executable, "-m", "tests.benchmarks.watchers", url, str(count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -137,13 +135,14 @@ def _crowd(url: str, count: int) -> Iterator[None]:
         assert process.stdin
         assert process.stdout.readline().strip() == "open"
         try:
-            yield
+            yield events
         finally:
             process.stdin.close()
-            print(f"\nthe watchers got {int(process.stdout.readline()):,} events")
+            events.append(int(process.stdout.readline()))
 
 
-async def test_a_thousand_watchers_beside_none(engine: Engine) -> None:
+async def test_a_crowd_of_watchers_beside_none(engine: Engine) -> None:
+    """Whole system. 150 destinations, 2,400 calls of the sandbox at 100 ms; BENCH_WATCHERS look on, or nobody."""
     engine.sandbox("--latency", "100ms")
     url = _dashboard(engine)
     engine.themes("consumer", "consumer")
@@ -151,23 +150,28 @@ async def test_a_thousand_watchers_beside_none(engine: Engine) -> None:
     dashboard = psutil.Process(engine.processes["dashboard"].pid)
     settings = _settings(engine)
     took: dict[int, list[float]] = {0: [], CROWD: []}
-    for number in range(ROUNDS_OF_A_CROWD):
-        for watchers in (0, CROWD):
-            before = dashboard.memory_info().rss
-            rows = [f"Town {number} {watchers} {n}" for n in range(150)]
-            began = time.perf_counter()
+    cpus: dict[int, list[float]] = {0: [], CROWD: []}
+    opened: list[float] = []
+    ended: list[float] = []
+    got: list[float] = []
+    for number in range(repeats(2)):
+        for watchers, seconds in took.items():
+            before, cpu = dashboard.memory_info().rss, sum(dashboard.cpu_times()[:2])
+            rows = [f"Town {number} {watchers} {n}" for n in range(WATCHED)]
             job = await asyncio.to_thread(enqueue, rows, settings=settings)
-            with _crowd(f"{url}/jobs/{job}/events", watchers):
+            with _crowd(f"{url}/jobs/{job}/events", watchers) as events:
                 if watchers:
-                    opened = dashboard.memory_info().rss
+                    opened.append((dashboard.memory_info().rss - before) / watchers / 1024)
                 await asyncio.to_thread(until, "the job", lambda job=job: engine.status(str(job))["state"] == "done")
                 status = engine.status(str(job))
-                took[watchers].append(status["finished_at"] - status["started_at"])
+                seconds.append(status["finished_at"] - status["started_at"])
+                cpus[watchers].append(sum(dashboard.cpu_times()[:2]) - cpu)
                 if watchers:
-                    live = dashboard.memory_info().rss
-                    print(
-                        f"\nmemory a watcher: {(opened - before) / watchers / 1024:.1f} KB open, "
-                        f"{(live - before) / watchers / 1024:.1f} KB at the end of {time.perf_counter() - began:.1f} s"
-                    )
+                    ended.append((dashboard.memory_info().rss - before) / watchers / 1024)
+            got += [count / watchers for count in events]
     for watchers, seconds in took.items():
-        print(f"\n150 destinations, 2,400 calls, {watchers} watchers: {statistics.median(seconds):.2f} s ({seconds})")
+        tell(f"{watchers:,} watchers", "the job", seconds, "s")
+        tell(f"{watchers:,} watchers", "CPU of the dashboard", cpus[watchers], "s")
+    tell(f"{CROWD:,} watchers", "events that each got", got)
+    tell(f"{CROWD:,} watchers", "memory of the dashboard a watcher, when all are there", opened, "KB")
+    tell(f"{CROWD:,} watchers", "memory of the dashboard a watcher, at the end", ended, "KB")

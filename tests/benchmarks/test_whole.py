@@ -1,28 +1,34 @@
-"""The whole system with full answers: 25 themes a destination, a profile of about 30 KB, sixteen prompts in real size.
+"""Processes as users start them, a light server with full answers: 25 themes a destination, a profile of about 30 KB.
 
-`scripts/bench -k whole_cached` is one case. BENCH_DESTINATIONS sets a job's size, BENCH_REPEATS how often it runs.
+Sixteen prompts a destination are sent and answered in real size. BENCH_DESTINATIONS sets a job's size, BENCH_REPEATS
+how often it runs. CPU is user and system time of a role's processes: other work on the machine matters less for it than
+for what is measured by the clock.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.benchmarks.figures import tell
+from tests.benchmarks.figures import knob, ratios, repeats, tell
+from tests.benchmarks.full_answers import THEMES
 from tests.benchmarks.full_prompts import body_of, prompts_about
-from tests.benchmarks.whole import Measured, tell_whole, whole
+from tests.benchmarks.plain import plain
+from tests.benchmarks.whole import ROLES, Measured, megabytes_of, tell_whole, whole
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]
-REPEATS = int(os.environ.get("BENCH_REPEATS", "3"))
+REPEATS = repeats()
 CALLS = 16
 LATENCY_SECONDS = 0.2
+#: Destinations that warm a new worker, before what is measured.
+WARM = 20
 
 
 def _destinations(usual: int) -> int:
-    return int(os.environ.get("BENCH_DESTINATIONS", str(usual)))
+    return knob("DESTINATIONS", usual)
 
 
 def _names(count: int, token: str) -> list[str]:
@@ -30,10 +36,11 @@ def _names(count: int, token: str) -> list[str]:
 
 
 def test_whole_uncached(tmp_path: Path) -> None:
-    """Nothing is cached and the server answers at once: what a call costs."""
+    """Whole system. Nothing is cached and the server answers at once: what a call costs."""
     count = _destinations(300)
     with whole(tmp_path) as system, system.working(1):
-        system.run(_names(20, "warm "))
+        if count > WARM:
+            system.run(_names(WARM, "warm "))
         measured = [system.run(_names(count, f"{turn} ")) for turn in range(REPEATS)]
         assert all(one.calls == CALLS * count for one in measured)
         tell_whole("nothing cached, latency 0, 1 worker", measured)
@@ -43,15 +50,15 @@ def test_whole_uncached(tmp_path: Path) -> None:
 
 
 def test_whole_cached(tmp_path: Path) -> None:
-    """Every answer is in Redis and the worker process is a new one: a second job over the same destinations."""
+    """Whole system. A second job over the same destinations, by a new worker: every answer is in Redis."""
     count = _destinations(1_000)
     measured: list[Measured] = []
     with whole(tmp_path) as system:
         with system.working(2, llm_connection_pool_size=32):
-            system.run(_names(count, "") + _names(20, "warm "))
+            system.run(_names(count, "") + _names(WARM, "warm "))
         for _ in range(REPEATS):
             with system.working(1):
-                system.run(_names(20, "warm "))
+                system.run(_names(WARM, "warm "))
                 measured.append(system.run(_names(count, "")))
     assert all((one.calls, one.cached) == (0, CALLS * count) for one in measured)
     tell_whole("everything cached, 1 worker", measured)
@@ -59,7 +66,10 @@ def test_whole_cached(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_flight", [64, 512])
 def test_whole_in_flight(tmp_path: Path, in_flight: int) -> None:
-    """Two workers at 200 ms a call, beside two processes of bare aiohttp that ask the same server the same."""
+    """Whole system. Two workers at 200 ms a call, beside two processes of bare aiohttp that ask the same server.
+
+    The ideal is the number of calls * 200 ms / calls in flight.
+    """
     turns = 40
     count = _destinations(in_flight * turns // CALLS)
     case = f"{in_flight} in flight at 200 ms, 2 workers"
@@ -86,9 +96,9 @@ def test_whole_in_flight(tmp_path: Path, in_flight: int) -> None:
     tell(case, "CPU a call, bare aiohttp", floor_ms, "ms")
     tell(case, "share of the ideal, 2 bare aiohttp processes", floors, "x")
     tell(case, "share of the ideal", shares, "x")
-    tell(case, "beside bare aiohttp", [a / b for a, b in zip(shares, floors, strict=True)], "x")
+    tell(case, "share of the ideal, beside bare aiohttp", ratios(shares, floors), "x")
     worker_ms = [one.cpu["worker"] / one.calls * 1e3 for one in measured]
-    tell(case, "CPU a call, worker / bare aiohttp", [a / b for a, b in zip(worker_ms, floor_ms, strict=True)], "x")
+    tell(case, "CPU a call, worker / bare aiohttp", ratios(worker_ms, floor_ms), "x")
 
 
 def _bare(url: str, in_flight: int, count: int, bodies: Path) -> tuple[float, float]:
@@ -108,7 +118,7 @@ def _bare(url: str, in_flight: int, count: int, bodies: Path) -> tuple[float, fl
 
 
 def test_whole_more_workers(tmp_path: Path) -> None:
-    """1, 2 and 4 workers of 15 connections at 200 ms: which share of the ideal each keeps."""
+    """Whole system. 1, 2 and 4 workers of 15 connections at 200 ms: which share of the ideal each keeps."""
     each = _destinations(120)
     with whole(tmp_path, LATENCY_SECONDS) as system:
         for workers in (1, 2, 4):
@@ -120,3 +130,43 @@ def test_whole_more_workers(tmp_path: Path) -> None:
             tell_whole(case, measured)
             ideal = count * CALLS * LATENCY_SECONDS / 15 / workers
             tell(case, "share of the ideal", [ideal / one.seconds for one in measured], "x")
+
+
+@pytest.mark.parametrize(("latency_ms", "processes"), [(0, 2), (200, 15)])
+def test_whole_beside_plain_celery(tmp_path: Path, latency_ms: int, processes: int) -> None:
+    """Whole system. The same destinations by Celery as people write it, in turns, on the same server and Redis.
+
+    There a destination is a task, its calls are made by requests one after the other, and its result is one row and one
+    commit: no cache, no validation, no books, nothing safe from a kill. Its CPU is that of the worker and Redis. At
+    latency 0 it has a process a core, at 200 ms a process for each of our 15 connections, and a fifth of the job.
+    """
+    count = _destinations(100) if not latency_ms else max(2, _destinations(100) // 5)
+    other, both = (
+        f"Celery as people write it, {processes} processes, {latency_ms} ms",
+        f"ours / theirs, {latency_ms} ms",
+    )
+    case = f"ours, 1 worker, {latency_ms} ms"
+    ours, theirs, memory = [], [], []
+    with whole(tmp_path, latency_ms / 1000) as system, system.working(1), plain(system, processes) as beside:
+        system.run(_names(min(WARM, count), "warm "))
+        beside.run(_names(processes, "warm "))
+        for turn in range(REPEATS):
+            ours.append(system.run(_names(count, f"{turn} ")))
+            theirs.append(beside.run(_names(count, f"{turn} ")))
+            memory.append([megabytes_of(psutil.Process(one.pid)) for one in (*system.workers, beside.worker)])
+        payloads = [json.loads(payload) for _, payload, _, _ in beside.rows()]
+    assert all(len(one["themes"]) == THEMES and "recommendations" in one for one in payloads)
+    assert all(one.calls == CALLS * count for one in ours)
+    their_ms = [sum(one.cpu.values()) / count * 1e3 for one in theirs]
+    our_ms = [one.cpu_of(*ROLES) / count * 1e3 for one in ours]
+    speeds = [count / one.seconds for one in ours], [count / one.seconds for one in theirs]
+    for role in ROLES:
+        tell(case, f"CPU a destination, {role}", [one.cpu[role] / count * 1e3 for one in ours], "ms")
+        if role in theirs[0].cpu:
+            tell(other, f"CPU a destination, {role}", [one.cpu[role] / count * 1e3 for one in theirs], "ms")
+    for name, cpu, speed, at in ((case, our_ms, speeds[0], 0), (other, their_ms, speeds[1], 1)):
+        tell(name, "CPU a destination, all but the producer", cpu, "ms")
+        tell(name, "destinations", speed, "a second")
+        tell(name, "memory of the worker", [one[at] for one in memory], "MB")
+    tell(both, "CPU a destination, all but the producer", ratios(our_ms, their_ms), "x")
+    tell(both, "destinations", ratios(*speeds), "x")

@@ -1,6 +1,7 @@
-"""How well work is shared out: heavy-tailed durations beside the greedy bound, more workers, a job of 200,000.
+"""Processes as users start them; a destination is one call, answered with one theme (100 bytes), not sixteen.
 
-Whole stacks of real processes; each destination is one call to a server that takes exactly as long as it is told.
+The server takes exactly as long as it is told and hardly any CPU: what is measured is how work is shared out, not what
+a destination costs. BENCH_DESTINATIONS sets the size of the heavy-tailed jobs, BENCH_MANY that of the large one.
 """
 
 import heapq
@@ -10,7 +11,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from scripts.lib.local_redis import LocalRedis
 from scripts.lib.processes import spawn, stop, themes
 from tasks import keys
 from tasks import worker_reports as fleet
+from tests.benchmarks.figures import knob, tell
 from tests.benchmarks.paced_server import write_prompts
+from tests.benchmarks.whole import cpu_of
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]
 LANES = 12
 #: Destinations of the heavy-tailed job, of each worker; of the job that grows with nobody's memory.
-EACH = int(os.environ.get("BENCH_DESTINATIONS", "500"))
-MANY = int(os.environ.get("BENCH_MANY", "200000"))
+EACH = knob("DESTINATIONS", 500)
+MANY = knob("MANY", 200_000)
 
 
 def heavy_tailed(count: int, *, seed: int = 7) -> list[float]:
@@ -48,6 +51,8 @@ def greedy_bound(seconds: Sequence[float], lanes: int) -> float:
 
 class Bench:
     """A private Redis, a paced server, a consumer; workers come and go."""
+
+    consumer: "subprocess.Popen[bytes]"
 
     def __init__(self, folder: Path, url: str, llm: str) -> None:
         self.folder, self.url = folder, url
@@ -75,6 +80,13 @@ class Bench:
             yield started
         finally:
             stop(started, seconds=15)
+
+    def cpu(self, workers: Sequence["subprocess.Popen[bytes]"]) -> dict[str, float]:
+        """Seconds of each role until now."""
+        with Redis.from_url(self.url) as redis:
+            info: Any = redis.info("server")
+        pids = {"consumer": [self.consumer.pid], "Redis": [info["process_id"]], "worker": [one.pid for one in workers]}
+        return {role: sum(cpu_of(psutil.Process(pid)) for pid in some) for role, some in pids.items()}
 
     def run(self, path: Path) -> dict[str, Any]:
         """Enqueue a file without looking into the cache, and wait for the job's end; its status."""
@@ -107,9 +119,16 @@ def _bench(folder: Path, seconds: Sequence[float]) -> Iterator[Bench]:
         parts.callback(llm.terminate)
         assert llm.stdout
         made = Bench(folder, redis.url, llm.stdout.readline().decode().strip())
-        consumer = spawn(themes("consumer"), env=made.env, log=folder / "consumer.log")
-        parts.callback(stop, [consumer], seconds=5)
+        made.consumer = spawn(themes("consumer"), env=made.env, log=folder / "consumer.log")
+        parts.callback(stop, [made.consumer], seconds=5)
         yield made
+
+
+def _tell_cpu(
+    case: str, before: Mapping[str, float], used: Mapping[str, float], destinations: int, what: str = ""
+) -> None:
+    for role, seconds in used.items():
+        tell(case, f"CPU a destination, {role}{what}", [(seconds - before[role]) / destinations * 1e3], "ms")
 
 
 def _took(status: dict[str, Any]) -> float:
@@ -118,43 +137,30 @@ def _took(status: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_heavy_tailed_durations_beside_the_greedy_bound(tmp_path: Path, processes: int) -> None:
+    """Whole system. Lognormal durations, one in a hundred twenty times as long; BENCH_DESTINATIONS for each process.
+
+    The greedy bound is when the last of all lanes ends that each take the next one as soon as they are free.
+    """
     seconds = heavy_tailed(EACH * processes)
     bound = greedy_bound(seconds, LANES * processes)
     path = _cities(tmp_path, len(seconds))
     with _bench(tmp_path, seconds) as bench:
         for steal in ("true", "false"):
             toggle = {"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_WORK_STEALING": steal}
-            with bench.workers(processes, **toggle):
+            with bench.workers(processes, **toggle) as workers:
+                before = bench.cpu(workers)
                 took = _took(bench.run(path))
-            print(
-                f"\n{processes} processes, {len(seconds)} heavy-tailed destinations, stealing {steal}: {took:.2f} s, "
-                f"{took / bound:.3f} of the greedy bound ({bound:.2f} s; all work / lanes "
-                f"{sum(seconds) / LANES / processes:.2f} s)"
-            )
-
-
-def test_more_workers_are_as_many_times_faster(tmp_path: Path) -> None:
-    """Each destination is one prompt; with as many lanes as connections every connection can be busy."""
-    with _bench(tmp_path, [0.2]) as bench:
-        lanes = {"THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE": "15"}
-        alone = 0.0
-        for processes in (1, 2, 4):
-            count = 100 * 15 * processes
-            path = _cities(tmp_path, count)
-            with bench.workers(processes, **lanes):
-                took = _took(bench.run(path))
-            alone = alone or took / count
-            share = alone / (took / count) / processes
-            ideal = count * 0.2 / 15 / processes
-            print(
-                f"\n{processes} worker processes of 15 connections at 200 ms: {count / took:.0f} calls/s, "
-                f"{share:.3f} of linear, {ideal / took:.3f} of the ideal"
-            )
+                used = bench.cpu(workers)
+            case = f"{processes} processes, {len(seconds):,} destinations"
+            what = "stealing on" if steal == "true" else "stealing off"
+            tell(case, f"time / greedy bound, {what}", [took / bound], "x")
+            _tell_cpu(case, before, used, len(seconds), f", {what}")
+    tell(case, "greedy bound", [bound], "s")
 
 
 @pytest.mark.parametrize("victim", ["its Celery process", "its supervisor too"])
 def test_what_a_killed_worker_held_runs_again(tmp_path: Path, victim: str) -> None:
-    """With the leases and sweeps of the default settings."""
+    """Whole system. 2 workers, destinations of 2 s, one worker is killed; leases and sweeps of the default settings."""
     with _bench(tmp_path, [2.0]) as bench, bench.workers(2) as workers, Redis.from_url(bench.url) as redis:
         said = subprocess.run(
             themes("enqueue", str(_cities(tmp_path, 400))), env=os.environ | bench.env, capture_output=True, check=True
@@ -173,10 +179,10 @@ def test_what_a_killed_worker_held_runs_again(tmp_path: Path, victim: str) -> No
         taken_over = time.monotonic() - began
         while not _in_other_hands(redis, job_id, child.pid) & held:
             time.sleep(0.02)
-        print(
-            f"\n{victim} killed with {len(held)} chunks: free after {taken_over:.1f} s, "
-            f"in other hands after {time.monotonic() - began:.1f} s"
-        )
+        case = f"{victim} killed"
+        tell(case, "chunks that it held", [len(held)])
+        tell(case, "free after", [taken_over], "s")
+        tell(case, "in other hands after", [time.monotonic() - began], "s")
 
 
 def _held_by(redis: Redis, job_id: str, pid: int) -> set[bytes]:
@@ -193,14 +199,15 @@ def _in_other_hands(redis: Redis, job_id: str, dead: int) -> set[bytes]:
     return {chunk.partition(b".")[0] for chunk, owner in owners.items() if f"/{dead}/".encode() not in owner}
 
 
-def test_a_job_of_200_000_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> None:
+def test_a_large_job_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> None:
+    """Whole system. BENCH_MANY destinations, 2 workers, a server that answers at once, enqueued beside the workers."""
     path = _cities(tmp_path, MANY)
     sizes: list[tuple[float, int, float, float]] = []
     # The cache of answers in memory may grow to its size; here it is small, so that anything else would be seen.
     small = {"THEMES_PERFORMANCE_OPTIMIZATION__MAX_MEMORY_CACHE_MB": "4"}
     with _bench(tmp_path, [0.0]) as bench, bench.workers(2, **small) as workers, Redis.from_url(bench.url) as redis:
         env = os.environ | bench.env
-        began = time.monotonic()
+        began, before = time.monotonic(), bench.cpu(workers)
         producer = subprocess.Popen(themes("enqueue", str(path)), env=env, stdout=subprocess.PIPE)
         most = 0.0
         while producer.poll() is None:
@@ -208,9 +215,9 @@ def test_a_job_of_200_000_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> 
             time.sleep(0.05)
         assert producer.stdout
         job_id = producer.stdout.read().decode().strip()
-        print(
-            f"\nenqueued {MANY} in {time.monotonic() - began:.1f} s beside the workers, producer at most {most:.0f} MB"
-        )
+        case = f"{MANY:,} destinations"
+        tell(case, "enqueued beside the workers in", [time.monotonic() - began], "s")
+        tell(case, "memory of the producer, at most", [most], "MB")
         began = time.monotonic()
         while redis.hget(f"themes:job:{job_id}", "state") != b"done":
             done = int(redis.hget(f"themes:job:{job_id}", "done") or 0)
@@ -219,9 +226,15 @@ def test_a_job_of_200_000_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> 
                 info: Any = redis.info("memory")
                 sizes.append((time.monotonic() - began, done, worker, info["used_memory"] / 1e6))
             time.sleep(0.5)
-        for at, done, worker, memory in sizes:
-            print(f"after {at:6.1f} s: {done:7} done, worker {worker:6.1f} MB, Redis {memory:6.1f} MB")
-        print(f"done after {time.monotonic() - began:.1f} s")
+        _tell_cpu(case, before, bench.cpu(workers), MANY)
+        tell(case, "destinations", [MANY / (time.monotonic() - began)], "a second")
+        for name, (_, done, worker, memory) in {
+            "early": sizes[min(1, len(sizes) - 1)],
+            "at the end": sizes[-1],
+        }.items():
+            tell(case, f"done, {name}", [done])
+            tell(case, f"memory of the larger worker, {name}", [worker], "MB")
+            tell(case, f"memory of Redis, {name}", [memory], "MB")
         assert int(redis.hget(f"themes:job:{job_id}", "done") or 0) == MANY
         producer.stdout.close()
 

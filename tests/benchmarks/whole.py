@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +59,15 @@ def cpu_of(process: psutil.Process) -> float:
         except psutil.NoSuchProcess:
             continue
         total += times.user + times.system
+    return total
+
+
+def megabytes_of(process: psutil.Process) -> float:
+    """Memory of a process and its children; what some of them share counts once."""
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += one.memory_full_info().pss / 1e6
     return total
 
 
@@ -182,19 +191,27 @@ class Whole:
 
 
 @contextmanager
+def light_server(latency_seconds: float) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """A server with full answers and its address."""
+    command = [sys.executable, str(Path(__file__).with_name("light_server.py")), str(latency_seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        try:
+            yield process, process.stdout.readline().decode().strip()
+        finally:
+            process.terminate()
+
+
+@contextmanager
 def whole(folder: Path, latency_seconds: float = 0.0) -> Iterator[Whole]:
     """The system without workers."""
     with ExitStack() as parts:
-        server = Path(__file__).with_name("light_server.py")
-        command = [sys.executable, str(server), str(latency_seconds)]
-        llm = parts.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
-        parts.callback(llm.terminate)
+        llm, llm_url = parts.enter_context(light_server(latency_seconds))
         server_of_redis = parts.enter_context(LocalRedis(folder / "redis", "auto"))
         redis = parts.enter_context(Redis.from_url(server_of_redis.url))
-        assert llm.stdout
         env = {
             "REDIS_URL": server_of_redis.url,
-            "OPENAI_BASE_URL": llm.stdout.readline().decode().strip(),
+            "OPENAI_BASE_URL": llm_url,
             "OPENAI_API_KEY": "none",
             "THEMES_MODEL": "sandbox",
             "THEMES_STATE_DIR": str(folder),
@@ -223,6 +240,8 @@ def tell_whole(case: str, measured: list[Measured]) -> None:
         each("calls", lambda one: one.calls / one.seconds, "a second")
     each("destinations", lambda one: one.destinations / one.seconds, "a second")
     each("enqueued to durable", lambda one: one.wall_seconds, "s")
+    each("calls a destination", lambda one: one.calls / one.destinations)
+    each("answers from the cache a destination", lambda one: one.cached / one.destinations)
     each("Redis commands a destination", lambda one: sum(one.commands.values()) / one.destinations)
     each("Redis reads a destination", lambda one: one.redis_reads / one.destinations)
     each("Celery messages a destination", lambda one: one.messages / one.destinations)

@@ -1,0 +1,153 @@
+"""docs/explanation/numbers.md says what the benchmarks have measured, and nothing else."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.benchmarks import figures, record
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.record import Case, Record, Run
+
+DOCS = Path(__file__).parents[2] / "docs"
+FIRST, *_, LAST = (f"{one.file}::{one.name}" for one in record.described())
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_figures", DOCS / "_generate" / "figures.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run(date: str) -> Run:
+    return Run(date, "0123456789ab", "scripts/bench", 0.5, {"CPU": "one"})
+
+
+def _figure(median: float, *, runs: int = 3) -> Figure:
+    return Figure("a case", "a title", "ms", median, median / 2, median * 2, runs)
+
+
+def test_the_page_is_what_the_record_makes_of_it(maker: ModuleType) -> None:
+    made = maker.page(record.read(maker.FIGURES))
+    assert made == maker.PAGE.read_text(), "python docs/_generate/figures.py"
+
+
+def test_the_record_has_every_case_that_exists_and_no_other(maker: ModuleType) -> None:
+    cases = dict.fromkeys(record.test_of(case) for case in record.read(maker.FIGURES).cases)
+    wanted = [f"{one.file}::{one.name}" for one in record.described()]
+    assert list(cases) == wanted, "scripts/bench -k CASE --json docs/explanation/numbers.json"
+    assert maker.FIGURES.stat().st_size < 100_000
+
+
+def test_the_page_names_what_was_not_run(maker: ModuleType) -> None:
+    page = maker.page(Record([_run("then")], {FIRST: Case("then", [_figure(1.0)]), LAST: Case()}))
+    assert re.findall("Not run: (.*)[.]", page) == [f"`{LAST.partition('::')[2]}`"]
+
+
+def test_every_case_says_what_it_is_and_stands_in_a_section(maker: ModuleType) -> None:
+    for one in record.described():
+        assert one.words.startswith(("Layer", "Whole system.")), f"{one.file}::{one.name}"
+    assert {one.file for one in record.described()} == set(maker.SECTIONS)
+
+
+def test_the_record_names_no_place_of_the_machine(maker: ModuleType) -> None:
+    for run in record.read(maker.FIGURES).runs:
+        assert not re.search(r"(?:^|[\s='\"])/\w", run.command), run.command
+
+
+def test_cases_that_ran_replace_their_figures_and_the_others_stay() -> None:
+    old = Record([_run("1"), _run("0")], {FIRST: Case("1", [_figure(1.0)]), LAST: Case("0", [_figure(2.0)])})
+    new = record.merged(old, _run("2"), [FIRST, LAST], {LAST: [_figure(3.0)]})
+    assert (new.cases[FIRST], new.cases[LAST]) == (old.cases[FIRST], Case("2", [_figure(3.0)]))
+    assert [run.date for run in new.runs] == ["1", "2"]
+    assert {record.test_of(case) for case in new.cases} == {f"{one.file}::{one.name}" for one in record.described()}
+
+
+def test_cases_and_parameters_that_are_gone_leave_the_record() -> None:
+    old = Record([_run("1")], {"test_gone.py::test_gone": Case("1", [_figure(1.0)]), f"{LAST}[old]": Case("1")})
+    new = record.merged(old, _run("2"), [f"{LAST}[new]"], {f"{LAST}[new]": [_figure(1.0)]})
+    assert [case for case in new.cases if case.startswith((LAST, "test_gone"))] == [f"{LAST}[new]"]
+    assert [run.date for run in new.runs] == ["2"]
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    kept = record.merged(Record(), _run("1"), [FIRST], {FIRST: [_figure(1.0), _figure(2.0)]})
+    record.write(path, kept)
+    assert record.read(path) == kept
+    assert path.read_text().count('{"case": ') == 2, "a line a figure"
+
+
+def test_the_command_has_its_knobs_and_no_places() -> None:
+    said = ["-q", "-m", "benchmark", "tests/benchmarks", "-k", "a or b", "--json", "/a/x", "--basetemp=/a/y", "-x"]
+    assert (
+        record.command(said, {"BENCH_REPEATS": "1", "HOME": "/home"}) == "BENCH_REPEATS=1 scripts/bench -k 'a or b' -x"
+    )
+
+
+def test_a_figure_is_the_middle_with_its_ends() -> None:
+    with figures.telling("a test"):
+        figures.tell("a case", "a title", [3.0, 1.0, 2.00004], "ms")
+    assert figures.told.pop("a test") == [Figure("a case", "a title", "ms", 2.0, 1.0, 3.0, 3)]
+
+
+def test_ratios_are_taken_turn_by_turn() -> None:
+    assert figures.ratios([1.0, 4.0], [2.0, 1.0]) == [0.5, 4.0]
+    with pytest.raises(ValueError, match="shorter"):
+        figures.ratios([1.0], [])
+
+
+def test_a_table_has_a_row_a_figure_and_a_column_a_case(maker: ModuleType) -> None:
+    one, other = Figure("x|y", "speed", "ms", 1234.6, 1000, 2000, 3), Figure("z", "size", "", 5.0, 5.0, 5.0, 1)
+    assert list(maker.table([one, other])) == [
+        "| runs: 1 or 3 | x\\|y | z |",
+        "|---|---|---|",
+        "| speed, ms | 1,235 (1,000 to 2,000) |  |",
+        "| size |  | 5 |",
+    ]
+
+
+def test_what_passed_is_written_by_the_name_of_its_case(tmp_path: Path) -> None:
+    folder, path = tmp_path / "tests" / "benchmarks", tmp_path / "figures.json"
+    folder.mkdir(parents=True)
+    (folder / "test_whole.py").write_text(
+        "from tests.benchmarks.figures import tell\n"
+        "def test_whole_uncached(): tell('a case', 'a title', [1.0, 3.0], 'ms')\n"
+        "def test_whole_cached(): tell('a case', 'a title', [1.0], 'ms'); assert False\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.benchmarks.conftest",
+        "--rootdir",
+        tmp_path,
+        "-c",
+        os.devnull,
+    ]
+    env = os.environ | {"BENCH_REPEATS": "2"}
+    done = subprocess.run(
+        [*command, "-c", os.devnull, folder, "--json", path],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    written = record.read(path)
+    (run,) = written.runs
+    assert run.command == "BENCH_REPEATS=2 scripts/bench"
+    assert {case: kept.figures for case, kept in written.cases.items() if kept.figures} == {
+        "test_whole.py::test_whole_uncached": [Figure("a case", "a title", "ms", 2.0, 1.0, 3.0, 2)]
+    }
