@@ -11,6 +11,8 @@ import pytest
 from tests.alone import LISTED, listed, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
+#: A pytest within a test starts without what the project's own needs.
+BARE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_what_passes_only_alone_is_named(ci: str, code: int, tmp_path: Path) -> 
         "    Path('ran').touch()\n"
         "    assert seen\n"
     )
-    env = {**os.environ, "CI": ci, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "CI": ci, "PYTHONPATH": str(ROOT), **BARE}
     first = subprocess.run(
         [sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, env=env, capture_output=True, check=False
     )
@@ -80,7 +82,7 @@ def test_a_failure_outside_of_tests_is_red_and_nothing_is_tried(failed: dict[str
     if failed is not None:
         (tmp_path / ".pytest_cache/v/cache").mkdir(parents=True)
         (tmp_path / ".pytest_cache/v/cache/lastfailed").write_text(json.dumps(failed))
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **BARE}
     said = subprocess.run(
         [sys.executable, "-m", "tests.alone"], cwd=tmp_path, env=env, capture_output=True, check=False
     )

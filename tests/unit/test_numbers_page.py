@@ -135,7 +135,7 @@ def test_what_passed_is_written_by_the_name_of_its_case(tmp_path: Path) -> None:
         "-c",
         os.devnull,
     ]
-    env = os.environ | {"BENCH_REPEATS": "2"}
+    env = os.environ | {"BENCH_REPEATS": "2", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         [*command, "-c", os.devnull, folder, "--json", path],
         env=env,
