@@ -40,7 +40,7 @@ def test_whole_uncached(tmp_path: Path) -> None:
     count = _destinations(300)
     with whole(tmp_path) as system, system.working(1):
         if count > WARM:
-            system.run(_names(WARM, "warm "))
+            system.run(_names(min(WARM, count), "warm "))
         measured = [system.run(_names(count, f"{turn} ")) for turn in range(REPEATS)]
         assert all(one.calls == CALLS * count for one in measured)
         tell_whole("nothing cached, latency 0, 1 worker", measured)
