@@ -217,7 +217,7 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class PackedProfile(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A profile in packed form: what differs from run to run, and two frames (`tasks.packed`)."""
+    """A profile in packed form: what differs from run to run, and one frame (`tasks.packed`)."""
 
     name: str
     country: str | None
@@ -234,8 +234,6 @@ class PackedProfile(msgspec.Struct, frozen=True, omit_defaults=True):
     best: list[str]
     #: JSON: how each stage was made, a list of lists.
     stages: str
-    #: One zstd frame of JSON: what SQL asks of each theme.
-    themes: bytes
     #: One zstd frame of JSON: the themes whole, and what was found about them together.
     body: bytes
     #: JSON: what could not be had, a list of lists; empty where nothing lacks.

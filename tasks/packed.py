@@ -1,7 +1,7 @@
 """A profile as it travels from the worker to the database, packed once: the consumer writes what it is given.
 
-What differs from run to run stands beside two frames of zstd: what SQL asks of each theme, and what readers of the
-whole profile want. A cached profile keeps both frames, and neither is made again.
+What differs from run to run stands beside one frame of zstd, the themes whole and what was found about them together.
+A cached profile keeps the frame, and the database gets it as it is.
 """
 
 import math
@@ -25,7 +25,7 @@ from tasks.messages import (
     Theme,
     Usage,
 )
-from tasks.storable import MAX_WHOLE, flaw, has_controls, storable
+from tasks.storable import MAX_WHOLE, are_amounts, flaw, has_controls, storable
 
 #: Theme names that a packed profile tells without being unpacked: a line on a screen.
 BEST_THEMES: Final = 3
@@ -43,13 +43,12 @@ MONTHS: Final = {
 #: Where the bits of a season begin in a theme's `seasons`.
 SEASON_SHIFTS: Final = {"peak": 0, "avoid": 12}
 
-#: What SQL asks of a theme: category, name, description, confidence, price point, authenticity, seasons as bits,
-#: traveller types, and sub-themes by level, the last two as JSON.
-ThemeValues = tuple[str, str, str, float | None, str | None, float | None, int | None, msgspec.Raw, msgspec.Raw]
 #: What `stages` has of each stage, in this order: how it was made, then its usage.
 STAGE_VALUES: Final = (
     "stage", "status", "prompt_version", "model", "source", "elapsed_ms", "reason", *Usage.__struct_fields__,
 )  # fmt: skip
+#: Where its usage begins.
+_USAGE_AT: Final = STAGE_VALUES.index(Usage.__struct_fields__[0])
 _MissingValues = tuple[str, str, str, list[str]]
 
 
@@ -67,20 +66,12 @@ class _Body(msgspec.Struct, frozen=True):
     evidence: list[Evidence] = []
 
 
-class _Shape(msgspec.Struct, frozen=True):
-    """What is looked at of a body: that it is JSON, and has as many themes as it should."""
-
-    themes: list[msgspec.Raw]
-
-
 _TYPES: Final = {field.name: field.type for of in (StageRecord, Usage) for field in msgspec.structs.fields(of)}
-_values: Final = msgspec.json.Decoder(list[ThemeValues])
 _stages: Final = msgspec.json.Decoder(
     list[GenericAlias(tuple, tuple(_TYPES[name] for name in STAGE_VALUES))]  # type: ignore[misc]  # as wide as `Usage`
 )
 _missing: Final = msgspec.json.Decoder(list[_MissingValues])
 _body: Final = msgspec.json.Decoder(_Body)
-_shape: Final = msgspec.json.Decoder(_Shape)
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -98,7 +89,7 @@ def pack_profile(profile: Profile) -> PackedProfile:
         UnpackableError: a number is none, or one of its usage beyond 64 bits; a value is not JSON's; it is too large.
     """
     try:
-        p, (stages, missing, themes, body) = _cleaned(profile)
+        p, (stages, missing, body) = _cleaned(profile)
     except UnpackableError:
         raise
     except (UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as exc:
@@ -118,13 +109,12 @@ def pack_profile(profile: Profile) -> PackedProfile:
         stages=stages.decode(),
         missing=missing.decode() if p.missing else "",
         lacking=len({each.stage for each in p.missing}),
-        themes=compressed(themes),
         body=compressed(body),
         extra=p.extra,
     )
 
 
-def _cleaned(profile: Profile) -> tuple[Profile, tuple[bytes, bytes, bytes, bytes]]:
+def _cleaned(profile: Profile) -> tuple[Profile, tuple[bytes, bytes, bytes]]:
     """The profile as any database keeps it, and its parts as JSON."""
     if not math.isfinite(sum(_floats(profile))) or any(map(_is_beyond, (profile.usage, *_usages(profile)))):
         raise UnpackableError(flaw(profile))
@@ -147,13 +137,12 @@ def _is_clean(head: Profile | PackedProfile, *parts: bytes) -> bool:
     return not any(map(has_controls, (texts, *parts)))
 
 
-def _encoded(profile: Profile) -> tuple[bytes, bytes, bytes, bytes]:
-    """JSON of stages, of what lacks, of the themes' values, and of the body."""
+def _encoded(profile: Profile) -> tuple[bytes, bytes, bytes]:
+    """JSON of stages, of what lacks, and of the body."""
     p = profile
     return (
         stages_json(p.stages),
         _encode([(m.stage, m.field, m.reason, m.themes) for m in p.missing]),
-        _encode([_theme_values(theme) for theme in p.themes]),
         _encode(_Body(p.themes, p.overlap_analysis, p.quality_assessment, p.more, p.evidence)),
     )
 
@@ -174,16 +163,6 @@ def _floats(profile: Profile) -> list[float]:
         *[t.confidence or 0.0 for t in themes], *[t.authenticity_score or 0.0 for t in themes],
         *[s.elapsed_ms + (s.usage.cost_usd or 0.0) + (s.usage.saved_usd or 0.0) for s in profile.stages],
     ]  # fmt: skip
-
-
-def _theme_values(theme: Theme) -> tuple[Any, ...]:
-    t = theme
-    within = {level: names for level, names in (("sub", t.sub_themes), ("nano", t.nano_themes)) if names}
-    return (
-        t.category, t.name, t.description, t.confidence, t.price_point, t.authenticity_score,
-        t.seasonality and seasons(t.seasonality), list(dict.fromkeys(t.traveler_types)) if t.traveler_types else None,
-        within or None,
-    )  # fmt: skip
 
 
 def seasons(seasonality: Seasonality) -> int:
@@ -227,34 +206,31 @@ def missing_of(json: str | None) -> list[Missing]:
     return [Missing(*each) for each in _decoded(_missing, json)] if json else []
 
 
-def checked(packed: PackedProfile, destination_id: str) -> tuple[PackedProfile, list[ThemeValues]]:
-    """A packed profile that comes from outside, without control characters, and what SQL asks of its themes.
+def checked(packed: PackedProfile, destination_id: str) -> tuple[PackedProfile, list[Theme]]:
+    """A packed profile that comes from outside, without control characters, and its themes.
 
     Raises:
         WireError: its bytes are no profile, or a number of it is none.
     """
-    p = packed
-    numbers = (p.elapsed_ms, p.created_at, p.quality or 0.0, p.usage.cost_usd or 0.0, p.usage.saved_usd or 0.0)
-    if not math.isfinite(sum(numbers)) or _is_beyond(p.usage):
+    p, body = packed, decompressed(packed.body)
+    if not math.isfinite(p.elapsed_ms + p.created_at + (p.quality or 0.0)):
         raise UnpackableError(f"profile.{flaw(p)}")
-    themes, body = decompressed(p.themes), decompressed(p.body)
-    values: list[ThemeValues] = _decoded(_values, themes)
-    if len(values) != p.theme_count:
-        raise UnpackableError(f"profile.theme_count is {p.theme_count}, and it has values of {len(values)}")
-    _decoded(_stages, p.stages)
+    usages = (each[_USAGE_AT:] for each in _decoded(_stages, p.stages))
+    if not are_amounts(astuple(p.usage), *usages):
+        raise UnpackableError(f"profile.{flaw(p) or 'stages or its usage have an amount below 0 or beyond 64 bits'}")
     if p.missing:
         _decoded(_missing, p.missing)
-    shape: _Shape = _decoded(_shape, body)
-    if len(shape.themes) != p.theme_count:
-        raise UnpackableError(f"profile.theme_count is {p.theme_count}, and it has {len(shape.themes)} themes")
+    found: _Body = _decoded(_body, body)
+    if len(found.themes) != p.theme_count:
+        raise UnpackableError(f"profile.theme_count is {p.theme_count}, and it has {len(found.themes)} themes")
     try:
-        is_clean = _is_clean(p, p.stages.encode(), p.missing.encode(), themes, body, _encode(p.best))
+        is_clean = _is_clean(p, p.stages.encode(), p.missing.encode(), body, _encode(p.best))
     except UnicodeEncodeError:
         is_clean = False
-    if not is_clean:
-        packed = pack_profile(storable(unpack_profile(p, destination_id)))
-        values = _decoded(_values, decompressed(packed.themes))
-    return packed, values
+    if is_clean:
+        return packed, found.themes
+    profile = storable(profile_of(p, destination_id, body))
+    return pack_profile(profile), profile.themes
 
 
 def unpack_profile(packed: PackedProfile, destination_id: str) -> Profile:

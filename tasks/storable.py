@@ -6,7 +6,8 @@ that holds one; `lesser` is a form that no database refuses: of a result a failu
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, TypeVar, cast, get_args
 
 import msgspec
@@ -123,6 +124,17 @@ def storable_usage(found: Any) -> Usage:
 
 
 _USAGE: Final = msgspec.structs.fields(Usage)
+#: The whole numbers among a usage's values, and the US dollars.
+whole_numbers: Final = itemgetter(*(n for n, field in enumerate(_USAGE) if field.type is int))
+_dollars: Final = itemgetter(*(n for n, field in enumerate(_USAGE) if field.type is not int))
+
+
+def are_amounts(*usages: Sequence[Any]) -> bool:
+    """Whether the values of usages are amounts: from 0 to what 64 bits hold, dollars None where they are not known."""
+    columns = tuple(zip(*usages, strict=True))
+    whole, usd = whole_numbers(columns), [each or 0.0 for column in _dollars(columns) for each in column]
+    is_whole = min(map(min, whole)) >= 0 and max(map(max, whole)) <= MAX_WHOLE
+    return is_whole and min(usd) >= 0 and sum(usd) <= MAX_WHOLE
 
 
 def _amount(value: Any, default: Any) -> Any:

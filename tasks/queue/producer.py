@@ -126,6 +126,8 @@ def enqueue(
     first = next(rows, None)
     if first is None:
         raise InputError("no destinations: there is nothing to enqueue")
+    if priority not in keys.PRIORITIES:
+        raise InputError(f"priority {priority}: expected 0 to {keys.PRIORITIES[-1]}")
     tracing.start(settings, "producer")
     with translated(redis), tracing.span("enqueue", "producer", job_name=name or first.label) as span:
         options = JobOptions(

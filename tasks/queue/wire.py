@@ -22,7 +22,7 @@ _REPLY_TO: Final = str(uuid.uuid4())
 
 def priority_on_the_wire(priority: int) -> int:
     """Ours: 9 is the most urgent, as in AMQP. kombu's Redis transport: 0 is."""
-    return 9 - priority
+    return min(9, max(0, 9 - priority))
 
 
 def chunk_message(

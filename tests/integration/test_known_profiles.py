@@ -162,6 +162,20 @@ async def test_garbage_is_no_profile(opened: Open, redis: Redis, sandbox: Sandbo
     assert redis.get(entry) != garbage
 
 
+async def test_a_changed_bit_is_noticed_without_compression(opened: Open, redis: Redis, sandbox: SandboxServer) -> None:
+    env = {"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_RESULT_COMPRESSION": "false"}
+    whole = await _once(opened, env=env)
+    (entry,) = _entries(redis)
+    stored = redis.get(entry)
+    body = stored.index(b"\xa4body") + 40
+    broken = stored[:body] + bytes([stored[body] ^ 1]) + stored[body + 1 :]
+    redis.set(entry, broken, px=60_000)
+    found = await _once(opened, env=env)
+    assert len(sandbox.log()) == 16
+    assert _lasting(found).themes == _lasting(whole).themes
+    assert redis.get(entry) not in {broken, None}
+
+
 async def test_a_profile_that_lacks_something_is_not_kept(opened: Open, redis: Redis) -> None:
     await _once(opened)
     assert len(_entries(redis)) == 1

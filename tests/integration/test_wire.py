@@ -8,8 +8,9 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
+from tasks.errors import InputError
 from tasks.queue.app import configure
-from tasks.queue.producer import publish
+from tasks.queue.producer import enqueue, publish
 from tasks.queue.task import process_chunk
 from tasks.queue.wire import chunk_message, priority_on_the_wire
 from tasks.tracing import TRACEPARENT
@@ -65,3 +66,17 @@ def test_messages_are_served_in_their_order_beside_those_of_kombu(redis: Redis, 
 def test_what_cannot_be_sent_is_uncertain_and_no_error() -> None:
     with Redis(port=1) as nowhere:
         assert not publish(nowhere, "job", [("a", "a")], 5)
+
+
+@pytest.mark.parametrize(("priority", "place"), [(50, 0), (9, 0), (0, 9), (-3, 9)])
+def test_a_priority_that_is_none_goes_to_the_nearest(redis: Redis, priority: int, place: int) -> None:
+    """A job's options may have been written by hand: the sweeper sends their messages too."""
+    assert publish(redis, "job", [("a", "a")], priority)
+    assert redis.llen(keys.queue_keys()[place]) == 1
+
+
+@pytest.mark.parametrize("priority", [-1, 10, 50])
+def test_no_job_is_made_with_a_priority_that_is_none(redis: Redis, settings: Settings, priority: int) -> None:
+    with pytest.raises(InputError, match=f"priority {priority}: expected 0 to 9"):
+        enqueue(["Kyoto"], priority=priority, settings=settings, redis=redis)
+    assert not redis.keys(f"{keys.PREFIX}*")

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from config.settings import Settings
+from tasks.frames import WireError, decompressed
 from tasks.messages import Destination, PackedProfile, StageRecord, Usage
 from tasks.packed import stages_json
 from tasks.storable import clean_destination
@@ -104,7 +105,9 @@ class KnownProfiles:
             return None
         try:
             entry = _decoder.decode(codec.decode(stored))
-        except (codec.CodecError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+            if not codec.has_checksum(stored):
+                decompressed(entry.profile.body)
+        except (codec.CodecError, WireError, msgspec.DecodeError, UnicodeDecodeError) as exc:
             log.warning("action=cache_corrupt profile=%s… its prompts are looked up: %s", key[:12], exc)
             self._cache.stats.corrupt += 1
             self._composites.discard(key)

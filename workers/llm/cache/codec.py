@@ -68,6 +68,11 @@ def decode(stored: bytes) -> bytes:
     raise CodecError(f"codec 0x{codec:02x} version {version} is foreign or too new")
 
 
+def has_checksum(stored: bytes) -> bool:
+    """Whether `decode` notices a bit that was changed."""
+    return stored[:1] != bytes((RAW,))
+
+
 def _from_zstd(version: int, payload: bytes) -> bytes:
     try:
         # The frame's own word is believed by the library, whatever the bound: so it is read first.

@@ -15,19 +15,25 @@ Rules, each idempotent, because every entry may come twice:
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from config.errors import ThemesError
-from tasks.messages import JobClosed, JobReopened, JobSealed, PackedProfile, Result, Spent, StreamEntry, Usage
-from tasks.storable import MAX_WHOLE
-from tasks.texts import clean_line
+from tasks.messages import (
+    Destination,
+    JobClosed,
+    JobReopened,
+    JobSealed,
+    PackedProfile,
+    Result,
+    Spent,
+    StreamEntry,
+    Usage,
+)
+from tasks.storable import MAX_WHOLE, are_amounts, clean_destination
 from workers.results.database.rows import FINAL_STATES, DestinationStatus, JobRow, StoredResult
 
-#: The whole numbers among a usage's values.
-whole_numbers: Final = itemgetter(*(n for n, field in enumerate(msgspec.structs.fields(Usage)) if field.type is int))
 #: Job id and destination id.
 Key = tuple[str, str]
 #: Job id, destination id, attempt, worker, time of its end.
@@ -183,9 +189,11 @@ class BatchReducer:
         """The destination's row, or the one it gets because only its result was ever seen."""
         if key not in self.destinations:
             profile = result.profile if isinstance(result, Result) else None
-            name = clean_line(profile.name) if profile else result.destination_id
-            country = clean_line(profile.country) if profile and profile.country else None
-            self.destinations[key] = DestinationState(name, country, extra=profile.extra if profile else {})
+            stands = Destination(result.destination_id, result.destination_id)
+            if profile is not None:
+                stands = Destination(result.destination_id, profile.name, profile.country, extra=profile.extra)
+            own = clean_destination(stands)
+            self.destinations[key] = DestinationState(own.name, own.country, extra=own.extra)
         return self.destinations[key]
 
     def _add_usage(self, result: Result | Spent, destination: DestinationState, changes: Changes) -> None:
@@ -245,10 +253,8 @@ def _check_amounts(run: Result | Spent) -> None:
 
     SQLite keeps NaN as NULL and PostgreSQL as NaN; no sum with one ever ends.
     """
-    usage = run.usage
-    whole = whole_numbers(msgspec.structs.astuple(usage))
-    others = (run.at, run.elapsed_ms, usage.saved_usd or 0.0, usage.cost_usd or 0.0)
-    if min(whole) >= 0 and max(whole) <= MAX_WHOLE and min(others) >= 0 and sum(others) <= MAX_WHOLE:
+    is_timed = 0 <= run.at <= MAX_WHOLE and 0 <= run.elapsed_ms <= MAX_WHOLE
+    if is_timed and are_amounts(msgspec.structs.astuple(run.usage)):
         return
     amounts = {**msgspec.structs.asdict(run.usage), "at": run.at, "elapsed_ms": run.elapsed_ms}
     for name, amount in amounts.items():

@@ -3,17 +3,18 @@
 Texts that a user or a server wrote are cleaned here, so no row holds a control character but tab and newline.
 """
 
+import functools
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, Final
 
 import msgspec
 
-from tasks.messages import Destination, PackedProfile, Result, Spent, Usage
-from tasks.packed import ThemeValues
-from tasks.storable import MAX_WHOLE, clean_destination
+from tasks.messages import Destination, PackedProfile, Result, Spent, Theme, Usage
+from tasks.packed import seasons
+from tasks.storable import MAX_WHOLE, clean_destination, whole_numbers
 from tasks.texts import cleaned
-from workers.results.database.reducer import DestinationState, Key, whole_numbers
+from workers.results.database.reducer import DestinationState, Key
 from workers.results.database.rows import JobRow
 from workers.results.database.tables import USAGE_COLUMNS
 from workers.results.database.totals import ended
@@ -71,17 +72,27 @@ def profile_row(number: int, result: Result, profile: PackedProfile, now: float)
     return (*head, *middle, *msgspec.structs.astuple(p.usage), p.elapsed_ms, p.created_at, now, p.body)
 
 
-def theme_rows(number: int, themes: Iterable[ThemeValues], first: int) -> list[Values]:
+def theme_rows(number: int, themes: Iterable[Theme], first: int) -> list[Values]:
     """The rows of a profile's themes, numbered from `first`."""
     return [
-        (theme_no, number, rank, *values[:7], _json(values[7]), _json(values[8]))
-        for theme_no, (rank, values) in enumerate(enumerate(themes, start=1), first)
-    ]
+        (
+            theme_no, number, rank, t.category, t.name, t.description, t.confidence, t.price_point,
+            t.authenticity_score, t.seasonality and seasons(t.seasonality),
+            _travelers(*t.traveler_types) if t.traveler_types else None, _subthemes(t),
+        )
+        for theme_no, (rank, t) in enumerate(enumerate(themes, start=1), first)
+    ]  # fmt: skip
 
 
-def _json(raw: msgspec.Raw) -> str | None:
-    text = bytes(raw)
-    return None if text == b"null" else text.decode()
+@functools.lru_cache(4_096)
+def _travelers(*kinds: str) -> str:
+    """Of ten kinds up to three: the same lists come again and again."""
+    return as_json(list(dict.fromkeys(kinds)))
+
+
+def _subthemes(theme: Theme) -> str | None:
+    within = {level: names for level, names in (("sub", theme.sub_themes), ("nano", theme.nano_themes)) if names}
+    return as_json(within) if within else None
 
 
 def failure_row(result: Result) -> Values:

@@ -21,8 +21,8 @@ from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tasks.frames import WireError
-from tasks.messages import JobInputs, JobOpened, JobReopened, PackedProfile, Result, Spent, StreamEntry, Usage
-from tasks.packed import ThemeValues, checked
+from tasks.messages import JobInputs, JobOpened, JobReopened, PackedProfile, Result, Spent, StreamEntry, Theme, Usage
+from tasks.packed import checked
 from tasks.texts import clean_line
 from workers.results.database import tables
 from workers.results.database.asked import Asked
@@ -140,6 +140,8 @@ class Writer:
         self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
     ) -> tuple[Changes, int]:
         """Write one batch inside the caller's transaction: its changes, and how many rows they were."""
+        if any("\0" in part for key in _keys(entries) for part in key):
+            raise UnusableEntryError("an id holds the character U+0000")
         jobs, rows = await self._write_inputs(connection, entries, now)
         changes = (await self._load(connection, entries, jobs, now)).changes(entries)
         return changes, rows + await self._write_changes(connection, changes, now)
@@ -219,7 +221,7 @@ class Writer:
     async def _write_outcomes(self, connection: AsyncConnection, changes: Changes, now: float) -> int:
         """Each destination's profile with its rows, or its failure; what it had before goes."""
         numbers = await self._clear(connection, changes)
-        profiles: list[tuple[Result, PackedProfile, list[ThemeValues]]] = []
+        profiles: list[tuple[Result, PackedProfile, list[Theme]]] = []
         for key, shown in changes.shown.items():
             if shown.profile is not None:
                 profile, themes = _checked(shown.profile, shown.destination_id)
@@ -260,7 +262,7 @@ class Writer:
         return numbers
 
 
-def _checked(profile: PackedProfile, destination_id: str) -> tuple[PackedProfile, list[ThemeValues]]:
+def _checked(profile: PackedProfile, destination_id: str) -> tuple[PackedProfile, list[Theme]]:
     try:
         return checked(profile, destination_id)
     except WireError as bad:
