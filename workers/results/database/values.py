@@ -91,8 +91,10 @@ def _travelers(*kinds: str) -> str:
 
 
 def _subthemes(theme: Theme) -> str | None:
-    within = {level: names for level, names in (("sub", theme.sub_themes), ("nano", theme.nano_themes)) if names}
-    return as_json(within) if within else None
+    sub, nano = theme.sub_themes, theme.nano_themes
+    if sub and nano:
+        return as_json({"sub": sub, "nano": nano})
+    return as_json({"sub": sub} if sub else {"nano": nano}) if sub or nano else None
 
 
 def failure_row(result: Result) -> Values:
