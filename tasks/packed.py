@@ -1,4 +1,4 @@
-"""A profile as it travels from the worker to the database, packed once: the consumer writes what it is given.
+"""A profile as it travels from the worker to the database: the worker packs it once, the consumer reads it once.
 
 What differs from run to run stands beside one frame of zstd, the themes whole and what was found about them together.
 A cached profile keeps the frame, and the database gets it as it is.
@@ -6,7 +6,6 @@ A cached profile keeps the frame, and the database gets it as it is.
 
 import math
 from collections.abc import Iterable
-from types import GenericAlias
 from typing import Any, Final
 
 import msgspec
@@ -20,35 +19,22 @@ from tasks.messages import (
     PackedProfile,
     Profile,
     QualityAssessment,
-    Seasonality,
     StageRecord,
     Theme,
     Usage,
 )
-from tasks.storable import MAX_WHOLE, are_amounts, flaw, has_controls, storable
+from tasks.storable import are_amounts, flaw, has_controls, storable
 
 #: Theme names that a packed profile tells without being unpacked: a line on a screen.
 BEST_THEMES: Final = 3
-#: Names of months as `Seasonality` has them; 1 is January.
-MONTHS: Final = {
-    name: number
-    for number, name in enumerate(
-        (
-            "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-            "November", "December",
-        ),
-        start=1,
-    )
-}  # fmt: skip
-#: Where the bits of a season begin in a theme's `seasons`.
-SEASON_SHIFTS: Final = {"peak": 0, "avoid": 12}
-
 #: What `stages` has of each stage, in this order: how it was made, then its usage.
 STAGE_VALUES: Final = (
     "stage", "status", "prompt_version", "model", "source", "elapsed_ms", "reason", *Usage.__struct_fields__,
 )  # fmt: skip
 #: Where its usage begins.
 _USAGE_AT: Final = STAGE_VALUES.index(Usage.__struct_fields__[0])
+#: What is said of a usage that no sum can take.
+NO_AMOUNT: Final = "stages or its usage have an amount below 0 or beyond 64 bits"
 _MissingValues = tuple[str, str, str, list[str]]
 
 
@@ -66,10 +52,18 @@ class _Body(msgspec.Struct, frozen=True):
     evidence: list[Evidence] = []
 
 
-_TYPES: Final = {field.name: field.type for of in (StageRecord, Usage) for field in msgspec.structs.fields(of)}
-_stages: Final = msgspec.json.Decoder(
-    list[GenericAlias(tuple, tuple(_TYPES[name] for name in STAGE_VALUES))]  # type: ignore[misc]  # as wide as `Usage`
+_HOW: Final = {field.name: field.type for field in msgspec.structs.fields(StageRecord)}
+#: A stage in `stages`. What an older version wrote ends earlier: the usage that it did not count is as its default.
+_Stage: Final = msgspec.defstruct(
+    "_Stage",
+    [
+        *((name, _HOW[name]) for name in STAGE_VALUES[:_USAGE_AT]),
+        *((field.name, field.type, field.default) for field in msgspec.structs.fields(Usage)),
+    ],
+    array_like=True,
+    frozen=True,
 )
+_stages: Final = msgspec.json.Decoder(list[_Stage])  # type: ignore[valid-type]  # made of two others
 _missing: Final = msgspec.json.Decoder(list[_MissingValues])
 _body: Final = msgspec.json.Decoder(_Body)
 _encode: Final = msgspec.json.Encoder().encode
@@ -108,7 +102,7 @@ def pack_profile(profile: Profile) -> PackedProfile:
         best=p.top_themes(BEST_THEMES),
         stages=stages.decode(),
         missing=missing.decode() if p.missing else "",
-        lacking=len({each.stage for each in p.missing}),
+        lacking=_lacking(p.missing),
         body=compressed(body),
         extra=p.extra,
     )
@@ -116,8 +110,9 @@ def pack_profile(profile: Profile) -> PackedProfile:
 
 def _cleaned(profile: Profile) -> tuple[Profile, tuple[bytes, bytes, bytes]]:
     """The profile as any database keeps it, and its parts as JSON."""
-    if not math.isfinite(sum(_floats(profile))) or any(map(_is_beyond, (profile.usage, *_usages(profile)))):
-        raise UnpackableError(flaw(profile))
+    usages = (profile.usage, *(stage.usage for stage in profile.stages))
+    if not math.isfinite(sum(_floats(profile))) or not are_amounts(*map(astuple, usages)):
+        raise UnpackableError(flaw(profile) or NO_AMOUNT)
     try:
         parts = _encoded(profile)
         is_clean = _is_clean(profile, *parts)
@@ -147,40 +142,14 @@ def _encoded(profile: Profile) -> tuple[bytes, bytes, bytes]:
     )
 
 
-def _usages(profile: Profile) -> list[Usage]:
-    return [stage.usage for stage in profile.stages]
-
-
-def _is_beyond(usage: Usage) -> bool:
-    return max(usage.llm_calls, usage.cache_hits, usage.prompt_tokens, usage.completion_tokens) > MAX_WHOLE
-
-
 def _floats(profile: Profile) -> list[float]:
     quality, themes = profile.quality_assessment, profile.themes
     return [
         profile.elapsed_ms, profile.created_at, quality.diversity, quality.coverage, quality.completeness,
         quality.quality or 0.0, quality.overall or 0.0,
         *[t.confidence or 0.0 for t in themes], *[t.authenticity_score or 0.0 for t in themes],
-        *[s.elapsed_ms + (s.usage.cost_usd or 0.0) + (s.usage.saved_usd or 0.0) for s in profile.stages],
+        *[stage.elapsed_ms for stage in profile.stages],
     ]  # fmt: skip
-
-
-def seasons(seasonality: Seasonality) -> int:
-    """The months as bits. What is no month stays in the body; the schema of the answers has let none through."""
-    bits = 0
-    for name in seasonality.peak:
-        bits |= _PEAK.get(name, 0)
-    for name in seasonality.avoid:
-        bits |= _AVOID.get(name, 0)
-    return bits
-
-
-def month_bits(months: Iterable[int], season: str) -> int:
-    """The bits of `profile_themes.seasons` that stand for some months (1-12) of a season."""
-    return sum(1 << month - 1 + SEASON_SHIFTS[season] for month in set(months))
-
-
-_PEAK, _AVOID = ({name: month_bits([number], season) for name, number in MONTHS.items()} for season in SEASON_SHIFTS)
 
 
 def stages_json(stages: Iterable[StageRecord]) -> bytes:
@@ -193,12 +162,17 @@ def stages_json(stages: Iterable[StageRecord]) -> bytes:
 
 def stages_of(json: str) -> list[StageRecord]:
     """The records that `stages` holds."""
-    return [_record(*each) for each in _decoded(_stages, json)]
+    return [_record(*astuple(each)) for each in _decoded(_stages, json)]
 
 
 def _record(stage: str, status: Any, version: str, model: str | None, source: Any, *others: Any) -> StageRecord:
     elapsed_ms, reason, *usage = others
     return StageRecord(stage, status, version, model, source, Usage(*usage), elapsed_ms, reason)
+
+
+def _lacking(missing: Iterable[Missing]) -> int:
+    """How many stages lack something."""
+    return len({each.stage for each in missing})
 
 
 def missing_of(json: str | None) -> list[Missing]:
@@ -215,14 +189,14 @@ def checked(packed: PackedProfile, destination_id: str) -> tuple[PackedProfile, 
     p, body = packed, decompressed(packed.body)
     if not math.isfinite(p.elapsed_ms + p.created_at + (p.quality or 0.0)):
         raise UnpackableError(f"profile.{flaw(p)}")
-    usages = (each[_USAGE_AT:] for each in _decoded(_stages, p.stages))
+    usages = (astuple(each)[_USAGE_AT:] for each in _decoded(_stages, p.stages))
     if not are_amounts(astuple(p.usage), *usages):
-        raise UnpackableError(f"profile.{flaw(p) or 'stages or its usage have an amount below 0 or beyond 64 bits'}")
-    if p.missing:
-        _decoded(_missing, p.missing)
+        raise UnpackableError(f"profile.{flaw(p) or NO_AMOUNT}")
     found: _Body = _decoded(_body, body)
-    if len(found.themes) != p.theme_count:
-        raise UnpackableError(f"profile.theme_count is {p.theme_count}, and it has {len(found.themes)} themes")
+    told = p.theme_count, p.lacking, p.quality
+    has = len(found.themes), _lacking(missing_of(p.missing)), found.quality_assessment.overall
+    if told != has:
+        raise UnpackableError(f"profile.theme_count, lacking and quality are {told}, and it has {has}")
     try:
         is_clean = _is_clean(p, p.stages.encode(), p.missing.encode(), body, _encode(p.best))
     except UnicodeEncodeError:

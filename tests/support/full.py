@@ -19,7 +19,8 @@ from tasks.messages import (
     Theme,
     Usage,
 )
-from tasks.packed import MONTHS, pack_profile
+from tasks.packed import pack_profile
+from workers.results.database.values import MONTHS
 
 CATEGORIES: Final = ("culture", "food", "adventure", "entertainment", "luxury")
 TRAVELLERS: Final = (

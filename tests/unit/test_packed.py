@@ -8,8 +8,8 @@ import pytest
 from zstandard import ZstdDecompressor, compress
 
 from tasks.frames import WireError
-from tasks.messages import Destination, Missing, PackedProfile, Profile, Usage
-from tasks.packed import STAGE_VALUES, UnpackableError, checked, pack_profile, unpack_profile
+from tasks.messages import Destination, Missing, PackedProfile, Profile, StageRecord, Usage
+from tasks.packed import STAGE_VALUES, UnpackableError, checked, pack_profile, stages_of, unpack_profile
 from tests.support.full import Prose, english, full_results
 from tests.support.stored import profile_in
 
@@ -89,6 +89,24 @@ def test_a_number_that_is_none_is_refused(fields: dict[str, float]) -> None:
         pack_profile(_with(_profile(), **fields))
 
 
+@pytest.mark.parametrize("usage", [Usage(bytes_raw=-1), Usage(cache_stores=2**63), Usage(cost_usd=float("nan"))])
+def test_an_amount_that_no_sum_takes_is_refused(usage: Usage) -> None:
+    stage = StageRecord("a", "ok", "1", None, "called", usage, 1.0)
+    for profile in (_profile(usage=usage), _profile(stages=[stage])):
+        with pytest.raises(UnpackableError, match=r"usage"):
+            pack_profile(profile)
+
+
+def test_stages_of_a_version_that_counted_less_are_read() -> None:
+    """A number of usage that comes new stands at the end: older rows have none."""
+    stages = pack_profile(_profile()).stages
+    older = msgspec.json.encode([each[:-1] for each in msgspec.json.decode(stages)]).decode()
+    assert stages_of(older) == [
+        msgspec.structs.replace(each, usage=msgspec.structs.replace(each.usage, cost_usd=0.0))
+        for each in stages_of(stages)
+    ]
+
+
 def test_a_value_that_json_cannot_say_is_refused() -> None:
     deep: list[Any] = []
     for _ in range(10 * sys.getrecursionlimit()):
@@ -135,17 +153,19 @@ def _garbled(packed: PackedProfile) -> list[PackedProfile]:
         replace(packed, usage=Usage(saved_usd=float("nan"))),
         replace(packed, missing="["),
         replace(packed, theme_count=24),
+        replace(packed, lacking=1),
+        replace(packed, quality=0.125),
         replace(packed, created_at=float("nan")),
         replace(packed, quality=float("inf")),
     ]
 
 
-@pytest.mark.parametrize("number", range(23))
+@pytest.mark.parametrize("number", range(25))
 def test_garbage_is_refused_by_name(number: int) -> None:
     packed = pack_profile(_profile())
     assert checked(packed, TOWN.id)[0] is packed
     bad = _garbled(packed)
-    assert len(bad) == 23
+    assert len(bad) == 25
     with pytest.raises(WireError, match=r"."):
         checked(bad[number], TOWN.id)
 

@@ -8,8 +8,8 @@ import msgspec
 
 from tasks.jobs.registry import JobStatus, format_paused
 from tasks.messages import Profile, Theme
-from tasks.packed import MONTHS
 from workers.observe.format import NOTHING, dollars, duration, percent
+from workers.results.database.values import MONTHS
 
 
 def job_values(status: JobStatus) -> dict[str, Any]:

@@ -54,6 +54,9 @@ DOLLAR_COLUMNS: Final = frozenset({"saved_usd", "cost_usd"})
 #: The tables that have them.
 USAGE_TABLES: Final = ("jobs", "destinations", "attempts", "profiles")
 
+#: Where the bits of a season begin in `profile_themes.seasons`.
+SEASON_SHIFTS: Final = {"peak": 0, "avoid": 12}
+
 metadata = MetaData()
 
 

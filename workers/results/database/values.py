@@ -10,16 +10,26 @@ from typing import Any, Final
 
 import msgspec
 
-from tasks.messages import Destination, PackedProfile, Result, Spent, Theme, Usage
-from tasks.packed import seasons
+from tasks.messages import Destination, PackedProfile, Result, Seasonality, Spent, Theme, Usage
 from tasks.storable import MAX_WHOLE, clean_destination, whole_numbers
 from tasks.texts import cleaned
 from workers.results.database.reducer import DestinationState, Key
 from workers.results.database.rows import JobRow
-from workers.results.database.tables import USAGE_COLUMNS
+from workers.results.database.tables import SEASON_SHIFTS, USAGE_COLUMNS
 from workers.results.database.totals import ended
 from workers.results.stream import DeadEntry
 
+#: Names of months as `Seasonality` has them; 1 is January.
+MONTHS: Final = {
+    name: number
+    for number, name in enumerate(
+        (
+            "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+            "November", "December",
+        ),
+        start=1,
+    )
+}  # fmt: skip
 #: Bytes of a dead entry that are kept: enough to see what it was.
 DEAD_BYTES: Final = 1024 * 1024
 
@@ -82,6 +92,24 @@ def theme_rows(number: int, themes: Iterable[Theme], first: int) -> list[Values]
         )
         for theme_no, (rank, t) in enumerate(enumerate(themes, start=1), first)
     ]  # fmt: skip
+
+
+def seasons(seasonality: Seasonality) -> int:
+    """The months as bits. What is no month stays in the body; the schema of the answers has let none through."""
+    bits = 0
+    for name in seasonality.peak:
+        bits |= _PEAK.get(name, 0)
+    for name in seasonality.avoid:
+        bits |= _AVOID.get(name, 0)
+    return bits
+
+
+def month_bits(months: Iterable[int], season: str) -> int:
+    """The bits of `profile_themes.seasons` that stand for some months (1-12) of a season."""
+    return sum(1 << month - 1 + SEASON_SHIFTS[season] for month in set(months))
+
+
+_PEAK, _AVOID = ({name: month_bits([number], season) for name, number in MONTHS.items()} for season in SEASON_SHIFTS)
 
 
 @functools.lru_cache(4_096)

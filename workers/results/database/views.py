@@ -10,7 +10,8 @@ migrations; a view that changes gets a migration of its own.
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tasks.packed import SEASON_SHIFTS, STAGE_VALUES
+from tasks.packed import STAGE_VALUES
+from workers.results.database.tables import SEASON_SHIFTS
 
 #: Holds for the profile of a destination that was made last, as in `newest_profiles`: one look into an index, where a
 #: window would read all profiles for the one that is asked for.

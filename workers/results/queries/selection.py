@@ -13,9 +13,9 @@ from sqlalchemy import Column, ColumnElement, String, cast, exists, func, or_, s
 
 from tasks.errors import ConfigError
 from tasks.messages import Profile, Theme
-from tasks.packed import MONTHS, month_bits
 from tasks.texts import known_name, nearest
 from workers.results.database import tables
+from workers.results.database.values import MONTHS, month_bits
 
 #: What `--where` knows by itself; whatever else the input had can be named too.
 COLUMNS: Final[Mapping[str, Column[str | None]]] = {
