@@ -552,7 +552,7 @@ REFUSED: list[tuple[Result, str]] = [
     (packed_as(WHOLE, body=b"no frame"), "not zstd"),
     (packed_as(WHOLE, body=compress(b"{}")), "missing required field `themes`"),
     (packed_as(WHOLE, body=compress(b"\xff")), "not a packed profile"),
-    (packed_as(WHOLE, theme_count=3), "profile.theme_count is 3"),
+    (packed_as(WHOLE, theme_count=3), "theme_count, lacking and quality are (3, 0, 0.8), and it has (2, 0, 0.8)"),
     (packed_as(WHOLE, stages="[[]]"), "not a packed profile"),
     (packed_as(WHOLE, usage=Usage(llm_calls=-5)), "its usage have an amount below 0"),
     (packed_as(WHOLE, missing="nothing"), "not a packed profile"),
@@ -655,6 +655,15 @@ async def test_an_id_with_a_character_that_no_database_keeps_is_counted_once(sto
     job = await job_of(store)
     assert (job.failed, job.usage.llm_calls) == (1, SPENT.llm_calls)
     assert await rows(store, "SELECT count(*) FROM attempts") == [(1,)]
+
+
+@pytest.mark.parametrize("entry", announced(TOWN, job="j\0k"))
+async def test_an_entry_of_a_job_with_such_an_id_is_refused_by_name(
+    store: AsyncDatabaseManager, entry: StreamEntry
+) -> None:
+    applied = await store.apply([*announced(TOWN), entry])
+    assert ["U+0000" in each.reason for each in applied.rejected] == [True]
+    assert (await job_of(store)).total == 1
 
 
 async def test_columns_of_an_unlisted_destination_are_cleaned(store: AsyncDatabaseManager) -> None:

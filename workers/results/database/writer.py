@@ -4,7 +4,7 @@ Every statement runs over many rows at once, as tuples. Nothing here decides any
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Final
 
 import msgspec
@@ -140,7 +140,7 @@ class Writer:
         self, connection: AsyncConnection, entries: Sequence[StreamEntry], now: float
     ) -> tuple[Changes, int]:
         """Write one batch inside the caller's transaction: its changes, and how many rows they were."""
-        if any("\0" in part for key in _keys(entries) for part in key):
+        if any("\0" in each for each in chain((e.job_id for e in entries), chain.from_iterable(_keys(entries)))):
             raise UnusableEntryError("an id holds the character U+0000")
         jobs, rows = await self._write_inputs(connection, entries, now)
         changes = (await self._load(connection, entries, jobs, now)).changes(entries)
