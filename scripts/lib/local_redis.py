@@ -16,7 +16,7 @@ from typing import IO, Final, Self
 from redis import Redis, RedisError
 from redis.exceptions import BusyLoadingError
 
-from scripts.lib.processes import die_with_parent, lock_with_pid, stop
+from scripts.lib.processes import die_with_parent, lock_with_pid, stop, undisturbed
 from tasks.connection import ADDRESS_FILE, OLDEST, masked, private_url
 from tasks.errors import RedisUnavailableError
 from tasks.state_dir import make_private, writing_in
@@ -164,7 +164,8 @@ class LocalRedis:
         for _ in range(TRIES):
             port, password = _free_port(), secrets.token_urlsafe(24)
             url = f"redis://:{password}@127.0.0.1:{port}/1"
-            self._process = self._launch(binary, port, password)
+            with undisturbed():
+                self._process = self._launch(binary, port, password)
             if self._answers(url):
                 self.url = url
                 self._leave_address(url)

@@ -31,10 +31,24 @@ POLL_SECONDS: Final = 0.02
 _hurry: Final = threading.Event()
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold back signals to end within the body, so that a child that is made is recorded. For the main thread."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDINGS, signal.SIGALRM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def die_with_parent(parent: int) -> None:
     """In the child, between fork and exec; `parent` is the process id of the forking process."""
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, (*_ENDINGS, signal.SIGALRM)
+    )  # an `undisturbed` parent's mask is inherited
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
@@ -134,15 +148,14 @@ def interruptible() -> Iterator[None]:
     """Within the body, SIGTERM, SIGHUP and SIGINT raise `Interrupted` once; a second one makes `stop` kill at once."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        for each in caught:
+        for each in _ENDINGS:
             signal.signal(each, hurry)
         raise Interrupted(signal.Signals(number).name)
 
     def hurry(_number: int, _frame: FrameType | None) -> None:
         _hurry.set()
 
-    caught = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {number: signal.signal(number, interrupt) for number in caught}
+    before = {number: signal.signal(number, interrupt) for number in _ENDINGS}
     forget = raise_again_when_lost(Interrupted)
     try:
         yield

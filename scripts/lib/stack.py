@@ -17,7 +17,7 @@ from config.settings import Settings, least_of
 from scripts.lib.connections import connected
 from scripts.lib.forks import DATABASE, WORKER, preload
 from scripts.lib.local_redis import LocalRedis
-from scripts.lib.processes import lock_with_pid, spawn, stop, themes
+from scripts.lib.processes import lock_with_pid, spawn, stop, themes, undisturbed
 from scripts.lib.terminal import say
 from tasks import logs
 from tasks import worker_reports as fleet
@@ -53,8 +53,9 @@ class Stack:
     port: int | None = None
 
     def start(self, name: str, *command: str, worker: bool = False) -> None:
-        process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log", fork=True)
-        (self.workers if worker else self.others)[name] = process
+        with undisturbed():
+            process = spawn(themes(*command), env=self.env, log=self.logs / f"{name}.log", fork=True)
+            (self.workers if worker else self.others)[name] = process
 
     def start_workers(self, count: int) -> None:
         preload(WORKER)
@@ -182,8 +183,9 @@ def _redis(settings: Settings) -> Iterator[str]:
 
 def _start_sandbox(made: Stack, latency: str | None) -> dict[str, str]:
     command = themes("sandbox-llm", "--port", "0", *(("--latency", latency) if latency else ()))
-    child = spawn(command, env=made.env, log=made.logs / "sandbox.log", stdout=subprocess.PIPE, fork=True)
-    made.others["sandbox"] = child
+    with undisturbed():
+        child = spawn(command, env=made.env, log=made.logs / "sandbox.log", stdout=subprocess.PIPE, fork=True)
+        made.others["sandbox"] = child
     preload(WORKER)  # while it starts
     assert child.stdout  # noqa: S101  # asked for above
     base_url = child.stdout.readline().decode().strip()

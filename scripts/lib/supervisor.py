@@ -16,7 +16,7 @@ import psutil
 from redis import Redis, RedisError
 
 from config.settings import SUPERVISED, Settings
-from scripts.lib.processes import program, spawn
+from scripts.lib.processes import program, spawn, undisturbed
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.errors import ConfigError
@@ -102,7 +102,8 @@ class Supervisor:
     def _one_life(self) -> int:
         self._process_token = uuid.uuid4().hex[:12]
         environment = dict(zip(SUPERVISED, (str(self.restarts), str(self.wedged), self._process_token), strict=True))
-        self._process = process = spawn(program("scripts.celery_worker", self.name), env=environment, fork=True)
+        with undisturbed():
+            self._process = process = spawn(program("scripts.celery_worker", self.name), env=environment, fork=True)
         self._liveness.since = None
         self._began = time.monotonic()
         deadline: float | None = None

@@ -72,6 +72,39 @@ def test_a_forked_program_is_as_one_that_is_executed(tmp_path: Path, forks: Fork
     assert sorted(lines)[:3] == ["a thread", "at exit", "its last words"]
 
 
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from config.settings import load
+from scripts.lib import stack
+from scripts.lib.processes import Interrupted, interruptible, spawn, stop
+
+def spawn_and_be_told_to_end(*arguments, **options):
+    child = spawn(*arguments, **(options | {{"fork": {fork}}}))
+    os.kill(os.getpid(), signal.SIGTERM)
+    return child
+
+stack.spawn = spawn_and_be_told_to_end
+made = stack.Stack(load(), "redis://127.0.0.1:1", Path({folder!r}), {{}})
+try:
+    with interruptible():
+        made.start("sandbox", "sandbox-llm", "--port", "0")
+except Interrupted:
+    (child,) = made.others.values()
+    print(child.poll(), stop([child], seconds=120))
+"""
+
+
+@pytest.mark.parametrize("fork", [True, False], ids=["forked", "executed"])
+def test_a_role_that_began_before_a_signal_is_recorded_and_ends_by_the_next(
+    tmp_path: Path, forks: Forks, fork: bool
+) -> None:
+    (tmp_path / "parent.py").write_text(INTERRUPTED.format(folder=str(tmp_path), fork=fork))
+    parent = forks.script(str(tmp_path / "parent.py"), env={})
+    said, _ = parent.communicate(180)
+    assert said == b"None True\n"
+
+
 def test_a_process_that_runs_threads_forks_nothing(tmp_path: Path) -> None:
     over = threading.Event()
     thread = threading.Thread(target=over.wait)
