@@ -140,7 +140,7 @@ class Trial:
 
         Every call is in the books, those that were under way in processes that died too: others book them. `more_lost`
         may be missing where it is the books themselves that were lost. Of those in the books the LLM may not have heard
-        of `unheard`: they were sent, and lost with their connection.
+        of `unheard`: they were about to be sent, or sent and lost with their connection.
         """
         self.stack.wait_done(self.job_id, seconds)
         recovered = time.monotonic() - (self.over_at or time.monotonic())
