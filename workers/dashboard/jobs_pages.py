@@ -5,7 +5,6 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlencode
 
@@ -16,7 +15,7 @@ from tasks.connection import connect
 from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError, UnreadableError
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
-from workers.dashboard.guard import Handler
+from workers.dashboard.guard import PAGES, STYLE, Handler, root_of, style
 from workers.dashboard.job_values import embedded, job_counts, job_values, label, profile_values
 from workers.dashboard.recent import Recent, RecentJobs
 from workers.results.database.manager import AsyncDatabaseManager
@@ -24,7 +23,6 @@ from workers.results.database.rows import DestinationStatus, JobRow
 from workers.results.queries.lookups import first_failures, lines, profile_of
 from workers.results.queries.status import status_of
 
-PAGES: Final = Path(__file__).parent / "pages"
 #: Seconds for which a list of all jobs is good enough for every reader.
 LIST_SECONDS: Final = 1.0
 PER_PAGE: Final = 50
@@ -86,8 +84,8 @@ class PageHandler(Handler):
         self.site = site
 
     def show(self, template: str, **values: Any) -> None:
-        prefix = self.application.options.url_prefix
-        self.render(f"themes/{template}", root=f"/{prefix.strip('/')}" if prefix else "", **{"here": "", **values})
+        root = root_of(self.application.options)
+        self.render(f"themes/{template}", root=root, **{"here": "", "bare": False, **values})
 
     def say(self, status: int, title: str, text: str) -> None:
         self.set_status(status)
@@ -217,8 +215,9 @@ class Asset(Handler):
 
 
 def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:
-    files = {name: ((PAGES / name).read_bytes(), "text/javascript") for name in ("jobs.js", "job.js", "llm.js")}
-    files["themes.css"] = (PAGES / "base.css").read_bytes() + (PAGES / "themes.css").read_bytes(), "text/css"
+    files = {each.name: (each.read_bytes(), "text/javascript") for each in PAGES.glob("*.js")}
+    files["themes.css"] = STYLE.encode(), "text/css"
+    files["flower.css"] = style("header", "flower").encode(), "text/css"
     job = r"/jobs/([A-Za-z0-9_.-]{1,100})"
     shared = {"site": site}
     return [
