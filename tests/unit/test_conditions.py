@@ -8,10 +8,10 @@ import pytest
 
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
+from workers.diagnosis.conditions import conditions
+from workers.diagnosis.measured import measured
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
-from workers.report.conditions import conditions
-from workers.report.measured import measured
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.queries.job_stats import FailureKind, JobStats, Point, RunRow, empty_job_stats
 

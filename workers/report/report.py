@@ -13,19 +13,17 @@ import msgspec
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
 from tasks.texts import count
+from workers.diagnosis import bottleneck
+from workers.diagnosis.conditions import conditions
+from workers.diagnosis.finding import NAMES, Finding
+from workers.diagnosis.measured import OUTSIDE, WEB, Measured, lane_seconds, measured
 from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
-from workers.report import bottleneck
-from workers.report.bottleneck import Finding
-from workers.report.conditions import conditions
-from workers.report.measured import WEB, Measured, measured
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.database.rows import JobRow
 from workers.results.queries.job_stats import JobStats, WorkerRow
 
 SLOWEST: Final = 10
-#: Hops of a destination that lie outside its lane: their time is not time of the lane.
-OUTSIDE: Final = frozenset({"queue.wait", "lane.wait", "result.wait", "db.commit", "publish"})
 
 
 class Hop(msgspec.Struct, frozen=True):
@@ -154,7 +152,7 @@ def report_of(
         optimisations=optimisations(usage, account, m, picture.sums, facts),
         findings=_findings(status, account, picture, m, alive=alive, statements=statements or {}),
         capacities=[
-            Capacity(each.resource, bottleneck.NAMES[each.resource], round(each.rate, 4), each.words)
+            Capacity(each.resource, NAMES[each.resource], round(each.rate, 4), each.words)
             for each in (bottleneck.bounds(m) if m else [])
         ],
         processes=_processes(account, picture),
@@ -187,12 +185,18 @@ def _findings(
     special = conditions(status, account, picture, alive=alive, statements=statements)
     pressing = [each for each in special if each.share >= bottleneck.EXPLAINS]
     beside = [each for each in special if each not in pressing]
-    return [*pressing, *(bottleneck.diagnose(m) if m else []), *beside]
+    first, *others = (bottleneck.diagnose(m) if m else []) or (None,)
+    if first and first.resource not in {"work", "unknown"}:
+        # Of what held it up for most of its time, the larger part leads.
+        pressing = sorted([*pressing, first], key=lambda each: -each.share)
+    elif first:
+        pressing.append(first)
+    return [*pressing, *others, *beside]
 
 
 def _hops(picture: JobMeasurements) -> list[Hop]:
     """What was measured, in the order of the way; last, by its name, what we have no words for."""
-    inside = sum(span.total for name, span in picture.spans.items() if name in HOPS and name not in OUTSIDE)
+    inside = sum(lane_seconds(picture.spans).values())
     known = {**HOPS, **WHOLES, WEB: "looking for evidence on the web"}
     found = []
     for name, words in {**known, **{name: name for name in sorted(picture.spans) if name not in known}}.items():

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from workers.observe.measurements import JobMeasurements, ProcessMeasurements
+from workers.observe.measurements import HOPS, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 
 REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
 #: The span of a destination's search for evidence on the web, which comes before its prompts.
 WEB: Final = "web.evidence"
 STEPS: Final = 200
+#: Hops of a destination that lie outside its lane: their time is not time of the lane.
+OUTSIDE: Final = frozenset({"queue.wait", "lane.wait", "result.wait", "db.commit", "publish"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,17 @@ class Measured:
 
     def span(self, name: str) -> Histogram:
         return self.spans.get(name) or Histogram()
+
+    def longest_hop(self) -> tuple[str, float]:
+        """The hop that took most of the prompts' time in lanes, and its share of it; "" and 0 where none did."""
+        found = lane_seconds(self.spans)
+        name = max(found, key=found.__getitem__, default="")
+        return (name, found[name] / sum(found.values())) if name and found[name] else ("", 0.0)
+
+
+def lane_seconds(spans: Mapping[str, Histogram]) -> dict[str, float]:
+    """Seconds by hop, of the hops that take time of a lane."""
+    return {name: span.total for name, span in spans.items() if name in HOPS and name not in OUTSIDE}
 
 
 def mean(histogram: Histogram) -> float:

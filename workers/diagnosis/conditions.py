@@ -5,9 +5,10 @@ from typing import Final
 
 from tasks.jobs.registry import JobStatus, format_paused
 from tasks.texts import count
+from workers.diagnosis.finding import Finding, Resource
+from workers.diagnosis.troubles import DATABASE_ADVICE
 from workers.observe.format import size, time
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
-from workers.report.bottleneck import DATABASE_ADVICE, Finding, Resource
 from workers.results.queries.job_stats import JobStats, Point
 
 #: Share of the job's time from which on a gap or a tail is named.
