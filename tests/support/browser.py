@@ -98,7 +98,7 @@ class Page:
         """Press and let go of a key, by its DOM name."""
         for kind in ("keyDown", "keyUp"):
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
-            code = {"Enter": 13, "Tab": 9}[key]
+            code = {"Enter": 13, "Tab": 9, "ArrowLeft": 37}[key]
             await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     async def type(self, letter: str) -> None:
