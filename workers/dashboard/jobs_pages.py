@@ -1,4 +1,4 @@
-"""The pages of jobs, which come from Redis, and of their destinations and profiles, out of the results database."""
+"""The pages of jobs, which come from Redis, and of their destinations, out of the results database."""
 
 import asyncio
 import hashlib
@@ -16,11 +16,11 @@ from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError, Unr
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
 from workers.dashboard.guard import PAGES, STYLE, Handler, root_of, style
-from workers.dashboard.job_values import embedded, job_counts, job_values, label, profile_values
+from workers.dashboard.job_values import embedded, job_counts, job_values, label
 from workers.dashboard.recent import Recent, RecentJobs
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import DestinationStatus, JobRow
-from workers.results.queries.lookups import first_failures, lines, profile_of
+from workers.results.queries.lookups import first_failures, lines
 from workers.results.queries.status import status_of
 
 #: Seconds for which a list of all jobs is good enough for every reader.
@@ -188,17 +188,6 @@ class DestinationList(PageHandler):
         return min(int(said), LAST_PAGE) if said.isdecimal() and said.isascii() and len(said) < 9 else 0  # noqa: PLR2004  # digits
 
 
-class ProfilePage(PageHandler):
-    async def answer(self, *parts: str) -> None:
-        job_id, destination_id = parts
-        row = await profile_of(await self.site.store(), job_id, destination_id)
-        if row is None:
-            self.say(404, "There is no such profile", f"Job {job_id} has none for {destination_id}, or not yet.")
-            return
-        profile = row.profile()
-        self.show("profile.html", job_id=job_id, profile=profile, **profile_values(profile))
-
-
 class Asset(Handler):
     def initialize(self, files: Mapping[str, tuple[bytes, str]]) -> None:
         self._files = files
@@ -227,5 +216,4 @@ def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:
         (rf"{job}/?", JobPage, shared),
         (rf"{job}/status\.json", JobNow, shared),
         (rf"{job}/destinations/?", DestinationList, shared),
-        (rf"{job}/destinations/([A-Za-z0-9_.-]{{1,100}})/?", ProfilePage, shared),
     ]

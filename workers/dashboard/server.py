@@ -18,7 +18,7 @@ from tornado.web import RedirectHandler, RequestHandler
 
 from config.settings import Settings
 from tasks.connection import connect, connect_async
-from workers.dashboard import jobs_pages, llm_page, sse
+from workers.dashboard import jobs_pages, llm_page, profile_page, sse
 from workers.dashboard.event_feed import Feeds
 from workers.dashboard.guard import PAGES, guarded, root_of
 from workers.dashboard.jobs_pages import Site
@@ -68,6 +68,7 @@ class Dashboard(Flower):
             *sse.handlers(feeds),
             *llm_page.handlers(site, system),
             *jobs_pages.handlers(site),
+            *profile_page.handlers(site),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
 
