@@ -3,6 +3,7 @@
 Drawn as SVG without a fixed width, so that text keeps its size: places along the clock are percentages.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +27,25 @@ WIDTH, HEIGHT = 1_000, 110
 MOST_TICKS: Final = 5
 TICK_MINUTES: Final = (1, 2, 5, 10, 15, 30)
 
-#: Name -> class of the style sheet, and its value out of the points of one place.
-Lines = dict[str, tuple[str, Callable[[Sequence[SeriesPoint], float], float | None]]]
+
+@dataclass(frozen=True)
+class Place:
+    """The points that are drawn at one place of the clock, of so many seconds together."""
+
+    points: Sequence[SeriesPoint]
+    seconds: float
+
+    @property
+    def at(self) -> float:
+        return self.points[0].at
+
+    @functools.cached_property
+    def calls(self) -> Histogram:
+        return durations(self.points)
+
+
+#: Name -> class of the style sheet, and its value at a place.
+Lines = dict[str, tuple[str, Callable[[Place], float | None]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +90,6 @@ def is_busy(point: SeriesPoint) -> bool:
     return bool(point.calls or point.hits or point.misses or point.destinations)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    points: Sequence[SeriesPoint]
-    seconds: float
-
-    @property
-    def at(self) -> float:
-        return self.points[0].at
-
-
 def _places(points: Sequence[SeriesPoint], now: float) -> list[Place]:
     shown = points[:-1] if any(map(is_busy, points[:-1])) else points
     first = next((at for at, point in enumerate(shown) if is_busy(point)), None)
@@ -95,23 +103,23 @@ def _places(points: Sequence[SeriesPoint], now: float) -> list[Place]:
     ]
 
 
-def _per_second(amount: Callable[[SeriesPoint], float]) -> Callable[[Sequence[SeriesPoint], float], float]:
-    return lambda points, seconds: max(0.0, sum(map(amount, points))) / seconds
+def _per_second(amount: Callable[[SeriesPoint], float]) -> Callable[[Place], float]:
+    return lambda place: max(0.0, sum(map(amount, place.points))) / place.seconds
 
 
-def _quantile(share: float) -> Callable[[Sequence[SeriesPoint], float], float | None]:
-    return lambda points, _: latency(points, share)
+def _quantile(share: float) -> Callable[[Place], float | None]:
+    return lambda place: place.calls.quantile(share) if place.calls.count else None
 
 
-def latency(points: Sequence[SeriesPoint], share: float) -> float | None:
-    """The seconds that `share` (0-1) of the calls did not exceed; None without a call."""
+def durations(points: Sequence[SeriesPoint]) -> Histogram:
+    """How long the calls of these points took."""
     histogram = Histogram()
     for point in points:
         for bucket, number in point.call_buckets.items():
             histogram.buckets[bucket] = histogram.buckets.get(bucket, 0) + number
             histogram.count += number
     histogram.bound()
-    return histogram.quantile(share) if histogram.count else None
+    return histogram
 
 
 CALLS: Final[Lines] = {
@@ -135,7 +143,7 @@ def _shown(value: float | None, unit: str) -> str:
 
 
 def _chart(name: str, title: str, unit: str, lines: Lines, places: Sequence[Place]) -> Chart:
-    series = {line: [value(each.points, each.seconds) for each in places] for line, (_, value) in lines.items()}
+    series = {line: [value(each) for each in places] for line, (_, value) in lines.items()}
     # What never happened is left out, but for the first line: an empty legend says nothing.
     first = next(iter(series))
     series = {line: values for line, values in series.items() if line == first or any(values)}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tasks.texts import count
-from workers.dashboard.llm_charts import latency
+from workers.dashboard.llm_charts import durations
 from workers.diagnosis.system import System
 from workers.observe.format import NOTHING, milliseconds, rate
 from workers.observe.reporter import SeriesPoint
@@ -67,11 +67,10 @@ def _connections(system: System) -> Step:
 
 def _llm(system: System, last_minute: Sequence[SeriesPoint]) -> Step:
     """The latency of the last minute's calls; of all calls where there was none."""
-    recent = [latency(last_minute, share) for share in (0.5, 0.95)]
-    call = system.metrics.spans.get("llm.call")
-    if None in recent and call and call.count:
-        recent = [call.quantile(share) for share in (0.5, 0.95)]
-    p50, p95 = (NOTHING if value is None else milliseconds(value) for value in recent)
+    known = durations(last_minute)
+    if not known.count:
+        known = system.metrics.spans.get("llm.call", known)
+    p50, p95 = (milliseconds(known.quantile(share)) if known.count else NOTHING for share in (0.5, 0.95))
     return Step("llm", "LLM", p50, f"median, {p95} p95")
 
 
