@@ -48,9 +48,7 @@ class _Simulation:
         self.round: dict[int, int] = {}
         self.began: dict[int, float] = {}
         self.spans: dict[str, Histogram] = {}
-        self.sums: dict[str, float] = dict.fromkeys(
-            ("lane_busy_seconds", "pool_busy_seconds", "pool_waiting_seconds", "cpu_seconds"), 0.0
-        )
+        self.sums: dict[str, float] = dict.fromkeys(("lane_busy_seconds", "pool_busy_seconds", "cpu_seconds"), 0.0)
 
     def add(self, name: str, seconds: float) -> None:
         self.spans.setdefault(name, Histogram()).add(seconds)
@@ -66,7 +64,6 @@ class _Simulation:
             passed = moment - self.now
             self.sums["lane_busy_seconds"] += passed * self.in_lanes
             self.sums["pool_busy_seconds"] += passed * self.in_use
-            self.sums["pool_waiting_seconds"] += passed * len(self.line)
             self.now = moment
             what()
             self.lend()

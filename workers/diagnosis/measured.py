@@ -164,7 +164,7 @@ def measured(
         lanes_busy=_of(workers, "lane_busy_seconds") / over,
         connections=_of(workers, "pool_seconds") / over,
         connections_busy=busy / over,
-        connections_waiting=_of(workers, "pool_waiting_seconds") / over,
+        connections_waiting=totals.get("llm.pool_wait", 0.0) / over,
         hold_seconds=hold,
         pool_wait_seconds=pool_wait,
         rate_wait_seconds=rate_wait,
