@@ -4,7 +4,7 @@ Workers report, once a second, how many of their prompts stand in which line, as
 line is the limit. How long one waits in it is Little's law: those in line / those that leave it a second.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,8 +116,11 @@ def of_job(status: JobStatus, pulse: Pulse) -> Verdict:
     return of_system(pulse, is_working=True)
 
 
-def of_finding(finding: Finding) -> Verdict:
-    """The same words for what a report has found."""
+def of_findings(findings: Sequence[Finding]) -> Verdict:
+    """The same words for what a report has found first."""
+    if not findings:
+        return NONE
+    finding = findings[0]
     if finding.resource == "unknown":
         return Verdict("unknown", _sentence(finding.evidence), _sentence(finding.advice))
     return _limited(finding.resource, finding.evidence, finding.advice)
