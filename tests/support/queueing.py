@@ -130,6 +130,7 @@ class _Simulation:
         facts: dict[str, Any] = {
             "performance_optimization.llm_connection_pool_size": network.pool,
             "performance_optimization.worker_pool_size": network.lanes,
+            "prompt_rounds": " ".join(map(str, network.rounds)),
             "llm.requests_per_minute": None if network.limit_ends_after else network.requests_per_minute,
         }
         spans: dict[str, Any] = {name: histogram.as_dict() for name, histogram in self.spans.items()}

@@ -40,6 +40,9 @@ WHOLES: Final[Mapping[str, str]] = {
     "redis": "a round trip to Redis",
 }
 
+#: The fact that says how many prompts of a destination can be under way together, round by round: "5 11".
+PROMPT_ROUNDS: Final = "prompt_rounds"
+
 Role = Literal["worker", "consumer", "producer", "dashboard"]
 
 

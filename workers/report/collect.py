@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -50,7 +49,7 @@ class Live:
     trouble: str = ""
 
 
-async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5, 11)) -> JobReport:
+async def gather(settings: Settings, job_id: str) -> JobReport:
     """The report of a job. Raises JobNotFoundError; DatabaseError where neither database nor Redis can be read."""
     live = read_live(settings, job_id)
     notes = [live.trouble] if live.trouble else []
@@ -68,7 +67,7 @@ async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5,
         notes.append("Redis no longer knows this job; all of this is from the database.")
     status = live.status or status_of(row)
     return report_of(
-        status, row, account, JobMeasurements.of(live.parts or kept), settings=said(settings), rounds=rounds,
+        status, row, account, JobMeasurements.of(live.parts or kept), settings=said(settings),
         alive=None if live.pulse is None else len(live.pulse.workers), pulse=live.pulse,
         statements=live.statements, notes=notes, now=now,
     )  # fmt: skip

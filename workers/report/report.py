@@ -125,7 +125,6 @@ def report_of(
     picture: JobMeasurements,
     *,
     settings: Mapping[str, Any],
-    rounds: Sequence[int],
     alive: int | None = None,
     pulse: Pulse | None = None,
     statements: Mapping[str, Mapping[str, float]] | None = None,
@@ -134,10 +133,9 @@ def report_of(
 ) -> JobReport:
     """Put a report together.
 
-    `settings` are the reader's, for what no part says; `rounds` says how many prompts of a destination can be under way
-    together, round by round; `alive` and `pulse` are None when Redis cannot be asked.
+    `settings` are the reader's, for what no part says; `alive` and `pulse` are None when Redis cannot be asked.
     """
-    m = measured_of(picture, row, account, rounds)
+    m = measured_of(picture, row, account)
     facts = {**settings, **(m.facts if m else {})}
     seconds, usage = account.seconds, row.usage
     findings = findings_of(status, account, picture, m, alive=alive, statements=statements or {})
