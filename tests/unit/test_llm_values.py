@@ -3,12 +3,15 @@
 import time
 
 import msgspec
+import pytest
 
 from tasks.worker_reports import PoolReport, ProfileReport, SpanReport, WorkerReport
 from workers.dashboard.llm_charts import HEIGHT, LEAST_POINTS, MOST_PLACES, charts
-from workers.dashboard.llm_funnel import Step
+from workers.dashboard.llm_funnel import STEP_OF, Step
 from workers.dashboard.llm_values import notices, page_values
+from workers.diagnosis.finding import NAMES, Resource
 from workers.diagnosis.system import RouteSummary, System
+from workers.diagnosis.verdict import Verdict
 from workers.observe.format import NOTHING, rate
 from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.metrics import Histogram
@@ -113,16 +116,18 @@ def test_an_hour_has_at_most_so_many_places_and_loses_no_call() -> None:
     assert (waits.lines[0].name, waits.lines[0].latest) == ("for the rate limit", "3.0")
 
 
-def test_of_the_full_steps_the_last_one_is_marked() -> None:
-    busy = msgspec.structs.replace(
-        _worker(), lanes_busy=12, lanes_waiting=5, connections_in_use=15, connections_waiting=3
-    )
-    system = _system(busy, routes=(RouteSummary("east", "m", queued=7),))
-    assert [step.id for step in _funnel(system).values() if step.is_full] == ["connections"]
-    free = msgspec.structs.replace(busy, connections_in_use=4, connections_waiting=0)
-    assert _funnel(_system(free, routes=system.routes))["rate"].is_full
-    assert [step.id for step in _funnel(_system(free)).values() if step.is_full] == ["lanes"]
-    assert not any(step.is_full for step in _funnel(_system(_worker())).values())
+@pytest.mark.parametrize(
+    ("resource", "step"), [("rate limit", "rate"), ("connections", "connections"), ("work", None), (None, None)]
+)
+def test_the_step_is_marked_that_the_sentence_is_about(resource: Resource | None, step: str | None) -> None:
+    system = _system(_worker(), verdict=Verdict(resource, "A sentence.", "What to do."))
+    assert page_values(system, [])["verdict"] == "A sentence. What to do."
+    assert [each.id for each in _funnel(system).values() if each.is_limit] == ([step] if step else [])
+
+
+def test_every_resource_has_a_step_or_is_about_none() -> None:
+    assert set(NAMES) - set(STEP_OF) == {"redis", "work", "tail", "web", "unknown"}
+    assert set(STEP_OF.values()) <= set(_funnel(_system()))
 
 
 def test_the_steps_that_took_longest_come_first_and_the_rest_is_folded() -> None:

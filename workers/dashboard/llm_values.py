@@ -25,7 +25,7 @@ OPEN_STEPS: Final = 6
 def page_values(system: System, points: Sequence[SeriesPoint]) -> dict[str, Any]:
     all_steps = steps(system)
     return {
-        "verdict": "",
+        "verdict": system.verdict.words,
         "notices": notices(system),
         "figures": figures(system, points),
         "funnel": funnel(system, points[-NOW_POINTS - 1 : -1]),
