@@ -20,8 +20,7 @@ from tasks.connection import connect
 from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
 from tasks.queue.producer import enqueue
-from tasks.texts import count
-from tasks.waits import duration
+from tasks.texts import count, duration
 from workers.observe.measurement_store import read_job_measurements
 from workers.observe.measurements import JobMeasurements
 from workers.observe.metrics import Histogram
@@ -62,7 +61,7 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
         dashboard = f"http://{settings.dashboard.host}:{made.port}"
         say(f"starting Redis, {WORKERS} workers, consumer, dashboard at {dashboard} ...")
         made.wait_until_ready()
-        say(f"the stack is up after {time.monotonic() - began:.1f} s")
+        say(f"the stack is up after {duration(time.monotonic() - began)}")
         code = _follow(made, redis, job)
         if made.port is not None:
             say(f"dashboard  {dashboard}{'' if keep else '  (ends now; --keep leaves it up)'}")

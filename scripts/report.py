@@ -15,8 +15,7 @@ from scripts.lib.output import destination_of, output_options
 from scripts.lib.terminal import console as terminal
 from scripts.lib.terminal import say, table
 from scripts.main import settings_from
-from workers.observe.format import size, times
-from workers.observe.format import time as span_of
+from workers.observe.format import duration, size, times
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import load_stages
 from workers.report.collect import gather
@@ -101,7 +100,7 @@ def _curves(report: JobReport) -> RenderableType | None:
         ("in work", [point.in_work for point in points]),
     ):
         grid.add_row(Text(words, style="dim"), Text(curve(series), style="cyan"), Text(f"at most {max(series):.3g}"))
-    grid.add_row("", Text(f"0 to {span_of(points[-1].at + points[-1].seconds)}", style="dim"), "")
+    grid.add_row("", Text(f"0 to {duration(points[-1].at + points[-1].seconds)}", style="dim"), "")
     return Group(Text("Over time", style="bold"), grid)
 
 
@@ -123,7 +122,7 @@ def _waterfall(report: JobReport) -> RenderableType | None:
         begin += part
         shown.add_row(
             hop.words, Text(bar, style="cyan"), "" if hop.share is None else share(hop.share), f"{hop.count:,}",
-            *(span_of(ms / 1000) for ms in (hop.p50_ms, hop.p95_ms, hop.p99_ms)), span_of(hop.total_seconds),
+            *(duration(ms / 1000) for ms in (hop.p50_ms, hop.p95_ms, hop.p99_ms)), duration(hop.total_seconds),
         )  # fmt: skip
     return shown
 
@@ -158,7 +157,7 @@ def _slowest(report: JobReport) -> RenderableType | None:
         return None
     shown = table("slowest", "time", "calls", "outcome", "where it went")
     for each in report.slowest:
-        shown.add_row(Text(each.name), span_of(each.seconds), str(each.calls), each.outcome, went(each))
+        shown.add_row(Text(each.name), duration(each.seconds), str(each.calls), each.outcome, went(each))
     return shown
 
 

@@ -17,7 +17,7 @@ from scripts.main import settings_from
 from tasks import worker_reports as fleet
 from tasks.errors import JobNotFoundError, ThemesError
 from tasks.jobs import registry as jobs
-from tasks.waits import duration
+from tasks.texts import duration
 
 JOB_ID_WIDTH: Final = 22
 

@@ -22,8 +22,7 @@ from scripts.main import settings_from
 from tasks.connection import check_server, connect, locate
 from tasks.errors import RedisUnavailableError
 from tasks.jobs.registry import JobStatus
-from tasks.texts import count
-from tasks.waits import duration
+from tasks.texts import count, duration
 from workers.dashboard.live import LiveReader, Snapshot
 from workers.observe.format import percent, size
 
@@ -215,11 +214,11 @@ def _workers(system: Snapshot) -> RenderableType:
 
 
 def _consumers(system: Snapshot) -> RenderableType:
-    titles = ("consumer", "behind", "entries/s", "ms a batch", "last batch", "refused")
+    titles = ("consumer", "behind", "entries/s", "a batch", "last batch", "refused")
     shown = table(*titles, right=slice(1, None))
     for name, each in system.consumers.items():
         shown.add_row(
-            Text(name), f"{each.lag:,}", f"{each.entries_per_second:.1f}", f"{each.ms_per_batch:.1f}",
+            Text(name), f"{each.lag:,}", f"{each.entries_per_second:.1f}", duration(each.ms_per_batch / 1000),
             str(each.last_batch), str(each.rejected),
         )  # fmt: skip
     return shown

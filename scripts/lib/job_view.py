@@ -15,8 +15,7 @@ from rich.text import Text
 from scripts.lib.terminal import warn
 from tasks.jobs.registry import JobStatus, format_paused
 from tasks.messages import Event
-from tasks.texts import count
-from tasks.waits import duration
+from tasks.texts import count, duration
 
 LAST: Final = 5
 #: Seconds between two reads of a job, and so between two lines where the output is no terminal.

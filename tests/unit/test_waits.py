@@ -29,19 +29,19 @@ LIMITED = Wait("server_limit", "llm", 1000.0, 1432.0, "429: 'slow down'", "Retry
     [
         (
             LIMITED,
-            LIMITED_BY + " (429: 'slow down'), next try in 7m12s (it said Retry-After: 432)",
+            LIMITED_BY + " (429: 'slow down'), next try in 7m 12s (it said Retry-After: 432)",
         ),
         (
             Wait("server_limit", "llm", 1000.0, 4000.0, "429: 'x'", "Retry-After: 3000", next_try=1048.0),
-            LIMITED_BY + " (429: 'x'), next try in 48s, the wait ends in 50m00s (it said Retry-After: 3000)",
+            LIMITED_BY + " (429: 'x'), next try in 48 s, the wait ends in 50m 00s (it said Retry-After: 3000)",
         ),
-        (Wait("server_limit", "llm", 1.0, 1008.0, "429: 'x'"), LIMITED_BY + " (429: 'x'), next try in 8s"),
+        (Wait("server_limit", "llm", 1.0, 1008.0, "429: 'x'"), LIMITED_BY + " (429: 'x'), next try in 8 s"),
         (
             Wait("own_limit", "east", 1.0, 1055.0, "as configured: 1 request a minute"),
-            "rate limit of east (as configured: 1 request a minute), next try in 55s",
+            "rate limit of east (as configured: 1 request a minute), next try in 55 s",
         ),
         (Wait("away", "east", 1.0, None, "refused"), "the server east is away (refused), a try is under way"),
-        (Wait("errors", "llm", 1.0, 1002.0, "500"), "the server llm answers with errors (500), next try in 2s"),
+        (Wait("errors", "llm", 1.0, 1002.0, "500"), "the server llm answers with errors (500), next try in 2 s"),
     ],
 )  # fmt: skip
 def test_a_wait_says_who_said_so_and_when_it_is_tried_again(wait: Wait, words: str) -> None:

@@ -13,14 +13,12 @@ import workers.dashboard
 from tasks.texts import count
 from workers import observe
 from workers.observe.format import NOTHING, dollars, duration
-from workers.observe.format import time as span_of
 from workers.observe.measurements import HOPS
 from workers.report import charts
 from workers.report.report import Hop, JobReport, Slow
 
 _PAGES: Final = Path(__file__).parent / "pages"
 _BASE: Final = Path(workers.dashboard.__path__[0]) / "pages" / "base.css"
-MINUTE: Final = 60
 #: Share of a destination's time from which on a hop is named beside its bar.
 NAMED_SHARE: Final = 0.005
 #: What the colours mean.
@@ -79,12 +77,12 @@ def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
     """The headline numbers: a name for tests and scripts, what it is, the number, and a word about it."""
     job, usage, account = report.job, report.usage, report.account
     ended = job["done"] + job["failed"]
-    first = "" if account.first_at is None else f"first after {span_of(max(0, account.first_at - account.started_at))}"
+    first = "" if account.first_at is None else f"first after {duration(max(0, account.first_at - account.started_at))}"
     estimated = f"{count(usage.estimated_calls, 'call')} by length" if usage.estimated_calls else ""
     return [
         ("ended", "destinations", f"{ended:,}", f"of {job['total']:,}"),
         ("failed", "failed", f"{job['failed']:,}", f"{job['partial']:,} partial"),
-        ("seconds", "time", duration(report.seconds) if report.seconds >= MINUTE else span_of(report.seconds), first),
+        ("seconds", "time", duration(report.seconds), first),
         ("rate", "destinations/s", f"{report.destinations_per_second:.3g}", "over the whole time"),
         ("calls", "LLM calls", f"{usage.llm_calls:,}", f"{report.calls_per_second:.3g}/s"),
         ("hits", "from the cache", f"{usage.cache_hits:,}", f"{usage.memory_hits:,} out of memory"),
@@ -137,12 +135,12 @@ def _waterfall(hops: list[Hop]) -> list[dict[str, str]]:
         part = hop.share or 0.0
         rows.append(
             {
-                "name": hop.name, "words": hop.words, "count": f"{hop.count:,}", "total": span_of(hop.total_seconds),
+                "name": hop.name, "words": hop.words, "count": f"{hop.count:,}", "total": duration(hop.total_seconds),
                 "share": "" if hop.share is None else share(hop.share),
                 "bar": "" if hop.share is None else charts.bar(
                     begin, part, charts.kind_of(hop.name), f"{hop.words}: {part:.1%}"
                 ),
-                **{name: span_of(getattr(hop, f"{name}_ms") / 1000) for name in ("p50", "p95", "p99")},
+                **{name: duration(getattr(hop, f"{name}_ms") / 1000) for name in ("p50", "p95", "p99")},
             }
         )  # fmt: skip
         begin += part
