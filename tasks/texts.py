@@ -87,11 +87,11 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
-def nearest(text: str, known: Sequence[str]) -> str:
-    """`; did you mean X? There are: …`: what is like a text, and some of what there is."""
+def nearest(text: str, known: Sequence[str], kind: str = "known") -> str:
+    """`; did you mean X? (columns: …)`: what is like a text, and some of what there is of a `kind`."""
     by_key = {folded(one): one for one in known}
     like = difflib.get_close_matches(folded(text), by_key, 1)
-    hint = f"; did you mean {by_key[like[0]]}?" if like else "."
     names = list(by_key.values())
     more = ", …" if len(names) > MAX_NAMED else ""
-    return f"{hint} There are: {', '.join(names[:MAX_NAMED]) or 'none'}{more}"
+    there = f"{kind}: {', '.join(names[:MAX_NAMED]) or 'none'}{more}"
+    return f"; did you mean {by_key[like[0]]}? ({there})" if like else f"; {there}"

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.live import Live
 
 from config.settings import Settings
-from scripts.lib.job_view import LINE_SECONDS, Lines, View, exit_code, summary
+from scripts.lib.job_view import LINE_SECONDS, Lines, View, is_drawn
+from scripts.lib.job_words import exit_code, standstill, summary
 from scripts.lib.partial import partial_lines
 from scripts.lib.terminal import warn
 from scripts.main import INTERRUPTED
@@ -20,6 +21,8 @@ from tasks.jobs.events import follow
 from tasks.messages import Event
 
 RECONNECT_SECONDS: Final = 1.0
+#: Seconds between two pictures on a terminal: many events come at once where a job is watched late.
+DRAW_SECONDS: Final = 0.1
 
 
 def reliable_events(
@@ -51,7 +54,7 @@ def follow_to_end(
         _show(redis, job_id, view, reliable_events(redis, job_id, settings, after, tick_seconds=LINE_SECONDS))
         view.print_failures(job_id)
         last = jobs.status(redis, job_id)
-        for text in partial_lines(settings, last) if last.is_final else ():
+        for text in partial_lines(settings, last) if last.is_final else standstill(last):
             warn(text)
     except KeyboardInterrupt:
         return goes_on(job_id)
@@ -65,18 +68,33 @@ def goes_on(job_id: str) -> int:
 
 def _show(redis: Redis, job_id: str, view: View, events: Iterator[Event | None]) -> None:
     console = Console(stderr=True)
-    if console.is_terminal:
-        with Live(view.render(jobs.status(redis, job_id)), console=console, refresh_per_second=8) as live:
-            for event in events:
-                view.add(event)
+    if jobs.status(redis, job_id).is_final:
+        # What is over is not shown again as it went.
+        for event in events:
+            view.add(event)
+        last = jobs.status(redis, job_id)
+        console.print(view.render(last) if is_drawn(console) else summary(last), highlight=False, soft_wrap=True)
+    elif is_drawn(console):
+        _draw(console, redis, job_id, view, events)
+    else:
+        _print(console, redis, job_id, view, events)
+
+
+def _draw(console: Console, redis: Redis, job_id: str, view: View, events: Iterator[Event | None]) -> None:
+    with Live(view.render(jobs.status(redis, job_id)), console=console, refresh_per_second=8) as live:
+        drawn = time.monotonic()
+        for event in events:
+            view.add(event)
+            if event is None or time.monotonic() - drawn >= DRAW_SECONDS:
                 live.update(view.render(jobs.status(redis, job_id)))
-            live.update(view.render(jobs.status(redis, job_id)))
-        return
+                drawn = time.monotonic()
+        live.update(view.render(jobs.status(redis, job_id)))
+
+
+def _print(console: Console, redis: Redis, job_id: str, view: View, events: Iterator[Event | None]) -> None:
     lines = Lines()
     for event in events:
         view.add(event)
         is_last = event is not None and event.type == "job.done"
         if (lines.is_due() or is_last) and (line := lines.next(jobs.status(redis, job_id))):
             console.print(line, highlight=False, soft_wrap=True)
-    if (last := jobs.status(redis, job_id)).paused:
-        console.print(summary(last), highlight=False, soft_wrap=True)

@@ -145,7 +145,7 @@ async def test_the_text_fits_a_terminal_and_names_the_bound(store: AsyncDatabase
     row, account = await _filled(store)
     text = text_of(_report(row, account, _picture()))
     assert max(len(line) for line in text.splitlines()) <= 120
-    assert "What bounds this job" in text
+    assert "Bottleneck: " in text
     assert "llm_connection_pool_size 4 -> " in text.replace("\n   ", " ")
     assert "Work stealing" in text
     assert "<script>" in text, "a terminal shows names as they are"

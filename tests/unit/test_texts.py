@@ -52,6 +52,6 @@ def test_case_and_the_encoding_of_a_letter_do_not_matter() -> None:
 
 
 def test_the_nearest_name_and_some_of_all_are_said() -> None:
-    assert nearest("FOOOD", ["culture", "Food"]) == "; did you mean Food? There are: culture, Food"
-    assert nearest("x", []) == ". There are: none"
-    assert nearest("q", [str(n) for n in range(11)]) == ". There are: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"
+    assert nearest("FOOOD", ["culture", "Food"]) == "; did you mean Food? (known: culture, Food)"
+    assert nearest("x", [], "columns") == "; columns: none"
+    assert nearest("q", [str(n) for n in range(11)]) == "; known: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import replace
-from functools import partial
 
 import msgspec
 import pytest
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from scripts.lib import job_view
-from scripts.lib.job_view import QUIET_SECONDS, Lines, View, summary
+from scripts.lib.job_view import QUIET_SECONDS, Lines, View
+from scripts.lib.job_words import summary
 from tasks.jobs.registry import JobStatus, waiting
 from tasks.waits import Wait
 
@@ -98,6 +98,6 @@ def test_a_job_that_stands_still_asks_for_workers_only_where_there_are_any() -> 
     assert "worker" not in summary(stopped, stalled="stopped")
     console = Console(width=150, file=io.StringIO())
     with console.capture() as shown:
-        console.print(View(partial(summary, stalled="stopped")).render(stopped))
+        console.print(View(stalled="stopped").render(stopped))
     assert "stopped" in shown.get()
     assert "worker" not in shown.get()

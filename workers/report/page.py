@@ -66,11 +66,11 @@ def breakable(words: str) -> str:
 
 def headline(report: JobReport) -> str:
     if not report.findings:
-        return "Nothing holds this job up that was measured."
+        return "Bottleneck: none was measured."
     first = report.findings[0]
     if first.resource == "unknown":
         return "Too little was measured to name a bottleneck."
-    return f"What bounds this job: {first.name}."
+    return f"Bottleneck: {first.name}."
 
 
 def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
@@ -87,7 +87,7 @@ def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
         ("calls", "LLM calls", f"{usage.llm_calls:,}", f"{report.calls_per_second:.3g}/s"),
         ("hits", "from the cache", f"{usage.cache_hits:,}", f"{usage.memory_hits:,} out of memory"),
         ("coalesced", "coalesced", f"{usage.coalesced:,}", "asked once for several"),
-        ("hit_rate", "answers without a call", share(report.hit_rate), "hits and coalesced"),
+        ("hit_rate", "cache hit rate", share(report.hit_rate), "hits and coalesced"),
         ("tokens_in", "prompt tokens", f"{usage.prompt_tokens:,}", estimated),
         ("tokens_out", "completion tokens", f"{usage.completion_tokens:,}", ""),
         ("cost", "cost", cost(usage.cost_usd), f"saved {cost(usage.saved_usd)}"),
@@ -125,7 +125,7 @@ def _curves(report: JobReport) -> list[tuple[str, str, str]]:
         ("destinations in work", "wait", [point.in_work for point in points]),
     ):
         most = f"{max(series, default=0.0):.3g}"
-        found.append((words, most, charts.curve(series, f"{words} over time, at most {most}", kind=kind)))
+        found.append((words, most, charts.curve(series, f"{words} over time, peak {most}", kind=kind)))
     return found
 
 
