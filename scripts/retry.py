@@ -41,6 +41,7 @@ def command(
     redis = connected(settings)
     wanted = Wanted(error_class=only, stages=stages, partial=partial or bool(stages))
     known, chosen, missing, last = asyncio.run(_read(settings, job, wanted))
+    job = known.job_id
     check(redis, known)
     if only or stages or not is_lost(redis, known):
         missing = []
@@ -58,9 +59,9 @@ async def _read(
     async with job_in_database(settings, job_id) as (store, row):
         return (
             _known(row),
-            await wanted.of(store, job_id),
-            [each.destination async for each in store.missing(job_id)],
-            await store.last_attempt(job_id),
+            await wanted.of(store, row.job_id),
+            [each.destination async for each in store.missing(row.job_id)],
+            await store.last_attempt(row.job_id),
         )
 
 

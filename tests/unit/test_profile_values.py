@@ -115,5 +115,5 @@ def test_overlapping_themes_are_named() -> None:
 
 def test_numbers_are_shown_as_they_are() -> None:
     assert [dollars(usd) for usd in (None, 0, 0.01234, 12.5)] == ["unknown", "$0", "$0.0123", "$12.50"]
-    assert [duration(seconds) for seconds in (None, 5, 190, 7500)] == ["\u2013", "5s", "3m10s", "2h05m"]
+    assert [duration(seconds) for seconds in (None, 5, 190, 7500)] == ["\u2013", "5 s", "3m 10s", "2h 05m"]
     assert "<" not in embedded({"a": "</script>"})

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from tasks.keys import SERIES_STEP_SECONDS as STEP_SECONDS
-from workers.observe.format import NOTHING, milliseconds, rate
+from workers.observe.format import NOTHING, duration, rate
 from workers.observe.metrics import Histogram
 from workers.observe.reporter import SeriesPoint
 
@@ -139,7 +139,7 @@ WAITING: Final[Lines] = {
 def _shown(value: float | None, unit: str) -> str:
     if value is None:
         return NOTHING
-    return milliseconds(value) if unit == "s" else rate(value, unit)
+    return duration(value) if unit == "s" else rate(value, unit)
 
 
 def _chart(name: str, title: str, unit: str, lines: Lines, places: Sequence[Place]) -> Chart:
@@ -164,7 +164,7 @@ def _chart(name: str, title: str, unit: str, lines: Lines, places: Sequence[Plac
 
 
 def _mark(value: float, unit: str) -> str:
-    return milliseconds(value) if unit == "s" else f"{value:g}{unit}"
+    return duration(value) if unit == "s" else f"{value:g}{unit}"
 
 
 def _short(value: float | None) -> float | None:

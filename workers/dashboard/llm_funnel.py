@@ -8,7 +8,7 @@ from tasks.texts import count
 from workers.dashboard.llm_charts import durations
 from workers.diagnosis.finding import Resource
 from workers.diagnosis.system import System
-from workers.observe.format import NOTHING, milliseconds, rate
+from workers.observe.format import NOTHING, duration, rate
 from workers.observe.reporter import SeriesPoint
 
 #: What a verdict may name -> the step that it is about.
@@ -72,7 +72,7 @@ def _llm(system: System, last_minute: Sequence[SeriesPoint]) -> Step:
     known = durations(last_minute)
     if not known.count:
         known = system.metrics.spans.get("llm.call", known)
-    p50, p95 = (milliseconds(known.quantile(share)) if known.count else NOTHING for share in (0.5, 0.95))
+    p50, p95 = (duration(known.quantile(share)) if known.count else NOTHING for share in (0.5, 0.95))
     return Step("llm", "LLM", p50, f"median, {p95} p95")
 
 

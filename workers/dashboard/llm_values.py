@@ -11,7 +11,7 @@ from tasks.texts import count
 from workers.dashboard.llm_charts import charts
 from workers.dashboard.llm_funnel import funnel
 from workers.diagnosis.system import RouteSummary, System
-from workers.observe.format import NOTHING, dollars, duration, milliseconds, percent, rate, size
+from workers.observe.format import NOTHING, dollars, duration, percent, rate, size
 from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.reporter import SeriesPoint
 
@@ -106,7 +106,7 @@ def steps(system: System) -> list[dict[str, str]]:
     return [
         {
             "name": name, "words": {**HOPS, **WHOLES}[name], "count": f"{histogram.count:,}",
-            **{f"p{part}": milliseconds(histogram.quantile(part / 100)) for part in (50, 95, 99)},
+            **{f"p{part}": duration(histogram.quantile(part / 100)) for part in (50, 95, 99)},
             "sum": duration(histogram.total),
         }
         for name in (*hops, *WHOLES)
@@ -120,7 +120,7 @@ def worker_row(name: str, worker: fleet.WorkerReport) -> dict[str, Any]:
         "name": name,
         "lanes": f"{worker.lanes_busy} of {worker.lanes}" if worker.lanes else "stopping",
         "in_use": f"{worker.connections_in_use} of {worker.connections}",
-        "wait": NOTHING if pool.wait_p95_ms is None else milliseconds(pool.wait_p95_ms / 1000),
+        "wait": duration(None if pool.wait_p95_ms is None else pool.wait_p95_ms / 1000),
         "queued": f"{worker.connections_waiting:,} in line" if worker.connections_waiting else "",
         "cpu": NOTHING if usage.cpu_percent is None else f"{usage.cpu_percent:.0f}%",
         "memory": NOTHING if usage.rss_bytes is None else size(usage.rss_bytes),
@@ -147,7 +147,7 @@ def route_row(route: RouteSummary, system: System) -> dict[str, Any]:
         "in_flight": f"{route.in_use} of {route.limit}",
         "asked": f"{asked:,.0f}" if asked else NOTHING,
         "not_ok": ", ".join(f"{n:,.0f} {word}" for n, word in ((refused, "rate limited"), (failed, "failed")) if n),
-        "latency": NOTHING if route.latency_ms is None else milliseconds(route.latency_ms / 1000),
+        "latency": duration(None if route.latency_ms is None else route.latency_ms / 1000),
     }
 
 
@@ -220,7 +220,7 @@ def flow(system: System) -> list[dict[str, str]]:
         ("Destinations without an outcome", f"{system.destinations_open:,}"),
         ("Messages in the queue", f"{system.queue:,}"),
         ("Destinations in line for a lane", f"{sum(worker.lanes_waiting for worker in workers):,}"),
-        ("Wait for the rate limit, p95", milliseconds(waits.quantile(0.95)) if waits and waits.count else NOTHING),
+        ("Wait for the rate limit, p95", duration(waits.quantile(0.95)) if waits and waits.count else NOTHING),
         ("Results in the stream", f"{system.results:,}, of which {system.results_unread:,} unread"),
         ("Consumers", f"{len(consumers)}, {sum(one.entries_per_second for one in consumers):,.0f} entries/s"),
         ("Entries that could not be stored", f"{sum(one.rejected for one in consumers):,}"),

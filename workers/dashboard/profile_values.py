@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tasks.messages import Profile, StageRecord, Theme, Usage
 from tasks.texts import count
-from workers.observe.format import NOTHING, dollars, milliseconds, percent
+from workers.observe.format import NOTHING, dollars, duration, percent
 from workers.results.database.values import MONTHS
 
 #: The order in which stages of a kind run; other kinds come after them.
@@ -109,7 +109,7 @@ def _log(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
         kind = stage.stage.partition(".")[0]
         return KINDS.index(kind) if kind in KINDS else len(KINDS), stage.stage
 
-    return [{"stage": stage, "took": milliseconds(stage.elapsed_ms / 1000)} for stage in sorted(stages, key=place)]
+    return [{"stage": stage, "took": duration(stage.elapsed_ms / 1000)} for stage in sorted(stages, key=place)]
 
 
 def _sums(profile: Profile) -> dict[str, str]:
@@ -120,7 +120,7 @@ def _sums(profile: Profile) -> dict[str, str]:
         "prompt": f"{usage.prompt_tokens:,}",
         "completion": f"{usage.completion_tokens:,}",
         "cost": dollars(usage.cost_usd),
-        "took": milliseconds(profile.elapsed_ms / 1000),
+        "took": duration(profile.elapsed_ms / 1000),
     }
 
 

@@ -37,8 +37,15 @@ function localise(chart) {
 
 function shown(value, unit) {
   if (value === null || value === undefined) return "–";
-  if (unit === "s") return value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`;
+  if (unit === "s") return duration(value);
   return (value >= 100 ? Math.round(value).toLocaleString("en") : value.toFixed(1)) + unit;
+}
+
+function duration(seconds) {
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 59.5) return `${seconds < 9.95 ? Number(seconds.toPrecision(2)) : Math.round(seconds)} s`;
+  const whole = Math.round(seconds);
+  return `${Math.floor(whole / 60)}m ${String(whole % 60).padStart(2, "0")}s`;
 }
 
 // The values of all charts at one place of the clock; null: the latest ones.
