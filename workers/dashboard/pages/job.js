@@ -330,16 +330,16 @@ document.addEventListener("click", async (event) => {
   }
   const copy = event.target.closest("[data-copy]");
   if (copy) {
-    const code = copy.parentElement.querySelector("code");
-    getSelection().selectAllChildren(code);
-    // Without a secure context there is no clipboard: the command is selected.
-    await navigator.clipboard?.writeText(copy.dataset.copy).then(
-      () => {
-        copy.textContent = "Copied";
-        setTimeout(() => (copy.textContent = "Copy"), 2000);
-      },
-      () => {},
-    );
+    getSelection().selectAllChildren(copy.parentElement.querySelector("code"));
+    let done = "Selected"; // where a browser gives no clipboard
+    try {
+      await navigator.clipboard.writeText(copy.dataset.copy);
+      done = "Copied";
+    } catch {
+      // It is selected.
+    }
+    copy.textContent = done;
+    setTimeout(() => (copy.textContent = "Copy"), 2000);
   }
 });
 
