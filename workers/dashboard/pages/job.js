@@ -249,12 +249,16 @@ function problems(wait = REST_MS) {
   }
 }
 
+let questions = 0;
 async function drawProblems() {
   asking = 0;
+  const mine = ++questions;
   try {
     const answer = await fetch(location.pathname);
-    if (!answer.ok) return;
-    const made = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const text = await answer.text();
+    // One that was asked earlier may be answered later.
+    if (!answer.ok || mine !== questions) return;
+    const made = new DOMParser().parseFromString(text, "text/html");
     for (const id of ["acts", "problems"]) {
       const isUsed = $(id).contains(document.activeElement) || $(id).querySelector("details[open]");
       if (!isUsed) $(id).replaceChildren(...made.getElementById(id).childNodes);
