@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 import pytest
+from redis import Redis
 
+from tasks import keys
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard
 from tests.support.browser import page
@@ -107,6 +109,34 @@ def test_who_is_logged_in_pauses_resumes_cancels_and_retries_and_the_log_says_wh
     ]  # fmt: skip
     assert {line["address"] for line in acts} == {"127.0.0.1"}
     assert "secret" not in stack.log("dashboard")
+
+
+def test_with_show_answers_who_is_logged_in_reads_what_could_not_be_used(stack: Engine) -> None:
+    stack.ask_sandbox("/faults", ["invalid=1,match=Kyoto"])
+    on = {"THEMES_DASHBOARD__SHOW_ANSWERS": "true"}
+    stack.themes("w", "worker", "--name", "w", **on)
+    job = stack.run("enqueue", "-", "--wait", stdin="Oslo, Norway\nKyoto <b>old</b>, Japan\n").stdout.strip()
+    visitor = Visitor(_dashboard(stack, THEMES_DASHBOARD__BASIC_AUTH=LOGIN, **on))
+    assert f"/jobs/{job}/answers" in visitor.look(job)
+    status, _, text = visitor.ask("GET", f"/jobs/{job}/answers")
+    assert status == 200
+    assert "not JSON, also when asked again" in text
+    assert text.count("<pre") == 2 * text.count("<article")
+    assert text.count("<article") == 5, "one of each stage that finds themes"
+    assert "Kyoto &lt;b&gt;old" in text, "the prompt"
+    assert "<b>" not in text
+    assert "<script>" not in text
+    assert "Oslo" not in text
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        assert 0 < redis.ttl(keys.answers(job)) <= keys.KEEP_SECONDS
+    assert Visitor(visitor.url, headers={}).ask("GET", f"/jobs/{job}/answers")[0] == 401
+    stack.end("dashboard")
+    # Neither without the login nor without the setting.
+    assert Visitor(_dashboard(stack, **on), headers={}).ask("GET", f"/jobs/{job}/answers")[0] == 403
+    stack.end("dashboard")
+    closed = Visitor(_dashboard(stack, THEMES_DASHBOARD__BASIC_AUTH=LOGIN))
+    assert closed.ask("GET", f"/jobs/{job}/answers")[0] == 403
+    assert f"/jobs/{job}/answers" not in closed.look(job)
 
 
 @pytest.mark.browser

@@ -6,6 +6,7 @@ from typing import Any, Final
 from tasks.errors import DatabaseError
 from tasks.jobs.registry import JobStatus
 from workers.dashboard.actions import Actions
+from workers.dashboard.answers_page import may_see_answers
 from workers.dashboard.job_facts import FactsReader, JobFacts, retry_command
 from workers.dashboard.job_values import embedded, job_counts, job_values, label, tag_of
 from workers.dashboard.job_words import moments, sentence, tiles, why
@@ -57,6 +58,7 @@ class JobPage(_OfJob):
             tiles=tiles(status), moments=moments(status), took=duration(status.seconds), actions=Actions(self, status),
             running=list(reversed(recent.running.items())), chips=CHIPS, data=embedded(data), row_values=row_values,
             asked=self.get_query_argument("asked", ""), verdict="",
+            answers=may_see_answers(self),
             note="" if is_known else f"Redis no longer knows this job: these are the results.{again}",
         )  # fmt: skip
 

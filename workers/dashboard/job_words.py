@@ -88,10 +88,13 @@ def tiles(status: JobStatus) -> list[tuple[str, str, str, str]]:
 def moments(status: JobStatus) -> list[tuple[str, str, str]]:
     """When a job was created, began and ended: what, for machines, for people."""
     named = (("Created", status.created_at), ("Started", status.started_at), ("Ended", status.finished_at))
-    shown = [(what, time.gmtime(at)) for what, at in named if at and not (what == "Created" and status.started_at)]
-    return [
-        (what, time.strftime("%Y-%m-%dT%H:%M:%SZ", at), time.strftime("%Y-%m-%d %H:%M UTC", at)) for what, at in shown
-    ]
+    return [(what, *moment(at)) for what, at in named if at and not (what == "Created" and status.started_at)]
+
+
+def moment(at: float) -> tuple[str, str]:
+    """A time for machines, and for people until their browser has made it theirs."""
+    utc = time.gmtime(at)
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", utc), time.strftime("%Y-%m-%d %H:%M UTC", utc)
 
 
 def why(error_class: str | None, message: str | None) -> str:

@@ -90,7 +90,7 @@ def is_partial(data: Any) -> bool:
 
 class RecentJobs:
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        self.redis = redis
         self._jobs: dict[str, Recent] = {}
 
     async def of(self, job_id: str) -> Recent:
@@ -104,7 +104,7 @@ class RecentJobs:
 
     async def _read(self, job_id: str, recent: Recent) -> None:
         while True:
-            page: Any = await self._redis.xrange(keys.events(job_id), min=f"({recent.last_id}", count=PAGE)
+            page: Any = await self.redis.xrange(keys.events(job_id), min=f"({recent.last_id}", count=PAGE)
             for entry_id, fields in page:
                 try:
                     recent.take(decode(entry_id, fields))
