@@ -20,8 +20,6 @@ from scripts.lib.terminal import say, table
 from scripts.main import settings_from
 from tasks.texts import count
 from workers.observe.format import duration, size, times
-from workers.pipeline.graph import Graph
-from workers.pipeline.prompts import load_stages
 from workers.report.collect import gather
 from workers.report.page import cost, figures, headline, of, page, share, went
 from workers.report.report import JobReport
@@ -45,9 +43,8 @@ def command(job: str, output: str | None, *, force: bool, full: bool, as_json: b
     With -o FILE the report is one HTML file, or text where its name ends in .txt.
     """
     settings = settings_from()
-    rounds = [len(names) for names in Graph(load_stages(settings.pipeline.prompts_dir)).rounds()]
     with destination_of(output, force=force) as out:
-        report = asyncio.run(_gathered(settings, job, rounds))
+        report = asyncio.run(_gathered(settings, job))
         if output:
             out.write(text_of(report) if output.endswith(".txt") else page(report))
     if output:
@@ -58,8 +55,8 @@ def command(job: str, output: str | None, *, force: bool, full: bool, as_json: b
         show(report, terminal(), full=full)
 
 
-async def _gathered(settings: Settings, job: str, rounds: list[int]) -> JobReport:
-    return await gather(settings, await known_id(settings, job), rounds=rounds)
+async def _gathered(settings: Settings, job: str) -> JobReport:
+    return await gather(settings, await known_id(settings, job))
 
 
 def text_of(report: JobReport) -> str:

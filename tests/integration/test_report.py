@@ -105,7 +105,7 @@ async def test_stages_are_told_as_the_database_adds_them_up(store: AsyncDatabase
 
 def _report(row: JobRow, account: JobStats, picture: JobMeasurements, **more: Any) -> JobReport:
     status: JobStatus = more.pop("status", status_of(row))
-    return report_of(status, row, account, picture, settings={}, rounds=(1, 1), now=2000.0, **more)
+    return report_of(status, row, account, picture, settings={}, now=2000.0, **more)
 
 
 def _picture() -> JobMeasurements:

@@ -48,9 +48,7 @@ class _Simulation:
         self.round: dict[int, int] = {}
         self.began: dict[int, float] = {}
         self.spans: dict[str, Histogram] = {}
-        self.sums: dict[str, float] = dict.fromkeys(
-            ("lane_busy_seconds", "pool_busy_seconds", "pool_waiting_seconds", "cpu_seconds"), 0.0
-        )
+        self.sums: dict[str, float] = dict.fromkeys(("lane_busy_seconds", "pool_busy_seconds", "cpu_seconds"), 0.0)
 
     def add(self, name: str, seconds: float) -> None:
         self.spans.setdefault(name, Histogram()).add(seconds)
@@ -66,7 +64,6 @@ class _Simulation:
             passed = moment - self.now
             self.sums["lane_busy_seconds"] += passed * self.in_lanes
             self.sums["pool_busy_seconds"] += passed * self.in_use
-            self.sums["pool_waiting_seconds"] += passed * len(self.line)
             self.now = moment
             what()
             self.lend()
@@ -133,6 +130,7 @@ class _Simulation:
         facts: dict[str, Any] = {
             "performance_optimization.llm_connection_pool_size": network.pool,
             "performance_optimization.worker_pool_size": network.lanes,
+            "prompt_rounds": " ".join(map(str, network.rounds)),
             "llm.requests_per_minute": None if network.limit_ends_after else network.requests_per_minute,
         }
         spans: dict[str, Any] = {name: histogram.as_dict() for name, histogram in self.spans.items()}
