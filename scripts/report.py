@@ -99,7 +99,7 @@ def _head(report: JobReport) -> RenderableType:
 
 
 def _findings(report: JobReport) -> RenderableType:
-    lines: list[RenderableType] = [Text(headline(report), style="bold")]
+    lines: list[RenderableType] = [Text(report.verdict.words), Text(headline(report), style="bold")]
     for number, each in enumerate(report.findings, 1):
         forecast = f", forecast {times(each.gain)}" if each.gain else ""
         part = f"  {each.share:.0%}" if each.share else ""

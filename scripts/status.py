@@ -33,6 +33,8 @@ def command(job: str | None, *, as_json: bool) -> None:
         print(summary(known[0], stalled=_stalled(settings, job) if settings.redis.enabled else stopped))
         for text in partial_lines(settings, known[0]) if known[0].is_final else ():
             print(text)
+        if settings.redis.enabled and not known[0].is_final and (words := _verdict(settings, known[0])):
+            print(words)
     elif not known:
         say("no job yet: `themes enqueue FILE` makes one")
     else:
@@ -40,6 +42,14 @@ def command(job: str | None, *, as_json: bool) -> None:
             print(line)
         for wait in {one.wait.reason: one.wait for one in known if one.wait}.values():
             print(f"waiting: {wait.format()}")
+
+
+def _verdict(settings: Settings, status: jobs.JobStatus) -> str:
+    # Late: jobs that have ended need none.
+    from scripts.lib.live_verdict import LiveVerdict
+
+    with connected(settings) as redis:
+        return LiveVerdict(settings, redis).of(status).words
 
 
 def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:

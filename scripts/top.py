@@ -135,6 +135,7 @@ def line(system: Snapshot) -> str:
         if not job.is_final
     ]
     parts += [f"waiting: {words}" for words in system.waits]
+    parts += [system.verdict] if system.verdict else []
     return "  ".join(parts)
 
 
@@ -142,11 +143,10 @@ def rate(per_second: float | None) -> str:
     return "-" if per_second is None else f"{per_second:.1f}" if per_second < 100 else f"{per_second:,.0f}"  # noqa: PLR2004
 
 
-def view(system: Snapshot, *, is_wide: bool = True, verdict: str = "") -> RenderableType:
-    """The whole picture; `verdict` says in a sentence what bounds the system now."""
+def view(system: Snapshot, *, is_wide: bool = True) -> RenderableType:
     parts: list[RenderableType] = [_head(system)]
-    if verdict:
-        parts.append(Text(verdict))
+    if system.verdict:
+        parts.append(Text(system.verdict))
     if system.trouble:
         parts.append(Text(f"{system.trouble}; what follows is from before", style="bold red"))
     parts += [Text(), _jobs(system, is_wide=is_wide)]
