@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 import msgspec
+from rich.cells import cell_len
 
 from scripts.lib.stored import job_in_database
 from scripts.lib.terminal import columns, cut, width
@@ -59,17 +60,20 @@ async def _show(job_id: str, *, partial: bool, is_each: bool, as_json: bool) -> 
 
 
 def kind_lines(kinds: Sequence[tuple[str, Reason]], *, width: int | None = None) -> list[str]:
-    """Two lines a kind of reason: how many, class, stage and message; then some of the places."""
-    rows = [
-        (f"{reason.destinations:,} {outcome}", clean_line(reason.error_class), ", ".join(reason.stages),
-         clean_line(reason.message))
-        for outcome, reason in kinds
-    ]  # fmt: skip
+    """A kind of reason: how many, class, stage and message, which has its own line where it is long; some places."""
+    heads = columns(
+        [(f"{reason.destinations:,} {outcome}", clean_line(reason.error_class), ", ".join(reason.stages))
+         for outcome, reason in kinds]
+    )  # fmt: skip
     lines = []
-    for line, (_, reason) in zip(columns(rows, width=width), kinds, strict=True):
+    for head, (_, reason) in zip(heads, kinds, strict=True):
+        message = clean_line(reason.message)
+        whole = f"{head}{' ' * (max(map(len, heads)) - len(head))}  {message}"
+        fits = width is None or cell_len(whole) <= width
         left = reason.destinations - len(reason.places)
-        more = [f"and {left:,} more"] if left > 0 else []
-        lines += [line, cut(f"  {' · '.join([*map(clean_line, reason.places), *more])}", width)]
+        places = " · ".join([*map(clean_line, reason.places), *([f"and {left:,} more"] if left > 0 else [])])
+        lines += [whole] if fits else [cut(head, width), cut(f"  {message}", width)]
+        lines.append(cut(f"  {places}", width))
     return lines
 
 

@@ -29,6 +29,9 @@ FILE_WIDTH: Final = 120
 #: Share of the time of all prompts below which a step is shown with --full only.
 NAMED_SHARE: Final = 0.01
 BAR: Final = 24
+#: Columns of a terminal below which there are fewer columns of a table, and points of a curve.
+WIDE: Final = 100
+NARROW_POINTS: Final = 40
 STEPS: Final = " ▁▂▃▄▅▆▇█"
 
 
@@ -67,32 +70,26 @@ def text_of(report: JobReport) -> str:
 
 
 def show(report: JobReport, console: Console, *, full: bool) -> None:
-    for part in (
-        _head,
-        _findings,
-        _curves,
-        partial(_waterfall, full=full),
-        _savings,
-        _optimisations,
-        _failures,
-        _slowest,
-        _workers,
-    ):
+    is_wide = console.width >= WIDE
+    head, curves = partial(_head, is_wide=is_wide), partial(_curves, is_wide=is_wide)
+    steps = partial(_waterfall, full=full, is_wide=is_wide)
+    for part in (head, _findings, curves, steps, _savings, _optimisations, _failures, _slowest, _workers):
         shown = part(report)
         if shown is not None:
             console.print(shown)
             console.print()
 
 
-def _head(report: JobReport) -> RenderableType:
+def _head(report: JobReport, *, is_wide: bool) -> RenderableType:
     job = report.job
     grid = Table.grid(padding=(0, 2))
     cells = [
         f"[dim]{words}[/] [bold]{escape(number)}[/]" + (f" [dim]{escape(more)}[/]" if more else "")
         for _, words, number, more in figures(report)
     ]
-    for start in range(0, len(cells), 3):
-        grid.add_row(*cells[start : start + 3])
+    beside = 3 if is_wide else 2
+    for start in range(0, len(cells), beside):
+        grid.add_row(*cells[start : start + beside])
     state = "paused" if job["paused"] else job["state"]
     title = Text.assemble((str(job["name"]), "bold"), f"  {job['job_id']}  {state}")
     return Group(title, *(Text(note, style="yellow") for note in report.notes), grid)
@@ -109,7 +106,7 @@ def _findings(report: JobReport) -> RenderableType:
     return Group(*lines)
 
 
-def _curves(report: JobReport) -> RenderableType | None:
+def _curves(report: JobReport, *, is_wide: bool) -> RenderableType | None:
     points = report.account.timeline
     if not report.account.runs or not points:
         return None
@@ -119,9 +116,20 @@ def _curves(report: JobReport) -> RenderableType | None:
         ("LLM calls/s", [point.calls / point.seconds for point in points]),
         ("in work", [point.in_work for point in points]),
     ):
-        grid.add_row(Text(words, style="dim"), Text(curve(series), style="cyan"), Text(f"peak {max(series):.3g}"))
+        grid.add_row(
+            Text(words, style="dim"),
+            Text(curve(series if is_wide else coarser(series)), style="cyan"),
+            Text(f"peak {max(series):.3g}"),
+        )
     grid.add_row("", Text(f"0 to {duration(points[-1].at + points[-1].seconds)}", style="dim"), "")
     return Group(Text("Over time", style="bold"), grid)
+
+
+def coarser(values: list[float]) -> list[float]:
+    """Means of so many neighbours that a narrow terminal has room for all."""
+    size = -(-len(values) // NARROW_POINTS) or 1
+    parts = [values[start : start + size] for start in range(0, len(values), size)]
+    return [sum(part) / len(part) for part in parts]
 
 
 def curve(values: list[float]) -> str:
@@ -129,11 +137,12 @@ def curve(values: list[float]) -> str:
     return "".join(STEPS[0 if value <= 0 else max(1, round(value / most * (len(STEPS) - 1)))] for value in values)
 
 
-def _waterfall(report: JobReport, *, full: bool) -> RenderableType | None:
+def _waterfall(report: JobReport, *, full: bool, is_wide: bool) -> RenderableType | None:
     if not report.hops:
         return None
-    titles = ("where the time went", "", "share", "times", "median", "p95", "p99", "total")
-    shown = table(*titles, right=slice(2, None))
+    titles = ("where the time went", "share", "times", "median", "p95", "p99", "total", "")
+    kept = range(len(titles)) if is_wide else (0, 1, 3, 4, 6)
+    shown = table(*(titles[number] for number in kept), right=slice(1, 7 if is_wide else None))
     begin, whole, left_out = 0.0, sum(hop.total_seconds for hop in report.hops if hop.share is not None), 0
     for hop in report.hops:
         if not full and hop.total_seconds < NAMED_SHARE * whole:
@@ -144,10 +153,12 @@ def _waterfall(report: JobReport, *, full: bool) -> RenderableType | None:
         before, wide = round(begin * BAR), max(1, round(part * BAR)) if part else 0
         bar = " " * min(before, BAR - min(wide, BAR)) + "█" * min(wide, BAR)
         begin += part
-        shown.add_row(
-            hop.words, Text(bar, style="cyan"), "" if hop.share is None else share(hop.share), f"{hop.count:,}",
+        cells: tuple[RenderableType, ...] = (
+            hop.words, "" if hop.share is None else share(hop.share), f"{hop.count:,}",
             *(duration(ms / 1000) for ms in (hop.p50_ms, hop.p95_ms, hop.p99_ms)), duration(hop.total_seconds),
+            Text(bar, style="cyan"),
         )  # fmt: skip
+        shown.add_row(*(cells[number] for number in kept))
     more = f"{count(left_out, 'step')} below {NAMED_SHARE:.0%} of the time: --full shows them"
     return Group(shown, Text(more, style="dim")) if left_out else shown
 

@@ -1,6 +1,7 @@
 """`themes status`: one job, or all of them."""
 
 import asyncio
+from typing import Final
 
 import click
 from redis import Redis
@@ -9,12 +10,16 @@ from config.settings import Settings
 from scripts.lib.connections import connected
 from scripts.lib.job_words import STALLED, job_lines, summary
 from scripts.lib.partial import partial_lines
-from scripts.lib.terminal import say, warn, width
+from scripts.lib.terminal import height, say, warn, width
 from scripts.main import settings_from
 from tasks import worker_reports as fleet
 from tasks.errors import JobNotFoundError, ThemesError
 from tasks.jobs import registry as jobs
 from tasks.jobs.short_ids import the_one
+
+#: Jobs that are listed on the lowest terminal; lines of it that are kept for what is said beside them.
+MIN_LINES: Final = 10
+KEPT_LINES: Final = 5
 
 
 @click.command()
@@ -38,8 +43,11 @@ def command(job: str | None, *, as_json: bool) -> None:
     elif not known:
         say("no job yet: `themes enqueue FILE` makes one")
     else:
-        for line in job_lines(known, width=width()):
+        most = max(MIN_LINES, lines - KEPT_LINES) if (lines := height()) else len(known)
+        for line in job_lines(known[:most], width=width()):
             print(line)
+        if known[most:]:
+            say(f"{len(known) - most:,} older: themes status | less")
         for wait in {one.wait.reason: one.wait for one in known if one.wait}.values():
             print(f"waiting: {wait.format()}")
 

@@ -6,7 +6,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import click
@@ -23,6 +23,7 @@ from scripts.lib.terminal import table
 from scripts.main import settings_from
 from tasks.connection import check_server, connect, locate
 from tasks.errors import RedisUnavailableError
+from tasks.jobs.registry import JobStatus
 from tasks.jobs.short_ids import short_ids
 from tasks.texts import count, duration
 from workers.dashboard.live import LiveReader, Snapshot
@@ -36,6 +37,9 @@ REDIS_SECONDS: Final = 3.0
 BAR: Final = 20
 #: Columns of a terminal below which the less important columns of a table are left out.
 WIDE: Final = 100
+#: Lines of the view beside those of jobs, workers and consumers, and jobs that are shown on the lowest terminal.
+OTHER_LINES: Final = 14
+MIN_JOBS: Final = 3
 STYLES: Final = {"done": "green", "running": "cyan", "paused": "yellow", "stalled": "yellow", "cancelled": "red"}
 
 
@@ -70,7 +74,7 @@ def _show(reader: LiveReader, *, as_json: bool) -> None:
             time.sleep(EVERY_SECONDS if as_json else LINE_SECONDS)
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(view(_read(reader), is_wide=console.width >= WIDE), refresh=True)
+            live.update(view(_read(reader), is_wide=console.width >= WIDE, height=console.height), refresh=True)
             if pressed(EVERY_SECONDS) in {"q", "Q", "\x1b"}:
                 return
 
@@ -143,13 +147,16 @@ def rate(per_second: float | None) -> str:
     return "-" if per_second is None else f"{per_second:.1f}" if per_second < 100 else f"{per_second:,.0f}"  # noqa: PLR2004
 
 
-def view(system: Snapshot, *, is_wide: bool = True) -> RenderableType:
+def view(system: Snapshot, *, is_wide: bool = True, height: int | None = None) -> RenderableType:
+    """The whole picture; where it is given a `height`, with so many jobs that the rest has room."""
+    taken = OTHER_LINES + len(system.workers) + len(system.consumers)
+    most = len(system.jobs) if height is None else max(MIN_JOBS, height - taken)
     parts: list[RenderableType] = [_head(system)]
     if system.verdict:
         parts.append(Text(system.verdict))
     if system.trouble:
         parts.append(Text(f"{system.trouble}; what follows is from before", style="bold red"))
-    parts += [Text(), _jobs(system, is_wide=is_wide)]
+    parts += [Text(), _jobs(system.jobs[:most], is_wide=is_wide)]
     parts += [Text(f"waiting: {words}", style="yellow") for words in system.waits]
     parts += [Text(), _workers(system, is_wide=is_wide)]
     if system.consumers:
@@ -159,7 +166,8 @@ def view(system: Snapshot, *, is_wide: bool = True) -> RenderableType:
 
 
 def _head(system: Snapshot) -> RenderableType:
-    connections = f"{system.connections_in_use}/{system.connections} (+{system.connections_waiting} wait)"
+    waiting = f" (+{system.connections_waiting} wait)" if system.connections_waiting else ""
+    connections = f"{system.connections_in_use}/{system.connections}{waiting}"
     refused, failed = system.refusals_per_second, system.errors_per_second
     return Group(
         _cells(
@@ -187,13 +195,13 @@ def _cell(words: str, value: str, *, is_bad: bool = False) -> Text:
     return Text.assemble((f"{words} ", "dim"), (value, "bold red" if is_bad else "bold"))
 
 
-def _jobs(system: Snapshot, *, is_wide: bool) -> RenderableType:
-    if not system.jobs:
+def _jobs(jobs: Sequence[JobStatus], *, is_wide: bool) -> RenderableType:
+    if not jobs:
         return Text("no job yet: themes enqueue FILE", style="dim")
     titles = ("job", "state", "finished", "failed", "rate", "left", *(("calls", "hits", "") if is_wide else ()), "name")
     shown = table(*titles, right=slice(2, 8 if is_wide else 6))
-    short = short_ids(job.job_id for job in system.jobs)
-    for job in system.jobs:
+    short = short_ids(job.job_id for job in jobs)
+    for job in jobs:
         ended = job.done + job.failed
         more: tuple[RenderableType, ...] = (
             f"{job.llm_calls:,}", f"{job.cache_hits:,}",

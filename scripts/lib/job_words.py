@@ -30,7 +30,8 @@ def figures(status: JobStatus) -> list[str]:
     ]
     found += [rate(status), time_of(status)]
     found += [count(status.llm_calls, "call"), count(status.cache_hits, "cache hit")]
-    found.append(f"{(status.prompt_tokens + status.completion_tokens) / 1000:,.0f}k tokens")
+    tokens = (status.prompt_tokens + status.completion_tokens) / 1000
+    found.append(f"{tokens / 1000:,.1f}M tokens" if tokens >= 1000 else f"{tokens:.0f}k tokens")  # noqa: PLR2004
     if status.cost_usd:
         found.append(f"${status.cost_usd:,.2f}")
     return [figure for figure in found if figure]

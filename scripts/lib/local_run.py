@@ -24,6 +24,7 @@ from scripts.main import INTERRUPTED
 from tasks.errors import ConfigError, InputError, JobNotFoundError, ThemesError
 from tasks.inputs.reader import Reader
 from tasks.jobs.registry import JobStatus, job_name, new_job_id, options_of
+from tasks.jobs.short_ids import short_id
 from tasks.messages import Destination, JobOptions
 from workers.local.job import LocalJob
 from workers.local.state_file import StateFile
@@ -248,5 +249,5 @@ class _Run:
 
 
 async def _print_partial(store: AsyncDatabaseManager, status: JobStatus) -> None:
-    for text in await lines_of(store, status, again=f"themes run --resume {status.job_id} --partial"):
+    for text in await lines_of(store, status, again=f"themes run --resume {short_id(status.job_id)} --partial"):
         warn(text)

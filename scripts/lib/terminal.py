@@ -20,6 +20,11 @@ def width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def height() -> int | None:
+    """The lines of that terminal; None where it is none."""
+    return shutil.get_terminal_size().lines if sys.stdout.isatty() else None
+
+
 def console() -> "Console":
     from rich.console import Console  # late: most commands print lines
 

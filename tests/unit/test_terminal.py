@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from scripts.failures import kind_lines
 from scripts.lib.job_view import View
 from scripts.lib.job_words import job_lines, summary
 from scripts.lib.terminal import columns, cut
@@ -16,6 +17,7 @@ from tasks.errors import JobNotFoundError
 from tasks.jobs.registry import JobStatus
 from tasks.jobs.short_ids import short_id, short_ids, the_one
 from tasks.texts import cleaned
+from workers.results.queries.reasons import Reason
 
 IDS = ("20261129-120000-c4c243", "20261129-120001-b64451", "20261130-120001-b64452")
 LONG = "Autumn catalogue 2026 " + "and more " * 30
@@ -88,3 +90,20 @@ def test_a_short_id_is_enough_where_no_other_job_has_it() -> None:
     same = "20261201-000000-c4c243"
     assert short_ids([*IDS, same])[same] == same
     assert short_ids(IDS)[IDS[0]] == "c4c243"
+
+
+def test_a_kind_of_failure_keeps_its_message_on_a_narrow_terminal_and_one_line_in_a_pipe() -> None:
+    refused = Reason(
+        "BadRequestError", "http://127.0.0.1:18123/v1: 400 The request was refused.", ["Naples, Italy"], 108
+    )
+    refused.stages["discover.adventure"] = 108
+    rare = Reason("E", "no", ["Oslo, Norway"], 1, {"analyse.price": 1})
+    kinds = [("failed", refused), ("partial", rare)]
+    assert kind_lines(kinds, width=80) == [
+        "108 failed  BadRequestError  discover.adventure",
+        "  http://127.0.0.1:18123/v1: 400 The request was refused.",
+        "  Naples, Italy · and 107 more",
+        "1 partial   E                analyse.price       no",
+        "  Oslo, Norway",
+    ]
+    assert kind_lines(kinds)[0] == f"108 failed  BadRequestError  discover.adventure  {refused.message}"

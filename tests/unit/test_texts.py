@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.texts import NOTHING, count, duration, folded, known_name, nearest
-from workers.observe.format import amount_of
+from workers.observe.format import amount_of, size
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,12 @@ def test_a_noun_is_singular_for_one_alone(number: int, noun: str, said: str) -> 
 )  # fmt: skip
 def test_a_duration_has_one_form_and_no_invented_digits(seconds: float | None, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_sizes_have_digits_as_they_need_and_separators() -> None:
+    assert [size(each) for each in (0, 1023, 4_404_019, 1023 * 2**20, 12.5 * 2**30, 2**41)] == [
+        "0 B", "1,023 B", "4.2 MiB", "1,023 MiB", "12.5 GiB", "2,048 GiB",
+    ]  # fmt: skip
 
 
 def test_a_mean_that_is_next_to_one_is_one() -> None:

@@ -57,7 +57,7 @@ def style(*names: str) -> str:
 
 
 #: The style sheet of our pages.
-STYLE: Final = style("base", "header", "themes")
+STYLE: Final = style("base", "header", "themes", "jobs")
 
 
 def is_loopback(host: str) -> bool:

@@ -18,7 +18,17 @@ from tornado.web import RedirectHandler, RequestHandler
 
 from config.settings import Settings
 from tasks.connection import connect, connect_async
-from workers.dashboard import jobs_pages, llm_page, profile_page, sse
+from workers.dashboard import (
+    actions,
+    answers_page,
+    destinations_page,
+    downloads,
+    job_page,
+    jobs_pages,
+    llm_page,
+    profile_page,
+    sse,
+)
 from workers.dashboard.event_feed import Feeds
 from workers.dashboard.guard import PAGES, guarded, root_of
 from workers.dashboard.jobs_pages import Site
@@ -69,6 +79,11 @@ class Dashboard(Flower):
             *llm_page.handlers(site, system),
             *jobs_pages.handlers(site),
             *profile_page.handlers(site),
+            *job_page.handlers(site),
+            *destinations_page.handlers(site),
+            *downloads.handlers(site),
+            *actions.handlers(site),
+            *answers_page.handlers(site),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
 

@@ -11,6 +11,7 @@ from tasks.connection import check_rights, check_server, connect, locate, masked
 from tasks.errors import ThemesError
 from tasks.texts import duration
 from workers.doctor.check import Check, reached
+from workers.observe.format import size
 
 PINGS: Final = 100
 #: Seconds of a PING beyond which work is slowed down visibly: each destination takes some tens of commands.
@@ -75,9 +76,9 @@ def _memory(info: dict[str, Any]) -> Check:
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if not most:
-        return Check("redis memory", ok=True, found=f"{used // 2**20} MiB used, no maxmemory")
+        return Check("redis memory", ok=True, found=f"{size(used)} used, no maxmemory")
     share = used / most
-    found = f"{used // 2**20} of {most // 2**20} MiB used ({share:.0%}), {policy}"
+    found = f"{size(used)} of {size(most)} used ({share:.0%}), {policy}"
     if policy == "noeviction":
         # The cache fills it, and then nothing can be enqueued.
         fix = "`redis-cli CONFIG SET maxmemory-policy volatile-lru` (and set it in redis.conf)"

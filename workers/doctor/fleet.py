@@ -44,7 +44,7 @@ def workers(settings: Settings) -> Iterator[Check]:
 def _worker(name: str, report: fleet.WorkerReport) -> str:
     text = f"{name} ({count(report.lanes, 'lane')}, {report.busy_share:.0%} busy so far"
     if report.memory_mb is not None:
-        text += f", {report.memory_mb} of {report.memory_threshold_mb} MiB"
+        text += f", {report.memory_mb:,} of {report.memory_threshold_mb:,} MiB"
     if report.restarts:
         again = count(report.restarts, "time")
         text += f", started again {again}, {report.wedged} of them because it consumed nothing"

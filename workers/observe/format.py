@@ -64,12 +64,12 @@ def spread(histogram: Histogram) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people say them: 4.2 MiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:  # noqa: PLR2004
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+    """Bytes as people say them: 4.2 MiB, 1,023 MiB, 12.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":  # noqa: PLR2004
+            break
         count /= 1024
-    return f"{count:,.3g} GiB"
+    return f"{count:.3g} {unit}" if count < 100 and unit != "B" else f"{count:,.0f} {unit}"  # noqa: PLR2004
 
 
 def amount(mean: float) -> str:

@@ -68,11 +68,11 @@ def breakable(words: str) -> str:
 
 def headline(report: JobReport) -> str:
     if not report.findings:
-        return "Bottleneck: none was measured."
+        return "Bottleneck: none was measured"
     first = report.findings[0]
     if first.resource == "unknown":
         return "Too little was measured to name a bottleneck."
-    return f"Bottleneck: {first.name}."
+    return f"Bottleneck: {first.name}"
 
 
 def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
