@@ -9,13 +9,13 @@ AXE = files("axe_core_python").joinpath("axe.min.js")
 WIDTHS = (390, 768, 1440)
 #: The levels A and AA of WCAG 2.1.
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa")
-#: Words of letters and digits that lie in more than one line. What has no place to break and is longer may break.
+#: Words that lie in more than one line. What has no place to break, as a setting's long name, and is longer may break.
 _BROKEN = """(() => {
   const found = [], walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
   const range = document.createRange();
   while (walker.nextNode()) {
     const node = walker.currentNode;
-    for (const word of node.data.matchAll(/[\\p{Script=Latin}\\p{N}]+/gu)) {
+    for (const word of node.data.matchAll(/[\\p{Script=Latin}\\p{N}_.]+/gu)) {
       if (word[0].length > 24) continue;
       range.setStart(node, word.index);
       range.setEnd(node, word.index + word[0].length);

@@ -51,9 +51,9 @@ function mark() {
 mark();
 for (const button of document.querySelectorAll("[data-bs-theme-value]")) button.addEventListener("click", () => setTimeout(mark));
 
-const WHEN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
-const ZONE = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" });
-export function localise(within) {
+const WHEN = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const ZONE = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
+function localise(within) {
   for (const element of within.querySelectorAll("time[datetime]:not([data-local])")) {
     const at = new Date(element.dateTime);
     if (Number.isNaN(at.getTime())) continue;
