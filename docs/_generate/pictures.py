@@ -32,7 +32,7 @@ OPTIONS = (
 PICTURES = {
     "jobs": ("/jobs", 420),
     "job": ("/jobs/{job}", 640),
-    "llm": ("/llm", 840),
+    "llm": ("/llm", 700),
     "profile": ("{profile}", 560),
     "flower-workers": ("/workers", 560),
     "flower-tasks": ("/tasks", 480),
