@@ -7,7 +7,8 @@ const $ = (id) => document.getElementById(id);
 const KEPT = 50; // destinations of each kind in the page
 const RUNNING = 5; // of those under way, beside the others
 const POINTS = 400; // of the chart
-const REST_MS = 5000; // between two questions for what only the server can say
+const REST_MS = 5000; // before the first question for what only the server can say; each next one waits longer
+const LONGEST_REST_MS = 60000;
 
 const job = { ...data.counts };
 const points = data.points.slice();
@@ -199,7 +200,10 @@ const handlers = {
     else state("running");
   },
   "job.waiting": (event) => state(event.message ? "waiting" : "running", event.message ? `Waiting: ${event.message}` : ""),
-  "job.paused": () => refresh(),
+  "job.paused": () => {
+    running.clear();
+    refresh();
+  },
   "job.done": (event) => {
     Object.assign(job, event);
     state(event.state || "done");
@@ -242,11 +246,12 @@ async function refresh() {
 
 // What the server groups and what can be done now: both as it draws them, unless they are in use.
 let asking = 0;
-function problems(wait = REST_MS) {
-  if (!asking || wait === 0) {
-    clearTimeout(asking);
-    asking = setTimeout(drawProblems, wait);
-  }
+let rest = REST_MS;
+function problems(wait = rest) {
+  if (asking && wait) return;
+  clearTimeout(asking);
+  asking = setTimeout(drawProblems, wait);
+  if (wait) rest = Math.min(2 * rest, LONGEST_REST_MS);
 }
 
 let questions = 0;
