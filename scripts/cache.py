@@ -14,7 +14,8 @@ from scripts.lib.output import confirm
 from scripts.lib.terminal import say
 from scripts.main import Summaries, settings_from
 from tasks import keys
-from tasks.jobs.registry import status
+from tasks.jobs.budget import dollars
+from tasks.jobs.registry import status, whole_id
 from tasks.readings import number as decimal
 from tasks.readings import replies_of, texts, whole
 from tasks.texts import count
@@ -42,7 +43,7 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
         return
     redis = connected(settings)
     if job_id:
-        found = _of_job(redis, job_id)
+        found = _of_job(redis, whole_id(redis, job_id))
     else:
         from workers.llm.cache.stats import read  # only where it is needed
 
@@ -133,17 +134,19 @@ def _of_job(redis: Redis, job_id: str) -> dict[str, Any]:
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     hits = found["memory_hits"] + found["redis_hits"]
     asked = hits + found["misses"]
-    rate = f"{hits / asked:.1%} of {asked}" if asked else "nothing asked"
-    yield f"hits       {hits} ({rate}): {found['memory_hits']} in memory, {found['redis_hits']} in Redis"
-    yield f"coalesced  {found['coalesced']} of the misses were answered together with an equal prompt in flight"
+    rate = f"{hits / asked:.1%} of {asked:,}" if asked else "nothing asked"
+    yield f"hits       {hits:,} ({rate}): {found['memory_hits']:,} in memory, {found['redis_hits']:,} in Redis"
+    yield f"coalesced  {found['coalesced']:,} of the misses were answered together with an equal prompt in flight"
     ratio = f", {found['bytes_raw'] / found['bytes_stored']:.1f} times smaller" if found["bytes_stored"] else ""
     size = f"{found['bytes_stored'] / 2**20:.2f} MiB{ratio}"
-    yield f"stored     {found['stores']} ({size}), {found['corrupt']} unreadable"
+    yield f"stored     {found['stores']:,} ({size}), {found['corrupt']:,} unreadable"
     if "evictions" in found:
-        yield f"evicted    {found['evictions']} from memory"
-    tokens = f"{found['saved_prompt_tokens']} prompt and {count(found['saved_completion_tokens'], 'completion token')}"
+        yield f"evicted    {found['evictions']:,} from memory"
+    tokens = (
+        f"{found['saved_prompt_tokens']:,} prompt and {count(found['saved_completion_tokens'], 'completion token')}"
+    )
     usd = found["saved_usd"]
     unpriced = found.get("unpriced_hits")
-    money = "cost unknown (llm.prices)" if usd is None else f"{usd:.4f} USD"
+    money = "cost unknown (llm.prices)" if usd is None else dollars(usd)
     more = f" and {count(unpriced, 'hit')} without a price" if unpriced else ""
     yield f"saved      {count(hits + found['coalesced'], 'call')}; by hits {tokens}, {money}{more}"

@@ -38,6 +38,7 @@ def command(
     redis = connected(settings)
     wanted = Wanted(error_class=only, stages=stages, partial=partial or bool(stages))
     found = asyncio.run(_read(settings, job, wanted))
+    job = found.known.job_id
     number = ask_again(found, is_narrow=bool(only or stages), settings=settings, redis=redis)
     if not number:
         say(f"nothing to retry: {wanted.nothing(found.known)}")
@@ -48,4 +49,4 @@ def command(
 
 async def _read(settings: Settings, job_id: str, wanted: Wanted) -> Candidates:
     async with job_in_database(settings, job_id) as (store, row):
-        return await candidates(store, row, await wanted.of(store, job_id))
+        return await candidates(store, row, await wanted.of(store, row.job_id))

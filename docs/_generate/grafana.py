@@ -44,8 +44,8 @@ ROWS: list[tuple[str, list[tuple[str, str, int, list[tuple[str, str]], bool]]]] 
     ("Latency", [
         ("A call to an LLM", "s", 12, [
             (f"histogram_quantile({q}, sum by (le) (rate(themes_llm_call_duration_seconds_bucket[{RATE}])))", n)
-            for q, n in ((0.5, "50 of 100"), (0.95, "95"), (0.99, "99"))], False),
-        ("Where a destination waits (95 of 100)", "s", 12, [(
+            for q, n in ((0.5, "median"), (0.95, "p95"), (0.99, "p99"))], False),
+        ("Where a destination waits (p95)", "s", 12, [(
             WAITS, "{{step}}")], False),
     ]),
     ("Cache", [
@@ -61,12 +61,12 @@ ROWS: list[tuple[str, list[tuple[str, str, int, list[tuple[str, str]], bool]]]] 
          [(f"sum by (role) (rate(themes_process_cpu_seconds_total[{RATE}]))", "{{role}}")], True),
         ("Endpoints up", "short", 8, [("themes_llm_endpoint_up", "{{endpoint}} {{model}}")], False),
         ("Cool-downs", "s", 8, [("themes_llm_endpoint_cooling_seconds", "{{endpoint}} {{model}}")], False),
-        ("Learnt rate a minute", "short", 8,
+        ("Learned limit a minute", "short", 8,
          [("themes_llm_endpoint_learnt_requests_per_minute", "{{endpoint}} {{model}}")], False),
     ]),
-    ("On the way", [
+    ("Backlog", [
         ("Messages in the queue", "short", 8, [("themes_queue_messages", "messages")], False),
-        ("Results not durable", "short", 8, [
+        ("Results not yet saved", "short", 8, [
             ("themes_results_waiting", "in the stream"), ("themes_consumer_lag_entries", "unread")], False),
         ("Jobs by state", "short", 8, [("themes_jobs", "{{state}}")], False),
         ("Destinations without an outcome", "short", 8, [("themes_destinations_open", "destinations")], False),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from config.settings import Settings
-from scripts.lib.job_view import exit_code
+from scripts.lib.job_words import exit_code
 from scripts.lib.only_missing import OnlyMissing
 from scripts.lib.pages import Pages
 from scripts.lib.partial import lines_of
@@ -24,6 +24,7 @@ from scripts.main import INTERRUPTED
 from tasks.errors import ConfigError, InputError, JobNotFoundError, ThemesError
 from tasks.inputs.reader import Reader
 from tasks.jobs.registry import JobStatus, job_name, new_job_id, options_of
+from tasks.jobs.short_ids import short_id
 from tasks.messages import Destination, JobOptions
 from workers.local.job import LocalJob
 from workers.local.state_file import StateFile
@@ -31,7 +32,7 @@ from workers.local.writer import book_orphans_in_database
 from workers.observe.metrics import Histogram
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
-from workers.results.queries.status import status_of
+from workers.results.queries.status import status_of, whole_id
 
 #: Seconds that the second signal leaves to what is under way.
 HURRY_SECONDS: Final = 3.0
@@ -172,6 +173,7 @@ class _Run:
 
     async def _resume(self, store: AsyncDatabaseManager, file: StateFile, job_id: str) -> RunResult:
         request = self._request
+        job_id = await whole_id(store, job_id)
         row = await store.job(job_id)
         if row is None:
             raise JobNotFoundError(f"no job {job_id!r} in {store.place}; `themes status` lists the jobs")
@@ -247,5 +249,5 @@ class _Run:
 
 
 async def _print_partial(store: AsyncDatabaseManager, status: JobStatus) -> None:
-    for text in await lines_of(store, status, again=f"themes run --resume {status.job_id} --partial"):
+    for text in await lines_of(store, status, again=f"themes run --resume {short_id(status.job_id)} --partial"):
         warn(text)

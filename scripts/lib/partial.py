@@ -8,6 +8,7 @@ import click
 from config.settings import Settings
 from tasks.errors import ThemesError
 from tasks.jobs.registry import JobStatus
+from tasks.jobs.short_ids import short_id
 from tasks.texts import clean_line, count
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def partial_lines(settings: Settings, status: JobStatus) -> list[str]:
     async def read() -> list[str]:
         async with job_in_database(settings, status.job_id) as (store, _):
             verb = "retry" if settings.redis.enabled else "run --resume"
-            return await lines_of(store, status, again=f"themes {verb} {status.job_id} --partial")
+            return await lines_of(store, status, again=f"themes {verb} {short_id(status.job_id)} --partial")
 
     try:
         return asyncio.run(read())
@@ -56,14 +57,14 @@ async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: s
     for reason in reasons[:MAX_REASONS]:
         names = sorted(reason.stages)
         what = names[0] if len(names) == 1 else f"{len(names)} of {count(total, 'stage')}"
-        named = "" if len(names) == 1 else f" ({', '.join(names[:MAX_STAGES])}{', …' if names[MAX_STAGES:] else ''})"
+        more = [f"{len(names) - MAX_STAGES} more"] if names[MAX_STAGES:] else []
+        named = "" if len(names) == 1 else f" ({', '.join([*names[:MAX_STAGES], *more])})"
         said = clean_line(f"{reason.error_class}: {reason.message}" if reason.error_class else reason.message)
         # Where destinations lack different stages, how many they are together is not known.
         is_each = len({*reason.stages.values()}) == 1
         lack = "lack" if is_each else "or more lack some of"
         lines.append(f"  {reason.destinations} {lack} {what}{named}: {said}")
     if len(reasons) > MAX_REASONS:
-        lines.append(
-            f"  and {count(len(reasons) - MAX_REASONS, 'other reason')}: themes failures {status.job_id} --partial"
-        )
+        others = count(len(reasons) - MAX_REASONS, "other reason")
+        lines.append(f"  and {others}: themes failures {short_id(status.job_id)} --partial")
     return [*lines, f"ask again for what they lack: {again}"]

@@ -35,11 +35,11 @@ class Wanted:
         return chosen
 
     def nothing(self, known: "KnownJob") -> str:
-        said = f"{known.done} of {known.listed} done, {known.failed} failed"
+        said = f"{known.done + known.failed:,} of {known.listed:,} finished, {known.failed:,} failed"
         if self.error_class:
             said += f" with {self.error_class}"
         if self.stages:
             said += f" at {', '.join(self.stages)}"
         if known.partial and not self.partial:
-            said += f"; partial: {known.partial}: `themes retry {known.job_id} --partial` asks for what they lack"
+            said += f"; partial: {known.partial:,}: `themes retry {known.job_id} --partial` asks for what they lack"
         return said

@@ -149,9 +149,9 @@ def _titles(cells: Cells, where: str, layout: Layout, columns: Columns) -> list[
         return ["name", *(f"column_{number}" for number in numbers[1:])]
     shown = ", ".join(cell.strip()[:40] for cell in cells[:20])
     if "name" in columns.mapped:
-        raise InputError(f"{where}: no column {columns.mapped['name']!r} (--map name=…); there are: {shown}")
+        raise InputError(f"{where}: no column {columns.mapped['name']!r} (--map name=…); columns: {shown}")
     raise InputError(
-        f"{where}: which column holds the names? There are: {shown}. Say --map name=COLUMN, or give the columns titles "
+        f"{where}: which column holds the names? Columns: {shown}. Say --map name=COLUMN, or give the columns titles "
         "(name,country,region); where this line is a destination already, --map name=1 takes the first column"
     )
 

@@ -209,5 +209,5 @@ def test_months_and_scores_are_shown_as_they_are() -> None:
     assert shown["more"] == [("new", "[1]"), ("words", "a, b")]
     assert words["scores"][0] == ("Overall", "80%")
     assert [dollars(usd) for usd in (None, 0, 0.01234, 12.5)] == ["unknown", "$0", "$0.0123", "$12.50"]
-    assert [duration(seconds) for seconds in (None, 5, 190, 7500)] == ["\u2013", "5s", "3m10s", "2h05m"]
+    assert [duration(seconds) for seconds in (None, 5, 190, 7500)] == ["\u2013", "5 s", "3m 10s", "2h 05m"]
     assert "<" not in embedded({"a": "</script>"})

@@ -1,5 +1,6 @@
 """The account of a job by the database, and the report that is made of it."""
 
+import io
 import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
@@ -7,13 +8,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
-from scripts.report import curve, text_of
+from scripts.report import curve, show, text_of
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Destination, JobClosed, Spent, Usage
 from tests.support.queueing import Network
 from tests.support.stored import SPENT, announced, done, failed, holding, places
 from workers.observe.measurements import JobMeasurements, SlowDestination
+from workers.observe.metrics import Histogram
 from workers.report.collect import status_of
 from workers.report.page import page
 from workers.report.report import JobReport, report_of
@@ -149,6 +152,32 @@ async def test_the_text_fits_a_terminal_and_names_the_bound(store: AsyncDatabase
     assert "llm_connection_pool_size 4 -> " in text.replace("\n   ", " ")
     assert "Work stealing" in text
     assert "<script>" in text, "a terminal shows names as they are"
+
+
+async def test_a_narrow_terminal_has_short_steps_and_small_ones_with_full_only(store: AsyncDatabaseManager) -> None:
+    row, account = await _filled(store)
+    picture = _picture()
+    picture.spans["flight.claim"] = small = Histogram()
+    small.add(1e-5)
+    report = _report(row, account, picture)
+
+    def shown(width: int, *, full: bool) -> list[str]:
+        console = Console(width=width, file=io.StringIO())
+        with console.capture() as said:
+            show(report, console, full=full)
+        return [line.rstrip() for line in said.get().splitlines()]
+
+    (name,) = (hop.words for hop in report.hops if hop.name == "flight.claim")
+    for width in (80, 120):
+        lines = shown(width, full=False)
+        assert not any(line.startswith(name) for line in lines)
+        assert any(line.endswith("below 1% of the time: --full shows them") for line in lines)
+        assert sum(line.startswith(name) for line in shown(width, full=True)) == 1
+        begin = next(number for number, line in enumerate(lines) if line.startswith("where the time went"))
+        steps = lines[begin + 1 : lines.index("", begin)]
+        # One line each, with no part of it cut.
+        assert len(steps) == sum(hop.words in "".join(steps) for hop in report.hops) + 1
+        assert not any("…" in line for line in lines if "<script>" not in line)
 
 
 def test_curves_are_drawn_from_nothing_to_the_most() -> None:

@@ -91,7 +91,7 @@ def test_the_better_title_wins_and_a_code_is_taken_where_no_name_is() -> None:
 )
 def test_a_table_whose_names_are_not_known_is_refused_with_the_mend(data: str, name: str) -> None:
     message = refusal(data, name)
-    assert message.startswith(f"{name}: line 1: which column holds the names? There are: ")
+    assert message.startswith(f"{name}: line 1: which column holds the names? Columns: ")
     assert "Say --map name=COLUMN" in message
 
 
@@ -105,7 +105,7 @@ def test_map_says_which_columns_are_meant() -> None:
     assert labels("1,Kyoto,Japan\n2,Paris,France\n", "standard input", mapped=["name=2", "country=3"]) == BOTH
     jsonl = '{"dest": "Kyoto", "name": "x", "ctry": "Japan"}\n{"dest": "Paris", "ctry": "France"}\n'
     assert labels(jsonl, "a.jsonl", mapped=["name=dest", "country=ctry"]) == BOTH
-    assert "no column 'nix' (--map name=…); there are: code, dest" in refusal(rows, mapped=["name=nix"])
+    assert "no column 'nix' (--map name=…); columns: code, dest" in refusal(rows, mapped=["name=nix"])
     assert "no column 'nix'" in refusal(rows, mapped=["name=dest", "country=nix"])
     for wrong in ("dest", "planet=dest", "name="):
         assert "expected name, country, region, lat, lon or id" in refusal(rows, mapped=[wrong])

@@ -8,9 +8,10 @@ from typing import Any
 from redis import Redis
 from rich.console import Console
 
-from scripts.top import line, rate, view
+from scripts.top import WIDE, line, rate, view
 from tasks import keys
 from tasks.jobs import registry as jobs
+from tasks.jobs.short_ids import short_id
 from tasks.messages import JobOptions
 from workers.dashboard.live import Counted, LiveReader, Snapshot
 from workers.observe.reporter import Metrics
@@ -23,10 +24,10 @@ def _worker(redis: Redis, name: str, **fields: Any) -> None:
     redis.zadd(keys.WORKERS, {name: time.time()})
 
 
-def _text(system: Snapshot) -> str:
-    console = Console(width=150, file=io.StringIO())
+def _text(system: Snapshot, width: int = 150, height: int | None = None) -> str:
+    console = Console(width=width, file=io.StringIO())
     with console.capture() as shown:
-        console.print(view(system))
+        console.print(view(system, is_wide=width >= WIDE, height=height))
     return shown.get()
 
 
@@ -58,7 +59,7 @@ def test_workers_add_up_and_the_troubled_one_says_why(redis: Redis) -> None:
     assert "100 MiB" in shown
     assert "7/15 +2" in shown
     assert "[bold]a job[/]" in shown
-    assert job in shown
+    assert short_id(job) in shown
     assert "[bold]a job[/]: queued 0/0" in line(system)
 
 
@@ -111,3 +112,21 @@ def test_failures_and_refusals_are_told_apart() -> None:
 
 def test_rates_have_no_more_digits_than_they_need() -> None:
     assert [rate(each) for each in (None, 0.04, 12.34, 1234.5)] == ["-", "0.0", "12.3", "1,234"]
+
+
+def test_a_narrow_terminal_has_fewer_columns_whole_headers_and_room_for_the_workers(redis: Redis) -> None:
+    _worker(redis, "w1@h", lanes=1000, lanes_busy=1000, connections=1500, connections_in_use=1500)
+    ids = [jobs.create(redis, name="a name " * 20, options=JobOptions(), compress=False) for _ in range(12)]
+    for job_id in ids:
+        redis.hset(keys.job(job_id), mapping={"total": 1_000_000, "done": 900_000, "failed": 12_345})
+    system = LiveReader(redis).read()
+    narrow, wide = _text(system, 80, 24), _text(system, 120)
+    lines = narrow.rstrip().splitlines()
+    assert len(lines) <= 24
+    (head,) = (line.split() for line in lines if line.startswith("job "))
+    assert head == ["job", "state", "finished", "failed", "rate", "left", "name"]
+    assert "912,345/1,000,000" in narrow
+    assert any(line.split()[:2] == ["w1@h", "1000/1000"] for line in lines)
+    assert all("…" not in line or "a name" in line for line in lines)
+    assert "calls  hits" in wide
+    assert all(short_id(job_id) in wide for job_id in ids)

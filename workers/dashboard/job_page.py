@@ -58,7 +58,7 @@ class JobPage(_OfJob):
             "job.html", job=job_values(status), live=is_known, rows=rows, shown=shown, facts=facts, label=label,
             tiles=tiles(status), moments=moments(status), took=duration(status.seconds), actions=Actions(self, status),
             running=list(reversed(running.items())), chips=CHIPS, data=embedded(data), row_values=row_values,
-            asked=self.get_query_argument("asked", ""), verdict="",
+            asked=self.get_query_argument("asked", ""), verdict=await self.site.verdict(status, is_known=is_known),
             answers=may_see_answers(self),
             note="" if is_known else f"Redis no longer knows this job: these are the results.{again}",
         )  # fmt: skip
@@ -97,12 +97,12 @@ def row_values(row: dict[str, Any]) -> dict[str, str]:
 
 class JobNow(_OfJob):
     async def answer(self, *parts: str) -> None:
-        status, _ = await self.site.status(parts[0])
+        status, is_known = await self.site.status(parts[0])
         words = job_values(status)
         self.set_header("Content-Type", "application/json; charset=utf-8")
         known = {
             "tag": tag_of(status), "words": words["words"], "sentence": sentence(status), "is_final": status.is_final,
-            "counts": job_counts(status),
+            "verdict": await self.site.verdict(status, is_known=is_known), "counts": job_counts(status),
         }  # fmt: skip
         self.finish(embedded(known))
 

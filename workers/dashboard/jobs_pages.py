@@ -25,6 +25,7 @@ from tasks.jobs.registry import JobStatus
 from workers.dashboard.guard import Handler
 from workers.dashboard.job_values import embedded, job_values, profile_values
 from workers.dashboard.recent import RecentJobs
+from workers.dashboard.verdicts import Verdicts
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
 from workers.results.queries.lookups import profile_of
@@ -43,6 +44,8 @@ class Site:
         self._store: AsyncDatabaseManager | None = None
         self._listed: tuple[float, list[JobStatus]] = (float("-inf"), [])
         self._listing = asyncio.Lock()
+        broker = settings.celery.broker_url
+        self._verdicts = Verdicts(self.redis, connect(broker, socket_timeout_seconds=timeout) if broker else self.redis)
         self.recent = recent
 
     async def list(self) -> list[JobStatus]:
@@ -62,6 +65,15 @@ class Site:
             if row is None:
                 raise
             return _status_of(row), False
+
+    async def verdict(self, status: JobStatus, *, is_known: bool) -> str:
+        """What limits a job, or limited it; nothing where the database cannot be read. Errors of Redis pass through."""
+        if is_known and not status.is_final:
+            return (await self._verdicts.live(status)).words
+        try:
+            return (await self._verdicts.ended(await self.store(), status)).words
+        except DatabaseError:
+            return ""
 
     async def store(self) -> AsyncDatabaseManager:
         """The results database, opened for reading. Raises DatabaseError."""

@@ -9,11 +9,13 @@ from redis import Redis
 from config.settings import Settings
 from tasks.connection import check_rights, check_server, connect, locate, masked, place_of, server_info
 from tasks.errors import ThemesError
+from tasks.texts import duration
 from workers.doctor.check import Check, reached
+from workers.observe.format import size
 
 PINGS: Final = 100
-#: Milliseconds of a PING beyond which work is slowed down visibly: each destination takes some tens of commands.
-SLOW_MS: Final = 10.0
+#: Seconds of a PING beyond which work is slowed down visibly: each destination takes some tens of commands.
+SLOW_SECONDS: Final = 0.01
 #: Parts of maxmemory from which on it is said, and from which on it is called full.
 FILLING: Final = 0.7
 FULL: Final = 0.8
@@ -74,9 +76,9 @@ def _memory(info: dict[str, Any]) -> Check:
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if not most:
-        return Check("redis memory", ok=True, found=f"{used // 2**20} MiB used, no maxmemory")
+        return Check("redis memory", ok=True, found=f"{size(used)} used, no maxmemory")
     share = used / most
-    found = f"{used // 2**20} of {most // 2**20} MiB used ({share:.0%}), {policy}"
+    found = f"{size(used)} of {size(most)} used ({share:.0%}), {policy}"
     if policy == "noeviction":
         # The cache fills it, and then nothing can be enqueued.
         fix = "`redis-cli CONFIG SET maxmemory-policy volatile-lru` (and set it in redis.conf)"
@@ -90,9 +92,9 @@ def _latency(client: Redis) -> Check:
     for _ in range(PINGS):
         began = time.perf_counter()
         client.ping()
-        times.append((time.perf_counter() - began) * 1000)
+        times.append(time.perf_counter() - began)
     times.sort()
     p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
-    found = f"PING p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+    found = f"PING {duration(p50)} median, {duration(p99)} p99"
     fix = "run the workers nearer to Redis; `redis-cli --latency` and `redis-cli SLOWLOG GET` show more"
-    return Check("redis latency", ok=True, found=found, fix=fix if p50 > SLOW_MS else None)
+    return Check("redis latency", ok=True, found=found, fix=fix if p50 > SLOW_SECONDS else None)

@@ -17,7 +17,9 @@ from sqlalchemy import make_url
 from config.settings import Settings
 from tasks.connection import masked
 from tasks.errors import DatabaseBusyError, DatabaseError
+from tasks.texts import duration
 from workers.doctor.check import Check
+from workers.observe.format import size
 from workers.results.database.backend import backend_of
 from workers.results.database.schema import schema_version
 from workers.results.database.sqlite import PROBE, damage, path_of, try_writing, version_of
@@ -50,7 +52,7 @@ def _sqlite(path: Path) -> Iterator[Check]:
 def _room(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
     fix = None if free > FREE_BYTES else f"make room on the disk of {folder}, {_ELSEWHERE}"
-    return Check("disk", ok=fix is None, found=f"{free // 2**20} MiB free at {folder}", fix=fix)
+    return Check("disk", ok=fix is None, found=f"{size(free)} free at {folder}", fix=fix)
 
 
 def _folder(path: Path, folder: Path) -> Check:
@@ -117,12 +119,12 @@ def _written(path: Path, connection: sqlite3.Connection) -> Check:
 def _log(path: Path, connection: sqlite3.Connection) -> Check:
     """The write-ahead log, and whether a reader keeps it from being copied into the file."""
     held_bytes = checkpoint(connection)
-    size = size_bytes(path)
-    name, said = "database log", f"write-ahead log of {mebibytes(size)}"
+    held = size_bytes(path)
+    name, said = "database log", f"write-ahead log of {mebibytes(held)}"
     if not held_bytes:
         return Check(name, ok=True, found=f"{said}, all of it copied into the file")
     said += f", {mebibytes(held_bytes)} of it held by an open read transaction"
-    if size < WAL_HELD_BYTES:
+    if held < WAL_HELD_BYTES:
         return Check(name, ok=True, found=said)
     who = ", ".join(readers(path))
     said += f" of {who}" if who else ""
@@ -146,13 +148,13 @@ def _judged(place: str, version: int, *, is_empty: bool) -> Check:
 
 
 def _whole(path: Path, damaged: list[str] | None) -> Check:
-    name, size = "database integrity", f"{os.stat(path).st_size // 2**20} MiB"  # noqa: PTH116
+    name, whole = "database integrity", size(os.stat(path).st_size)  # noqa: PTH116
     if damaged is None:
         fix = f"`sqlite3 {path} 'PRAGMA quick_check'` looks at all of it"
-        found = f"no damage found in {INTEGRITY_SECONDS:g} s, the time for it is up ({size})"
+        found = f"no damage found in {INTEGRITY_SECONDS:g} s, the time for it is up ({whole})"
         return Check(name, ok=True, found=found, fix=fix)
     if not damaged:
-        return Check(name, ok=True, found=f"whole ({size})")
+        return Check(name, ok=True, found=f"whole ({whole})")
     fix = f"`sqlite3 {path} .recover | sqlite3 mended.db` saves what can be read; or restore a backup"
     return Check(name, ok=False, found=f"{path}: {'; '.join(damaged)[:200]}", fix=fix)
 
@@ -168,7 +170,7 @@ async def _server(settings: Settings) -> Check:
                 await connection.exec_driver_sql("DROP TABLE themes_doctor")
                 version = await schema_version(connection, place)
                 await transaction.rollback()
-        took = (time.perf_counter() - began) * 1000
+        took = time.perf_counter() - began
     except DatabaseBusyError as exc:
         fix = "start it, or mend host, port, user, password and name in DATABASE_URL"
         return Check("database", ok=False, found=str(exc), fix=fix)
@@ -180,4 +182,4 @@ async def _server(settings: Settings) -> Check:
     schema = _judged(place, version, is_empty=version == 0)
     if not schema.ok:
         return schema
-    return Check("database", ok=True, found=f"{place}: written and rolled back in {took:.0f} ms, {schema.found}")
+    return Check("database", ok=True, found=f"{place}: written and rolled back in {duration(took)}, {schema.found}")

@@ -16,6 +16,7 @@ from tasks.errors import ThemesError
 from workers.doctor.check import Check, reached
 from workers.llm.endpoints.connections import Connections
 from workers.llm.endpoints.registry import endpoints
+from workers.observe.format import size
 from workers.process import file_descriptors as files
 
 #: Seconds for which the two clocks are watched, and by which they may differ after that.
@@ -104,7 +105,7 @@ def memory(settings: Settings) -> Iterator[Check]:
     threshold = performance.memory_pressure_threshold_mb
     whose = "of the container" if total < machine.total else "of the machine"
     found = (
-        f"{total // 2**20} MiB {whose}, {machine.available // 2**20} MiB free; a worker shrinks at {threshold} MiB "
+        f"{size(total)} {whose}, {size(machine.available)} free; a worker shrinks at {threshold:,} MiB "
         f"({settings.origin('performance_optimization.memory_pressure_threshold_mb')}), its cache has at most "
         f"{performance.max_memory_cache_mb} MiB; {cpus_allowed(limits)} CPUs"
     )

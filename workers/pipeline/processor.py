@@ -255,7 +255,7 @@ class _Run:
         failure = Failure(
             stage=broken.stage.name if broken else "discover",
             error_class=type(broken.error).__name__ if broken else InvalidAnswerError.__name__,
-            message=(broken.reason if broken else None) or "no stage found a theme",
+            message=(str(broken.error) if broken else "") or "no stage found a theme",
             attempts=attempt,
         )
         return Processed(None, failure, usage, retryable)

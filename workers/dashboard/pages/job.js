@@ -9,6 +9,8 @@ const RUNNING = 5; // of those under way, beside the others
 const POINTS = 400; // of the chart
 const REST_MS = 5000; // before the first question for what only the server can say; each next one waits longer
 const LONGEST_REST_MS = 60000;
+// Between two looks at what limits the job.
+const VERDICT_MS = 3000;
 
 const job = { ...data.counts };
 const points = data.points.slice();
@@ -240,6 +242,7 @@ async function refresh() {
   Object.assign(job, status.counts);
   state(status.tag, status.words);
   if (status.sentence) put("sentence", status.sentence);
+  put("verdict", status.verdict);
   later();
   return status;
 }
@@ -309,6 +312,15 @@ function watch() {
     });
   }
 }
+
+// What limits the job changes without an event.
+function lookAgain() {
+  if (!data.is_final && !document.hidden && source && source.readyState !== EventSource.CLOSED) {
+    refresh().catch(() => {}); // the events tell of a lost connection
+  }
+  setTimeout(lookAgain, VERDICT_MS);
+}
+setTimeout(lookAgain, VERDICT_MS);
 
 // Only while the job may have more to say.
 async function again() {

@@ -149,7 +149,7 @@ class RateLimiter:
             return cooling
         slot, since = min(self._due.items(), key=lambda item: item[0].at)
         now, clock = time.time(), time.monotonic()
-        said = "learnt from its refusals" if self._learning else f"as configured: {self._limits.words}"
+        said = "learned from its refusals" if self._learning else f"as configured: {self._limits.words}"
         return Wait("own_limit", self._name, now - (clock - since), now + max(0.0, slot.at - clock), said)
 
     def end(self, slot: Slot) -> None:
