@@ -172,7 +172,8 @@ class Asset(Handler):
 
 def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:
     files = {
-        name: ((PAGES / name).read_bytes(), "text/javascript") for name in ("jobs.js", "job.js", "chart.js", "llm.js")
+        name: ((PAGES / name).read_bytes(), "text/javascript")
+        for name in ("jobs.js", "job.js", "chart.js", "words.js", "llm.js")
     }
     sheets = ("base.css", "themes.css", "jobs.css")
     files["themes.css"] = b"".join((PAGES / name).read_bytes() for name in sheets), "text/css"
