@@ -17,8 +17,6 @@ from scripts.lib.terminal import say, table
 from scripts.main import settings_from
 from workers.observe.format import size, times
 from workers.observe.format import time as span_of
-from workers.pipeline.graph import Graph
-from workers.pipeline.prompts import load_stages
 from workers.report.collect import gather
 from workers.report.page import cost, figures, headline, of, page, share, went
 from workers.report.report import JobReport
@@ -38,9 +36,8 @@ def command(job: str, output: str | None, *, force: bool, as_json: bool) -> None
     With -o FILE the report is one HTML file, or text where its name ends in .txt.
     """
     settings = settings_from()
-    rounds = [len(names) for names in Graph(load_stages(settings.pipeline.prompts_dir)).rounds()]
     with destination_of(output, force=force) as out:
-        report = asyncio.run(gather(settings, job, rounds=rounds))
+        report = asyncio.run(gather(settings, job))
         if output:
             out.write(text_of(report) if output.endswith(".txt") else page(report))
     if output:

@@ -46,6 +46,15 @@ class PoolReport(msgspec.Struct, frozen=True):
     routes: dict[str, RouteReport] = {}
 
 
+class LatelyReport(msgspec.Struct, frozen=True):
+    """Means of the last seconds: prompts that are asked, those in each line before that, and busy lanes."""
+
+    lanes_busy: float = 0
+    connections_in_use: float = 0
+    connections_waiting: float = 0
+    rate_waiting: float = 0
+
+
 class SpanReport(msgspec.Struct, frozen=True):
     count: int
     total_seconds: float
@@ -144,6 +153,7 @@ class WorkerReport(_Report, frozen=True):
     memory_threshold_mb: int = 0
     memory_cache_mb: int = 0
     memory_pressure: str = "none"
+    lately: LatelyReport = LatelyReport()
     pool: PoolReport = PoolReport()
     profile: ProfileReport = ProfileReport()
     settings: dict[str, SettingReport] = {}
@@ -168,7 +178,7 @@ class WorkerReport(_Report, frozen=True):
 
     def encode(self) -> dict[str, str | int | float | bytes]:
         """The fields of the hash but those in JSON: their sources write more than is read here."""
-        left_out = {"lane_statistics", "pool", "profile", "settings", "unreadable", "waiting_for"}
+        left_out = {"lane_statistics", "lately", "pool", "profile", "settings", "unreadable", "waiting_for"}
         fields = {name: getattr(self, name) for name in self.__struct_fields__ if name not in left_out}
         wait = self.waiting_for.encode() if self.waiting_for else b""
         return {name: value for name, value in fields.items() if value is not None} | {"waiting_for": wait}

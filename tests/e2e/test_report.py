@@ -13,8 +13,7 @@ import pytest
 
 from config.settings import load
 from tests.e2e.conftest import Engine, until
-from workers.pipeline.graph import Graph
-from workers.pipeline.prompts import BUILT_IN, SYSTEM, load_stages
+from workers.pipeline.prompts import BUILT_IN, SYSTEM
 from workers.report.collect import gather
 from workers.report.report import JobReport
 
@@ -55,10 +54,9 @@ def _job(light: Engine, count: int, name: str, **env: str) -> dict[str, Any]:
 def _report(light: Engine, job: str) -> dict[str, Any]:
     """What `themes report --json` says once the last measurements are there; made in this process, to be quick."""
     settings = load(env={name: value for name, value in light.env.items() if name.startswith(("THEMES_", "REDIS"))})
-    rounds = [len(names) for names in Graph(load_stages(settings.pipeline.prompts_dir)).rounds()]
 
     def look() -> JobReport | None:
-        report = asyncio.run(gather(settings, job, rounds=rounds))
+        report = asyncio.run(gather(settings, job))
         counts = {hop.name: hop.count for hop in report.hops}
         # The worker's part, and the consumer's.
         told = min(counts.get("destination", 0), counts.get("result.wait", 0))

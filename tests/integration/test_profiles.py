@@ -15,7 +15,7 @@ from tasks import keys
 from tasks.connection import CountedRetry, connect_async
 from tasks.messages import Chunk, pack, unpack
 from tests.support.stored import KYOTO, announced, done
-from workers.dashboard.system import SystemReader
+from workers.diagnosis.system import SystemReader
 from workers.observe import counters
 from workers.observe.measurement_store import (
     MeasurementReporter,

@@ -18,7 +18,7 @@ from tasks import keys
 from tests.unit.test_grafana import promql_names
 from workers.dashboard.metrics_table import HISTOGRAMS, METRICS
 from workers.dashboard.prometheus import EDGES, Scrape
-from workers.dashboard.system import MAX_ROUTES, SystemReader, read_system
+from workers.diagnosis.system import MAX_ROUTES, SystemReader, read_system
 from workers.observe.metrics import GROWTH, SMALLEST, Histogram
 
 TOTALS = {

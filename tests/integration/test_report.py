@@ -105,7 +105,7 @@ async def test_stages_are_told_as_the_database_adds_them_up(store: AsyncDatabase
 
 def _report(row: JobRow, account: JobStats, picture: JobMeasurements, **more: Any) -> JobReport:
     status: JobStatus = more.pop("status", status_of(row))
-    return report_of(status, row, account, picture, settings={}, rounds=(1, 1), now=2000.0, **more)
+    return report_of(status, row, account, picture, settings={}, now=2000.0, **more)
 
 
 def _picture() -> JobMeasurements:
@@ -145,7 +145,7 @@ async def test_the_text_fits_a_terminal_and_names_the_bound(store: AsyncDatabase
     row, account = await _filled(store)
     text = text_of(_report(row, account, _picture()))
     assert max(len(line) for line in text.splitlines()) <= 120
-    assert "What bounds this job" in text
+    assert "Bottleneck: " in text
     assert "llm_connection_pool_size 4 -> " in text.replace("\n   ", " ")
     assert "Work stealing" in text
     assert "<script>" in text, "a terminal shows names as they are"

@@ -30,7 +30,7 @@ from tests.support.stored import announced, done, places
 from workers.dashboard.job_values import job_values
 from workers.dashboard.live import LiveReader
 from workers.dashboard.llm_values import page_values
-from workers.dashboard.system import read_system
+from workers.diagnosis.system import read_system
 from workers.results.announcer import Announcer
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.sweeper import Sweeper

@@ -23,6 +23,8 @@ class Network:
     #: Seconds of CPU that a call costs; one thread does them all.
     cpu_seconds: float = 0.0
     requests_per_minute: float | None = None
+    #: Calls after which there is no limit any more.
+    limit_ends_after: int | None = None
     spread: float = 0.0
     seed: int = 1
 
@@ -41,14 +43,12 @@ class _Simulation:
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.order = itertools.count()
         self.line: list[tuple[int, int, float]] = []
-        self.in_use = self.in_lanes = self.started = 0
+        self.in_use = self.in_lanes = self.started = self.asked = 0
         self.left: dict[int, int] = {}
         self.round: dict[int, int] = {}
         self.began: dict[int, float] = {}
         self.spans: dict[str, Histogram] = {}
-        self.sums: dict[str, float] = dict.fromkeys(
-            ("lane_busy_seconds", "pool_busy_seconds", "pool_waiting_seconds", "cpu_seconds"), 0.0
-        )
+        self.sums: dict[str, float] = dict.fromkeys(("lane_busy_seconds", "pool_busy_seconds", "cpu_seconds"), 0.0)
 
     def add(self, name: str, seconds: float) -> None:
         self.spans.setdefault(name, Histogram()).add(seconds)
@@ -64,7 +64,6 @@ class _Simulation:
             passed = moment - self.now
             self.sums["lane_busy_seconds"] += passed * self.in_lanes
             self.sums["pool_busy_seconds"] += passed * self.in_use
-            self.sums["pool_waiting_seconds"] += passed * len(self.line)
             self.now = moment
             what()
             self.lend()
@@ -82,7 +81,8 @@ class _Simulation:
         self.left[number] = width
         for _ in range(width):
             slot = self.now
-            if self.network.requests_per_minute:
+            self.asked += 1
+            if self.network.requests_per_minute and self.asked <= (self.network.limit_ends_after or self.asked):
                 slot = self.slot = max(self.now, self.slot + 60 / self.network.requests_per_minute)
             self.add("llm.rate_wait", slot - self.now)
             self.at(slot, lambda: self.queue(number))
@@ -109,6 +109,7 @@ class _Simulation:
     def done(self, number: int, began: float) -> None:
         self.in_use -= 1
         self.add("llm.call", self.now - began)
+        self.add("llm.first_byte", self.now - began)
         self.left[number] -= 1
         if self.left[number]:
             return
@@ -129,7 +130,8 @@ class _Simulation:
         facts: dict[str, Any] = {
             "performance_optimization.llm_connection_pool_size": network.pool,
             "performance_optimization.worker_pool_size": network.lanes,
-            "llm.requests_per_minute": network.requests_per_minute,
+            "prompt_rounds": " ".join(map(str, network.rounds)),
+            "llm.requests_per_minute": None if network.limit_ends_after else network.requests_per_minute,
         }
         spans: dict[str, Any] = {name: histogram.as_dict() for name, histogram in self.spans.items()}
         return ProcessMeasurements(

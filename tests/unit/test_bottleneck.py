@@ -3,14 +3,19 @@
 from dataclasses import replace
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.queueing import Network
+from workers.diagnosis.bottleneck import EXPLAINS, WAITS, bounds, diagnose
+from workers.diagnosis.finding import Finding
+from workers.diagnosis.measured import Measured, expected_slowest, measured, worked_seconds
+from workers.diagnosis.troubles import FULL_CPU_CORES
 from workers.observe.format import plain, rounded, time, times
-from workers.observe.measurements import JobMeasurements, ProcessMeasurements
+from workers.observe.measurements import HOPS, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
-from workers.report.bottleneck import Finding, bounds, diagnose
-from workers.report.measured import Measured, expected_slowest, measured, worked_seconds
 
 #: Setting that advice names -> what it is in the simulation.
 FIELDS = {
@@ -22,7 +27,7 @@ FIELDS = {
 
 def _findings(network: Network) -> tuple[list[Finding], float]:
     picture, seconds = network.run()
-    return diagnose(measured(picture, total=network.destinations, rounds=network.rounds)), seconds
+    return diagnose(measured(picture, total=network.destinations)), seconds
 
 
 PLANTED = {
@@ -43,6 +48,44 @@ def test_a_planted_bottleneck_is_named_first(planted: str) -> None:
     assert findings[0].resource == resource, findings
     assert findings[0].share > 0.7
     assert any(digit in findings[0].evidence for digit in "0123456789")
+
+
+networks = st.builds(
+    Network, destinations=st.integers(3, 50), lanes=st.integers(1, 30), pool=st.integers(1, 60),
+    call_seconds=st.floats(0.01, 3), cpu_seconds=st.floats(0, 0.02), spread=st.floats(0, 1),
+    requests_per_minute=st.none() | st.integers(20, 6_000), limit_ends_after=st.none() | st.integers(10, 700),
+)  # fmt: skip
+
+
+@given(networks)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_the_headline_never_contradicts_the_longest_bar(network: Network) -> None:
+    picture, _ = network.run()
+    m = measured(picture, total=network.destinations)
+    first, *others = diagnose(m)
+    bars = {name: span.total for name, span in m.spans.items() if name in HOPS}
+    longest = max(bars, key=bars.__getitem__)
+    if first.resource == "cpu" and m.cpu_cores >= FULL_CPU_CORES:
+        return
+    if longest in WAITS:
+        assert first.resource == WAITS[longest], (first, bars)
+    if first.resource == "work":
+        assert m.lanes_busy < 0.7 * m.lanes, first
+    if longest == "llm.rate_wait":
+        # What is nearly idle is not said to give several times the speed.
+        assert all(each.gain is None or each.share >= EXPLAINS for each in others), others
+
+
+def test_a_limit_that_went_away_before_the_end_is_still_what_bounded_the_job() -> None:
+    network = Network(lanes=24, pool=15, requests_per_minute=300, limit_ends_after=900, destinations=60)
+    picture, _ = network.run()
+    (part,) = picture.parts
+    since_then = part.facts | {"learnt_requests_per_minute:llm": 9_000.0}
+    (first, *others) = diagnose(measured(JobMeasurements.of([_with(part, facts=since_then)]), total=60))
+    assert first.resource == "rate limit"
+    assert "waiting for the rate limit took 9" in first.evidence
+    assert "150 are allowed since the limit changed" in first.evidence
+    assert not any(each.gain for each in others), others
 
 
 @pytest.mark.parametrize("planted", ["pool", "pool with a spread", "rate limit", "one lane", "two lanes with a spread"])
@@ -147,10 +190,10 @@ def _searching(network: Network, seconds: float) -> Measured:
 
 
 def test_idle_lanes_with_nothing_full_are_too_little_work() -> None:
-    picture, seconds = Network(destinations=60).run()
+    picture, seconds = Network(destinations=60, pool=60).run()
     (part,) = picture.parts
     # The same work in five times the time: it came in drops.
-    stretched = {"held_seconds": 5 * seconds, "lane_seconds": 60 * seconds, "pool_seconds": 75 * seconds}
+    stretched = {"held_seconds": 5 * seconds, "lane_seconds": 60 * seconds, "pool_seconds": 300 * seconds}
     thin = _with(part, sums=part.sums | stretched, until=part.since + 5 * seconds)
     first, *_ = diagnose(measured(JobMeasurements.of([thin]), total=60))
     assert (first.resource, first.setting) == ("work", None)

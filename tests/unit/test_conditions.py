@@ -8,10 +8,10 @@ import pytest
 
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
+from workers.diagnosis.conditions import conditions
+from workers.diagnosis.measured import measured
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
-from workers.report.conditions import conditions
-from workers.report.measured import measured
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.queries.job_stats import FailureKind, JobStats, Point, RunRow, empty_job_stats
 
@@ -112,17 +112,17 @@ def test_a_slow_statement_is_told_by_name_and_a_quick_one_is_not() -> None:
     assert _said(statements={"insert profiles": quick}) == []
 
 
-def test_memory_that_grows_for_sure_is_called_a_leak() -> None:
-    part = ProcessMeasurements(
-        "p", "worker", "w1@h", "h", 1000.0, 1100.0,
-        peaks={"rss_bytes": 300 * 2**20, "rss_growth_bytes_per_hour": 90 * 2**20},
-    )  # fmt: skip
-    (told,) = _said(ENDED, _account(_even()), part)
+def test_memory_that_grew_by_a_good_part_of_itself_is_named_once_for_all_processes() -> None:
+    def part(name: str, hours: float, hourly_mb: int) -> ProcessMeasurements:
+        peaks = {"rss_bytes": 300.0 * 2**20, "rss_growth_bytes_per_hour": hourly_mb * 2.0**20}
+        return ProcessMeasurements("p", "worker", name, "h", 1000.0, 1000.0 + 3600 * hours, peaks=peaks)
+
+    (told,) = _said(ENDED, _account(_even()), part("w1", 1, 90), part("w2", 2, 50), part("w3", 1, 0))
     assert told.resource == "memory"
-    assert (
-        told.evidence == "the memory of worker w1@h grows for sure, by 90 MiB an hour (300 MiB at most so far): a leak"
-    )
+    by_process = "worker w1 by 90 MiB an hour (peak 300 MiB), worker w2 by 50 MiB an hour (peak 300 MiB)"
+    assert told.evidence == f"memory may grow: {by_process}"
     assert "themes worker-memory start" in told.advice
+    assert not _said(ENDED, _account(_even()), part("young", 0.1, 900), part("steady", 1, 30))
 
 
 def _brought(

@@ -293,3 +293,24 @@ async def test_a_pool_that_grows_serves_who_waits_and_one_that_shrinks_drops_nob
     gate.set()
     await asyncio.gather(*borrowing)
     assert (most, pool.in_use) == (7, 0)
+
+
+@pytest.mark.parametrize(("per_minute", "waits_for"), [(6_000_000, "llm.pool_wait"), (3_000, "llm.rate_wait")])
+async def test_a_wait_is_counted_for_the_line_that_makes_it(per_minute: int, waits_for: str) -> None:
+    """Where a limit is set, callers stand in its line too while it is connections that they wait for."""
+    route = _route(per_minute=per_minute)
+    route.limiter.tune(load(env={"THEMES_LLM__REQUESTS_PER_MINUTE": str(per_minute)}).llm, max_ahead=2)
+    pool = _pool(2 if waits_for == "llm.pool_wait" else 50, route)
+    seen: list[tuple[int, int]] = []
+
+    async def borrow(rank: int) -> None:
+        async with pool.connection("m", request_priority=rank):
+            seen.append((route.rate_waiting, pool.waiting))
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(borrow(number) for number in range(30)))
+    rates, connections = (sum(each) for each in zip(*seen, strict=True))
+    spans = {name: span.total for name, span in pool._profiler.totals().items()}
+    other = "llm.rate_wait" if waits_for == "llm.pool_wait" else "llm.pool_wait"
+    assert spans[waits_for] > 5 * spans[other], spans
+    assert (rates > connections) == (waits_for == "llm.rate_wait"), seen

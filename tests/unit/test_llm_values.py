@@ -4,7 +4,7 @@ import time
 
 from tasks.worker_reports import PoolReport, ProfileReport, SpanReport, WorkerReport
 from workers.dashboard.llm_values import HEIGHT, LEAST_POINTS, charts, notices, page_values
-from workers.dashboard.system import RouteSummary, System
+from workers.diagnosis.system import RouteSummary, System
 from workers.observe.format import NOTHING, rate
 from workers.observe.reporter import Metrics, SeriesPoint
 

@@ -12,7 +12,7 @@ from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
-from workers.dashboard.system import queue_lengths
+from workers.diagnosis.system import queue_lengths
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 #: Jobs shown: those that run, and the newest of the others.

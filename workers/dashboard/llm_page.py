@@ -8,7 +8,7 @@ import msgspec
 from workers.dashboard.guard import Handler
 from workers.dashboard.jobs_pages import PageHandler, Site
 from workers.dashboard.llm_values import HEIGHT, WIDTH, page_values
-from workers.dashboard.system import SystemReader
+from workers.diagnosis.system import SystemReader
 
 
 class LlmPage(PageHandler):

@@ -9,7 +9,7 @@ from tasks import worker_reports as fleet
 from tasks.jobs.budget import NANO
 from tasks.keys import SERIES_STEP_SECONDS as STEP_SECONDS
 from tasks.texts import count
-from workers.dashboard.system import RouteSummary, System
+from workers.diagnosis.system import RouteSummary, System
 from workers.observe.format import NOTHING, dollars, duration, milliseconds, percent, rate
 from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.reporter import SeriesPoint

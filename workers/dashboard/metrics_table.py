@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tasks.jobs.budget import NANO
-from workers.dashboard.system import CIRCUITS, RouteSummary, System
+from workers.diagnosis.system import CIRCUITS, RouteSummary, System
 from workers.observe.counters import parsed
 from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.metrics import Histogram

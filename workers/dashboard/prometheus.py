@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from redis import RedisError
 
 from workers.dashboard.metrics_table import HISTOGRAMS, METRICS
-from workers.dashboard.system import System, SystemReader
+from workers.diagnosis.system import System, SystemReader
 from workers.observe.metrics import GROWTH, SMALLEST, Histogram
 
 #: Buckets of our histograms that are edges of Prometheus's: about 1 ms to 5 min, each twice as wide as the one before.

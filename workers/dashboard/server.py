@@ -24,8 +24,8 @@ from workers.dashboard.guard import guarded
 from workers.dashboard.jobs_pages import Site
 from workers.dashboard.prometheus import AllMetrics, Scrape
 from workers.dashboard.recent import RecentJobs
-from workers.dashboard.system import SystemReader
 from workers.dashboard.templates import Templates
+from workers.diagnosis.system import SystemReader
 from workers.observe.profiler import PerformanceProfiler
 from workers.observe.telemetry import start_reports
 from workers.process.file_descriptors import dashboard_descriptors, ensure_descriptors

@@ -11,7 +11,7 @@ from tasks.connection import connect
 from tasks.jobs import registry as jobs
 from tasks.queue.retry import has_nothing_left
 from tasks.texts import count
-from workers.dashboard.system import queue_lengths
+from workers.diagnosis.system import queue_lengths
 from workers.doctor.check import Check, reached
 
 SHOWN_JOBS: Final = 5

@@ -40,6 +40,9 @@ WHOLES: Final[Mapping[str, str]] = {
     "redis": "a round trip to Redis",
 }
 
+#: The fact that says how many prompts of a destination can be under way together, round by round: "5 11".
+PROMPT_ROUNDS: Final = "prompt_rounds"
+
 Role = Literal["worker", "consumer", "producer", "dashboard"]
 
 
@@ -60,8 +63,8 @@ class ProcessMeasurements(msgspec.Struct, frozen=True):
     `spans` are `Histogram.as_dict`s in seconds. `sums` are integrals and counts over the time in which the process had
     work of this job: `held_seconds` that time itself, `lane_seconds` lanes x time, `lane_busy_seconds` destinations in
     lanes x time, `pool_seconds` connections allowed x time, `pool_busy_seconds` connections in use x time,
-    `pool_waiting_seconds` callers in line x time, `cpu_seconds`, `stolen`, `shared`, `yielded` (destinations),
-    `disk_read_bytes`, `disk_written_bytes`, `switches_voluntary`, `switches_involuntary` (of threads). These are the
+    `cpu_seconds`, `stolen`, `shared`, `yielded` (destinations), `disk_read_bytes`, `disk_written_bytes`,
+    `switches_voluntary`, `switches_involuntary` (of threads). These are the
     whole process's: where two jobs are at work here, each of them has it all.
 
     The job's own are `executed` (destinations that a lane has ended with, whatever came of it), `llm.requests` (as the

@@ -1,8 +1,8 @@
 """A report's sources: the database for what must be exact, Redis for what goes on, and what to do when one is gone."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from tasks.errors import DatabaseError, JobNotFoundError, ThemesError
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
+from workers.diagnosis.verdict import Pulse, read_pulse
 from workers.observe.measurement_store import read_measurements
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.report.report import JobReport, report_of
@@ -43,12 +44,12 @@ class Live:
 
     status: JobStatus | None = None
     parts: list[ProcessMeasurements] = field(default_factory=list)
-    alive: int | None = None
+    pulse: Pulse | None = None
     statements: dict[str, dict[str, float]] = field(default_factory=dict)
     trouble: str = ""
 
 
-async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5, 11)) -> JobReport:
+async def gather(settings: Settings, job_id: str) -> JobReport:
     """The report of a job. Raises JobNotFoundError; DatabaseError where neither database nor Redis can be read."""
     live = read_live(settings, job_id)
     notes = [live.trouble] if live.trouble else []
@@ -66,8 +67,9 @@ async def gather(settings: Settings, job_id: str, *, rounds: Sequence[int] = (5,
         notes.append("Redis no longer knows this job; all of this is from the database.")
     status = live.status or status_of(row)
     return report_of(
-        status, row, account, JobMeasurements.of(live.parts or kept), settings=said(settings), rounds=rounds,
-        alive=live.alive, statements=live.statements, notes=notes, now=now,
+        status, row, account, JobMeasurements.of(live.parts or kept), settings=said(settings),
+        alive=None if live.pulse is None else len(live.pulse.workers), pulse=live.pulse,
+        statements=live.statements, notes=notes, now=now,
     )  # fmt: skip
 
 
@@ -100,13 +102,15 @@ def read_live(settings: Settings, job_id: str) -> Live:
         timeout = min(REDIS_SECONDS, settings.redis.socket_timeout_seconds)
         with connect(url, socket_timeout_seconds=timeout) as redis:
             check_server(redis)
-            return _read(redis, job_id)
+            broker = settings.celery.broker_url
+            with connect(broker, socket_timeout_seconds=timeout) if broker else contextlib.nullcontext(redis) as other:
+                return _read(redis, other, job_id)
     except (RedisError, OSError, ThemesError) as bad:
         return Live(trouble=f"Redis does not answer, so this is what the database has: {bad}")
 
 
-def _read(redis: Redis, job_id: str) -> Live:
-    live = Live(alive=len(fleet.workers(redis)), parts=read_measurements(redis, job_id))
+def _read(redis: Redis, broker: Redis, job_id: str) -> Live:
+    live = Live(pulse=read_pulse(redis, broker), parts=read_measurements(redis, job_id))
     try:
         live.status = jobs.status(redis, job_id)
     except JobNotFoundError:

@@ -8,8 +8,8 @@ import msgspec
 
 from tasks.messages import Usage
 from tasks.texts import count
+from workers.diagnosis.measured import Measured, mean
 from workers.observe.format import size, time
-from workers.report.measured import Measured, mean
 from workers.results.queries.job_stats import JobStats
 
 NOT_MEASURED: Final = "not measured: profiling was off, or its numbers are gone"

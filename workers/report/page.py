@@ -72,7 +72,7 @@ def headline(report: JobReport) -> str:
     first = report.findings[0]
     if first.resource == "unknown":
         return "Too little was measured to name a bottleneck."
-    return f"What bounds this job: {first.name}."
+    return f"Bottleneck: {first.name}"
 
 
 def figures(report: JobReport) -> list[tuple[str, str, str, str]]:

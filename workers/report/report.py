@@ -13,19 +13,18 @@ import msgspec
 from tasks.jobs.registry import JobStatus
 from tasks.messages import Usage
 from tasks.texts import count
+from workers.diagnosis import bottleneck
+from workers.diagnosis.finding import NAMES, Finding
+from workers.diagnosis.findings import findings_of, measured_of
+from workers.diagnosis.measured import OUTSIDE, WEB, lane_seconds
+from workers.diagnosis.verdict import Pulse, Verdict, of_findings, of_job
 from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
-from workers.report import bottleneck
-from workers.report.bottleneck import Finding
-from workers.report.conditions import conditions
-from workers.report.measured import WEB, Measured, measured
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.database.rows import JobRow
 from workers.results.queries.job_stats import JobStats, WorkerRow
 
 SLOWEST: Final = 10
-#: Hops of a destination that lie outside its lane: their time is not time of the lane.
-OUTSIDE: Final = frozenset({"queue.wait", "lane.wait", "result.wait", "db.commit", "publish"})
 
 
 class Hop(msgspec.Struct, frozen=True):
@@ -105,6 +104,8 @@ class JobReport(msgspec.Struct, frozen=True):
     hops: list[Hop]
     savings: list[Saving]
     optimisations: list[Optimisation]
+    #: What limits it now, or limited it; in the same words as everywhere.
+    verdict: Verdict
     findings: list[Finding]
     capacities: list[Capacity]
     processes: list[ProcessLine]
@@ -124,20 +125,20 @@ def report_of(
     picture: JobMeasurements,
     *,
     settings: Mapping[str, Any],
-    rounds: Sequence[int],
     alive: int | None = None,
+    pulse: Pulse | None = None,
     statements: Mapping[str, Mapping[str, float]] | None = None,
     notes: Sequence[str] = (),
     now: float | None = None,
 ) -> JobReport:
     """Put a report together.
 
-    `settings` are the reader's, for what no part says; `rounds` says how many prompts of a destination can be under way
-    together, round by round; `alive` is None when Redis cannot be asked.
+    `settings` are the reader's, for what no part says; `alive` and `pulse` are None when Redis cannot be asked.
     """
-    m = _measured(picture, row, account, rounds)
+    m = measured_of(picture, row, account)
     facts = {**settings, **(m.facts if m else {})}
     seconds, usage = account.seconds, row.usage
+    findings = findings_of(status, account, picture, m, alive=alive, statements=statements or {})
     answers = usage.llm_calls + usage.cache_hits + usage.coalesced
     return JobReport(
         job=status.fields(),
@@ -152,9 +153,10 @@ def report_of(
         hops=_hops(picture),
         savings=_savings(usage),
         optimisations=optimisations(usage, account, m, picture.sums, facts),
-        findings=_findings(status, account, picture, m, alive=alive, statements=statements or {}),
+        verdict=of_findings(findings) if pulse is None or status.is_final else of_job(status, pulse),
+        findings=findings,
         capacities=[
-            Capacity(each.resource, bottleneck.NAMES[each.resource], round(each.rate, 4), each.words)
+            Capacity(each.resource, NAMES[each.resource], round(each.rate, 4), each.words)
             for each in (bottleneck.bounds(m) if m else [])
         ],
         processes=_processes(account, picture),
@@ -165,34 +167,9 @@ def report_of(
     )
 
 
-def _measured(picture: JobMeasurements, row: JobRow, account: JobStats, rounds: Sequence[int]) -> Measured | None:
-    if not picture.workers:
-        return None
-    # Calls of runs that failed or were stopped are the database's too, so the calls of a destination are by all runs.
-    ended = max(0, account.runs - account.stopped)
-    return measured(
-        picture, total=row.total or row.finished, ended=ended, calls=row.usage.llm_calls, rounds=rounds
-    )  # fmt: skip
-
-
-def _findings(
-    status: JobStatus,
-    account: JobStats,
-    picture: JobMeasurements,
-    m: Measured | None,
-    *,
-    alive: int | None,
-    statements: Mapping[str, Mapping[str, float]],
-) -> list[Finding]:
-    special = conditions(status, account, picture, alive=alive, statements=statements)
-    pressing = [each for each in special if each.share >= bottleneck.EXPLAINS]
-    beside = [each for each in special if each not in pressing]
-    return [*pressing, *(bottleneck.diagnose(m) if m else []), *beside]
-
-
 def _hops(picture: JobMeasurements) -> list[Hop]:
     """What was measured, in the order of the way; last, by its name, what we have no words for."""
-    inside = sum(span.total for name, span in picture.spans.items() if name in HOPS and name not in OUTSIDE)
+    inside = sum(lane_seconds(picture.spans).values())
     known = {**HOPS, **WHOLES, WEB: "looking for evidence on the web"}
     found = []
     for name, words in {**known, **{name: name for name in sorted(picture.spans) if name not in known}}.items():

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ log = logging.getLogger("themes.worker")
 
 #: What is told when `work.max_unwritten_results` holds the worker back.
 UNWRITTEN: Final = "the results consumer is too far behind for more (is one running? themes consumer)"
+#: Seconds that means are of: what begins or ends shows within them, and one moment alone says little.
+LATELY_SECONDS: Final = 3.5
 
 
 class Heartbeat:
@@ -59,6 +62,8 @@ class Heartbeat:
         self._seconds = min(seconds, keys.WORKER_SECONDS / 3)
         self._began = time.time()
         self._wait: Wait | None = None
+        #: What was seen in the last seconds: when, and the fields of `LatelyReport`.
+        self._lately: deque[tuple[float, tuple[int, ...]]] = deque()
 
     def __repr__(self) -> str:
         return f"<Heartbeat {self._name} every {self._seconds:g} s>"
@@ -116,11 +121,21 @@ class Heartbeat:
         )
         nested = {
             "lane_statistics": statistics,
+            "lately": self._lately_means(),
             "pool": self._parts.pool.statistics(),
             "profile": self._parts.profiler.snapshot(),
             "settings": self._settings(),
         }
         return report.encode() | {name: msgspec.json.encode(value) for name, value in nested.items()}
+
+    def _lately_means(self) -> fleet.LatelyReport:
+        pool, now = self._parts.pool, time.monotonic()
+        seen = (self._parts.lanes.busy, pool.in_use, pool.waiting, sum(route.rate_waiting for route in pool.routes))
+        self._lately.append((now, seen))
+        while now - self._lately[0][0] > LATELY_SECONDS:
+            self._lately.popleft()
+        columns = zip(*(each for _, each in self._lately), strict=True)
+        return fleet.LatelyReport(*(round(sum(column) / len(self._lately), 3) for column in columns))
 
     def _tell_wait(self) -> None:
         """Tell the watchers of our jobs what all calls wait for, where that has changed; no message: they go on."""

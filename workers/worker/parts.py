@@ -24,6 +24,7 @@ from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.registry import model_for
 from workers.llm.flights.shared import SharedFlights
 from workers.llm.generator import FocusedLLMGenerator
+from workers.observe.measurements import PROMPT_ROUNDS
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
@@ -69,6 +70,8 @@ async def open_parts(
     """
     limits = settings.performance_optimization
     graph = Graph(stages_of(settings))
+    rounds = " ".join(str(len(names)) for names in graph.rounds())
+    profiler.fact(PROMPT_ROUNDS, lambda: rounds)
     shared_redis = redis if limits.enable_persistent_cache else None
     async with contextlib.AsyncExitStack() as stack:
         cache = _cache(settings, redis if redis is not None else completions, pressure_mb)

@@ -78,9 +78,8 @@ class LLMConnectionPool:
         #: Waiting callers by the routes that would do, the most urgent first.
         self._waiting: dict[tuple[Route, ...], list[_Waiter]] = {}
         self._waits = Histogram()
-        self._in_line = 0
         #: Connections in use, and callers in line, x time, and until when (monotonic seconds).
-        self._busy_seconds = self._waiting_seconds = 0.0
+        self._busy_seconds = 0.0
         self._counted_at = self._began_at = time.perf_counter()
 
     @classmethod
@@ -139,7 +138,9 @@ class LLMConnectionPool:
 
     @property
     def waiting(self) -> int:
-        return sum(not future.done() for line in self._waiting.values() for _, _, future in line)
+        """Callers in line for a connection, and behind them those that a free rate limit lets in one after another."""
+        behind = sum(route.queued - route.rate_waiting for route in self.routes)
+        return behind + sum(not future.done() for line in self._waiting.values() for _, _, future in line)
 
     def tune(self, settings: Settings) -> None:
         """Keep to other sizes and limits from now on; calls that are under way go on, also beyond a smaller size."""
@@ -172,7 +173,6 @@ class LLMConnectionPool:
         return {
             "pool_seconds": (self._counted_at - self._began_at) * self.max_size,
             "pool_busy_seconds": self._busy_seconds,
-            "pool_waiting_seconds": self._waiting_seconds,
         }
 
     async def warm(self, count: int) -> int:
@@ -206,7 +206,7 @@ class LLMConnectionPool:
             chosen = better_of_two(routes)
             began = time.perf_counter()
             slot = await chosen.slot(tokens, is_probe=probed is not None)
-            asked = time.perf_counter()
+            asked = began if slot.was_free else time.perf_counter()
             self._profiler.record("llm.rate_wait", asked - began)
             try:
                 taken = await self._acquire(_equivalent(chosen, routes), request_priority)
@@ -291,8 +291,6 @@ class LLMConnectionPool:
             return self._take(better_of_two(seats))
         future: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting.setdefault(routes, []), (request_priority, next(self._order), future))
-        self._count_time()
-        self._in_line += 1
         try:
             return await future
         except asyncio.CancelledError:
@@ -300,9 +298,6 @@ class LLMConnectionPool:
                 # The connection was handed over in the moment of the cancellation: pass it on.
                 self._release(future.result())
             raise
-        finally:
-            self._count_time()
-            self._in_line -= 1
 
     def _take(self, route: Route) -> Route:
         self._count_time()
@@ -334,7 +329,6 @@ class LLMConnectionPool:
         passed = now - self._counted_at
         self._counted_at = now
         self._busy_seconds += self.in_use * passed
-        self._waiting_seconds += self._in_line * passed
 
 
 class _Lending:

@@ -139,6 +139,11 @@ class Route:
         finally:
             self.queued -= 1
 
+    @property
+    def rate_waiting(self) -> int:
+        """Callers that wait for the endpoint's rate limit."""
+        return self.queued if self.limiter.is_binding else 0
+
     def answered(self, *, sent_at: float) -> None:
         now = time.monotonic()
         self._refused_since = None
@@ -213,7 +218,7 @@ class Route:
             "cooling_seconds": round(self.limiter.cool_down.left_seconds, 1),
             "cooling_for": ", ".join(filter(None, (wait.said, wait.header))) if wait else "",
             "cool_downs": self.limiter.cool_down.count,
-            "queued": self.queued,
+            "queued": self.rate_waiting,
             "limit_digest": self.limiter.digest,
             "latency_ms": None if self.latency_seconds is None else round(self.latency_seconds * 1000, 1),
         }

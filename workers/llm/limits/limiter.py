@@ -123,6 +123,11 @@ class RateLimiter:
     def is_cooling(self) -> bool:
         return self.cool_down.left_seconds > 0
 
+    @property
+    def is_binding(self) -> bool:
+        """Whether callers wait for the rate or a cool-down; else those in line wait for others to find a connection."""
+        return bool(self._due) or self.is_cooling
+
     def start(self) -> None:
         if self._learns:
             self.cool_down.heard = self._tell
@@ -189,6 +194,7 @@ class RateLimiter:
         if not self.is_limited:
             return Slot(tokens, is_probe=await self.cool_down.over())
         slot = await self._reserved(tokens)
+        slot.was_free = slot.at <= time.monotonic() and not self.is_cooling
         try:
             while not slot.is_probe:
                 wait, cooling = slot.at - time.monotonic(), self.cool_down.left_seconds

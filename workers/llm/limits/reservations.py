@@ -40,6 +40,8 @@ class Slot(msgspec.Struct, eq=False):
     #: The one call that tries, within a cool-down, whether it still holds.
     is_probe: bool = False
     used_tokens: float | None = None
+    #: Its time had come when it was reserved: those before it waited for a connection, not for the rate.
+    was_free: bool = False
 
     def settle(self, tokens: float) -> None:
         self.used_tokens = tokens

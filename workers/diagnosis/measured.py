@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from workers.observe.measurements import JobMeasurements, ProcessMeasurements
+from workers.observe.measurements import HOPS, PROMPT_ROUNDS, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 
 REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
 #: The span of a destination's search for evidence on the web, which comes before its prompts.
 WEB: Final = "web.evidence"
 STEPS: Final = 200
+#: Hops of a destination that lie outside its lane: their time is not time of the lane.
+OUTSIDE: Final = frozenset({"queue.wait", "lane.wait", "result.wait", "db.commit", "publish"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,17 @@ class Measured:
     def span(self, name: str) -> Histogram:
         return self.spans.get(name) or Histogram()
 
+    def longest_hop(self) -> tuple[str, float]:
+        """The hop that took most of the prompts' time in lanes, and its share of it; "" and 0 where none did."""
+        found = lane_seconds(self.spans)
+        name = max(found, key=found.__getitem__, default="")
+        return (name, found[name] / sum(found.values())) if name and found[name] else ("", 0.0)
+
+
+def lane_seconds(spans: Mapping[str, Histogram]) -> dict[str, float]:
+    """Seconds by hop, of the hops that take time of a lane."""
+    return {name: span.total for name, span in spans.items() if name in HOPS and name not in OUTSIDE}
+
 
 def mean(histogram: Histogram) -> float:
     return histogram.total / histogram.count if histogram.count else 0.0
@@ -112,16 +125,12 @@ def worked_seconds(parts: Sequence[ProcessMeasurements]) -> float:
     return union * min(1.0, held / whole) if whole else held
 
 
-def measured(
-    picture: JobMeasurements, *, total: int, ended: int = 0, calls: int = 0, rounds: Sequence[int] = (5, 11)
-) -> Measured:
-    """Put a job's parts together.
-
-    `total` is the job's destinations; `ended` and `calls` are by the database; `rounds` says how many prompts of a
-    destination can be under way together, round by round.
-    """
+def measured(picture: JobMeasurements, *, total: int, ended: int = 0, calls: int = 0) -> Measured:
+    """Put a job's parts together. `total` is the job's destinations; `ended` and `calls` are by the database."""
     workers, sums, spans = picture.workers, picture.sums, picture.spans
     seconds = worked_seconds(workers)
+    facts = {key: value for part in reversed(workers) for key, value in part.facts.items()}
+    rounds = [int(width) for width in str(facts.get(PROMPT_ROUNDS) or "1").split()]
     destinations, sent = spans.get("destination", Histogram()), spans.get("llm.call", Histogram())
     count = destinations.count or ended
     per_destination = calls / ended if ended else sent.count / count if count else 0.0
@@ -151,7 +160,7 @@ def measured(
         lanes_busy=_of(workers, "lane_busy_seconds") / over,
         connections=_of(workers, "pool_seconds") / over,
         connections_busy=busy / over,
-        connections_waiting=_of(workers, "pool_waiting_seconds") / over,
+        connections_waiting=totals.get("llm.pool_wait", 0.0) / over,
         hold_seconds=hold,
         pool_wait_seconds=pool_wait,
         rate_wait_seconds=rate_wait,
@@ -166,7 +175,7 @@ def measured(
         refusals=sum(errors.get(name, 0) for name in REFUSED),
         requests=round(sums.get("llm.requests", sent.count)),
         errors=errors,
-        facts={key: value for part in reversed(workers) for key, value in part.facts.items()},
+        facts=facts,
         spans=spans,
     )
 

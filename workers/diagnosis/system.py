@@ -15,7 +15,7 @@ from tasks.connection import server_info, text_of
 from tasks.errors import JobNotFoundError
 from tasks.jobs import registry, totals
 from tasks.jobs.registry import FINAL, JobStatus
-from tasks.readings import amounts, replies_of
+from workers.diagnosis.verdict import NONE, Pulse, Verdict, of_system, read_backlog, read_learnt
 from workers.llm.cache.stats import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
@@ -88,6 +88,8 @@ class System:
     metrics: Metrics
     redis_bytes: int
     redis_limit_bytes: int
+    #: What limits it now.
+    verdict: Verdict = NONE
     #: What cannot be read, and why: a job's entry, a process's report.
     unreadable: tuple[str, ...] = ()
 
@@ -126,10 +128,11 @@ class SystemReader:
 
 
 def read_system(redis: Redis, broker: Redis) -> System:
-    workers = fleet.workers(redis)
+    workers, consumers = fleet.workers(redis), fleet.consumers(redis)
     names = [text_of(name) for name in redis.zrange(keys.WORKERS, 0, -1)]
     results, unread = _results(redis)
     queue, dead = queue_lengths(broker)
+    learnt = read_learnt(redis, workers)
     statuses, states = _jobs(redis, workers)
     shares = [one.spent_usd / one.budget_usd for one in statuses if one.budget_usd and one.spent_usd is not None]
     memory = server_info(redis)
@@ -137,8 +140,8 @@ def read_system(redis: Redis, broker: Redis) -> System:
         at=time.time(),
         workers=workers,
         lost=tuple(name for name in names if name not in workers),
-        consumers=fleet.consumers(redis),
-        routes=_routes(redis, workers.values()),
+        consumers=consumers,
+        routes=_routes(learnt, workers.values()),
         queue=queue,
         queue_dead=dead,
         results=results,
@@ -151,6 +154,17 @@ def read_system(redis: Redis, broker: Redis) -> System:
         metrics=read_metrics(redis),
         redis_bytes=int(memory.get("used_memory", 0)),
         redis_limit_bytes=int(memory.get("maxmemory", 0)),
+        verdict=of_system(
+            Pulse(
+                workers=workers,
+                consumers=consumers,
+                learnt=learnt,
+                queue=queue,
+                results=results,
+                behind_seconds=read_backlog(redis)[1],
+            ),
+            is_working=any(not one.paused for one in statuses),
+        ),
         unreadable=(
             *(f"job {one.job_id}: {one.unreadable}" for one in statuses if one.unreadable),
             *(f"{name}: {report.unreadable}" for name, report in workers.items() if report.unreadable),
@@ -204,16 +218,13 @@ def _statuses(redis: Redis, job_ids: list[str]) -> list[JobStatus]:
     return found
 
 
-def _routes(redis: Redis, workers: Iterable[fleet.WorkerReport]) -> tuple[RouteSummary, ...]:
+def _routes(learnt: Mapping[str, float], workers: Iterable[fleet.WorkerReport]) -> tuple[RouteSummary, ...]:
     """Every way to an LLM, what the workers say of it put together; at most `MAX_ROUTES` and one for the rest."""
     found: dict[str, list[fleet.RouteReport]] = {}
     for worker in workers:
         for name, said in worker.pool.routes.items():
             key = name if name in found or len(found) < MAX_ROUTES else OTHER
             found.setdefault(key, []).append(said)
-    known = {key: said for key, said in found.items() if key != OTHER}
-    digests = {key: one.limit_digest for key, said in known.items() for one in said if one.limit_digest}
-    learnt = _learnt(redis, digests)
     return tuple(_route(key, said, learnt.get(key)) for key, said in sorted(found.items()))
 
 
@@ -234,9 +245,3 @@ def _route(key: str, said: Sequence[fleet.RouteReport], learnt_per_minute: float
         learnt_per_minute=learnt_per_minute,
         errors=tuple(sorted({one.error for one in said if one.error})),
     )
-
-
-def _learnt(redis: Redis, digests: Mapping[str, str]) -> dict[str, float]:
-    replies = replies_of(redis, map(keys.learnt, digests.values()))
-    us = {key: amounts(reply, ["us"]).get("us", 0) for key, reply in zip(digests, replies, strict=True)}
-    return {key: 60e6 / each for key, each in us.items() if each > 0}

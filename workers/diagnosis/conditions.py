@@ -1,13 +1,14 @@
 """What holds a job up beside its resources: no worker has it, its last destinations are late, it fails."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tasks.jobs.registry import JobStatus, format_paused
 from tasks.texts import count
+from workers.diagnosis.finding import Finding, Resource
+from workers.diagnosis.troubles import DATABASE_ADVICE
 from workers.observe.format import size, time
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
-from workers.report.bottleneck import DATABASE_ADVICE, Finding, Resource
 from workers.results.queries.job_stats import JobStats, Point
 
 #: Share of the job's time from which on a gap or a tail is named.
@@ -18,6 +19,9 @@ TAIL: Final = 0.1
 SHORT_SECONDS: Final = 2.0
 #: Share of failed destinations from which on they are named.
 FAILED_SHARE: Final = 0.05
+#: Hours that growth must have lasted, and the share of the memory that it must have added.
+GROWTH_HOURS: Final = 0.5
+GROWTH_SHARE: Final = 0.15
 #: Milliseconds of a statement's mean or slowest run from which on it is called slow.
 SLOW_MEAN_MS: Final = 100.0
 SLOW_RUN_MS: Final = 500.0
@@ -39,7 +43,7 @@ def conditions(
         _gaps(account),
         _tail(account),
         _statement(statements),
-        *map(_growth, picture.parts),
+        _growth(picture.parts),
     ]
     return [each for each in found if each]
 
@@ -163,14 +167,17 @@ def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
     )  # fmt: skip
 
 
-def _growth(part: ProcessMeasurements) -> Finding | None:
-    hourly = part.peaks.get("rss_growth_bytes_per_hour", 0.0)
-    if not hourly:
+def _growth(parts: Sequence[ProcessMeasurements]) -> Finding | None:
+    """Memory that grew by a good part of itself, over a time in which a start and its caches are long over."""
+    grown: list[str] = []
+    for part in parts:
+        hourly, rss = part.peaks.get("rss_growth_bytes_per_hour", 0.0), part.peaks.get("rss_bytes", 0.0)
+        hours = (part.until - part.since) / 3600
+        if hours >= GROWTH_HOURS and hourly * hours > GROWTH_SHARE * rss:
+            grown.append(f"{part.role} {part.name} by {size(hourly)} an hour (peak {size(rss)})")
+    if not grown:
         return None
-    rss = part.peaks.get("rss_bytes", 0.0)
     return Finding(
-        resource="memory", share=0.0,
-        evidence=f"the memory of {part.role} {part.name} grows for sure, by {size(hourly)} an hour "
-        f"({size(rss)} at most so far): a leak",
+        resource="memory", share=0.0, evidence=f"memory may grow: {', '.join(grown)}",
         advice="themes worker-memory start, and after some minutes compare, names the lines of code that grow",
     )  # fmt: skip

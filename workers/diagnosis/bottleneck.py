@@ -9,73 +9,50 @@ from `measured`, by Little's law. A forecast assumes that an answer takes as lon
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from tasks.texts import count
-from workers.observe.format import amount_of, plain, rounded, spread, time, times
-from workers.report.measured import REFUSED, WEB, Measured, mean
+from workers.diagnosis.finding import NAMES, Finding, Resource
+from workers.diagnosis.measured import Measured, mean
+from workers.diagnosis.troubles import (
+    DATABASE_ADVICE,
+    FULL_CPU_CORES,
+    NAMED_SHARE,
+    slow_database,
+    troubles,
+    waiting_for_llm,
+)
+from workers.observe.format import amount_of, plain, rounded, time, times
+from workers.observe.measurements import HOPS
 
-Resource = Literal[
-    "connections", "rate limit", "lanes", "cpu", "redis", "database", "work", "tail", "workers", "llm", "endpoint",
-    "memory", "web", "unknown",
-]  # fmt: skip
-NAMES: Final[Mapping[str, str]] = {
-    "connections": "LLM connections",
-    "rate limit": "the rate limit",
-    "lanes": "lanes",
-    "cpu": "CPU of the worker processes",
-    "redis": "Redis",
-    "database": "the database",
-    "work": "too little work",
-    "tail": "the last destinations",
-    "workers": "no worker",
-    "llm": "the LLM's latency",
-    "endpoint": "an LLM endpoint that fails",
-    "memory": "memory that grows",
-    "web": "evidence from the web",
-    "unknown": "not known",
+#: What prompts wait for in these hops.
+WAITS: Final[Mapping[str, Resource]] = {
+    "llm.rate_wait": "rate limit",
+    "llm.pool_wait": "connections",
+    "llm.backoff": "endpoint",
+    "llm.connect": "endpoint",
+    "llm.validate": "cpu",
+    "cache.get": "redis",
+    "cache.put": "redis",
+    "flight.claim": "redis",
 }
 #: Calls and destinations below which nothing is forecast.
 ENOUGH_CALLS: Final = 20
 ENOUGH_DESTINATIONS: Final = 3
 #: Share of a bound from which on it explains the rate.
 EXPLAINS: Final = 0.55
-#: Cores of one process from which on its CPU is what everything waits for: its loop is one thread.
-FULL_CPU_CORES: Final = 0.8
-#: Mean seconds that the event loop is late, from which on that is said.
-LATE_SECONDS: Final = 0.05
-#: Shares of the requests: refused for their number, failed.
+#: Share of the requests that were refused for their number, from which on that is said.
 REFUSED_SHARE: Final = 0.02
-FAILED_SHARE: Final = 0.1
+#: Share of busy lanes from which on there is work enough.
+BUSY: Final = 0.7
 #: Batches that a result waits for, from which on it counts as queueing: a new one waits for that under way and its own.
 BACKLOG: Final = 3.0
-#: Share of a destination's time from which on a part of it is named.
-NAMED_SHARE: Final = 0.3
 #: A gain below this is within what repeats of a run differ by.
 WORTH_IT: Final = 1.05
 #: A change is forecast with so much more of the changed resource than the next bound needs: lines are never even.
 HEADROOM: Final = 1.3
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    resource: Resource
-    #: 0-1: how much of what this could carry is used, or how much of the time it takes.
-    share: float
-    evidence: str
-    advice: str
-    #: How many times as fast the job would go, and what would bound it then; None where that is not known.
-    gain: float | None = None
-    until: Resource | None = None
-    #: The setting to change, its value and the new one.
-    setting: str | None = None
-    old: float | None = None
-    new: float | None = None
-
-    @property
-    def name(self) -> str:
-        return NAMES[self.resource]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +105,28 @@ def allowed_calls(m: Measured) -> float | None:
 
 def diagnose(m: Measured) -> list[Finding]:
     """The measured bottleneck first, then what comes near; `conditions` (no worker, a pause) come before these."""
-    troubles = [found for found in (_endpoint(m), _loop(m), _redis(m), _web(m)) if found]
+    beside = troubles(m)
     if m.calls < ENOUGH_CALLS or m.destinations < ENOUGH_DESTINATIONS or not m.seconds:
-        return [*troubles, _too_little(m)] if m.calls else troubles
+        return [*beside, _too_little(m)] if m.calls else beside
     known = bounds(m)
     found = [_of(m, bound, known) for bound in known if m.rate >= EXPLAINS * bound.rate or bound is known[0]]
-    found = [each for each in found if each.resource != "database" or each.share > NAMED_SHARE]
-    if database := _database(m):
+    is_busy = m.lanes_busy >= BUSY * m.lanes
+    found = [each for each in found if each.share > NAMED_SHARE or each.resource != "database"]
+    found = [each for each in found if each.resource != "work" or not is_busy]
+    if database := slow_database(m):
         found = [database, *(each for each in found if each.resource != "database")]
     found.sort(key=lambda each: (-_urgency(each), -each.share))
-    if not found or found[0].share < EXPLAINS:
-        found.insert(0, _idle(m))
-    return [*(each for each in troubles if each.resource == "endpoint"), *found, *_beside(m, troubles, found)]
+    if (longest := _longest_wait(m, [*found, *beside])) and not (found and _urgency(found[0])):
+        found = _led_by(longest, found)
+    elif not found or found[0].share < EXPLAINS:
+        found.insert(0, (is_busy and waiting_for_llm(m)) or _idle(m))
+    # An endpoint that fails is no wait, and comes before all of them.
+    failing = [each for each in beside if each.resource == "endpoint" and found[0].resource != "endpoint"]
+    found = [*failing, *found]
+    named = {each.resource for each in found}
+    found += [each for each in beside if each.resource not in named]
+    llm = waiting_for_llm(m) if found[0].resource in {"lanes", "work"} else None
+    return [*found, llm] if llm else found
 
 
 def _urgency(finding: Finding) -> int:
@@ -147,11 +134,40 @@ def _urgency(finding: Finding) -> int:
     return int(finding.resource == "cpu" and finding.share >= FULL_CPU_CORES)
 
 
-def _beside(m: Measured, troubles: Sequence[Finding], found: Sequence[Finding]) -> list[Finding]:
-    named = {each.resource for each in found}
-    beside = [each for each in troubles if each.resource != "endpoint" and each.resource not in named]
-    llm = _llm(m)
-    return [*beside, llm] if llm and found[0].resource in {"lanes", "work"} else beside
+def _longest_wait(m: Measured, found: Sequence[Finding]) -> Finding | None:
+    """Where prompts spend more time in one line than anywhere else: that line bounds the job, whatever is full now.
+
+    A bound is made of what was allowed at the end, and a limit may have come and gone.
+    """
+    hop, share = m.longest_hop()
+    resource = WAITS.get(hop)
+    if resource is None:
+        return None
+    for each in found:
+        if each.resource == resource and (each.share >= EXPLAINS or resource != "rate limit"):
+            return msgspec.structs.replace(each, share=round(max(each.share, share), 4))
+    if resource not in _WAIT_ADVICE:
+        return None  # a hop that is short by itself
+    span = m.span(hop)
+    evidence = f"{HOPS[hop]} took {share:.0%} of the prompts' time, {time(mean(span))} each"
+    if resource == "rate limit":
+        evidence += f"; {m.call_rate:.3g} calls/s went out on average"
+        if (allowed := allowed_calls(m)) and allowed > m.call_rate / EXPLAINS:
+            evidence += f", {allowed:.3g} are allowed since the limit changed"
+    return Finding(resource=resource, share=round(share, 4), evidence=evidence, advice=_WAIT_ADVICE[resource])
+
+
+def _led_by(longest: Finding, found: Sequence[Finding]) -> list[Finding]:
+    """The longest wait first. What does not explain the rate beside it is no advice: it would be the next to wait."""
+    explained = any(each.resource == longest.resource and each.share >= EXPLAINS for each in found)
+    others = [each for each in found if each.resource != longest.resource and each.share >= EXPLAINS]
+    if explained:
+        return [longest, *others]
+    words = f"more would bring nothing by itself: {longest.name} would bound it"
+    return [
+        longest,
+        *(msgspec.structs.replace(each, advice=words, gain=None, until=None, setting=None) for each in others),
+    ]
 
 
 def _of(m: Measured, bound: Bound, known: Sequence[Bound]) -> Finding:
@@ -267,10 +283,11 @@ def _database_bound(m: Measured, _following: float) -> tuple[str, Change]:
     return evidence, Change(DATABASE_ADVICE)
 
 
-DATABASE_ADVICE: Final = (
-    "look for other programs that write to or lock the database, for a slow disk (themes doctor); larger batches "
-    "(database_batch_size) need fewer commits; PostgreSQL (DATABASE_URL) takes several consumers"
-)
+_WAIT_ADVICE: Final[Mapping[Resource, str]] = {
+    "rate limit": "a higher limit from the provider, or a second endpoint (llm.endpoints), shortens that wait",
+    "connections": "a larger performance_optimization.llm_connection_pool_size; the page /llm shows what is allowed",
+    "endpoint": "see the endpoint's own logs; another one in llm.endpoints takes over at once",
+}
 _SPEAKERS: Final = {
     "connections": _connections,
     "rate limit": _rate_limit,
@@ -279,97 +296,6 @@ _SPEAKERS: Final = {
     "work": _work,
     "database": _database_bound,
 }
-
-
-def _database(m: Measured) -> Finding | None:
-    """Results that wait longer for the consumer than they took to be made, or a good second."""
-    waits, commits = m.span("result.wait"), m.span("db.commit")
-    wait = mean(waits)
-    if not waits.count or wait < max(0.3, m.destination_seconds * 0.3):
-        return None
-    evidence = (
-        f"a result waits {time(wait)} for the consumer (95 of 100 within {time(waits.quantile(0.95))}), a destination "
-        f"is made in {time(m.destination_seconds)}; a batch takes {time(mean(commits))} "
-        f"(the slowest {time(commits.largest)}), {commits.count} of them"
-    )
-    share = max(m.database_share, wait / (wait + m.destination_seconds))
-    return Finding(resource="database", share=round(min(1.0, share), 4), evidence=evidence, advice=DATABASE_ADVICE)
-
-
-def _llm(m: Measured) -> Finding | None:
-    calls, first = m.span("llm.call"), m.span("llm.first_byte")
-    if not calls.count or not m.destination_seconds:
-        return None
-    share = min(1.0, m.unqueued_seconds / m.destination_seconds) if m.pool_wait_seconds else 1.0
-    slow = calls.quantile(0.95) > 3 * calls.quantile(0.5)  # a long tail
-    evidence = f"a call takes {spread(calls)}"
-    if first.count:
-        evidence += f", to the first byte {time(mean(first))}"
-    advice = "a faster model or endpoint for some stages (llm.roles)"
-    if slow and not m.fact("llm.hedge"):
-        advice += "; llm.hedge: true asks a second time where an answer is late, for up to 5 % more calls"
-    return Finding(resource="llm", share=round(share, 4), evidence=evidence, advice=advice)
-
-
-def _endpoint(m: Measured) -> Finding | None:
-    failed = {name: number for name, number in m.errors.items() if name not in REFUSED}
-    number = sum(failed.values())
-    if number < FAILED_SHARE * max(1, m.requests):
-        return None
-    worst = max(failed, key=lambda name: failed[name])
-    pauses = m.span("llm.backoff")
-    evidence = f"{number:,} of {count(m.requests, 'request')} failed, most with {worst} ({failed[worst]})"
-    if pauses.count:
-        evidence += f"; pauses before new tries took {time(pauses.total)} in all"
-    return Finding(
-        resource="endpoint", share=round(min(1.0, number / max(1, m.requests)), 4), evidence=evidence,
-        advice="see `themes failures JOB` and the endpoint's own logs; another one in llm.endpoints takes over at once",
-    )  # fmt: skip
-
-
-def _loop(m: Measured) -> Finding | None:
-    late = m.span("loop.lag")
-    if not late.count or mean(late) < LATE_SECONDS or m.busiest_cpu_cores >= FULL_CPU_CORES:
-        return None
-    evidence = (
-        f"the workers' event loops are late by {time(mean(late))} on average (95 of 100 within "
-        f"{time(late.quantile(0.95))}) while their processes use {m.cpu_cores:.2f} cores: others take the CPU"
-    )
-    advice = "give the workers a machine of their own, or run fewer processes on this one"
-    return Finding(resource="cpu", share=round(min(1.0, m.cpu_cores), 4), evidence=evidence, advice=advice)
-
-
-def _redis(m: Measured) -> Finding | None:
-    trips = [m.span(name) for name in ("cache.get", "cache.put", "publish")]
-    whole = sum(m.span(name).total for name in ("cache.get", "cache.put", "publish", "llm.call", "llm.pool_wait"))
-    total = sum(each.total for each in trips)
-    made = sum(each.count for each in trips)
-    if not made or not whole or total < NAMED_SHARE * whole or total / made < 0.005:  # noqa: PLR2004  # 5 ms: no wait
-        return None
-    asked = m.span("redis")
-    evidence = (
-        f"{count(made, 'trip')} to Redis took {time(total / made)} each, {total / whole:.0%} of the prompts' time"
-    )
-    if asked.count:
-        evidence += f"; a bare round trip takes {time(mean(asked))}"
-    return Finding(
-        resource="redis", share=round(total / whole, 4), evidence=evidence,
-        advice="put Redis nearer to the workers, or look at what slows it (redis-cli --latency, SLOWLOG GET)",
-    )  # fmt: skip
-
-
-def _web(m: Measured) -> Finding | None:
-    searches = m.span(WEB)
-    each = searches.total / m.destinations if m.destinations else 0.0
-    if not searches.count or each < NAMED_SHARE * m.destination_seconds:
-        return None
-    return Finding(
-        resource="web", share=round(min(1.0, each / m.destination_seconds), 4),
-        evidence=f"evidence is looked for before the first prompt: {spread(searches)}, of "
-        f"{time(m.destination_seconds)} that a destination takes in its lane",
-        advice="performance_optimization.max_concurrent_web_requests lets more pages be fetched at once; more lanes "
-        "hide the wait while connections are free",
-    )  # fmt: skip
 
 
 def _idle(m: Measured) -> Finding:
