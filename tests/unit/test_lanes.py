@@ -309,3 +309,19 @@ async def test_a_lane_that_may_not_take_what_waits_is_hungry() -> None:
         assert (lanes.waiting, lanes.busy, lanes.is_hungry) == (2, 1, True)
         gate.set()
         await run
+
+
+async def test_more_lanes_are_hungry_at_once() -> None:
+    told: list[int] = []
+    gate = asyncio.Event()
+    async with Lanes[int](2, steal=True) as lanes:
+        lanes.on_hungry = lambda: told.append(lanes.size)
+        run = asyncio.create_task(lanes.run([1, 2, 3], lambda _: gate.wait()))  # type: ignore[arg-type]
+        async with asyncio.timeout(180):
+            while lanes.busy < 2:
+                await asyncio.sleep(0)
+        assert (lanes.waiting, lanes.is_hungry, told) == (1, False, [])
+        lanes.resize(12)
+        assert told == [12]
+        gate.set()
+        await run

@@ -142,6 +142,7 @@ class Lanes(Generic[T]):
             self._insert(self._queues[number % size], batch, item)
         # Idle lanes look: those that are retired end.
         self._available.set()
+        self._look_hungry()
 
     def _open(self, lane: int, now: float) -> None:
         """Add a lane, or call back one that was retired."""
