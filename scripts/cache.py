@@ -14,7 +14,7 @@ from scripts.lib.output import confirm
 from scripts.lib.terminal import say
 from scripts.main import Summaries, settings_from
 from tasks import keys
-from tasks.jobs.registry import status
+from tasks.jobs.registry import status, whole_id
 from tasks.readings import number as decimal
 from tasks.readings import replies_of, texts, whole
 from tasks.texts import count
@@ -42,7 +42,7 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
         return
     redis = connected(settings)
     if job_id:
-        found = _of_job(redis, job_id)
+        found = _of_job(redis, whole_id(redis, job_id))
     else:
         from workers.llm.cache.stats import read  # only where it is needed
 

@@ -3,7 +3,7 @@
 import click
 
 from scripts.lib.connections import connected
-from scripts.lib.job_view import summary
+from scripts.lib.job_words import summary
 from scripts.lib.terminal import say
 from scripts.main import settings_from
 from tasks.jobs import registry as jobs
@@ -15,4 +15,5 @@ def command(job: str) -> None:
     """Start nothing more of JOB; destinations that are done stay, answers that were paid for stay in the cache."""
     settings = settings_from()
     compress = settings.performance_optimization.enable_result_compression
-    say(summary(jobs.cancel(connected(settings), job, compress=compress)))
+    redis = connected(settings)
+    say(summary(jobs.cancel(redis, jobs.whole_id(redis, job), compress=compress)))

@@ -14,14 +14,15 @@ import config
 from config.settings import Settings
 from scripts.lib.processes import Interrupted, interruptible
 from scripts.lib.stack import WATCH_SECONDS, Stack, database_place, stack
-from scripts.lib.terminal import console, say
+from scripts.lib.terminal import say, width
 from scripts.main import settings_from
 from tasks.connection import connect
 from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
+from tasks.jobs.short_ids import short_id
 from tasks.queue.producer import enqueue
-from tasks.texts import count
-from tasks.waits import duration
+from tasks.texts import count, duration
+from workers.observe.format import spread
 from workers.observe.measurement_store import read_job_measurements
 from workers.observe.measurements import JobMeasurements
 from workers.observe.metrics import Histogram
@@ -30,6 +31,8 @@ DESTINATIONS: Final = Path(config.__path__[0]) / "destinations.csv"
 #: Seconds that the workers' reports may take: they write one a second.
 REPORT_SECONDS: Final = 3.0
 WORKERS: Final = 2
+#: Profiles that are shown at the end.
+SHOWN_ROWS: Final = 5
 
 
 @click.command()
@@ -62,7 +65,7 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
         dashboard = f"http://{settings.dashboard.host}:{made.port}"
         say(f"starting Redis, {WORKERS} workers, consumer, dashboard at {dashboard} ...")
         made.wait_until_ready()
-        say(f"the stack is up after {time.monotonic() - began:.1f} s")
+        say(f"the stack is up after {duration(time.monotonic() - began)}")
         code = _follow(made, redis, job)
         if made.port is not None:
             say(f"dashboard  {dashboard}{'' if keep else '  (ends now; --keep leaves it up)'}")
@@ -95,11 +98,14 @@ def _follow(made: Stack, redis: Redis, job: jobs.Job) -> int:
 
 async def show(settings: Settings, job_id: str) -> None:
     from scripts.lib.stored import job_in_database
-    from scripts.results import table_of
+    from scripts.results import lines_of
 
     async with job_in_database(settings, job_id) as (store, _):
-        table = table_of([row async for row in store.profiles(job_id)])
-    console().print(table)
+        rows = [row async for row in store.profiles(job_id)]
+    for line in lines_of(rows[:SHOWN_ROWS], width=width()):
+        print(line, flush=True)
+    if len(rows) > SHOWN_ROWS:
+        say(f"{len(rows) - SHOWN_ROWS:,} more: themes results {short_id(job_id)}")
 
 
 def say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
@@ -116,10 +122,7 @@ def say_what_came_of_it(status: jobs.JobStatus, settings: Settings) -> None:
 def say_where_the_time_went(spans: Mapping[str, Histogram]) -> None:
     for name, what in (("llm.call", "LLM calls"), ("llm.pool_wait", "waits for a connection")):
         if span := spans.get(name):
-            say(
-                f"{what}: {span.count}, median {span.quantile(0.5):.2f} s, 95 % within {span.quantile(0.95):.2f} s, "
-                f"{span.total:.1f} s in all"
-            )
+            say(f"{what}: {span.count:,}, {spread(span)}, total {duration(span.total)}")
 
 
 def _whole_picture(redis: Redis, status: jobs.JobStatus) -> JobMeasurements:

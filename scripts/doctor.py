@@ -12,6 +12,7 @@ from config.container import CONTAINER
 from config.settings import Settings
 from scripts.main import settings_from
 from tasks.errors import ThemesError
+from tasks.texts import count
 from workers.doctor.check import Check, Checks, examine
 
 #: Checks that ask Redis, or are of no interest without.
@@ -86,3 +87,9 @@ def _show(checks: list[Check]) -> None:
         console.print(mark, Text(f"{check.name}: {check.found}"))
         if check.fix:
             console.print("    ", Text(f"{'advice' if check.ok else 'fix'}: {check.fix}"))
+    failed = sum(not check.ok for check in checks)
+    notes = sum(check.ok and bool(check.fix) for check in checks)
+    parts = [f"{len(checks) - failed - notes} ok"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [count(notes, "note")] if notes else []
+    console.print(Text(f"{count(len(checks), 'check')}: {', '.join(parts)}"))

@@ -1,17 +1,26 @@
 """`themes failures`: why destinations of a job have no profile, or a partial one."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import click
 import msgspec
 
 from scripts.lib.stored import job_in_database
+from scripts.lib.terminal import columns, cut, width
 from scripts.main import settings_from
+from tasks.jobs.registry import options_of
+from tasks.jobs.short_ids import short_id
 from tasks.texts import clean_line
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.queries.reasons import Reason, failure_reasons, partial_reasons, split
+from workers.results.queries.reasons import (
+    Reason,
+    failure_reasons,
+    partial_reasons,
+    split,
+    without_class,
+)
 
 
 @click.command()
@@ -29,30 +38,45 @@ def command(job: str, *, partial: bool, is_each: bool, as_json: bool) -> int:
 
 async def _show(job_id: str, *, partial: bool, is_each: bool, as_json: bool) -> int:
     count = 0
-    async with job_in_database(settings_from(), job_id) as (store, _):
+    settings = settings_from()
+    async with job_in_database(settings, job_id) as (store, row):
+        job_id = row.job_id
         if is_each:
             async for fields in _each(store, job_id, partial=partial):
                 print(msgspec.json.encode(fields).decode() if as_json else _line(fields))
                 count += 1
             return 1 if count else 0
-        for reason in await failure_reasons(store, job_id):
-            print(_kind(reason, "failed"))
-            count += 1
-        for reason in await partial_reasons(store, job_id, by_stage=True) if partial else ():
-            print(_kind(reason, "partial"))
-            count += 1
-    return 1 if count else 0
+        kinds = [("failed", reason) for reason in await failure_reasons(store, job_id)]
+        if partial:
+            kinds += [("partial", reason) for reason in await partial_reasons(store, job_id, by_stage=True)]
+        for line in kind_lines(kinds, width=width()):
+            print(line)
+        if kinds:
+            with_redis = settings.redis.enabled and not options_of(row.options).is_in_process
+            again = f"{'themes retry' if with_redis else 'themes run --resume'} {short_id(job_id)}"
+            print(f"retry: {again}{' --partial' if partial else ''}")
+    return 1 if kinds else 0
 
 
-def _kind(reason: Reason, outcome: str) -> str:
-    said = f"{reason.error_class}: {reason.message}" if reason.error_class else reason.message
-    example = f"for instance {reason.example}" if reason.destinations > 1 else reason.example
-    return clean_line(f"{reason.destinations}  {outcome}  {', '.join(reason.stages)}  {said}  ({example})")
+def kind_lines(kinds: Sequence[tuple[str, Reason]], *, width: int | None = None) -> list[str]:
+    """Two lines a kind of reason: how many, class, stage and message; then some of the places."""
+    rows = [
+        (f"{reason.destinations:,} {outcome}", clean_line(reason.error_class), ", ".join(reason.stages),
+         clean_line(reason.message))
+        for outcome, reason in kinds
+    ]  # fmt: skip
+    lines = []
+    for line, (_, reason) in zip(columns(rows, width=width), kinds, strict=True):
+        left = reason.destinations - len(reason.places)
+        more = [f"and {left:,} more"] if left > 0 else []
+        lines += [line, cut(f"  {' · '.join([*map(clean_line, reason.places), *more])}", width)]
+    return lines
 
 
 def _line(fields: dict[str, Any]) -> str:
     name = ", ".join(filter(None, (fields["name"], fields["country"])))
-    return clean_line(f"{name}  {fields['stage']}  {fields['error_class']}: {fields['message']}")
+    said = without_class(fields["error_class"], fields["message"])
+    return clean_line(f"{name}  {fields['stage']}  {fields['error_class']}: {said}")
 
 
 async def _each(store: AsyncDatabaseManager, job_id: str, *, partial: bool) -> AsyncIterator[dict[str, Any]]:

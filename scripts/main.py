@@ -15,11 +15,11 @@ import importlib
 import os
 from collections.abc import Iterator
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from config.errors import ThemesError
+from config.errors import ConfigError, ThemesError
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -35,25 +35,27 @@ VERBS: Final = {
     "destination failed.",
     "status": "Show JOB, or the newest jobs.",
     "top": "Show jobs, workers, queue and calls as they are now; q or Ctrl-C ends it.",
-    "results": "Print the profiles of JOB that are in the database, also while it runs.",
     "report": "Tell where the time and the money of JOB went, what bounds it, and what to change; also while it runs.",
+    "results": "Print the profiles of JOB that are in the database, also while it runs.",
     "failures": "Show why destinations of JOB failed, the most frequent first; exit 1 when any did (with "
     "--partial: or lacks).",
     "retry": "Ask again for the destinations of JOB that failed, and for those that a lost Redis took along.",
-    "cancel": "Start nothing more of JOB; destinations that are done stay, answers that were paid for "
-    "stay in the cache.",
     "pause": "Ask nothing more of JOB until `themes resume`; what is under way is awaited and kept.",
     "resume": "Let JOB, which is paused or stopped at its budget, go on; what is done stays, nothing is paid twice.",
+    "cancel": "Start nothing more of JOB; destinations that are done stay, answers that were paid for "
+    "stay in the cache.",
     "tune": "Change settings of workers while they run, for those that start later too, until --reset.",
     "cache": "Look into the shared cache of LLM completions, or empty it.",
+    "doctor": "Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails.",
+    "config": "Show the settings, or check them.",
     "worker": "Run one worker process in the foreground, and start it again when it dies.",
     "worker-memory": "Trace the memory of running workers: start, compare (after some minutes of work), stop.",
     "consumer": "Write results to the database until stopped.",
     "dashboard": "Serve the dashboard (Flower) until stopped.",
     "sandbox-llm": "Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line.",
-    "doctor": "Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails.",
-    "config": "Show the settings, or check them.",
 }  # fmt: skip
+#: Under which words `themes --help` has them: a group begins with the verb that is named.
+GROUPS: Final = {"demo": "Start", "watch": "Watch", "results": "Results", "pause": "Operate"}
 #: Verbs whose files in the state directory are for this user alone.
 PRIVATE: Final = frozenset({"demo", "up", "run", "worker", "consumer", "dashboard", "cache"})
 #: What redis-py imports for metrics that nothing here turns on: two fifths of its own import.
@@ -63,7 +65,7 @@ INTERRUPTED: Final = 130
 
 
 class Summaries(click.Group):
-    """A group whose `--help` has the first paragraph of each command's help, not cut."""
+    """A group whose `--help` has the first paragraph of each command's help, not cut, and that knows a mistyped one."""
 
     def summaries(self) -> list[tuple[str, str]]:
         return [(name, cleandoc(verb.help or "").partition("\n\n")[0]) for name, verb in sorted(self.commands.items())]
@@ -72,10 +74,29 @@ class Summaries(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(self.summaries())
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if (name := args[0]) not in (known := self.list_commands(ctx)) and not name.startswith("-"):
+            import difflib  # late: only what is mistyped needs it
+
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean `{ctx.command_path} {near[0]}`?" if near else f"see `{ctx.command_path} --help`"
+            raise ConfigError(f"no command {name!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
 
 class Verbs(Summaries):
     def summaries(self) -> list[tuple[str, str]]:
         return list(VERBS.items())
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        group = ""
+        for name, summary in self.summaries():
+            group = GROUPS.get(name, group)
+            groups.setdefault(group, []).append((name.ljust(max(map(len, VERBS))), summary))
+        for group, verbs in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(verbs)
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(VERBS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from functools import partial
 from typing import Final
 
 import click
@@ -11,17 +12,22 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from config.settings import Settings
 from scripts.lib.output import destination_of, output_options
+from scripts.lib.stored import known_id
 from scripts.lib.terminal import console as terminal
 from scripts.lib.terminal import say, table
 from scripts.main import settings_from
-from workers.observe.format import size, times
-from workers.observe.format import time as span_of
+from tasks.texts import count
+from workers.observe.format import duration, size, times
 from workers.report.collect import gather
 from workers.report.page import cost, figures, headline, of, page, share, went
 from workers.report.report import JobReport
 
-PLAIN_WIDTH: Final = 120
+#: Columns of a report in a file.
+FILE_WIDTH: Final = 120
+#: Share of the time of all prompts below which a step is shown with --full only.
+NAMED_SHARE: Final = 0.01
 BAR: Final = 24
 STEPS: Final = " ▁▂▃▄▅▆▇█"
 
@@ -29,15 +35,16 @@ STEPS: Final = " ▁▂▃▄▅▆▇█"
 @click.command()
 @click.argument("job", metavar="JOB")
 @output_options
+@click.option("--full", is_flag=True, help="Also the steps that took less than 1 % of the time.")
 @click.option("--json", "as_json", is_flag=True, help="One object, on standard output.")
-def command(job: str, output: str | None, *, force: bool, as_json: bool) -> None:
+def command(job: str, output: str | None, *, force: bool, full: bool, as_json: bool) -> None:
     """Tell where the time and the money of JOB went, what bounds it, and what to change; also while it runs.
 
     With -o FILE the report is one HTML file, or text where its name ends in .txt.
     """
     settings = settings_from()
     with destination_of(output, force=force) as out:
-        report = asyncio.run(gather(settings, job))
+        report = asyncio.run(_gathered(settings, job))
         if output:
             out.write(text_of(report) if output.endswith(".txt") else page(report))
     if output:
@@ -45,17 +52,32 @@ def command(job: str, output: str | None, *, force: bool, as_json: bool) -> None
     if as_json:
         print(report.json())
     elif not output:
-        show(report, terminal(PLAIN_WIDTH))
+        show(report, terminal(), full=full)
+
+
+async def _gathered(settings: Settings, job: str) -> JobReport:
+    return await gather(settings, await known_id(settings, job))
 
 
 def text_of(report: JobReport) -> str:
-    console = Console(width=PLAIN_WIDTH, record=True, file=io.StringIO(), highlight=False)
-    show(report, console)
+    """All of it, as a file has it."""
+    console = Console(width=FILE_WIDTH, record=True, file=io.StringIO(), highlight=False)
+    show(report, console, full=True)
     return console.export_text()
 
 
-def show(report: JobReport, console: Console) -> None:
-    for part in (_head, _findings, _curves, _waterfall, _savings, _optimisations, _failures, _slowest, _workers):
+def show(report: JobReport, console: Console, *, full: bool) -> None:
+    for part in (
+        _head,
+        _findings,
+        _curves,
+        partial(_waterfall, full=full),
+        _savings,
+        _optimisations,
+        _failures,
+        _slowest,
+        _workers,
+    ):
         shown = part(report)
         if shown is not None:
             console.print(shown)
@@ -77,13 +99,13 @@ def _head(report: JobReport) -> RenderableType:
 
 
 def _findings(report: JobReport) -> RenderableType:
-    lines: list[RenderableType] = [Text(headline(report), style="bold")]
+    lines: list[RenderableType] = [Text(report.verdict.words), Text(headline(report), style="bold")]
     for number, each in enumerate(report.findings, 1):
         forecast = f", forecast {times(each.gain)}" if each.gain else ""
         part = f"  {each.share:.0%}" if each.share else ""
         lines.append(Text.assemble(f"{number}. ", (each.name, "bold"), f"{part}{forecast}"))
-        lines.append(Padding(Text(each.evidence), (0, 0, 0, 3)))
-        lines.append(Padding(Text(each.advice, style="green"), (0, 0, 0, 3)))
+        lines.append(Padding(Text(each.evidence), (0, 0, 0, 3), expand=False))
+        lines.append(Padding(Text(each.advice, style="green"), (0, 0, 0, 3), expand=False))
     return Group(*lines)
 
 
@@ -97,8 +119,8 @@ def _curves(report: JobReport) -> RenderableType | None:
         ("LLM calls/s", [point.calls / point.seconds for point in points]),
         ("in work", [point.in_work for point in points]),
     ):
-        grid.add_row(Text(words, style="dim"), Text(curve(series), style="cyan"), Text(f"at most {max(series):.3g}"))
-    grid.add_row("", Text(f"0 to {span_of(points[-1].at + points[-1].seconds)}", style="dim"), "")
+        grid.add_row(Text(words, style="dim"), Text(curve(series), style="cyan"), Text(f"peak {max(series):.3g}"))
+    grid.add_row("", Text(f"0 to {duration(points[-1].at + points[-1].seconds)}", style="dim"), "")
     return Group(Text("Over time", style="bold"), grid)
 
 
@@ -107,22 +129,27 @@ def curve(values: list[float]) -> str:
     return "".join(STEPS[0 if value <= 0 else max(1, round(value / most * (len(STEPS) - 1)))] for value in values)
 
 
-def _waterfall(report: JobReport) -> RenderableType | None:
+def _waterfall(report: JobReport, *, full: bool) -> RenderableType | None:
     if not report.hops:
         return None
-    titles = ("where the time went", "", "share", "times", "median", "p95", "p99", "in all")
+    titles = ("where the time went", "", "share", "times", "median", "p95", "p99", "total")
     shown = table(*titles, right=slice(2, None))
-    begin = 0.0
+    begin, whole, left_out = 0.0, sum(hop.total_seconds for hop in report.hops if hop.share is not None), 0
     for hop in report.hops:
+        if not full and hop.total_seconds < NAMED_SHARE * whole:
+            left_out += 1
+            begin += hop.share or 0.0
+            continue
         part = hop.share or 0.0
         before, wide = round(begin * BAR), max(1, round(part * BAR)) if part else 0
         bar = " " * min(before, BAR - min(wide, BAR)) + "█" * min(wide, BAR)
         begin += part
         shown.add_row(
             hop.words, Text(bar, style="cyan"), "" if hop.share is None else share(hop.share), f"{hop.count:,}",
-            *(span_of(ms / 1000) for ms in (hop.p50_ms, hop.p95_ms, hop.p99_ms)), span_of(hop.total_seconds),
+            *(duration(ms / 1000) for ms in (hop.p50_ms, hop.p95_ms, hop.p99_ms)), duration(hop.total_seconds),
         )  # fmt: skip
-    return shown
+    more = f"{count(left_out, 'step')} below {NAMED_SHARE:.0%} of the time: --full shows them"
+    return Group(shown, Text(more, style="dim")) if left_out else shown
 
 
 def _savings(report: JobReport) -> RenderableType:
@@ -155,14 +182,14 @@ def _slowest(report: JobReport) -> RenderableType | None:
         return None
     shown = table("slowest", "time", "calls", "outcome", "where it went")
     for each in report.slowest:
-        shown.add_row(Text(each.name), span_of(each.seconds), str(each.calls), each.outcome, went(each))
+        shown.add_row(Text(each.name), duration(each.seconds), str(each.calls), each.outcome, went(each))
     return shown
 
 
 def _workers(report: JobReport) -> RenderableType | None:
     if not report.processes:
         return None
-    titles = ("worker", "runs", "calls", "lanes busy", "connections", "cores", "memory at most")
+    titles = ("worker", "runs", "calls", "lanes busy", "connections", "cores", "peak memory")
     shown = table(*titles, right=slice(1, None))
     for each in report.processes:
         shown.add_row(

@@ -9,13 +9,11 @@ from typing import IO, Any, Final
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from config.settings import Settings
 from scripts.lib.output import destination_of, output_options
 from scripts.lib.stored import job_in_database
-from scripts.lib.terminal import table, warn
+from scripts.lib.terminal import columns, warn, width
 from scripts.main import settings_from
 from tasks.errors import ConfigError
 from tasks.identity import own_id
@@ -89,6 +87,7 @@ async def _write(
             yield row
 
     async with job_in_database(settings, job_id) as (store, job):
+        job_id = job.job_id
         titles = await input_titles(store, job_id)
         if pairs:
             chosen = replace(chosen, where=where(pairs, titles))
@@ -119,34 +118,31 @@ async def _first(rows: AsyncIterator[Any], count: int) -> AsyncIterator[Any]:
 async def _table(
     rows: AsyncIterator[ProfileRow], out: IO[str], chosen: Selection, limit: int | None, id_column: str | None
 ) -> None:
-    console = Console(file=out, width=None if out.isatty() else 160)
     shown = [row async for row in _first(rows, (limit or TABLE_LINES) + 1)]
-    console.print(table_of(shown[: limit or TABLE_LINES], chosen, id_column))
+    for line in lines_of(
+        shown[: limit or TABLE_LINES], chosen, id_column, width=width() if out is sys.stdout else None
+    ):
+        print(line, file=out)
     if limit is None and len(shown) > TABLE_LINES:
         print(f"the first {TABLE_LINES}; all of them: --format jsonl (or csv, json), or --limit N", file=sys.stderr)
 
 
-def table_of(rows: list[ProfileRow], chosen: Selection | None = None, id_column: str | None = None) -> Table:
-    """One line a destination: its id in the input, if any has one, themes, the surest of them, calls and cache hits."""
-    lines: list[tuple[str, ...]] = []
+def lines_of(
+    rows: list[ProfileRow], chosen: Selection | None = None, id_column: str | None = None, *, width: int | None = None
+) -> list[str]:
+    """One line a destination: its id in the input, if any has one, number of themes, quality, and the surest themes."""
+    found: list[tuple[str, ...]] = []
     for row in rows:
         profile = row.profile() if chosen is None else chosen.of(row.profile())
         own = own_id(profile.extra, id_column=id_column)
-        lines.append((
+        found.append((
             own.value if own else "",
-            ", ".join(filter(None, (row.name, row.country))),
+            clean_line(", ".join(filter(None, (row.name, row.country)))),
             str(len(profile.themes)),
-            ", ".join(profile.top_themes(TOP)),
             "-" if row.quality is None else f"{row.quality:.2f}",
-            str(row.usage.llm_calls),
-            str(row.usage.cache_hits),
-            row.status,
+            "" if row.status == "ok" else row.status,
+            " · ".join(profile.top_themes(TOP)),
         ))  # fmt: skip
-    first = 0 if any(line[0] for line in lines) else 1
-    titles = ("id", "destination", "themes", "top themes", "quality", "calls", "hits", "status")
-    found = table(*titles[first:])
-    for column in found.columns:
-        column.justify = "right" if column.header in {"themes", "quality", "calls", "hits"} else "left"
-    for line in lines:
-        found.add_row(*line[first:])
-    return found
+    titles = ("id", "destination", "themes", "quality", "", "top themes")
+    limits = {0: width // 6, 1: width * 2 // 5} if width else {}
+    return columns(found, titles=titles, right=(2, 3), limits=limits, width=width)

@@ -2,9 +2,11 @@
 
 import click
 
-from scripts.lib.job_view import summary
+from scripts.lib.connections import connected
+from scripts.lib.job_words import summary
 from scripts.lib.terminal import say
 from scripts.main import settings_from
+from tasks.jobs.registry import whole_id
 from tasks.queue.control import resume
 
 
@@ -13,4 +15,6 @@ from tasks.queue.control import resume
 @click.option("--budget", type=float, metavar="USD", help="What the job may cost from now on, all in all.")
 def command(job: str, budget: float | None) -> None:
     """Let JOB, which is paused or stopped at its budget, go on; what is done stays, nothing is paid twice."""
-    say(summary(resume(job, budget_usd=budget, settings=settings_from())))
+    settings = settings_from()
+    redis = connected(settings)
+    say(summary(resume(whole_id(redis, job), budget_usd=budget, settings=settings, redis=redis)))

@@ -1,25 +1,20 @@
 """`themes status`: one job, or all of them."""
 
 import asyncio
-from typing import Final
 
 import click
 from redis import Redis
-from rich.table import Table
-from rich.text import Text
 
 from config.settings import Settings
 from scripts.lib.connections import connected
-from scripts.lib.job_view import STALLED, summary
+from scripts.lib.job_words import STALLED, job_lines, summary
 from scripts.lib.partial import partial_lines
-from scripts.lib.terminal import console, table, warn
+from scripts.lib.terminal import say, warn, width
 from scripts.main import settings_from
 from tasks import worker_reports as fleet
 from tasks.errors import JobNotFoundError, ThemesError
 from tasks.jobs import registry as jobs
-from tasks.waits import duration
-
-JOB_ID_WIDTH: Final = 22
+from tasks.jobs.short_ids import the_one
 
 
 @click.command()
@@ -29,6 +24,7 @@ def command(job: str | None, *, as_json: bool) -> None:
     """Show JOB, or the newest jobs."""
     settings = settings_from()
     known = known_jobs(settings, job)
+    job = known[0].job_id if job else None
     if as_json:
         for status in known:
             print(status.json())
@@ -37,11 +33,23 @@ def command(job: str | None, *, as_json: bool) -> None:
         print(summary(known[0], stalled=_stalled(settings, job) if settings.redis.enabled else stopped))
         for text in partial_lines(settings, known[0]) if known[0].is_final else ():
             print(text)
+        if settings.redis.enabled and not known[0].is_final and (words := _verdict(settings, known[0])):
+            print(words)
+    elif not known:
+        say("no job yet: `themes enqueue FILE` makes one")
     else:
-        out = console()
-        out.print(_table(known))
+        for line in job_lines(known, width=width()):
+            print(line)
         for wait in {one.wait.reason: one.wait for one in known if one.wait}.values():
-            out.print(Text(f"waiting: {wait.format()}"), soft_wrap=True)
+            print(f"waiting: {wait.format()}")
+
+
+def _verdict(settings: Settings, status: jobs.JobStatus) -> str:
+    # Late: jobs that have ended need none.
+    from scripts.lib.live_verdict import LiveVerdict
+
+    with connected(settings) as redis:
+        return LiveVerdict(settings, redis).of(status).words
 
 
 def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
@@ -51,7 +59,9 @@ def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
         from scripts.lib.stored import stored_statuses
 
         found = asyncio.run(stored_statuses(settings))
-        if job and not (found := [one for one in found if one.job_id == job]):
+        if job and (job_id := the_one(job, [one.job_id for one in found])):
+            found = [one for one in found if one.job_id == job_id]
+        elif job:
             raise JobNotFoundError(f"no job {job!r} in the database; `themes status` lists the jobs")
         return found
     redis = connected(settings)
@@ -62,6 +72,7 @@ def known_jobs(settings: Settings, job: str | None) -> list[jobs.JobStatus]:
 
 
 def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
+    job_id = jobs.whole_id(redis, job_id)
     try:
         return jobs.status(redis, job_id)
     except JobNotFoundError as unknown:
@@ -70,7 +81,7 @@ def _status(redis: Redis, settings: Settings, job_id: str) -> jobs.JobStatus:
         except ThemesError:
             raise unknown from None
         if not found.is_final:
-            warn(f"Redis no longer knows this job: `themes retry {job_id}` goes on with it")
+            warn(f"Redis no longer knows this job: `themes retry {found.job_id}` goes on with it")
         return found
 
 
@@ -91,22 +102,3 @@ def _stalled(settings: Settings, job_id: str) -> str:
         if has_nothing_left(redis, job_id):
             return f"nothing is left to do, and rows are missing: `themes retry {job_id}`"
     return STALLED
-
-
-def _state(status: jobs.JobStatus) -> str:
-    if status.unreadable:
-        return f"unreadable: {status.unreadable}"
-    return f"{status.state} ({status.paused})" if status.paused else "waiting" if status.wait else status.state
-
-
-def _table(known: list[jobs.JobStatus]) -> Table:
-    found = table("job", "name", "state", "done", "failed", "total", "calls", "hits", "time")
-    # An id that is cut short is of no use.
-    found.columns[0].no_wrap = True
-    found.columns[0].min_width = JOB_ID_WIDTH
-    for status in known:
-        found.add_row(
-            status.job_id, status.name, _state(status), str(status.done), str(status.failed), str(status.total),
-            str(status.llm_calls), str(status.cache_hits), "" if status.seconds is None else duration(status.seconds),
-        )  # fmt: skip
-    return found

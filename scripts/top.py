@@ -17,13 +17,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from scripts.lib.job_view import is_drawn
+from scripts.lib.job_words import state_of
 from scripts.lib.terminal import table
 from scripts.main import settings_from
 from tasks.connection import check_server, connect, locate
 from tasks.errors import RedisUnavailableError
-from tasks.jobs.registry import JobStatus
-from tasks.texts import count
-from tasks.waits import duration
+from tasks.jobs.short_ids import short_ids
+from tasks.texts import count, duration
 from workers.dashboard.live import LiveReader, Snapshot
 from workers.observe.format import percent, size
 
@@ -33,7 +34,9 @@ LINE_SECONDS: Final = 2.0
 #: Longest wait for Redis, in seconds: a view that stands still for longer is of no use.
 REDIS_SECONDS: Final = 3.0
 BAR: Final = 20
-STYLES: Final = {"done": "green", "running": "cyan", "stalled": "yellow", "cancelled": "red"}
+#: Columns of a terminal below which the less important columns of a table are left out.
+WIDE: Final = 100
+STYLES: Final = {"done": "green", "running": "cyan", "paused": "yellow", "stalled": "yellow", "cancelled": "red"}
 
 
 @click.command()
@@ -61,13 +64,13 @@ def command(*, once: bool, as_json: bool) -> None:
 
 def _show(reader: LiveReader, *, as_json: bool) -> None:
     console = Console()
-    if as_json or not console.is_terminal:
+    if as_json or not is_drawn(console):
         while True:
             _print(_read(reader), as_json=as_json)
             time.sleep(EVERY_SECONDS if as_json else LINE_SECONDS)
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(view(_read(reader)), refresh=True)
+            live.update(view(_read(reader), is_wide=console.width >= WIDE), refresh=True)
             if pressed(EVERY_SECONDS) in {"q", "Q", "\x1b"}:
                 return
 
@@ -120,16 +123,19 @@ def line(system: Snapshot) -> str:
         f"{moment}  {count(len(system.workers), 'worker')}",
         f"lanes {system.lanes_busy}/{system.lanes}",
         f"connections {system.connections_in_use}/{system.connections}",
-        f"queue {system.queued}",
-        f"results behind {system.results_lag}",
+        f"queue {system.queued:,}",
+        f"not yet saved {system.results_lag:,}",
         f"{rate(system.calls_per_second)} calls/s",
-        f"hits {percent(system.hit_rate, '-')}",
+        f"cache hit rate {percent(system.hit_rate, '-')}",
         f"429s {rate(system.refusals_per_second)}/s",
     ]
     parts += [
-        f"{job.name}: {_state(job)} {job.done + job.failed}/{job.total}" for job in system.jobs if not job.is_final
+        f"{job.name}: {job.unreadable or state_of(job)} {job.done + job.failed:,}/{job.total:,}"
+        for job in system.jobs
+        if not job.is_final
     ]
     parts += [f"waiting: {words}" for words in system.waits]
+    parts += [system.verdict] if system.verdict else []
     return "  ".join(parts)
 
 
@@ -137,13 +143,15 @@ def rate(per_second: float | None) -> str:
     return "-" if per_second is None else f"{per_second:.1f}" if per_second < 100 else f"{per_second:,.0f}"  # noqa: PLR2004
 
 
-def view(system: Snapshot) -> RenderableType:
+def view(system: Snapshot, *, is_wide: bool = True) -> RenderableType:
     parts: list[RenderableType] = [_head(system)]
+    if system.verdict:
+        parts.append(Text(system.verdict))
     if system.trouble:
         parts.append(Text(f"{system.trouble}; what follows is from before", style="bold red"))
-    parts += [Text(), _jobs(system)]
+    parts += [Text(), _jobs(system, is_wide=is_wide)]
     parts += [Text(f"waiting: {words}", style="yellow") for words in system.waits]
-    parts += [Text(), _workers(system)]
+    parts += [Text(), _workers(system, is_wide=is_wide)]
     if system.consumers:
         parts += [Text(), _consumers(system)]
     parts += [Text(), Text("q or Ctrl-C ends this", style="dim")]
@@ -151,75 +159,90 @@ def view(system: Snapshot) -> RenderableType:
 
 
 def _head(system: Snapshot) -> RenderableType:
-    grid = Table.grid(padding=(0, 3))
-    moment = time.strftime("%H:%M:%S UTC", time.gmtime(system.at))
-
-    def cell(words: str, value: str, *, is_bad: bool = False) -> Text:
-        return Text.assemble((f"{words} ", "dim"), (value, "bold red" if is_bad else "bold"))
-
-    grid.add_row(
-        Text("themes", style="bold"),
-        cell("lanes", f"{system.lanes_busy}/{system.lanes}"),
-        cell("connections", f"{system.connections_in_use}/{system.connections} (+{system.connections_waiting} wait)"),
-        cell("queue", f"{system.queued:,}"),
-        cell("results behind", f"{system.results_lag:,}"),
+    connections = f"{system.connections_in_use}/{system.connections} (+{system.connections_waiting} wait)"
+    refused, failed = system.refusals_per_second, system.errors_per_second
+    return Group(
+        _cells(
+            Text("themes", style="bold"),
+            _cell("lanes", f"{system.lanes_busy}/{system.lanes}"),
+            _cell("connections", connections),
+            _cell("queue", f"{system.queued:,}"),
+            _cell("not yet saved", f"{system.results_lag:,}"),
+        ),
+        _cells(
+            Text(time.strftime("%H:%M:%S UTC", time.gmtime(system.at)), style="dim"),
+            _cell("calls/s", rate(system.calls_per_second)),
+            _cell("cache hit rate", percent(system.hit_rate, "-")),
+            _cell("429s/s", rate(refused), is_bad=bool(refused)),
+            _cell("failed calls/s", rate(failed), is_bad=bool(failed)),
+        ),
     )
-    grid.add_row(
-        Text(moment, style="dim"),
-        cell("calls/s", rate(system.calls_per_second)),
-        cell("answers without a call", percent(system.hit_rate, "-")),
-        cell("429s/s", rate(system.refusals_per_second), is_bad=bool(system.refusals_per_second)),
-        cell("failed calls/s", rate(system.errors_per_second), is_bad=bool(system.errors_per_second)),
-    )
-    return grid
 
 
-def _jobs(system: Snapshot) -> RenderableType:
+def _cells(*cells: Text) -> Text:
+    return Text("  ", no_wrap=True, overflow="ellipsis").join(cells)
+
+
+def _cell(words: str, value: str, *, is_bad: bool = False) -> Text:
+    return Text.assemble((f"{words} ", "dim"), (value, "bold red" if is_bad else "bold"))
+
+
+def _jobs(system: Snapshot, *, is_wide: bool) -> RenderableType:
     if not system.jobs:
         return Text("no job yet: themes enqueue FILE", style="dim")
-    shown = table("job", "name", "state", "", "done", "failed", "rate", "left", "calls", "hits", right=slice(4, None))
-    shown.columns[0].no_wrap = True
+    titles = ("job", "state", "finished", "failed", "rate", "left", *(("calls", "hits", "") if is_wide else ()), "name")
+    shown = table(*titles, right=slice(2, 8 if is_wide else 6))
+    short = short_ids(job.job_id for job in system.jobs)
     for job in system.jobs:
-        shown.add_row(
-            job.job_id, Text(job.name, overflow="ellipsis", no_wrap=True),
-            Text(_state(job), style=STYLES.get(job.state, "")),
-            ProgressBar(total=max(1, job.total), completed=job.done + job.failed, width=BAR),
-            f"{job.done + job.failed:,}/{job.total:,}",
-            Text(f"{job.failed:,}", style="red" if job.failed else ""), f"{rate(job.rate_per_second)}/s",
-            duration(job.eta_seconds) if job.eta_seconds is not None else "", f"{job.llm_calls:,}",
-            f"{job.cache_hits:,}",
+        ended = job.done + job.failed
+        more: tuple[RenderableType, ...] = (
+            f"{job.llm_calls:,}", f"{job.cache_hits:,}",
+            ProgressBar(max(1, job.total), ended, BAR, complete_style="green", finished_style="green"),
         )  # fmt: skip
+        shown.add_row(
+            short[job.job_id], Text(state_of(job), style=STYLES.get(state_of(job), "")), f"{ended:,}/{job.total:,}",
+            Text(f"{job.failed:,}", style="red" if job.failed else ""),
+            "" if job.is_final else f"{rate(job.rate_per_second)}/s",
+            "" if job.eta_seconds is None else duration(max(1.0, job.eta_seconds)), *(more if is_wide else ()),
+            _last(f"{job.name}: {job.unreadable}" if job.unreadable else job.name),
+        )  # fmt: skip
+    return _one_line_each(shown)
+
+
+def _one_line_each(shown: Table) -> Table:
+    """A table whose last column alone is cut where the terminal is narrow."""
+    for column in shown.columns[:-1]:
+        column.no_wrap = True
     return shown
 
 
-def _state(job: JobStatus) -> str:
-    if job.unreadable:
-        return f"unreadable: {job.unreadable}"
-    return "waiting" if job.waiting_for else f"paused ({job.paused})" if job.paused else job.state
+def _last(text: str, style: str = "") -> Text:
+    """A cell of the last column."""
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
-def _workers(system: Snapshot) -> RenderableType:
+def _workers(system: Snapshot, *, is_wide: bool) -> RenderableType:
     if not system.workers:
         return Text("no worker is alive: themes worker (or themes up)", style="yellow")
-    titles = ("worker", "lanes", "waiting", "connections", "CPU", "memory", "restarts", "says")
-    shown = table(*titles, right=slice(1, 7))
+    titles = ("worker", "lanes", "waiting", "connections", "CPU", "memory", *(("restarts",) if is_wide else ()), "says")
+    shown = table(*titles, right=slice(1, len(titles) - 1))
     for name, worker in system.workers.items():
         shown.add_row(
             Text(name), f"{worker.lanes_busy}/{worker.lanes}", str(worker.lanes_waiting),
             f"{worker.connections_in_use}/{worker.connections} +{worker.connections_waiting}",
             "-" if worker.usage.cpu_percent is None else f"{worker.usage.cpu_percent:.0f} %",
-            "-" if worker.usage.rss_bytes is None else size(worker.usage.rss_bytes), str(worker.restarts),
-            Text(worker.says, style="yellow"),
+            "-" if worker.usage.rss_bytes is None else size(worker.usage.rss_bytes),
+            *((str(worker.restarts),) if is_wide else ()), _last(worker.says, "yellow"),
         )  # fmt: skip
-    return shown
+    return _one_line_each(shown)
 
 
 def _consumers(system: Snapshot) -> RenderableType:
-    titles = ("consumer", "behind", "entries/s", "ms a batch", "last batch", "refused")
+    titles = ("consumer", "not yet saved", "entries/s", "a batch", "last batch", "refused")
     shown = table(*titles, right=slice(1, None))
     for name, each in system.consumers.items():
         shown.add_row(
-            Text(name), f"{each.lag:,}", f"{each.entries_per_second:.1f}", f"{each.ms_per_batch:.1f}",
+            Text(name), f"{each.lag:,}", f"{each.entries_per_second:.1f}", duration(each.ms_per_batch / 1000),
             str(each.last_batch), str(each.rejected),
         )  # fmt: skip
     return shown

@@ -7,7 +7,7 @@ import msgspec
 
 from scripts.lib.connections import connected
 from scripts.lib.follow import follow_to_end, goes_on, reliable_events
-from scripts.lib.job_view import exit_code
+from scripts.lib.job_words import exit_code
 from scripts.lib.partial import fail_on_partial
 from scripts.main import settings_from
 from tasks.errors import JobNotFoundError
@@ -24,7 +24,7 @@ def command(job: str | None, after: str, *, as_json: bool, is_partial_failure: b
     """Watch JOB (by default the newest) until it ends or stops at its budget; exit 1 when any destination failed."""
     settings = settings_from()
     redis = connected(settings)
-    job_id = job or jobs.latest(redis)
+    job_id = jobs.whole_id(redis, job) if job else jobs.latest(redis)
     if job_id is None:
         raise JobNotFoundError("there is no job yet: `themes enqueue FILE` makes one")
     if not as_json:

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
+#: What is shown where nothing is known.
+NOTHING: Final = "\u2013"
 #: Control characters but tab and line feed, the marks that turn the direction of text, and lone surrogates.
 _UNFIT: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 #: Names that an error names where none is the one that was meant.
@@ -45,6 +47,25 @@ def count(number: float, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural(noun)}"
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them: 0.05 ms, 406 ms, 9.4 s, 42 s, 12m 09s, 1h 39m, 2d 03h; a dash where unknown."""
+    if seconds is None:
+        return NOTHING
+    if 0 < seconds < 0.9995:  # noqa: PLR2004  # where a second begins, rounded
+        ms = 1000 * seconds
+        return f"{ms:.0f} ms" if ms >= 9.95 else f"{ms:.2g} ms"  # noqa: PLR2004  # digits
+    if seconds < 59.5:  # noqa: PLR2004  # where a minute begins, rounded
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"  # noqa: PLR2004  # digits
+    minutes, whole = divmod(round(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004  # minutes in an hour
+        return f"{minutes}m {whole:02d}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 24:  # noqa: PLR2004  # hours in a day
+        return f"{hours}h {minutes:02d}m"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days:,}d {hours:02d}h"
+
+
 def plural(noun: str) -> str:
     if re.search("[^aeiou]y$", noun):
         return f"{noun[:-1]}ies"
@@ -66,11 +87,11 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
-def nearest(text: str, known: Sequence[str]) -> str:
-    """`; did you mean X? There are: …`: what is like a text, and some of what there is."""
+def nearest(text: str, known: Sequence[str], kind: str = "known") -> str:
+    """`; did you mean X? (columns: …)`: what is like a text, and some of what there is of a `kind`."""
     by_key = {folded(one): one for one in known}
     like = difflib.get_close_matches(folded(text), by_key, 1)
-    hint = f"; did you mean {by_key[like[0]]}?" if like else "."
     names = list(by_key.values())
     more = ", …" if len(names) > MAX_NAMED else ""
-    return f"{hint} There are: {', '.join(names[:MAX_NAMED]) or 'none'}{more}"
+    there = f"{kind}: {', '.join(names[:MAX_NAMED]) or 'none'}{more}"
+    return f"; did you mean {by_key[like[0]]}? ({there})" if like else f"; {there}"

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from tasks.texts import one_line
+from tasks.texts import duration, one_line
 
 #: `server_limit`: the server said "later". `own_limit`: the configured or learnt rate. `away`: the server cannot be
 #: reached. `errors`: it answers with errors. `other`: as `said` says.
@@ -78,15 +78,3 @@ class Wait:
 
 def _left(at: float, now: float) -> str:
     return duration(min(MAX_SHOWN_SECONDS, max(0.0, at - now)))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42s, 3m10s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:  # noqa: PLR2004  # seconds in a minute
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:  # noqa: PLR2004  # minutes in an hour
-        return f"{minutes}m{rest:02d}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m"

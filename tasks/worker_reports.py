@@ -15,6 +15,7 @@ from redis.asyncio import Redis as AsyncRedis
 from tasks import keys, readings
 from tasks.connection import text_of
 from tasks.errors import UnreadableError
+from tasks.texts import duration
 from tasks.waits import Wait
 
 #: What is read of a report to find idle lanes.
@@ -173,7 +174,7 @@ class WorkerReport(_Report, frozen=True):
             return f"call journal off: {self.journal_off}"
         age = time.time() - self.at
         if age > keys.WORKER_SECONDS / 2:
-            return f"silent for {age:.0f} s"
+            return f"silent for {duration(age)}"
         return "" if self.lanes else "stopping"
 
     def encode(self) -> dict[str, str | int | float | bytes]:

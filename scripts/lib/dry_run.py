@@ -19,8 +19,7 @@ from tasks.identity import RULE
 from tasks.inputs.reader import ReadReport
 from tasks.jobs.budget import dollars
 from tasks.messages import Destination
-from tasks.texts import count
-from tasks.waits import duration
+from tasks.texts import count, duration
 from workers.local.state_file import look_up
 from workers.pipeline.forecast import Amount, Forecast, Forecaster, Sample, model_of
 from workers.pipeline.prompts import stages_of

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.live import Live
 
 from config.settings import Settings
-from scripts.lib.job_view import LINE_SECONDS, Lines, View, exit_code, summary
+from scripts.lib.job_view import LINE_SECONDS, Lines, View, is_drawn
+from scripts.lib.job_words import exit_code, standstill, summary
+from scripts.lib.live_verdict import LiveVerdict
 from scripts.lib.partial import partial_lines
 from scripts.lib.terminal import warn
 from scripts.main import INTERRUPTED
@@ -20,6 +22,8 @@ from tasks.jobs.events import follow
 from tasks.messages import Event
 
 RECONNECT_SECONDS: Final = 1.0
+#: Seconds between two pictures on a terminal: many events come at once where a job is watched late.
+DRAW_SECONDS: Final = 0.1
 
 
 def reliable_events(
@@ -48,10 +52,11 @@ def follow_to_end(
     """Show a job on standard error until it ends or stays paused, or until Ctrl-C; returns the exit code."""
     view = View()
     try:
-        _show(redis, job_id, view, reliable_events(redis, job_id, settings, after, tick_seconds=LINE_SECONDS))
+        events = reliable_events(redis, job_id, settings, after, tick_seconds=LINE_SECONDS)
+        _show(redis, job_id, view, events, LiveVerdict(settings, redis))
         view.print_failures(job_id)
         last = jobs.status(redis, job_id)
-        for text in partial_lines(settings, last) if last.is_final else ():
+        for text in partial_lines(settings, last) if last.is_final else standstill(last):
             warn(text)
     except KeyboardInterrupt:
         return goes_on(job_id)
@@ -63,20 +68,48 @@ def goes_on(job_id: str) -> int:
     return INTERRUPTED
 
 
-def _show(redis: Redis, job_id: str, view: View, events: Iterator[Event | None]) -> None:
+def _show(redis: Redis, job_id: str, view: View, events: Iterator[Event | None], verdicts: LiveVerdict) -> None:
     console = Console(stderr=True)
-    if console.is_terminal:
-        with Live(view.render(jobs.status(redis, job_id)), console=console, refresh_per_second=8) as live:
-            for event in events:
-                view.add(event)
-                live.update(view.render(jobs.status(redis, job_id)))
-            live.update(view.render(jobs.status(redis, job_id)))
-        return
-    lines = Lines()
+    if jobs.status(redis, job_id).is_final:
+        # What is over is not shown again as it went.
+        for event in events:
+            view.add(event)
+        last = jobs.status(redis, job_id)
+        console.print(view.render(last) if is_drawn(console) else summary(last), highlight=False, soft_wrap=True)
+    elif is_drawn(console):
+        _draw(console, redis, job_id, view, events, verdicts=verdicts)
+    else:
+        _print(console, redis, job_id, view, events, verdicts=verdicts)
+
+
+def _draw(
+    console: Console, redis: Redis, job_id: str, view: View, events: Iterator[Event | None], *, verdicts: LiveVerdict
+) -> None:
+    with Live(view.render(jobs.status(redis, job_id)), console=console, refresh_per_second=8) as live:
+        drawn = time.monotonic()
+        for event in events:
+            view.add(event)
+            if event is None or time.monotonic() - drawn >= DRAW_SECONDS:
+                status = jobs.status(redis, job_id)
+                view.verdict = verdicts.of(status).words
+                live.update(view.render(status))
+                drawn = time.monotonic()
+        view.verdict = ""
+        live.update(view.render(jobs.status(redis, job_id)))
+
+
+def _print(
+    console: Console, redis: Redis, job_id: str, view: View, events: Iterator[Event | None], *, verdicts: LiveVerdict
+) -> None:
+    lines, limit = Lines(), None
     for event in events:
         view.add(event)
         is_last = event is not None and event.type == "job.done"
-        if (lines.is_due() or is_last) and (line := lines.next(jobs.status(redis, job_id))):
-            console.print(line, highlight=False, soft_wrap=True)
-    if (last := jobs.status(redis, job_id)).paused:
-        console.print(summary(last), highlight=False, soft_wrap=True)
+        if not (lines.is_due() or is_last):
+            continue
+        status = jobs.status(redis, job_id)
+        verdict = verdicts.of(status)
+        for line in (lines.next(status), verdict.words if verdict.resource != limit else ""):
+            if line:
+                console.print(line, highlight=False, soft_wrap=True)
+        limit = verdict.resource

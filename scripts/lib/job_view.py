@@ -1,58 +1,37 @@
-"""A job in words: one line of figures, lines where the output is no terminal, and a view for a terminal."""
+"""A job while it runs: lines where the output is no terminal, and a view for a terminal."""
 
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from rich.console import Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from scripts.lib.job_words import STALLED, figures, summary
 from scripts.lib.terminal import warn
-from tasks.jobs.registry import JobStatus, format_paused
+from tasks.jobs.registry import JobStatus, resume_command
+from tasks.jobs.short_ids import short_id
 from tasks.messages import Event
 from tasks.texts import count
-from tasks.waits import duration
 
 LAST: Final = 5
+#: Columns of a job's name in front of its bar.
+NAME_WIDTH: Final = 30
 #: Seconds between two reads of a job, and so between two lines where the output is no terminal.
 LINE_SECONDS: Final = 2.0
 #: Seconds without a line after which there is one although nothing has changed.
 QUIET_SECONDS: Final = 25.0
-#: What is said of a job that is not finished and that no worker goes on with.
-STALLED: Final = "stalled: is a worker running?"
 
 
-def exit_code(status: JobStatus, *, is_partial_failure: bool) -> int:
-    """0 where every destination has a profile, else 1; also 1 for a partial profile where that `is_partial_failure`."""
-    return 0 if status.succeeded and not (is_partial_failure and status.partial) else 1
-
-
-def summary(status: JobStatus, *, short: bool = False, resume: str = "themes resume", stalled: str = STALLED) -> str:
-    """A job's figures in one line; `resume` lets a paused job go on, `stalled` is said of one that no worker has."""
-    figures = [] if short else [f"{status.name}: {status.state}"]
-    figures.append(f"{status.done + status.failed}/{status.total}")
-    outcomes = ((status.failed, "failed"), (status.partial, "partial"))
-    figures += [f"{number} {what}" for number, what in outcomes if number]
-    if status.rate_per_second:
-        figures.append(f"{status.rate_per_second:.1f}/s")
-    if status.eta_seconds is not None:
-        figures.append(f"ETA {duration(status.eta_seconds)}")
-    figures += [count(status.llm_calls, "call"), count(status.cache_hits, "cache hit")]
-    figures.append(f"{(status.prompt_tokens + status.completion_tokens) / 1000:.0f}k tokens")
-    if status.cost_usd:
-        figures.append(f"${status.cost_usd:.2f}")
-    if status.waiting_for:
-        figures.append(f"waiting: {status.waiting_for}")
-    if status.paused:
-        figures.append(format_paused(status, resume=resume))
-    elif status.state == "stalled":
-        figures.append(stalled)
-    return "  ".join(figures)
+def is_drawn(console: Console) -> bool:
+    """Whether a view can be drawn again in its place."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 class Lines:
@@ -77,10 +56,14 @@ class Lines:
 
 
 class View:
-    def __init__(self, words: Callable[..., str] = summary) -> None:
-        self._words = words
+    """A job on a terminal: a bar, its figures, what holds it up, and the destinations that ended last."""
+
+    def __init__(self, *, resume: str = "themes resume", stalled: str = STALLED) -> None:
+        self._resume, self._stalled = resume, stalled
         self._last: deque[Text] = deque(maxlen=LAST)
         self.reasons: Counter[str] = Counter()
+        #: What bounds the job now, in one sentence; empty where that is not known.
+        self.verdict = ""
 
     def add(self, event: Event | None) -> None:
         if event is None:
@@ -102,12 +85,35 @@ class View:
             warn(f"{number:,} failed: {reason}{more}: see `themes failures {job_id}`")
 
     def render(self, status: JobStatus) -> Group:
-        line = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=max(1, status.total), completed=status.done + status.failed, width=40)
-        figures = self._words(replace(status, waiting_for=None), short=True)
-        line.add_row(Text(status.name, style="bold"), bar, Text(figures))
-        waits = [Text(f"waiting: {status.waiting_for}", style="yellow")] if status.waiting_for else []
-        return Group(line, *waits, *self._last)
+        ended = status.done + status.failed
+        first = Table.grid(Column(max_width=NAME_WIDTH), Column(ratio=1), Column(), padding=(0, 1), expand=True)
+        bar = ProgressBar(max(1, status.total), ended, complete_style="green", finished_style="green")
+        share = f"{100 * ended // status.total if status.total else 0} %"
+        first.add_row(Text(status.name, "bold", no_wrap=True, overflow="ellipsis"), bar, share)
+        held_up = [f"waiting: {status.waiting_for}"] if status.waiting_for else []
+        if status.paused:
+            held_up = [f"paused: {resume_command(status, short_id(status.job_id), resume=self._resume)}"]
+        elif status.state == "stalled":
+            held_up = [self._stalled]
+        notes = [_line((text, "yellow")) for text in held_up]
+        verdict = [Text(self.verdict)] if self.verdict else []
+        return Group(first, Figures(figures(status)), *verdict, *notes, *self._last)
+
+
+class Figures:
+    """As many figures as a line of the terminal holds."""
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        self._parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line = ""
+        for part in self._parts:
+            longer = f"{line}  {part}" if line else part
+            if cell_len(longer) > options.max_width:
+                break
+            line = longer
+        yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
 def _line(*parts: tuple[str, str]) -> Text:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from config.settings import Settings
-from scripts.lib.job_view import exit_code
+from scripts.lib.job_words import exit_code
 from scripts.lib.only_missing import OnlyMissing
 from scripts.lib.pages import Pages
 from scripts.lib.partial import lines_of
@@ -31,7 +31,7 @@ from workers.local.writer import book_orphans_in_database
 from workers.observe.metrics import Histogram
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
-from workers.results.queries.status import status_of
+from workers.results.queries.status import status_of, whole_id
 
 #: Seconds that the second signal leaves to what is under way.
 HURRY_SECONDS: Final = 3.0
@@ -172,6 +172,7 @@ class _Run:
 
     async def _resume(self, store: AsyncDatabaseManager, file: StateFile, job_id: str) -> RunResult:
         request = self._request
+        job_id = await whole_id(store, job_id)
         row = await store.job(job_id)
         if row is None:
             raise JobNotFoundError(f"no job {job_id!r} in {store.place}; `themes status` lists the jobs")

@@ -56,7 +56,8 @@ async def lines_of(store: "AsyncDatabaseManager", status: JobStatus, *, again: s
     for reason in reasons[:MAX_REASONS]:
         names = sorted(reason.stages)
         what = names[0] if len(names) == 1 else f"{len(names)} of {count(total, 'stage')}"
-        named = "" if len(names) == 1 else f" ({', '.join(names[:MAX_STAGES])}{', …' if names[MAX_STAGES:] else ''})"
+        more = [f"{len(names) - MAX_STAGES} more"] if names[MAX_STAGES:] else []
+        named = "" if len(names) == 1 else f" ({', '.join([*names[:MAX_STAGES], *more])})"
         said = clean_line(f"{reason.error_class}: {reason.message}" if reason.error_class else reason.message)
         # Where destinations lack different stages, how many they are together is not known.
         is_each = len({*reason.stages.values()}) == 1

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.live import Live
 
 from config.settings import Settings
-from scripts.lib.job_view import LINE_SECONDS, Lines, View, summary
+from scripts.lib.job_view import LINE_SECONDS, Lines, View, is_drawn
+from scripts.lib.job_words import summary
 from tasks.jobs.budget import NANO
 from tasks.jobs.registry import JobStatus, waiting
 from workers.local.job import LocalJob
@@ -24,8 +25,10 @@ from workers.results.queries.status import status_of
 #: Seconds between two pictures on a terminal.
 DRAW_SECONDS: Final = 0.2
 
+_RESUME: Final = "themes run --resume"
+_STOPPED: Final = "stopped"
 #: A job's figures in one line; there are no workers that could go on with it.
-words: Final = partial(summary, resume="themes run --resume", stalled="stopped")
+words: Final = partial(summary, resume=_RESUME, stalled=_STOPPED)
 
 
 class Progress:
@@ -33,7 +36,7 @@ class Progress:
 
     def __init__(self, settings: Settings) -> None:
         self._is_wanted = settings.performance_optimization.enable_streaming_results
-        self.view = View(words)
+        self.view = View(resume=_RESUME, stalled=_STOPPED)
         self._rates = RateWindow()
         self._row: JobRow | None = None
         self._rate = 0.0
@@ -49,7 +52,7 @@ class Progress:
         if not self._is_wanted:
             return
         console = Console(stderr=True)
-        if console.is_terminal:
+        if is_drawn(console):
             await self._show_live(console, job)
         else:
             await self._show_lines(console, job)

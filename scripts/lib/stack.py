@@ -24,6 +24,7 @@ from tasks import worker_reports as fleet
 from tasks.connection import check_enabled, connect, masked
 from tasks.errors import ConfigError, ThemesError
 from tasks.state_dir import UP_LOCK, writing_in
+from tasks.texts import duration
 
 #: Seconds for which a worker of an interactive stack may finish what it has in hand: Ctrl-C ends within 5 s.
 GRACE_SECONDS: Final = 1.5
@@ -108,7 +109,7 @@ class Stack:
                 return
             if (now := time.monotonic()) - said >= SAY_SECONDS:
                 said = now
-                say(f"still starting after {now - began:.0f} s: {', '.join(starting)} (logs in {self.logs})")
+                say(f"still starting after {duration(now - began)}: {', '.join(starting)} (logs in {self.logs})")
             time.sleep(LOOK_SECONDS)
 
     def stop(self) -> None:

@@ -19,6 +19,7 @@ from tasks import worker_reports as fleet
 from tasks.connection import text_of
 from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import budget
+from tasks.jobs.short_ids import is_whole, the_one
 from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
 from tasks.storable import entry_fields
 from tasks.texts import clean_line, count
@@ -289,6 +290,14 @@ def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:
             redis.zrem(keys.JOBS, member)
 
 
+def whole_id(redis: Redis, text: str) -> str:
+    """The id of the job that a short id means; the text itself where it means none that Redis knows."""
+    if is_whole(text):
+        return text
+    members: list[Any] = redis.zrange(keys.JOBS, 0, -1)
+    return the_one(text, map(text_of, members)) or text
+
+
 def latest(redis: Redis) -> str | None:
     newest = redis.zrevrange(keys.JOBS, 0, 0)
     return text_of(newest[0]) if newest else None
@@ -334,9 +343,9 @@ def last_event(known: JobStatus) -> Event:
 
 
 def format_paused(known: JobStatus, *, resume: str = "themes resume") -> str:
-    done = f"{known.done + known.failed:,} of {count(known.total, 'destination')} done"
+    done = f"{known.done + known.failed:,} of {count(known.total, 'destination')} finished"
     if known.paused == "user":
-        return f"paused: {done}; go on with: {resume} {known.job_id}"
+        return f"paused: {done}; go on with: {resume_command(known, resume=resume)}"
     if known.paused == "price":
         why = "the model of a worker has no price (llm.prices)"
         return f"stopped, because {why}: {done}; mend that, then: {resume} {known.job_id}"
@@ -346,5 +355,13 @@ def format_paused(known: JobStatus, *, resume: str = "themes resume") -> str:
     limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
     return (
         f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "
-        f"go on with: {resume} {known.job_id} --budget {2 * max(limit, spent):.4g}"
+        f"go on with: {resume_command(known, resume=resume)}"
     )
+
+
+def resume_command(known: JobStatus, job_id: str | None = None, *, resume: str = "themes resume") -> str:
+    """What lets a paused job go on, by its id or another name of it."""
+    more = (
+        f" --budget {2 * max(known.budget_usd or 0.0, known.spent_usd or 0.0):.4g}" if known.paused == "budget" else ""
+    )
+    return f"{resume} {job_id or known.job_id}{more}"

@@ -131,7 +131,7 @@ def test_up_serves_another_terminal_and_ends_on_ctrl_c(engine: Engine, tmp_path:
     assert "2 rows" in said.stderr
     listed = [json.loads(line) for line in engine.run("status", "--json").stdout.splitlines()]
     assert [job["job_id"] for job in listed] == [said.stdout.strip()]
-    assert said.stdout.strip() in engine.run("status").stdout
+    assert engine.run("status").stdout.startswith(said.stdout.strip()[-6:])
     doctor = json.loads(engine.run("doctor", "--json").stdout)
     assert {check["name"]: check["ok"] for check in doctor["checks"]}["workers"] is True
     up.send_signal(signal.SIGINT)
@@ -346,7 +346,9 @@ def test_the_verbs_of_the_manual_are_there(engine: Engine) -> None:
 def test_help_says_whole_sentences_as_wide_as_the_terminal(group: list[str], engine: Engine) -> None:
     for columns in ("60", "100", "200"):
         said = engine.run(*group, "--help", COLUMNS=columns).stdout
-        shown = said.partition("Commands:")[2]
+        shown = re.sub(
+            r"^\w+:\n", "", said.partition("\n\n" + ("Commands:" if group else "Start:"))[2], flags=re.MULTILINE
+        )
         assert "..." not in shown
         assert max(map(len, said.splitlines())) <= int(columns)
         # A verb's name stands at the left, what it does beside it.
@@ -364,3 +366,33 @@ def test_importing_the_producer_is_light() -> None:
         "print(sorted({'aiohttp', 'sqlalchemy', 'aiosqlite', 'psutil', 'rich', 'flower'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+#: Verbs that print for people and end by themselves; JOB is a short id. With the exit code where that is not 0.
+PIPED = {
+    "status": 0, "status JOB": 0, "results JOB": 0, "failures JOB --partial": 1, "failures JOB --all": 1,
+    "report JOB": 0, "report JOB --full": 0, "watch JOB": 1, "top --once": 0, "doctor": 0, "cache stats": 0,
+    "cache stats JOB": 0, "config show": 0, "tune --show": 0, "enqueue FILE --dry-run": 0, "run FILE --dry-run": 0,
+    "worker-memory start": 0, "worker-memory compare": 0, "worker-memory stop": 0, "--help": 0, "pause JOB": 2,
+    "retry JOB --only NoSuchError": 0,
+}  # fmt: skip
+
+
+def test_nothing_is_cut_where_no_terminal_reads_and_a_short_id_is_enough(stack: Engine, tmp_path: Path) -> None:
+    name, title = "Winding Surroundings " * 8 + "東京 🗼", "A catalogue with a long name" + " and more" * 15
+    cities = tmp_path / "cities.csv"
+    cities.write_text(f"name,country\n{name},Wales\n{name} again,Wales\nKyoto,Japan\n")
+    stack.ask_sandbox("/faults", ["400=1,match=again", "400=1,match=give the price level"])
+    stack.themes("w", "worker", "--name", "w")
+    job = stack.run("enqueue", str(cities), "--name", title, "--wait").stdout.strip()
+    shown = {}
+    for verb, code in PIPED.items():
+        words = [{"JOB": job[-6:], "FILE": str(cities)}.get(word, word) for word in verb.split()]
+        said = stack.run(*words, COLUMNS="80")
+        assert said.returncode == code, (verb, said.stderr)
+        shown[verb] = said.stdout + said.stderr
+        assert "…" not in shown[verb], verb
+    for verb in ("status", "status JOB", "report JOB", "watch JOB"):
+        assert title in shown[verb], verb
+    assert f"{name}, Wales" in shown["results JOB"]
+    assert f"{name} again, Wales" in shown["failures JOB --partial"]

@@ -52,8 +52,10 @@ def test_a_partial_job_says_why_and_a_retry_asks_for_what_is_missing_alone(stack
     assert stack.run("watch", job, "--fail-on-partial").returncode == 1
     kinds = stack.run("failures", job, "--partial")
     assert kinds.returncode == 1
-    assert kinds.stdout.startswith(f"3  partial  {stage}  BadRequestError: ")
-    assert kinds.stdout.count("\n") == 1
+    first, second, third = kinds.stdout.splitlines()
+    assert first.startswith(f"3 partial  BadRequestError  {stage}  ")
+    assert second == "  Kyoto, Japan · Rome, Italy · and 1 more"
+    assert third == f"retry: themes retry {job[-6:]} --partial"
     each = [json.loads(line) for line in stack.run("failures", job, "--partial", "--json").stdout.splitlines()]
     assert {(one["name"], one["stage"], one["error_class"]) for one in each} == {
         (name, stage, "BadRequestError") for name in ("Kyoto", "Rome", "Oslo")

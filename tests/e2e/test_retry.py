@@ -48,7 +48,7 @@ def test_failed_destinations_are_asked_again_by_their_class_of_error(stack: Engi
     assert (nothing.returncode, nothing.stdout) == (0, "")
     assert "nothing to retry" in nothing.stderr
     assert "--only NoSuchError: nothing has it" in nothing.stderr
-    assert "There are: BadRequestError, EndpointDownError" in nothing.stderr
+    assert "known: BadRequestError, EndpointDownError" in nothing.stderr
     said = stack.run("retry", job_id, "--only", "endpointdownerror", "--wait")
     assert said.returncode == 1, "City 5 has still failed"
     assert "asking again for 1 destination of job" in said.stderr

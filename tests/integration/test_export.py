@@ -94,7 +94,7 @@ async def test_the_database_and_the_profile_agree_on_what_is_chosen(
     [
         ("country", "expected KEY=VALUE"),
         ("contry=France", "did you mean country?"),
-        ("xyz=1", "There are: name, country"),
+        ("xyz=1", "no column 'xyz'; columns: name, country"),
     ],
 )
 def test_a_condition_that_means_nothing_is_refused_with_what_there_is(pair: str, said: str) -> None:
@@ -139,8 +139,8 @@ async def test_a_value_that_nothing_has_is_named_with_what_there_is(store: Async
     spelled, unknown = await spelt(store, "j", replace(ALL, categories=("foood", "culture"), travelers=("dogs",)))
     assert spelled.categories == ("culture", "foood")
     assert unknown == [
-        "--category foood: nothing has it; did you mean food? There are: culture, food",
-        "--traveler dogs: nothing has it. There are: family, solo",
+        "--category foood: nothing has it; did you mean food? (known: culture, food)",
+        "--traveler dogs: nothing has it; known: family, solo",
     ]
     towns = places(30)
     await store.apply([*announced(*towns, job="k"), *(done(town, job="k") for town in towns)])
@@ -288,7 +288,7 @@ def test_choices_on_the_command_line(database: Path, run: Run) -> None:
     nothing = run(database, "--format", "json", "--where", "country=Frence")
     assert (nothing.returncode, nothing.stdout) == (1, "[]\n")
     assert nothing.stderr == (
-        "themes: --where country=Frence: nothing has it; did you mean France? There are: France, Japan\n"
+        "themes: --where country=Frence: nothing has it; did you mean France? (known: France, Japan)\n"
     )
     both = run(database, "--format", "jsonl", "--category", "Food", "--category", "nope", "--where", "COUNTRY=japan")
     assert (both.returncode, json.loads(both.stdout)["name"]) == (0, "Kyoto")

@@ -65,7 +65,8 @@ async def test_six_hundred_failures_are_one_line_a_kind(store: AsyncDatabaseMana
         (50, "BadRequestError", ["food"]), (8, "BadRequestError", ["art"]), (1, "EndpointDownError", ["food"]),
     ]  # fmt: skip
     assert found[0].message.startswith("401: call ")
-    assert found[2].example == "Town 58, Utopia"
+    assert found[2].places == ["Town 58, Utopia"]
+    assert len(found[0].places) == reasons.MAX_PLACES
 
 
 async def test_what_profiles_lack_is_grouped_over_stages_or_by_stage(store: AsyncDatabaseManager) -> None:
@@ -131,6 +132,6 @@ async def test_a_retry_asks_by_class_and_stage_without_case(
     assert capsys.readouterr().err == ""
     assert await Wanted("EndpointDown", partial=True).of(store, "j") == []
     assert capsys.readouterr().err == (
-        "themes: --only EndpointDown: nothing has it; did you mean EndpointDownError? There are: BadRequestError, "
-        "EndpointDownError\n"
+        "themes: --only EndpointDown: nothing has it; did you mean EndpointDownError? (known: BadRequestError, "
+        "EndpointDownError)\n"
     )

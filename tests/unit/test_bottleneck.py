@@ -13,7 +13,7 @@ from workers.diagnosis.bottleneck import EXPLAINS, WAITS, bounds, diagnose
 from workers.diagnosis.finding import Finding
 from workers.diagnosis.measured import Measured, expected_slowest, measured, worked_seconds
 from workers.diagnosis.troubles import FULL_CPU_CORES
-from workers.observe.format import plain, rounded, time, times
+from workers.observe.format import plain, rounded, times
 from workers.observe.measurements import HOPS, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 
@@ -174,7 +174,7 @@ def test_evidence_from_the_web_counts_as_time_of_the_lane_and_is_named() -> None
     starved, free = (_searching(Network(destinations=60, pool=pool), 0.2) for pool in (4, 200))
     assert starved.unqueued_seconds == pytest.approx(0.2 + 0.4, rel=0.06)
     (web,) = [each for each in diagnose(free) if each.resource == "web"]
-    assert "200 ms in the middle" in web.evidence
+    assert "200 ms median, 200 ms p95" in web.evidence
     assert "max_concurrent_web_requests" in web.advice
 
 
@@ -227,9 +227,6 @@ def test_a_round_takes_as_long_as_its_slowest_call() -> None:
 
 
 def test_numbers_have_units_and_no_invented_digits() -> None:
-    assert [time(each) for each in (0, 5e-6, 0.0123456, 1.23456, 75.4321, 1234.5)] == [
-        "0 us", "5 us", "12.3 ms", "1.23 s", "75.4 s", "1,234 s",
-    ]  # fmt: skip
     assert [rounded(each) for each in (0.2, 7.1, 21, 99, 101, 1234)] == [1, 8, 25, 100, 110, 1300]
     assert [times(each) for each in (1.234, 9.87, 15.4)] == ["1.2x", "9.9x", "15x"]
     assert [plain(each) for each in (None, 0.5, 40.0, 60_000.0)] == ["?", "0.5", "40", "60000"]

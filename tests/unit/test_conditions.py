@@ -79,13 +79,13 @@ def test_rows_that_come_late_are_the_databases_fault() -> None:
     late = _account(_even())
     (told,) = _said(ENDED, msgspec.structs.replace(late, ended_at=1180.0))
     assert told.resource == "database"
-    assert "the last 80 s of 180 s went by after the last destination was made" in told.evidence
+    assert "the last 1m 20s of 3m 00s went by after the last destination was made" in told.evidence
 
 
 def test_time_without_work_is_a_gap_and_not_a_tail() -> None:
     points = [*_even()[:3], *(Point(at, 10.0) for at in range(30, 70, 10)), *_even()[7:]]
     (told,) = [each for each in _said(ENDED, _account(points)) if each.resource == "work"]
-    assert "for 40 s of 100 s nothing of this job was in work" in told.evidence
+    assert "for 40 s of 1m 40s nothing of this job was in work" in told.evidence
     assert told.share == 0.4
 
 
@@ -98,7 +98,7 @@ def test_a_straggler_is_named_with_what_the_job_would_gain_without_it() -> None:
     slow = RunRow("x", "Gotham", None, "ok", 60_000.0, 16, 0, "w", 1100.0)
     (told,) = _said(ENDED, _account(points, slowest=[slow]))
     assert told.resource == "tail"
-    assert "the slowest, Gotham, took 60 s" in told.evidence
+    assert "the slowest, Gotham, took 1m 00s" in told.evidence
     assert "1.0 in work instead of 12.0" in told.evidence
     assert told.gain == pytest.approx(100 / (40 / 0.9), rel=0.01)
 
@@ -108,7 +108,7 @@ def test_a_slow_statement_is_told_by_name_and_a_quick_one_is_not() -> None:
     slow = {"p50_ms": 310.0, "slowest_ms": 900.0, "slowest_rows": 4, "count": 12}
     (told,) = _said(statements={"insert profiles": quick, "insert attempts": slow})
     assert told.resource == "database"
-    assert "'insert attempts' is slow: 310 ms in the middle, 900 ms at worst" in told.evidence
+    assert "'insert attempts' is slow: 310 ms median, 900 ms at worst" in told.evidence
     assert _said(statements={"insert profiles": quick}) == []
 
 
@@ -166,14 +166,14 @@ def test_what_was_brought_is_told_in_amounts() -> None:
     brought = _brought(usage, _account(), part, llm_connection_pool_size=30, database_batch_size=100)
     assert brought["Connection pool"].brought == (
         "25.0 calls at once on average; 990 of 1,000 requests went over a connection that was open already, "
-        "which saved 39.6 s of connecting"
+        "which saved 40 s of connecting"
     )
-    assert brought["Shared cache"].brought == "600 calls not made, 150 s of waiting for the LLM"
+    assert brought["Shared cache"].brought == "600 calls not made, 2m 30s of waiting for the LLM"
     assert brought["Shared cache"].share == 600 / 1600
     assert brought["Work stealing"].brought == (
         "25 of 100 destinations taken over by a lane that was free; 5 were given to other workers"
     )
-    assert brought["Streaming"].brought == "the first result was there after 1 s, the whole job took 100 s"
+    assert brought["Streaming"].brought == "the first result was there after 1 s, the whole job took 1m 40s"
     assert brought["Batched writes"].brought == "100 results in 20 commits, 1,500 rows a commit"
     assert brought["Compression"].brought == "1 MiB of answers took 256 KiB in the cache (4.0 times smaller)"
     assert brought["Asking less"].brought.startswith("40 calls not made because an equal one was under way")

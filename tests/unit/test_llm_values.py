@@ -66,8 +66,8 @@ def test_a_chart_has_a_gap_where_nothing_is_known() -> None:
 
 def test_a_chart_begins_where_work_began_and_stays_in_its_box() -> None:
     long, short = charts(_points(*[0] * 300, *[40] * 60)), charts(_points(*[0] * 359, 7))
-    assert long[0].ago == "10m00s"
-    assert short[0].ago == f"{LEAST_POINTS // 6}m00s"
+    assert long[0].ago == "10m 00s"
+    assert short[0].ago == f"{LEAST_POINTS // 6}m 00s"
     for chart in (*long, *short):
         for _, line in chart.lines:
             heights = [float(place.partition(",")[2]) for place in line.replace("M", "").replace("L", "").split()]

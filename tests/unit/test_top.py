@@ -11,6 +11,7 @@ from rich.console import Console
 from scripts.top import line, rate, view
 from tasks import keys
 from tasks.jobs import registry as jobs
+from tasks.jobs.short_ids import short_id
 from tasks.messages import JobOptions
 from workers.dashboard.live import Counted, LiveReader, Snapshot
 from workers.observe.reporter import Metrics
@@ -58,7 +59,7 @@ def test_workers_add_up_and_the_troubled_one_says_why(redis: Redis) -> None:
     assert "100 MiB" in shown
     assert "7/15 +2" in shown
     assert "[bold]a job[/]" in shown
-    assert job in shown
+    assert short_id(job) in shown
     assert "[bold]a job[/]: queued 0/0" in line(system)
 
 

@@ -6,7 +6,9 @@ import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from config.errors import ConfigError
 from scripts.main import VERBS, cli
 
 #: Packages that only work needs, not a look at it.
@@ -22,10 +24,32 @@ def test_the_help_line_is_the_first_paragraph_of_the_verbs_help(verb: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["watc"], "no command 'watc'; did you mean `themes watch`?"),
+        (["cache", "stat"], "no command 'stat'; did you mean `themes cache stats`?"),
+        (["xyz"], "no command 'xyz'; see `themes --help`"),
+    ],
+)
+def test_a_mistyped_verb_is_answered_with_the_nearest(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cli.main(arguments, prog_name="themes", standalone_mode=False)
+    assert str(caught.value) == said
+
+
+def test_the_help_has_every_verb_in_one_of_four_groups() -> None:
+    said = CliRunner().invoke(cli, ["--help"]).output
+    assert [line for line in said.splitlines() if line.endswith(":") and line[0] != " "] == [
+        "Options:", "Start:", "Watch:", "Results:", "Operate:",
+    ]  # fmt: skip
+    assert said.count("\n  watch ") == said.count("\n  config ") == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "unused"),
     [
         (["--help"], HEAVY | QUEUE | {"asyncio", "logging", "msgspec", "redis", "rich", "yaml", "config.settings"}),
-        (["status", "--help"], HEAVY | QUEUE),
+        (["status", "--help"], HEAVY | QUEUE | {"rich"}),
         (["enqueue", "--help"], HEAVY | QUEUE | {"rich"}),
     ],
 )

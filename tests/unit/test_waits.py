@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import replace
-from functools import partial
 
 import msgspec
 import pytest
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from scripts.lib import job_view
-from scripts.lib.job_view import QUIET_SECONDS, Lines, View, summary
+from scripts.lib.job_view import QUIET_SECONDS, Lines, View
+from scripts.lib.job_words import summary
 from tasks.jobs.registry import JobStatus, waiting
 from tasks.waits import Wait
 
@@ -29,19 +29,19 @@ LIMITED = Wait("server_limit", "llm", 1000.0, 1432.0, "429: 'slow down'", "Retry
     [
         (
             LIMITED,
-            LIMITED_BY + " (429: 'slow down'), next try in 7m12s (it said Retry-After: 432)",
+            LIMITED_BY + " (429: 'slow down'), next try in 7m 12s (it said Retry-After: 432)",
         ),
         (
             Wait("server_limit", "llm", 1000.0, 4000.0, "429: 'x'", "Retry-After: 3000", next_try=1048.0),
-            LIMITED_BY + " (429: 'x'), next try in 48s, the wait ends in 50m00s (it said Retry-After: 3000)",
+            LIMITED_BY + " (429: 'x'), next try in 48 s, the wait ends in 50m 00s (it said Retry-After: 3000)",
         ),
-        (Wait("server_limit", "llm", 1.0, 1008.0, "429: 'x'"), LIMITED_BY + " (429: 'x'), next try in 8s"),
+        (Wait("server_limit", "llm", 1.0, 1008.0, "429: 'x'"), LIMITED_BY + " (429: 'x'), next try in 8 s"),
         (
             Wait("own_limit", "east", 1.0, 1055.0, "as configured: 1 request a minute"),
-            "rate limit of east (as configured: 1 request a minute), next try in 55s",
+            "rate limit of east (as configured: 1 request a minute), next try in 55 s",
         ),
         (Wait("away", "east", 1.0, None, "refused"), "the server east is away (refused), a try is under way"),
-        (Wait("errors", "llm", 1.0, 1002.0, "500"), "the server llm answers with errors (500), next try in 2s"),
+        (Wait("errors", "llm", 1.0, 1002.0, "500"), "the server llm answers with errors (500), next try in 2 s"),
     ],
 )  # fmt: skip
 def test_a_wait_says_who_said_so_and_when_it_is_tried_again(wait: Wait, words: str) -> None:
@@ -98,6 +98,6 @@ def test_a_job_that_stands_still_asks_for_workers_only_where_there_are_any() -> 
     assert "worker" not in summary(stopped, stalled="stopped")
     console = Console(width=150, file=io.StringIO())
     with console.capture() as shown:
-        console.print(View(partial(summary, stalled="stopped")).render(stopped))
+        console.print(View(stalled="stopped").render(stopped))
     assert "stopped" in shown.get()
     assert "worker" not in shown.get()

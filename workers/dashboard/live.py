@@ -12,7 +12,7 @@ from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
-from workers.diagnosis.system import queue_lengths
+from workers.diagnosis.verdict import of_system, read_pulse
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 #: Jobs shown: those that run, and the newest of the others.
@@ -55,6 +55,8 @@ class Snapshot:
     hit_rate: float | None = None
     #: What everything waits for, each reason once.
     waits: Sequence[str] = ()
+    #: What limits it, in a sentence or two.
+    verdict: str = ""
     #: Why what is shown is old; empty when it is not.
     trouble: str = ""
 
@@ -124,17 +126,20 @@ class LiveReader:
     def read(self) -> Snapshot:
         """The system now. Errors of Redis pass through."""
         redis, now = self._redis, time.monotonic()
-        workers = fleet.workers(redis)
+        pulse = read_pulse(redis, self._broker)
+        workers, known = pulse.workers, list(jobs.list_jobs(redis))
+        is_working = any(not (job.is_final or job.paused) for job in known)
         waits = {each.waiting_for.reason: each.waiting_for for each in workers.values() if each.waiting_for}
         self._count(Counted.of(read_metrics(redis), now))
         self._last = Snapshot(
             at=time.time(),
-            jobs=sorted(jobs.list_jobs(redis), key=lambda job: job.is_final)[:JOBS],
+            jobs=sorted(known, key=lambda job: job.is_final)[:JOBS],
             workers=workers,
-            consumers=fleet.consumers(redis),
+            consumers=pulse.consumers,
+            verdict=of_system(pulse, is_working=is_working).words,
             waits=[wait.format() for wait in waits.values()],
-            queued=queue_lengths(self._broker)[0],
-            results_lag=int(redis.xlen(keys.RESULTS)),
+            queued=pulse.queue,
+            results_lag=pulse.results,
             **{name: sum(getattr(worker, name) for worker in workers.values()) for name in SUMS},
             **self._rates(),
         )

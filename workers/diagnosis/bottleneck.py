@@ -24,7 +24,7 @@ from workers.diagnosis.troubles import (
     troubles,
     waiting_for_llm,
 )
-from workers.observe.format import amount_of, plain, rounded, time, times
+from workers.observe.format import amount_of, duration, plain, rounded, times
 from workers.observe.measurements import HOPS
 
 #: What prompts wait for in these hops.
@@ -149,7 +149,7 @@ def _longest_wait(m: Measured, found: Sequence[Finding]) -> Finding | None:
     if resource not in _WAIT_ADVICE:
         return None  # a hop that is short by itself
     span = m.span(hop)
-    evidence = f"{HOPS[hop]} took {share:.0%} of the prompts' time, {time(mean(span))} each"
+    evidence = f"{HOPS[hop]} took {share:.0%} of the prompts' time, {duration(mean(span))} each"
     if resource == "rate limit":
         evidence += f"; {m.call_rate:.3g} calls/s went out on average"
         if (allowed := allowed_calls(m)) and allowed > m.call_rate / EXPLAINS:
@@ -210,7 +210,7 @@ def _connections(m: Measured, following: float) -> tuple[str, Change]:
     used = m.connections_busy / m.connections if m.connections else 0.0
     evidence = (
         f"the pool is {used:.0%} in use ({m.connections_busy:.1f} of {amount_of(m.connections, 'connection')}), a call "
-        f"waits {time(m.pool_wait_seconds)} for one and keeps it {time(m.hold_seconds)}; "
+        f"waits {duration(m.pool_wait_seconds)} for one and keeps it {duration(m.hold_seconds)}; "
         f"{m.connections_waiting:.1f} are in line"
     )
     setting = "performance_optimization.llm_connection_pool_size"
@@ -226,7 +226,7 @@ def _rate_limit(m: Measured, following: float) -> tuple[str, Change]:
     setting = "llm.requests_per_minute"
     old = m.number(setting)
     tokens = m.number("llm.tokens_per_minute")
-    waits = f"a call waits {time(m.rate_wait_seconds)} for its turn, {m.call_rate:.3g} calls/s go out"
+    waits = f"a call waits {duration(m.rate_wait_seconds)} for its turn, {m.call_rate:.3g} calls/s go out"
     if m.refusals:
         waits += f", {m.refusals:,} of {count(m.requests, 'request')} refused (429)"
     if old is None and tokens is None:
@@ -246,7 +246,7 @@ def _lanes(m: Measured, following: float) -> tuple[str, Change]:
     evidence = (
         f"{m.lanes_busy:.1f} of {amount_of(m.lanes, 'lane')} are busy ({used:.0%}) while "
         f"{m.connections_busy:.1f} of {amount_of(m.connections, 'connection')} are in use; a destination keeps its "
-        f"lane {time(m.destination_seconds)}"
+        f"lane {duration(m.destination_seconds)}"
     )
     setting = "performance_optimization.worker_pool_size"
     old = m.number(setting) or (m.lanes / m.workers if m.workers else None)
@@ -259,7 +259,7 @@ def _lanes(m: Measured, following: float) -> tuple[str, Change]:
 
 def _cpu(m: Measured, following: float) -> tuple[str, Change]:
     late = m.span("loop.lag")
-    lag = f", their loop is late by {time(late.quantile(0.95))} in 5 of 100 looks" if late.count else ""
+    lag = f", their loop is late by {duration(late.quantile(0.95))} (p95)" if late.count else ""
     evidence = (
         f"a worker process uses {m.cpu_cores:.2f} cores (the busiest {m.busiest_cpu_cores:.2f}) of the one that a "
         f"Python process can{lag}"
@@ -272,14 +272,14 @@ def _cpu(m: Measured, following: float) -> tuple[str, Change]:
 def _work(m: Measured, _following: float) -> tuple[str, Change]:
     evidence = (
         f"{count(m.total, 'destination')} for {amount_of(m.lanes, 'lane')}, of which {m.lanes_busy:.1f} are busy on "
-        f"average; one destination takes {time(m.destination_seconds)}"
+        f"average; one destination takes {duration(m.destination_seconds)}"
     )
     return evidence, Change("nothing to tune: a larger job would use what is idle; this one waits for the LLM")
 
 
 def _database_bound(m: Measured, _following: float) -> tuple[str, Change]:
     commits = m.span("db.commit")
-    evidence = f"the consumer is at the database {m.database_share:.0%} of the time, {time(mean(commits))} a batch"
+    evidence = f"the consumer is at the database {m.database_share:.0%} of the time, {duration(mean(commits))} a batch"
     return evidence, Change(DATABASE_ADVICE)
 
 
@@ -301,7 +301,7 @@ _SPEAKERS: Final = {
 def _idle(m: Measured) -> Finding:
     idle = 1 - m.lanes_busy / m.lanes if m.lanes else 1.0
     queue = m.span("queue.wait")
-    waited = f"; a chunk waited {time(mean(queue))} in the queue" if queue.count else ""
+    waited = f"; a chunk waited {duration(mean(queue))} in the queue" if queue.count else ""
     return Finding(
         resource="work", share=round(max(0.0, idle), 4),
         evidence=f"{m.lanes_busy:.1f} of {amount_of(m.lanes, 'lane')} are busy, nothing is full: little to do{waited}",

@@ -7,7 +7,7 @@ from tasks.jobs.registry import JobStatus, format_paused
 from tasks.texts import count
 from workers.diagnosis.finding import Finding, Resource
 from workers.diagnosis.troubles import DATABASE_ADVICE
-from workers.observe.format import size, time
+from workers.observe.format import duration, size
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.results.queries.job_stats import JobStats, Point
 
@@ -90,8 +90,8 @@ def _consumer(account: JobStats, status: JobStatus) -> Finding | None:
         return None
     return Finding(
         resource="database", share=round(share, 4),
-        evidence=f"the last {time(late)} of {time(account.seconds)} went by after the last destination was made, until "
-        "its row was durable",
+        evidence=f"the last {duration(late)} of {duration(account.seconds)} went by after the last destination was "
+        "made, until its row was durable",
         advice=DATABASE_ADVICE,
     )  # fmt: skip
 
@@ -107,8 +107,8 @@ def _gaps(account: JobStats) -> Finding | None:
         return None
     return Finding(
         resource="work", share=round(idle / whole, 4),
-        evidence=f"for {time(idle)} of {time(whole)} nothing of this job was in work: it was paused, waited behind "
-        "other jobs, or no worker was there",
+        evidence=f"for {duration(idle)} of {duration(whole)} nothing of this job was in work: it was paused, waited "
+        "behind other jobs, or no worker was there",
         advice="a higher --priority lets a job pass others; themes top shows the workers",
     )  # fmt: skip
 
@@ -129,10 +129,10 @@ def _tail(account: JobStats) -> Finding | None:
         return None
     gain = last / (start / (1 - TAIL)) if start else None
     slow = account.slowest[0] if account.slowest else None
-    named = f"; the slowest, {slow.name}, took {time(slow.elapsed_ms / 1000)}" if slow else ""
+    named = f"; the slowest, {slow.name}, took {duration(slow.elapsed_ms / 1000)}" if slow else ""
     return Finding(
         resource="tail", share=round((last - start) / last, 4), gain=round(gain, 2) if gain else None,
-        evidence=f"the last {TAIL:.0%} of the destinations took {time(last - start)} of {time(last)}, with "
+        evidence=f"the last {TAIL:.0%} of the destinations took {duration(last - start)} of {duration(last)}, with "
         f"{sum(after) / len(after):.1f} in work instead of {before:.1f}{named}",
         advice="look at what the slowest waited for (below); llm.hedge: true cuts late answers short, "
         "llm.request_timeout_seconds those that never come",
@@ -160,8 +160,9 @@ def _statement(statements: Mapping[str, Mapping[str, float]]) -> Finding | None:
     row = slow[name]
     return Finding(
         resource="database", share=0.0,
-        evidence=f"the statement {name!r} is slow: {row['p50_ms']:.0f} ms in the middle, {row['slowest_ms']:.0f} ms at "
-        f"worst, with {row['slowest_rows']:.0f} rows, in {row['count']:.0f} runs since the consumer started",
+        evidence=f"the statement {name!r} is slow: {duration(row['p50_ms'] / 1000)} median, "
+        f"{duration(row['slowest_ms'] / 1000)} at worst, with {row['slowest_rows']:.0f} rows, in "
+        f"{row['count']:.0f} runs since the consumer started",
         advice="look for a trigger or an index of your own on its table, for what holds the database, and for a "
         "slow disk",
     )  # fmt: skip

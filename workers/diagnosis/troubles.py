@@ -5,7 +5,7 @@ from typing import Final
 from tasks.texts import count
 from workers.diagnosis.finding import Finding
 from workers.diagnosis.measured import REFUSED, WEB, Measured, mean
-from workers.observe.format import spread, time
+from workers.observe.format import duration, spread
 
 #: Cores of one process from which on its CPU is what everything waits for: its loop is one thread.
 FULL_CPU_CORES: Final = 0.8
@@ -35,9 +35,9 @@ def slow_database(m: Measured) -> Finding | None:
     if not waits.count or wait < max(0.3, m.destination_seconds * 0.3):
         return None
     evidence = (
-        f"a result waits {time(wait)} for the consumer (95 of 100 within {time(waits.quantile(0.95))}), a destination "
-        f"is made in {time(m.destination_seconds)}; a batch takes {time(mean(commits))} "
-        f"(the slowest {time(commits.largest)}), {commits.count} of them"
+        f"a result waits {duration(wait)} for the consumer ({duration(waits.quantile(0.95))} p95), a destination "
+        f"is made in {duration(m.destination_seconds)}; a batch takes {duration(mean(commits))} "
+        f"(the slowest {duration(commits.largest)}), {commits.count} of them"
     )
     share = max(m.database_share, wait / (wait + m.destination_seconds))
     return Finding(resource="database", share=round(min(1.0, share), 4), evidence=evidence, advice=DATABASE_ADVICE)
@@ -51,7 +51,7 @@ def waiting_for_llm(m: Measured) -> Finding | None:
     slow = calls.quantile(0.95) > 3 * calls.quantile(0.5)  # a long tail
     evidence = f"a call takes {spread(calls)}"
     if first.count:
-        evidence += f", to the first byte {time(mean(first))}"
+        evidence += f", to the first byte {duration(mean(first))}"
     advice = "a faster model or endpoint for some stages (llm.roles)"
     if slow and not m.fact("llm.hedge"):
         advice += "; llm.hedge: true asks a second time where an answer is late, for up to 5 % more calls"
@@ -67,7 +67,7 @@ def _endpoint(m: Measured) -> Finding | None:
     pauses = m.span("llm.backoff")
     evidence = f"{number:,} of {count(m.requests, 'request')} failed, most with {worst} ({failed[worst]})"
     if pauses.count:
-        evidence += f"; pauses before new tries took {time(pauses.total)} in all"
+        evidence += f"; pauses before new tries took {duration(pauses.total)} in total"
     return Finding(
         resource="endpoint", share=round(min(1.0, number / max(1, m.requests)), 4), evidence=evidence,
         advice="see `themes failures JOB` and the endpoint's own logs; another one in llm.endpoints takes over at once",
@@ -79,8 +79,8 @@ def _loop(m: Measured) -> Finding | None:
     if not late.count or mean(late) < LATE_SECONDS or m.busiest_cpu_cores >= FULL_CPU_CORES:
         return None
     evidence = (
-        f"the workers' event loops are late by {time(mean(late))} on average (95 of 100 within "
-        f"{time(late.quantile(0.95))}) while their processes use {m.cpu_cores:.2f} cores: others take the CPU"
+        f"the workers' event loops are late by {duration(mean(late))} on average ("
+        f"{duration(late.quantile(0.95))} p95) while their processes use {m.cpu_cores:.2f} cores: others take the CPU"
     )
     advice = "give the workers a machine of their own, or run fewer processes on this one"
     return Finding(resource="cpu", share=round(min(1.0, m.cpu_cores), 4), evidence=evidence, advice=advice)
@@ -95,10 +95,10 @@ def _redis(m: Measured) -> Finding | None:
         return None
     asked = m.span("redis")
     evidence = (
-        f"{count(made, 'trip')} to Redis took {time(total / made)} each, {total / whole:.0%} of the prompts' time"
+        f"{count(made, 'trip')} to Redis took {duration(total / made)} each, {total / whole:.0%} of the prompts' time"
     )
     if asked.count:
-        evidence += f"; a bare round trip takes {time(mean(asked))}"
+        evidence += f"; a bare round trip takes {duration(mean(asked))}"
     return Finding(
         resource="redis", share=round(total / whole, 4), evidence=evidence,
         advice=REDIS_ADVICE,
@@ -113,7 +113,7 @@ def _web(m: Measured) -> Finding | None:
     return Finding(
         resource="web", share=round(min(1.0, each / m.destination_seconds), 4),
         evidence=f"evidence is looked for before the first prompt: {spread(searches)}, of "
-        f"{time(m.destination_seconds)} that a destination takes in its lane",
+        f"{duration(m.destination_seconds)} that a destination takes in its lane",
         advice="performance_optimization.max_concurrent_web_requests lets more pages be fetched at once; more lanes "
         "hide the wait while connections are free",
     )  # fmt: skip

@@ -18,7 +18,7 @@ from tasks.jobs.registry import JobStatus, format_paused
 from tasks.readings import amounts, replies_of
 from tasks.texts import count
 from workers.diagnosis.finding import NAMES, Finding, Resource
-from workers.observe.format import amount_of, time
+from workers.observe.format import amount_of, duration
 
 #: Share of the prompts under way that stand in a line, from which on the line is the limit.
 LIMITS: Final = 0.15
@@ -144,7 +144,7 @@ def _database(pulse: Pulse) -> Verdict | None:
         return Verdict("database", text, "Start one: themes consumer.")
     if pulse.behind_seconds < BEHIND_SECONDS:
         return None
-    evidence = f"{count(pulse.results, 'result')} wait to be saved, the oldest for {time(pulse.behind_seconds)}"
+    evidence = f"{count(pulse.results, 'result')} wait to be saved, the oldest for {duration(pulse.behind_seconds)}"
     return _limited("database", evidence, "look for what holds the database or slows its disk (themes doctor)")
 
 
@@ -186,7 +186,7 @@ def _rate(pulse: Pulse, waiting: float) -> Verdict:
     per_minute = pulse.learnt.get(key) or set_to
     evidence = f"{amount_of(waiting, 'call')} wait for their turn"
     if per_minute:
-        evidence += f", about {time(60 * waiting / per_minute)} each"
+        evidence += f", about {duration(60 * waiting / per_minute)} each"
         limit = f"{name} allows {per_minute:,.0f} requests/min" if key in pulse.learnt else ""
         limit = limit or f"llm.requests_per_minute is {per_minute:,.0f}"
         evidence = f"{limit}; {evidence}"
@@ -229,7 +229,7 @@ def _lanes(pulse: Pulse) -> Verdict:
         for route in worker.pool.routes.values()
         if route.latency_ms is not None
     ]
-    answer = f", an answer takes {time(sum(latencies) / len(latencies) / 1000)}" if latencies else ""
+    answer = f", an answer takes {duration(sum(latencies) / len(latencies) / 1000)}" if latencies else ""
     return _limited("llm", f"{used}, nothing waits in line{answer}", "ask a faster model for some stages (llm.roles)")
 
 

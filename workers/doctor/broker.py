@@ -9,11 +9,12 @@ from redis import Redis
 from config.settings import Settings
 from tasks.connection import check_rights, check_server, connect, locate, masked, place_of, server_info
 from tasks.errors import ThemesError
+from tasks.texts import duration
 from workers.doctor.check import Check, reached
 
 PINGS: Final = 100
-#: Milliseconds of a PING beyond which work is slowed down visibly: each destination takes some tens of commands.
-SLOW_MS: Final = 10.0
+#: Seconds of a PING beyond which work is slowed down visibly: each destination takes some tens of commands.
+SLOW_SECONDS: Final = 0.01
 #: Parts of maxmemory from which on it is said, and from which on it is called full.
 FILLING: Final = 0.7
 FULL: Final = 0.8
@@ -90,9 +91,9 @@ def _latency(client: Redis) -> Check:
     for _ in range(PINGS):
         began = time.perf_counter()
         client.ping()
-        times.append((time.perf_counter() - began) * 1000)
+        times.append(time.perf_counter() - began)
     times.sort()
     p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
-    found = f"PING p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+    found = f"PING {duration(p50)} median, {duration(p99)} p99"
     fix = "run the workers nearer to Redis; `redis-cli --latency` and `redis-cli SLOWLOG GET` show more"
-    return Check("redis latency", ok=True, found=found, fix=fix if p50 > SLOW_MS else None)
+    return Check("redis latency", ok=True, found=found, fix=fix if p50 > SLOW_SECONDS else None)

@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 from config.settings import Settings
 from tasks.connection import masked
 from tasks.errors import DatabaseBusyError, DatabaseError
+from tasks.texts import duration
 from workers.doctor.check import Check
 from workers.results.database.backend import backend_of
 from workers.results.database.schema import schema_version
@@ -168,7 +169,7 @@ async def _server(settings: Settings) -> Check:
                 await connection.exec_driver_sql("DROP TABLE themes_doctor")
                 version = await schema_version(connection, place)
                 await transaction.rollback()
-        took = (time.perf_counter() - began) * 1000
+        took = time.perf_counter() - began
     except DatabaseBusyError as exc:
         fix = "start it, or mend host, port, user, password and name in DATABASE_URL"
         return Check("database", ok=False, found=str(exc), fix=fix)
@@ -180,4 +181,4 @@ async def _server(settings: Settings) -> Check:
     schema = _judged(place, version, is_empty=version == 0)
     if not schema.ok:
         return schema
-    return Check("database", ok=True, found=f"{place}: written and rolled back in {took:.0f} ms, {schema.found}")
+    return Check("database", ok=True, found=f"{place}: written and rolled back in {duration(took)}, {schema.found}")

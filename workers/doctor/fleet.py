@@ -10,7 +10,7 @@ from tasks import worker_reports as fleet
 from tasks.connection import connect
 from tasks.jobs import registry as jobs
 from tasks.queue.retry import has_nothing_left
-from tasks.texts import count
+from tasks.texts import count, duration
 from workers.diagnosis.system import queue_lengths
 from workers.doctor.check import Check, reached
 
@@ -52,7 +52,7 @@ def _worker(name: str, report: fleet.WorkerReport) -> str:
         if one.origin == TUNED:
             text += f", {key.rpartition('.')[2]}={one.value} (tuned)"
     if report.cache_outages:
-        text += f", Redis was away {count(report.cache_outages, 'time')} ({report.cache_away_seconds:.0f} s in all)"
+        text += f", Redis was away {count(report.cache_outages, 'time')} (total {duration(report.cache_away_seconds)})"
         text += ", and the cache goes on alone" if report.cache == "away" else ""
     if report.waiting_for:
         text += f", waiting: {report.waiting_for.format()}"
@@ -69,7 +69,7 @@ def consumer(settings: Settings) -> Iterator[Check]:
         return
     said = ", ".join(
         f"{name} ({count(one.lag, 'entry')} behind, {one.entries_per_second:.0f}/s lately, "
-        f"{one.ms_per_batch:.1f} ms a batch)"
+        f"{duration(one.ms_per_batch / 1000)} a batch)"
         for name, one in found.items()
     )
     dead = sum(one.rejected for one in found.values())

@@ -11,7 +11,7 @@ from config.sections import LlmSettings
 from config.settings import Settings
 from tasks.connection import masked
 from tasks.errors import BadRequestError, ConfigError, EndpointAwayError, EndpointRefusedError, ThemesError
-from tasks.texts import count
+from tasks.texts import count, duration
 from workers.doctor.check import Check, reached
 from workers.llm.endpoints.answers import AnswerSchema
 from workers.llm.endpoints.client import ChatClient
@@ -119,9 +119,9 @@ async def _model(
 
     began = time.perf_counter()
     answer = await client(AnswerFormat.JSON_SCHEMA).complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=spend)
-    took = (time.perf_counter() - began) * 1000
+    took = time.perf_counter() - began
     place = masked(endpoint.base_url)
-    yield Check(name, ok=True, found=f"{place} answered as {answer.model!r} in {took:.0f} ms, asked for {there!r}")
+    yield Check(name, ok=True, found=f"{place} answered as {answer.model!r} in {duration(took)}, asked for {there!r}")
     others = [style for style in AnswerFormat if style is not answer.style]
     asked = await asyncio.gather(*(_supports(client(style), style, spend) for style in others))
     supported = {answer.style: _is_valid(answer)} | dict(zip(others, asked, strict=True))

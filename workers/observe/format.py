@@ -3,12 +3,13 @@
 import math
 from typing import Final
 
-from tasks import waits
+from tasks import texts
 from tasks.texts import plural
 from workers.observe.metrics import Histogram
 
-#: What is shown where nothing is known.
-NOTHING: Final = "\u2013"
+#: Of `tasks.texts`, under the names that pages use.
+NOTHING: Final = texts.NOTHING
+duration = milliseconds = texts.duration
 
 
 def dollars(usd: float | None) -> str:
@@ -25,11 +26,6 @@ def known(number: float | None, spec: str = "") -> str:
     return NOTHING if number is None else f"{number:{spec}}"
 
 
-def duration(seconds: float | None) -> str:
-    """42s, 3m10s, 2h05m; a dash where it is not known."""
-    return NOTHING if seconds is None else waits.duration(seconds)
-
-
 def percent(share: float | None, unknown: str = "") -> str:
     """0.83 as 83%."""
     return unknown if share is None else f"{share:.0%}"
@@ -42,10 +38,6 @@ def rate(per_second: float | None, unit: str = "/s") -> str:
     if 0 < per_second < 0.1:  # noqa: PLR2004  # digits
         return f"{per_second:.1g}{unit}"
     return f"{per_second:,.0f}{unit}" if per_second >= 100 else f"{per_second:.1f}{unit}"  # noqa: PLR2004  # digits
-
-
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms"  # noqa: PLR2004  # digits
 
 
 def rounded(amount: float) -> float:
@@ -67,15 +59,8 @@ def times(gain: float) -> str:
     return f"{gain:.2g}x" if gain < 10 else f"{gain:.0f}x"  # noqa: PLR2004
 
 
-def time(seconds: float) -> str:
-    """A duration with its unit, in three digits."""
-    if seconds >= 1:
-        return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"  # noqa: PLR2004
-    return f"{seconds * 1000:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"  # noqa: PLR2004
-
-
 def spread(histogram: Histogram) -> str:
-    return f"{time(histogram.quantile(0.5))} in the middle, more than {time(histogram.quantile(0.95))} for 5 of 100"
+    return f"{duration(histogram.quantile(0.5))} median, {duration(histogram.quantile(0.95))} p95"
 
 
 def size(count: float) -> str:

@@ -9,7 +9,7 @@ import msgspec
 from tasks.messages import Usage
 from tasks.texts import count
 from workers.diagnosis.measured import Measured, mean
-from workers.observe.format import size, time
+from workers.observe.format import duration, size
 from workers.results.queries.job_stats import JobStats
 
 NOT_MEASURED: Final = "not measured: profiling was off, or its numbers are gone"
@@ -68,7 +68,7 @@ def _pool(job: _Job) -> _Brought:
         f"; {reused:,.0f} of {count(round(opened + reused), 'request')} went over a connection that was open already"
     )
     if (connect := job.m.span("llm.connect")).count:
-        words += f", which saved {time(reused * mean(connect))} of connecting"
+        words += f", which saved {duration(reused * mean(connect))} of connecting"
     return words, reused / (opened + reused)
 
 
@@ -80,7 +80,7 @@ def _cache(job: _Job) -> _Brought:
         return words, 0.0 if looked else None
     words = f"{count(usage.cache_hits, 'call')} not made"
     if job.m and job.m.hold_seconds:
-        words += f", {time(usage.cache_hits * job.m.hold_seconds)} of waiting for the LLM"
+        words += f", {duration(usage.cache_hits * job.m.hold_seconds)} of waiting for the LLM"
     if job.is_on is False:
         words += " (by the memory of each process alone)"
     return words, usage.cache_hits / looked if looked else 1.0
@@ -107,7 +107,7 @@ def _streaming(job: _Job) -> _Brought:
     if account.first_at is None or not account.seconds:
         return "nothing to gain here: no destination has come to an end", None
     first = max(0.0, account.first_at - account.started_at)
-    words = f"the first result was there after {time(first)}, the whole job took {time(account.seconds)}"
+    words = f"the first result was there after {duration(first)}, the whole job took {duration(account.seconds)}"
     return words, max(0.0, 1 - first / account.seconds)
 
 
@@ -118,7 +118,7 @@ def _batches(job: _Job) -> _Brought:
     words = f"{count(round(results), 'result')} in {count(round(batches), 'commit')}"
     words += f", {count(round(rows / batches), 'row')} a commit"
     if (commits := job.m.span("db.commit")).count:
-        words += f", {time(mean(commits))} each"
+        words += f", {duration(mean(commits))} each"
     return words, None
 
 

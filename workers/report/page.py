@@ -13,14 +13,12 @@ import workers.dashboard
 from tasks.texts import count
 from workers import observe
 from workers.observe.format import NOTHING, dollars, duration
-from workers.observe.format import time as span_of
 from workers.observe.measurements import HOPS
 from workers.report import charts
 from workers.report.report import Hop, JobReport, Slow
 
 _PAGES: Final = Path(__file__).parent / "pages"
 _BASE: Final = Path(workers.dashboard.__path__[0]) / "pages" / "base.css"
-MINUTE: Final = 60
 #: Share of a destination's time from which on a hop is named beside its bar.
 NAMED_SHARE: Final = 0.005
 #: What the colours mean.
@@ -68,28 +66,28 @@ def breakable(words: str) -> str:
 
 def headline(report: JobReport) -> str:
     if not report.findings:
-        return "Nothing holds this job up that was measured."
+        return "Bottleneck: none was measured."
     first = report.findings[0]
     if first.resource == "unknown":
         return "Too little was measured to name a bottleneck."
-    return f"Bottleneck: {first.name}"
+    return f"Bottleneck: {first.name}."
 
 
 def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
     """The headline numbers: a name for tests and scripts, what it is, the number, and a word about it."""
     job, usage, account = report.job, report.usage, report.account
     ended = job["done"] + job["failed"]
-    first = "" if account.first_at is None else f"first after {span_of(max(0, account.first_at - account.started_at))}"
+    first = "" if account.first_at is None else f"first after {duration(max(0, account.first_at - account.started_at))}"
     estimated = f"{count(usage.estimated_calls, 'call')} by length" if usage.estimated_calls else ""
     return [
         ("ended", "destinations", f"{ended:,}", f"of {job['total']:,}"),
         ("failed", "failed", f"{job['failed']:,}", f"{job['partial']:,} partial"),
-        ("seconds", "time", duration(report.seconds) if report.seconds >= MINUTE else span_of(report.seconds), first),
+        ("seconds", "time", duration(report.seconds), first),
         ("rate", "destinations/s", f"{report.destinations_per_second:.3g}", "over the whole time"),
         ("calls", "LLM calls", f"{usage.llm_calls:,}", f"{report.calls_per_second:.3g}/s"),
         ("hits", "from the cache", f"{usage.cache_hits:,}", f"{usage.memory_hits:,} out of memory"),
         ("coalesced", "coalesced", f"{usage.coalesced:,}", "asked once for several"),
-        ("hit_rate", "answers without a call", share(report.hit_rate), "hits and coalesced"),
+        ("hit_rate", "cache hit rate", share(report.hit_rate), "hits and coalesced"),
         ("tokens_in", "prompt tokens", f"{usage.prompt_tokens:,}", estimated),
         ("tokens_out", "completion tokens", f"{usage.completion_tokens:,}", ""),
         ("cost", "cost", cost(usage.cost_usd), f"saved {cost(usage.saved_usd)}"),
@@ -127,7 +125,7 @@ def _curves(report: JobReport) -> list[tuple[str, str, str]]:
         ("destinations in work", "wait", [point.in_work for point in points]),
     ):
         most = f"{max(series, default=0.0):.3g}"
-        found.append((words, most, charts.curve(series, f"{words} over time, at most {most}", kind=kind)))
+        found.append((words, most, charts.curve(series, f"{words} over time, peak {most}", kind=kind)))
     return found
 
 
@@ -137,12 +135,12 @@ def _waterfall(hops: list[Hop]) -> list[dict[str, str]]:
         part = hop.share or 0.0
         rows.append(
             {
-                "name": hop.name, "words": hop.words, "count": f"{hop.count:,}", "total": span_of(hop.total_seconds),
+                "name": hop.name, "words": hop.words, "count": f"{hop.count:,}", "total": duration(hop.total_seconds),
                 "share": "" if hop.share is None else share(hop.share),
                 "bar": "" if hop.share is None else charts.bar(
                     begin, part, charts.kind_of(hop.name), f"{hop.words}: {part:.1%}"
                 ),
-                **{name: span_of(getattr(hop, f"{name}_ms") / 1000) for name in ("p50", "p95", "p99")},
+                **{name: duration(getattr(hop, f"{name}_ms") / 1000) for name in ("p50", "p95", "p99")},
             }
         )  # fmt: skip
         begin += part

@@ -117,7 +117,7 @@ def where(pairs: Iterable[str], extra_columns: Iterable[str]) -> dict[str, tuple
             raise ConfigError(f"--where {pair}: expected KEY=VALUE, for instance --where country=France")
         name = known_name(key, known)
         if name is None:
-            raise ConfigError(f"--where {pair}: {key} is no column{nearest(key, known)}")
+            raise ConfigError(f"--where {pair}: no column {key!r}{nearest(key, known, 'columns')}")
         found[name] = (*found.get(name, ()), value)
     return found
 
