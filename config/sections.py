@@ -163,3 +163,4 @@ class DashboardSettings:
     port: int = setting(5555, low=0, high=65_535)
     basic_auth: Secret | None = setting(None)
     max_watchers: int = setting(5_000, low=1, high=100_000)
+    show_answers: bool = setting(default=False)

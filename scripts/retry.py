@@ -1,7 +1,6 @@
 """`themes retry`: what a job has no profile for is asked again."""
 
 import asyncio
-from typing import Any
 
 import click
 
@@ -13,10 +12,8 @@ from scripts.lib.stored import job_in_database
 from scripts.lib.terminal import say
 from scripts.lib.wanted import Wanted
 from scripts.main import settings_from
-from tasks.messages import Destination
-from tasks.queue.retry import KnownJob, check, is_lost, retry
 from tasks.texts import count
-from workers.results.database.rows import JobRow
+from workers.results.queries.retrying import Candidates, ask_again, candidates
 
 
 @click.command()
@@ -40,32 +37,16 @@ def command(
     settings = settings_from()
     redis = connected(settings)
     wanted = Wanted(error_class=only, stages=stages, partial=partial or bool(stages))
-    known, chosen, missing, last = asyncio.run(_read(settings, job, wanted))
-    job = known.job_id
-    check(redis, known)
-    if only or stages or not is_lost(redis, known):
-        missing = []
-    number = retry(known, [*chosen, *missing], attempt=last + 1, settings=settings, redis=redis)
+    found = asyncio.run(_read(settings, job, wanted))
+    job = found.known.job_id
+    number = ask_again(found, is_narrow=bool(only or stages), settings=settings, redis=redis)
     if not number:
-        say(f"nothing to retry: {wanted.nothing(known)}")
+        say(f"nothing to retry: {wanted.nothing(found.known)}")
         return 0
     say(f"asking again for {count(number, 'destination')} of job {job}")
     return follow_to_end(redis, job, settings, is_partial_failure=is_partial_failure) if wait else 0
 
 
-async def _read(
-    settings: Settings, job_id: str, wanted: Wanted
-) -> tuple[KnownJob, list[Destination], list[Destination], int]:
+async def _read(settings: Settings, job_id: str, wanted: Wanted) -> Candidates:
     async with job_in_database(settings, job_id) as (store, row):
-        return (
-            _known(row),
-            await wanted.of(store, row.job_id),
-            [each.destination async for each in store.missing(row.job_id)],
-            await store.last_attempt(row.job_id),
-        )
-
-
-def _known(row: JobRow) -> KnownJob:
-    same = ("job_id", "name", "created_at", "options", "done", "failed", "partial")
-    known: dict[str, Any] = {name: getattr(row, name) for name in same}
-    return KnownJob(**known, is_sealed=row.sealed, listed=row.total or 0, cost_usd=row.usage.cost_usd)
+        return await candidates(store, row, await wanted.of(store, row.job_id))

@@ -66,6 +66,9 @@ class ModelRefusedError(PermanentError):
 class InvalidAnswerError(PermanentError):
     """The answer is not what the schema asks for, after one re-ask."""
 
+    #: The beginning of what the model said, where this process has it.
+    answer: str = ""
+
 
 class RejectedAnswerError(InvalidAnswerError):
     """The endpoint itself threw the model's answer away, because it did not keep to the response format."""

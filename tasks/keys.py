@@ -16,6 +16,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
 | themes:job:ID:producer | string | lives while a producer enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
+| themes:job:ID:answers | list | the last answers that could not be used (`dashboard.show_answers`) | KEEP_SECONDS |
 | themes:job:ID:measurements | hash | process -> what it has measured of the job | KEEP_SECONDS after the last report |
 | themes:measurements | zset | job by the time its measurements changed last: not yet in the database | KEEP_SECONDS |
 | themes:totals | hash | what all jobs have cost and made, as the database counts it | - |
@@ -121,6 +122,7 @@ producer = _keys("themes:job:", ":producer")
 budget = _keys("themes:job:", ":budget")
 measurements = _keys("themes:job:", ":measurements")
 events = _keys("themes:job:", ":events")
+answers = _keys("themes:job:", ":answers")
 worker = _keys("themes:worker:")
 consumer = _keys("themes:consumer:")
 cache = _keys("themes:cache:")

@@ -45,8 +45,8 @@ async def test_a_person_watches_a_job_loses_the_connection_and_reads_a_profile(
         assert await tab.value("document.getElementById('ended').textContent") == "0"
         stack.themes("w", "worker", "--name", "w", THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE="5")
         # Rows arrive by themselves.
-        await tab.until("document.querySelectorAll('#latest li').length >= 5")
-        await tab.until("document.querySelectorAll('#making li').length >= 1")
+        await tab.until("document.querySelectorAll('#rows tr').length >= 5")
+        await tab.until("document.querySelectorAll('#running tr').length >= 1")
         assert await tab.value("document.getElementById('state').textContent") == "running"
         # The dashboard dies, and comes back.
         await _later(lambda: stack.end("dashboard", kill=True))
@@ -55,7 +55,7 @@ async def test_a_person_watches_a_job_loses_the_connection_and_reads_a_profile(
         await tab.until("document.getElementById('lost').hidden")
         await tab.until("document.getElementById('state').textContent === 'done'")
         await tab.until("document.getElementById('ended').textContent === '62'")
-        listed = "[...document.querySelectorAll('#latest li')].map(item => item.dataset.destination)"
+        listed = "[...document.querySelectorAll('#rows tr')].map(row => row.dataset.destination)"
         shown = await tab.value(listed)
         assert len(shown) == len(set(shown)) == 50, "the last fifty, none twice"
         assert await tab.value("document.querySelectorAll('#chart path').length") == 2

@@ -50,6 +50,9 @@ def test_a_planted_limit_is_named_while_it_lasts(light: Engine) -> None:
         until(f"{resource}: {_said(light, job)}", look)
 
     says("lanes", "all 8 are busy while", "of 16 connections are in use", "worker_pool_size")
+    for verb in (["status", job], ["top", "--once"], ["report", job]):
+        shown = " ".join(light.run(*verb).stdout.split())
+        assert "Limited by lanes: all 8 are busy while" in shown, shown
     for planted, mended, resource, words in (
         (
             ["requests_per_minute=240"],

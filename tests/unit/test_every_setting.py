@@ -204,6 +204,9 @@ EFFECTS = {
     "dashboard.host": _HOST,
     "dashboard.port": "tests/unit/test_flower.py::test_a_port_that_is_taken_is_one_clear_line",
     "dashboard.basic_auth": "tests/e2e/test_dashboard.py::test_with_a_password_the_pages_ask_for_it",
+    "dashboard.show_answers": (
+        "tests/e2e/test_actions.py::test_with_show_answers_who_is_logged_in_reads_what_could_not_be_used"
+    ),
     "dashboard.max_watchers": (
         "tests/integration/test_sse.py::"
         "test_a_job_that_nobody_knows_is_404_and_too_many_watchers_are_asked_to_come_back"

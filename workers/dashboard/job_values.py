@@ -8,7 +8,8 @@ import msgspec
 
 from tasks.jobs.registry import JobStatus, format_paused
 from tasks.messages import Profile, Theme
-from workers.observe.format import NOTHING, dollars, duration, percent
+from workers.dashboard.job_words import left_words, parts, rest_words, sentence
+from workers.observe.format import NOTHING, dollars, duration, percent, rate
 from workers.results.database.values import MONTHS
 
 
@@ -22,29 +23,39 @@ def job_values(status: JobStatus) -> dict[str, Any]:
         words = f"Waiting: {status.waiting_for}"
     elif status.state == "stalled":
         words = "Nothing has happened for a minute: is a worker running? (themes doctor)"
+    left = status.eta_seconds
     return {
         "job_id": status.job_id,
         "name": status.name,
-        "tag": "paused" if status.paused else "waiting" if status.waiting_for else status.state,
+        "tag": tag_of(status),
         "words": words,
+        "sentence": sentence(status),
         "is_final": status.is_final,
         "total": status.total,
         "ended": status.done + status.failed,
+        "partial": status.partial,
         "failed": status.failed,
-        "rate": f"{status.rate_per_second:.1f}/s" if status.rate_per_second else NOTHING,
+        "paused": status.paused,
+        "rest": rest_words(status),
+        "parts": parts(status),
+        "rate": rate(status.rate_per_second or None),
         "eta": duration(status.eta_seconds),
         "calls": f"{status.llm_calls:,}",
         "hits": f"{status.cache_hits:,}",
         "tokens": f"{status.prompt_tokens + status.completion_tokens:,}",
         "cost": dollars(status.cost_usd),
-        "time": duration(status.seconds),
+        "time": duration(status.seconds) if status.is_final else "" if left is None else f"{left_words(left)} left",
     }
+
+
+def tag_of(status: JobStatus) -> str:
+    return "paused" if status.paused else "waiting" if status.waiting_for else status.state
 
 
 def job_counts(status: JobStatus) -> dict[str, Any]:
     names = (
-        "total", "done", "failed", "rate_per_second", "eta_seconds", "llm_calls", "cache_hits", "prompt_tokens",
-        "completion_tokens", "cost_usd",
+        "total", "done", "failed", "partial", "rate_per_second", "eta_seconds", "llm_calls", "cache_hits", "coalesced",
+        "prompt_tokens", "completion_tokens", "cost_usd",
     )  # fmt: skip
     return {name: getattr(status, name) for name in names}
 

@@ -3,69 +3,82 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, cast
-from urllib.parse import urlencode
+from typing import Any, Final
 
 from redis import Redis, RedisError
 
 from config.settings import Settings
 from tasks.connection import connect
-from tasks.errors import DatabaseBusyError, DatabaseError, JobNotFoundError, UnreadableError
+from tasks.errors import (
+    ConfigError,
+    DatabaseBusyError,
+    DatabaseError,
+    JobNotFoundError,
+    RedisUnavailableError,
+    UnreadableError,
+)
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
 from workers.dashboard.guard import Handler
-from workers.dashboard.job_values import embedded, job_counts, job_values, label, profile_values
-from workers.dashboard.recent import Recent, RecentJobs
+from workers.dashboard.job_values import embedded, job_values, profile_values
+from workers.dashboard.recent import RecentJobs
+from workers.dashboard.verdicts import Verdicts
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.database.rows import DestinationStatus, JobRow
-from workers.results.queries.lookups import first_failures, lines, profile_of
+from workers.results.database.rows import JobRow
+from workers.results.queries.lookups import profile_of
 from workers.results.queries.status import status_of
 
 PAGES: Final = Path(__file__).parent / "pages"
 #: Seconds for which a list of all jobs is good enough for every reader.
 LIST_SECONDS: Final = 1.0
-PER_PAGE: Final = 50
-FAILURES: Final = 50
-#: The furthest page; beyond it a search finds sooner.
-LAST_PAGE: Final = 100_000
-_STATES: Final = ("queued", "done", "failed")
 
 
 class Site:
     def __init__(self, settings: Settings, redis_url: str, recent: RecentJobs) -> None:
         timeout = settings.redis.socket_timeout_seconds
-        self._redis: Redis = connect(redis_url, socket_timeout_seconds=timeout)
-        self._settings = settings
+        self.redis: Redis = connect(redis_url, socket_timeout_seconds=timeout)
+        self.settings = settings
         self._store: AsyncDatabaseManager | None = None
         self._listed: tuple[float, list[JobStatus]] = (float("-inf"), [])
         self._listing = asyncio.Lock()
+        broker = settings.celery.broker_url
+        self._verdicts = Verdicts(self.redis, connect(broker, socket_timeout_seconds=timeout) if broker else self.redis)
         self.recent = recent
 
     async def list(self) -> list[JobStatus]:
         """The newest jobs first, as they stood at most `LIST_SECONDS` ago."""
         async with self._listing:
             if time.monotonic() - self._listed[0] > LIST_SECONDS:
-                found = await asyncio.to_thread(lambda: list(jobs.list_jobs(self._redis)))
+                found = await asyncio.to_thread(lambda: list(jobs.list_jobs(self.redis)))
                 self._listed = (time.monotonic(), found)
         return self._listed[1]
 
     async def status(self, job_id: str) -> tuple[JobStatus, bool]:
         """A job's status, and whether it is Redis's; else the database's. Raises JobNotFoundError or DatabaseError."""
         try:
-            return await asyncio.to_thread(jobs.status, self._redis, job_id), True
+            return await asyncio.to_thread(jobs.status, self.redis, job_id), True
         except JobNotFoundError:
             row = await (await self.store()).job(job_id)
             if row is None:
                 raise
             return _status_of(row), False
 
+    async def verdict(self, status: JobStatus, *, is_known: bool) -> str:
+        """What limits a job, or limited it; nothing where the database cannot be read. Errors of Redis pass through."""
+        if is_known and not status.is_final:
+            return (await self._verdicts.live(status)).words
+        try:
+            return (await self._verdicts.ended(await self.store(), status)).words
+        except DatabaseError:
+            return ""
+
     async def store(self) -> AsyncDatabaseManager:
         """The results database, opened for reading. Raises DatabaseError."""
         if self._store is None:
-            store = AsyncDatabaseManager.from_settings(self._settings)
+            store = AsyncDatabaseManager.from_settings(self.settings)
             try:
                 await store.open()
             except BaseException:
@@ -85,17 +98,25 @@ class PageHandler(Handler):
     def initialize(self, site: Site) -> None:
         self.site = site
 
-    def show(self, template: str, **values: Any) -> None:
+    @property
+    def root(self) -> str:
         prefix = self.application.options.url_prefix
-        self.render(f"themes/{template}", root=f"/{prefix.strip('/')}" if prefix else "", **{"here": "", **values})
+        return f"/{prefix.strip('/')}" if prefix else ""
+
+    def show(self, template: str, **values: Any) -> None:
+        self.render(f"themes/{template}", root=self.root, **{"here": "", **values})
 
     def say(self, status: int, title: str, text: str) -> None:
         self.set_status(status)
         self.show("message.html", title=title, text=text)
 
     async def get(self, *parts: str) -> None:
+        await self.told(self.answer(*parts))
+
+    async def told(self, answering: Awaitable[None]) -> None:
+        """Await an answer; where it fails, a page says why."""
         try:
-            await self.answer(*parts)
+            await answering
         except JobNotFoundError as unknown:
             self.say(404, "There is no such job", str(unknown))
         except UnreadableError as bad:
@@ -104,7 +125,9 @@ class PageHandler(Handler):
             self.say(503, "The results database is busy", str(bad))
         except DatabaseError as bad:
             self.say(503, "There are no results to show", str(bad))
-        except (RedisError, OSError) as bad:
+        except ConfigError as refused:
+            self.say(409, "This cannot be done now", str(refused))
+        except (RedisError, OSError, RedisUnavailableError) as bad:
             self.say(503, "Redis does not answer", str(bad))
 
     async def answer(self, *parts: str) -> None:
@@ -119,75 +142,6 @@ class JobList(PageHandler):
             self.finish(embedded({"jobs": listed})[len('{"jobs":') : -1])
         else:
             self.show("jobs.html", jobs=listed, here="jobs")
-
-
-class JobPage(PageHandler):
-    async def answer(self, *parts: str) -> None:
-        (job_id,) = parts
-        status, is_known = await self.site.status(job_id)
-        recent = await self.site.recent.of(job_id) if is_known else Recent()
-        failures = list(reversed(recent.failures))
-        note = ""
-        if not is_known:
-            note = f"Redis no longer knows this job: these are the results. themes retry {job_id} goes on with it."
-            found = await first_failures(await self.site.store(), job_id, FAILURES)
-            failures = [asdict(each) for each in found]
-        data = {
-            "job_id": job_id,
-            "is_final": status.is_final or not is_known,
-            "counts": job_counts(status),
-            "points": recent.points,
-            "last_id": recent.last_id if recent.last_id != "0-0" else "",
-            "shown": [each["destination_id"] for each in recent.latest],
-        }
-        self.show(
-            "job.html", job=job_values(status), live=is_known, latest=reversed(recent.latest), failures=failures,
-            note=note, label=label, data=embedded(data),
-        )  # fmt: skip
-
-
-class JobNow(PageHandler):
-    async def answer(self, *parts: str) -> None:
-        status, _ = await self.site.status(parts[0])
-        words = job_values(status)
-        self.set_header("Content-Type", "application/json; charset=utf-8")
-        known = {"tag": words["tag"], "words": words["words"], "is_final": status.is_final}
-        self.finish(embedded({**known, "counts": job_counts(status)}))
-
-
-class DestinationList(PageHandler):
-    async def answer(self, *parts: str) -> None:
-        (job_id,) = parts
-        store = await self.site.store()
-        row = await store.job(job_id)
-        if row is None:
-            raise JobNotFoundError(f"no job {job_id!r} in {store.place}")
-        state = self.get_query_argument("state", "")
-        text = self.get_query_argument("q", "")[:200]
-        number = self._number()
-        found = await lines(
-            store, job_id, state=cast("DestinationStatus", state) if state in _STATES else None, text=text,
-            offset=number * PER_PAGE, limit=PER_PAGE + 1,
-        )  # fmt: skip
-
-        def page(other: int) -> str:
-            return "?" + urlencode({"state": state, "q": text, "page": other})
-
-        self.show(
-            "destinations.html",
-            job_id=job_id,
-            name=row.name,
-            state=state,
-            text=text,
-            label=label,
-            rows=found[:PER_PAGE],
-            earlier=page(number - 1) if number else "",
-            later=page(number + 1) if len(found) > PER_PAGE else "",
-        )
-
-    def _number(self) -> int:
-        said = self.get_query_argument("page", "0")
-        return min(int(said), LAST_PAGE) if said.isdecimal() and said.isascii() and len(said) < 9 else 0  # noqa: PLR2004  # digits
 
 
 class ProfilePage(PageHandler):
@@ -217,16 +171,16 @@ class Asset(Handler):
 
 
 def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:
-    files = {name: ((PAGES / name).read_bytes(), "text/javascript") for name in ("jobs.js", "job.js", "llm.js")}
-    files["themes.css"] = (PAGES / "base.css").read_bytes() + (PAGES / "themes.css").read_bytes(), "text/css"
+    files = {
+        name: ((PAGES / name).read_bytes(), "text/javascript") for name in ("jobs.js", "job.js", "chart.js", "llm.js")
+    }
+    sheets = ("base.css", "themes.css", "jobs.css")
+    files["themes.css"] = b"".join((PAGES / name).read_bytes() for name in sheets), "text/css"
     job = r"/jobs/([A-Za-z0-9_.-]{1,100})"
     shared = {"site": site}
     return [
         (r"/jobs()/?", JobList, shared),
         (r"/jobs(\.json)", JobList, shared),
         (rf"/jobs/assets/({'|'.join(name.replace('.', '[.]') for name in files)})", Asset, {"files": files}),
-        (rf"{job}/?", JobPage, shared),
-        (rf"{job}/status\.json", JobNow, shared),
-        (rf"{job}/destinations/?", DestinationList, shared),
         (rf"{job}/destinations/([A-Za-z0-9_.-]{{1,100}})/?", ProfilePage, shared),
     ]

@@ -18,7 +18,7 @@ from tornado.web import RequestHandler
 
 from config.settings import Settings
 from tasks.connection import connect, connect_async
-from workers.dashboard import jobs_pages, llm_page, sse
+from workers.dashboard import actions, answers_page, destinations_page, downloads, job_page, jobs_pages, llm_page, sse
 from workers.dashboard.event_feed import Feeds
 from workers.dashboard.guard import guarded
 from workers.dashboard.jobs_pages import Site
@@ -67,6 +67,11 @@ class Dashboard(Flower):
             *sse.handlers(feeds),
             *llm_page.handlers(site, system),
             *jobs_pages.handlers(site),
+            *job_page.handlers(site),
+            *destinations_page.handlers(site),
+            *downloads.handlers(site),
+            *actions.handlers(site),
+            *answers_page.handlers(site),
         ]
         self.add_handlers(".*", [(prefix + pattern, *rest) for pattern, *rest in ours])
 

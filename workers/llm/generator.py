@@ -287,7 +287,9 @@ class FocusedLLMGenerator:
                     self._allow_more(request, raw, first_limit)
                     continue
                 if is_again:
-                    raise InvalidAnswerError(f"{exc}, also when asked again") from exc
+                    refused = InvalidAnswerError(f"{exc}, also when asked again")
+                    refused.answer = raw.text[:TURN_CHARACTERS]
+                    raise refused from exc
                 is_again = True
                 self._judge(request, raw, valid=False)
                 request.history = (Turn(answer=raw.text[:TURN_CHARACTERS], problem=str(exc)),)

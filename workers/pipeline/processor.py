@@ -26,6 +26,7 @@ from workers.pipeline.evidence import EvidenceReader, FoundEvidence
 from workers.pipeline.graph import Graph
 from workers.pipeline.known import Known, KnownProfiles
 from workers.pipeline.prompts import Input, Stage, pipeline_version
+from workers.pipeline.refused_answers import RefusedAnswers
 from workers.pipeline.schemas import theme_ids
 
 #: The stage of a record that stands for all stages of a profile that the cache has whole.
@@ -65,8 +66,10 @@ class FocusedPromptProcessor:
         profiler: PerformanceProfiler,
         evidence: EvidenceReader | None = None,
         known: KnownProfiles | None = None,
+        refused: RefusedAnswers | None = None,
     ) -> None:
         self._evidence = evidence
+        self._refused = refused
         #: Not where the web is read: it may say something new.
         self._known = known if evidence is None else None
         self._graph = graph
@@ -131,6 +134,7 @@ class FocusedPromptProcessor:
             on_stage=on_stage,
             budget=budget,
             cancellation=cancellation or Cancellation(""),
+            refused=self._refused,
         )
         if self._evidence is not None:
             with self._profiler.span("web.evidence"):
@@ -171,6 +175,8 @@ class _Run:
     on_stage: StageListener | None
     budget: JobBudget | None
     cancellation: Cancellation
+    #: Keeps answers that could not be used; None where none is to be kept.
+    refused: RefusedAnswers | None
     #: Set when a stage was stopped or could not be paid for: no other one starts.
     stopped: JobStoppedError | None = None
     themes: list[Theme] = field(default_factory=list)
@@ -305,13 +311,18 @@ class _StageRun:
         self._outcome.values = value["themes"] if is_new else value
 
     async def _answer(self, themes: Sequence[Theme]) -> Any:
-        run = self._run
-        completion = await run.generator.answer(
-            self._stage.prompt(run.input(themes)),
-            stage_stats=self._stage_stats,
-            request_priority=run.request_priority,
-            use_cache=run.use_cache,
-        )
+        run, prompt = self._run, self._stage.prompt(self._run.input(themes))
+        try:
+            completion = await run.generator.answer(
+                prompt,
+                stage_stats=self._stage_stats,
+                request_priority=run.request_priority,
+                use_cache=run.use_cache,
+            )
+        except InvalidAnswerError as exc:
+            if run.refused is not None:
+                run.refused.keep(run.cancellation.job_id, run.destination, prompt, exc)
+            raise
         self._outcome.answered_by(completion)
         return completion.value
 

@@ -31,6 +31,7 @@ from workers.pipeline.graph import Graph
 from workers.pipeline.known import KnownProfiles
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
+from workers.pipeline.refused_answers import RefusedAnswers
 from workers.process.shutdown import end_tasks
 from workers.worker.lanes import Lanes
 
@@ -92,8 +93,11 @@ async def open_parts(
             composites = Composites(shared_redis, cache)
             stack.push_async_callback(composites.close)
             known = KnownProfiles(composites, cache, graph.stages, settings=settings, profiler=profiler)
+        refused = RefusedAnswers(redis) if redis is not None and settings.dashboard.show_answers else None
+        if refused is not None:
+            stack.push_async_callback(refused.close)
         processor = FocusedPromptProcessor(
-            graph, generator, settings=settings, profiler=profiler, evidence=evidence, known=known
+            graph, generator, settings=settings, profiler=profiler, evidence=evidence, known=known, refused=refused
         )
         lanes: Lanes[Destination] = await stack.enter_async_context(
             Lanes(

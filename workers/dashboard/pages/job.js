@@ -1,27 +1,40 @@
-// One job, live. Everything from outside becomes text (textContent), never markup.
+// One job, live. Everything from outside becomes text (textContent), or comes escaped from the server.
+import { drawRates } from "./chart.js";
+
 const root = document.body.dataset.root;
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const KEPT = 50; // profiles and failures in the page
-const MAKING = 8; // destinations in the making that are shown
+const KEPT = 50; // destinations of each kind in the page
+const RUNNING = 5; // of those under way, beside the others
 const POINTS = 400; // of the chart
+// Between two looks at what limits the job.
+const VERDICT_MS = 3000;
+const REST_MS = 5000; // between two questions for what only the server can say
 
 const job = { ...data.counts };
 const points = data.points.slice();
-const making = new Map();
-const shown = new Set(data.shown);
+const running = new Map(Object.entries(data.running));
+const states = new Map([...$("rows").rows].map((row) => [row.dataset.destination, row.dataset.state]));
+let filter = "all";
 let source;
 let lastId = data.last_id;
 let redraw = 0;
 
 const whole = new Intl.NumberFormat("en");
-const seconds = (s) => {
+const pad = (n) => String(n).padStart(2, "0");
+const span = (s) => {
+  if (s < 1) return `${Math.round(s * 1000)} ms`;
+  if (s < 59.95) return `${s.toFixed(1)} s`;
   const n = Math.round(s);
-  if (n < 60) return `${n}s`;
-  if (n < 3600) return `${Math.floor(n / 60)}m${String(n % 60).padStart(2, "0")}s`;
-  return `${Math.floor(n / 3600)}h${String(Math.floor((n % 3600) / 60)).padStart(2, "0")}m`;
+  return n < 3600 ? `${Math.floor(n / 60)}m ${pad(n % 60)}s` : `${Math.floor(n / 3600)}h ${pad(Math.floor((n % 3600) / 60))}m`;
 };
-const money = (usd) => (usd == null ? "unknown" : usd === 0 ? "$0" : `$${usd < 1 ? usd.toPrecision(3) : usd.toFixed(2)}`);
+const left = (s) => {
+  if (s < 60) return `${Math.max(1, Math.round(s))} s`;
+  const minutes = Math.round(s / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+};
+const money = (usd) => (usd == null ? "unknown" : usd === 0 ? "$0" : usd < 1 ? `$${Number(usd.toPrecision(3))}` : `$${usd.toFixed(2)}`);
+const percent = (share) => (share == null ? "–" : `${Math.round(share * 100)}%`);
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -30,27 +43,47 @@ function element(name, text, className) {
   return made;
 }
 
-const label = (event) => [event.name, event.country].filter(Boolean).join(", ");
-
-function prepend(list, item) {
-  item.classList.add("arrived");
-  list.prepend(item);
-  while (list.children.length > KEPT) list.lastElementChild.remove();
+function put(id, text) {
+  const found = $(id);
+  if (found && found.textContent !== text) found.textContent = text;
 }
 
 function figures() {
   const ended = job.done + job.failed;
-  $("ended").textContent = whole.format(ended);
-  $("total").textContent = whole.format(job.total);
-  $("failed").textContent = whole.format(job.failed);
-  $("bar").max = job.total || 1;
-  $("bar").value = ended;
-  $("rate").textContent = job.rate_per_second ? `${job.rate_per_second.toFixed(1)}/s` : "–";
-  $("eta").textContent = job.eta_seconds == null ? "–" : seconds(job.eta_seconds);
-  $("calls").textContent = whole.format(job.llm_calls);
-  $("hits").textContent = whole.format(job.cache_hits);
-  $("tokens").textContent = whole.format(job.prompt_tokens + job.completion_tokens);
-  $("cost").textContent = money(job.cost_usd);
+  const asked = job.llm_calls + job.cache_hits + (job.coalesced || 0);
+  put("ended", whole.format(ended));
+  put("ended-of", `of ${whole.format(job.total)}`);
+  put("of", whole.format(job.total));
+  put("partial", whole.format(job.partial));
+  put("failed", whole.format(job.failed));
+  put("rate", job.rate_per_second ? `${job.rate_per_second.toFixed(1)}/s` : "–");
+  put("eta", job.eta_seconds == null ? "–" : span(job.eta_seconds));
+  put("calls", whole.format(job.llm_calls));
+  put("calls-of", asked ? `${percent((asked - job.llm_calls) / asked)} from the cache` : "");
+  put("tokens", whole.format(job.prompt_tokens + job.completion_tokens));
+  put("cost", money(job.cost_usd));
+  const parts = { complete: job.done - job.partial, partial: job.partial, failed: job.failed };
+  bar(parts);
+  for (const [name, number] of Object.entries(parts)) document.querySelector(`[data-part=${name}]`).textContent = whole.format(number);
+  if ($("state").textContent === "running" && ended <= job.total) {
+    const eta = job.eta_seconds == null ? "" : `, about ${left(job.eta_seconds)} left`;
+    put("sentence", `${whole.format(ended)} of ${whole.format(job.total)} finished${eta}.`);
+    $("bar").setAttribute("aria-label", $("sentence").textContent);
+  }
+}
+
+// As `parts` in job_words.py.
+function bar(parts) {
+  const widths = Object.entries(parts).map(([name, n]) => [name, n > 0 ? Math.max(4, (1000 * n) / Math.max(1, job.total)) : 0]);
+  const largest = widths.reduce((a, b) => (b[1] > a[1] ? b : a));
+  largest[1] -= Math.max(0, widths.reduce((sum, each) => sum + each[1], 0) - 1000);
+  let x = 0;
+  for (const [name, width] of widths) {
+    const rect = $("bar").querySelector(`.${name}`);
+    rect.setAttribute("x", x.toFixed(1));
+    rect.setAttribute("width", width.toFixed(1));
+    x += width;
+  }
 }
 
 function state(word, words = "") {
@@ -60,41 +93,127 @@ function state(word, words = "") {
   $("words").hidden = !words;
 }
 
-function chart() {
-  const svg = $("chart");
-  svg.replaceChildren();
-  if (points.length < 2) return;
-  const from = points[0][0];
-  const span = Math.max(1, points[points.length - 1][0] - from);
-  const top = Math.max(...points.map((p) => p[1]), 0.001);
-  const right = Math.max(200, svg.clientWidth) - 8;
-  svg.setAttribute("viewBox", `0 0 ${right + 8} 150`);
-  const x = (at) => 44 + ((at - from) / span) * (right - 44);
-  const y = (rate) => 128 - (rate / top) * 112;
-  const make = (name, attributes, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text) made.textContent = text;
-    svg.append(made);
-  };
-  const line = points.map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" L");
-  make("line", { x1: 44, x2: right, y1: 128, y2: 128 });
-  make("path", { class: "area", d: `M${x(from)},128 L${line} L${x(points[points.length - 1][0]).toFixed(1)},128 Z` });
-  make("path", { class: "curve", d: `M${line}`, "vector-effect": "non-scaling-stroke" });
-  make("text", { x: 40, y: 20, "text-anchor": "end" }, top < 10 ? top.toFixed(1) : whole.format(Math.round(top)));
-  make("text", { x: 40, y: 131, "text-anchor": "end" }, "0");
-  make("text", { x: right, y: 146, "text-anchor": "end" }, seconds(span));
+function runningRows() {
+  const body = $("running");
+  body.hidden = !running.size || !["all", "running"].includes(filter);
+  const made = [...running].slice(filter === "running" ? -KEPT : -RUNNING).reverse();
+  body.replaceChildren(
+    ...made.map(([, each]) => {
+      const row = element("tr");
+      const name = element("td");
+      name.append(element("span", each.name, "name"), element("br"), element("span", each.found.join(" · ") || " ", "quiet small"));
+      const tag = element("td");
+      tag.append(element("span", "running", "tag running"));
+      const steps = element("td", data.steps ? `${each.answers} of ${data.steps} steps` : `${each.answers} steps`, "num");
+      steps.colSpan = 3;
+      row.append(name, tag, steps);
+      return row;
+    }),
+  );
 }
 
-function makingList() {
-  const list = $("making");
-  list.replaceChildren();
-  for (const [, each] of [...making].slice(-MAKING).reverse()) {
-    const item = element("li");
-    item.append(element("span", each.name, "name"), " ", element("span", each.stages === 1 ? "1 answer" : `${each.stages} answers`, "quiet small"));
-    if (each.found.length) item.append(element("br"), element("span", each.found.join(" · "), "quiet small"));
-    list.append(item);
+// The last of each kind stay; what the filter does not choose is hidden.
+function rows() {
+  const counts = { all: 0, complete: 0, partial: 0, failed: 0 };
+  let shown = filter === "running" ? running.size : 0;
+  for (const row of [...$("rows").rows]) {
+    const kind = row.dataset.state;
+    counts.all += 1;
+    counts[kind] += 1;
+    if (counts.all > KEPT && (kind === "complete" || counts[kind] > KEPT)) {
+      row.remove();
+      continue;
+    }
+    row.hidden = filter === "all" ? counts.all > KEPT : kind !== filter;
+    shown += !row.hidden;
   }
+  $("none").hidden = shown > 0;
+  $("none").textContent = filter === "all" ? "None yet." : `None ${filter}.`;
+}
+
+function rowOf(event, kind) {
+  const row = element("tr", undefined, "arrived");
+  row.dataset.destination = event.destination_id;
+  row.dataset.state = kind;
+  const text = [event.name, event.country].filter(Boolean).join(", ");
+  const name = element("td");
+  const said = event.message?.startsWith(`${event.error_class}: `) ? event.message : [event.error_class, event.message].filter(Boolean).join(": ");
+  const why = kind === "failed" ? `${event.stage}: ${said}` : (event.top_themes || []).join(", ");
+  if (kind === "failed") name.append(element("span", text, "name"));
+  else {
+    const link = element("a", text, "name");
+    link.href = `${root}/jobs/${encodeURIComponent(data.job_id)}/destinations/${encodeURIComponent(event.destination_id)}`;
+    name.append(link);
+  }
+  if (why) name.append(element("br"), element("span", why, "quiet small"));
+  const tag = element("td");
+  tag.append(element("span", kind, `tag ${kind}`));
+  row.append(name, tag);
+  const time = event.elapsed_ms == null ? "–" : span(event.elapsed_ms / 1000);
+  for (const each of [percent(event.quality), event.themes == null ? "–" : String(event.themes), time]) row.append(element("td", each, "num"));
+  return row;
+}
+
+function outcome(event, kind) {
+  const id = event.destination_id;
+  const before = states.get(id);
+  running.delete(id);
+  if (before === kind) return;
+  if (before) {
+    // It was asked again.
+    job[before === "failed" ? "failed" : "done"] -= 1;
+    if (before === "partial") job.partial -= 1;
+    document.querySelector(`#rows [data-destination="${CSS.escape(id)}"]`)?.remove();
+  }
+  states.delete(id);
+  states.set(id, kind);
+  if (states.size > 20000) states.delete(states.keys().next().value);
+  job[kind === "failed" ? "failed" : "done"] += 1;
+  if (kind === "partial") job.partial += 1;
+  $("rows").prepend(rowOf(event, kind));
+  if (kind !== "complete") problems();
+}
+
+const handlers = {
+  "job.started": (event) => {
+    job.total = event.total || job.total;
+    if (!points.length) points.push([event.at, 0]);
+    state("running");
+  },
+  "stage.done": (event) => {
+    // News of the last stages may come after the destination itself.
+    if (states.has(event.destination_id)) return;
+    const each = running.get(event.destination_id) || { name: event.name, answers: 0, found: [] };
+    each.answers += 1;
+    each.found = [...(event.found || []).slice(0, 2), ...each.found].slice(0, 4);
+    running.delete(event.destination_id);
+    running.set(event.destination_id, each);
+    if (running.size > 500) running.delete(running.keys().next().value);
+  },
+  "destination.done": (event) => outcome(event, event.status === "partial" ? "partial" : "complete"),
+  "destination.failed": (event) => outcome(event, "failed"),
+  "job.progress": (event) => {
+    Object.assign(job, event);
+    // The first rate is of a moment, and would dwarf all others.
+    if (!points.length || event.at - points[0][0] >= 2) points.push([event.at, event.rate_per_second]);
+    if (points.length > POINTS) points.splice(1, 1 + (Math.floor(points.length / 2) % 2));
+    if ($("state").textContent === "paused") refresh();
+    else state("running");
+  },
+  "job.waiting": (event) => state(event.message ? "waiting" : "running", event.message ? `Waiting: ${event.message}` : ""),
+  "job.paused": () => refresh(),
+  "job.done": (event) => {
+    Object.assign(job, event);
+    state(event.state || "done");
+    source.close();
+    end();
+  },
+  gap: () => refresh(),
+};
+
+function end() {
+  running.clear();
+  refresh().finally(() => problems(0));
 }
 
 // Drawing is put off to the next frame, however many events came.
@@ -103,70 +222,12 @@ function later() {
     redraw = requestAnimationFrame(() => {
       redraw = 0;
       figures();
-      chart();
-      makingList();
+      rows();
+      runningRows();
+      drawRates($("chart"), points, $("at"));
+      $("speed").hidden = points.length < 2;
     });
   }
-}
-
-const handlers = {
-  "job.started": (event) => {
-    job.total = event.total || job.total;
-    state("running");
-  },
-  "stage.done": (event) => {
-    // News of the last stages may come after the destination itself.
-    if (shown.has(event.destination_id)) return;
-    const each = making.get(event.destination_id) || { name: event.name, stages: 0, found: [] };
-    each.stages += 1;
-    each.found = [...(event.found || []).slice(0, 2), ...each.found].slice(0, 4);
-    making.delete(event.destination_id);
-    making.set(event.destination_id, each);
-    if (making.size > 500) making.delete(making.keys().next().value);
-  },
-  "destination.done": (event) => {
-    making.delete(event.destination_id);
-    if (shown.has(event.destination_id)) return;
-    remember(event.destination_id);
-    job.done += 1;
-    const item = element("li");
-    item.dataset.destination = event.destination_id;
-    const link = element("a", label(event), "name");
-    link.href = `${root}/jobs/${encodeURIComponent(data.job_id)}/destinations/${encodeURIComponent(event.destination_id)}`;
-    item.append(link);
-    if (event.status === "partial") item.append(" ", element("span", "partial", "tag partial"));
-    item.append(element("br"), element("span", (event.top_themes || []).join(", "), "quiet small"));
-    prepend($("latest"), item);
-  },
-  "destination.failed": (event) => {
-    making.delete(event.destination_id);
-    job.failed += 1;
-    $("failures-section").hidden = false;
-    const item = element("li");
-    item.append(element("span", label(event), "name"), " ", element("span", event.error_class, "tag failed"));
-    item.append(element("br"), element("span", `${event.stage}: ${event.message}`, "quiet small"));
-    prepend($("failures"), item);
-  },
-  "job.progress": (event) => {
-    Object.assign(job, event);
-    points.push([event.at, event.rate_per_second]);
-    if (points.length > POINTS) points.splice(1, 1 + (Math.floor(points.length / 2) % 2));
-    state("running");
-  },
-  "job.waiting": (event) => state(event.message ? "waiting" : "running", event.message ? `Waiting: ${event.message}` : ""),
-  "job.paused": () => refresh(),
-  "job.done": (event) => {
-    Object.assign(job, event);
-    state(event.state || "done");
-    $("making-section").hidden = true;
-    source.close();
-  },
-  gap: () => refresh(),
-};
-
-function remember(id) {
-  shown.add(id);
-  if (shown.size > 20000) shown.delete(shown.values().next().value);
 }
 
 // The job's figures as the server has them; undefined where it does not answer with them.
@@ -176,8 +237,55 @@ async function refresh() {
   const status = await answer.json();
   Object.assign(job, status.counts);
   state(status.tag, status.words);
+  if (status.sentence) put("sentence", status.sentence);
+  put("verdict", status.verdict);
   later();
   return status;
+}
+
+// What the server groups and what can be done now: both as it draws them, unless they are in use.
+let asking = 0;
+function problems(wait = REST_MS) {
+  if (!asking || wait === 0) {
+    clearTimeout(asking);
+    asking = setTimeout(drawProblems, wait);
+  }
+}
+
+let questions = 0;
+async function drawProblems() {
+  asking = 0;
+  const mine = ++questions;
+  try {
+    const answer = await fetch(location.pathname);
+    const text = await answer.text();
+    // One that was asked earlier may be answered later.
+    if (!answer.ok || mine !== questions) return;
+    const made = new DOMParser().parseFromString(text, "text/html");
+    for (const id of ["acts", "problems"]) {
+      const isUsed = $(id).contains(document.activeElement) || $(id).querySelector("details[open]");
+      if (!isUsed) $(id).replaceChildren(...made.getElementById(id).childNodes);
+    }
+    $("problems-section").hidden = made.getElementById("problems-section").hidden;
+    for (const name of ["eta", "duration"]) {
+      const tile = made.getElementById(name);
+      if (tile && !$(name)) ($("eta") || $("duration")).closest("div").replaceWith(tile.closest("div"));
+    }
+    document.querySelector(".facts").replaceWith(made.querySelector(".facts"));
+    localTimes();
+  } catch {
+    // The next change asks again.
+  }
+}
+
+function localTimes() {
+  const format = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+  const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
+  for (const time of document.querySelectorAll("main time[datetime]")) {
+    const at = new Date(time.dateTime);
+    const name = zone.formatToParts(at).find((part) => part.type === "timeZoneName").value;
+    time.textContent = `${format.format(at)} ${name}`;
+  }
 }
 
 function watch() {
@@ -200,13 +308,22 @@ function watch() {
   }
 }
 
+// What limits the job changes without an event.
+function lookAgain() {
+  if (!data.is_final && !document.hidden && source && source.readyState !== EventSource.CLOSED) {
+    refresh().catch(() => {}); // the events tell of a lost connection
+  }
+  setTimeout(lookAgain, VERDICT_MS);
+}
+setTimeout(lookAgain, VERDICT_MS);
+
 // Only while the job may have more to say.
 async function again() {
   try {
     const status = await refresh();
     if (status && status.is_final) {
       $("lost").hidden = true;
-      $("making-section").hidden = true;
+      end();
       return;
     }
   } catch {
@@ -216,11 +333,37 @@ async function again() {
   watch();
 }
 
-figures();
-chart();
+document.addEventListener("click", async (event) => {
+  const chip = event.target.closest("[data-filter]");
+  if (chip && !event.metaKey && !event.ctrlKey && !event.shiftKey) {
+    event.preventDefault();
+    filter = chip.dataset.filter === filter ? "all" : chip.dataset.filter;
+    for (const each of document.querySelectorAll("[data-filter]")) {
+      if (each.dataset.filter === filter) each.setAttribute("aria-current", "true");
+      else each.removeAttribute("aria-current");
+    }
+    later();
+  }
+  const copy = event.target.closest("[data-copy]");
+  if (copy) {
+    getSelection().selectAllChildren(copy.parentElement.querySelector("code"));
+    let done = "Selected"; // where a browser gives no clipboard
+    try {
+      await navigator.clipboard.writeText(copy.dataset.copy);
+      done = "Copied";
+    } catch {
+      // It is selected.
+    }
+    copy.textContent = done;
+    setTimeout(() => (copy.textContent = "Copy"), 2000);
+  }
+});
+
+localTimes();
+later();
 addEventListener("resize", later);
 // While it waits nothing happens that would tell how long it still does.
 setInterval(() => {
-  if (!document.hidden && $("state").textContent === "waiting") refresh();
+  if (!document.hidden && ["waiting", "paused"].includes($("state").textContent)) refresh();
 }, 3000);
 if (!data.is_final) watch();

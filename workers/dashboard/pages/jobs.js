@@ -1,7 +1,8 @@
-// The list of jobs, kept up to date: asked for again every two seconds while somebody looks.
+// The list of jobs, kept up to date: asked for again every two seconds while it is looked at.
 const root = document.body.dataset.root;
 const body = document.getElementById("jobs");
 const lost = document.getElementById("lost");
+const whole = new Intl.NumberFormat("en");
 
 function rowOf(id) {
   return body ? [...body.rows].find((row) => row.dataset.job === id) : undefined;
@@ -10,19 +11,21 @@ function rowOf(id) {
 function show(job) {
   const row = rowOf(job.job_id);
   if (!row) return false;
-  const cells = row.cells;
-  const tag = cells[1].firstElementChild;
+  const tag = row.cells[1].firstElementChild;
   tag.textContent = job.tag;
   tag.className = `tag ${job.tag}`;
-  const words = cells[0].querySelector(".words");
-  words.hidden = job.tag !== "waiting";
+  const words = row.querySelector(".words");
+  words.hidden = !job.words;
   words.textContent = job.words;
-  cells[2].querySelector(".num").textContent = `${job.ended} of ${job.total}`;
-  const bar = cells[2].querySelector("progress");
-  bar.max = job.total || 1;
-  bar.value = job.ended;
-  [job.failed, job.rate, job.calls, job.hits, job.cost, job.time].forEach((text, at) => {
-    cells[3 + at].textContent = text;
+  row.querySelector("[data-is=finished]").textContent = `${whole.format(job.ended)} of ${whole.format(job.total)}`;
+  row.querySelector("[data-is=rest]").textContent = job.rest;
+  for (const part of job.parts) {
+    const rect = row.querySelector(`rect.${part.name}`);
+    rect.setAttribute("x", part.x);
+    rect.setAttribute("width", part.width);
+  }
+  [whole.format(job.partial), whole.format(job.failed), job.rate, job.calls, job.cost, job.time].forEach((text, at) => {
+    row.cells[3 + at].textContent = text;
   });
   return true;
 }

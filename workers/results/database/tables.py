@@ -124,6 +124,8 @@ destinations = Table(
     Column("updated_at", Float, nullable=False),
     # Carries the rowid, so that a job's destinations are read page by page in the order they came.
     Index("destinations_by_job", "job_id"),
+    # A job's destinations in alphabetical order, page by page.
+    Index("destinations_by_name", "job_id", "name"),
 )
 
 attempts = Table(
@@ -175,6 +177,8 @@ profiles = Table(
     Index("profiles_by_destination", "destination_id"),
     # What a country has: WHERE country = 'Japan'.
     Index("profiles_by_country", "country"),
+    # A job's profiles by what a list of them is ordered by; rows are wide, and are read for one page alone.
+    Index("profiles_by_quality", "job_id", "quality", "status", "elapsed_ms", "cost_usd"),
 )
 
 #: What a `ProfileRow` is made of, in a query over destinations and their profiles.

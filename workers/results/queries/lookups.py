@@ -1,28 +1,11 @@
-"""What pages ask of the results database: one profile, one page of a job's destinations."""
+"""What is looked up in the results database: one profile, the titles of a job's input."""
 
-from dataclasses import dataclass
-from typing import Any
-
-from sqlalchemy import JSON, Integer, Select, cast, func, literal_column, or_, select, true
+from sqlalchemy import JSON, Integer, cast, func, literal_column, select, true
 
 from tasks.inputs.columns import MAX_COLUMNS
 from workers.results.database import tables
 from workers.results.database.manager import AsyncDatabaseManager
-from workers.results.database.rows import DestinationStatus, FailureRow, ProfileRow
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationLine:
-    """A destination of a job in a list; `why` says what failed."""
-
-    destination_id: str
-    name: str
-    country: str | None
-    state: DestinationStatus
-    partial: bool
-    llm_calls: int
-    cache_hits: int
-    why: str | None
+from workers.results.database.rows import ProfileRow
 
 
 async def profile_of(store: AsyncDatabaseManager, job_id: str, destination_id: str) -> ProfileRow | None:
@@ -32,45 +15,6 @@ async def profile_of(store: AsyncDatabaseManager, job_id: str, destination_id: s
     async with store.reading() as connection:
         found = (await connection.execute(query)).mappings().one_or_none()
     return ProfileRow.of(found) if found else None
-
-
-async def lines(
-    store: AsyncDatabaseManager, job_id: str, *, state: DestinationStatus | None, text: str, offset: int, limit: int
-) -> list[DestinationLine]:
-    """A page of a job's destinations by name; `text` is looked for in name and country, in any case."""
-    d, f = tables.destinations, tables.failures
-    query: Select[Any] = (
-        select(
-            d.c.destination_id, d.c.name, d.c.country, d.c.state, d.c.partial, d.c.llm_calls, d.c.cache_hits,
-            f.c.error_class, f.c.message,
-        )
-        .join_from(d, f, isouter=True)
-        .where(d.c.job_id == job_id)
-        .order_by(d.c.name, d.c.destination_id)
-        .offset(offset)
-        .limit(limit)
-    )  # fmt: skip
-    if state is not None:
-        query = query.where(d.c.state == state)
-    if text:
-        query = query.where(
-            or_(d.c.name.icontains(text, autoescape=True), d.c.country.icontains(text, autoescape=True))
-        )
-    async with store.reading() as connection:
-        found: list[Any] = list((await connection.execute(query)).all())
-    return [
-        DestinationLine(row[0], row[1], row[2], row[3], bool(row[4]), row[5], row[6], row[7] and f"{row[7]}: {row[8]}")
-        for row in found
-    ]
-
-
-async def first_failures(store: AsyncDatabaseManager, job_id: str, limit: int) -> list[FailureRow]:
-    found = []
-    async for failure in store.failures(job_id):
-        found.append(failure)
-        if len(found) >= limit:
-            break
-    return found
 
 
 async def input_titles(store: AsyncDatabaseManager, job_id: str) -> list[str]:
