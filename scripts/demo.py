@@ -62,7 +62,7 @@ def command(file: str | None, latency: str | None, *, keep: bool) -> int:
         with Reader(file or DESTINATIONS) as reader:
             job = enqueue(reader, name="demo", settings=settings, redis=redis)
         made.start_others(dashboard=True)
-        dashboard = f"http://{settings.dashboard.host}:{made.port}"
+        dashboard = f"http://{settings.dashboard.host}:{made.port}/jobs"
         say(f"starting Redis, {WORKERS} workers, consumer, dashboard at {dashboard} ...")
         made.wait_until_ready()
         say(f"the stack is up after {duration(time.monotonic() - began)}")

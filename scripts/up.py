@@ -64,6 +64,6 @@ def _print_ready(made: Stack) -> None:
         f"workers    {len(made.workers)}, logs in {made.logs}",
     ]
     if made.port is not None:
-        lines.append(f"dashboard  http://{settings.dashboard.host}:{made.port}")
+        lines.append(f"dashboard  http://{settings.dashboard.host}:{made.port}/jobs")
     lines.append(f"ready: `{_prefix(settings)}themes enqueue FILE` in another terminal; Ctrl-C stops everything")
     say("\n".join(lines))

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,8 +31,9 @@ OPTIONS = (
 #: File -> its page, and pixels of its height.
 PICTURES = {
     "jobs": ("/jobs", 420),
-    "job": ("/jobs/{job}", 880),
-    "llm": ("/llm", 1_000),
+    "job": ("/jobs/{job}", 640),
+    "llm": ("/llm", 840),
+    "profile": ("{profile}", 560),
     "flower-workers": ("/workers", 560),
     "flower-tasks": ("/tasks", 480),
 }
@@ -98,7 +100,7 @@ async def take_all(told: argparse.Namespace) -> int:
     too_large = 0
     async with chromium() as tab:
         for name, (path, height) in PICTURES.items():
-            url = told.url + path.format(job=told.job)
+            url = told.url + path.format(job=told.job, profile=told.profile)
             made = await tab.take(url, height, width=told.width, dark=told.dark, seconds=told.seconds)
             (told.folder / f"{name}.png").write_bytes(made)
             print(f"{name}.png {len(made):,} bytes")  # noqa: T201  # for its user
@@ -119,6 +121,9 @@ def main() -> int:
     if not told.job:
         with urllib.request.urlopen(f"{told.url}/jobs.json", timeout=10) as answer:  # noqa: S310  # the dashboard's
             told.job = json.load(answer)[0]["job_id"]
+    with urllib.request.urlopen(f"{told.url}/jobs/{told.job}/destinations", timeout=10) as answer:  # noqa: S310
+        found = re.search(rf'href="(/jobs/{re.escape(told.job)}/destinations/[^"?]+)"', answer.read().decode())
+    told.profile = found[1] if found else "/jobs"
     return asyncio.run(take_all(told))
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from tasks.messages import Destination, Theme
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard, _get
 from tests.support.browser import Page, page
@@ -83,12 +82,25 @@ async def _a_profile_is_read(tab: Page, url: str, job: str) -> None:
     )
     themes = await tab.value("document.querySelectorAll('.theme').length")
     assert themes >= 10
-    assert await tab.value("document.querySelectorAll('.months').length") == themes
-    assert await tab.value("document.querySelector('.months').children.length") == 12
+    assert await tab.value("document.querySelectorAll('.theme .months').length") == themes
+    assert await tab.value("document.querySelector('.theme .months').children.length") == 12
     assert await tab.value("document.querySelectorAll('.months .peak').length") >= themes
     text = await tab.text()
-    for word in ("Food", "Culture", "stand-in, not a real model", "How it was made", "discover.food", "called"):
+    for word in ("Food", "Culture", "stand-in, not a real model", "At a glance", "Generation log", "confidence"):
         assert word in text
+    assert "discover.food" not in text, "the log is closed"
+    await tab.value("document.querySelector('#log > summary').click()")
+    stages = "[...document.querySelectorAll('#log tbody tr')].map(row => row.cells[0].textContent.split('.')[0])"
+    assert list(dict.fromkeys(await tab.value(stages))) == ["discover", "analyse", "enhance", "assess"]
+    assert await tab.value("document.querySelectorAll('#log tfoot tr').length") == 1
+    assert await tab.value("document.querySelectorAll('.months.all li').length") == 12
+    said = await tab.value("fetch(document.getElementById('json').href).then(answer => answer.json())")
+    assert (said["name"], len(said["themes"])) == ("Kyoto", themes)
+    await tab.value("document.querySelector('a[rel=prev]')?.click() ?? document.querySelector('a[rel=next]').click()")
+    await tab.until(
+        "!document.querySelector('h1')?.textContent.includes('Kyoto') && document.readyState === 'complete'"
+    )
+    assert await tab.value("document.querySelectorAll('.theme').length") >= 10
 
 
 async def _names_are_only_text(tab: Page, url: str, job: str) -> None:
@@ -193,21 +205,3 @@ def _forget(engine: Engine, job: str) -> None:
     with Redis.from_url(url) as redis:
         found = list(redis.scan_iter(f"themes:job:{job}*"))
         redis.delete(*found)
-
-
-def test_months_and_scores_are_shown_as_they_are() -> None:
-    from tests.support.stored import done, profile_in
-    from workers.dashboard.job_values import embedded, profile_values
-    from workers.observe.format import dollars, duration
-
-    profile = profile_in(done(Destination.of("Kyoto")))
-    theme = Theme("t1", "food", NASTY, "D.", [], more={"new": [1], "words": ["a", "b"]})
-    words = profile_values(msgspec.structs.replace(profile, themes=[theme]))
-    (_, (shown,)) = words["groups"][0]
-    assert shown["months"] == []
-    assert shown["confidence"] == ""
-    assert shown["more"] == [("new", "[1]"), ("words", "a, b")]
-    assert words["scores"][0] == ("Overall", "80%")
-    assert [dollars(usd) for usd in (None, 0, 0.01234, 12.5)] == ["unknown", "$0", "$0.0123", "$12.50"]
-    assert [duration(seconds) for seconds in (None, 5, 190, 7500)] == ["\u2013", "5 s", "3m 10s", "2h 05m"]
-    assert "<" not in embedded({"a": "</script>"})

@@ -274,6 +274,7 @@ async def test_counters_of_all_processes_add_up(client: AsyncRedis, redis: Redis
     assert sum(point.errors for point in points) == sum(point.rate_limited for point in points) == 2
     assert sum(point.hits for point in points) == 26
     assert [sum(getattr(point, name) for point in points) for name in ("destinations", "failures")] == [2, 2]
+    assert sum(sum(point.call_buckets.values()) for point in points) == 4
     assert {later.at - at.at for at, later in pairwise(points)} == {10}
     assert len(points) in {6, 7}
     for key in [*redis.scan_iter("themes:series:*"), *redis.scan_iter(f"{keys.METRICS}:*")]:

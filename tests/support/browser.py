@@ -91,13 +91,20 @@ class Page:
         """Prefer dark colours."""
         features = [{"name": "prefers-color-scheme", "value": "dark" if on else "light"}]
         await self.call("Emulation.setEmulatedMedia", features=features)
+        # The page learns of it before it is drawn the next time.
+        await self.value("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(() => drawn(1))))")
 
     async def press(self, key: str) -> None:
         """Press and let go of a key, by its DOM name."""
         for kind in ("keyDown", "keyUp"):
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
-            code = {"Enter": 13, "Tab": 9}[key]
+            code = {"Enter": 13, "Tab": 9, "ArrowLeft": 37}[key]
             await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+
+    async def type(self, letter: str) -> None:
+        """Type one letter."""
+        await self.call("Input.dispatchKeyEvent", type="keyDown", key=letter, text=letter)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", key=letter)
 
     async def picture(self, file: Path) -> None:
         """A picture of the whole page."""

@@ -47,7 +47,7 @@ def test_every_option_is_one_that_flower_knows(made: Callable[..., Settings]) ->
 def test_every_column_is_one_that_flower_has() -> None:
     columns = TASK_COLUMNS.split(",")
     assert set(columns) <= set(KNOWN_COLUMNS)
-    assert {"name", "args", "state", "received", "runtime", "worker"} == set(columns)
+    assert {"uuid", "args", "state", "received", "runtime", "worker"} == set(columns)
 
 
 def test_it_listens_on_loopback_runs_nobody_s_file_and_bounds_its_memory(made: Callable[..., Settings]) -> None:

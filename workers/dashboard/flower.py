@@ -25,7 +25,7 @@ MAX_TASKS: Final = 10_000
 #: Seconds after which the metrics of a worker that has gone are forgotten, as we forget its name.
 PURGE_SECONDS: Final = 3_600
 #: Columns of the task list; `args` shows the destinations.
-TASK_COLUMNS: Final = "name,args,state,received,runtime,worker"
+TASK_COLUMNS: Final = "uuid,args,state,received,runtime,worker"
 #: Flower cuts a list of users at commas, so that `me:a,b` would let `me:a` in, and compares ASCII only.
 _USER_AND_PASSWORD: Final = re.compile(r"[!-+\--9;-~]+:[!-+\--~]+")
 EX_CONFIG: Final = 2

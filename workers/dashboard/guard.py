@@ -9,6 +9,7 @@ import asyncio
 import functools
 import ipaddress
 import secrets
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -42,6 +43,23 @@ POLICY: Final = (
 )
 
 
+#: What a page says of a status.
+TITLES: Final = {
+    401: "A login is needed", 403: "This is refused", 404: "There is no such page", 500: "Something went wrong here",
+}  # fmt: skip
+TEXTS: Final = {404: "Nothing is at this address.", 500: "The dashboard's log has the error."}
+SERVER_ERROR: Final = 500
+PAGES: Final = Path(__file__).parent / "pages"
+
+
+def style(*names: str) -> str:
+    return "".join((PAGES / f"{name}.css").read_text("utf-8") for name in ("colours", *names))
+
+
+#: The style sheet of our pages.
+STYLE: Final = style("base", "header", "themes", "jobs")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address: `localhost`, 127.0.0.0/8 or ::1."""
     if host.rstrip(".").lower() == "localhost":
@@ -72,6 +90,11 @@ def has_login(options: Any) -> bool:
     return bool(options.basic_auth or options.auth)
 
 
+def root_of(options: Any) -> str:
+    prefix = (options.url_prefix or "").strip("/")
+    return f"/{prefix}" if prefix else ""
+
+
 class Guarded(RequestHandler):
     #: Flower's, which has `options`.
     application: Any
@@ -91,6 +114,11 @@ class Guarded(RequestHandler):
     @functools.cached_property
     def nonce(self) -> str:
         return secrets.token_urlsafe(16)
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every address: Flower's `url_prefix`."""
+        return root_of(self.application.options)
 
     async def prepare(self) -> None:
         reason = self._refusal()
@@ -149,8 +177,35 @@ class Guarded(RequestHandler):
 
     def _refuse(self, status: int, reason: str) -> None:
         self.set_status(status)
+        if self._wants_page():
+            self._show_refusal(status, reason)
+            return
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(f"{status} {reason}\n")
+
+    def _wants_page(self) -> bool:
+        return "text/html" in self.request.headers.get("Accept", "")
+
+    def _show_refusal(self, status: int, reason: str) -> None:
+        """A page in our look that needs nothing else: its style sheet would be refused too."""
+        policy = f"default-src 'none'; img-src data:; style-src 'nonce-{self.nonce}'; frame-ancestors 'none'"
+        self.set_header("Content-Security-Policy", policy)
+        self.current_user = None
+        text = reason[:1].upper() + reason[1:]
+        self._show(TITLES[status], f"{text}.", bare=True, style=STYLE)
+
+    def _show(self, title: str, text: str, **more: Any) -> None:
+        words = {"title": title, "text": text, "root": self.prefix, "here": "", "bare": False, **more}
+        RequestHandler.render(self, "themes/message.html", **words)
+
+    def write_error(self, status_code: int, **more: Any) -> None:
+        """A person gets a page in our look; a program what its handler says."""
+        if not self._wants_page():
+            super().write_error(status_code, **more)
+            return
+        error = more.get("exc_info", (None, None, None))[1]
+        said = str(getattr(error, "log_message", None) or "") if status_code < SERVER_ERROR else ""
+        self._show(TITLES.get(status_code, self._reason), said or TEXTS.get(status_code, f"Error {status_code}."))
 
 
 class Handler(BaseHandler):

@@ -1,16 +1,13 @@
-"""A job and a profile as the pages show them: plain values, which the templates escape."""
+"""A job as the pages show it: plain values, which the templates escape."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from tasks.jobs.registry import JobStatus, format_paused
-from tasks.messages import Profile, Theme
 from workers.dashboard.job_words import left_words, parts, rest_words, sentence
-from workers.observe.format import NOTHING, dollars, duration, percent, rate
-from workers.results.database.values import MONTHS
+from workers.observe.format import dollars, duration, rate
 
 
 def job_values(status: JobStatus) -> dict[str, Any]:
@@ -68,63 +65,3 @@ def embedded(data: Mapping[str, Any]) -> str:
 
 def label(name: str, country: str | None) -> str:
     return f"{name}, {country}" if country else name
-
-
-def profile_values(profile: Profile) -> dict[str, Any]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for theme in profile.themes:
-        groups.setdefault(theme.category, []).append(_theme(theme))
-    quality = profile.quality_assessment
-    names = {theme.id: theme.name for theme in profile.themes}
-    overlap = profile.overlap_analysis
-    scores = ("overall", "quality", "diversity", "coverage", "completeness")
-    return {
-        "groups": [(category.capitalize(), themes) for category, themes in groups.items()],
-        "scores": [(name.capitalize(), percent(getattr(quality, name), NOTHING)) for name in scores],
-        "recommendations": quality.recommendations or [],
-        "overlaps": [
-            ", ".join(names.get(each, each) for each in group)
-            for group in (overlap.overlapping_groups if overlap else [])
-        ],
-        "dollars": dollars,
-    }
-
-
-def _theme(theme: Theme) -> dict[str, Any]:
-    return {
-        "theme": theme,
-        "confidence": percent(theme.confidence),
-        "authenticity": percent(theme.authenticity_score),
-        "months": _months(theme),
-        "citations": _citations(theme),
-        "more": [(key, _plain(value)) for key, value in theme.more.items()],
-    }
-
-
-def _citations(theme: Theme) -> list[tuple[str, str]]:
-    if theme.citations_supported is None:
-        return [(text, "") for text in theme.citations]
-    pairs = zip(theme.citations, theme.citations_supported, strict=True)
-    return [(text, "found" if is_supported else "unsupported") for text, is_supported in pairs]
-
-
-def _months(theme: Theme) -> list[dict[str, str]]:
-    if theme.seasonality is None:
-        return []
-    found = []
-    for month in MONTHS:
-        kinds = [
-            kind
-            for kind, months in (("peak", theme.seasonality.peak), ("avoid", theme.seasonality.avoid))
-            if month in months
-        ]
-        found.append({"kind": " ".join(kinds), "letter": month[0], "words": f"{month}: {', '.join(kinds) or 'open'}"})
-    return found
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Sequence) and all(isinstance(each, str) for each in value):
-        return ", ".join(value)
-    return json.dumps(value, ensure_ascii=False)

@@ -1,11 +1,10 @@
-"""The pages of jobs, which come from Redis, and of their destinations and profiles, out of the results database."""
+"""The pages of jobs, which come from Redis, and of their destinations, out of the results database."""
 
 import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from redis import Redis, RedisError
@@ -22,16 +21,14 @@ from tasks.errors import (
 )
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
-from workers.dashboard.guard import Handler
-from workers.dashboard.job_values import embedded, job_values, profile_values
+from workers.dashboard.guard import PAGES, STYLE, Handler, root_of, style
+from workers.dashboard.job_values import embedded, job_values
 from workers.dashboard.recent import RecentJobs
 from workers.dashboard.verdicts import Verdicts
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
-from workers.results.queries.lookups import profile_of
 from workers.results.queries.status import status_of
 
-PAGES: Final = Path(__file__).parent / "pages"
 #: Seconds for which a list of all jobs is good enough for every reader.
 LIST_SECONDS: Final = 1.0
 
@@ -100,11 +97,10 @@ class PageHandler(Handler):
 
     @property
     def root(self) -> str:
-        prefix = self.application.options.url_prefix
-        return f"/{prefix.strip('/')}" if prefix else ""
+        return root_of(self.application.options)
 
     def show(self, template: str, **values: Any) -> None:
-        self.render(f"themes/{template}", root=self.root, **{"here": "", **values})
+        self.render(f"themes/{template}", root=self.root, **{"here": "", "bare": False, **values})
 
     def say(self, status: int, title: str, text: str) -> None:
         self.set_status(status)
@@ -144,17 +140,6 @@ class JobList(PageHandler):
             self.show("jobs.html", jobs=listed, here="jobs")
 
 
-class ProfilePage(PageHandler):
-    async def answer(self, *parts: str) -> None:
-        job_id, destination_id = parts
-        row = await profile_of(await self.site.store(), job_id, destination_id)
-        if row is None:
-            self.say(404, "There is no such profile", f"Job {job_id} has none for {destination_id}, or not yet.")
-            return
-        profile = row.profile()
-        self.show("profile.html", job_id=job_id, profile=profile, **profile_values(profile))
-
-
 class Asset(Handler):
     def initialize(self, files: Mapping[str, tuple[bytes, str]]) -> None:
         self._files = files
@@ -171,17 +156,12 @@ class Asset(Handler):
 
 
 def handlers(site: Site) -> list[tuple[str, type[Handler], dict[str, Any]]]:
-    files = {
-        name: ((PAGES / name).read_bytes(), "text/javascript")
-        for name in ("jobs.js", "job.js", "chart.js", "words.js", "llm.js")
-    }
-    sheets = ("base.css", "themes.css", "jobs.css")
-    files["themes.css"] = b"".join((PAGES / name).read_bytes() for name in sheets), "text/css"
-    job = r"/jobs/([A-Za-z0-9_.-]{1,100})"
+    files = {each.name: (each.read_bytes(), "text/javascript") for each in PAGES.glob("*.js")}
+    files["themes.css"] = STYLE.encode(), "text/css"
+    files["flower.css"] = style("header", "flower").encode(), "text/css"
     shared = {"site": site}
     return [
         (r"/jobs()/?", JobList, shared),
         (r"/jobs(\.json)", JobList, shared),
         (rf"/jobs/assets/({'|'.join(name.replace('.', '[.]') for name in files)})", Asset, {"files": files}),
-        (rf"{job}/destinations/([A-Za-z0-9_.-]{{1,100}})/?", ProfilePage, shared),
     ]

@@ -7,7 +7,8 @@ import msgspec
 
 from workers.dashboard.guard import Handler
 from workers.dashboard.jobs_pages import PageHandler, Site
-from workers.dashboard.llm_values import HEIGHT, WIDTH, page_values
+from workers.dashboard.llm_charts import HEIGHT, WIDTH
+from workers.dashboard.llm_values import page_values
 from workers.diagnosis.system import SystemReader
 
 

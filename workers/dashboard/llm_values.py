@@ -1,7 +1,6 @@
 """The values of the LLM page."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
@@ -9,40 +8,30 @@ from tasks import worker_reports as fleet
 from tasks.jobs.budget import NANO
 from tasks.keys import SERIES_STEP_SECONDS as STEP_SECONDS
 from tasks.texts import count
+from workers.dashboard.llm_charts import charts
+from workers.dashboard.llm_funnel import funnel
 from workers.diagnosis.system import RouteSummary, System
-from workers.observe.format import NOTHING, dollars, duration, milliseconds, percent, rate
+from workers.observe.format import NOTHING, dollars, duration, percent, rate, size
 from workers.observe.measurements import HOPS, WHOLES
 from workers.observe.reporter import SeriesPoint
 
 #: Points of the series that "now" is made of: a minute, without the one that is still growing.
 NOW_POINTS: Final = 6
-#: Points that a chart has at least: five minutes.
-LEAST_POINTS: Final = 30
-#: Size of a chart's drawing; the page stretches it.
-WIDTH, HEIGHT = 720, 120
 MAX_WORKERS: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """One drawing of the last hour. `area` and `lines` are paths in a box of `WIDTH` x `HEIGHT`."""
-
-    id: str
-    title: str
-    now: str
-    top: str
-    ago: str
-    area: str
-    lines: tuple[tuple[str, str], ...]
-    words: str
+#: Steps that are shown at once: those in which the most time went.
+OPEN_STEPS: Final = 6
 
 
 def page_values(system: System, points: Sequence[SeriesPoint]) -> dict[str, Any]:
+    all_steps = steps(system)
     return {
+        "verdict": system.verdict.words,
         "notices": notices(system),
         "figures": figures(system, points),
-        "charts": charts(points) if any(_is_busy(point) for point in points) else [],
-        "steps": steps(system),
+        "funnel": funnel(system, points[-NOW_POINTS - 1 : -1]),
+        "charts": charts(points, system.at),
+        "steps": all_steps[:OPEN_STEPS],
+        "more_steps": all_steps[OPEN_STEPS:],
         "workers": [worker_row(*named) for named in islice(system.workers.items(), MAX_WORKERS)],
         "more_workers": max(0, len(system.workers) - MAX_WORKERS),
         "routes": [route_row(route, system) for route in system.routes],
@@ -69,19 +58,15 @@ def notices(system: System) -> list[dict[str, str]]:
             "not measured. What is shown beside them is counted all the same."
         )
     if not system.consumers:
-        note("No results consumer is running: nothing becomes durable until one does (themes consumer).", "bad")
+        note("No results consumer is running: no result is saved until one does (themes consumer).", "bad")
     if system.lost:
-        note(f"Lost without a word in the last hour: {', '.join(system.lost[:5])}.", "bad")
+        note(f"Lost contact in the last hour: {', '.join(system.lost[:5])}.", "bad")
     for text in system.unreadable:
         note(f"Cannot be read: {text}", "bad")
     waits = [worker.waiting_for for worker in system.workers.values() if worker.waiting_for]
     for wait in {wait.reason: wait for wait in waits}.values():
         note(f"Waiting: {wait.format()}", "bad")
     return found
-
-
-def _is_busy(point: SeriesPoint) -> bool:
-    return bool(point.calls or point.hits or point.misses or point.destinations)
 
 
 def _per_second(points: Sequence[SeriesPoint], name: str) -> float | None:
@@ -99,21 +84,13 @@ def _hit_share(points: Sequence[SeriesPoint]) -> float | None:
 def figures(system: System, points: Sequence[SeriesPoint]) -> list[dict[str, str]]:
     measured = points if system.is_profiled else ()
     tokens = [_per_second(measured, f"{kind}_tokens") for kind in ("prompt", "completion")]
-    connections = sum(worker.connections for worker in system.workers.values())
-    in_use = sum(worker.connections_in_use for worker in system.workers.values())
-    spans = system.metrics.spans
-    call = spans.get("llm.call")
     rows = (
         ("calls", "LLM calls", rate(_per_second(measured, "calls"))),
         ("errors", "Errors", rate(_per_second(measured, "errors"))),
         ("destinations", "Destinations", rate(_per_second(measured, "destinations"))),
         ("tokens", "Tokens", rate(None if None in tokens else sum(t for t in tokens if t is not None))),
-        ("hit-rate", "From the cache", percent(_hit_share(measured), NOTHING)),
+        ("hit-rate", "Cache hit rate", percent(_hit_share(measured), NOTHING)),
         ("coalesced", "Coalesced", rate(_per_second(measured, "coalesced"))),
-        ("p95", "Call, 95 of 100", milliseconds(call.quantile(0.95)) if call else NOTHING),
-        ("pool", "Connections in use", f"{in_use:,} of {connections:,}" if system.workers else NOTHING),
-        ("queue", "Messages queued", f"{system.queue:,}"),
-        ("results", "Results not durable", f"{system.results:,}"),
     )
     return _with_ids(rows)
 
@@ -122,107 +99,32 @@ def _with_ids(rows: Iterable[tuple[str, str, str]]) -> list[dict[str, str]]:
     return [{"id": name, "title": title, "value": value} for name, title, value in rows]
 
 
-def charts(points: Sequence[SeriesPoint]) -> list[Chart]:
-    whole = _since_work_began(points[:-1])  # the last one is still growing
-
-    def per_second(name: str) -> list[float | None]:
-        return [float(getattr(point, name)) / STEP_SECONDS for point in whole]
-
-    share = [point.hits / (point.hits + point.misses) if point.hits + point.misses else None for point in whole]
-    tokens = [(point.prompt_tokens + point.completion_tokens) / STEP_SECONDS for point in whole]
-    return [
-        _chart("chart-calls", "LLM calls a second", per_second("calls"), ("errors", per_second("errors"))),
-        _chart("chart-destinations", "Destinations a second", per_second("destinations")),
-        _chart("chart-hits", "Part answered by the cache", share, top=1.0),
-        _chart("chart-tokens", "Tokens a second", tokens),
-    ]
-
-
-def _since_work_began(points: Sequence[SeriesPoint]) -> Sequence[SeriesPoint]:
-    """Without the idle time before the first work; at least `LEAST_POINTS`."""
-    first = next((at for at, point in enumerate(points) if _is_busy(point)), len(points))
-    return points[max(0, min(first - 1, len(points) - LEAST_POINTS)) :]
-
-
-def _chart(
-    name: str, title: str, values: Sequence[float | None], *others: tuple[str, Sequence[float | None]],
-    top: float | None = None,
-) -> Chart:  # fmt: skip
-    known = [value for value in values if value is not None]
-    most = top or max(known, default=0.0) or 1.0
-
-    def shown(value: float) -> str:
-        return percent(value) if top else rate(value)
-
-    now = next((value for value in reversed(values) if value is not None), None)
-    mean = sum(known) / len(known) if known else 0.0
-    lines = (
-        ("curve", _line(values, most)),
-        *((f"curve {kind}", _line(other, most)) for kind, other in others if any(other)),
-    )
-    return Chart(
-        id=name,
-        title=title,
-        now=NOTHING if now is None else shown(now),
-        top=shown(most),
-        ago=duration(len(values) * STEP_SECONDS),
-        area=_area(values, most),
-        lines=tuple(lines),
-        words=f"{title} over the last hour: at most {shown(max(known, default=0.0))}, {shown(mean)} on average",
-    )
-
-
-def _places(values: Sequence[float | None], most: float) -> list[list[tuple[float, float]]]:
-    """Where the values are drawn, in pieces: what is not known is a gap, not a zero."""
-    pieces: list[list[tuple[float, float]]] = [[]]
-    for at, value in enumerate(values):
-        if value is None:
-            pieces.append([])
-        else:
-            x = at / max(1, len(values) - 1) * WIDTH
-            pieces[-1].append((x, HEIGHT - 2 - min(1.0, value / most) * (HEIGHT - 6)))
-    return [piece for piece in pieces if piece]
-
-
-def _line(values: Sequence[float | None], most: float) -> str:
-    return " ".join("M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in piece) for piece in _places(values, most))
-
-
-def _area(values: Sequence[float | None], most: float) -> str:
-    return " ".join(
-        f"M{piece[0][0]:.1f},{HEIGHT} L"
-        + " L".join(f"{x:.1f},{y:.1f}" for x, y in piece)
-        + f" L{piece[-1][0]:.1f},{HEIGHT} Z"
-        for piece in _places(values, most)
-    )
-
-
 def steps(system: System) -> list[dict[str, str]]:
+    """How long each step took, those in which the most time went first; then those that contain others."""
     spans = system.metrics.spans
+    hops = sorted((name for name in HOPS if name in spans), key=lambda name: -spans[name].total)
     return [
         {
-            "name": name, "words": words, "count": f"{histogram.count:,}",
-            **{f"p{part}": milliseconds(histogram.quantile(part / 100)) for part in (50, 95, 99)},
+            "name": name, "words": {**HOPS, **WHOLES}[name], "count": f"{histogram.count:,}",
+            **{f"p{part}": duration(histogram.quantile(part / 100)) for part in (50, 95, 99)},
             "sum": duration(histogram.total),
         }
-        for name, words in {**HOPS, **WHOLES}.items()
+        for name in (*hops, *WHOLES)
         if (histogram := spans.get(name)) and histogram.count
     ]  # fmt: skip
 
 
 def worker_row(name: str, worker: fleet.WorkerReport) -> dict[str, Any]:
+    usage, pool = worker.usage, worker.pool
     return {
         "name": name,
         "lanes": f"{worker.lanes_busy} of {worker.lanes}" if worker.lanes else "stopping",
-        "waiting": f"{worker.lanes_waiting:,}",
-        "in_use": worker.connections_in_use,
-        "idle": int(worker.pool.idle),
-        "allowed": worker.connections,
-        "queued": worker.connections_waiting,
-        "wait": NOTHING if worker.pool.wait_p95_ms is None else f"{worker.pool.wait_p95_ms:,.0f} ms",
-        "cpu": NOTHING if worker.usage.cpu_percent is None else f"{worker.usage.cpu_percent:.0f} %",
-        "memory": NOTHING if worker.usage.rss_bytes is None else f"{worker.usage.rss_bytes / 2**20:,.0f} MB",
-        "restarts": worker.restarts,
+        "in_use": f"{worker.connections_in_use} of {worker.connections}",
+        "wait": duration(None if pool.wait_p95_ms is None else pool.wait_p95_ms / 1000),
+        "queued": f"{worker.connections_waiting:,} in line" if worker.connections_waiting else "",
+        "cpu": NOTHING if usage.cpu_percent is None else f"{usage.cpu_percent:.0f}%",
+        "memory": NOTHING if usage.rss_bytes is None else size(usage.rss_bytes),
+        "restarts": count(worker.restarts, "restart") if worker.restarts else "",
     }
 
 
@@ -231,21 +133,21 @@ def route_row(route: RouteSummary, system: System) -> dict[str, Any]:
     asked = metrics.total("llm_requests_total", endpoint=route.endpoint, model=route.model)
     good = metrics.total("llm_requests_total", endpoint=route.endpoint, model=route.model, outcome="ok")
     refused = metrics.total("llm_requests_total", endpoint=route.endpoint, model=route.model, outcome="rate_limited")
+    failed = asked - good - refused if asked else route.failures
+    cooling = f"cools down, {duration(route.cooling_seconds)} left" if route.cooling_seconds else ""
+    learnt = "" if route.learnt_per_minute is None else f"learned limit {route.learnt_per_minute:,.0f}/min"
     return {
         "endpoint": route.endpoint,
         "model": route.model,
         "circuit": route.circuit,
         "tag": "ok" if route.circuit == "closed" else "failed",
-        "errors": ", ".join(route.errors),
-        "cooling": f"{duration(route.cooling_seconds)} left" if route.cooling_seconds else NOTHING,
-        "cooling_for": route.cooling_for if route.cooling_seconds else "",
-        "learnt": NOTHING if route.learnt_per_minute is None else f"{route.learnt_per_minute:,.0f}/min",
+        "said": [*route.errors, *filter(None, (cooling, route.cooling_for if cooling else ""))],
+        "queued": f"{route.queued:,}",
+        "learnt": learnt,
         "in_flight": f"{route.in_use} of {route.limit}",
-        "queued": route.queued,
         "asked": f"{asked:,.0f}" if asked else NOTHING,
-        "refused": f"{refused:,.0f}" if asked else NOTHING,
-        "failed": f"{asked - good - refused:,.0f}" if asked else f"{route.failures:,}",
-        "latency": NOTHING if route.latency_ms is None else f"{route.latency_ms:,.0f} ms",
+        "not_ok": ", ".join(f"{n:,.0f} {word}" for n, word in ((refused, "rate limited"), (failed, "failed")) if n),
+        "latency": duration(None if route.latency_ms is None else route.latency_ms / 1000),
     }
 
 
@@ -257,7 +159,7 @@ def cache_rows(system: System) -> list[dict[str, str]]:
     rows = (
         ("Memory of the worker", memory + shared + missed, memory),
         ("Redis", shared + missed, shared),
-        ("Both", memory + shared + missed, memory + shared),
+        ("Total", memory + shared + missed, memory + shared),
     )
     return [
         {
@@ -317,10 +219,8 @@ def flow(system: System) -> list[dict[str, str]]:
         ("Jobs", by_state or "none"),
         ("Destinations without an outcome", f"{system.destinations_open:,}"),
         ("Messages in the queue", f"{system.queue:,}"),
-        ("Destinations that wait for a lane", f"{sum(worker.lanes_waiting for worker in workers):,}"),
-        ("Callers that wait for a connection", f"{sum(worker.connections_waiting for worker in workers):,}"),
-        ("Callers that wait for a rate limit", f"{sum(route.queued for route in system.routes):,}"),
-        ("Wait for a rate limit, 95 of 100", milliseconds(waits.quantile(0.95)) if waits and waits.count else NOTHING),
+        ("Destinations in line for a lane", f"{sum(worker.lanes_waiting for worker in workers):,}"),
+        ("Wait for the rate limit, p95", duration(waits.quantile(0.95)) if waits and waits.count else NOTHING),
         ("Results in the stream", f"{system.results:,}, of which {system.results_unread:,} unread"),
         ("Consumers", f"{len(consumers)}, {sum(one.entries_per_second for one in consumers):,.0f} entries/s"),
         ("Entries that could not be stored", f"{sum(one.rejected for one in consumers):,}"),
@@ -330,5 +230,5 @@ def flow(system: System) -> list[dict[str, str]]:
 
 
 def _memory(system: System) -> str:
-    used = f"{system.redis_bytes / 2**20:,.0f} MB"
-    return f"{used} of {system.redis_limit_bytes / 2**20:,.0f} MB" if system.redis_limit_bytes else f"{used}, no limit"
+    used = size(system.redis_bytes)
+    return f"{used} of {size(system.redis_limit_bytes)}" if system.redis_limit_bytes else f"{used}, no limit"

@@ -14,13 +14,23 @@ from redis.asyncio import Redis
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_sockets, bind_unix_socket
-from tornado.web import RequestHandler
+from tornado.web import RedirectHandler, RequestHandler
 
 from config.settings import Settings
 from tasks.connection import connect, connect_async
-from workers.dashboard import actions, answers_page, destinations_page, downloads, job_page, jobs_pages, llm_page, sse
+from workers.dashboard import (
+    actions,
+    answers_page,
+    destinations_page,
+    downloads,
+    job_page,
+    jobs_pages,
+    llm_page,
+    profile_page,
+    sse,
+)
 from workers.dashboard.event_feed import Feeds
-from workers.dashboard.guard import guarded
+from workers.dashboard.guard import PAGES, guarded, root_of
 from workers.dashboard.jobs_pages import Site
 from workers.dashboard.prometheus import AllMetrics, Scrape
 from workers.dashboard.recent import RecentJobs
@@ -46,7 +56,7 @@ class Dashboard(Flower):
     redis_url: ClassVar[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, template_loader=Templates(kwargs["template_path"], jobs_pages.PAGES), **kwargs)
+        super().__init__(*args, template_loader=Templates(kwargs["template_path"], PAGES), **kwargs)
         settings, redis_url = type(self).settings_of_themes, type(self).redis_url
         timeout = settings.redis.socket_timeout_seconds
         redis = connect_async(redis_url, socket_timeout_seconds=timeout)
@@ -60,13 +70,15 @@ class Dashboard(Flower):
         profiled = performance.enable_performance_profiling
         self._profiler = PerformanceProfiler(enabled=profiled, role="dashboard", slowest_kept=0)
         self.io_loop.add_callback(self._start_reports, redis, performance.profile_interval_seconds)
-        prefix = f"/{self.options.url_prefix.strip('/')}" if self.options.url_prefix else ""
+        prefix = root_of(self.options)
         site = Site(settings, redis_url, RecentJobs(redis))
         ours: list[tuple[Any, ...]] = [
+            (r"/", RedirectHandler, {"url": f"{prefix}/jobs", "permanent": False}),
             (r"/metrics", AllMetrics, {"scrape": Scrape(system)}),
             *sse.handlers(feeds),
             *llm_page.handlers(site, system),
             *jobs_pages.handlers(site),
+            *profile_page.handlers(site),
             *job_page.handlers(site),
             *destinations_page.handlers(site),
             *downloads.handlers(site),

@@ -1,23 +1,41 @@
-"""Flower's templates with a way to our pages in its navigation, and ours beside them."""
+"""Flower's templates under our header and style sheet, and ours beside them."""
 
 from pathlib import Path
 from typing import Any, Final
 
 from tornado.template import Loader, Template
 
-#: Where Flower's list of pages begins, and what we put first.
-_NAVIGATION: Final = '<ul class="app-nav navbar-nav">'
+PREFIX: Final = "themes/"
+#: Flower's navigation: our header, with the page that Flower says it is on.
+_HEADER: Final = '{% set root, here, bare = handler.prefix, active_tab, False %}{% include "themes/header.html" %}'
+_SHEET: Final = """<link href="{{ static_url('css/flower.css') }}" rel="stylesheet">"""
+_ASSETS: Final = "{{ handler.prefix }}/jobs/assets"
 _OURS: Final = (
-    '{% set prefix = (handler.application.options.url_prefix or "").strip("/") %}'
-    """<li class="nav-item"><a class="nav-link" href="{{ '/' + prefix if prefix else '' }}/jobs">Jobs</a></li>"""
-    """<li class="nav-item"><a class="nav-link" href="{{ '/' + prefix if prefix else '' }}/llm">LLM</a></li>"""
+    f'{_SHEET}<link rel="stylesheet" href="{_ASSETS}/flower.css">'
+    f'<script type="module" src="{_ASSETS}/keys.js"></script>'
 )
-#: What our content security policy does not let through, and what stands there instead.
-_STRICT: Final = {
+_TASKS: Final = (
+    '<div><h1>Tasks</h1><p class="page-description">A Celery task is a chunk: some destinations of one job. '
+    '<a href="{{ handler.prefix }}/jobs">Jobs</a> count destinations. Times are UTC.</p>'
+)
+#: What stands in Flower's templates, and what stands there instead; where a newer Flower has other words, they stay.
+_INSTEAD: Final = {
+    # What our content security policy does not let through.
     '<script type="text/javascript">': '<script nonce="{{ handler.nonce }}">',
     '<th style="width: 125px;">': "<th>",
+    _SHEET: _OURS,
+    '<a class="skip-link" href="#main-content">Skip to main content</a>': "",
+    'id="main-content"': 'id="main"',
+    "Flower{% end %}": "themes{% end %}",
+    '<div>\n      <p class="page-eyebrow">Task history</p>': _TASKS,
+    '<div>\n      <p class="page-eyebrow">Cluster overview</p>': "<div><h1>Workers</h1>",
+    '<div>\n      <p class="page-eyebrow">Message broker</p>': "<div><h1>Broker</h1>",
+    '<p class="page-eyebrow">Task details</p>': "<h1>Task</h1>",
+    '<p class="metric-label">Succeeded</p>': '<p class="metric-label">Tasks succeeded</p>',
+    '<p class="metric-label">Failed</p>': '<p class="metric-label">Tasks failed</p>',
+    "<th ": '<th scope="col" ',
+    "<th>": '<th scope="col">',
 }
-PREFIX: Final = "themes/"
 
 
 class Templates(Loader):
@@ -35,11 +53,10 @@ class Templates(Loader):
     def _create_template(self, name: str) -> Template:
         if name.startswith(PREFIX):
             text = (self._ours / name.removeprefix(PREFIX)).read_text("utf-8")
-            return Template(text, name=name, loader=self)
-        text = Path(self.root, name).read_text("utf-8")
-        for loose, strict in _STRICT.items():
-            text = text.replace(loose, strict)
-        if name == "navbar.html":
-            # Where a newer Flower has another navigation, it goes without the link.
-            text = text.replace(_NAVIGATION, _NAVIGATION + _OURS, 1)
+        elif name == "navbar.html":
+            text = _HEADER
+        else:
+            text = Path(self.root, name).read_text("utf-8")
+            for flowers, ours in _INSTEAD.items():
+                text = text.replace(flowers, ours)
         return Template(text, name=name, loader=self)

@@ -9,7 +9,7 @@ from workers.observe.metrics import Histogram
 
 #: Of `tasks.texts`, under the names that pages use.
 NOTHING: Final = texts.NOTHING
-duration = milliseconds = texts.duration
+duration = texts.duration
 
 
 def dollars(usd: float | None) -> str:

@@ -34,6 +34,13 @@ log = logging.getLogger("themes.metrics")
 INTERVAL_SECONDS: Final = 1.0
 #: The histogram of spans.
 SPANS: Final = "span_seconds"
+#: Spans whose sum is in the series, and the one whose durations are.
+WAITS: Final = {
+    "llm.rate_wait": "rate_wait_seconds", "llm.pool_wait": "pool_wait_seconds", "flight.wait": "flight_wait_seconds",
+    "llm.backoff": "backoff_seconds",
+}  # fmt: skip
+CALL: Final = "llm.call"
+CALL_BUCKET: Final = "call_b"
 
 #: Cumulative counts of the process, by field.
 Source = Callable[[], Mapping[str, float]]
@@ -56,6 +63,13 @@ class SeriesPoint(msgspec.Struct, frozen=True):
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
     rows: float = 0.0
+    #: Seconds that callers have waited, by what for.
+    rate_wait_seconds: float = 0.0
+    pool_wait_seconds: float = 0.0
+    flight_wait_seconds: float = 0.0
+    backoff_seconds: float = 0.0
+    #: How long calls took: buckets of a `Histogram`.
+    call_buckets: dict[int, int] = {}
 
     @property
     def hits(self) -> float:
@@ -157,6 +171,10 @@ def _series_of(name: str, labels: Mapping[str, str]) -> tuple[str, ...]:  # noqa
             return (f"{labels.get('kind')}_tokens",)
         case "consumer_rows_total":
             return ("rows",)
+        case "span_seconds_sum":
+            return (WAITS[labels["span"]],) if labels.get("span") in WAITS else ()
+        case "span_seconds":
+            return (f"{CALL_BUCKET}{labels.get('b')}",) if labels.get("span") == CALL else ()
     return ()
 
 
@@ -197,6 +215,15 @@ def read_series(
     starts = [float(number * step) for number in range(first, last + 1)]
     unknown = [at for at in starts if at not in known]
     replies = replies_of(redis, [keys.series(at) for at in unknown])
-    names = set(SeriesPoint.__struct_fields__) - {"at"}
-    read = {at: SeriesPoint(at, **amounts(reply, names)) for at, reply in zip(unknown, replies, strict=True)}
+    read = {at: _point(at, amounts(reply)) for at, reply in zip(unknown, replies, strict=True)}
     return [read.get(at) or known[at] for at in starts]
+
+
+def _point(at: float, fields: Mapping[str, float]) -> SeriesPoint:
+    names = SeriesPoint.__struct_fields__[1:-1]
+    buckets = {
+        int(name.removeprefix(CALL_BUCKET)): round(amount)
+        for name, amount in fields.items()
+        if name.startswith(CALL_BUCKET) and name.removeprefix(CALL_BUCKET).isdecimal() and amount > 0
+    }
+    return SeriesPoint(at, **{name: fields[name] for name in names if name in fields}, call_buckets=buckets)

@@ -18,7 +18,7 @@ from workers.report import charts
 from workers.report.report import Hop, JobReport, Slow
 
 _PAGES: Final = Path(__file__).parent / "pages"
-_BASE: Final = Path(workers.dashboard.__path__[0]) / "pages" / "base.css"
+_SHARED: Final = Path(workers.dashboard.__path__[0]) / "pages"
 #: Share of a destination's time from which on a hop is named beside its bar.
 NAMED_SHARE: Final = 0.005
 #: What the colours mean.
@@ -28,7 +28,9 @@ _LEGEND: Final = {
 
 
 def page(report: JobReport) -> str:
-    style = "".join(path.read_text("utf-8") for path in (_BASE, _PAGES / "report.css"))
+    style = "".join(
+        path.read_text("utf-8") for path in (_SHARED / "colours.css", _SHARED / "base.css", _PAGES / "report.css")
+    )
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     template = Template((_PAGES / "report.html").read_text("utf-8"), name="report.html", autoescape="xhtml_escape")
     return template.generate(style=style, digest=digest, **values(report)).decode()

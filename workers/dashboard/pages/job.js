@@ -262,19 +262,8 @@ async function drawProblems() {
       if (tile && !$(name)) ($("eta") || $("duration")).closest("div").replaceWith(tile.closest("div"));
     }
     document.querySelector(".facts").replaceWith(made.querySelector(".facts"));
-    localTimes();
-  } catch {
+    } catch {
     // The next change asks again.
-  }
-}
-
-function localTimes() {
-  const format = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
-  const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
-  for (const time of document.querySelectorAll("main time[datetime]")) {
-    const at = new Date(time.dateTime);
-    const name = zone.formatToParts(at).find((part) => part.type === "timeZoneName").value;
-    time.textContent = `${format.format(at)} ${name}`;
   }
 }
 
@@ -349,7 +338,6 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-localTimes();
 later();
 addEventListener("resize", later);
 // While it waits nothing happens that would tell how long it still does.

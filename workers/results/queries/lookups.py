@@ -1,6 +1,8 @@
 """What is looked up in the results database: one profile, the titles of a job's input."""
 
-from sqlalchemy import JSON, Integer, cast, func, literal_column, select, true
+from dataclasses import dataclass
+
+from sqlalchemy import JSON, Integer, cast, func, literal_column, select, true, tuple_
 
 from tasks.inputs.columns import MAX_COLUMNS
 from workers.results.database import tables
@@ -15,6 +17,34 @@ async def profile_of(store: AsyncDatabaseManager, job_id: str, destination_id: s
     async with store.reading() as connection:
         found = (await connection.execute(query)).mappings().one_or_none()
     return ProfileRow.of(found) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    destination_id: str
+    name: str
+    country: str | None
+
+
+async def neighbours(
+    store: AsyncDatabaseManager, job_id: str, destination_id: str
+) -> tuple[Neighbour | None, Neighbour | None]:
+    """The destinations with a profile before and after this one, by name."""
+    d = tables.destinations
+    place = tuple_(d.c.name, d.c.destination_id)
+    here = (
+        select(d.c.name, d.c.destination_id)
+        .where(d.c.job_id == job_id, d.c.destination_id == destination_id)
+        .subquery()
+    )
+    query = select(d.c.destination_id, d.c.name, d.c.country).where(d.c.job_id == job_id, d.c.state == "done").limit(1)
+    mine = tuple_(here.c.name, here.c.destination_id)
+    before = query.where(place < mine).order_by(d.c.name.desc(), d.c.destination_id.desc())
+    after = query.where(place > mine).order_by(d.c.name, d.c.destination_id)
+    async with store.reading() as connection:
+        rows = [(await connection.execute(each)).one_or_none() for each in (before, after)]
+    first, second = (row and Neighbour(*row) for row in rows)
+    return first, second
 
 
 async def input_titles(store: AsyncDatabaseManager, job_id: str) -> list[str]:
