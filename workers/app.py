@@ -50,6 +50,7 @@ class RuntimeStep(bootsteps.StartStopStep):
         from workers.process.signals import on_hangup
         from workers.worker.liveness import LivenessWatch, end_process
         from workers.worker.runtime import Runtime
+        from workers.worker.transport import QoS
         from workers.worker.tuning import ATTRIBUTE, Tuner, report, resize_threads, start_settings
 
         base = _with_command_line(SETTINGS, max(1, int(parent.concurrency)))
@@ -66,8 +67,11 @@ class RuntimeStep(bootsteps.StartStopStep):
             ensure_descriptors("worker", worker_descriptors(settings))
             size = settings.performance_optimization.worker_pool_size
             resize_threads(parent, size)
-            self._runtime = Runtime(settings, url, name=parent.hostname)
+            hub = parent.hub
+            # Celery's loop looks again whether it may fetch.
+            self._runtime = Runtime(settings, url, name=parent.hostname, on_hungry=lambda: hub.call_soon(_nothing))
             self._runtime.start()
+            QoS.wants_chunk = self._runtime.wants_chunk
             self._runtime.tune(settings, report(settings))
         except ThemesError as exc:
             _exit(exc)
@@ -98,6 +102,10 @@ class RuntimeStep(bootsteps.StartStopStep):
         tracing.stop()
 
     terminate = stop
+
+
+def _nothing() -> None:
+    """Wake Celery's loop."""
 
 
 @signals.setup_logging.connect(weak=False)

@@ -40,6 +40,8 @@ ROOT: Final = Path(__file__).parents[2]
 SAMPLES: Final = codec.DICTIONARIES / "samples.yaml"
 #: Bytes of a dictionary, at most.
 DICTIONARY_BYTES: Final = 42 * 1024
+#: zstd's level that it is trained for.
+TRAINED_LEVEL: Final = 6
 #: Every answer written by hand counts as often as this many of the sandbox's.
 BY_HAND_WEIGHT: Final = 40
 #: Of the sandbox's answers about the demo's places every fourth is trained on, and of the others every sixteenth: they
@@ -93,7 +95,7 @@ def wordings() -> list[bytes]:
 
 def train(samples: list[bytes]) -> bytes:
     """A dictionary of at most `DICTIONARY_BYTES`."""
-    trained: bytes = zstandard.train_dictionary(DICTIONARY_BYTES, samples, level=codec.ZSTD_LEVEL).as_bytes()
+    trained: bytes = zstandard.train_dictionary(DICTIONARY_BYTES, samples, level=TRAINED_LEVEL).as_bytes()
     return trained
 
 

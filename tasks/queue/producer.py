@@ -4,9 +4,9 @@
     for event in tasks.jobs.events.follow(job):
         print(event.type, event.destination_id)
 
-Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, IEEE ToC 1987): each chunk is a lane's share of what
-is left, so large jobs cost few messages, and the last chunks are single destinations. Of w workers, one that takes a
-chunk for each of its lanes before the others come has 1 - e^(-1/w) of the job, less than its part of 1/w.
+Chunk sizes follow guided self-scheduling (Polychronopoulos & Kuck, IEEE ToC 1987): each chunk is a fixed part of what
+is left, so large jobs cost few messages, and the last chunks are single destinations. A chunk feeds several lanes: a
+worker fetches one when its lanes have use for it (`workers.worker.lanes`), and leaves the others in the queue.
 
 The ledger is written before the messages: the sweeper sends a lost one again, and a second one finds its chunk gone.
 """
@@ -34,12 +34,14 @@ from tasks.queue.ledger import write_chunks
 from tasks.queue.wire import chunk_message, priority_on_the_wire
 from tasks.storable import entry_fields
 from tasks.texts import clean_line
-from tasks.worker_reports import live_lanes
+from tasks.worker_reports import workers
 
 log = logging.getLogger("themes.producer")
 
 #: Worker processes that a job is cut for while none has a heartbeat yet.
 ASSUMED_WORKERS: Final = 2
+#: Chunks that feed the lanes of one worker process together.
+CHUNKS_A_WORKER: Final = 4
 #: Destinations written to the ledger, and their messages published, at once.
 FLUSH_DESTINATIONS: Final = 2_000
 #: Signs of life in the time after which a producer counts as dead.
@@ -49,29 +51,31 @@ PUBLISH_BATCH: Final = 1_000
 LABEL_CHARACTERS: Final = 120
 
 
-def chunk_size(left: int, lanes: int, largest: int) -> int:
-    """How many destinations the next chunk takes when `left` are waiting for `lanes` lanes."""
-    return max(1, min(largest, left // max(1, lanes)))
+def chunk_size(left: int, parts: int, largest: int) -> int:
+    """How many destinations the next chunk takes of those that are `left`."""
+    return max(1, min(largest, left // max(1, parts)))
 
 
-def cut(destinations: Iterator[Destination], *, lanes: int, largest: int) -> Iterator[tuple[Destination, ...]]:
+def cut(destinations: Iterator[Destination], *, parts: int, largest: int) -> Iterator[tuple[Destination, ...]]:
     """Cut a stream of unknown length into chunks that shrink towards its end.
 
     Looks ahead just far enough to know that a chunk of `largest` is still right; memory does not grow with the stream.
     """
     window: deque[Destination] = deque()
-    lookahead = max(1, lanes) * largest
+    lookahead = max(1, parts) * largest
     while True:
         window.extend(islice(destinations, lookahead - len(window)))
         if not window:
             return
-        size = chunk_size(len(window), lanes, largest)
+        size = chunk_size(len(window), parts, largest)
         yield tuple(window.popleft() for _ in range(size))
 
 
-def lanes_of(redis: Redis, settings: Settings) -> int:
-    """The lanes that a job is cut for."""
-    return live_lanes(redis) or ASSUMED_WORKERS * settings.performance_optimization.worker_pool_size
+def parts_of(redis: Redis, settings: Settings) -> int:
+    """Into how many chunks what is left of a job could be cut now: each feeds a part of the smallest worker's lanes."""
+    lanes = [report.lanes for report in workers(redis).values() if report.lanes > 0]
+    lanes = lanes or [settings.performance_optimization.worker_pool_size] * ASSUMED_WORKERS
+    return sum(lanes) // max(1, min(lanes) // CHUNKS_A_WORKER)
 
 
 def label(destinations: Sequence[Destination]) -> str:
@@ -196,7 +200,7 @@ class _Enqueuing:
             log.warning("action=cancel job_id=%s could not be cancelled after a failed enqueue: %s", job_id, exc)
 
     def _publish_all(self, job_id: str, rows: Iterator[Destination]) -> int:
-        pieces = cut(rows, lanes=lanes_of(self._redis, self._settings), largest=self._settings.work.max_chunk_size)
+        pieces = cut(rows, parts=parts_of(self._redis, self._settings), largest=self._settings.work.max_chunk_size)
         total = 0
         batch: list[tuple[Chunk, str]] = []
         waiting = 0

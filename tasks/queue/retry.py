@@ -22,7 +22,7 @@ from tasks.jobs import budget
 from tasks.jobs import registry as jobs
 from tasks.messages import Chunk, Destination, JobOptions, JobReopened, JobSealed, unpack
 from tasks.queue.ledger import write_chunks
-from tasks.queue.producer import broker_of, cut, label, lanes_of, publish
+from tasks.queue.producer import broker_of, cut, label, parts_of, publish
 from tasks.storable import entry_fields
 
 log = logging.getLogger("themes.retry")
@@ -139,7 +139,7 @@ def retry(
             return 0
         _reopen(redis, job, options, [one.id for one in wanted], attempt, compress=compress)
         # The first delivery of a chunk makes the attempt one higher.
-        pieces = cut(iter(wanted), lanes=lanes_of(redis, settings), largest=settings.work.max_chunk_size)
+        pieces = cut(iter(wanted), parts=parts_of(redis, settings), largest=settings.work.max_chunk_size)
         stamp = f"r{time.time_ns():x}"
         chunks = (
             (Chunk(job.job_id, f"{stamp}-{number:08d}", piece, attempt=attempt - 1), label(piece))

@@ -8,6 +8,8 @@ import pytest
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard, _get
 from tests.support.browser import Page, page
+from workers.dashboard.job_words import left_words
+from workers.observe.format import dollars, duration, rate
 
 LONG = " ".join(["Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch"] * 3)
 HEBREW = "\u05e2\u05d9\u05e8 <b>\u05d2\u05d3\u05d5\u05dc\u05d4</b> \U0001f3bf"
@@ -53,6 +55,7 @@ async def test_a_job_with_partial_and_failed_destinations_is_shown_as_it_goes_an
         await _press(tab, "ArrowLeft")
         assert "/s at " in await tab.value("document.getElementById('at').textContent")
         assert await tab.value("document.querySelectorAll('#chart .dot').length") == 1
+        await _words(tab)
         await _fits(tab, url, job)
         assert not tab.errors
     await later(_lists, stack, url, job)
@@ -60,6 +63,16 @@ async def test_a_job_with_partial_and_failed_destinations_is_shown_as_it_goes_an
 
 async def _press(tab: Page, key: str) -> None:
     await tab.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key)
+
+
+async def _words(tab: Page) -> None:
+    """What the page writes by itself is what the server writes."""
+    numbers = [0.00007, 0.0123, 0.406, 0.9, 1.2, 9.4, 42, 59.7, 190, 729, 3_601, 5_940, 86_000, 101_482, 123_456.7]
+    for name, written in (("duration", duration), ("left", left_words), ("rate", rate), ("money", dollars)):
+        module = "(await import('/jobs/assets/words.js'))"
+        made = await tab.value(f"(async () => {msgspec.json.encode(numbers).decode()}.map({module}.{name}))()")
+        assert made[1:] == [written(number) for number in numbers][1:], name
+    assert made[-1] == "$123,456.70"
 
 
 async def _filters(tab: Page, partial: int) -> None:

@@ -1,6 +1,7 @@
 """Who does what, when somebody is idle or something is urgent."""
 
 import sqlite3
+import time
 from pathlib import Path
 
 from redis import Redis
@@ -77,3 +78,22 @@ def test_a_small_urgent_job_overtakes_a_large_one(stack: Engine) -> None:
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         assert redis.hlen(keys.chunks(large)) > 0
     assert stack.run("cancel", large).returncode == 0
+
+
+def test_a_worker_leaves_in_the_queue_what_its_lanes_have_no_use_for(stack: Engine) -> None:
+    _slow(stack, "60s")
+    settings = {"THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE": "8", "THEMES_WORK__MAX_CHUNK_SIZE": "10"}
+    stack.themes("w", "worker", "--name", "w", **settings)
+    job_id = stack.run("enqueue", _file(stack.folder, "City", 300), **settings).stdout.strip()
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+
+        def is_busy_after(at: float) -> bool:
+            return any(one.lanes_busy == 8 and one.at > at for one in fleet.workers(redis).values())
+
+        until("all lanes to work", lambda: is_busy_after(0))
+        began = time.time()
+        until("it to have had time for more", lambda: is_busy_after(began + 2))
+        queued = sum(redis.llen(queue) for queue in keys.queue_keys())
+        # With a chunk for each lane it would be eight.
+        assert redis.hlen(keys.chunks(job_id)) - queued < 8
+    assert stack.run("cancel", job_id).returncode == 0

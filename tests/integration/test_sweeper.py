@@ -7,6 +7,7 @@ from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -171,6 +172,18 @@ async def test_events_travel_in_chunks_as_soon_as_the_settings_say(rig: Rig) -> 
             while sent() < 41:
                 await asyncio.sleep(0.01)
     assert rig.redis.info("commandstats")["cmdstat_expire"]["calls"] - before == 4, "20 events, five at a time"
+
+
+async def test_a_publisher_without_events_is_woken_by_no_timer(rig: Rig) -> None:
+    loop: Any = asyncio.get_running_loop()
+    async with EventPublisher(rig.client, STREAMING, enabled=True) as publisher:
+        publisher.publish(Event("stage.done", rig.job.job_id))
+        async with asyncio.timeout(180):
+            while publisher.sent < 1:
+                await asyncio.sleep(0.01)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
 
 
 async def test_events_switched_off_leave_no_stream(rig: Rig) -> None:

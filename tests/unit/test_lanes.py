@@ -250,3 +250,78 @@ async def test_a_lane_with_fewer_than_work_steal_threshold_is_left_alone(thresho
         await running
         assert sorted(order) == [0, 1, 2, 3]
         assert sum(lane.stolen for lane in lanes.statistics) == stolen
+
+
+@pytest.mark.parametrize(("size", "reserve"), [(1, 1), (4, 1), (8, 2)])
+async def test_lanes_become_hungry_when_less_waits_than_a_part_of_them(size: int, reserve: int) -> None:
+    told: list[int] = []
+    places = asyncio.Semaphore(0)
+
+    async with Lanes[int](size, steal=True) as lanes:
+        lanes.on_hungry = lambda: told.append(lanes.waiting)
+        assert lanes.is_hungry
+        run = asyncio.create_task(lanes.run(list(range(size + reserve + 1)), lambda _: places.acquire()))  # type: ignore[arg-type]
+        async with asyncio.timeout(180):
+            while lanes.busy < size:
+                await asyncio.sleep(0)
+        assert (lanes.waiting, lanes.is_hungry, told) == (reserve + 1, False, [])
+        places.release()
+        async with asyncio.timeout(180):
+            while lanes.waiting > reserve:
+                await asyncio.sleep(0)
+        assert (lanes.is_hungry, told) == (False, [])
+        places.release()
+        async with asyncio.timeout(180):
+            while not told:
+                await asyncio.sleep(0)
+        assert (lanes.is_hungry, told) == (True, [reserve - 1])
+        for _ in range(size + reserve):
+            places.release()
+        await run
+
+
+async def test_too_small_a_batch_leaves_lanes_hungry() -> None:
+    told: list[int] = []
+    gate = asyncio.Event()
+    async with Lanes[int](3, steal=True) as lanes:
+        lanes.on_hungry = lambda: told.append(lanes.busy)
+        run = asyncio.create_task(lanes.run([1, 2], lambda _: gate.wait()))  # type: ignore[arg-type]
+        async with asyncio.timeout(180):
+            while 2 not in told:
+                await asyncio.sleep(0)
+        gate.set()
+        await run
+
+
+async def test_a_lane_that_may_not_take_what_waits_is_hungry() -> None:
+    told = asyncio.Event()
+    gate = asyncio.Event()
+
+    async def work(item: int) -> None:
+        if item % 2 == 0:
+            await gate.wait()
+
+    async with Lanes[int](2, steal=False) as lanes:
+        lanes.on_hungry = told.set
+        run = asyncio.create_task(lanes.run(list(range(6)), work))
+        async with asyncio.timeout(180):
+            await told.wait()
+        assert (lanes.waiting, lanes.busy, lanes.is_hungry) == (2, 1, True)
+        gate.set()
+        await run
+
+
+async def test_more_lanes_are_hungry_at_once() -> None:
+    told: list[int] = []
+    gate = asyncio.Event()
+    async with Lanes[int](2, steal=True) as lanes:
+        lanes.on_hungry = lambda: told.append(lanes.size)
+        run = asyncio.create_task(lanes.run([1, 2, 3], lambda _: gate.wait()))  # type: ignore[arg-type]
+        async with asyncio.timeout(180):
+            while lanes.busy < 2:
+                await asyncio.sleep(0)
+        assert (lanes.waiting, lanes.is_hungry, told) == (1, False, [])
+        lanes.resize(12)
+        assert told == [12]
+        gate.set()
+        await run

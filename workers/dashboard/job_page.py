@@ -41,6 +41,7 @@ class JobPage(_OfJob):
         if not rows and status.done + status.failed:
             rows = await self._stored(job_id)
             shown = min(len(rows), LATEST)
+        running = {} if status.is_settled else recent.running
         facts = await self.facts(status)
         data = {
             "job_id": job_id,
@@ -50,13 +51,13 @@ class JobPage(_OfJob):
             "points": recent.points,
             "last_id": recent.last_id if recent.last_id != "0-0" else "",
             "steps": facts.steps,
-            "running": recent.running,
+            "running": running,
         }
         again = f" {retry_command(job_id)} goes on with it."
         self.show(
             "job.html", job=job_values(status), live=is_known, rows=rows, shown=shown, facts=facts, label=label,
             tiles=tiles(status), moments=moments(status), took=duration(status.seconds), actions=Actions(self, status),
-            running=list(reversed(recent.running.items())), chips=CHIPS, data=embedded(data), row_values=row_values,
+            running=list(reversed(running.items())), chips=CHIPS, data=embedded(data), row_values=row_values,
             asked=self.get_query_argument("asked", ""), verdict=await self.site.verdict(status, is_known=is_known),
             answers=may_see_answers(self),
             note="" if is_known else f"Redis no longer knows this job: these are the results.{again}",

@@ -56,7 +56,7 @@ class Recent:
             self.points.append((event.at, float(data.get("rate_per_second") or 0)))
             if len(self.points) > 2 * POINTS:
                 self.points = self.points[::2]
-        elif event.type == "job.done":
+        elif event.type in {"job.done", "job.paused"}:
             self.running.clear()
 
     def _keep(self, place: str, row: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ _THEME_FIELDS: Final = frozenset(Theme.__struct_fields__) - {
     "citations",
     "citations_supported",
 }
+#: What `_unique` looks into.
+_NESTED: Final = frozenset({list, dict})
 _PROFILE_FIELDS: Final = frozenset({"overlapping_groups", "quality", "overall", "recommendations"})
 
 
@@ -75,11 +77,13 @@ class StageOutcome:
         """Enter fields that were answered by a batch's own numbers under the profile's."""
         if not answered:
             return
-        self.values = self.values or {}
+        self.values = values = self.values or {}
+        unanswered = self.unanswered
         for name, theme in zip(theme_ids(len(themes)), themes, strict=True):
             if name in answered:
-                self.values[theme.id] = answered[name]
-                self.unanswered.pop(theme.id, None)
+                values[theme.id] = answered[name]
+                if unanswered:
+                    unanswered.pop(theme.id, None)
 
     @property
     def status(self) -> Literal["ok", "partial", "failed"]:
@@ -146,7 +150,7 @@ def assemble(
         if outcome.stage.asks == "all themes" and outcome.values is not None
         for name, value in outcome.values.items()
     }
-    full = [_filled(theme, per_theme) for theme in themes]
+    full = _filled(themes, per_theme)
     missing = [line for outcome in outcomes.values() for line in _missing(outcome)]
     usage = sum((outcome.usage for outcome in outcomes.values()), Usage())
     models = Counter(outcome.model for outcome in outcomes.values() if outcome.model)
@@ -172,20 +176,33 @@ def assemble(
     )
 
 
-def _filled(theme: Theme, per_theme: Sequence[StageOutcome]) -> Theme:
-    known: dict[str, Any] = {}
-    more: dict[str, Any] = {}
-    for outcome in per_theme:
-        for name, value in (outcome.values or {}).get(theme.id, {}).items():
-            (known if name in _THEME_FIELDS else more)[name] = _unique(value)
-    return msgspec.convert(msgspec.to_builtins(theme) | known | ({"more": more} if more else {}), Theme)
+def _filled(themes: Sequence[Theme], per_theme: Sequence[StageOutcome]) -> list[Theme]:
+    """The themes with what was answered about each of them."""
+    filled: list[dict[str, Any]] = msgspec.to_builtins(themes)
+    answers = [outcome.values for outcome in per_theme if outcome.values]
+    for theme in filled:
+        theme_id: str = theme["id"]
+        more: dict[str, Any] = {}
+        for answered in answers:
+            if theme_id in answered:
+                for name, value in answered[theme_id].items():
+                    (theme if name in _THEME_FIELDS else more)[name] = (
+                        _unique(value) if type(value) in _NESTED else value
+                    )
+        if more:
+            theme["more"] = more
+    return msgspec.convert(filled, list[Theme])
 
 
 def _unique(value: Any) -> Any:
     """Lists without repetitions (strict providers cannot be asked for that), objects through and through."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return list(dict.fromkeys(value))
-    if isinstance(value, dict):
+    if type(value) is list:
+        try:
+            repeats = len(value) > len(set(value))
+        except TypeError:
+            return value  # of lists or objects
+        return list(dict.fromkeys(value)) if repeats and all(isinstance(item, str) for item in value) else value
+    if type(value) is dict:
         return {key: _unique(item) for key, item in value.items()}
     return value
 

@@ -328,7 +328,12 @@ class _StageRun:
 
     async def _each(self) -> None:
         """Ask about the themes in batches, at once; a batch without an answer leaves its themes unanswered."""
-        await asyncio.gather(*map(self._batch, batches_of(self._run.themes, self._run.limits)))
+        batches = batches_of(self._run.themes, self._run.limits)
+        if len(batches) == 1:
+            # The usual case needs no task.
+            await self._batch(batches[0])
+        else:
+            await asyncio.gather(*map(self._batch, batches))
         if self._outcome.values is None:
             self._outcome.unanswered.clear()
 

@@ -6,6 +6,7 @@ fills what it may. Any instance that is valid under a schema is a usable answer.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from workers.llm.endpoints.answers import AnswerSchema
@@ -26,9 +27,10 @@ _NEW_THEME: Final = {
 }
 
 
-def theme_ids(count: int) -> list[str]:
+@lru_cache(maxsize=1_024)
+def theme_ids(count: int) -> tuple[str, ...]:
     """t1, t2, … as prompts and answers number themes."""
-    return [f"t{number}" for number in range(1, count + 1)]
+    return tuple(f"t{number}" for number in range(1, count + 1))
 
 
 def new_themes(name: str, low: int, high: int) -> AnswerSchema:
@@ -61,7 +63,7 @@ def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
 def _strict(schema: Any, count: int) -> Any:
     """The schema as strict providers want it: objects closed, and theme numbers written out as an enumeration."""
     if schema == THEME_ID:
-        return {"type": "string", "enum": theme_ids(count)}
+        return {"type": "string", "enum": [*theme_ids(count)]}
     if isinstance(schema, list):
         return [_strict(item, count) for item in schema]
     if not isinstance(schema, dict):

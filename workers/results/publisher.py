@@ -48,6 +48,7 @@ class EventPublisher:
         self._flush_seconds = streaming.flush_interval_seconds
         self._max_bytes = max_bytes
         self._buffer: list[Event] = []
+        self._filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._announced: set[str] = set()
         self._announce_script = redis.register_script(_ANNOUNCE)
@@ -78,9 +79,13 @@ class EventPublisher:
             self.dropped += 1
             return
         self._buffer.append(event)
+        self._filled.set()
 
     async def _send_all(self) -> None:
         while True:
+            if not self._buffer:
+                self._filled.clear()
+                await self._filled.wait()
             await asyncio.sleep(self._flush_seconds)
             # What has come in the meantime waits no second interval.
             while self._buffer and await self._flush():

@@ -41,6 +41,8 @@ log = logging.getLogger("themes.chunks")
 FINISH_SHARE: Final = 0.5
 #: Seconds that a stopping worker may take to give back what it has just cut short.
 GIVE_BACK_SECONDS: Final = 1.0
+#: Chunks on their way to the lanes, at most: nobody knows how many of their destinations the cache has whole.
+MAX_ON_THEIR_WAY: Final = 3
 
 
 class ChunkEnd(StrEnum):
@@ -90,6 +92,8 @@ class ChunkRunner:
         #: Whether one more chunk may be taken, by the number in hand.
         self._may_take = may_take
         self._open: set[tuple[str, str]] = set()
+        #: Chunks whose destinations the lanes have.
+        self._in_lanes = 0
         #: Whether nothing more is taken until the consumer has written results.
         self.is_full = False
         self._wake = wake
@@ -123,6 +127,10 @@ class ChunkRunner:
     def claimed(self) -> int:
         """Messages in hand: chunks under our lease, and those that we are about to take."""
         return len(self._claimed)
+
+    def wants_more(self, in_hand: int) -> bool:
+        """Whether the lanes have use for another chunk, of which so many are in hand. Any thread may ask."""
+        return in_hand - self._in_lanes < MAX_ON_THEIR_WAY and self.lanes.is_hungry
 
     @property
     def is_stopping(self) -> bool:
@@ -301,7 +309,11 @@ class ChunkRunner:
             left.append(destination)
 
         key = (chunk.job_id, chunk.chunk_id)
-        left += await self.lanes.run(todo, work, priority=options.priority, key=key)
+        self._in_lanes += 1
+        try:
+            left += await self.lanes.run(todo, work, priority=options.priority, key=key)
+        finally:
+            self._in_lanes -= 1
         async with held.handing_off:
             pass  # what is being handed off has gone
         if not held.is_ours:

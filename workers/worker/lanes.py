@@ -15,9 +15,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 T = TypeVar("T")
+
+#: Part of the lanes that must find something waiting, or more is fetched: the way from the queue takes a while.
+RESERVE: Final = 0.25
 
 
 @dataclass(slots=True)
@@ -55,11 +58,17 @@ class _Batch(Generic[T]):
 _Queue = deque[tuple[_Batch[T], T]]
 
 
+def _nothing() -> None:
+    """Nobody listens."""
+
+
 class Lanes(Generic[T]):
     """`size` lanes that work on batches of items until stopped. Use as an async context manager."""
 
     def __init__(self, size: int, *, steal: bool, steal_threshold: int = 1) -> None:
         self.size = size
+        #: Called when they have become hungry.
+        self.on_hungry: Callable[[], None] = _nothing
         self.steal = steal
         #: Items, the one in hand included, that a lane must have before another takes one away from it.
         self._steal_threshold = steal_threshold
@@ -71,6 +80,8 @@ class Lanes(Generic[T]):
         self._queues: list[_Queue[T]] = [deque() for _ in range(size)]
         #: How many items of each priority wait.
         self._priorities: Counter[int] = Counter()
+        #: How many wait in all.
+        self.waiting = 0
         self._available = asyncio.Event()
         self._stopping = False
         #: Each lane's task, the retired ones' too, which may have an item in hand.
@@ -95,8 +106,13 @@ class Lanes(Generic[T]):
         return len(self._busy)
 
     @property
-    def waiting(self) -> int:
-        return self._priorities.total()
+    def is_hungry(self) -> bool:
+        """Whether some are idle or will soon be, because less waits than `RESERVE` of them. Any thread may ask."""
+        return len(self._busy) < self.size or self.waiting < self._reserve
+
+    @property
+    def _reserve(self) -> int:
+        return max(1, int(self.size * RESERVE))
 
     @property
     def statistics(self) -> list[LaneStatistics]:
@@ -126,6 +142,7 @@ class Lanes(Generic[T]):
             self._insert(self._queues[number % size], batch, item)
         # Idle lanes look: those that are retired end.
         self._available.set()
+        self._look_hungry()
 
     def _open(self, lane: int, now: float) -> None:
         """Add a lane, or call back one that was retired."""
@@ -194,7 +211,14 @@ class Lanes(Generic[T]):
         for number, item in enumerate(items):
             self._insert(self._queues[order[0 if self.steal else number % self.size]], batch, item)
         self._priorities[batch.priority] += len(items)
+        self.waiting += len(items)
         self._available.set()
+        # After the lanes have taken theirs.
+        asyncio.get_running_loop().call_soon(self._look_hungry)
+
+    def _look_hungry(self) -> None:
+        if self.is_hungry:
+            self.on_hungry()
 
     @staticmethod
     def _insert(queue: _Queue[T], batch: _Batch[T], item: T) -> None:
@@ -217,6 +241,9 @@ class Lanes(Generic[T]):
         return removed
 
     def _leaves(self, batch: _Batch[T]) -> None:
+        self.waiting -= 1
+        if self.waiting == self._reserve - 1:
+            self.on_hungry()
         self._priorities[batch.priority] -= 1
         if not self._priorities[batch.priority]:
             del self._priorities[batch.priority]
@@ -254,6 +281,9 @@ class Lanes(Generic[T]):
         while lane < self.size:
             taken, stolen = self._next(lane)
             if taken is None:
+                if self.waiting >= self._reserve:
+                    # What waits is out of this lane's reach.
+                    self.on_hungry()
                 self._available.clear()
                 await self._available.wait()
                 continue

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
@@ -63,13 +63,18 @@ REMEMBERED_JOBS: Final = 1_000
 
 
 class Runtime:
-    def __init__(self, settings: Settings, redis_url: str, *, name: str) -> None:
+    """`on_hungry` is called, on the loop's thread, when `wants_chunk` has become true."""
+
+    def __init__(
+        self, settings: Settings, redis_url: str, *, name: str, on_hungry: Callable[[], None] | None = None
+    ) -> None:
         self._settings = settings
         self._redis_url = redis_url
         self._queue = connect(
             settings.celery.broker_url or redis_url, socket_timeout_seconds=settings.redis.socket_timeout_seconds
         )
         self._name = name
+        self._on_hungry = on_hungry
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._started: Future[None] = Future()
@@ -109,6 +114,10 @@ class Runtime:
     def busy(self) -> int | None:
         """Messages in hand; None when nothing is started any more. May be read from any thread."""
         return None if self._draining or self._chunks is None else self._chunks.claimed
+
+    def wants_chunk(self, in_hand: int) -> bool:
+        """Whether the lanes have use for another chunk, of which so many are in hand. May be asked in any thread."""
+        return self._chunks is None or self._chunks.wants_more(in_hand)
 
     def drain(self) -> None:
         """Start nothing any more; what waits is given back. Returns at once."""
@@ -206,6 +215,8 @@ class Runtime:
             journal=journal,
             may_take=guard.may_take,
         )
+        if self._on_hungry is not None:
+            parts.lanes.on_hungry = self._on_hungry
         broker_url = self._settings.celery.broker_url
         broker = self._connected(stack, broker_url) if broker_url else redis
         rebalancer = Rebalancer(

@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import redis
@@ -107,8 +107,21 @@ def _check_call(body: Any) -> None:
 class QoS(kombu_redis.QoS):
     """Survives a Redis that refuses to write because its memory is full: kombu would end the process.
 
-    kombu's record of messages in hand is not needed: the ledger has what is left to do.
+    kombu's record of messages in hand is not needed: the ledger has what is left to do. Chunks are fetched when the
+    lanes have use for one: what a worker does not need yet stays in the queue, for others.
     """
+
+    #: Whether this process has use for another chunk, by the number of messages in hand (`workers.app`).
+    wants_chunk: Callable[[int], bool] = staticmethod(lambda _: True)
+
+    def can_consume(self) -> bool:
+        """As kombu's, where a chunk is wanted. What was asked for already is taken: Redis may have popped it."""
+        channel = self.channel
+        if not channel._in_poll and keys.QUEUE in channel.active_queues:  # noqa: SLF001  # kombu
+            in_hand = len(self._delivered) - len(self._dirty)
+            if not self.wants_chunk(in_hand):
+                return False
+        return bool(super().can_consume())  # type: ignore[no-untyped-call]  # kombu
 
     def append(self, message: Any, delivery_tag: Any) -> None:
         """As kombu's; unrecorded where Redis takes no record."""

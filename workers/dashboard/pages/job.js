@@ -1,5 +1,6 @@
 // One job, live. Everything from outside becomes text (textContent), or comes escaped from the server.
 import { drawRates } from "./chart.js";
+import { duration, left, money, percent, rate, whole } from "./words.js";
 
 const root = document.body.dataset.root;
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -7,9 +8,10 @@ const $ = (id) => document.getElementById(id);
 const KEPT = 50; // destinations of each kind in the page
 const RUNNING = 5; // of those under way, beside the others
 const POINTS = 400; // of the chart
+const REST_MS = 5000; // before the first question for what only the server can say; each next one waits longer
+const LONGEST_REST_MS = 60000;
 // Between two looks at what limits the job.
 const VERDICT_MS = 3000;
-const REST_MS = 5000; // between two questions for what only the server can say
 
 const job = { ...data.counts };
 const points = data.points.slice();
@@ -19,22 +21,6 @@ let filter = "all";
 let source;
 let lastId = data.last_id;
 let redraw = 0;
-
-const whole = new Intl.NumberFormat("en");
-const pad = (n) => String(n).padStart(2, "0");
-const span = (s) => {
-  if (s < 1) return `${Math.round(s * 1000)} ms`;
-  if (s < 59.95) return `${s.toFixed(1)} s`;
-  const n = Math.round(s);
-  return n < 3600 ? `${Math.floor(n / 60)}m ${pad(n % 60)}s` : `${Math.floor(n / 3600)}h ${pad(Math.floor((n % 3600) / 60))}m`;
-};
-const left = (s) => {
-  if (s < 60) return `${Math.max(1, Math.round(s))} s`;
-  const minutes = Math.round(s / 60);
-  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-};
-const money = (usd) => (usd == null ? "unknown" : usd === 0 ? "$0" : usd < 1 ? `$${Number(usd.toPrecision(3))}` : `$${usd.toFixed(2)}`);
-const percent = (share) => (share == null ? "–" : `${Math.round(share * 100)}%`);
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -56,8 +42,8 @@ function figures() {
   put("of", whole.format(job.total));
   put("partial", whole.format(job.partial));
   put("failed", whole.format(job.failed));
-  put("rate", job.rate_per_second ? `${job.rate_per_second.toFixed(1)}/s` : "–");
-  put("eta", job.eta_seconds == null ? "–" : span(job.eta_seconds));
+  put("rate", rate(job.rate_per_second));
+  put("eta", duration(job.eta_seconds));
   put("calls", whole.format(job.llm_calls));
   put("calls-of", asked ? `${percent((asked - job.llm_calls) / asked)} from the cache` : "");
   put("tokens", whole.format(job.prompt_tokens + job.completion_tokens));
@@ -149,7 +135,7 @@ function rowOf(event, kind) {
   const tag = element("td");
   tag.append(element("span", kind, `tag ${kind}`));
   row.append(name, tag);
-  const time = event.elapsed_ms == null ? "–" : span(event.elapsed_ms / 1000);
+  const time = duration(event.elapsed_ms == null ? null : event.elapsed_ms / 1000);
   for (const each of [percent(event.quality), event.themes == null ? "–" : String(event.themes), time]) row.append(element("td", each, "num"));
   return row;
 }
@@ -201,7 +187,10 @@ const handlers = {
     else state("running");
   },
   "job.waiting": (event) => state(event.message ? "waiting" : "running", event.message ? `Waiting: ${event.message}` : ""),
-  "job.paused": () => refresh(),
+  "job.paused": () => {
+    running.clear();
+    refresh();
+  },
   "job.done": (event) => {
     Object.assign(job, event);
     state(event.state || "done");
@@ -245,11 +234,12 @@ async function refresh() {
 
 // What the server groups and what can be done now: both as it draws them, unless they are in use.
 let asking = 0;
-function problems(wait = REST_MS) {
-  if (!asking || wait === 0) {
-    clearTimeout(asking);
-    asking = setTimeout(drawProblems, wait);
-  }
+let rest = REST_MS;
+function problems(wait = rest) {
+  if (asking && wait) return;
+  clearTimeout(asking);
+  asking = setTimeout(drawProblems, wait);
+  if (wait) rest = Math.min(2 * rest, LONGEST_REST_MS);
 }
 
 let questions = 0;

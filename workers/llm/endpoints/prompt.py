@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -14,8 +13,7 @@ from workers.llm.endpoints.answers import AnswerSchema
 KEY_VERSION: Final = "3"
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """A request to the LLM, independent of model and endpoint.
 
     The fixed parts come first and the data last, so that providers' prefix caches work. `version` is a digest of the

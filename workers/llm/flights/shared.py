@@ -39,8 +39,8 @@ POLL_SECONDS: Final = 1.0
 TOGETHER_SECONDS: Final = 0.002
 #: Claims in one batch, at most: larger batches would send callers to the endpoint in waves.
 AT_ONCE: Final = 16
-#: Seconds that an answer waits to be stored with others; no caller waits for that.
-STORE_SECONDS: Final = 0.005
+#: Seconds that an answer waits to be stored with others; only callers in other processes wait for that.
+STORE_SECONDS: Final = 0.02
 #: Renewals in the time of one lease.
 RENEWALS: Final = 3
 

@@ -12,6 +12,8 @@ for i = 1, #KEYS / 4 do
     ends[i] = {'value', value}
   elseif told and string.sub(told, 1, #seen + 1) == seen .. ' ' then
     ends[i] = {'outcome', string.sub(told, #seen + 2)}
+  elseif redis.call('SET', lease, token, 'NX', 'PX', lease_ms) then
+    ends[i] = {'own', ''}
   else
     local owner = redis.call('GET', lease)
     if owner and owner ~= token and redis.call('EXISTS', 'themes:dead:' .. string.match(owner, '^[^:]*')) == 0 then
