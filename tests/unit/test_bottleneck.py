@@ -139,12 +139,20 @@ def test_refusals_without_a_limit_of_ours_are_the_endpoints_limit() -> None:
 
 
 def test_an_error_storm_comes_first_with_its_class() -> None:
-    picture, _ = Network(destinations=60).run()
+    picture, _ = Network(destinations=60, pool=100).run()
     (part,) = picture.parts
     bad = _with(part, sums=part.sums | {"llm.errors.EndpointDownError": 300, "llm.requests": 1260})
     first, *_ = diagnose(measured(JobMeasurements.of([bad]), total=60))
     assert first.resource == "endpoint"
     assert "300 of 1,260 requests failed, most with EndpointDownError (300)" in first.evidence
+
+
+def test_a_line_that_takes_most_of_the_time_comes_before_a_few_errors() -> None:
+    picture, _ = Network(destinations=60, pool=4).run()
+    (part,) = picture.parts
+    bad = _with(part, sums=part.sums | {"llm.errors.ParameterRefusedError": 150, "llm.requests": 1110})
+    first, second, *_ = diagnose(measured(JobMeasurements.of([bad]), total=60))
+    assert (first.resource, second.resource) == ("connections", "endpoint")
 
 
 def test_results_that_wait_for_the_consumer_name_the_database() -> None:

@@ -50,7 +50,7 @@ UNWRITTEN = Wait("other", "", 0.0, None, "the consumer is too far behind")
 CASES = {
     "no worker": (_pulse(), "workers", ["No worker is running.", "themes worker"]),
     "no consumer": (
-        _pulse(_worker(), consumers={}, results=7),
+        _pulse(_worker(), consumers={}, results=7, behind_seconds=4.0),
         "database",
         ["No results consumer", "7 results wait", "themes consumer"],
     ),

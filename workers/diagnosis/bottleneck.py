@@ -120,9 +120,8 @@ def diagnose(m: Measured) -> list[Finding]:
         found = _led_by(longest, found)
     elif not found or found[0].share < EXPLAINS:
         found.insert(0, (is_busy and waiting_for_llm(m)) or _idle(m))
-    # An endpoint that fails is no wait, and comes before all of them.
     failing = [each for each in beside if each.resource == "endpoint" and found[0].resource != "endpoint"]
-    found = [*failing, *found]
+    found = [*failing, *found] if longest is None else [found[0], *failing, *found[1:]]
     named = {each.resource for each in found}
     found += [each for each in beside if each.resource not in named]
     llm = waiting_for_llm(m) if found[0].resource in {"lanes", "work"} else None

@@ -139,11 +139,11 @@ def of_system(pulse: Pulse, *, is_working: bool) -> Verdict:
 
 
 def _database(pulse: Pulse) -> Verdict | None:
-    if pulse.results and not pulse.consumers:
-        text = f"No results consumer is running: {count(pulse.results, 'result')} wait to be saved."
-        return Verdict("database", text, "Start one: themes consumer.")
     if pulse.behind_seconds < BEHIND_SECONDS:
         return None
+    if not pulse.consumers:
+        text = f"No results consumer is running: {count(pulse.results, 'result')} wait to be saved."
+        return Verdict("database", text, "Start one: themes consumer.")
     evidence = f"{count(pulse.results, 'result')} wait to be saved, the oldest for {duration(pulse.behind_seconds)}"
     return _limited("database", evidence, "look for what holds the database or slows its disk (themes doctor)")
 
