@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from redis import RedisError
+from redis import Redis, RedisError
 
 from scripts.lib.connections import connected
 from scripts.lib.llm_probe import LlmProbe
@@ -13,11 +13,13 @@ from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
 from scripts.lib.terminal import say
 from scripts.main import settings_from
+from tasks import keys
+from tasks.connection import text_of
 from tasks.errors import InputError
 from tasks.inputs.reader import Reader
 from tasks.jobs.budget import check
 from tasks.queue.producer import enqueue
-from tasks.texts import count
+from tasks.texts import clean_line, count
 
 
 @click.command()
@@ -85,9 +87,18 @@ def command(
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     show(report)
     say(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})")
+    if address := _dashboard(redis):
+        say(f"see {address}/jobs/{job.job_id}")
     if not wait:
         return 0
     # Late: only who waits looks on.
     from scripts.lib.follow import follow_to_end
 
     return follow_to_end(redis, job.job_id, settings, is_partial_failure=is_partial_failure)
+
+
+def _dashboard(redis: Redis) -> str:
+    """The address of a dashboard that runs; empty where there is none."""
+    with contextlib.suppress(RedisError):  # as above
+        return clean_line(text_of(redis.get(keys.DASHBOARD) or b""))
+    return ""

@@ -29,6 +29,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:queue:dead | list | what was in the queue and is no message of ours, with the reason | at most DEAD_ENTRIES |
 | themes:consumers | zset | consumer by its last report (s) | KEEP_SECONDS after it |
 | themes:consumer:NAME | hash | a consumer's report: how far behind, how fast | WORKER_SECONDS |
+| themes:dashboard | string | the address of a dashboard that runs | DASHBOARD_SECONDS, renewed |
 | themes:worker:NAME | hash | a worker process's heartbeat: lanes, in use, pid | WORKER_SECONDS |
 | themes:cache:DIGEST | string | one cached completion | cache_ttl_days |
 | themes:cache:profile:DIGEST | string | a profile that is made of such completions | as long as the first of them |
@@ -68,6 +69,9 @@ ACTIVE: Final = "themes:active"
 WORKERS: Final = "themes:workers"
 RESULTS: Final = "themes:results"
 CONSUMERS: Final = "themes:consumers"
+#: The address of a dashboard, and seconds without a sign of life after which it counts as gone.
+DASHBOARD: Final = "themes:dashboard"
+DASHBOARD_SECONDS: Final = 30
 QUEUE_DEAD: Final = "themes:queue:dead"
 #: The consumer group of the results stream.
 GROUP: Final = "consumer"

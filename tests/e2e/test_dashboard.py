@@ -61,7 +61,8 @@ async def test_a_person_sees_destinations_workers_and_the_queue(stack: Engine, c
     # Wait for another terminal's job that nobody works on, so that the queue has messages.
     stack.end("w")
     for name in ("Oslo", "Bergen"):
-        stack.run("enqueue", "-", stdin=f"{name}, Norway\n")
+        said = stack.run("enqueue", "-", stdin=f"{name}, Norway\n")
+        assert f"see {url}/jobs/{said.stdout.strip()}\n" in said.stderr
     until("the tasks to be known", lambda: _get(url + TASKS)[1].count("SUCCESS") == 3)
     async with page(chromium) as tab:
         await tab.size(1400, 900)

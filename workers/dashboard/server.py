@@ -3,13 +3,17 @@
 Flower has no plug-ins: its command builds `flower.command.Flower`, which `workers.dashboard.flower` replaces.
 """
 
+import asyncio
+import contextlib
 import logging
 import os
 import signal
+import socket
 from typing import Any, ClassVar, Final
 
 from flower.app import Flower
 from flower.views.auth import LoginHandler
+from redis import RedisError
 from redis.asyncio import Redis
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
@@ -17,6 +21,7 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import RedirectHandler, RequestHandler
 
 from config.settings import Settings
+from tasks import keys
 from tasks.connection import connect, connect_async
 from workers.dashboard import (
     actions,
@@ -59,7 +64,7 @@ class Dashboard(Flower):
         super().__init__(*args, template_loader=Templates(kwargs["template_path"], PAGES), **kwargs)
         settings, redis_url = type(self).settings_of_themes, type(self).redis_url
         timeout = settings.redis.socket_timeout_seconds
-        redis = connect_async(redis_url, socket_timeout_seconds=timeout)
+        self._redis = redis = connect_async(redis_url, socket_timeout_seconds=timeout)
         broker_url = settings.celery.broker_url or redis_url
         system = SystemReader(
             connect(redis_url, socket_timeout_seconds=timeout),
@@ -90,6 +95,16 @@ class Dashboard(Flower):
     def _start_reports(self, redis: Redis, seconds: float) -> None:
         self._reports = start_reports(self._profiler, redis, seconds=seconds)
 
+    async def _tell_address(self, port: int) -> None:
+        """Let `themes enqueue` name the page of its job, for as long as we live."""
+        host = self.options.address
+        shown = socket.gethostname() if host in {"", "0.0.0.0", "::"} else f"[{host}]" if ":" in host else host  # noqa: S104
+        address = f"{'https' if self.ssl_options else 'http'}://{shown}:{port}{root_of(self.options)}"
+        while True:
+            with contextlib.suppress(RedisError, OSError):  # the pages say so
+                await self._redis.set(keys.DASHBOARD, address, ex=keys.DASHBOARD_SECONDS)
+            await asyncio.sleep(keys.DASHBOARD_SECONDS / 3)
+
     def start_http_server(self) -> int | None:
         """Listen as Flower does, with bounds on what a request may send; a socket file is this user's alone."""
         bounds = {
@@ -105,6 +120,7 @@ class Dashboard(Flower):
         sockets = bind_sockets(options.port, address=options.address)
         server.add_sockets(sockets)
         port: int = sockets[0].getsockname()[1]
+        self.io_loop.add_callback(self._tell_address, port)
         return port
 
     def start(self) -> None:
