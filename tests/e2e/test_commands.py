@@ -170,7 +170,7 @@ def test_up_takes_the_next_free_port_for_the_dashboard_and_says_it(engine: Engin
         port = taken.getsockname()[1]
         _up(engine, THEMES_DASHBOARD__PORT=str(port))
     said = engine.log("up")
-    found = re.search(r"^dashboard +http://127\.0\.0\.1:(\d+)$", said, re.MULTILINE)
+    found = re.search(r"^dashboard +http://127\.0\.0\.1:(\d+)/jobs$", said, re.MULTILINE)
     assert found, said
     assert int(found[1]) != port
     assert f"dashboard.port {port} is taken: the dashboard listens on {found[1]}" in said

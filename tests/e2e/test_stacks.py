@@ -34,8 +34,7 @@ def test_workers_of_two_stacks_on_one_redis_have_names_of_their_own(engine: Engi
             names = sorted(fleet.workers(redis))
             assert len(names) == 2
             assert all(re.match(r"worker1-[0-9a-f]{4}@", name) for name in names)
-            consumers = fleet.consumers(redis)
-            assert len(consumers) == 2
+            consumers = until("both consumers", lambda: len(found := fleet.consumers(redis)) == 2 and found)
             assert all(re.search(r"-\d+-[0-9a-f]{4}$", name) for name in consumers), (
                 "a host and process id may be equal"
             )

@@ -13,7 +13,7 @@ ANSWER_SECONDS: Final = 4.0
 #: Addresses that mean all of them, and where such a server is reached from here.
 _ALL: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # compared with, not bound to
 _UNAUTHORIZED: Final = 401
-#: Characters of its first page in which its name is looked for.
+#: Bytes of its first page in which its name is looked for.
 PAGE_BYTES: Final = 200_000
 
 
@@ -35,7 +35,7 @@ def checks(settings: Settings) -> Iterator[Check]:
         yield Check("dashboard", ok=False, found=found, fix="start `themes dashboard` again: it has older settings")
     elif status == _UNAUTHORIZED:
         yield Check("dashboard", ok=True, found=f"{place} answers, and asks for a password")
-    elif b"flower" in page.lower():
+    elif b"themes" in page:
         yield Check("dashboard", ok=True, found=f"{place} answers, to this machine only")
     else:
         yield Check(
@@ -52,7 +52,7 @@ def _get(host: str, port: int) -> tuple[int, bytes]:
         raise ConnectionRefusedError  # any free port: which is not known
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", "/jobs")
         answer = connection.getresponse()
         return answer.status, answer.read(PAGE_BYTES)
     except socket.gaierror as exc:
