@@ -1,6 +1,8 @@
 """The live sentence says what limits a job while it does, and says it no more when the limit goes."""
 
+import json
 import shutil
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -77,3 +79,26 @@ def test_a_planted_limit_is_named_while_it_lasts(light: Engine) -> None:
     light.end("w", kill=True)
     until("the end of its report", lambda: _said(light, job).resource == "workers")
     assert "themes worker" in _said(light, job).advice
+
+
+def test_a_job_whose_limit_went_away_near_its_end_was_bound_by_it(light: Engine) -> None:
+    light.sandbox("--latency", "50ms")
+    limited = {"THEMES_LLM__REQUESTS_PER_MINUTE": "240", "THEMES_LLM__REQUEST_BURST": "1"}
+    light.themes("w", "worker", "--name", "w", **limited)
+    until("the worker", lambda: light.logged("w", "start"))
+    places = "".join(f"Place {number}, Utopia\n" for number in range(60))
+    job = light.run("enqueue", "-", stdin=places).stdout.strip()
+    until("most of the job", lambda: light.status(job)["done"] >= 20)
+    assert light.run("tune", "requests_per_minute=60000").returncode == 0
+    until("its end", lambda: light.status(job)["state"] == "done")
+
+    def report() -> dict[str, Any] | None:
+        found: dict[str, Any] = json.loads(light.run("report", job, "--json").stdout)
+        return found if {hop["name"]: hop["count"] for hop in found["hops"]}.get("destination") == 60 else None
+
+    found = until("its measurements", report, every=0.5)
+    first, *others = found["findings"]
+    assert first["resource"] == "rate limit"
+    assert "since the limit changed" in first["evidence"]
+    assert found["verdict"]["text"] == f"Limited by the rate limit: {first['evidence']}."
+    assert not any(each["gain"] for each in others), others

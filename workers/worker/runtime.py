@@ -50,7 +50,7 @@ from workers.worker.memory_guard import Bounds, MemoryGuard
 from workers.worker.parts import Parts, open_parts
 from workers.worker.rebalance import Rebalancer
 from workers.worker.shortcut import FindKnown
-from workers.worker.telemetry import Watched, profiled
+from workers.worker.telemetry import Watched, profiled, state_limits
 
 log = logging.getLogger("themes.runtime")
 
@@ -155,6 +155,7 @@ class Runtime:
         """Plain assignments, none of which can fail: all of it is done, or nothing."""
         if self._parts is not None and self._guard is not None:
             self._parts.pool.tune(settings)
+            state_limits(settings, self._parts.profiler)
             self._guard.change(_bounds(settings))
         self._tuned = report
 

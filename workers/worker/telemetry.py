@@ -15,6 +15,7 @@ from config.settings import Settings
 from tasks.readings import amounts
 from workers.observe.counters import field
 from workers.observe.leaks import WATCH
+from workers.observe.profiler import PerformanceProfiler
 from workers.observe.telemetry import start_reports
 from workers.process.periodic import LAST_SECONDS
 from workers.process.shutdown import end_tasks
@@ -100,10 +101,6 @@ def _state_facts(settings: Settings, watched: Watched) -> None:
     profiler = watched.parts.profiler
     performance, llm = settings.performance_optimization, settings.llm
     fixed: dict[str, str | float | bool | None] = {
-        "worker_pool_size": watched.parts.lanes.size,
-        "llm_connection_pool_size": watched.parts.pool.max_size,
-        "requests_per_minute": llm.requests_per_minute,
-        "tokens_per_minute": llm.tokens_per_minute,
         "enable_work_stealing": performance.enable_work_stealing,
         "enable_persistent_cache": performance.enable_persistent_cache,
         "enable_result_compression": performance.enable_result_compression,
@@ -115,6 +112,7 @@ def _state_facts(settings: Settings, watched: Watched) -> None:
     }
     for name, value in fixed.items():
         profiler.fact(name, lambda value=value: value)  # type: ignore[misc]  # bound now
+    state_limits(settings, profiler)
     for route in watched.parts.pool.routes:
         place = f"{route.name}/{route.model}"
         profiler.fact(f"concurrency_limit:{place}", lambda route=route: route.concurrency.limit)  # type: ignore[misc]
@@ -122,6 +120,19 @@ def _state_facts(settings: Settings, watched: Watched) -> None:
             f"latency_ms:{place}",
             lambda route=route: None if route.latency_seconds is None else round(route.latency_seconds * 1000, 1),  # type: ignore[misc]
         )
+
+
+def state_limits(settings: Settings, profiler: PerformanceProfiler) -> None:
+    """Which limits hold here from now on: they can be changed while the process works."""
+    performance, llm = settings.performance_optimization, settings.llm
+    limits: dict[str, float | None] = {
+        "worker_pool_size": performance.worker_pool_size,
+        "llm_connection_pool_size": performance.llm_connection_pool_size,
+        "requests_per_minute": llm.requests_per_minute,
+        "tokens_per_minute": llm.tokens_per_minute,
+    }
+    for name, value in limits.items():
+        profiler.fact(name, lambda value=value: value)  # type: ignore[misc]  # bound now
 
 
 async def _watch_rates(redis: Redis, watched: Watched) -> None:
