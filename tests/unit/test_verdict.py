@@ -120,5 +120,7 @@ def test_where_nothing_is_to_be_done_nothing_is_said() -> None:
 def test_a_report_says_it_in_the_same_words() -> None:
     found = of_findings([Finding(resource="rate limit", share=1.0, evidence="a call waits 9 s", advice="raise it")])
     assert found.words == "Limited by the rate limit: a call waits 9 s. Raise it."
+    setting = Finding(resource="lanes", share=1.0, evidence="12 of 12", advice="a.worker_pool_size 12 -> 24 gives 2x")
+    assert of_findings([setting]).advice == "a.worker_pool_size 12 -> 24 gives 2x."
     unknown = of_findings([Finding(resource="unknown", share=0.0, evidence="too little", advice="look again")])
     assert unknown.words == "Too little. Look again."
