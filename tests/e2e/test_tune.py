@@ -137,7 +137,7 @@ def test_a_bad_value_is_refused_and_nothing_is_half_applied(slow: Engine) -> Non
 def test_more_connections_than_file_descriptors_are_refused(slow: Engine) -> None:
     slow.end("w")
     slow.start("w", "bash", "-c", f"ulimit -n 1024; exec {sys.executable} -m scripts.main worker --name w")
-    until("the worker to be there", lambda: _workers(slow))
+    until("the worker to answer", lambda: json.loads(slow.run("tune", "--show", "--json").stdout)["workers"])
     _is_refused(slow, "llm_connection_pool_size=9999", "ulimit -n")
 
 

@@ -145,7 +145,8 @@ async def test_max_memory_cache_mb_is_what_a_process_remembers_itself(
         await one.work("Kyoto, Japan")
         await one.work("Kyoto, Japan")
         again = one.results()[1].usage
-    assert (again.llm_calls, again.cache_hits, again.memory_hits) == (0, 16, hits)
+        # What is on its way into the cache is shared.
+        assert (again.llm_calls, again.cache_hits + again.coalesced, again.memory_hits) == (0, 16, hits)
 
 
 @pytest.mark.parametrize(

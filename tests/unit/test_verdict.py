@@ -113,6 +113,8 @@ def test_the_longest_line_is_the_limit(case: str) -> None:
 
 def test_where_nothing_is_to_be_done_nothing_is_said() -> None:
     assert of_system(_pulse(_worker()), is_working=False) == NONE == of_findings([])
+    paused = of_job(replace(STATUS, paused="user"), _pulse(_worker()))
+    assert (paused.resource, paused.text[:7]) == ("work", "Paused:")
     assert of_job(replace(STATUS, state="done"), _pulse(_worker())) == NONE
     assert NONE.words == ""
 

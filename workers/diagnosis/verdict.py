@@ -247,5 +247,5 @@ def _limited(resource: Resource, evidence: str, advice: str) -> Verdict:
 
 def _sentence(words: str) -> str:
     """With a large letter where it begins with a word; a setting keeps its own."""
-    first = words[:1].upper() if words.partition(" ")[0].isalpha() else words[:1]
+    first = words[:1].upper() if words.partition(" ")[0].rstrip(":,").isalpha() else words[:1]
     return f"{first}{words[1:].rstrip('.')}."
