@@ -28,6 +28,8 @@ async def test_a_job_with_partial_and_failed_destinations_is_shown_as_it_goes_an
     stack: Engine, chromium: str
 ) -> None:
     later = asyncio.to_thread
+    # 60 destinations of 16 calls over 15 connections: some 8 s, however quick the machine is, for a chart of its rate.
+    stack.sandbox("--latency", "120ms")
     stack.ask_sandbox("/faults", ["400=1,match=Nice", "400=0.2,match=give the price level"])
     url = await later(_dashboard, stack)
     job = (await later(lambda: stack.run("enqueue", "-", "--name", LONG[:200], stdin=_input()))).stdout.strip()
