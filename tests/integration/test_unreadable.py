@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from redis import Redis
+from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
 from rich.console import Console
 
@@ -31,6 +31,7 @@ from workers.dashboard.job_values import job_values
 from workers.dashboard.live import LiveReader
 from workers.dashboard.llm_values import page_values
 from workers.diagnosis.system import read_system
+from workers.diagnosis.verdict import read_pulse
 from workers.results.announcer import Announcer
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.sweeper import Sweeper
@@ -305,3 +306,9 @@ async def test_the_sweeper_goes_on_with_the_others_and_says_it_once(
         await sweeper.sweep()
     assert sweeper.resent == 1, f"{good} has a chunk and no message"
     assert len(heard()) == 3, "once a job"
+
+
+def test_a_stream_of_another_type_is_an_error_of_redis(redis: Redis) -> None:
+    redis.set(keys.RESULTS, "no stream")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        read_pulse(redis, redis)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from redis import Redis, RedisError
+from redis import Redis, RedisError, ResponseError
 
 from config.settings import Settings
 from tasks.connection import connect
@@ -64,13 +64,13 @@ class Site:
             return _status_of(row), False
 
     async def verdict(self, status: JobStatus, *, is_known: bool) -> str:
-        """What limits a job, or limited it; nothing where the database cannot be read. Errors of Redis pass through."""
-        if is_known and not status.is_final:
-            return (await self._verdicts.live(status)).words
+        """What limits a job, or limited it; nothing where that cannot be read. A Redis that is away passes through."""
         try:
+            if is_known and not status.is_final:
+                return (await self._verdicts.live(status)).words
             return (await self._verdicts.ended(await self.store(), status)).words
-        except DatabaseError:
-            return ""
+        except (DatabaseError, ResponseError):
+            return ""  # the LLM page and the doctor say what it is
 
     async def store(self) -> AsyncDatabaseManager:
         """The results database, opened for reading. Raises DatabaseError."""

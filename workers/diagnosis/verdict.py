@@ -94,6 +94,8 @@ def read_backlog(redis: Redis) -> tuple[int, float]:
         pipeline.xpending(keys.RESULTS, keys.GROUP)
         pipeline.time()
         length, groups, pending, now = pipeline.execute(raise_on_error=False)
+    if isinstance(length, ResponseError):
+        raise length  # a key of another type
     if not length or isinstance(groups, ResponseError):
         return int(length), 0.0
     delivered = next(
