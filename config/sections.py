@@ -79,6 +79,7 @@ class LlmSettings:
     adaptive_concurrency: bool = setting(default=True)
     adaptive_concurrency_min: int = setting(1, low=1, high=10_000)
     prices: Prices = field(default_factory=lambda: MappingProxyType({"sandbox": Price(0.0, 0.0)}))
+    prices_file: Path | None = setting(None)
 
 
 @dataclass(frozen=True, slots=True)

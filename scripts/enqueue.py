@@ -11,13 +11,13 @@ from scripts.lib.connections import connected
 from scripts.lib.llm_probe import LlmProbe
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
-from scripts.lib.terminal import say
+from scripts.lib.terminal import say, say_unpriced
 from scripts.main import settings_from
 from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import InputError
 from tasks.inputs.reader import Reader
-from tasks.jobs.budget import check
+from tasks.jobs.budget import check, unpriced
 from tasks.queue.producer import enqueue
 from tasks.texts import clean_line, count
 
@@ -62,6 +62,7 @@ def command(
     # Late: psutil is of no use to the forecast.
     from workers.observe.production import Production
 
+    without_price = unpriced(settings)
     # Before the file is read: a million rows are not read to find that Redis is away.
     redis = connected(settings)
     probe = None if force else LlmProbe(settings, redis)
@@ -87,6 +88,7 @@ def command(
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     show(report)
     say(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})")
+    say_unpriced(without_price)
     if address := _dashboard(redis):
         say(f"see {address}/jobs/{job.job_id}")
     if not wait:

@@ -11,9 +11,10 @@ from scripts.lib.local_run import RunRequest, reader_of, run
 from scripts.lib.only_missing import OnlyMissing
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import reading_options
+from scripts.lib.terminal import say_unpriced
 from scripts.lib.wanted import Wanted
 from scripts.main import settings_from
-from tasks.jobs.budget import check
+from tasks.jobs.budget import check, unpriced
 
 
 @click.command()
@@ -58,6 +59,7 @@ def command(
         if resume or file is None:
             raise click.UsageError("--dry-run forecasts a new job: name a FILE, and leave out --resume")
         return _forecast(settings, file, request, as_json=as_json)
+    say_unpriced(unpriced(settings))
     result = run(settings, request, on_job=None if as_json else _print_id)
     if as_json and result.job:
         print(result.job.json(), flush=True)

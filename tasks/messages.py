@@ -94,6 +94,13 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     saved_completion_tokens: int = 0
     saved_usd: float | None = 0.0
     cost_usd: float | None = 0.0
+    #: Of the prompt tokens, those that the provider's cache had, and those that were written into it.
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    #: Of the completion tokens.
+    reasoning_tokens: int = 0
+    #: What the calls cost by the price lists: `cost_usd` is another where a server says itself what it has charged.
+    listed_usd: float | None = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
         if self == _NOTHING:

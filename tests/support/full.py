@@ -86,10 +86,11 @@ class Prose:
         )
 
     def stage(self, name: str) -> StageRecord:
+        usd = round(self.share() / 100, 6)
         usage = Usage(
             1, prompt_tokens=self.whole(500, 900), completion_tokens=self.whole(100, 1500), cache_misses=1,
             cache_stores=1, bytes_raw=self.whole(400, 4000), bytes_stored=self.whole(200, 1500),
-            cost_usd=round(self.share() / 100, 6),
+            cost_usd=usd, listed_usd=usd,
         )  # fmt: skip
         source = self.some(("called", "cached"), 1, 1)[0]
         version = f"{STAGES.index(name) * 7919:012x}"

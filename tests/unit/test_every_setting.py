@@ -157,6 +157,7 @@ EFFECTS = {
     "llm.adaptive_concurrency": _ADAPTIVE,
     "llm.adaptive_concurrency_min": _ADAPTIVE,
     "llm.prices": "tests/e2e/test_budget.py::test_a_worker_whose_model_has_no_price_spends_nothing_and_says_so",
+    "llm.prices_file": ("tests/unit/test_prices.py::test_the_setting_wins_over_the_file_and_the_file_over_the_list"),
     "cache.codec": _CODEC,
     "redis.enabled": "tests/e2e/test_run.py::test_a_verb_that_needs_redis_says_so_in_one_line_and_names_the_other_way",
     "redis.server": f"{_EFFECTS}::test_redis_server_says_which_program_is_started",

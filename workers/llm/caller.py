@@ -23,9 +23,11 @@ from tasks.errors import (
     RateLimitedError,
     ThemesError,
 )
+from tasks.prices.rates import TokenCounts
+from tasks.prices.table import PriceTable
 from workers.llm.budget import worst_case_nano
 from workers.llm.cancellation import CancellationToken
-from workers.llm.cost import TokenEstimate, cost_usd, prompt_tokens
+from workers.llm.cost import TokenEstimate, prompt_tokens
 from workers.llm.endpoints.pool import CircuitOpenError, Lease, LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnsweredRefusalError, RawAnswer
@@ -33,7 +35,7 @@ from workers.llm.endpoints.request import Turn
 from workers.llm.endpoints.route import Route
 from workers.llm.hedge import Lateness, first_of
 from workers.llm.spend import CallUnderWay, Spend
-from workers.observe.call_journal import Expected
+from workers.observe.call_journal import Bill, Expected
 from workers.observe.profiler import PerformanceProfiler
 
 log = logging.getLogger("themes.llm")
@@ -82,6 +84,7 @@ class Caller:
     def __init__(self, pool: LLMConnectionPool, *, settings: Settings, profiler: PerformanceProfiler) -> None:
         self._pool = pool
         self._settings = settings
+        self.prices = PriceTable(settings.llm)
         self._profiler = profiler
         self._estimate = TokenEstimate()
         self._lateness = Lateness()
@@ -228,11 +231,7 @@ class Caller:
         if budget is None:
             return self._send(request, request.spend)
         worst = worst_case_nano(
-            self._settings.llm.prices,
-            request.model,
-            request.prompt,
-            max_tokens=request.max_tokens,
-            history=request.history,
+            self.prices, request.model, request.prompt, max_tokens=request.max_tokens, history=request.history
         )
         return budget.pay(
             worst, request.spend, lambda spend: self._send(request, spend), request_priority=request.request_priority
@@ -300,15 +299,24 @@ class Caller:
         tokens = raw.tokens
         self._estimate.learn(request.prompt.stage, tokens.completion)
         lease.slot.settle(tokens.prompt + tokens.completion)
-        cost = cost_usd(self._settings.llm.prices, request.model, raw.model, tokens.prompt, tokens.completion)
-        call.answered(tokens.prompt, tokens.completion, cost, estimated=tokens.is_estimated)
+        call.answered(self._bill(request, raw, lease))
         lease.route.count_tokens(self._profiler.counters, tokens.prompt, tokens.completion)
+
+    def _bill(self, request: Request, raw: RawAnswer, lease: Lease) -> Bill:
+        """What an answer has cost: what the server says of it, else what the prices come to."""
+        tokens, client = raw.tokens, lease.route.client
+        offer = self.prices.offer(client.base_url, raw.model, request.model, client.model)
+        listed = offer.at().usd(tokens.counts) if offer else None
+        return Bill(
+            tokens.prompt, tokens.completion, listed if tokens.told_usd is None else tokens.told_usd, listed,
+            int(tokens.is_estimated), tokens.cached, tokens.written, tokens.reasoning,
+        )  # fmt: skip
 
     def _expected(self, request: Request) -> Expected:
         """What a call is likely to cost, by the length of its prompt and of its stage's other answers."""
         asks = prompt_tokens(request.prompt)
         answers = self._estimate.completion(request.prompt, request.max_tokens)
-        return Expected(asks, answers, cost_usd(self._settings.llm.prices, request.model, request.model, asks, answers))
+        return Expected(asks, answers, self.prices.usd(request.model, TokenCounts(asks, answers)))
 
     def _delay(self, exc: RateLimitedError, attempt: int) -> float:
         asked = exc.retry_after_seconds

@@ -13,9 +13,8 @@ from config.sections import LlmSettings
 from config.values import Secret
 from tasks.connection import masked
 from tasks.errors import ConfigError
+from tasks.prices.table import OPENAI_BASE_URL
 
-#: Where a key without a base URL belongs.
-OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
 #: The name of the endpoint that `llm.base_url` and `llm.api_key` describe.
 ONLY: Final = "llm"
 #: Characters that a key file may have.

@@ -17,7 +17,7 @@ from tasks.errors import EndpointDownError, EndpointRefusedError, ModelRefusedEr
 from tasks.texts import cleaned, one_line
 from workers.llm.endpoints.error_body import ERROR_CHARACTERS
 from workers.llm.endpoints.faults import PLACE
-from workers.llm.endpoints.usage import PlainUsage, Tokens, tokens_of
+from workers.llm.endpoints.usage import PlainUsage, Tokens, tokens_of, usage_in
 
 #: Characters of a model's name that are kept.
 MODEL_CHARACTERS: Final = 200
@@ -103,6 +103,7 @@ class _Plain(msgspec.Struct):
     usage: PlainUsage
     model: str = ""
     error: None = None
+    timings: None = None
 
 
 _PLAIN: Final = msgspec.json.Decoder(_Plain)
@@ -162,7 +163,7 @@ def _reply(decoded: Any, *, model: str, style: AnswerFormat, prompt_characters: 
         is_truncated=not is_plain and bool(_LIMIT.search(ended)),
         model=(one_line(name, MODEL_CHARACTERS) if isinstance(name, str) else "") or model,
         tokens=tokens_of(
-            data.get("usage"),
+            usage_in(data),
             prompt_characters=prompt_characters,
             completion_characters=sum(map(len, (*texts, *thoughts))),
         ),
