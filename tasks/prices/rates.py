@@ -1,5 +1,6 @@
 """What one model costs at one moment, and what a call comes to."""
 
+import functools
 import math
 from datetime import UTC, datetime, time, timedelta
 from fractions import Fraction
@@ -77,7 +78,8 @@ class Rates(msgspec.Struct, frozen=True):
         asked = max(_most(each, prompt) for each in (self.prompt, self.cached, self.written, self.written_1h))
         told = max(_most(each, prompt) for each in (self.completion, self.reasoning))
         # Dollars per million tokens are a thousand nano-dollars a token.
-        return math.ceil(1000 * (prompt * asked + completion * told) + 1_000_000_000 * Fraction(str(self.call)))
+        tokens = 1000 * (prompt * _exact(asked) + completion * _exact(told))
+        return math.ceil(tokens + 1_000_000_000 * _exact(self.call))
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -109,7 +111,7 @@ class Offer(msgspec.Struct, frozen=True):
     def most_nano(self, prompt: int, completion: int) -> int:
         """The most that a call which begins now can cost."""
         now = datetime.now(UTC)
-        rates = {self.at(now + later) for later in _CALL}
+        rates = {self.at(now + later) for later in _CALL} if len(self.dated) > 1 else (self.at(),)
         return max(each.most_nano(prompt, completion) for each in rates)
 
 
@@ -129,11 +131,18 @@ def _rate(listed: Listed, name: str) -> Rate | None:
 
 def _at(rate: Rate, prompt: float) -> float:
     """A price by the length of the prompt: beyond a step all tokens have its price."""
-    return next(usd for start, usd in reversed(rate) if prompt > start)
+    for start, usd in reversed(rate):
+        if prompt > start:
+            return usd
+    return rate[0][1]
 
 
-def _most(rate: Rate, prompt: int) -> Fraction:
-    return Fraction(str(max(usd for start, usd in rate if prompt > start)))
+def _most(rate: Rate, prompt: int) -> float:
+    return max(usd for start, usd in rate if prompt > start)
+
+
+#: A price as it was written, not its binary neighbour.
+_exact: Final = functools.lru_cache(maxsize=1000)(lambda usd: Fraction(str(usd)))
 
 
 def _holds(constraint: Constraint, moment: datetime) -> bool:

@@ -255,11 +255,13 @@ async def test_a_journal_that_is_no_longer_in_its_place_goes_on_in_a_new_one(
     (path,) = _left(folder)
     moved = {one.destination_id: one for one in read(path.read_bytes()).orphans}
     assert moved == {one.destination_id: one for one in before.orphans}
-    waits.ended(1, EXPECTED, Bill(10, 5, 0.25, 0.25))
+    waits.ended(1, EXPECTED, Bill(10, 5, 0.25, 0.2, 0, 7, 2, 3))
     waits.cached(Usage(cache_hits=1))
     (orphan,) = (one for one in read(path.read_bytes()).orphans if one.destination_id == "waits")
     assert orphan.usage == waits.usage()
     assert orphan.usage.cache_hits == 4
+    known = orphan.usage
+    assert (known.cached_tokens, known.cache_write_tokens, known.reasoning_tokens, known.listed_usd) == (7, 2, 3, 0.2)
     for run in (waits, handed_in):
         run.forget()
     journal.close()
@@ -336,7 +338,7 @@ while True:
     at = chance.randrange(4)
     if under_way[at] and chance.random() < 0.5:
         under_way[at] -= 1
-        runs[at].ended(1, expected, Bill(10, 5, 0.25, 0.25))
+        runs[at].ended(1, expected, Bill(10, 5, 0.25, 0.2, 0, 7, 2, 3))
     else:
         runs[at].sending()
         os.write(1, b"%d" % at)
@@ -366,6 +368,9 @@ def test_a_process_killed_at_any_moment_leaves_every_call_that_the_system_had_go
         assert one.usage.prompt_tokens == 10 * answered + 100 * one.usage.estimated_calls
         assert one.usage.completion_tokens == 5 * answered + 50 * one.usage.estimated_calls
         assert one.usage.cost_usd == pytest.approx(0.25 * answered + 0.5 * one.usage.estimated_calls)
+        assert one.usage.listed_usd == pytest.approx(0.2 * answered + 0.5 * one.usage.estimated_calls)
+        parts = one.usage.cached_tokens, one.usage.cache_write_tokens, one.usage.reasoning_tokens
+        assert parts == (7 * answered, 2 * answered, 3 * answered)
 
 
 def test_without_a_folder_to_write_to_the_work_goes_on_and_says_so(
