@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pydoc_data.topics import topics
 from typing import Final
 
+from msgspec.structs import replace
+
 from tasks.messages import (
     Destination,
     Missing,
@@ -86,12 +88,12 @@ class Prose:
         )
 
     def stage(self, name: str) -> StageRecord:
-        usd = round(self.share() / 100, 6)
         usage = Usage(
             1, prompt_tokens=self.whole(500, 900), completion_tokens=self.whole(100, 1500), cache_misses=1,
             cache_stores=1, bytes_raw=self.whole(400, 4000), bytes_stored=self.whole(200, 1500),
-            cost_usd=usd, listed_usd=usd,
+            cost_usd=round(self.share() / 100, 6),
         )  # fmt: skip
+        usage = replace(usage, listed_usd=usage.cost_usd)
         source = self.some(("called", "cached"), 1, 1)[0]
         version = f"{STAGES.index(name) * 7919:012x}"
         return StageRecord(name, "ok", version, "sandbox", source, usage, self.share() * 1000)  # type: ignore[arg-type]
