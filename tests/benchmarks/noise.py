@@ -14,6 +14,7 @@ import psutil
 #: In the environment of everything that a benchmark starts.
 MARK: Final = "BENCHMARK_OF"
 
+
 def allowed() -> float:
     """Cores that others may use on average, as BENCH_NOISE says; with more, a case's figures are not kept."""
     return float(os.environ.get("BENCH_NOISE", "0.15"))

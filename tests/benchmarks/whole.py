@@ -120,9 +120,7 @@ class Whole:
                 return
             before = now
 
-    def run(
-        self, names: list[str], *options: str, on_enqueued: Callable[[str], object] = lambda _: None
-    ) -> Measured:
+    def run(self, names: list[str], *options: str, on_enqueued: Callable[[str], object] = lambda _: None) -> Measured:
         """Enqueue these destinations by the command of users, and wait until the last one is durable."""
         path = self.folder / "destinations.txt"
         path.write_text("".join(f"{name}\n" for name in names))
