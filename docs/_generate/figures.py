@@ -21,6 +21,7 @@ SECTIONS: Final = {
     "test_promises.py": "The seven promises, each on and off",
     "test_whole.py": "The whole system, full answers",
     "test_start.py": "From nothing to the first profile",
+    "test_scale.py": "How it grows",
     "test_work.py": "How work is shared out and survives",
     "test_efficiency.py": "The LLM layer at 200 ms a call",
     "test_hot_path.py": "What a call, a cached destination and an enqueued row cost",
