@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from docs._generate.charts import charts
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.record import FOLDER, Case, Described, Record, described, read, test_of
 
@@ -32,6 +33,8 @@ SECTIONS: Final = {
     "test_rate_limit.py": "Rate limits",
     "test_profiling.py": "What the profiler costs",
 }
+#: The chart of a file's cases.
+CHARTS: Final = {"test_promises.py": "promises.svg", "test_peers.py": "peers.svg", "test_jobs.py": "jobs.svg"}
 _HEAD: Final = """\
 # Numbers
 
@@ -101,9 +104,11 @@ def page(record: Record) -> str:
     """The whole page."""
     numbers = {run.date: number for number, run in enumerate(record.runs, 1)}
     parts = [_HEAD, *runs(record), ""]
-    cases = described()
+    cases, drawn = described(), charts(record)
     for file, title in SECTIONS.items():
         parts += [f"## {title}\n", f"{_opening(FOLDER / file)}\n"]
+        if (chart := CHARTS.get(file)) in drawn:
+            parts.append(f"![{title}]({chart})\n")
         for case in (one for one in cases if one.file == file):
             kept = {name: one for name, one in record.cases.items() if test_of(name) == f"{file}::{case.name}"}
             parts += section(case, kept, numbers)
@@ -127,4 +132,7 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(read(FIGURES)))
+    record = read(FIGURES)
+    PAGE.write_text(page(record))
+    for name, picture in charts(record).items():
+        (PAGE.parent / name).write_text(picture)

@@ -41,6 +41,23 @@ def test_the_page_is_what_the_record_makes_of_it(maker: ModuleType) -> None:
     assert made == maker.PAGE.read_text(), "python docs/_generate/figures.py"
 
 
+def test_the_charts_are_what_the_record_makes_of_them(maker: ModuleType) -> None:
+    drawn = maker.charts(record.read(maker.FIGURES))
+    kept = {path.name: path.read_text() for path in maker.PAGE.parent.glob("*.svg")}
+    assert kept == drawn, "python docs/_generate/figures.py"
+
+
+def test_a_promise_that_was_missed_is_drawn_as_such(maker: ModuleType) -> None:
+    told = [
+        Figure("with it, less", "persistent cache: LLM calls", "%", 69.6, 69, 70, 3),
+        Figure("with it, less", "work stealing: seconds of a job", "%", -8, -20, 5, 3),
+    ]
+    picture = maker.charts(Record([], {"test_promises.py::test_promises": Case("then", told)}))["promises.svg"]
+    assert ">70 %<" in picture
+    assert picture.count('class="ours"') == picture.count('class="less"') == 1
+    assert ">promised 30 to 50 %<" in picture
+
+
 def test_the_record_has_every_case_that_exists_and_no_other(maker: ModuleType) -> None:
     cases = dict.fromkeys(record.test_of(case) for case in record.read(maker.FIGURES).cases)
     wanted = [f"{one.file}::{one.name}" for one in record.described()]
