@@ -14,7 +14,8 @@ WIDTH: Final = 920
 LABEL, ROW, BAR, RIGHT, TOP, HEAD = 270, 30, 16, 240, 16, 34
 STYLE: Final = """text { font: 13px system-ui, sans-serif; fill: #23211c; } .head { font-weight: 600; }
 .dim { fill: #6d685c; } .paper { fill: #f7f6f3; } .bar { fill: #9db8b2; } .ours { fill: #0b6b5d; }
-.less { fill: #b4551d; } .band { fill: #e3d9b4; } .line { stroke: #23211c; stroke-width: 1.5; } .axis { stroke: #c9c4b6; }
+.less { fill: #b4551d; } .band { fill: #e3d9b4; } .line { stroke: #23211c; stroke-width: 1.5; }
+.axis { stroke: #c9c4b6; }
 @media (prefers-color-scheme: dark) { text { fill: #ecebe6; } .dim { fill: #a5a196; } .paper { fill: #1b1c1a; }
 .bar { fill: #4f6b65; } .ours { fill: #3fae9a; } .less { fill: #d98247; }
 .band { fill: #4a4327; } .line { stroke: #ecebe6; } .axis { stroke: #4a4a45; } }"""
