@@ -41,7 +41,8 @@ class Batches:
         self.habits = habits
         self._answer = answer
         self._check = check
-        self._folder = tempfile.TemporaryDirectory(prefix="themes-sandbox-")
+        #: Made with the first file.
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: dict[str, File] = {}
         self._batches: dict[str, Batch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -52,7 +53,8 @@ class Batches:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def route(self, app: web.Application) -> None:
         for method, path, handle in (
@@ -228,6 +230,7 @@ class Batches:
         return File(id_, path, f"{id_}.jsonl", purpose)
 
     def _path(self, id_: str) -> Path:
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="themes-sandbox-")
         return Path(self._folder.name) / id_
 
     def _new_id(self, kind: str) -> str:
