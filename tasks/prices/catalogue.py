@@ -11,14 +11,16 @@ from typing import Final
 
 from tasks.prices.shapes import Match, Model, Provider
 
-#: What LiteLLM and others write in front of a model, where that is not the provider's id in the list.
+#: What LiteLLM and others write in front of a model, where that is not the provider's id in the list. Empty: whoever is
+#: asked there has no prices in it.
 _GATEWAY_NAMES: Final = {
     "azure_ai": "azure", "bedrock": "aws", "bedrock_converse": "aws", "gemini": "google", "vertex_ai": "google",
     "xai": "x-ai", "fireworks_ai": "fireworks", "together_ai": "together", "moonshot": "moonshotai",
-    "deepinfra": "", "github_copilot": "", "perplexity_ai": "perplexity",
+    "deepinfra": "", "github_copilot": "", "hosted_vllm": "", "lm_studio": "", "ollama": "", "ollama_chat": "",
+    "replicate": "", "sagemaker": "",
 }  # fmt: skip
-#: Models whose weights are open under the name of their maker: a server of one's own calls them so too.
-_OPEN_WEIGHTS: Final = re.compile(r"gpt-oss|gemma|whisper")
+#: Models whose weights are open: a server of one's own calls them so too, with their maker in front.
+_OPEN_WEIGHTS: Final = re.compile(r"(?:openai|google)/.*(?:gpt-oss|gemma|whisper)")
 #: How Bedrock writes a model: `anthropic.claude-…`, `eu.anthropic.claude-…`.
 _BEDROCK: Final = re.compile(
     r"(?:[a-z]{2,6}\.)?(?:ai21|amazon|anthropic|cohere|deepseek|meta|mistral|openai|qwen)\.[a-z]"
@@ -46,19 +48,25 @@ class Catalogue:
 
     def _sellers(self, base_url: str, name: str) -> Iterator[tuple[Provider, str]]:
         """Providers that may be meant, with the name that each knows the model by."""
-        prefix, _, rest = name.partition("/")
-        named = self.providers.get(_GATEWAY_NAMES.get(prefix, prefix)) if rest else None
         if here := self._at(base_url):
             yield here, name
-            if named is here or prefix == "models":
+            prefix, _, rest = name.partition("/")
+            if prefix == "models" or self._named(prefix) is here:
                 yield here, rest
-        elif named:
-            if not _OPEN_WEIGHTS.search(rest):
-                yield named, rest
-        elif rest:
-            yield from self._sellers(base_url, rest)
-        elif _BEDROCK.match(name) and "aws" in self.providers:
-            yield self.providers["aws"], name
+            return
+        while "/" in name:
+            if _OPEN_WEIGHTS.match(name):
+                return
+            prefix, _, name = name.partition("/")
+            if prefix in _GATEWAY_NAMES or prefix in self.providers:
+                if named := self._named(prefix):
+                    yield named, name
+                return
+        if _BEDROCK.match(name) and (aws := self._named("aws")):
+            yield aws, name
+
+    def _named(self, prefix: str) -> Provider | None:
+        return self.providers.get(_GATEWAY_NAMES.get(prefix, prefix))
 
     def _at(self, base_url: str) -> Provider | None:
         return next((one for one in self.providers.values() if re.match(one.api_pattern, base_url)), None)
