@@ -11,6 +11,7 @@ from config.sections import LlmSettings
 from config.settings import Settings
 from tasks.connection import masked
 from tasks.errors import BadRequestError, ConfigError, EndpointAwayError, EndpointRefusedError, ThemesError
+from tasks.jobs.budget import unpriced
 from tasks.texts import count, duration
 from workers.doctor.check import Check, reached
 from workers.llm.endpoints.answers import AnswerSchema
@@ -57,6 +58,13 @@ def limits(settings: Settings) -> Iterator[Check]:
                 if wait is not None:
                     fix = "nothing: one call of the workers tries it then, and all go on when it is answered"
                     yield Check("llm limits", ok=True, found=wait.format(), fix=fix)
+
+
+def prices(settings: Settings) -> Iterator[Check]:
+    """The models whose calls are not counted in dollars. Raises ConfigError: `llm.prices_file` cannot be used."""
+    if models := unpriced(settings):
+        found = f"no price for {', '.join(models)}: costs are not counted, and a budget is refused"
+        yield Check("llm prices", ok=True, found=found, fix="set llm.prices (`themes prices` shows what holds)")
 
 
 def _within(llm: LlmSettings, seconds: float) -> LlmSettings:
