@@ -124,6 +124,12 @@ class DatabaseSettings:
 @dataclass(frozen=True, slots=True)
 class PipelineSettings:
     prompts_dir: Path | None = setting(None)
+    fields: str | None = setting(None)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names in `fields`; none for all."""
+        return tuple(word for part in (self.fields or "").split(",") if (word := part.strip()))
 
 
 @dataclass(frozen=True, slots=True)

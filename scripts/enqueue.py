@@ -8,6 +8,7 @@ import click
 from redis import Redis, RedisError
 
 from scripts.lib.connections import connected
+from scripts.lib.fields import fields_option, wanted_fields
 from scripts.lib.llm_probe import LlmProbe
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
@@ -30,6 +31,7 @@ from tasks.texts import clean_line, count
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
+@fields_option
 @click.option("--force", is_flag=True, help="Enqueue without asking first whether the LLM takes key and model.")
 @click.option("--dry-run", is_flag=True, help="Enqueue nothing; forecast calls, tokens, cost and time.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the forecast as one JSON object.")
@@ -37,26 +39,30 @@ from tasks.texts import clean_line, count
 @fail_on_partial
 def command(
     *, file: str, name: str | None, columns: tuple[str, ...], priority: int, budget: float | None, only_missing: bool,
-    no_cache: bool, force: bool, dry_run: bool, as_json: bool, wait: bool, is_partial_failure: bool, **reading: Any,
+    no_cache: bool, fields: str | None, force: bool, dry_run: bool, as_json: bool, wait: bool,
+    is_partial_failure: bool, **reading: Any,
 ) -> int:  # fmt: skip
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
     settings = settings_from()
     if budget is not None:
         check(budget, settings)
+    wanted = wanted_fields(settings, fields)
     reader = Reader(file, columns=columns, on_bad_row=BadRows(), on_start=show_start, **reading)
     missing = None
     if only_missing:
         # Late: otherwise `enqueue` needs neither prompts nor a database.
         from scripts.lib.only_missing import OnlyMissing
 
-        missing = OnlyMissing(reader, settings, columns=columns)
+        missing = OnlyMissing(reader, settings, columns=columns, fields=wanted)
     rows = reader if missing is None else missing
     if dry_run:
         # Late: the forecast makes prompts, which `enqueue` itself never does.
         from scripts.lib.dry_run import dry_run as forecast
 
         with reader:
-            return forecast(rows, reader.report, settings, columns, use_cache=not no_cache, as_json=as_json)
+            return forecast(
+                rows, reader.report, settings, columns, use_cache=not no_cache, as_json=as_json, fields=wanted
+            )
     if as_json:
         raise click.UsageError("--json goes with --dry-run; `themes status JOB --json` tells of a job")
     # Late: psutil is of no use to the forecast.
@@ -74,7 +80,7 @@ def command(
             job = enqueue(
                 production.reading(rows), name=name or ("standard input" if file == "-" else Path(file).name),
                 priority=priority, use_cache=not no_cache, budget_usd=budget, columns=columns,
-                id_column=reader.id_column, are_distinct=True, settings=settings, redis=redis,
+                id_column=reader.id_column, are_distinct=True, fields=wanted, settings=settings, redis=redis,
             )  # fmt: skip
         except InputError:
             if missing is None or not missing.skipped:

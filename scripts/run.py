@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from config.settings import Settings
+from scripts.lib.fields import fields_option, wanted_fields
 from scripts.lib.local_run import RunRequest, reader_of, run
 from scripts.lib.only_missing import OnlyMissing
 from scripts.lib.partial import fail_on_partial
@@ -28,6 +29,7 @@ from tasks.jobs.budget import check, unpriced
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; --resume goes on.")
+@fields_option
 @click.option("--dry-run", is_flag=True, help="Ask nothing; forecast calls, tokens, cost and time.")
 @click.option(
     "--json", "as_json", is_flag=True,
@@ -35,7 +37,7 @@ from tasks.jobs.budget import check, unpriced
 )  # fmt: skip
 def command(
     *, file: str | None, resume: str | None, stages: tuple[str, ...], budget: float | None, partial: bool,
-    no_cache: bool, dry_run: bool, as_json: bool, **given: Any,
+    no_cache: bool, fields: str | None, dry_run: bool, as_json: bool, **given: Any,
 ) -> int:  # fmt: skip
     """Do the job of FILE (CSV, JSONL, JSON, text; - is standard input) here, without Redis, and print its id.
 
@@ -45,16 +47,17 @@ def command(
     settings = settings_from()
     if file is None and resume is None:
         raise click.UsageError("name a FILE (- is standard input), or a job with --resume JOB")
-    if resume and (no_cache or any(given[one] for one in ("name", "only_missing", "columns"))):
+    if resume and (no_cache or fields or any(given[one] for one in ("name", "only_missing", "columns"))):
         raise click.UsageError(
-            "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing and --column"
+            "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing, --fields and --column"
         )
     if (partial or stages) and not resume:
         raise click.UsageError("--partial and --stage go with --resume JOB")
     if budget is not None:
         check(budget, settings)
+    wanted = () if resume else wanted_fields(settings, fields)
     again = Wanted(stages=stages, partial=partial or bool(stages))
-    request = RunRequest(file, resume, budget_usd=budget, use_cache=not no_cache, again=again, **given)
+    request = RunRequest(file, resume, budget_usd=budget, use_cache=not no_cache, again=again, fields=wanted, **given)
     if dry_run:
         if resume or file is None:
             raise click.UsageError("--dry-run forecasts a new job: name a FILE, and leave out --resume")
@@ -76,10 +79,12 @@ def _forecast(settings: Settings, file: str, request: RunRequest, *, as_json: bo
 
     columns = request.columns
     with reader_of(file, request) as reader:
-        rows = OnlyMissing(reader, settings, columns=columns) if request.only_missing else reader
+        fields = request.fields
+        rows = OnlyMissing(reader, settings, columns=columns, fields=fields) if request.only_missing else reader
         return dry_run(
-            rows, reader.report, settings, columns, use_cache=request.use_cache, as_json=as_json, is_in_process=True
-        )
+            rows, reader.report, settings, columns, use_cache=request.use_cache, as_json=as_json, is_in_process=True,
+            fields=fields,
+        )  # fmt: skip
 
 
 def _print_id(job_id: str) -> None:

@@ -69,6 +69,8 @@ class JobOptions(msgspec.Struct, frozen=True):
     id_column: str | None = None
     #: The trace that its enqueuing began (tasks.tracing); empty where nothing is traced.
     trace: str = ""
+    #: Of each profile only these (`workers.pipeline.fields`); empty: all.
+    fields: tuple[str, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):

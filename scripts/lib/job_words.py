@@ -42,6 +42,8 @@ def figures(status: JobStatus) -> list[str]:
 def summary(status: JobStatus, *, resume: str = "themes resume", stalled: str = STALLED) -> str:
     """A job's figures in one line; `resume` lets a paused job go on, `stalled` is said of one that no worker has."""
     parts = [f"{status.name}: {state_of(status)}", *figures(status)]
+    if status.only_fields:
+        parts.append(f"only {', '.join(status.only_fields)}")
     if status.waiting_for:
         parts.append(f"waiting: {status.waiting_for}")
     return "  ".join([*parts, *standstill(status, resume=resume, stalled=stalled)])

@@ -56,6 +56,7 @@ class RunRequest:
     mapped: tuple[str, ...] = ()
     id_column: str | None = None
     columns: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +150,11 @@ class _Run:
         with reader_of(request.file, request) as reader:
             options = JobOptions(
                 use_cache=request.use_cache, budget_usd=request.budget_usd, is_in_process=True,
-                columns=request.columns, id_column=reader.id_column,
+                columns=request.columns, id_column=reader.id_column, fields=request.fields,
             )  # fmt: skip
-            missing = OnlyMissing(reader, self._settings, columns=request.columns) if request.only_missing else None
+            missing = None
+            if request.only_missing:
+                missing = OnlyMissing(reader, self._settings, columns=request.columns, fields=request.fields)
             pages = await self._read(reader if missing is None else missing)
             if pages is None:
                 say(f"nothing to do: all {missing.skipped if missing else 0} have a current profile")

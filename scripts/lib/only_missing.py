@@ -8,8 +8,11 @@ from typing import Final
 from config.settings import Settings
 from tasks.identity import destination_id, nearby_ids
 from tasks.messages import Destination
-from workers.pipeline.prompts import pipeline_version, stages_of
+from tasks.packed import stages_of as packed_stages
+from workers.pipeline.fields import stages_for
+from workers.pipeline.prompts import pipeline_version, stages_of, version_of
 from workers.results.database.manager import AsyncDatabaseManager
+from workers.results.queries.lookups import HowMade, how_made
 
 PAGE: Final = 500
 
@@ -17,13 +20,24 @@ PAGE: Final = 500
 class OnlyMissing:
     """The destinations of a stream without a complete profile by today's prompts in any job.
 
+    With `fields` a profile is complete that has these, whatever else it has or lacks.
     A profile for coordinates in the grid's next cell counts too (`tasks.identity`).
     """
 
-    def __init__(self, destinations: Iterable[Destination], settings: Settings, *, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        destinations: Iterable[Destination],
+        settings: Settings,
+        *,
+        columns: Sequence[str] = (),
+        fields: Sequence[str] = (),
+    ) -> None:
         self._destinations = iter(destinations)
         self._settings = settings
-        self._version = pipeline_version(stages_of(settings), columns)
+        self._columns = columns
+        stages = stages_of(settings)
+        self._version = pipeline_version(stages, columns)
+        self._wanted = {stage.name: stage.version for stage in stages_for(stages, fields)} if fields else None
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Destination]:
@@ -46,8 +60,22 @@ class OnlyMissing:
     async def _current(self, store: AsyncDatabaseManager, ids: list[str]) -> set[str]:
         found: set[str] = set()
         for start in range(0, len(ids), PAGE):
-            found |= await store.current(ids[start : start + PAGE], self._version)
+            page = ids[start : start + PAGE]
+            if self._wanted is None:
+                found |= await store.current(page, self._version)
+            else:
+                found |= {one.destination_id for one in await how_made(store, page) if self._has_fields(one)}
         return found
+
+    def _has_fields(self, made: HowMade) -> bool:
+        """Whether a profile has whole what is wanted, by today's prompts, which showed the model the same columns."""
+        records = packed_stages(made.stages)
+        whole = {(record.stage, record.prompt_version) for record in records if record.status == "ok"}
+        if self._wanted is None or not whole.issuperset(self._wanted.items()):
+            return False
+        return made.pipeline_version == version_of(
+            ((record.stage, record.prompt_version) for record in records), self._columns
+        )
 
 
 def _nearby(one: Destination) -> list[str]:

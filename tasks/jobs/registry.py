@@ -79,6 +79,8 @@ class JobStatus:
     #: What the workers that have work are waiting for, where all of them do: in words, and as a value.
     waiting_for: str | None = None
     wait: Wait | None = None
+    #: What it makes of each profile (`themes`, `price`); empty: everything.
+    only_fields: tuple[str, ...] = ()
     #: Why the job's entry in Redis cannot be read; then nothing else of it is known.
     unreadable: str | None = None
 
@@ -242,7 +244,7 @@ def status_of(
     state = fields.get("state", "")
     if state not in KNOWN_STATES:
         raise UnreadableError(f"state is {readings.shown(state)}, expected one of {', '.join(sorted(KNOWN_STATES))}")
-    options_of(fields.get("options"))
+    options = options_of(fields.get("options"))
     started, finished = moment("started_at"), moment("finished_at")
     total, ended = counts["total"], counts["done"] + counts["failed"]
     rate, rate_at = moment("rate_per_second") or 0.0, moment("rate_at")
@@ -273,6 +275,7 @@ def status_of(
         paused=paused,  # type: ignore[arg-type]  # as the state
         paused_at=moment("paused_at") if paused else None,
         paused_message=fields.get("paused_message") if paused else None,
+        only_fields=options.fields,
     )
 
 

@@ -96,6 +96,7 @@ def enqueue(
     columns: Sequence[str] = (),
     id_column: str | None = None,
     are_distinct: bool = False,
+    fields: Sequence[str] | None = None,
     settings: Settings | None = None,
     redis: Redis | None = None,
 ) -> jobs.Job:
@@ -111,6 +112,8 @@ def enqueue(
         columns: further columns of the destinations that are sent to the model, as data.
         id_column: the column of `destinations` that tables of the job's results show first.
         are_distinct: `destinations` are `Destination`s, each once, as those of a `Reader`: nothing is compared again.
+        fields: of each profile only these (`workers.pipeline.fields`), and nothing else is asked; by default those of
+            the settings.
         settings: by default those of the file and the environment.
         redis: a client to use instead of making one.
 
@@ -141,6 +144,7 @@ def enqueue(
             columns=tuple(columns),
             id_column=id_column,
             trace=tracing.traceparent(),
+            fields=tuple(settings.pipeline.wanted if fields is None else fields),
         )
         job = _Enqueuing(redis, settings, options).run(chain([first], rows), name or first.label)
         tracing.note(span, job_id=job.job_id, destinations=job.total)

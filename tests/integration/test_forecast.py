@@ -48,6 +48,14 @@ def settings(settings_for: Callable[..., Settings], sandbox: SandboxServer, redi
     return settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="sandbox", REDIS_URL=redis_url, **PRICES)
 
 
+async def test_a_forecast_of_some_fields_is_of_their_stages_alone(settings: Settings) -> None:
+    whole, some = _forecast(settings, None), _forecast(settings, None, fields=("themes", "price"))
+    assert {stage.field: stage.calls for stage in some.stages} == {"themes": 12.0, "price": 12.0}
+    assert (whole.calls.expected, some.calls.expected) == (16 * 12, 6 * 12)
+    asked = {stage.stage: stage for stage in some.stages}
+    assert [stage for stage in whole.stages if stage.stage in asked] == some.stages
+
+
 def _sample(rows: list[Destination], size: int = 200) -> Sample:
     sample = Sample(size)
     for row in rows:

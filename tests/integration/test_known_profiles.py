@@ -48,7 +48,7 @@ async def _once(opened: Open, destination: Destination = KYOTO, *, whole: bool =
     """Process a destination in a process of its own; without `whole` each prompt is looked up."""
     async with opened(**more.pop("env", {})) as parts:
         if not whole:
-            parts.processor._known = None
+            parts.processor.plans.whole.known = None
         return await parts.processor.process(destination, **more)
 
 
@@ -77,7 +77,7 @@ async def test_both_ways_say_the_same(opened: Open, redis: Redis, sandbox: Sandb
         counted = asdict(parts.cache.stats)
         again = await parts.processor.process(KYOTO)
     async with opened(**env) as parts:
-        parts.processor._known = None
+        parts.processor.plans.whole.known = None
         long = await parts.processor.process(KYOTO)
         assert asdict(parts.cache.stats) == counted
         long_again = await parts.processor.process(KYOTO)
@@ -93,7 +93,7 @@ async def test_both_ways_say_the_same(opened: Open, redis: Redis, sandbox: Sandb
 async def test_the_process_that_made_it_had_the_answers_in_memory(opened: Open, redis: Redis) -> None:
     async with opened() as parts:
         made = await parts.processor.process(KYOTO)
-        await parts.processor._known._composites.close()
+        await parts.processor.plans.whole.known._composites.close()
         assert len(_entries(redis)) == 1
         short = await parts.processor.process(KYOTO)
     assert (made.usage.llm_calls, short.usage.cache_hits, short.usage.memory_hits) == (16, 16, 16)
@@ -201,6 +201,21 @@ async def test_without_the_shared_cache_there_is_none(opened: Open, redis: Redis
     await _once(opened, env=env)
     assert len(sandbox.log()) == 32
     assert not _entries(redis)
+
+
+async def test_other_fields_have_an_entry_of_their_own_made_of_the_same_answers(
+    opened: Open, redis: Redis, sandbox: SandboxServer
+) -> None:
+    some = ("themes", "price")
+    made = _profile(await _once(opened, fields=some))
+    assert (len(sandbox.log()), len(_entries(redis))) == (6, 1)
+    found = await _once(opened, fields=some)
+    assert (found.usage.llm_calls, found.usage.cache_hits, len(sandbox.log())) == (0, 6, 6)
+    assert _lasting(found).themes == made.themes
+    whole = await _once(opened)
+    assert (whole.usage.llm_calls, whole.usage.cache_hits, len(_entries(redis))) == (10, 6, 2)
+    assert (await _once(opened)).usage.cache_hits == 16
+    assert len(sandbox.log()) == 16
 
 
 async def test_watchers_are_told_once(opened: Open) -> None:

@@ -1,6 +1,7 @@
 """One destination through the graph, against the sandbox over HTTP."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from config.settings import Settings
+from tasks.errors import ConfigError
 from tasks.messages import Destination, Profile, StageRecord
 from tasks.packed import unpack_profile
 from tests.support.processors import processor_of
 from workers.pipeline.processor import FocusedPromptProcessor, Processed
-from workers.pipeline.prompts import load_stages
+from workers.pipeline.prompts import BUILT_IN, load_stages, pipeline_version
 from workers.sandbox.server import SandboxServer
 
 MakeSettings = Callable[..., Settings]
 KYOTO = Destination.of("Kyoto", "Japan")
+FINDING = ["discover.adventure", "discover.culture", "discover.entertainment", "discover.food", "discover.luxury"]
 THEME_FIELDS = (
     "seasonality", "traveler_types", "price_point", "confidence", "sub_themes", "nano_themes", "rationale",
     "unique_selling_points", "authenticity_score",
@@ -61,6 +64,41 @@ async def test_a_destination_takes_sixteen_calls_in_two_rounds(run) -> None:
     assert max(entry["started"] for entry in finds) < min(entry["ended"] for entry in finds)
     assert max(entry["started"] for entry in others) < min(entry["ended"] for entry in others)
     assert min(entry["started"] for entry in others) >= max(entry["ended"] for entry in finds)
+
+
+async def test_only_the_stages_of_the_fields_are_asked_and_the_others_are_not_missing(
+    run, sandbox: SandboxServer
+) -> None:
+    async with run(sandbox) as processor:
+        profile = _profile(await processor.process(KYOTO, fields=("themes", "seasonality")))
+    asked = sorted(entry["stage"] for entry in sandbox.log())
+    assert asked == sorted([*FINDING, "analyse.seasonality"])
+    assert (profile.status, profile.missing, profile.overlap_analysis) == ("ok", [], None)
+    assert [record.stage for record in profile.stages] == ["analyse.seasonality", *FINDING]
+    assert all(theme.seasonality and theme.price_point is None for theme in profile.themes)
+    assert profile.pipeline_version == pipeline_version([one for one in load_stages() if one.name in asked])
+    assert profile.quality_assessment.completeness == 1.0
+
+
+async def test_a_stage_that_needs_others_takes_them_along(run, sandbox: SandboxServer, tmp_path: Path) -> None:
+    folder = shutil.copytree(BUILT_IN, tmp_path / "prompts")
+    head = "stage: enhance.slogan\nasks: each theme\nneeds: [analyse.pri*]\nmax_tokens: 400"
+    body = "fields:\n  slogan: {type: string, maxLength: 60}"
+    (folder / "enhance.slogan.md").write_text(f"---\n{head}\n{body}\n---\nFor each theme, one slogan.\n")
+    async with run(sandbox, folder) as processor:
+        profile = _profile(await processor.process(KYOTO, fields=("slogan",)))
+    asked = sorted(entry["stage"] for entry in sandbox.log())
+    assert asked == sorted([*FINDING, "analyse.price", "enhance.slogan"])
+    assert all(theme.more["slogan"] for theme in profile.themes)
+
+
+async def test_a_field_that_no_prompt_file_makes_is_an_error_that_names_those_there_are(
+    run, sandbox: SandboxServer
+) -> None:
+    async with run(sandbox) as processor:
+        with pytest.raises(ConfigError, match="no field 'prize'; known: themes, confidence, price"):
+            await processor.process(KYOTO, fields=("prize",))
+    assert sandbox.log() == []
 
 
 async def test_every_paid_answer_reaches_the_user(run, sandbox: SandboxServer) -> None:

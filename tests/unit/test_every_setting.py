@@ -183,6 +183,7 @@ EFFECTS = {
     ),
     "database.url": f"{_EFFECTS}::test_database_url_is_where_the_database_is_instead",
     "database.flush_interval_seconds": f"{_EFFECTS}::test_the_consumer_waits_flush_interval_seconds_for_more",
+    "pipeline.fields": "tests/e2e/test_fields.py::test_a_run_asks_for_the_fields_of_the_settings_or_the_option_s",
     "pipeline.prompts_dir": "tests/unit/test_prompts.py::test_a_folder_without_prompts_is_refused",
     "web_discovery.enabled": f"{_WEB}::test_a_profile_tells_what_was_read_and_which_citations_stand_there",
     "web_discovery.wikivoyage_url": _PAGE,

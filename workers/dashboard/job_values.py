@@ -24,6 +24,7 @@ def job_values(status: JobStatus) -> dict[str, Any]:
     return {
         "job_id": status.job_id,
         "name": status.name,
+        "only_fields": ", ".join(status.only_fields),
         "tag": tag_of(status),
         "words": words,
         "sentence": sentence(status),

@@ -280,6 +280,7 @@ class LocalJob:
                 destination,
                 use_cache=options.use_cache,
                 columns=options.columns,
+                fields=options.fields,
                 attempt=attempt,
                 budget=budget,
                 cancellation=cancellation,

@@ -30,6 +30,7 @@ from workers.llm.cost import FIRST_GUESS, prompt_tokens
 from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import model_for
 from workers.pipeline.assembly import StageOutcome, numbered
+from workers.pipeline.fields import field_of, stages_for
 from workers.pipeline.processor import batches_of
 from workers.pipeline.prompts import Input, Stage, stages_of
 from workers.pipeline.throughput import Duration, WorkerCapacity, duration_of
@@ -81,6 +82,7 @@ class StageForecast:
     """What one stage comes to for all destinations, by expectation. `cost_usd` None: the model has no price."""
 
     stage: str
+    field: str
     model: str | None
     calls: float
     cache_hits: float
@@ -161,6 +163,7 @@ class Forecaster:
         columns: of the input, sent to the model too.
         cached: looks up packed completions by key; None: Redis does, where there is one.
         earlier: what earlier jobs have measured.
+        fields: that the jobs make; none for all.
     """
 
     def __init__(
@@ -172,6 +175,7 @@ class Forecaster:
         columns: Sequence[str] = (),
         cached: LookUp | None = None,
         earlier: Earlier = NOTHING_EARLIER,
+        fields: Sequence[str] = (),
     ) -> None:
         self._settings = settings
         self._redis = redis
@@ -179,7 +183,7 @@ class Forecaster:
         self._earlier = earlier
         self._sampling = sampling_of(settings.llm)
         self._prices = PriceTable(settings.llm)
-        self._stages = stages_of(settings)
+        self._stages = stages_for(stages_of(settings), fields)
         self._finding = [stage for stage in self._stages if stage.asks == "new themes"]
         self._about = [stage for stage in self._stages if stage.asks != "new themes"]
         self._use_cache = use_cache
@@ -327,6 +331,7 @@ class Forecaster:
     def _stage(self, stage: Stage, cost: _Cost, factor: float) -> StageForecast:
         return StageForecast(
             stage=stage.name,
+            field=field_of(stage),
             model=model_of(self._settings, stage),
             calls=round(cost.calls * factor, 1),
             cache_hits=round(cost.hits * factor, 1),

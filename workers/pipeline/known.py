@@ -69,6 +69,7 @@ class KnownProfiles:
         self._cache = cache
         self._stages = stages
         self._profiler = profiler
+        self._settings = settings
         self._prices = PriceTable(settings.llm)
         self._models = {name: model_for(settings.llm, name, stage.model) for name, stage in stages.items()}
         limits = settings.performance_optimization
@@ -78,6 +79,10 @@ class KnownProfiles:
 
     def __repr__(self) -> str:
         return f"<KnownProfiles stages={len(self._stages)} {self._composites!r}>"
+
+    def only(self, stages: Mapping[str, Stage]) -> "KnownProfiles":
+        """The same for profiles of these stages."""
+        return KnownProfiles(self._composites, self._cache, stages, settings=self._settings, profiler=self._profiler)
 
     def key(self, destination: Destination, columns: Sequence[str]) -> str:
         """A digest of all that changes any of the profile's prompts, the destination as its prompts' keys have it."""

@@ -25,7 +25,8 @@ from workers.pipeline.assembly import EXCERPT_CHARACTERS, EXCERPT_THEMES, StageO
 from workers.pipeline.evidence import EvidenceReader, FoundEvidence
 from workers.pipeline.graph import Graph
 from workers.pipeline.known import Known, KnownProfiles
-from workers.pipeline.prompts import Input, Stage, pipeline_version
+from workers.pipeline.plans import Plans
+from workers.pipeline.prompts import Input, Stage
 from workers.pipeline.refused_answers import RefusedAnswers
 from workers.pipeline.schemas import theme_ids
 
@@ -71,28 +72,31 @@ class FocusedPromptProcessor:
         self._evidence = evidence
         self._refused = refused
         #: Not where the web is read: it may say something new.
-        self._known = known if evidence is None else None
-        self._graph = graph
+        self.plans = Plans(graph, known if evidence is None else None)
         self._generator = generator
-        self._version = pipeline_version(graph.stages.values())
         self._profiler = profiler
         self._limits = settings.performance_optimization
         self._order = count()
 
     def __repr__(self) -> str:
-        return f"<FocusedPromptProcessor {self._graph!r} version={self._version}>"
-
-    def version(self, columns: tuple[str, ...] = ()) -> str:
-        """The version of the prompts that show these further columns of the input."""
-        return pipeline_version(self._graph.stages.values(), columns) if columns else self._version
+        return f"<FocusedPromptProcessor {self.plans!r}>"
 
     async def known(
-        self, some: Sequence[Destination], *, columns: tuple[str, ...] = (), on_stage: StageListener | None = None
+        self,
+        some: Sequence[Destination],
+        *,
+        columns: tuple[str, ...] = (),
+        fields: tuple[str, ...] = (),
+        on_stage: StageListener | None = None,
     ) -> list[Processed | None]:
-        """Of some destinations what the cache has whole, looked up together; None where one must be processed."""
-        if self._known is None:
+        """Of some destinations what the cache has whole, looked up together; None where one must be processed.
+
+        Raises `ConfigError` as `Plans.of`.
+        """
+        plan = self.plans.of(fields)
+        if plan.known is None:
             return [None] * len(some)
-        found = await self._known.find(some, columns, self.version(columns))
+        found = await plan.known.find(some, columns, plan.version(columns))
         for destination, known in zip(some, found, strict=True):
             if known:
                 _report(known, destination, on_stage)
@@ -104,6 +108,7 @@ class FocusedPromptProcessor:
         *,
         use_cache: bool = True,
         columns: tuple[str, ...] = (),
+        fields: tuple[str, ...] = (),
         attempt: int = 1,
         on_stage: StageListener | None = None,
         budget: JobBudget | None = None,
@@ -114,17 +119,22 @@ class FocusedPromptProcessor:
 
         Without `may_be_known` the cache is not asked for a whole profile: `known` has done so.
 
-        Raises `JobStoppedError`: the job is to stop, or its budget is used up; stages that have ended are in the cache.
+        Raises:
+            JobStoppedError: the job is to stop, or its budget is used up; stages that have ended are in the cache.
+            ConfigError: as `Plans.of`.
         """
         began = time.perf_counter()
-        key = self._known.key(destination, columns) if self._known else ""
-        if self._known and not use_cache:
+        plan = self.plans.of(fields)
+        key = plan.known.key(destination, columns) if plan.known else ""
+        if plan.known and not use_cache:
             # Whatever this run comes to, some of the entry's answers are replaced.
-            self._known.forget(key)
-        elif may_be_known and (found := (await self.known([destination], columns=columns, on_stage=on_stage))[0]):
-            return found
+            plan.known.forget(key)
+        elif may_be_known:
+            (found,) = await self.known([destination], columns=columns, fields=fields, on_stage=on_stage)
+            if found:
+                return found
         run = _Run(
-            graph=self._graph,
+            graph=plan.graph,
             generator=self._generator,
             limits=self._limits,
             destination=destination,
@@ -141,9 +151,9 @@ class FocusedPromptProcessor:
                 run.evidence = await self._evidence.read(destination)
         await run.stages()
         elapsed_ms = (time.perf_counter() - began) * 1000
-        processed = run.processed(attempt=attempt, pipeline_version=self.version(columns), elapsed_ms=elapsed_ms)
-        if self._known and processed.profile:
-            self._known.keep(key, processed.profile, _names(run.themes), run.in_order())
+        processed = run.processed(attempt=attempt, pipeline_version=plan.version(columns), elapsed_ms=elapsed_ms)
+        if plan.known and processed.profile:
+            plan.known.keep(key, processed.profile, _names(run.themes), run.in_order())
         return processed
 
 

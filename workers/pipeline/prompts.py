@@ -184,7 +184,12 @@ def _citing(stage: Stage, told: str) -> Stage:
 
 def pipeline_version(stages: Iterable[Stage], columns: Iterable[str] = ()) -> str:
     """A digest over the versions of all stages, and the further columns that their prompts show."""
-    lines = [f"{stage.name}={stage.version}" for stage in stages]
+    return version_of(((stage.name, stage.version) for stage in stages), columns)
+
+
+def version_of(versions: Iterable[tuple[str, str]], columns: Iterable[str] = ()) -> str:
+    """As `pipeline_version`, of the names and versions of stages."""
+    lines = [f"{name}={version}" for name, version in versions]
     joined = "\n".join(sorted(lines + [f"column {title_key(column)}" for column in columns]))
     return hashlib.sha256(joined.encode()).hexdigest()[:VERSION_DIGITS]
 

@@ -166,7 +166,7 @@ def report_of(
         slowest=_slowest(account, picture),
         facts=dict(sorted(facts.items())),
         is_profiled=bool(picture.workers),
-        notes=[*notes, *_notes(row, picture, account)],
+        notes=[*notes, *_only(status), *_notes(row, picture, account)],
     )
 
 
@@ -255,6 +255,11 @@ def _slowest(account: JobStats, picture: JobMeasurements) -> list[Slow]:
             Slow(run.destination_id, label, run.elapsed_ms / 1000, run.outcome, run.llm_calls, run.worker, shares)
         )  # fmt: skip
     return found
+
+
+def _only(status: JobStatus) -> list[str]:
+    fields = ", ".join(status.only_fields)
+    return [f"Of each profile only these fields were asked: {fields}."] if fields else []
 
 
 def _notes(row: JobRow, picture: JobMeasurements, account: JobStats) -> list[str]:

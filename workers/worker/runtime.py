@@ -26,6 +26,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.connection import connect, connect_async
+from tasks.errors import ConfigError
 from tasks.jobs.registry import options_of
 from tasks.messages import Destination, Event, JobOptions, StageRecord
 from tasks.queue.leases import token_prefix
@@ -341,6 +342,7 @@ def _process(parts: Parts, publisher: EventPublisher, budget: Budget) -> Process
             destination,
             use_cache=options.use_cache,
             columns=options.columns,
+            fields=options.fields,
             attempt=attempt,
             on_stage=_telling(publisher, job_id),
             may_be_known=False,
@@ -354,7 +356,11 @@ def _process(parts: Parts, publisher: EventPublisher, budget: Budget) -> Process
 def _known(parts: Parts, publisher: EventPublisher) -> FindKnown:
     async def known(job_id: str, some: Sequence[Destination], options: JobOptions) -> list[Processed | None]:
         on_stage = _telling(publisher, job_id)
-        return await parts.processor.known(some, columns=options.columns, on_stage=on_stage)
+        try:
+            return await parts.processor.known(some, columns=options.columns, fields=options.fields, on_stage=on_stage)
+        except ConfigError:
+            # Of a field that no prompt file here makes: each destination fails by itself, and names it.
+            return [None] * len(some)
 
     return known
 

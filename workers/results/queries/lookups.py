@@ -1,5 +1,6 @@
 """What is looked up in the results database: one profile, the titles of a job's input."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import JSON, Integer, cast, func, literal_column, select, true, tuple_
@@ -17,6 +18,23 @@ async def profile_of(store: AsyncDatabaseManager, job_id: str, destination_id: s
     async with store.reading() as connection:
         found = (await connection.execute(query)).mappings().one_or_none()
     return ProfileRow.of(found) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class HowMade:
+    """By which prompts a destination's profile was made: the version of all, and JSON of each stage's record."""
+
+    destination_id: str
+    pipeline_version: str
+    stages: str
+
+
+async def how_made(store: AsyncDatabaseManager, destination_ids: Sequence[str]) -> list[HowMade]:
+    """Of all profiles that these destinations have in any job."""
+    p = tables.profiles.c
+    query = select(p.destination_id, p.pipeline_version, p.stages).where(p.destination_id.in_(destination_ids))
+    async with store.reading() as connection:
+        return [HowMade(*row) for row in await connection.execute(query)]
 
 
 @dataclass(frozen=True, slots=True)

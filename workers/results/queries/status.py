@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import or_, select
 
-from tasks.jobs.registry import FINAL, JobStatus
+from tasks.jobs.registry import FINAL, JobStatus, options_of
 from tasks.jobs.short_ids import is_whole, the_one
 from workers.results.database import tables
 from workers.results.database.manager import AsyncDatabaseManager
@@ -20,7 +20,8 @@ def status_of(row: JobRow, **known: Any) -> JobStatus:
     )  # fmt: skip
     fields = {name: getattr(row, name) for name in names} | {name: getattr(row.usage, name) for name in usage}
     state = row.state if row.state in FINAL else "stalled"
-    return JobStatus(**fields | {"state": state, "total": row.total or 0} | known)
+    own = {"state": state, "total": row.total or 0, "only_fields": options_of(row.options).fields}
+    return JobStatus(**fields | own | known)
 
 
 async def whole_id(store: AsyncDatabaseManager, text: str) -> str:
