@@ -40,6 +40,7 @@ VERBS: Final = {
     "failures": "Show why destinations of JOB failed, the most frequent first; exit 1 when any did (with "
     "--partial: or lacks).",
     "retry": "Ask again for the destinations of JOB that failed, and for those that a lost Redis took along.",
+    "extend": "Add fields to the finished profiles of JOB; their themes stay, only what they lack is asked and paid.",
     "pause": "Ask nothing more of JOB until `themes resume`; what is under way is awaited and kept.",
     "resume": "Let JOB, which is paused or stopped at its budget, go on; what is done stays, nothing is paid twice.",
     "cancel": "Start nothing more of JOB; destinations that are done stay, answers that were paid for "

@@ -19,6 +19,13 @@ COMPRESS_FROM_BYTES: Final = 256
 _RAW, _ZSTD = b"\x00", b"\x01"
 
 
+class Addition(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is added to a profile that stands: the stages to ask, and category and name of each of its themes."""
+
+    stages: tuple[str, ...]
+    themes: tuple[tuple[str, str], ...]
+
+
 class Destination(msgspec.Struct, frozen=True, omit_defaults=True):
     """One input row, with its names as they were written; `id` follows from the rule in `tasks.identity`."""
 
@@ -29,6 +36,7 @@ class Destination(msgspec.Struct, frozen=True, omit_defaults=True):
     lat: float | None = None
     lon: float | None = None
     extra: dict[str, str] = {}
+    addition: Addition | None = None
 
     @classmethod
     def of(cls, name: str, country: str | None = None, *, own: OwnId | None = None, **more: Any) -> "Destination":
@@ -299,6 +307,8 @@ class Result(_Run, frozen=True, tag="result"):
     failure: Failure | None = None
     #: The trace of its destination (tasks.tracing); empty where nothing is traced.
     trace: str = ""
+    #: Whether the profile has only what is added to the stored one.
+    adds: bool = False
 
 
 class Spent(_Run, frozen=True, tag="spent"):
@@ -326,6 +336,8 @@ class JobReopened(msgspec.Struct, frozen=True, tag="reopened"):
     job_id: str
     destination_ids: tuple[str, ...]
     attempt: int
+    #: Where fields are added: the job's options from now on; whole profiles wait too.
+    options: JobOptions | None = None
 
 
 #: What an entry of the results stream can be.

@@ -4,6 +4,7 @@ What differs from run to run stands beside one frame of zstd, the themes whole a
 A cached profile keeps the frame, and the database gets it as it is.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any, Final
@@ -12,6 +13,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from tasks.frames import MAX_UNPACKED_BYTES, WireError, compressed, decompressed
+from tasks.identity import title_key
 from tasks.messages import (
     Evidence,
     Missing,
@@ -25,6 +27,8 @@ from tasks.messages import (
 )
 from tasks.storable import are_amounts, flaw, has_controls, storable
 
+#: Hex digits of a version: 48 bits, for telling apart, not for safety.
+VERSION_DIGITS: Final = 12
 #: Theme names that a packed profile tells without being unpacked: a line on a screen.
 BEST_THEMES: Final = 3
 #: What `stages` has of each stage, in this order: how it was made, then its usage.
@@ -234,3 +238,10 @@ def profile_of(head: Any, destination_id: str, body: bytes) -> Profile:
         more=found.more,
         evidence=found.evidence,
     )
+
+
+def version_of(versions: Iterable[tuple[str, str]], columns: Iterable[str] = ()) -> str:
+    """A digest over the names and versions of stages, and the further columns that their prompts show."""
+    lines = [f"{name}={version}" for name, version in versions]
+    joined = "\n".join(sorted(lines + [f"column {title_key(column)}" for column in columns]))
+    return hashlib.sha256(joined.encode()).hexdigest()[:VERSION_DIGITS]

@@ -9,8 +9,9 @@ from config.settings import Settings
 from tasks.identity import destination_id, nearby_ids
 from tasks.messages import Destination
 from tasks.packed import stages_of as packed_stages
+from tasks.packed import version_of
 from workers.pipeline.fields import stages_for
-from workers.pipeline.prompts import pipeline_version, stages_of, version_of
+from workers.pipeline.prompts import pipeline_version, stages_of
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.queries.lookups import HowMade, how_made
 

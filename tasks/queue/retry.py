@@ -113,6 +113,7 @@ def retry(
     attempt: int,
     settings: Settings,
     redis: Redis | None = None,
+    adds: JobOptions | None = None,
 ) -> int:
     """Enqueue destinations of a job again; returns how many these are.
 
@@ -122,6 +123,7 @@ def retry(
         attempt: higher than any that these have had.
         settings: where Redis and the broker are.
         redis: a client to use instead of making one.
+        adds: where fields are added to profiles, the job's options from now on.
 
     Raises:
         RedisUnavailableError: Redis cannot be used; `retry` may be repeated.
@@ -130,14 +132,14 @@ def retry(
     redis = redis or connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
     broker = broker_of(redis, settings)
-    options = msgspec.json.decode(job.options, type=JobOptions) if job.options else JobOptions()
+    options = adds or jobs.options_of(job.options)
     compress = settings.performance_optimization.enable_result_compression
     with translated(redis):
         held = _in_the_ledger(redis, job.job_id)
         wanted = [one for one in destinations if one.id not in held]
         if not wanted:
             return 0
-        _reopen(redis, job, options, [one.id for one in wanted], attempt, compress=compress)
+        _reopen(redis, job, options, [one.id for one in wanted], attempt, compress=compress, adds=adds)
         # The first delivery of a chunk makes the attempt one higher.
         pieces = cut(iter(wanted), parts=parts_of(redis, settings), largest=settings.work.max_chunk_size)
         stamp = f"r{time.time_ns():x}"
@@ -162,11 +164,22 @@ def _in_the_ledger(redis: Redis, job_id: str) -> set[str]:
     return held
 
 
-def _reopen(redis: Redis, job: KnownJob, options: JobOptions, ids: list[str], attempt: int, *, compress: bool) -> None:
+def _reopen(  # what a reopened job is
+    redis: Redis,
+    job: KnownJob,
+    options: JobOptions,
+    ids: list[str],
+    attempt: int,
+    *,
+    compress: bool,
+    adds: JobOptions | None = None,
+) -> None:
     """Let the job run again, also one that Redis has forgotten; the database is told before any chunk is there."""
     job_id = job.job_id
     # Progress begins anew: the job is not stalled since the day on which it ended.
     fields: dict[Any, Any] = {"state": "running", "sealed": 1, "total": job.listed, "rate_at": time.time()}
+    if adds:
+        fields["options"] = msgspec.json.encode(adds)
     try:
         jobs.status(redis, job_id)
     except (JobNotFoundError, UnreadableError) as exc:
@@ -195,5 +208,5 @@ def _reopen(redis: Redis, job: KnownJob, options: JobOptions, ids: list[str], at
             pipeline.xadd(keys.RESULTS, entry_fields(JobSealed(job_id, job.listed), compress=compress))
         for start in range(0, len(ids), PAGE):
             page = tuple(ids[start : start + PAGE])
-            pipeline.xadd(keys.RESULTS, entry_fields(JobReopened(job_id, page, attempt), compress=compress))
+            pipeline.xadd(keys.RESULTS, entry_fields(JobReopened(job_id, page, attempt, adds), compress=compress))
         pipeline.execute()

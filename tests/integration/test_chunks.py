@@ -88,8 +88,8 @@ class Rig:
         assert (job_id, priority) == (JOB, 5)
         self.woken += [chunk_id for chunk_id, _ in labelled]
 
-    async def _options(self, job_id: str) -> JobOptions:
-        assert job_id == JOB
+    async def _options(self, job_id: str, attempt: int) -> JobOptions:
+        assert (job_id, attempt >= 0) == (JOB, True)
         return options_of(self.options if self.is_readable else b"garbage")
 
 

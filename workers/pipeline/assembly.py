@@ -276,7 +276,7 @@ def _quality(
     answered = sum(len(outcome.values or {}) for outcome in per_theme)
     return QualityAssessment(
         diversity=round(evenness * unique, 4),
-        coverage=round(sum(counts[category] >= COVERED_FROM for category in categories) / len(categories), 4),
+        coverage=round(sum(counts[category] >= COVERED_FROM for category in categories) / (len(categories) or 1), 4),
         completeness=round(answered / expected, 4) if expected else 1.0,
         quality=whole.get("quality"),
         overall=whole.get("overall"),

@@ -41,8 +41,12 @@ def stages_for(stages: Sequence[Stage], fields: Sequence[str]) -> list[Stage]:
     """The stages that make these fields and those that these need; all where no field is named. Raises ConfigError."""
     if not fields:
         return list(stages)
-    graph = Graph(stages)
-    wanted = {stage.name for stage in matching(stages, fields)}
+    return needed(stages, [stage.name for stage in matching(stages, fields)])
+
+
+def needed(stages: Sequence[Stage], names: Iterable[str]) -> list[Stage]:
+    """The stages of these names, and all that these need."""
+    graph, wanted = Graph(stages), set(names)
     while more := {need for name in wanted for need in graph.needs[name]} - wanted:
         wanted |= more
     return [stage for stage in stages if stage.name in wanted]

@@ -1,7 +1,7 @@
 """Stages and what they need: a graph in which a stage starts the moment what it needs is there."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from tasks.errors import ConfigError
@@ -12,9 +12,13 @@ _WILD: Final = "*?["
 
 
 class Graph:
-    """The stages of a pipeline, checked: every need exists, and none waits for itself."""
+    """The stages of a pipeline, checked: every need exists, and none waits for itself.
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    What is `settled` need not be among them.
+    """
+
+    def __init__(self, stages: Sequence[Stage], settled: Collection[str] = ()) -> None:
+        self._settled = settled
         self.stages = {stage.name: stage for stage in stages}
         self.needs = {stage.name: self._resolve(stage) for stage in stages}
         self._refuse_circles()
@@ -40,7 +44,7 @@ class Graph:
         found: set[str] = set()
         for need in stage.needs:
             names = {name for name in self.stages if fnmatch.fnmatchcase(name, need) and name != stage.name}
-            if not names and not any(char in need for char in _WILD):
+            if not names and need not in self._settled and not any(char in need for char in _WILD):
                 raise ConfigError(f"{stage.name}.md: needs {need!r}, but there is no such stage")
             found |= names
         if stage.asks != "new themes":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from workers.pipeline.fields import stages_for
+from workers.pipeline.fields import matching, stages_for
 from workers.pipeline.graph import Graph
 from workers.pipeline.known import KnownProfiles
 from workers.pipeline.prompts import pipeline_version
@@ -32,6 +32,7 @@ class Plans:
     def __init__(self, graph: Graph, known: KnownProfiles | None) -> None:
         self.whole = Plan(graph, known)
         self._parts: dict[tuple[str, ...], Plan] = {}
+        self._additions: dict[tuple[str, ...], Plan] = {}
 
     def __repr__(self) -> str:
         return f"<Plans {self.whole!r} and {len(self._parts)} parts>"
@@ -43,7 +44,19 @@ class Plans:
         if fields not in self._parts:
             graph = Graph(stages_for(list(self.whole.graph.stages.values()), fields))
             known = self.whole.known
-            if len(self._parts) >= MAX_PLANS:
-                self._parts.clear()
-            self._parts[fields] = Plan(graph, known and known.only(graph.stages))
+            _put(self._parts, fields, Plan(graph, known and known.only(graph.stages)))
         return self._parts[fields]
+
+    def adding(self, stages: tuple[str, ...]) -> Plan:
+        """The plan that asks these stages about themes that are there. Raises ConfigError: one has no prompt file."""
+        if stages not in self._additions:
+            all_stages = self.whole.graph.stages
+            chosen = matching(list(all_stages.values()), stages)
+            _put(self._additions, stages, Plan(Graph(chosen, settled=all_stages), None))
+        return self._additions[stages]
+
+
+def _put(plans: dict[tuple[str, ...], Plan], key: tuple[str, ...], plan: Plan) -> None:
+    if len(plans) >= MAX_PLANS:
+        plans.clear()
+    plans[key] = plan

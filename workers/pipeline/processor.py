@@ -94,7 +94,7 @@ class FocusedPromptProcessor:
         Raises `ConfigError` as `Plans.of`.
         """
         plan = self.plans.of(fields)
-        if plan.known is None:
+        if plan.known is None or any(destination.addition for destination in some):
             return [None] * len(some)
         found = await plan.known.find(some, columns, plan.version(columns))
         for destination, known in zip(some, found, strict=True):
@@ -124,7 +124,8 @@ class FocusedPromptProcessor:
             ConfigError: as `Plans.of`.
         """
         began = time.perf_counter()
-        plan = self.plans.of(fields)
+        added = destination.addition
+        plan = self.plans.adding(added.stages) if added else self.plans.of(fields)
         key = plan.known.key(destination, columns) if plan.known else ""
         if plan.known and not use_cache:
             # Whatever this run comes to, some of the entry's answers are replaced.
@@ -146,7 +147,11 @@ class FocusedPromptProcessor:
             cancellation=cancellation or Cancellation(""),
             refused=self._refused,
         )
-        if self._evidence is not None:
+        if added:
+            run.themes = [
+                Theme(f"t{at}", category, name, "", []) for at, (category, name) in enumerate(added.themes, 1)
+            ]
+        elif self._evidence is not None:
             with self._profiler.span("web.evidence"):
                 run.evidence = await self._evidence.read(destination)
         await run.stages()

@@ -29,6 +29,7 @@ from config.settings import Settings
 from tasks.errors import ConfigError
 from tasks.identity import normalise, title_key
 from tasks.messages import Destination, Theme
+from tasks.packed import VERSION_DIGITS, version_of
 from workers.llm.endpoints.answers import AnswerSchema
 from workers.llm.endpoints.prompt import Prompt
 from workers.pipeline import schemas
@@ -38,8 +39,6 @@ BUILT_IN: Final = Path(__file__).with_name("prompts")
 SYSTEM: Final = "system.md"
 #: What is added to prompts that find themes where the web is read first.
 EVIDENCE: Final = "evidence.md"
-#: Hex digits of a version: 48 bits, for telling apart, not for safety.
-VERSION_DIGITS: Final = 12
 
 Asks = Literal["new themes", "each theme", "all themes"]
 
@@ -185,13 +184,6 @@ def _citing(stage: Stage, told: str) -> Stage:
 def pipeline_version(stages: Iterable[Stage], columns: Iterable[str] = ()) -> str:
     """A digest over the versions of all stages, and the further columns that their prompts show."""
     return version_of(((stage.name, stage.version) for stage in stages), columns)
-
-
-def version_of(versions: Iterable[tuple[str, str]], columns: Iterable[str] = ()) -> str:
-    """As `pipeline_version`, of the names and versions of stages."""
-    lines = [f"{name}={version}" for name, version in versions]
-    joined = "\n".join(sorted(lines + [f"column {title_key(column)}" for column in columns]))
-    return hashlib.sha256(joined.encode()).hexdigest()[:VERSION_DIGITS]
 
 
 @lru_cache(maxsize=64)

@@ -55,7 +55,7 @@ class ChunkEnd(StrEnum):
 
 
 #: Reads a job's options.
-ReadOptions = Callable[[str], Awaitable[JobOptions]]
+ReadOptions = Callable[[str, int], Awaitable[JobOptions]]
 
 
 @dataclass(slots=True, eq=False)
@@ -167,7 +167,7 @@ class ChunkRunner:
     async def _abandon(self, job_id: str, chunk_id: str) -> None:
         """Give back a chunk that something here holds on to, and will not let go."""
         try:
-            options = await self._options(job_id)
+            options = await self._options(job_id, 0)
             await self._ledger.give_back(job_id, chunk_id)
         except (RedisError, OSError) as exc:
             log.warning("action=give_back job_id=%s chunk_id=%s its lease must run out: %s", job_id, chunk_id, exc)
@@ -237,7 +237,7 @@ class ChunkRunner:
     async def _handle(self, taken: Taken) -> ChunkEnd:
         """Split a chunk that has lost its worker, give up or postpone a suspect, work on any other."""
         job_id, chunk_id = taken.chunk.job_id, taken.chunk.chunk_id
-        options = await self.retry.call(lambda: self._options(job_id))
+        options = await self.retry.call(lambda: self._options(job_id, taken.chunk.attempt))
         if self.cancellations.is_pausing(job_id):
             return await self._give_back(taken.chunk, options, len(taken.chunk.destinations), is_paused=True)
         if taken.deliveries > 1 and len(taken.chunk.destinations) > 1:

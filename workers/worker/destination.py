@@ -130,7 +130,10 @@ class DestinationRunner:
             with self._profiler.span("llm.backoff"):
                 await self._retry.pause(retry_seconds(number, random.random()))  # noqa: S311  # jitter
         spent = self._spent(taken, destination, tried, began, run)
-        result = Result(**_shared(spent), profile=profile, failure=failure, trace=tracing.traceparent())
+        result = Result(
+            **_shared(spent), profile=profile, failure=failure, trace=tracing.traceparent(),
+            adds=destination.addition is not None,
+        )  # fmt: skip
         with tracing.span("publish", "producer"):
             await self.hand_in(chunk, [(destination, result, spent)])
 

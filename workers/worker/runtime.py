@@ -81,7 +81,8 @@ class Runtime:
         self._started: Future[None] = Future()
         self._close: asyncio.Event | None = None
         self._chunks: ChunkRunner | None = None
-        self._options: dict[str, JobOptions] = {}
+        #: By job and attempt: a later one may want other fields.
+        self._options: dict[tuple[str, int], JobOptions] = {}
         self._draining = False
         self._parts: Parts | None = None
         self._guard: MemoryGuard | None = None
@@ -210,7 +211,7 @@ class Runtime:
             process=_process(parts, publisher, budget),
             known=_known(parts, publisher),
             wake=self._wake,
-            options=lambda job_id: self._read_options(redis, job_id),
+            options=lambda job_id, attempt: self._read_options(redis, job_id, attempt),
             settings=self._settings,
             profiler=parts.profiler,
             worker=self._name,
@@ -297,14 +298,14 @@ class Runtime:
     async def _wake(self, job_id: str, labelled: list[tuple[str, str]], priority: int) -> None:
         await asyncio.to_thread(publish, self._queue, job_id, labelled, priority, first=True)
 
-    async def _read_options(self, redis: Redis, job_id: str) -> JobOptions:
-        known = self._options.get(job_id)
+    async def _read_options(self, redis: Redis, job_id: str, attempt: int) -> JobOptions:
+        known = self._options.get((job_id, attempt))
         if known is None:
             raw = await redis.hget(keys.job(job_id), "options")
             known = options_of(raw)
             if len(self._options) >= REMEMBERED_JOBS:
                 self._options.clear()
-            self._options[job_id] = known
+            self._options[job_id, attempt] = known
         return known
 
     async def _renew(self, chunks: ChunkRunner) -> None:

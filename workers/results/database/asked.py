@@ -33,6 +33,11 @@ _KEPT_PROFILES: Final = select(
     select(func.count(_M.c.stage.distinct())).where(_M.c.profile_no == _P.c.profile_no).scalar_subquery(),
     select(func.count()).where(_T.c.profile_no == _P.c.profile_no).scalar_subquery(),
 )
+#: Profiles that fields are added to.
+_STORED: Final = select(
+    _P.c.destination_id, _P.c.name, _P.c.country, _P.c.status, _P.c.model, _P.c.pipeline_version, _P.c.stages,
+    _P.c.missing, _P.c.elapsed_ms, _P.c.created_at, _P.c.payload,
+)  # fmt: skip
 _NEXT: Final = select(
     select(func.coalesce(func.max(_P.c.profile_no), _ZERO) + _ONE).scalar_subquery(),
     select(func.coalesce(func.max(_T.c.theme_no), _ZERO) + _ONE).scalar_subquery(),
@@ -68,6 +73,7 @@ class Asked:
         )
         self.usage = _About(dialect, "select usage", select(_D.c.destination_id, *_USAGE_COLUMNS), _D)
         self.profiles = _About(dialect, "select profiles", select(_P.c.destination_id, _P.c.profile_no), _P)
+        self.stored = _About(dialect, "select stored profiles", _STORED, _P)
         #: The next free numbers of profiles and themes; the transaction that asks holds the lock.
         self.numbers = Statement(dialect, "select numbers", _NEXT)
 

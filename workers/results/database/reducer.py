@@ -5,6 +5,7 @@ Rules, each idempotent, because every entry may come twice:
 * The highest `attempt` gives a destination its state; of equal ones the later entry; but a profile is never
   replaced by a failure of the same attempt.
 * A partial profile that is asked again stays until one comes that is not worse; a failure does not take its place.
+  So does a whole one that fields are added to.
 * A destination's usage is the sum over its *runs*. A run is (attempt, worker, time of its end): the same entry
   delivered twice is one run; an attempt that two workers made, because the first one's lease was lost, is two, and
   both were paid for.
@@ -130,6 +131,8 @@ class BatchReducer:
     destinations: dict[Key, DestinationState]
     runs: set[Run]
     now: float
+    #: How good the stored profiles are of destinations that may be asked again.
+    stored: dict[Key, Kept] = field(default_factory=dict)
     #: What this batch adds to its jobs.
     _sums: dict[str, _Sums] = field(default_factory=dict)
 
@@ -174,7 +177,7 @@ class BatchReducer:
             return
         is_retried = destination.attempt >= 0
         destination.attempt = result.attempt
-        if destination.kept is not None and (result.profile is None or Kept.of(result.profile) < destination.kept):
+        if destination.kept is not None and is_worse(result, destination.kept):
             self._move(result.job_id, destination, "done", partial=not destination.kept.is_whole)
             return
         if is_retried:
@@ -227,7 +230,7 @@ class BatchReducer:
             key = (entry.job_id, destination_id)
             destination = self.destinations.get(key)
             is_whole = destination is not None and destination.state == "done" and not destination.partial
-            if destination is None or is_whole or destination.attempt >= entry.attempt:
+            if destination is None or (is_whole and not entry.options) or destination.attempt >= entry.attempt:
                 continue
             waits = True
             self._move(entry.job_id, destination, "queued", partial=False)
@@ -237,15 +240,22 @@ class BatchReducer:
             if shown is not None and shown.profile is not None:
                 destination.kept = Kept.of(shown.profile)
             else:
+                destination.kept = destination.kept or self.stored.get(key)
                 changes.shown.pop(key, None)
         if waits:
             job = self.jobs[entry.job_id]
-            self.jobs[entry.job_id] = replace(job, state="running", finished_at=None)
+            options = msgspec.json.encode(entry.options).decode() if entry.options else job.options
+            self.jobs[entry.job_id] = replace(job, state="running", finished_at=None, options=options)
 
     def _cancel(self, entry: JobClosed) -> None:
         job = self.jobs[entry.job_id]
         if job.state not in FINAL_STATES:
             self.jobs[entry.job_id] = replace(job, state=entry.state, finished_at=entry.at)
+
+
+def is_worse(result: Result, kept: Kept) -> bool:
+    """Whether a stored profile stays. What was added to one has all of it."""
+    return result.profile is None or (not result.adds and Kept.of(result.profile) < kept)
 
 
 def _check_amounts(run: Result | Spent) -> None:

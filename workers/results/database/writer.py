@@ -25,6 +25,7 @@ from tasks.messages import JobInputs, JobOpened, JobReopened, PackedProfile, Res
 from tasks.packed import checked
 from tasks.texts import clean_line
 from workers.results.database import tables
+from workers.results.database.additions import whole_entries
 from workers.results.database.asked import Asked
 from workers.results.database.reducer import BatchReducer, Changes, DestinationState, Kept, Key, UnusableEntryError
 from workers.results.database.rows import JobRow
@@ -143,6 +144,7 @@ class Writer:
         if any("\0" in each for each in chain((e.job_id for e in entries), chain.from_iterable(_keys(entries)))):
             raise UnusableEntryError("an id holds the character U+0000")
         jobs, rows = await self._write_inputs(connection, entries, now)
+        entries = await whole_entries(connection, entries, jobs, self._all.asked, self.times)
         changes = (await self._load(connection, entries, jobs, now)).changes(entries)
         return changes, rows + await self._write_changes(connection, changes, now)
 
@@ -189,15 +191,17 @@ class Writer:
         """What the database holds about everything these entries name."""
         asked, times = self._all.asked, self.times
         keys = list(dict.fromkeys(_keys(entries)))
+        adding = {key for e in entries if isinstance(e, JobReopened) and e.options for key in _keys([e])}
         reducer = BatchReducer(jobs, {}, set(), now)
         for job_id, of_job in groupby(sorted(keys), key=lambda key: key[0]):
             known = await asked.states.of(connection, job_id, [each for _, each in of_job], times)
             states = {(job_id, r[0]): DestinationState(r[1], r[2], r[3], bool(r[4]), r[5]) for r in known}
             reducer.destinations |= states
-            if again := [r[0] for r in known if r[5] >= 0 and (r[3] == "queued" or r[4])]:
+            if again := [r[0] for r in known if r[5] >= 0 and (r[3] == "queued" or r[4] or (job_id, r[0]) in adding)]:
                 for row in await asked.kept.of(connection, job_id, again, times):
+                    kept = reducer.stored[job_id, row[0]] = Kept(row[2] == "ok", -row[3], row[4])
                     if row[1] < states[job_id, row[0]].attempt:
-                        states[job_id, row[0]].kept = Kept(row[2] == "ok", -row[3], row[4])
+                        states[job_id, row[0]].kept = kept
             # Most destinations of a batch are new: they have no runs, and have cost nothing.
             if tried := [r[0] for r in known if r[6]]:
                 runs = await asked.runs.of(connection, job_id, tried, times)

@@ -24,7 +24,7 @@ class Candidates:
 
 async def candidates(store: AsyncDatabaseManager, row: JobRow, chosen: list[Destination]) -> Candidates:
     missing = [each.destination async for each in store.missing(row.job_id)]
-    return Candidates(_known(row), chosen, missing, await store.last_attempt(row.job_id))
+    return Candidates(known_job(row), chosen, missing, await store.last_attempt(row.job_id))
 
 
 def ask_again(found: Candidates, *, is_narrow: bool, settings: Settings, redis: Redis) -> int:
@@ -40,7 +40,7 @@ def ask_again(found: Candidates, *, is_narrow: bool, settings: Settings, redis: 
     return retry(found.known, again, attempt=found.last_attempt + 1, settings=settings, redis=redis)
 
 
-def _known(row: JobRow) -> KnownJob:
+def known_job(row: JobRow) -> KnownJob:
     same = ("job_id", "name", "created_at", "options", "done", "failed", "partial")
     known: dict[str, Any] = {name: getattr(row, name) for name in same}
     return KnownJob(**known, is_sealed=row.sealed, listed=row.total or 0, cost_usd=row.usage.cost_usd)
