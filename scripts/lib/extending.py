@@ -95,13 +95,14 @@ async def extend(
         raise ConfigError(f"job {job.job_id} is {job.state}: fields are added when it has ended")
     options = extension.options(options_of(job.options), budget_usd)
     attempt = await store.last_attempt(job.job_id) + 1
-    found = Extended(without=(job.total or 0) - job.done)
+    found = Extended()
     async for page in _pages(store, job.job_id, extension, found):
         asked = retry(
             replace(known, options=job.options), page, attempt=attempt, settings=settings, redis=redis, adds=options
         )
         found.asked += asked
         found.held += len(page) - asked
+    found.without = (job.total or 0) - found.asked - found.had - found.held
     return found
 
 

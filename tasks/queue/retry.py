@@ -195,7 +195,8 @@ def _reopen(  # what a reopened job is
         }
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.hset(keys.job(job_id), mapping=fields)
-        pipeline.hdel(keys.job(job_id), "finished_at", "ended")
+        # A job that was cancelled while it was paused has both in its entry.
+        pipeline.hdel(keys.job(job_id), "finished_at", "ended", "paused", "paused_at", "paused_message")
         pipeline.persist(keys.job(job_id))
         pipeline.persist(keys.events(job_id))
         if options.budget_usd is not None:

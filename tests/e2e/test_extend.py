@@ -125,6 +125,15 @@ def test_what_cannot_be_added_is_said_and_costs_nothing(stack: Engine, asked: Ca
     assert stack.run("resume", job_id, "--budget", "5").returncode == 0
     until("it to end", lambda: stack.status(job_id)["state"] == "done")
     assert asked() == {"enhance.rationale": 5}
+    # A cancelled one leaves the profiles as they are, and the same command goes on.
+    stack.run("extend", job_id, "--fields", "sub_themes", "--budget", "0.0001")
+    until("the budget to stop it", lambda: stack.status(job_id)["paused"] == "budget")
+    assert stack.run("cancel", job_id).returncode == 0
+    assert len(_profiles(stack, job_id)) == 5
+    said = stack.run("extend", job_id, "--fields", "sub_themes", "--budget", "9", "--wait")
+    assert "adding fields to 5 profiles" in said.stderr
+    assert asked() == {"enhance.sub_themes": 5}, said.stderr
+    assert (stack.status(job_id)["state"], stack.status(job_id)["done"]) == ("done", 5)
     _books_are_right_with_failures(stack, job_id)
 
 
@@ -132,6 +141,34 @@ def _books_are_right_with_failures(stack: Engine, job_id: str) -> None:
     calls = stack.ask_sandbox("/stats")["requests"]
     assert stack.status(job_id)["llm_calls"] == calls
     assert _query(stack, "SELECT SUM(llm_calls) FROM attempts") == [(calls,)]
+
+
+def test_a_retry_keeps_what_was_added_and_what_is_cached_is_added_for_nothing(
+    stack: Engine, asked: Callable[[], Counter[str]]
+) -> None:
+    stack.env["THEMES_WORK__DESTINATION_ATTEMPTS"] = "1"
+    stack.themes("w", "worker", "--name", "w")
+    job_id = stack.run("enqueue", "-", "--fields", "themes", "--wait", stdin=ROWS).stdout.strip()
+    whole = stack.run("enqueue", "-", "--wait", stdin=ROWS).stdout.strip()
+    asked()
+    # Profiles of all fields are in the cache whole, and are not taken for what is added.
+    assert stack.run("extend", job_id, "--fields", "price,confidence", "--wait").returncode == 0
+    assert asked() == {}
+    assert {len(one["stages"]) for one in _profiles(stack, job_id).values()} == {7}
+    assert stack.run("cache", "clear", "--yes").returncode == 0
+    stack.end("w")
+    stack.themes("w", "worker", "--name", "w")
+    stack.ask_sandbox("/faults", ["400=1,match=unique selling points"])
+    stack.run("extend", job_id, "--fields", "selling_points,rationale", "--wait")
+    assert stack.status(job_id)["partial"] == 6
+    stack.ask_sandbox("/faults", [])
+    assert stack.run("retry", job_id, "--partial", "--wait").returncode == 0
+    profiles = _profiles(stack, job_id)
+    assert stack.status(job_id)["partial"] == 0
+    for profile in profiles.values():
+        assert len(profile["stages"]) == 9
+        assert all(theme["rationale"] and theme["unique_selling_points"] for theme in profile["themes"])
+    assert stack.run("extend", whole, "--fields", "*", "--wait").stderr.endswith("nothing to add\n")
 
 
 def test_killed_workers_lose_no_profile_and_add_each_field_once(stack: Engine) -> None:

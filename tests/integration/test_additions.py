@@ -84,7 +84,7 @@ async def test_what_is_added_joins_the_stored_profile_however_often_it_comes(
         ("mid", "It belongs here.", "Told.")
     ] * 2
     assert [record.stage for record in profile.stages] == ["analyse.price", "discover.food", "enhance.rationale"]
-    assert profile.pipeline_version == version_of(((r.stage, "v1") for r in profile.stages))
+    assert profile.pipeline_version == version_of((r.stage, "v1") for r in profile.stages)
     assert (profile.usage.llm_calls, profile.status) == (3, "ok")
     assert await _stands(store) == ("done", 1, 0, 0)
     job = await store.job("j")
