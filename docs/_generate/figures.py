@@ -22,6 +22,7 @@ SECTIONS: Final = {
     "test_start.py": "From nothing to the first profile",
     "test_work.py": "How work is shared out and survives",
     "test_efficiency.py": "The LLM layer at 200 ms a call",
+    "test_peers.py": "The LLM layer beside its peers",
     "test_hot_path.py": "What a call, a cached destination and an enqueued row cost",
     "test_cache.py": "The cache",
     "test_store.py": "How results become rows, and are read",
