@@ -41,8 +41,8 @@ class Contestant:
     validates: bool
     #: Where it keeps answers for the next process.
     cache: Literal["redis", "folder", ""] = ""
-    #: Can a number of requests a minute be set?
-    limits: bool = False
+    #: How it keeps to requests a minute: evenly, out of a bucket that begins full, or by the minutes of the clock.
+    limit: Literal["pace", "bucket", "minute", ""] = ""
     is_ours: bool = False
 
     @cached_property
@@ -52,17 +52,17 @@ class Contestant:
 
 
 BARE: Final = Contestant("bare", validates=False, is_ours=True)
-OURS: Final = Contestant("ours", validates=True, cache="redis", limits=True, is_ours=True)
+OURS: Final = Contestant("ours", validates=True, cache="redis", limit="pace", is_ours=True)
 ALL: Final = (
     BARE,
     OURS,
     Contestant("openai", validates=True),
-    Contestant("litellm", validates=True, cache="redis", limits=True),
-    Contestant("langchain", validates=True, cache="redis", limits=True),
+    Contestant("litellm", validates=True, cache="redis", limit="minute"),
+    Contestant("langchain", validates=True, cache="redis", limit="pace"),
     Contestant("instructor", validates=True, cache="folder"),
-    Contestant("lm_deluge", validates=False, cache="folder", limits=True),
-    Contestant("flexllm", validates=False, cache="folder", limits=True),
-    Contestant("curator", validates=False, cache="folder", limits=True),
+    Contestant("lm_deluge", validates=False, cache="folder", limit="bucket"),
+    Contestant("flexllm", validates=False, cache="folder", limit="pace"),
+    Contestant("curator", validates=False, cache="folder", limit="pace"),
 )
 
 
@@ -112,7 +112,13 @@ class Running:
             self.process.stdin.flush()
 
     def figures(self, seconds: float = ORDER_SECONDS) -> dict[str, Any]:
-        """What the contestant says next; the first is what its warming up took."""
+        """What the contestant says next, all of whose calls were answered; first comes what its warming up took."""
+        said = self.said(seconds)
+        if said["failed"]:
+            raise CannotError(f"{said['failed']} calls failed: {said['why']}")
+        return said
+
+    def said(self, seconds: float = ORDER_SECONDS) -> dict[str, Any]:
         assert self.process.stdout
         late = threading.Timer(seconds, self.process.kill)
         late.start()
@@ -122,20 +128,21 @@ class Running:
             code = self.process.wait()
             words = self._log.read_text(errors="replace").strip().splitlines() or [f"exit {code}"]
             raise CannotError(words[-1][:300] if code != -signal.SIGKILL else f"not done in {seconds:.0f} s")
-        said: dict[str, Any] = json.loads(line)
-        if said["failed"]:
-            raise CannotError(f"{said['failed']} calls failed: {said['why']}")
-        return said
+        figures: dict[str, Any] = json.loads(line)
+        return figures
 
     def carry_out(self, **order: object) -> dict[str, Any]:
         self.begin(**order)
         return self.figures()
 
-    def close(self, seconds: float = 10.0) -> None:
-        """Let it write what it has to write; then it is killed."""
+    def end(self) -> None:
+        """It goes by itself, and writes what it has to write."""
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()
+
+    def close(self, seconds: float = 10.0) -> None:
+        self.end()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         self.process.kill()
@@ -189,6 +196,8 @@ class Ring:
                 with may_fail(running.contestant):
                     warm[running] = running.figures(OPEN_SECONDS)
             yield warm
+            for running in warm:
+                running.end()
 
     def posted(self) -> int:
         """Requests that the server has had until now."""
