@@ -90,7 +90,8 @@ class Full(Connection):
             variants = self.known.get(found[1])
         if not variants:
             return self.other
-        data = request.find(b"<input>")
+        # The system's text names the markers too.
+        data = request.rfind(b"<input>")
         number = zlib.crc32(request[data : request.find(b"</input>", data)])
         return variants[number % len(variants)].replace(MARK, own_word(number // len(variants)))
 

@@ -45,6 +45,9 @@ class Measured:
     #: Times that Redis read from a client: a pipeline is one.
     redis_reads: int
     messages: int
+    job_id: str
+    #: Of the command that enqueued.
+    producer_megabytes: float
 
     def cpu_of(self, *roles: str) -> float:
         return sum(self.cpu[role] for role in roles)
@@ -119,13 +122,14 @@ class Whole:
                 return
             before = now
 
-    def run(self, names: list[str], *options: str) -> Measured:
+    def run(self, names: list[str], *options: str, on_enqueued: Callable[[str], object] = lambda _: None) -> Measured:
         """Enqueue these destinations by the command of users, and wait until the last one is durable."""
         path = self.folder / "destinations.txt"
         path.write_text("".join(f"{name}\n" for name in names))
         self.settle()
         commands, reads, cpu, began = self._commands(), self._reads(), self.cpu(), time.monotonic()
-        job_id, producer = self._enqueue(path, *options)
+        job_id, producer, producer_megabytes = self._enqueue(path, *options)
+        on_enqueued(job_id)
         while self.redis.hget(f"themes:job:{job_id}", "state") != b"done":
             time.sleep(0.05)
         wall = time.monotonic() - began
@@ -145,10 +149,12 @@ class Whole:
             redis_reads=self._reads() - reads,
             # Each is one look at the lease of its chunk; one command sends many.
             messages=int(sent.get("zscore", 0)),
+            job_id=job_id,
+            producer_megabytes=producer_megabytes,
         )
 
-    def _enqueue(self, path: Path, *options: str) -> tuple[str, float]:
-        """The job's id, and the command's CPU."""
+    def _enqueue(self, path: Path, *options: str) -> tuple[str, float, float]:
+        """The job's id, and the command's seconds of CPU and most MB."""
         env = os.environ | self.env
         command, log = themes("enqueue", *options, str(path)), self.folder / "enqueue.log"
         with (
@@ -156,15 +162,20 @@ class Whole:
             subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=words) as process,
         ):
             assert process.stdout
-            job_id = process.stdout.read().decode().strip()
-            _, code, used = os.wait4(process.pid, 0)
+            most, ended = 0.0, 0
+            while not ended:
+                with suppress(psutil.Error):
+                    most = max(most, psutil.Process(process.pid).memory_info().rss / 1e6)
+                time.sleep(0.01)
+                ended, code, used = os.wait4(process.pid, os.WNOHANG)
             process.returncode = os.waitstatus_to_exitcode(code)
+            job_id = process.stdout.read().decode().strip()
         assert process.returncode == 0, log.read_text()[-2_000:]
-        return job_id, used.ru_utime + used.ru_stime
+        return job_id, used.ru_utime + used.ru_stime, most
 
     def status(self, job_id: str) -> dict[str, Any]:
         """What `themes status` says of a job."""
-        status: dict[str, Any] = json.loads(self._said("status", job_id, "--json"))
+        status: dict[str, Any] = json.loads(self.said("status", job_id, "--json"))
         return status
 
     def _commands(self) -> dict[str, float]:
@@ -179,22 +190,27 @@ class Whole:
 
     def profile_bytes(self) -> tuple[float, float]:
         """Bytes of a profile as exported JSON, and of the database, each by profile."""
-        job_id = json.loads(self._said("status", "--json").splitlines()[0])["job_id"]
-        lines = self._said("results", job_id, "--format", "jsonl").splitlines()
-        path = self.folder / "themes.db"
-        with closing(sqlite3.connect(path)) as db:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        job_id = json.loads(self.said("status", "--json").splitlines()[0])["job_id"]
+        lines = self.said("results", job_id, "--format", "jsonl").splitlines()
+        with closing(sqlite3.connect(self.folder / "themes.db")) as db:
             (profiles,) = db.execute("SELECT count(*) FROM destinations").fetchone()
-        return sum(map(len, lines)) / len(lines), path.stat().st_size / profiles
+        return sum(map(len, lines)) / len(lines), self.database_bytes() / profiles
 
-    def _said(self, *arguments: str) -> bytes:
+    def database_bytes(self) -> int:
+        """Of the results, with nothing left in the write-ahead log."""
+        path = self.folder / "themes.db"
+        with closing(sqlite3.connect(path, timeout=30)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return path.stat().st_size
+
+    def said(self, *arguments: str) -> bytes:
         return subprocess.run(themes(*arguments), env=os.environ | self.env, capture_output=True, check=True).stdout
 
 
 @contextmanager
-def light_server(latency_seconds: float) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """A server with full answers and its address."""
-    command = [sys.executable, str(Path(__file__).with_name("light_server.py")), str(latency_seconds)]
+def light_server(*how: object, script: str = "light_server.py") -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """A server with full answers and its address; `how` are the script's arguments."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, how)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
         try:
@@ -204,10 +220,10 @@ def light_server(latency_seconds: float) -> Iterator[tuple["subprocess.Popen[byt
 
 
 @contextmanager
-def whole(folder: Path, latency_seconds: float = 0.0) -> Iterator[Whole]:
-    """The system without workers."""
+def whole(folder: Path, *how: object, script: str = "light_server.py", **settings: str) -> Iterator[Whole]:
+    """The system without workers. `how` and `script` say how the server answers; at once, unless they are given."""
     with ExitStack() as parts:
-        llm, llm_url = parts.enter_context(light_server(latency_seconds))
+        llm, llm_url = parts.enter_context(light_server(*(how or (0.0,)), script=script))
         server_of_redis = parts.enter_context(LocalRedis(folder / "redis", "auto"))
         redis = parts.enter_context(Redis.from_url(server_of_redis.url))
         env = {
@@ -216,6 +232,7 @@ def whole(folder: Path, latency_seconds: float = 0.0) -> Iterator[Whole]:
             "OPENAI_API_KEY": "none",
             "THEMES_MODEL": "sandbox",
             "THEMES_STATE_DIR": str(folder),
+            **settings,
         }
         consumer = spawn(themes("consumer"), env=env, log=folder / "consumer.log")
         parts.callback(stop, [consumer], seconds=5)
