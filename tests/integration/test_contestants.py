@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.full_prompts import body_of, prompts_about
+from tests.benchmarks.peers import contest
 from tests.benchmarks.peers.contest import BARE, OURS, CannotError, Contestant, Ring, may_fail
 from tests.benchmarks.peers.driver import PLACE, calls
 from tests.benchmarks.whole import light_server
@@ -76,6 +77,20 @@ def test_a_peer_that_cannot_is_said_and_ours_fails(ring: Ring, capsys: pytest.Ca
     assert "nobody: cannot: ModuleNotFoundError" in capsys.readouterr().out
     with pytest.raises(CannotError), may_fail(ours), ring.opened([ours]):
         pass
+
+
+def test_a_peer_that_cannot_be_installed_is_said_and_not_tried_again(
+    ring: Ring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nobody.txt").write_text("./is-not-there\n")
+    monkeypatch.setattr(contest, "_HERE", tmp_path)
+    monkeypatch.setattr(contest, "_ENVIRONMENTS", tmp_path / "peers")
+    monkeypatch.setattr(contest, "_missing", {})
+    for _ in range(2):
+        with ring.opened([Contestant("nobody", validates=False)]) as warm:
+            assert not warm
+    said = capsys.readouterr().out
+    assert (said.count("making the environment"), said.count("nobody: cannot: cannot be installed")) == (1, 2)
 
 
 def test_the_server_knows_a_prompt_however_its_json_is_written(ring: Ring) -> None:

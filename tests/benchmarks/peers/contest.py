@@ -1,7 +1,7 @@
 """The contestants, their environments, and their processes.
 
 An environment is made at its first use in `.venv/peers/NAME`, of what NAME.txt pins; `python -m
-tests.benchmarks.peers.contest` makes all of them. BENCH_PEERS_FOLDER names another folder that has them.
+tests.benchmarks.peers.contest` makes all of them.
 """
 
 import json
@@ -21,15 +21,18 @@ from typing import Any, Final, Literal
 from tests.benchmarks.full_prompts import body_of, prompts_about
 from tests.benchmarks.peers.driver import PLACE, Terms
 
-_HERE: Final = Path(__file__).parent
-_ROOT: Final = _HERE.parents[2]
-_ENVIRONMENTS: Final = Path(os.environ.get("BENCH_PEERS_FOLDER") or _ROOT / ".venv" / "peers")
-#: Seconds that making an environment, opening a contestant, and an order may take.
-INSTALL_SECONDS, OPEN_SECONDS, ORDER_SECONDS = 600.0, 90.0, 120.0
-
 
 class CannotError(Exception):
     """A contestant did not do what was asked, with the reason."""
+
+
+_HERE: Final = Path(__file__).parent
+_ROOT: Final = _HERE.parents[2]
+_ENVIRONMENTS: Final = _ROOT / ".venv" / "peers"
+#: Name -> why its environment could not be made; it is not tried again in this run.
+_missing: Final[dict[str, CannotError]] = {}
+#: Seconds that making an environment, opening a contestant, and an order may take.
+INSTALL_SECONDS, OPEN_SECONDS, ORDER_SECONDS = 600.0, 90.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,16 @@ ALL: Final = (
 def _environment(name: str) -> str:
     folder, pins = _ENVIRONMENTS / name, _HERE / f"{name}.txt"
     python, made_for = folder / "bin" / "python", folder / "made-for"
+    if name in _missing:
+        raise _missing[name]
     if not (made_for.exists() and made_for.read_text() == pins.read_text()):
         print(f"making the environment of {name} (once) ...", flush=True)
-        _run([sys.executable, "-m", "venv", "--clear", str(folder)])
-        _run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(pins)])
+        try:
+            _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+            _run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(pins)])
+        except CannotError as error:
+            _missing[name] = error
+            raise
         made_for.write_text(pins.read_text())
     return str(python)
 
@@ -207,4 +216,5 @@ class Ring:
 
 if __name__ == "__main__":
     for each in ALL:
-        print(each.name, each.python)
+        with may_fail(each):
+            print(each.name, each.python)
