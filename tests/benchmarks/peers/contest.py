@@ -122,12 +122,6 @@ class Running:
 
     def figures(self, seconds: float = ORDER_SECONDS) -> dict[str, Any]:
         """What the contestant says next, all of whose calls were answered; first comes what its warming up took."""
-        said = self.said(seconds)
-        if said["failed"]:
-            raise CannotError(f"{said['failed']} calls failed: {said['why']}")
-        return said
-
-    def said(self, seconds: float = ORDER_SECONDS) -> dict[str, Any]:
         assert self.process.stdout
         late = threading.Timer(seconds, self.process.kill)
         late.start()
@@ -135,14 +129,25 @@ class Running:
         late.cancel()
         if not line:
             code = self.process.wait()
-            words = self._log.read_text(errors="replace").strip().splitlines() or [f"exit {code}"]
-            raise CannotError(words[-1][:300] if code != -signal.SIGKILL else f"not done in {seconds:.0f} s")
-        figures: dict[str, Any] = json.loads(line)
-        return figures
+            raise CannotError(self._last_words() if code != -signal.SIGKILL else f"not done in {seconds:.0f} s")
+        said: dict[str, Any] = json.loads(line)
+        if said["failed"]:
+            raise CannotError(f"{said['failed']} calls failed: {said['why']}")
+        return said
 
     def carry_out(self, **order: object) -> dict[str, Any]:
         self.begin(**order)
         return self.figures()
+
+    def kill(self) -> None:
+        """End it in the midst of its order, which it must still be carrying out."""
+        if self.process.poll() is not None:
+            raise CannotError(f"ended: {self._last_words()}")
+        self.process.kill()
+
+    def _last_words(self) -> str:
+        words = self._log.read_text(errors="replace").strip().splitlines()
+        return words[-1][:300] if words else f"exit {self.process.returncode}"
 
     def end(self) -> None:
         """It goes by itself, and writes what it has to write."""

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 PLACE = 987_654_321
 #: Numbers of calls that only warm up.
 WARM = 900_000_000
-#: Calls of a batch where an order has a time instead of a count.
-BATCHED = 600
+#: Calls of an order without a count: it is measured from outside, and its process is killed.
+ENDLESS, ENDLESS_BATCH = 1_000_000, 1_000
 #: Failures after which a contestant gives an order up.
 MAX_FAILURES = 10
 
@@ -87,22 +87,20 @@ class Books:
             self.why = self.why or repr(answer)[:500]
 
 
-async def in_lanes(ask: Callable[[Call], Awaitable[object]], todo: Iterable[Call], lanes: int, until: float) -> Books:
+async def in_lanes(ask: Callable[[Call], Awaitable[object]], todo: Iterable[Call], lanes: int) -> Books:
     """Each lane asks one after the other."""
     books, waiting = Books(), iter(todo)
 
     async def lane() -> None:
         for call in waiting:
-            if time.monotonic() >= until or books.failed >= MAX_FAILURES:
+            if books.failed >= MAX_FAILURES:
                 return
             try:
                 books.enter(await ask(call))
             except Exception as problem:  # noqa: BLE001  # a figure, not an end
                 books.enter(problem)
 
-    await asyncio.wait(
-        [asyncio.create_task(lane()) for _ in range(lanes)], timeout=None if until > 1e9 else until - time.monotonic()
-    )
+    await asyncio.gather(*(lane() for _ in range(lanes)))
     return books
 
 
@@ -122,20 +120,11 @@ def cpu_seconds() -> float:
 async def carry_out(
     contestant: ModuleType, ask: Any, bodies: list[dict[str, Any]], lanes: int, order: dict[str, Any]
 ) -> dict[str, Any]:
-    seconds = order.get("seconds")
-    until = time.monotonic() + seconds if seconds else float("inf")
-    same = order.get("same", False)
     is_batch = getattr(contestant, "BATCH", False)
-    count = order.get("count") or (BATCHED * int(seconds) if is_batch else 1_000_000)
-    todo = calls(bodies, order["first"], count, same=same)
+    count = order.get("count") or (ENDLESS_BATCH if is_batch else ENDLESS)
+    todo = calls(bodies, order["first"], count, same=order.get("same", False))
     wall, cpu = time.perf_counter(), cpu_seconds()
-    if not is_batch:
-        books = await in_lanes(ask, todo, lanes, until)
-    elif seconds:
-        await asyncio.wait([asyncio.create_task(in_batches(ask, todo))], timeout=seconds)
-        books = Books()
-    else:
-        books = await in_batches(ask, todo)
+    books = await in_batches(ask, todo) if is_batch else await in_lanes(ask, todo, lanes)
     figures = {"wall": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu}
     return figures | {"answered": books.answered, "failed": books.failed, "why": books.why}
 
@@ -154,9 +143,6 @@ async def main(contestant: ModuleType, terms: Terms) -> None:
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)
             say(await carry_out(contestant, ask, bodies, terms.in_flight, order))
-            if order.get("seconds"):
-                OUT.flush()
-                os._exit(0)  # what still waits for the limit is not waited for
 
 
 if __name__ == "__main__":
