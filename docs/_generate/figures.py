@@ -25,6 +25,7 @@ SECTIONS: Final = {
     "test_scale.py": "How it grows",
     "test_work.py": "How work is shared out and survives",
     "test_efficiency.py": "The LLM layer at 200 ms a call",
+    "test_peers.py": "The LLM layer beside its peers",
     "test_hot_path.py": "What a call, a cached destination and an enqueued row cost",
     "test_cache.py": "The cache",
     "test_store.py": "How results become rows, and are read",
