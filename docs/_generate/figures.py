@@ -19,6 +19,7 @@ FIGURES: Final = PAGE.with_suffix(".json")
 #: The files of cases in the order of the page, and what each is about.
 SECTIONS: Final = {
     "test_whole.py": "The whole system, full answers",
+    "test_jobs.py": "The whole job beside the ways people write it",
     "test_start.py": "From nothing to the first profile",
     "test_work.py": "How work is shared out and survives",
     "test_efficiency.py": "The LLM layer at 200 ms a call",

@@ -2,7 +2,8 @@
 
 It answers the product's sixteen prompts in real size (`full_answers.py`) after SECONDS by its own clock, the same
 prompt always with the same answer, and prints its base URL. Its bodies are made before it listens; of a request it
-reads the length, the schema's name and the block of data. A request without a schema that it knows gets `{}`.
+reads the length, the schema's name and the block of data. A request without a schema that it knows gets `{}`, and
+`GET` of anything the number of requests that were posted until now.
 """
 
 import asyncio
@@ -74,8 +75,12 @@ class Full(Connection):
 
     known: ClassVar[dict[bytes, list[bytes]]] = {}
     other = reply(completion("{}"))
+    posted: ClassVar[int] = 0
 
     def answer_to(self, request: bytes) -> bytes:
+        if not request.startswith(b"POST"):
+            return reply(b"%d" % Full.posted)
+        Full.posted += 1
         at = request.find(_SCHEMA) + len(_SCHEMA)
         variants = self.known.get(request[at : request.find(b'"', at)])
         if not variants:

@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from redis import Redis
 from scripts.lib.local_redis import LocalRedis
 from scripts.lib.processes import spawn, stop, themes
 from tasks import worker_reports as fleet
+from tasks.identity import normalise
+from tasks.jobs.events import follow
 from tests.benchmarks.figures import tell
 
 #: Seconds over which an idle system may use no more CPU than this many seconds.
@@ -45,6 +48,8 @@ class Measured:
     #: Times that Redis read from a client: a pipeline is one.
     redis_reads: int
     messages: int
+    #: From the command's start to the first destination on the job's stream of events, by Redis's clock.
+    first_seconds: float
 
     def cpu_of(self, *roles: str) -> float:
         return sum(self.cpu[role] for role in roles)
@@ -79,10 +84,13 @@ class Whole:
     url: str
     llm: "subprocess.Popen[bytes]"
     env: dict[str, str]
-    consumer: "subprocess.Popen[bytes]"
     redis: Redis
+    consumer: "subprocess.Popen[bytes]" = field(init=False)
     workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
     _names: int = 0
+
+    def start_consumer(self) -> None:
+        self.consumer = spawn(themes("consumer"), env=self.env, log=self.folder / "consumer.log")
 
     @contextmanager
     def working(self, count: int, **settings: object) -> Iterator[None]:
@@ -121,11 +129,10 @@ class Whole:
 
     def run(self, names: list[str], *options: str) -> Measured:
         """Enqueue these destinations by the command of users, and wait until the last one is durable."""
-        path = self.folder / "destinations.txt"
-        path.write_text("".join(f"{name}\n" for name in names))
         self.settle()
-        commands, reads, cpu, began = self._commands(), self._reads(), self.cpu(), time.monotonic()
-        job_id, producer = self._enqueue(path, *options)
+        commands, reads, cpu = self._commands(), self._reads(), self.cpu()
+        began, began_at = time.monotonic(), time.time()
+        job_id, producer = self.enqueue(names, *options)
         while self.redis.hget(f"themes:job:{job_id}", "state") != b"done":
             time.sleep(0.05)
         wall = time.monotonic() - began
@@ -133,7 +140,8 @@ class Whole:
         used = {role: seconds - cpu[role] for role, seconds in self.cpu().items()} | {"producer": producer}
         sent = {name: calls - commands.get(name, 0) for name, calls in self._commands().items()}
         status = self.status(job_id)
-        assert (status["failed"], status["partial"], status["done"]) == (0, 0, len(names)), status
+        first = next(event for event in follow(job_id, redis=self.redis) if event.type == "destination.done")
+        assert (status["failed"], status["partial"], status["done"]) == (0, 0, len({*map(normalise, names)})), status
         return Measured(
             destinations=len(names),
             calls=status["llm_calls"],
@@ -145,10 +153,13 @@ class Whole:
             redis_reads=self._reads() - reads,
             # Each is one look at the lease of its chunk; one command sends many.
             messages=int(sent.get("zscore", 0)),
+            first_seconds=int(first.id.partition("-")[0]) / 1e3 - began_at,
         )
 
-    def _enqueue(self, path: Path, *options: str) -> tuple[str, float]:
+    def enqueue(self, names: list[str], *options: str) -> tuple[str, float]:
         """The job's id, and the command's CPU."""
+        path = self.folder / "destinations.txt"
+        path.write_text("".join(f"{name}\n" for name in names))
         env = os.environ | self.env
         command, log = themes("enqueue", *options, str(path)), self.folder / "enqueue.log"
         with (
@@ -203,6 +214,23 @@ def light_server(latency_seconds: float) -> Iterator[tuple["subprocess.Popen[byt
             process.terminate()
 
 
+def kill(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
+    """Kill -9 processes and all that they have started."""
+    for process in processes:
+        if process.poll() is None:
+            one = psutil.Process(process.pid)
+            for each in (*one.children(recursive=True), one):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            process.wait()
+
+
+def posts(url: str) -> int:
+    """Requests that the light server at this base URL has had."""
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/count") as answer:  # noqa: S310 - our own server
+        return int(answer.read())
+
+
 @contextmanager
 def whole(folder: Path, latency_seconds: float = 0.0) -> Iterator[Whole]:
     """The system without workers."""
@@ -217,9 +245,10 @@ def whole(folder: Path, latency_seconds: float = 0.0) -> Iterator[Whole]:
             "THEMES_MODEL": "sandbox",
             "THEMES_STATE_DIR": str(folder),
         }
-        consumer = spawn(themes("consumer"), env=env, log=folder / "consumer.log")
-        parts.callback(stop, [consumer], seconds=5)
-        yield Whole(folder, server_of_redis.url, llm, env, consumer, redis)
+        made = Whole(folder, server_of_redis.url, llm, env, redis)
+        made.start_consumer()
+        parts.callback(lambda: stop([made.consumer], seconds=5))
+        yield made
 
 
 #: Whose CPU a destination's speed depends on.
