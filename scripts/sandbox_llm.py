@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from workers.sandbox.batch import GRAMMAR as BATCH_GRAMMAR
 from workers.sandbox.chat import FORMATS, STYLES
 from workers.sandbox.faults import DEFAULT_LATENCY, GRAMMAR, KINDS
 from workers.sandbox.limit import GRAMMAR as LIMIT_GRAMMAR
@@ -27,6 +28,7 @@ from workers.sandbox.server import SandboxServer, serve
 )
 @click.option("--api-key", metavar="KEY", help="Refuse requests without this key.")
 @click.option("--rate-limit", metavar="LIMIT", help=f"Answer 429 to what exceeds it: {LIMIT_GRAMMAR}.")
+@click.option("--batches", default="", metavar="HABITS", help=f"How batches are treated: {BATCH_GRAMMAR}.")
 def command(*, formats: str, format_refusal: str, **options: Any) -> None:
     """Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line."""
     accepted = [name.strip() for name in formats.split(",")]

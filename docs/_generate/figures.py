@@ -1,4 +1,4 @@
-"""Write docs/explanation/numbers.md from what `scripts/bench --json docs/explanation/numbers.json` has measured.
+"""Write docs/benchmarks/numbers.md from what `scripts/bench --json docs/benchmarks/numbers.json` has measured.
 
 What a case is stands in its docstring, in tests/benchmarks; its figures and its run come from the JSON.
 
@@ -11,16 +11,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from docs._generate.charts import charts
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.record import FOLDER, Case, Described, Record, described, read, test_of
 
-PAGE: Final = Path(__file__).parents[1] / "explanation" / "numbers.md"
+PAGE: Final = Path(__file__).parents[1] / "benchmarks" / "numbers.md"
 FIGURES: Final = PAGE.with_suffix(".json")
 #: The files of cases in the order of the page, and what each is about.
 SECTIONS: Final = {
+    "test_promises.py": "The seven promises, each on and off",
     "test_whole.py": "The whole system, full answers",
     "test_jobs.py": "The whole job beside the ways people write it",
     "test_start.py": "From nothing to the first profile",
+    "test_scale.py": "How it grows",
     "test_work.py": "How work is shared out and survives",
     "test_efficiency.py": "The LLM layer at 200 ms a call",
     "test_hot_path.py": "What a call, a cached destination and an enqueued row cost",
@@ -31,10 +34,12 @@ SECTIONS: Final = {
     "test_rate_limit.py": "Rate limits",
     "test_profiling.py": "What the profiler costs",
 }
+#: The chart of a file's cases.
+CHARTS: Final = {"test_promises.py": "promises.svg", "test_peers.py": "peers.svg", "test_jobs.py": "jobs.svg"}
 _HEAD: Final = """\
 # Numbers
 
-Made by `docs/_generate/figures.py` of what `scripts/bench --json docs/explanation/numbers.json` has measured; no figure
+Made by `docs/_generate/figures.py` of what `scripts/bench --json docs/benchmarks/numbers.json` has measured; no figure
 is typed by hand. A figure is a median, with the lowest and the highest value behind it where it was measured more than
 once ("runs"). Ratios compare what was measured in turns in one run. Times by the clock and absolute figures are this
 machine's. **Whole system**: processes as users start them. **Layer**: a part of them, called from a test; what a user
@@ -75,6 +80,8 @@ def section(case: Described, kept: dict[str, Case], numbers: dict[str, int]) -> 
     yield f"{case.words}\n"
     run = {numbers[one.run] for one in kept.values() if one.figures}
     of = f", run {' and '.join(map(str, sorted(run)))}" if run else ""
+    shares = [one.others for one in kept.values() if one.figures and one.others is not None]
+    of += f"; others used up to {max(shares):.2f} of a core meanwhile" if shares else ""
     yield f"`scripts/bench -k {case.name.removeprefix('test_')}`{of}\n"
     not_run = [f"`{name.partition('::')[2]}`" for name, one in kept.items() if not one.figures]
     if not_run:
@@ -98,9 +105,11 @@ def page(record: Record) -> str:
     """The whole page."""
     numbers = {run.date: number for number, run in enumerate(record.runs, 1)}
     parts = [_HEAD, *runs(record), ""]
-    cases = described()
+    cases, drawn = described(), charts(record)
     for file, title in SECTIONS.items():
         parts += [f"## {title}\n", f"{_opening(FOLDER / file)}\n"]
+        if (chart := CHARTS.get(file)) in drawn:
+            parts.append(f"![{title}]({chart})\n")
         for case in (one for one in cases if one.file == file):
             kept = {name: one for name, one in record.cases.items() if test_of(name) == f"{file}::{case.name}"}
             parts += section(case, kept, numbers)
@@ -124,4 +133,7 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(read(FIGURES)))
+    record = read(FIGURES)
+    PAGE.write_text(page(record))
+    for name, picture in charts(record).items():
+        (PAGE.parent / name).write_text(picture)

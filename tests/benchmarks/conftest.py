@@ -1,4 +1,4 @@
-"""Keeps what each case tells, and writes it where `--json` says."""
+"""Keeps what each case tells, and writes it where `--json` says; not what a noisy machine measured."""
 
 import os
 from collections.abc import Iterator
@@ -8,11 +8,14 @@ from typing import Final
 import pytest
 
 from tests.benchmarks import figures, record
+from tests.benchmarks.noise import Others, allowed
 
 LOAD: Final = os.getloadavg()[0]
 FOLDER: Final = "tests/benchmarks/"
 _exist: list[str] = []
 _passed: set[str] = set()
+#: Cores that others used on average, while each case ran.
+_others: dict[str, float] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,7 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     with figures.telling(_case(item.nodeid)):
-        return (yield)
+        others = Others()
+        try:
+            return (yield)
+        finally:
+            _others[_case(item.nodeid)] = others.share()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -41,8 +48,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if path is None:
         return
     run = record.this_run(session.config.invocation_params.args, LOAD)
-    told = {case: some for case, some in figures.told.items() if case in _passed}
-    record.write(path, record.merged(record.read(path), run, _exist, told))
+    quiet = {case: share for case, share in _others.items() if case in _passed and share <= allowed()}
+    measured = {case: record.Case(run.date, figures.told[case], round(share, 3)) for case, share in quiet.items()}
+    record.write(path, record.merged(record.read(path), run, _exist, measured))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for case, share in _others.items():
+        if share > allowed():
+            words = f"{case}: not kept, the machine was too noisy: others used {share:.2f} of a core all the while"
+            terminalreporter.write_line(f"{words} (BENCH_NOISE={allowed():.2f} are allowed)")
 
 
 def _case(node: str) -> str:

@@ -13,7 +13,7 @@ import msgspec
 KNOB: Final = "BENCH_"
 
 
-class Figure(msgspec.Struct, frozen=True):
+class Figure(msgspec.Struct, frozen=True, array_like=True):
     """What one case has measured; `runs` is how many values the median is of."""
 
     case: str

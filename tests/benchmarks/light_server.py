@@ -85,7 +85,8 @@ class Full(Connection):
         variants = self.known.get(request[at : request.find(b'"', at)])
         if not variants:
             return self.other
-        data = request.find(b"<input>")
+        # The system's text names the markers too.
+        data = request.rfind(b"<input>")
         number = zlib.crc32(request[data : request.find(b"</input>", data)])
         return variants[number % len(variants)].replace(MARK, own_word(number // len(variants)))
 

@@ -27,7 +27,7 @@ ROOT: Final = FOLDER.parents[1]
 #: As the page calls them, and as they are installed.
 LIBRARIES: Final = {name: name for name in ("celery", "kombu", "aiohttp", "sqlalchemy")} | {"redis-py": "redis"}
 #: Made from the figures: that they differ is no change of what is measured.
-_MADE: Final = (":!docs/explanation/numbers.json", ":!docs/explanation/numbers.md")
+_MADE: Final = (":!docs/benchmarks/numbers.json", ":!docs/benchmarks/numbers.md")
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -41,10 +41,14 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Case(msgspec.Struct, frozen=True):
-    """A case's figures; without any it was not run. `run` is the date of its run."""
+    """A case's figures; without any it was not run. `run` is the date of its run.
+
+    `others` is how many cores other processes used meanwhile; None where it was measured before that was.
+    """
 
     run: str = ""
     figures: list[Figure] = []
+    others: float | None = None
 
 
 class Record(msgspec.Struct):
@@ -81,7 +85,7 @@ def read(path: Path) -> Record:
     return msgspec.json.decode(path.read_bytes(), type=Record) if path.exists() else Record()
 
 
-def merged(before: Record, run: Run, exist: Iterable[str], figures: Mapping[str, list[Figure]]) -> Record:
+def merged(before: Record, run: Run, exist: Iterable[str], measured: Mapping[str, Case]) -> Record:
     """A record with these cases' figures, of the cases that exist, and of the runs that still have one."""
     known: dict[str, list[str]] = {f"{one.file}::{one.name}": [] for one in described()}
     for case in {**dict.fromkeys(exist), **before.cases}:
@@ -92,8 +96,8 @@ def merged(before: Record, run: Run, exist: Iterable[str], figures: Mapping[str,
         # Of a test that was collected the parameters of today count; of another one, those that were known.
         today = [name for name in names if name in collected] or names or [test]
         for name in today:
-            now = figures.get(name)
-            cases[name] = Case(run.date, now) if now else before.cases.get(name, Case())
+            now = measured.get(name)
+            cases[name] = now if now and now.figures else before.cases.get(name, Case())
     dates = {case.run for case in cases.values()}
     runs = {one.date: one for one in (*before.runs, run) if one.date in dates}
     return Record(sorted(runs.values(), key=lambda one: one.date), cases)
@@ -102,7 +106,7 @@ def merged(before: Record, run: Run, exist: Iterable[str], figures: Mapping[str,
 def write(path: Path, record: Record) -> None:
     """One line a figure, so that a difference can be read."""
     text = msgspec.json.format(msgspec.json.encode(record), indent=1).decode()
-    path.write_text(re.sub(r"\{\s+(\"case\":[^{}]*?)\s+\}", lambda found: f"{{{_line(found[1])}}}", text) + "\n")
+    path.write_text(re.sub(r"\[\s+(\"[^\[\]]*?)\s+\]", lambda found: f"[{_line(found[1])}]", text) + "\n")
 
 
 def _line(inner: str) -> str:

@@ -176,7 +176,7 @@ def test_enqueueing_beside_delay_and_lpush(redis: Redis, redis_url: str, setting
 
     LPUSH of that message's bytes is what a queue costs at least: by itself, and 500 in a pipeline.
     """
-    names = [f"City {number}" for number in range(knob("MANY", 50_000) // 10)]
+    names = [f"City {number}" for number in range(knob("MANY", 50_000) // 20)]
     app = Celery("bare", broker=redis_url)
     costs, settings = Costs(redis, len(names)), settings_for(REDIS_URL=redis_url)
 
@@ -205,24 +205,27 @@ def test_enqueueing_beside_delay_and_lpush(redis: Redis, redis_url: str, setting
     costs.tell(f"{len(names):,} names", "destination")
 
 
-def test_the_enqueue_command(server: str, redis_url: str, tmp_path: Path) -> None:
+def test_the_enqueue_command(server: str, redis: Redis, redis_url: str, tmp_path: Path) -> None:
     """Whole system. `themes enqueue` of BENCH_MANY plain rows, from its start to its end; nobody works on them."""
     path = tmp_path / "cities.txt"
     count = knob("MANY", 200_000)
     path.write_text("".join(f"City {number}\n" for number in range(count)))
     env = _environment() | {"REDIS_URL": redis_url, "OPENAI_BASE_URL": server, "OPENAI_API_KEY": "none"}
     env |= {"THEMES_MODEL": "sandbox", "THEMES_STATE_DIR": str(tmp_path)}
-    took, used = [], []
+    took, used, waiting = [], [], []
     for _ in range(ROUNDS):
+        empty = redis.info("memory")["used_memory"]
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(themes("enqueue", str(path)), env=env, capture_output=True, check=True)
         took.append(time.perf_counter() - began)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        waiting.append(redis.info("memory")["used_memory"] - empty)
     case = f"{count:,} rows"
     tell(case, "took", took, "s")
     tell(case, "rows", [count / seconds for seconds in took], "a second")
     tell(case, "CPU", used, "s")
+    tell(case, "Redis holds, a waiting destination", [size / count for size in waiting], "bytes")
     tell(case, "rows by CPU", [count / seconds for seconds in used], "a second of one core")
 
 

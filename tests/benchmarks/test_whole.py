@@ -115,10 +115,10 @@ def _bare(url: str, in_flight: int, count: int, bodies: Path) -> tuple[float, fl
 
 
 def test_whole_more_workers(tmp_path: Path) -> None:
-    """Whole system. 1, 2 and 4 workers of 15 connections at 200 ms: which share of the ideal each keeps."""
+    """Whole system. 1, 2, 4 and 8 workers of 15 connections at 200 ms: which share of the ideal each keeps."""
     each = _destinations(120)
     with whole(tmp_path, LATENCY_SECONDS) as system:
-        for workers in (1, 2, 4):
+        for workers in (1, 2, 4, 8):
             count = each * workers
             with system.working(workers):
                 system.run(_names(12 * workers, f"warm {workers} "))

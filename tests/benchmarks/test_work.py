@@ -1,7 +1,7 @@
 """Processes as users start them; a destination is one call, answered with one theme (100 bytes), not sixteen.
 
 The server takes exactly as long as it is told and hardly any CPU: what is measured is how work is shared out, not what
-a destination costs. BENCH_DESTINATIONS sets the size of the heavy-tailed jobs, BENCH_MANY that of the large one.
+a destination costs. BENCH_DESTINATIONS sets the size of the heavy-tailed jobs.
 """
 
 import heapq
@@ -30,9 +30,8 @@ from tests.benchmarks.whole import cpu_of
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]
 LANES = 12
-#: Destinations of the heavy-tailed job, of each worker; of the job that grows with nobody's memory.
+#: Destinations of the heavy-tailed job, of each worker.
 EACH = knob("DESTINATIONS", 500)
-MANY = knob("MANY", 200_000)
 
 
 def heavy_tailed(count: int, *, seed: int = 7) -> list[float]:
@@ -197,55 +196,3 @@ def _in_other_hands(redis: Redis, job_id: str, dead: int) -> set[bytes]:
     """Chunks that somebody else has, whole or as single destinations."""
     owners: dict[bytes, bytes] = redis.hgetall(keys.owners(job_id))
     return {chunk.partition(b".")[0] for chunk, owner in owners.items() if f"/{dead}/".encode() not in owner}
-
-
-def test_a_large_job_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> None:
-    """Whole system. BENCH_MANY destinations, 2 workers, a server that answers at once, enqueued beside the workers."""
-    path = _cities(tmp_path, MANY)
-    sizes: list[tuple[float, int, float, float]] = []
-    # The cache of answers in memory may grow to its size; here it is small, so that anything else would be seen.
-    small = {"THEMES_PERFORMANCE_OPTIMIZATION__MAX_MEMORY_CACHE_MB": "4"}
-    with _bench(tmp_path, [0.0]) as bench, bench.workers(2, **small) as workers, Redis.from_url(bench.url) as redis:
-        env = os.environ | bench.env
-        began, before = time.monotonic(), bench.cpu(workers)
-        producer = subprocess.Popen(themes("enqueue", str(path)), env=env, stdout=subprocess.PIPE)
-        most = 0.0
-        while producer.poll() is None:
-            most = max(most, _megabytes(producer.pid))
-            time.sleep(0.05)
-        assert producer.stdout
-        job_id = producer.stdout.read().decode().strip()
-        case = f"{MANY:,} destinations"
-        tell(case, "enqueued beside the workers in", [time.monotonic() - began], "s")
-        tell(case, "memory of the producer, at most", [most], "MB")
-        began = time.monotonic()
-        while redis.hget(f"themes:job:{job_id}", "state") != b"done":
-            done = int(redis.hget(f"themes:job:{job_id}", "done") or 0)
-            if not sizes or done >= sizes[-1][1] + MANY / 10:
-                worker = max(_family(process.pid) for process in workers)
-                info: Any = redis.info("memory")
-                sizes.append((time.monotonic() - began, done, worker, info["used_memory"] / 1e6))
-            time.sleep(0.5)
-        _tell_cpu(case, before, bench.cpu(workers), MANY)
-        tell(case, "destinations", [MANY / (time.monotonic() - began)], "a second")
-        for name, (_, done, worker, memory) in {
-            "early": sizes[min(1, len(sizes) - 1)],
-            "at the end": sizes[-1],
-        }.items():
-            tell(case, f"done, {name}", [done])
-            tell(case, f"memory of the larger worker, {name}", [worker], "MB")
-            tell(case, f"memory of Redis, {name}", [memory], "MB")
-        assert int(redis.hget(f"themes:job:{job_id}", "done") or 0) == MANY
-        producer.stdout.close()
-
-
-def _megabytes(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).memory_info().rss) / 1e6
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
-def _family(pid: int) -> float:
-    """The worker process under a supervisor."""
-    return max((_megabytes(child.pid) for child in psutil.Process(pid).children()), default=0.0)

@@ -24,7 +24,6 @@ from scripts.lib.local_redis import LocalRedis
 from scripts.lib.processes import spawn, stop, themes
 from tasks import worker_reports as fleet
 from tasks.identity import normalise
-from tasks.jobs.events import follow
 from tests.benchmarks.figures import tell
 
 #: Seconds over which an idle system may use no more CPU than this many seconds.
@@ -48,8 +47,10 @@ class Measured:
     #: Times that Redis read from a client: a pipeline is one.
     redis_reads: int
     messages: int
-    #: From the command's start to the first destination on the job's stream of events, by Redis's clock.
-    first_seconds: float
+    job_id: str
+    #: Of the command that enqueued, and when it started.
+    producer_megabytes: float
+    began_at: float
 
     def cpu_of(self, *roles: str) -> float:
         return sum(self.cpu[role] for role in roles)
@@ -127,12 +128,13 @@ class Whole:
                 return
             before = now
 
-    def run(self, names: list[str], *options: str) -> Measured:
+    def run(self, names: list[str], *options: str, on_enqueued: Callable[[str], object] = lambda _: None) -> Measured:
         """Enqueue these destinations by the command of users, and wait until the last one is durable."""
         self.settle()
         commands, reads, cpu = self._commands(), self._reads(), self.cpu()
         began, began_at = time.monotonic(), time.time()
-        job_id, producer = self.enqueue(names, *options)
+        job_id, producer, producer_megabytes = self.enqueue(names, *options)
+        on_enqueued(job_id)
         while self.redis.hget(f"themes:job:{job_id}", "state") != b"done":
             time.sleep(0.05)
         wall = time.monotonic() - began
@@ -140,7 +142,6 @@ class Whole:
         used = {role: seconds - cpu[role] for role, seconds in self.cpu().items()} | {"producer": producer}
         sent = {name: calls - commands.get(name, 0) for name, calls in self._commands().items()}
         status = self.status(job_id)
-        first = next(event for event in follow(job_id, redis=self.redis) if event.type == "destination.done")
         assert (status["failed"], status["partial"], status["done"]) == (0, 0, len({*map(normalise, names)})), status
         return Measured(
             destinations=len(names),
@@ -153,11 +154,13 @@ class Whole:
             redis_reads=self._reads() - reads,
             # Each is one look at the lease of its chunk; one command sends many.
             messages=int(sent.get("zscore", 0)),
-            first_seconds=int(first.id.partition("-")[0]) / 1e3 - began_at,
+            job_id=job_id,
+            producer_megabytes=producer_megabytes,
+            began_at=began_at,
         )
 
-    def enqueue(self, names: list[str], *options: str) -> tuple[str, float]:
-        """The job's id, and the command's CPU."""
+    def enqueue(self, names: list[str], *options: str) -> tuple[str, float, float]:
+        """The job's id, and the command's seconds of CPU and most MB."""
         path = self.folder / "destinations.txt"
         path.write_text("".join(f"{name}\n" for name in names))
         env = os.environ | self.env
@@ -167,15 +170,20 @@ class Whole:
             subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=words) as process,
         ):
             assert process.stdout
-            job_id = process.stdout.read().decode().strip()
-            _, code, used = os.wait4(process.pid, 0)
+            most, ended = 0.0, 0
+            while not ended:
+                with suppress(psutil.Error):
+                    most = max(most, psutil.Process(process.pid).memory_info().rss / 1e6)
+                time.sleep(0.01)
+                ended, code, used = os.wait4(process.pid, os.WNOHANG)
             process.returncode = os.waitstatus_to_exitcode(code)
+            job_id = process.stdout.read().decode().strip()
         assert process.returncode == 0, log.read_text()[-2_000:]
-        return job_id, used.ru_utime + used.ru_stime
+        return job_id, used.ru_utime + used.ru_stime, most
 
     def status(self, job_id: str) -> dict[str, Any]:
         """What `themes status` says of a job."""
-        status: dict[str, Any] = json.loads(self._said("status", job_id, "--json"))
+        status: dict[str, Any] = json.loads(self.said("status", job_id, "--json"))
         return status
 
     def _commands(self) -> dict[str, float]:
@@ -190,22 +198,27 @@ class Whole:
 
     def profile_bytes(self) -> tuple[float, float]:
         """Bytes of a profile as exported JSON, and of the database, each by profile."""
-        job_id = json.loads(self._said("status", "--json").splitlines()[0])["job_id"]
-        lines = self._said("results", job_id, "--format", "jsonl").splitlines()
-        path = self.folder / "themes.db"
-        with closing(sqlite3.connect(path)) as db:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        job_id = json.loads(self.said("status", "--json").splitlines()[0])["job_id"]
+        lines = self.said("results", job_id, "--format", "jsonl").splitlines()
+        with closing(sqlite3.connect(self.folder / "themes.db")) as db:
             (profiles,) = db.execute("SELECT count(*) FROM destinations").fetchone()
-        return sum(map(len, lines)) / len(lines), path.stat().st_size / profiles
+        return sum(map(len, lines)) / len(lines), self.database_bytes() / profiles
 
-    def _said(self, *arguments: str) -> bytes:
+    def database_bytes(self) -> int:
+        """Of the results, with nothing left in the write-ahead log."""
+        path = self.folder / "themes.db"
+        with closing(sqlite3.connect(path, timeout=30)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return path.stat().st_size
+
+    def said(self, *arguments: str) -> bytes:
         return subprocess.run(themes(*arguments), env=os.environ | self.env, capture_output=True, check=True).stdout
 
 
 @contextmanager
-def light_server(latency_seconds: float) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """A server with full answers and its address."""
-    command = [sys.executable, str(Path(__file__).with_name("light_server.py")), str(latency_seconds)]
+def light_server(*how: object, script: str = "light_server.py") -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """A server with full answers and its address; `how` are the script's arguments."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, how)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
         try:
@@ -232,10 +245,10 @@ def posts(url: str) -> int:
 
 
 @contextmanager
-def whole(folder: Path, latency_seconds: float = 0.0) -> Iterator[Whole]:
-    """The system without workers."""
+def whole(folder: Path, *how: object, script: str = "light_server.py", **settings: str) -> Iterator[Whole]:
+    """The system without workers. `how` and `script` say how the server answers; at once, unless they are given."""
     with ExitStack() as parts:
-        llm, llm_url = parts.enter_context(light_server(latency_seconds))
+        llm, llm_url = parts.enter_context(light_server(*(how or (0.0,)), script=script))
         server_of_redis = parts.enter_context(LocalRedis(folder / "redis", "auto"))
         redis = parts.enter_context(Redis.from_url(server_of_redis.url))
         env = {
@@ -244,6 +257,7 @@ def whole(folder: Path, latency_seconds: float = 0.0) -> Iterator[Whole]:
             "OPENAI_API_KEY": "none",
             "THEMES_MODEL": "sandbox",
             "THEMES_STATE_DIR": str(folder),
+            **settings,
         }
         made = Whole(folder, server_of_redis.url, llm, env, redis)
         made.start_consumer()

@@ -1,4 +1,4 @@
-"""docs/explanation/numbers.md says what the benchmarks have measured, and nothing else."""
+"""docs/benchmarks/numbers.md says what the benchmarks have measured, and nothing else."""
 
 import importlib.util
 import os
@@ -41,10 +41,27 @@ def test_the_page_is_what_the_record_makes_of_it(maker: ModuleType) -> None:
     assert made == maker.PAGE.read_text(), "python docs/_generate/figures.py"
 
 
+def test_the_charts_are_what_the_record_makes_of_them(maker: ModuleType) -> None:
+    drawn = maker.charts(record.read(maker.FIGURES))
+    kept = {path.name: path.read_text() for path in maker.PAGE.parent.glob("*.svg")}
+    assert kept == drawn, "python docs/_generate/figures.py"
+
+
+def test_a_promise_that_was_missed_is_drawn_as_such(maker: ModuleType) -> None:
+    told = [
+        Figure("with it, less", "persistent cache: LLM calls", "%", 69.6, 69, 70, 3),
+        Figure("with it, less", "work stealing: seconds of a job", "%", -8, -20, 5, 3),
+    ]
+    picture = maker.charts(Record([], {"test_promises.py::test_promises": Case("then", told)}))["promises.svg"]
+    assert ">70 %<" in picture
+    assert picture.count('class="ours"') == picture.count('class="less"') == 1
+    assert ">promised 30 to 50 %<" in picture
+
+
 def test_the_record_has_every_case_that_exists_and_no_other(maker: ModuleType) -> None:
     cases = dict.fromkeys(record.test_of(case) for case in record.read(maker.FIGURES).cases)
     wanted = [f"{one.file}::{one.name}" for one in record.described()]
-    assert list(cases) == wanted, "scripts/bench -k CASE --json docs/explanation/numbers.json"
+    assert list(cases) == wanted, "scripts/bench -k CASE --json docs/benchmarks/numbers.json"
     assert maker.FIGURES.stat().st_size < 100_000
 
 
@@ -66,25 +83,25 @@ def test_the_record_names_no_place_of_the_machine(maker: ModuleType) -> None:
 
 def test_cases_that_ran_replace_their_figures_and_the_others_stay() -> None:
     old = Record([_run("1"), _run("0")], {FIRST: Case("1", [_figure(1.0)]), LAST: Case("0", [_figure(2.0)])})
-    new = record.merged(old, _run("2"), [FIRST, LAST], {LAST: [_figure(3.0)]})
-    assert (new.cases[FIRST], new.cases[LAST]) == (old.cases[FIRST], Case("2", [_figure(3.0)]))
+    new = record.merged(old, _run("2"), [FIRST, LAST], {LAST: Case("2", [_figure(3.0)], 0.01)})
+    assert (new.cases[FIRST], new.cases[LAST]) == (old.cases[FIRST], Case("2", [_figure(3.0)], 0.01))
     assert [run.date for run in new.runs] == ["1", "2"]
     assert {record.test_of(case) for case in new.cases} == {f"{one.file}::{one.name}" for one in record.described()}
 
 
 def test_cases_and_parameters_that_are_gone_leave_the_record() -> None:
     old = Record([_run("1")], {"test_gone.py::test_gone": Case("1", [_figure(1.0)]), f"{LAST}[old]": Case("1")})
-    new = record.merged(old, _run("2"), [f"{LAST}[new]"], {f"{LAST}[new]": [_figure(1.0)]})
+    new = record.merged(old, _run("2"), [f"{LAST}[new]"], {f"{LAST}[new]": Case("2", [_figure(1.0)])})
     assert [case for case in new.cases if case.startswith((LAST, "test_gone"))] == [f"{LAST}[new]"]
     assert [run.date for run in new.runs] == ["2"]
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    kept = record.merged(Record(), _run("1"), [FIRST], {FIRST: [_figure(1.0), _figure(2.0)]})
+    kept = record.merged(Record(), _run("1"), [FIRST], {FIRST: Case("1", [_figure(1.0), _figure(2.0)])})
     record.write(path, kept)
     assert record.read(path) == kept
-    assert path.read_text().count('{"case": ') == 2, "a line a figure"
+    assert path.read_text().count('\n    ["a case", ') == 2, "a line a figure"
 
 
 def test_the_command_has_its_knobs_and_no_places() -> None:
@@ -135,19 +152,23 @@ def test_what_passed_is_written_by_the_name_of_its_case(tmp_path: Path) -> None:
         "-c",
         os.devnull,
     ]
-    env = os.environ | {"BENCH_REPEATS": "2", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(
-        [*command, "-c", os.devnull, folder, "--json", path],
-        env=env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    for noise in ("-1", "100"):
+        env = os.environ | {"BENCH_NOISE": noise, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(
+            [*command, "-c", os.devnull, folder, "--json", path],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+        assert ("test_whole_uncached: not kept, the machine was too noisy" in done.stdout) is (noise == "-1")
+        if noise == "-1":
+            assert not [case for case in record.read(path).cases.values() if case.figures]
     written = record.read(path)
     (run,) = written.runs
-    assert run.command == "BENCH_REPEATS=2 scripts/bench"
+    assert run.command == "BENCH_NOISE=100 scripts/bench"
     assert {case: kept.figures for case, kept in written.cases.items() if kept.figures} == {
         "test_whole.py::test_whole_uncached": [Figure("a case", "a title", "ms", 2.0, 1.0, 3.0, 2)]
     }

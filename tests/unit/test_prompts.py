@@ -8,6 +8,8 @@ from config.settings import load
 from tasks.errors import ConfigError
 from tasks.messages import Destination, Theme
 from workers.llm.endpoints.prompt import Prompt, sampling_of
+from workers.llm.endpoints.reply import AnswerFormat
+from workers.llm.endpoints.request import request_of
 from workers.pipeline.graph import Graph
 from workers.pipeline.prompts import BUILT_IN, Input, load_stages, pipeline_version
 
@@ -57,7 +59,31 @@ def _look_into(schema: object) -> None:
         _look_into(value)
 
 
-def test_themes_are_addressed_by_number_and_the_destination_comes_last() -> None:
+def test_prompts_of_one_round_begin_alike() -> None:
+    """What prefix caches can use: of the second round nearly all, here about 25 themes."""
+    themes = [Theme(f"t{number}", "culture", f"Lantern Walks of Gion {number}", "", []) for number in range(1, 26)]
+    rounds = {
+        "new themes": Input.of(KYOTO),
+        "themes": Input.of(KYOTO, themes),
+    }
+    shares = {}
+    for name, about in rounds.items():
+        asked = [stage for stage in load_stages() if (stage.asks == "new themes") is (name == "new themes")]
+        texts = [
+            "".join(message["content"] for message in request_of("m", prompt, (), AnswerFormat.JSON_SCHEMA)["messages"])
+            for prompt in (stage.prompt(about) for stage in asked)
+        ]
+        shares[name] = _shared(min(texts), max(texts)) / (sum(map(len, texts)) / len(texts))
+    assert shares["themes"] > 0.8
+    assert shares["new themes"] > 0.4
+
+
+def _shared(one: str, other: str) -> int:
+    """Characters with which both begin; of the first and the last of sorted texts, those of all."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def test_themes_are_addressed_by_number_and_the_destination_is_data() -> None:
     stage = next(stage for stage in load_stages() if stage.name == "analyse.price")
     prompt = stage.prompt(Input.of(KYOTO, THEMES))
     assert set(prompt.schema.document["properties"]) == {"t1", "t2"}

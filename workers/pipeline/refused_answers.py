@@ -28,7 +28,7 @@ class RefusedAnswers:
         """Keep an answer; never blocks. One that another process has seen is kept there."""
         if not error.answer or len(self._under_way) >= MAX_UNDER_WAY:
             return
-        texts = (prompt.system, prompt.instructions, prompt.data)
+        texts = (prompt.system, prompt.data, prompt.instructions)
         refused = RefusedAnswer(
             destination.id, destination.label, prompt.stage, time.time(), str(error), "\n\n".join(texts), error.answer
         )

@@ -55,6 +55,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     max_completion_tokens: int | None = None
     seed: int | None = None
     stream: bool = False
+    service_tier: str | None = None
 
 
 class Refusal(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
@@ -72,6 +73,8 @@ class Prompt(msgspec.Struct, frozen=True):
     instances: Instances | None
     question: answers.Question
     wants_json: bool
+    #: As asked; "default" where it was left to the server.
+    tier: str
 
 
 class Chat:
@@ -117,6 +120,7 @@ class Chat:
             instances=instances,
             question=answers.understand(text, schema=instances.schema if instances else None, schema_name=name),
             wants_json=wanted.type != "text",
+            tier=asked.service_tier if asked.service_tier not in (None, "auto", "standard") else "default",
         )
 
     def _compiled(self, schema: bytes) -> Instances:
@@ -167,6 +171,7 @@ class Chat:
             "model": MODEL,
             "choices": [] if fault == "empty" else [choice],
             "usage": {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said},
+            "service_tier": prompt.tier,
         }
 
 

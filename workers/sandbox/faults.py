@@ -14,6 +14,7 @@ from config.errors import ConfigError
 #: Kind -> what the caller sees.
 KINDS: Final = {
     "429": "too many requests, with or without Retry-After",
+    "no_capacity": "status 429 to requests of the tier flex: no capacity now",
     "500": "an internal error",
     "503": "an overloaded server",
     "401": "a refused key",

@@ -17,6 +17,8 @@ import msgspec
 from aiohttp import web
 
 from config.errors import ConfigError
+from workers.sandbox.batch import parse_habits
+from workers.sandbox.batches import Batches
 from workers.sandbox.chat import FORMATS, MODEL, Chat, Prompt, Refusal, error_body
 from workers.sandbox.faults import DEFAULT_LATENCY, Fault, choose_fault, parse_fault, parse_latency
 from workers.sandbox.limit import parse_limit
@@ -35,12 +37,13 @@ _ERRORS: Final = {
     "401": (401, "authentication_error", "invalid_api_key", "Incorrect API key provided."),
     "400": (400, "invalid_request_error", "invalid_request", "The request was refused."),
     "404": (404, "invalid_request_error", "model_not_found", "The model does not exist."),
+    "no_capacity": (429, "rate_limit_error", "resource_unavailable", "No capacity for this service tier now."),
     "error200": (200, "server_error", "internal_error", "The upstream model failed."),
 }
 
 
 #: Refused at the door: these faults take no time.
-_AT_ONCE: Final = ("400", "401", "404", "429")
+_AT_ONCE: Final = ("400", "401", "404", "429", "no_capacity")
 
 
 class _Record(msgspec.Struct):
@@ -72,6 +75,7 @@ class SandboxServer:
         format_refusal: int = 400,
         api_key: str | None = None,
         rate_limit: str | None = None,
+        batches: str = "",
     ) -> None:
         self.host = host
         self.port = port
@@ -81,6 +85,7 @@ class SandboxServer:
         self._api_key = api_key
         self._limit = parse_limit(rate_limit) if rate_limit else None
         self._runner: web.AppRunner | None = None
+        self._batches = Batches(parse_habits(batches), self._answer_line, self._check_key)
         self.set_faults(faults)
         self.reset_stats()
 
@@ -111,6 +116,7 @@ class SandboxServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        await self._batches.close()
 
     @property
     def root_url(self) -> str:
@@ -134,6 +140,8 @@ class SandboxServer:
         self._by_stage: Counter[str] = Counter()
         #: Times each prompt was asked; about 100 bytes each until the next reset.
         self._asked: Counter[str] = Counter()
+        #: Requests and tokens that were answered and so are paid, by tier.
+        self._billed: dict[str, Counter[str]] = {}
         if self._limit is not None:
             self._limit.refused = 0
         self._log: deque[_Record] = deque(maxlen=LOG_LENGTH)
@@ -156,6 +164,8 @@ class SandboxServer:
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,
             "by_stage": dict(self._by_stage),
+            "billed": {tier: dict(counts) for tier, counts in self._billed.items()},
+            "batches": self._batches.stats(),
         }
         return counts | ({"prompts": dict(self._asked)} if prompts else {})
 
@@ -163,7 +173,7 @@ class SandboxServer:
         return [msgspec.to_builtins(record) for record in self._log]
 
     def _application(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_REQUEST_BYTES)
+        app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[_refusals])
         app.router.add_post("/v1/chat/completions", self._handle_chat)
         app.router.add_get("/v1/models", _answering(self._models))
         app.router.add_get("/health", _answering(lambda _: {"status": "ok"}))
@@ -172,6 +182,7 @@ class SandboxServer:
         app.router.add_get("/log", _answering(lambda _: self.log()))
         app.router.add_get("/faults", _answering(lambda _: [str(fault) for fault in self._faults]))
         app.router.add_post("/faults", self._put_faults)
+        self._batches.route(app)
         app.router.add_route("*", "/{path:.*}", _not_found)
         return app
 
@@ -231,6 +242,8 @@ class SandboxServer:
         fault = choose_fault(
             self._faults, text=prompt.text, digest=prompt.digest, seed=self._seed, occurrence=occurrence
         )
+        if fault is not None and fault.kind == "no_capacity" and prompt.tier != "flex":
+            fault = None
         if fault is not None and fault.kind in _AT_ONCE:
             return _faulty_status(fault)
         if fault is not None and fault.kind == "hang":
@@ -249,10 +262,19 @@ class SandboxServer:
             return await _misbehave(request, fault, body, record)
         return web.Response(body=body, content_type=_JSON)
 
-    def _completion(self, prompt: Prompt, fault: str = "") -> dict[str, Any]:
+    def _answer_line(self, body: bytes) -> dict[str, Any]:
+        """Answer a line of a batch. Raises Refusal."""
+        prompt = self._chat.understand(body)
+        self._asked[prompt.digest] += 1
+        return self._completion(prompt, tier="batch")
+
+    def _completion(self, prompt: Prompt, fault: str = "", *, tier: str = "") -> dict[str, Any]:
         body = self._chat.completion(prompt, fault)
-        self._prompt_tokens += body["usage"]["prompt_tokens"]
-        self._completion_tokens += body["usage"]["completion_tokens"]
+        usage = body["usage"]
+        self._prompt_tokens += usage["prompt_tokens"]
+        self._completion_tokens += usage["completion_tokens"]
+        paid = self._billed.setdefault(tier or body.get("service_tier", "default"), Counter())
+        paid.update(requests=1, prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"])
         return body
 
 
@@ -311,12 +333,19 @@ def _respond(value: Any, *, status: int = 200, headers: dict[str, str] | None = 
 
 def _answering(answer: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
-        try:
-            return _respond(answer(request))
-        except Refusal as refusal:
-            return _respond(refusal.body, status=refusal.status)
+        return _respond(answer(request))
 
     return handle
+
+
+@web.middleware
+async def _refusals(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return _respond(refusal.body, status=refusal.status)
 
 
 async def _not_found(request: web.Request) -> web.Response:

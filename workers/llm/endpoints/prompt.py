@@ -10,15 +10,15 @@ from config.sections import LlmSettings
 from workers.llm.endpoints.answers import AnswerSchema
 
 #: Counts up when the meaning of a cached value changes.
-KEY_VERSION: Final = "3"
+KEY_VERSION: Final = "4"
 
 
 class Prompt(msgspec.Struct, frozen=True):
     """A request to the LLM, independent of model and endpoint.
 
-    The fixed parts come first and the data last, so that providers' prefix caches work. `version` is a digest of the
-    fixed parts and of what the schema is made from; `identity` is the data with the destination normalised: two
-    spellings of one destination share a completion.
+    A request is system, data, instructions, in this order: prompts of one round about one destination begin alike, for
+    providers' prefix caches. `version` is a digest of the fixed parts and of what the schema is made from; `identity`
+    is the data with the destination normalised: two spellings of one destination share a completion.
     """
 
     stage: str

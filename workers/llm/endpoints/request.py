@@ -20,13 +20,16 @@ class Turn:
 
 
 def request_of(model: str, prompt: Prompt, history: Sequence[Turn], style: AnswerFormat) -> dict[str, Any]:
-    """The body of a request, without its parameters; an earlier answer and its mistake come last."""
+    """The body of a request, without its parameters; an earlier answer and its mistake come last.
+
+    The data stands before the instructions: prompts of one round about one destination begin alike.
+    """
     instructions = prompt.instructions
     if style is not AnswerFormat.JSON_SCHEMA:
         instructions = f"{instructions}\n\nAnswer with one JSON object.\n{SCHEMA_LINE}{prompt.schema.text}"
     messages = [
         {"role": "system", "content": prompt.system},
-        {"role": "user", "content": f"{instructions}\n\n{prompt.data}"},
+        {"role": "user", "content": f"{prompt.data}\n\n{instructions}"},
     ]
     for turn in history:
         # Some servers take no empty message.
