@@ -117,4 +117,5 @@ def _bytes(size: float) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(read(FIGURES)))
+    if made := page(read(FIGURES)):
+        PAGE.write_text(made)

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from docs._generate import scale
 from tests.benchmarks import figures, record
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.record import Case, Record, Run
@@ -45,6 +46,33 @@ def test_the_charts_are_what_the_record_makes_of_them(maker: ModuleType) -> None
     drawn = maker.charts(record.read(maker.FIGURES))
     kept = {path.name: path.read_text() for path in maker.PAGE.parent.glob("*.svg")}
     assert kept == drawn, "python docs/_generate/figures.py"
+
+
+def test_the_page_of_scale_is_what_the_record_makes_of_it() -> None:
+    made = scale.page(record.read(scale.FIGURES))
+    assert made == (scale.PAGE.read_text() if scale.PAGE.exists() else ""), "python docs/_generate/scale.py"
+
+
+def test_what_more_destinations_need_follows_from_the_figures() -> None:
+    def figures(case: str, *, redis_ms: float) -> list[Figure]:
+        roles = {"worker": 20.0, "consumer": 5.0, "Redis": redis_ms, "producer": 1.0}
+        told = {f"CPU a destination, {role}": (ms, "ms") for role, ms in roles.items()}
+        told |= {f"memory at most, {role}": (80.0, "MB") for role in roles}
+        told |= dict.fromkeys(("the database, a destination", "Redis keeps, a destination"), (20.0, "KB"))
+        told |= {"enqueued to durable": (9.0, "s"), "destinations": (9.0, "a second")}
+        return [Figure(case, title, unit, value, value, value, 1) for title, (value, unit) in told.items()]
+
+    waiting = Figure("rows", "Redis holds, a waiting destination", "bytes", 50.0, 50.0, 50.0, 1)
+    cases = {
+        "test_scale.py::test_scale_of_light_destinations": Case("then", figures("100 destinations", redis_ms=9.0)),
+        "test_scale.py::test_scale_of_full_destinations": Case("then", figures("100 destinations", redis_ms=2.0)),
+    }
+    assert scale.page(Record([_run("then")], cases)) == "", "nothing is made up"
+    page = scale.page(Record([_run("then")], cases | {"test_hot_path.py::test_a": Case("then", [waiting])}))
+    assert "| CPU a destination, Redis, ms | 9 |" in page
+    assert "| Redis, part of a core | 2 ms * destinations a second | 8% |" in page
+    assert "| memory of Redis for what waits | 50 bytes * 100,000,000 | 5 GB |" in page
+    assert "| the database | 20 KB * 100,000,000 | 2 TB |" in page
 
 
 def test_a_promise_that_was_missed_is_drawn_as_such(maker: ModuleType) -> None:
