@@ -135,12 +135,12 @@ def test_what_a_kill_of_everything_leaves(tmp_path: Path) -> None:
                 other = running.enter_context(contestant(peer, system, url, latency))
                 killed[peer.title] = _theirs_killed(other, names)
         for title, (rows, calls) in _ends(killed, count).items():
-            tell(title, f"of {count} destinations, without a row", [count - rows])
-            tell(title, "LLM calls made / needed", [calls / (CALLS * count)], "x")
-            tell(title, f"LLM calls beyond {CALLS} a row", [calls - CALLS * rows])
+            tell(title, "killed: destinations without a row", [count - rows], f"of {count}")
+            tell(title, "killed: LLM calls made / needed", [calls / (CALLS * count)], "x")
+            tell(title, f"killed: LLM calls beyond {CALLS} a row", [calls - CALLS * rows])
             if rows == count:
                 ended = killed[title].last_row_at() - killed[title].began_at
-                tell(title, "from the start again to the last row", [ended], "s")
+                tell(title, "killed: from the start again to the last row", [ended], "s")
             assert title != OURS or rows == count
 
 
