@@ -1,4 +1,4 @@
-"""Draw the charts of docs/benchmarks from the record of figures: the promises, and the peers.
+"""Draw the charts of docs/benchmarks from the record of figures: the promises, and what stands beside our jobs.
 
 `docs/_generate/figures.py` writes them. A bar is a median, the line on it reaches from the lowest to the highest run.
 """
@@ -29,11 +29,21 @@ PROMISED: Final[dict[str, tuple[float, float] | None]] = {
     "compression: memory of Redis": (20, 40),
     "all seven: seconds of a job": (30, 50),
 }
+#: Of whole jobs: what a panel shows, and its heading.
+JOBS: Final = {
+    "200 ms: destinations": "Destinations a second, 200 ms a call, 15 calls in flight",
+    "200 ms: first result after": "Seconds to the first result, 200 ms a call",
+    "200 ms, 30 % repeated: LLM calls a destination": "LLM calls a destination, 30 % repeated in other spellings",
+    "0 ms: CPU a destination, all of these": "CPU a destination, latency 0",
+    "200 ms: memory of all these but Redis": "Memory of worker and consumer",
+    "killed: destinations without a row": "Destinations without a row after kill -9 of everything and a start again",
+    "killed: LLM calls beyond 16 a row": "LLM calls that are in no row, after the same",
+}
 
 
 def charts(record: Record) -> dict[str, str]:
     """File name -> picture, of what was measured."""
-    found = {"promises.svg": promises(record)}
+    found = {"promises.svg": promises(record), "jobs.svg": jobs(record)}
     return {name: picture for name, picture in found.items() if picture}
 
 
@@ -67,6 +77,22 @@ def promises(record: Record) -> str:
     height = TOP + HEAD + len(rows) * ROW
     parts.append(f'<line class="axis" x1="{zero:.0f}" x2="{zero:.0f}" y1="{TOP + HEAD - 6}" y2="{height - 6}"/>')
     return _picture(parts, height + 6)
+
+
+def jobs(record: Record) -> str:
+    """Whole jobs by us and by the ways people write them."""
+    told = {(one.case, one.title): one for one in figures_of(record, "test_jobs.py")}
+    who = list(dict.fromkeys(case for case, _ in told))
+    panels = [
+        (
+            head,
+            next(one.unit for (_, at), one in told.items() if at == title),
+            [(one, told.get((one, title))) for one in who],
+        )
+        for title, head in JOBS.items()
+        if any(at == title for _, at in told)
+    ]
+    return bars(panels) if panels else ""
 
 
 def bars(panels: Iterable[tuple[str, str, list[tuple[str, Figure | None]]]]) -> str:
