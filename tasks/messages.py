@@ -69,6 +69,10 @@ class JobOptions(msgspec.Struct, frozen=True):
     id_column: str | None = None
     #: The trace that its enqueuing began (tasks.tracing); empty where nothing is traced.
     trace: str = ""
+    #: At which service tier its calls are bought; empty: as the workers' settings say.
+    tier: str = ""
+    #: When calls of the tier flex become standard ones, in seconds since 1970.
+    deadline_at: float | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -101,6 +105,8 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_tokens: int = 0
     #: What the calls cost by the price lists: `cost_usd` is another where a server says itself what it has charged.
     listed_usd: float | None = 0.0
+    #: What the service tiers have saved against standard, by the price lists.
+    tier_saved_usd: float | None = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
         if self == _NOTHING:
