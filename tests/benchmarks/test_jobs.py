@@ -16,7 +16,16 @@ import pytest
 
 from tasks.jobs.events import follow
 from tests.benchmarks.figures import knob, ratios, repeats, tell
-from tests.benchmarks.jobs.contestant import IN_FLIGHT, PEERS, Contestant, JobRun, Peer, contestant, forgiven
+from tests.benchmarks.jobs.contestant import (
+    IN_FLIGHT,
+    PEERS,
+    STOPPED_SECONDS,
+    Contestant,
+    JobRun,
+    Peer,
+    contestant,
+    forgiven,
+)
 from tests.benchmarks.whole import ROLES, Whole, kill, light_server, megabytes_of, posts, whole
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]
@@ -147,7 +156,7 @@ def test_what_a_kill_of_everything_leaves(tmp_path: Path) -> None:
 
 def _at_a_third(rows: Callable[[], int], count: int) -> None:
     """Wait for a third of the rows, and for half a destination more: rows come in waves, and a wave may end here."""
-    deadline = time.monotonic() + SILENCE_SECONDS
+    deadline = time.monotonic() + 5 * STOPPED_SECONDS
     while rows() < count / 3:
         assert time.monotonic() < deadline, "a third of its rows did not come"
         time.sleep(0.05)
