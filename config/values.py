@@ -20,6 +20,8 @@ MAX_DEPTH: Final = 64
 #: Characters of a wrong value that an error repeats.
 SHOWN_CHARACTERS: Final = 60
 _PRICE_SHAPE: Final = "`model: {input_usd: 0.15, output_usd: 0.60}` per million tokens"
+_NEEDED: Final = frozenset({"input_usd", "output_usd"})
+_CACHED: Final = frozenset({"cached_input_usd", "cache_write_usd"})
 _SECRET_ARGUMENT: Final = re.compile(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*=)[^&]*")
 _BOOLEANS: Final = {
     "true": True, "yes": True, "on": True, "1": True,
@@ -42,10 +44,12 @@ def setting(default: Any, *, low: float | None = None, high: float | None = None
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars per million tokens."""
+    """US dollars per million tokens. What a provider's cache has costs as any input where nothing else is said."""
 
     input_usd: float
     output_usd: float
+    cached_input_usd: float | None = None
+    cache_write_usd: float | None = None
 
 
 Prices = Mapping[str, Price]
@@ -180,7 +184,7 @@ def parse_prices(key: str, source: yaml.Node | str, place: str) -> Prices:
     prices: dict[str, Price] = {}
     for model, node in members(key, node_of(key, source, place), place, _PRICE_SHAPE).items():
         texts = members(key, node, place, _PRICE_SHAPE)
-        if set(texts) != {"input_usd", "output_usd"}:
+        if not _NEEDED <= set(texts) <= _NEEDED | _CACHED:
             raise ConfigError(f"{key}: expected {_PRICE_SHAPE} ({place})")
         usd = {name: _usd(f"{key}.{model}.{name}", text, place) for name, text in texts.items()}
         prices[model] = Price(**usd)

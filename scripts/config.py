@@ -67,7 +67,7 @@ def public(value: Any) -> Any:
     if isinstance(value, list):
         return [public(one) for one in value]
     if isinstance(value, Price):
-        return asdict(value)
+        return {name: usd for name, usd in asdict(value).items() if usd is not None}
     if isinstance(value, EndpointSettings):
         return public(public_endpoint(value))
     if isinstance(value, str):

@@ -57,6 +57,7 @@ def _subjects() -> dict[str, Checks]:
         "memory": machine.memory,
         "redis": broker.checks,
         "llm": llm.checks,
+        "llm prices": llm.prices,
         "llm limits": llm.limits,
         "database": database.checks,
         "workers": fleet.workers,

@@ -11,13 +11,14 @@ from scripts.lib.connections import connected
 from scripts.lib.llm_probe import LlmProbe
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
-from scripts.lib.terminal import say
+from scripts.lib.terminal import say, say_unpriced
+from scripts.lib.tiers import tier_options
 from scripts.main import settings_from
 from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import InputError
 from tasks.inputs.reader import Reader
-from tasks.jobs.budget import check
+from tasks.jobs.budget import check, unpriced
 from tasks.queue.producer import enqueue
 from tasks.texts import clean_line, count
 
@@ -30,6 +31,7 @@ from tasks.texts import clean_line, count
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
+@tier_options
 @click.option("--force", is_flag=True, help="Enqueue without asking first whether the LLM takes key and model.")
 @click.option("--dry-run", is_flag=True, help="Enqueue nothing; forecast calls, tokens, cost and time.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the forecast as one JSON object.")
@@ -37,7 +39,8 @@ from tasks.texts import clean_line, count
 @fail_on_partial
 def command(
     *, file: str, name: str | None, columns: tuple[str, ...], priority: int, budget: float | None, only_missing: bool,
-    no_cache: bool, force: bool, dry_run: bool, as_json: bool, wait: bool, is_partial_failure: bool, **reading: Any,
+    no_cache: bool, tier: str, deadline_at: float | None,
+    force: bool, dry_run: bool, as_json: bool, wait: bool, is_partial_failure: bool, **reading: Any,
 ) -> int:  # fmt: skip
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
     settings = settings_from()
@@ -62,6 +65,7 @@ def command(
     # Late: psutil is of no use to the forecast.
     from workers.observe.production import Production
 
+    without_price = unpriced(settings)
     # Before the file is read: a million rows are not read to find that Redis is away.
     redis = connected(settings)
     probe = None if force else LlmProbe(settings, redis)
@@ -73,7 +77,8 @@ def command(
             job = enqueue(
                 production.reading(rows), name=name or ("standard input" if file == "-" else Path(file).name),
                 priority=priority, use_cache=not no_cache, budget_usd=budget, columns=columns,
-                id_column=reader.id_column, are_distinct=True, settings=settings, redis=redis,
+                id_column=reader.id_column, are_distinct=True,
+                tier=tier, deadline_at=deadline_at, settings=settings, redis=redis,
             )  # fmt: skip
         except InputError:
             if missing is None or not missing.skipped:
@@ -87,6 +92,7 @@ def command(
     left_out = f", {missing.skipped} with a current profile" if missing else ""
     show(report)
     say(f"enqueued {count(job.total, 'destination')} ({summary(report)}{left_out})")
+    say_unpriced(without_price)
     if address := _dashboard(redis):
         say(f"see {address}/jobs/{job.job_id}")
     if not wait:

@@ -45,6 +45,7 @@ VERBS: Final = {
     "cancel": "Start nothing more of JOB; destinations that are done stay, answers that were paid for "
     "stay in the cache.",
     "tune": "Change settings of workers while they run, for those that start later too, until --reset.",
+    "prices": "Show what MODEL costs at each endpoint, and where its prices are from; exit 1 when one is not known.",
     "cache": "Look into the shared cache of LLM completions, or empty it.",
     "doctor": "Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails.",
     "config": "Show the settings, or check them.",

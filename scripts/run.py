@@ -11,9 +11,11 @@ from scripts.lib.local_run import RunRequest, reader_of, run
 from scripts.lib.only_missing import OnlyMissing
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import reading_options
+from scripts.lib.terminal import say_unpriced
+from scripts.lib.tiers import tier_options
 from scripts.lib.wanted import Wanted
 from scripts.main import settings_from
-from tasks.jobs.budget import check
+from tasks.jobs.budget import check, unpriced
 
 
 @click.command()
@@ -27,6 +29,7 @@ from tasks.jobs.budget import check
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; --resume goes on.")
+@tier_options
 @click.option("--dry-run", is_flag=True, help="Ask nothing; forecast calls, tokens, cost and time.")
 @click.option(
     "--json", "as_json", is_flag=True,
@@ -44,9 +47,10 @@ def command(
     settings = settings_from()
     if file is None and resume is None:
         raise click.UsageError("name a FILE (- is standard input), or a job with --resume JOB")
-    if resume and (no_cache or any(given[one] for one in ("name", "only_missing", "columns"))):
+    if resume and (no_cache or any(given[one] for one in ("name", "only_missing", "columns", "tier", "deadline_at"))):
         raise click.UsageError(
-            "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing and --column"
+            "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing, "
+            "--column, --tier and --deadline"
         )
     if (partial or stages) and not resume:
         raise click.UsageError("--partial and --stage go with --resume JOB")
@@ -58,6 +62,7 @@ def command(
         if resume or file is None:
             raise click.UsageError("--dry-run forecasts a new job: name a FILE, and leave out --resume")
         return _forecast(settings, file, request, as_json=as_json)
+    say_unpriced(unpriced(settings))
     result = run(settings, request, on_job=None if as_json else _print_id)
     if as_json and result.job:
         print(result.job.json(), flush=True)

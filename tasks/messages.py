@@ -69,6 +69,10 @@ class JobOptions(msgspec.Struct, frozen=True):
     id_column: str | None = None
     #: The trace that its enqueuing began (tasks.tracing); empty where nothing is traced.
     trace: str = ""
+    #: At which service tier its calls are bought; empty: as the workers' settings say.
+    tier: str = ""
+    #: When calls of the tier flex become standard ones, in seconds since 1970.
+    deadline_at: float | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -94,6 +98,15 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     saved_completion_tokens: int = 0
     saved_usd: float | None = 0.0
     cost_usd: float | None = 0.0
+    #: Of the prompt tokens, those that the provider's cache had, and those that were written into it.
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    #: Of the completion tokens.
+    reasoning_tokens: int = 0
+    #: What the calls cost by the price lists: `cost_usd` is another where a server says itself what it has charged.
+    listed_usd: float | None = 0.0
+    #: What the service tiers have saved against standard, by the price lists.
+    tier_saved_usd: float | None = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
         if self == _NOTHING:

@@ -21,6 +21,7 @@ FIGURES: Final = PAGE.with_suffix(".json")
 SECTIONS: Final = {
     "test_promises.py": "The seven promises, each on and off",
     "test_whole.py": "The whole system, full answers",
+    "test_jobs.py": "The whole job beside the ways people write it",
     "test_start.py": "From nothing to the first profile",
     "test_scale.py": "How it grows",
     "test_work.py": "How work is shared out and survives",

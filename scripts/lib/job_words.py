@@ -32,6 +32,8 @@ def figures(status: JobStatus) -> list[str]:
     found += [count(status.llm_calls, "call"), count(status.cache_hits, "cache hit")]
     tokens = (status.prompt_tokens + status.completion_tokens) / 1000
     found.append(f"{tokens / 1000:,.1f}M tokens" if tokens >= 1000 else f"{tokens:.0f}k tokens")  # noqa: PLR2004
+    if status.cached_tokens:
+        found[-1] += f" ({status.cached_tokens / 1000:,.0f}k cached)"
     if status.cost_usd:
         found.append(f"${status.cost_usd:,.2f}")
     return [figure for figure in found if figure]

@@ -56,6 +56,8 @@ class RunRequest:
     mapped: tuple[str, ...] = ()
     id_column: str | None = None
     columns: tuple[str, ...] = ()
+    tier: str = ""
+    deadline_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,8 @@ class _Run:
         with reader_of(request.file, request) as reader:
             options = JobOptions(
                 use_cache=request.use_cache, budget_usd=request.budget_usd, is_in_process=True,
-                columns=request.columns, id_column=reader.id_column,
+                columns=request.columns, id_column=reader.id_column, tier=request.tier,
+                deadline_at=request.deadline_at,
             )  # fmt: skip
             missing = OnlyMissing(reader, self._settings, columns=request.columns) if request.only_missing else None
             pages = await self._read(reader if missing is None else missing)

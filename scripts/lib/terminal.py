@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 UNBOUNDED: Final = 100_000
 #: Between two columns.
 GAP: Final = "  "
+NO_PRICE: Final = "no price for {}: costs are not counted; set llm.prices"
 
 
 def width() -> int | None:
@@ -85,3 +86,8 @@ def warn(text: object) -> None:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def say_unpriced(models: Sequence[str]) -> None:
+    if models:
+        say(NO_PRICE.format(", ".join(models)))

@@ -12,6 +12,7 @@ from typing import Final
 
 from config.settings import Settings
 from tasks.errors import ConfigError
+from tasks.prices.table import PriceTable
 from tasks.readings import whole
 
 NANO: Final = 1_000_000_000
@@ -53,6 +54,11 @@ def models_asked(settings: Settings) -> tuple[str | None, ...]:
     return (settings.llm.model, *settings.llm.roles.values())
 
 
+def unpriced(settings: Settings) -> list[str]:
+    """Those of the models that may be asked whose price is not known. Raises ConfigError: of `llm.prices_file`."""
+    return PriceTable(settings.llm).unpriced(filter(None, models_asked(settings)))
+
+
 def check(budget_usd: float, settings: Settings) -> None:
     """Refuse a budget that cannot be kept.
 
@@ -61,10 +67,11 @@ def check(budget_usd: float, settings: Settings) -> None:
     """
     if not math.isfinite(budget_usd) or not 0 < budget_usd <= MAX_USD or nano_usd(budget_usd) == 0:
         raise ConfigError(f"--budget: expected US dollars above 0 and up to {MAX_USD:,.0f}, got {budget_usd:g}")
+    without = unpriced(settings)
     for model in models_asked(settings):
         if not model:
             raise ConfigError("--budget: llm.model is not set here: export THEMES_MODEL=… as the workers have it")
-        if model not in settings.llm.prices:
+        if model in without:
             raise ConfigError(
                 f"--budget: the model {model} has no price: add it to llm.prices "
                 f"(THEMES_LLM__PRICES='{{{model}: {{input_usd: 0.15, output_usd: 0.60}}}}', dollars per million tokens)"

@@ -31,6 +31,7 @@ KNOWN_STATES: Final = frozenset({"queued", "running", "done", "cancelled"})
 #: The whole numbers of a job's entry.
 COUNTS: Final = (
     "total", "done", "failed", "partial", "llm_calls", "cache_hits", "coalesced", "prompt_tokens", "completion_tokens",
+    "cached_tokens", "reasoning_tokens",
 )  # fmt: skip
 #: States that do not change any more.
 FINAL: Final = frozenset({"done", "cancelled"})
@@ -58,6 +59,9 @@ class JobStatus:
     coalesced: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    #: Of the prompt tokens, those that the provider's cache had; of the completion tokens, those of reasoning.
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
     cost_usd: float | None = None
     rate_per_second: float = 0.0
     eta_seconds: float | None = None

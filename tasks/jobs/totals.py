@@ -15,7 +15,7 @@ from tasks.readings import replies_of, whole_amounts
 SUMS: Final = (
     "llm_calls", "cache_hits", "coalesced", "prompt_tokens", "completion_tokens", "estimated_calls", "memory_hits",
     "cache_misses", "cache_stores", "cache_corrupt", "bytes_raw", "bytes_stored", "saved_prompt_tokens",
-    "saved_completion_tokens",
+    "saved_completion_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens",
 )  # fmt: skip
 DOLLARS: Final = ("cost_nano_usd", "saved_nano_usd", "unpriced_calls")
 #: Runs in all, and by how they ended. `stopped_runs` came to no end, `lost_runs` are those whose process died.

@@ -55,7 +55,7 @@ def test_a_dry_run_needs_no_redis(engine: Engine) -> None:
     said = engine.run("enqueue", "-", "--dry-run", stdin=ROWS, **away)
     assert said.returncode == 0, said.stderr
     assert "the cache was not looked at" in said.stderr
-    assert "gpt has no price in llm.prices" in said.stderr
+    assert "no price for gpt; set llm.prices" in said.stderr
     assert "Traceback" not in said.stderr
     assert engine.run("enqueue", "-", "--json", stdin=ROWS, **away).returncode == 2
 

@@ -18,6 +18,7 @@ from tasks.connection import connect_async
 from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError, RateLimitedError
 from tasks.jobs import budget as money
 from tasks.messages import Destination
+from tasks.prices.table import PriceTable
 from tasks.queue.ledger import Ledger
 from workers.llm.budget import BudgetBook, JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache.tiers import PersistentLLMCache
@@ -75,7 +76,7 @@ def _books(redis: Redis, job_id: str = JOB) -> tuple[int, int]:
 def _costs(nano: int) -> Callable[[Spend], object]:
     async def call(spend: Spend) -> int:
         spend.calls += 1
-        spend.add_tokens(1, 1, nano / money.NANO)
+        spend.take(Spend(0, 1, 1, nano / money.NANO))
         return nano
 
     return call
@@ -94,7 +95,7 @@ class Held:
         spend.calls += 1
         self.began.set()
         await self._end.wait()
-        spend.add_tokens(1, 1, self._cost / money.NANO)
+        spend.take(Spend(0, 1, 1, self._cost / money.NANO))
 
     async def end(self) -> None:
         """Let it end."""
@@ -296,7 +297,7 @@ def test_what_a_call_costs_when_it_does_not_end_well() -> None:
 
 
 def test_the_worst_case_is_above_what_any_tokenizer_counts(settings_for: Callable[..., Settings]) -> None:
-    prices = settings_for(**PRICES).llm.prices
+    prices = PriceTable(settings_for(**PRICES).llm)
     worst = worst_case_nano(prices, "sandbox", FOOD, max_tokens=100)
     characters = len(FOOD.system) + len(FOOD.instructions) + len(FOOD.data) + len(FOOD.schema.text)
     assert worst is not None
@@ -344,7 +345,7 @@ async def test_a_hanging_call_keeps_its_reservation_and_an_unheard_one_does_not(
     once = {"THEMES_PERFORMANCE_OPTIMIZATION__MAX_LLM_RETRIES": "0", "THEMES_LLM__REQUEST_TIMEOUT_SECONDS": "1"}
     sandbox.set_faults(["hang=1"])
     settings = _settings(settings_for, sandbox.base_url, **once)
-    worst = worst_case_nano(settings.llm.prices, "sandbox", FOOD, max_tokens=FOOD.max_tokens)
+    worst = worst_case_nano(PriceTable(settings.llm), "sandbox", FOOD, max_tokens=FOOD.max_tokens)
     for job_id, url, cost in (("hangs", sandbox.base_url, worst), ("unheard", "http://127.0.0.1:1/v1", 0)):
         budget = _budget(client, job_id)
         stage_stats = StageStats(Spend(budget=budget))

@@ -32,7 +32,7 @@ from tasks.messages import (
 from tasks.queue.ledger import Ledger, Taken, write_chunks
 from tests.support.stored import done, profile_in, theme
 from workers.llm.cancellation import Cancellation, CancellationToken
-from workers.observe.call_journal import CallJournal, current
+from workers.observe.call_journal import Bill, CallJournal, current
 from workers.observe.profiler import PerformanceProfiler
 from workers.worker.chunks import ChunkEnd, ChunkRunner
 from workers.worker.destination import Process, Processed
@@ -212,7 +212,7 @@ async def test_an_error_while_a_result_is_made_is_its_destinations_and_the_other
         run = current()
         assert run
         run.sent()
-        run.ended(1, prompt_tokens=2**70 if destination.name == "City 1" else 5)
+        run.ended(1, bill=Bill(2**70 if destination.name == "City 1" else 5))
         return None, FAILED, Usage(llm_calls=1), False
 
     async with Lanes[Destination](2, steal=True) as lanes:

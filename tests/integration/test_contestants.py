@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks import environments
 from tests.benchmarks.full_prompts import body_of, prompts_about
 from tests.benchmarks.peers import contest
 from tests.benchmarks.peers.contest import BARE, OURS, CannotError, Contestant, Ring, may_fail
@@ -88,13 +89,15 @@ def test_a_peer_that_cannot_be_installed_is_said_and_not_tried_again(
 ) -> None:
     (tmp_path / "nobody.txt").write_text("./is-not-there\n")
     monkeypatch.setattr(contest, "_HERE", tmp_path)
-    monkeypatch.setattr(contest, "_ENVIRONMENTS", tmp_path / "peers")
-    monkeypatch.setattr(contest, "_missing", {})
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
     for _ in range(2):
         with ring.opened([Contestant("nobody", validates=False)]) as warm:
             assert not warm
     said = capsys.readouterr().out
-    assert (said.count("making the environment"), said.count("nobody: cannot: cannot be installed")) == (1, 2)
+    assert (said.count("making the environment"), said.count("nobody: cannot: nobody.txt cannot be installed")) == (
+        1,
+        2,
+    )
 
 
 def test_the_server_knows_a_prompt_however_its_json_is_written(ring: Ring) -> None:

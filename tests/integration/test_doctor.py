@@ -389,3 +389,16 @@ def test_a_job_with_nothing_left_to_do_and_rows_missing_is_named(look: Look, red
     _is_said(look("jobs")["jobs"], "nothing is left to do", "1 of 3", f"themes retry {job_id}")
     redis.hset(keys.chunks(job_id), "chunk", "left")
     _is_said(look("jobs")["jobs"], f"left over: {job_id} (1 of 3)", ok=True)
+
+
+# --- prices ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_price_is_advice_and_a_file_that_cannot_be_used_is_a_fault(
+    look: Look, tmp_path: Path
+) -> None:
+    assert look("llm prices", THEMES_MODEL="sandbox") == look("llm prices") == {}
+    _is_said(look("llm prices", THEMES_MODEL="gpt-99")["llm prices"], "no price for gpt-99", "llm.prices", ok=True)
+    file = str(tmp_path / "none")
+    found = look("llm prices", THEMES_MODEL="gpt-4o-mini", THEMES_LLM__PRICES_FILE=file)
+    _is_said(found["llm prices"], f"llm.prices_file: {file} cannot be read", "No such file")

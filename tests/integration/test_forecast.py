@@ -146,7 +146,7 @@ async def test_a_changed_prompt_is_asked_again_and_the_others_are_not(
         ({}, False, "--no-cache"),
         ({"THEMES_MODEL": ""}, True, "THEMES_MODEL"),
         ({"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_PERSISTENT_CACHE": "false"}, True, "enable_persistent_cache"),
-        ({"THEMES_MODEL": "gpt"}, True, "gpt has no price in llm.prices"),
+        ({"THEMES_MODEL": "gpt"}, True, "no price for gpt; set llm.prices"),
     ],
 )
 async def test_what_is_not_known_is_said(

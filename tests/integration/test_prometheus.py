@@ -23,6 +23,7 @@ from workers.observe.metrics import GROWTH, SMALLEST, Histogram
 
 TOTALS = {
     "llm_calls": 1600, "cache_hits": 30, "prompt_tokens": 9_000, "completion_tokens": 8_000,
+    "cached_tokens": 4_000, "cache_write_tokens": 300, "reasoning_tokens": 700,
     "cost_nano_usd": 2_500_000_000, "unpriced_calls": 4,
     "destinations_ok": 97, "destinations_partial": 2, "destinations_failed": 1,
 }  # fmt: skip
@@ -79,6 +80,9 @@ async def test_what_is_exported_can_be_parsed_and_is_what_redis_has(redis: Redis
     assert value("themes_up") == 1
     assert value("themes_llm_calls_total") == 1600
     assert value("themes_llm_tokens_total", kind="completion") == 8_000
+    assert value("themes_llm_cached_tokens_total", kind="read") == 4_000
+    assert value("themes_llm_cached_tokens_total", kind="written") == 300
+    assert value("themes_llm_reasoning_tokens_total") == 700
     assert value("themes_llm_cost_usd_total") == 2.5
     assert value("themes_destinations_total", outcome="failed") == 1
     assert value("themes_cache_requests_total", tier="memory", result="miss") == 90

@@ -30,7 +30,7 @@ from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.spend import Spend
 from workers.observe.call_file import BAD_SUFFIX, FOLDER, NEW_SUFFIX, SPARE_SLOTS, SUFFIX, DamagedJournalError, read
-from workers.observe.call_journal import CallJournal, Expected, recording
+from workers.observe.call_journal import Bill, CallJournal, Expected, recording
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
@@ -71,7 +71,7 @@ def _call(run, *, answered: bool = True) -> None:
     run.sending()
     run.sent(EXPECTED)
     if answered:
-        run.ended(1, EXPECTED, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
+        run.ended(1, EXPECTED, Bill(10, 5, 0.25, 0.25))
 
 
 def _orphanage(settings: Settings, redis: Redis, *, knows: Callable[[str], bool] = lambda _: False) -> JournalReplayer:
@@ -101,13 +101,15 @@ def _dead(folder: Path, *, job: str = JOB, runs: int = 1) -> Path:
 def test_what_is_under_way_counts_with_what_was_expected_and_an_answer_takes_its_place(journal: CallJournal) -> None:
     run = journal.begin(JOB, "d", 1)
     _call(run, answered=False)
-    waiting = Usage(llm_calls=1, prompt_tokens=100, completion_tokens=50, estimated_calls=1, cost_usd=0.5)
+    waiting = Usage(
+        llm_calls=1, prompt_tokens=100, completion_tokens=50, estimated_calls=1, cost_usd=0.5, listed_usd=0.5
+    )
     assert run.usage() == waiting
-    run.ended(1, EXPECTED, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
-    assert run.usage() == Usage(llm_calls=1, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
+    run.ended(1, EXPECTED, Bill(10, 5, 0.25, 0.25))
+    assert run.usage() == Usage(llm_calls=1, prompt_tokens=10, completion_tokens=5, cost_usd=0.25, listed_usd=0.25)
     _call(run, answered=False)
     run.ended(1, EXPECTED)
-    assert run.usage() == Usage(llm_calls=2, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
+    assert run.usage() == Usage(llm_calls=2, prompt_tokens=10, completion_tokens=5, cost_usd=0.25, listed_usd=0.25)
 
 
 def test_an_unknown_price_is_unknown_in_the_file_and_one_under_way_is_forgotten_with_its_end(
@@ -117,9 +119,9 @@ def test_an_unknown_price_is_unknown_in_the_file_and_one_under_way_is_forgotten_
     run.sending()
     run.sent(Expected(1, 1, None))
     assert run.usage().cost_usd is None
-    run.ended(1, Expected(1, 1, None), cost_usd=0.5)
+    run.ended(1, Expected(1, 1, None), Bill(cost_usd=0.5))
     assert run.usage().cost_usd == 0.5
-    run.ended(0, cost_usd=None)
+    run.ended(0, bill=Bill(cost_usd=None))
     (orphan,) = read(_left(folder)[0].read_bytes()).orphans
     assert orphan.usage.cost_usd is None
 
@@ -253,11 +255,14 @@ async def test_a_journal_that_is_no_longer_in_its_place_goes_on_in_a_new_one(
     (path,) = _left(folder)
     moved = {one.destination_id: one for one in read(path.read_bytes()).orphans}
     assert moved == {one.destination_id: one for one in before.orphans}
-    waits.ended(1, EXPECTED, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
+    waits.ended(1, EXPECTED, Bill(10, 5, 0.25, 0.2, 0, 7, 2, 3, 0.1))
     waits.cached(Usage(cache_hits=1))
     (orphan,) = (one for one in read(path.read_bytes()).orphans if one.destination_id == "waits")
     assert orphan.usage == waits.usage()
     assert orphan.usage.cache_hits == 4
+    known = orphan.usage
+    assert (known.cached_tokens, known.cache_write_tokens, known.reasoning_tokens, known.listed_usd) == (7, 2, 3, 0.2)
+    assert known.tier_saved_usd == 0.1
     for run in (waits, handed_in):
         run.forget()
     journal.close()
@@ -323,7 +328,7 @@ def _files_of_at_most(size_bytes: int) -> Iterator[None]:
 CHILD = """
 import os, random, sys
 from pathlib import Path
-from workers.observe.call_journal import CallJournal, Expected
+from workers.observe.call_journal import Bill, CallJournal, Expected
 journal = CallJournal.in_folder(Path(sys.argv[1]), worker="child", lanes=4)
 expected = Expected(100, 50, 0.5)
 chance = random.Random(int(sys.argv[2]))
@@ -334,7 +339,7 @@ while True:
     at = chance.randrange(4)
     if under_way[at] and chance.random() < 0.5:
         under_way[at] -= 1
-        runs[at].ended(1, expected, prompt_tokens=10, completion_tokens=5, cost_usd=0.25)
+        runs[at].ended(1, expected, Bill(10, 5, 0.25, 0.2, 0, 7, 2, 3))
     else:
         runs[at].sending()
         os.write(1, b"%d" % at)
@@ -364,6 +369,9 @@ def test_a_process_killed_at_any_moment_leaves_every_call_that_the_system_had_go
         assert one.usage.prompt_tokens == 10 * answered + 100 * one.usage.estimated_calls
         assert one.usage.completion_tokens == 5 * answered + 50 * one.usage.estimated_calls
         assert one.usage.cost_usd == pytest.approx(0.25 * answered + 0.5 * one.usage.estimated_calls)
+        assert one.usage.listed_usd == pytest.approx(0.2 * answered + 0.5 * one.usage.estimated_calls)
+        parts = one.usage.cached_tokens, one.usage.cache_write_tokens, one.usage.reasoning_tokens
+        assert parts == (7 * answered, 2 * answered, 3 * answered)
 
 
 def test_without_a_folder_to_write_to_the_work_goes_on_and_says_so(

@@ -14,6 +14,8 @@ from workers.sandbox.server import SandboxServer
 
 #: What a server does with the number of a request (from 1) and its body: None leaves it to the sandbox.
 Habit = Callable[[int, dict[str, Any]], web.StreamResponse | None]
+#: What it counts in place of what the sandbox does.
+Counts = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass
@@ -28,7 +30,9 @@ class Server:
 
 
 @asynccontextmanager
-async def server_that(habit: Habit, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+async def server_that(
+    habit: Habit, *, tls: ssl.SSLContext | None = None, counts: Counts = lambda usage: usage
+) -> AsyncIterator[Server]:
     """A server on this machine for as long as the body runs."""
     server = Server()
     async with SandboxServer(latency="0") as sandbox, ClientSession() as session:
@@ -42,7 +46,9 @@ async def server_that(habit: Habit, *, tls: ssl.SSLContext | None = None) -> Asy
             if answer is not None:
                 return answer
             async with session.post(f"{sandbox.base_url}/chat/completions", json=body) as given:
-                return web.Response(body=await given.read(), status=given.status, content_type="application/json")
+                whole = await given.json()
+                told = {"usage": counts(whole["usage"])} if "usage" in whole else {}
+                return web.json_response(whole | told, status=given.status)
 
         async def models(_: web.Request) -> web.StreamResponse:
             return web.json_response({"data": []})
@@ -62,14 +68,14 @@ async def server_that(habit: Habit, *, tls: ssl.SSLContext | None = None) -> Asy
 
 
 @contextmanager
-def in_a_thread(habit: Habit) -> Iterator[Server]:
+def in_a_thread(habit: Habit, *, counts: Counts = lambda usage: usage) -> Iterator[Server]:
     """The same for tests that start processes and wait for them."""
     started: list[Server] = []
     is_up, loop = threading.Event(), asyncio.new_event_loop()
     ended = asyncio.Event()
 
     async def serve() -> None:
-        async with server_that(habit) as server:
+        async with server_that(habit, counts=counts) as server:
             started.append(server)
             is_up.set()
             await ended.wait()

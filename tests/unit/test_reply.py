@@ -238,12 +238,21 @@ EMPTY = st.sampled_from([None, "", [], {}, "x", [CALL]])
         optional={
             "total_tokens": COUNT,
             "completion_tokens_details": st.none() | st.fixed_dictionaries({}, optional={"reasoning_tokens": COUNT}),
+            "prompt_tokens_details": st.none()
+            | st.fixed_dictionaries({}, optional={"cached_tokens": COUNT, "cache_write_tokens": COUNT}),
+            "cost": COUNT,
+            "cached_tokens": COUNT,
+            "reasoning_tokens": COUNT,
+            "prompt_cache_hit_tokens": COUNT,
+            "cache_read_input_tokens": COUNT,
             "output_tokens_details": st.none() | st.fixed_dictionaries({"reasoning_tokens": COUNT}),
             "input_tokens": COUNT,
         },
     ),
     st.fixed_dictionaries(
-        {}, optional={"model": st.sampled_from([None, "", " a  model ", 7, "m\x00"]), "error": EMPTY}
+        {},
+        optional={"model": st.sampled_from([None, "", " a  model ", 7, "m\x00"]), "error": EMPTY}
+        | {"timings": st.none() | st.just({"cache_n": 3, "prompt_n": 4, "predicted_n": 5})},
     ),
     st.integers(1, 2),
 )
@@ -261,11 +270,14 @@ def test_a_plain_answer_is_read_as_any_other(message: Any, ended: Any, usage: An
 
 
 def test_a_usual_body_is_a_plain_one() -> None:
-    usage = USAGE | {"total_tokens": 12, "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0}}
+    usage = USAGE | {"total_tokens": 12, "completion_tokens_details": {"reasoning_tokens": 2, "audio_tokens": 0}}
+    usage["prompt_tokens_details"] = {"cached_tokens": 4, "audio_tokens": 0}
     message = {"role": "assistant", "content": TEXT, "refusal": None, "annotations": [], "tool_calls": []}
     body = {"id": "x", "object": "chat.completion", "model": "m", "service_tier": "default"}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     whole = json.dumps(body | {"choices": [choice], "usage": usage}).encode()
     asked = {"model": "asked", "style": AnswerFormat.JSON_SCHEMA, "prompt_characters": 400}
-    assert reply._plain_reply(whole, **asked) == RawAnswer((TEXT,), (), False, "m", Tokens(7, 5), asked["style"])  # type: ignore[arg-type]
+    tokens = Tokens(7, 5, cached=4, reasoning=2)
+    expected = RawAnswer((TEXT,), (), False, "m", tokens, AnswerFormat.JSON_SCHEMA, tier="default")
+    assert reply._plain_reply(whole, **asked) == expected  # type: ignore[arg-type]
     assert reply._plain_reply(whole.replace(b"default", b"\xff"), **asked) is None  # type: ignore[arg-type]

@@ -72,6 +72,7 @@ def tiles(status: JobStatus) -> list[tuple[str, str, str, str]]:
     saved = percent((status.cache_hits + status.coalesced) / asked) if asked else ""
     spent = status.cost_usd if status.spent_usd is None else status.spent_usd
     budget = "" if status.budget_usd is None else f"of {dollars(status.budget_usd)}"
+    cached = f"{status.cached_tokens:,} of a provider's cache" if status.cached_tokens else ""
     whole = ("duration", "Duration", duration(status.seconds), "")
     return [
         ("ended", "Finished", f"{status.done + status.failed:,}", f"of {status.total:,}"),
@@ -80,7 +81,7 @@ def tiles(status: JobStatus) -> list[tuple[str, str, str, str]]:
         whole if status.is_final else ("eta", "Time left", duration(status.eta_seconds), ""),
         ("rate", "Rate", rate(status.rate_per_second or None), ""),
         ("calls", "LLM calls", f"{status.llm_calls:,}", f"{saved} from the cache" if saved else ""),
-        ("tokens", "Tokens", f"{status.prompt_tokens + status.completion_tokens:,}", ""),
+        ("tokens", "Tokens", f"{status.prompt_tokens + status.completion_tokens:,}", cached),
         ("cost", "Cost", dollars(spent), budget),
     ]
 

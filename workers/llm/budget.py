@@ -20,18 +20,17 @@ import math
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Final, Protocol, TypeVar
 
 from redis import RedisError
 from redis.asyncio import Redis
 
 from config.settings import Settings
-from config.values import Prices
 from tasks import keys
-from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
+from tasks.errors import BadRequestError, BudgetExceededError, NoCapacityError, RateLimitedError, RetryableError
 from tasks.jobs.budget import NANO, dollars
 from tasks.lua import lua
+from tasks.prices.table import PriceTable
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.request import Turn
 from workers.llm.spend import Spend
@@ -57,23 +56,18 @@ WRAPPING_BYTES: Final = 512
 
 
 def worst_case_nano(
-    prices: Prices, model: str, prompt: Prompt, *, max_tokens: int, history: Sequence[Turn] = ()
+    prices: PriceTable, model: str, prompt: Prompt, *, max_tokens: int, history: Sequence[Turn] = ()
 ) -> int | None:
     """The most that one call can cost, in nano-dollars; None where the model has no price.
 
     The schema counts once, as the response format or as text, and once more for every earlier turn.
     """
-    price = prices.get(model)
-    if price is None:
-        return None
     schema = prompt.schema.text
     texts = [prompt.system, prompt.instructions, prompt.data, schema]
     for turn in history:
         texts += [turn.answer, turn.problem, schema]
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) + WRAPPING_BYTES * (1 + len(history))
-    tokens = -(-size // BYTES_PER_TOKEN)
-    # Dollars per million tokens are a thousand nano-dollars a token.
-    return math.ceil(1000 * (tokens * Fraction(str(price.input_usd)) + max_tokens * Fraction(str(price.output_usd))))
+    return prices.most_nano(model, -(-size // BYTES_PER_TOKEN), max_tokens)
 
 
 def settled_nano(call: Spend, error: BaseException | None, *, reserved: int) -> int:
@@ -82,7 +76,7 @@ def settled_nano(call: Spend, error: BaseException | None, *, reserved: int) -> 
     Nothing where the server did not get it or refused it; what was counted where an answer came; else all that was
     reserved, as it may have been charged. The tokens of a cancelled call are an estimate, and no answer.
     """
-    if call.calls == 0 or isinstance(error, RateLimitedError | BadRequestError):
+    if call.calls == 0 or isinstance(error, RateLimitedError | NoCapacityError | BadRequestError):
         return 0
     has_tokens = call.prompt_tokens or call.completion_tokens
     is_answered = error is None or (has_tokens and not isinstance(error, asyncio.CancelledError))

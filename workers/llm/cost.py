@@ -1,8 +1,7 @@
-"""What a prompt costs: its tokens before it is asked, which a limit on tokens reserves, and its price after."""
+"""What a prompt and its completion will take: their tokens before it is asked, which a limit on tokens reserves."""
 
 from typing import Final
 
-from config.values import Prices
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.usage import CHARACTERS_PER_TOKEN
 
@@ -15,14 +14,6 @@ FIRST_GUESS: Final = 0.5
 def prompt_tokens(prompt: Prompt) -> int:
     characters = len(prompt.system) + len(prompt.instructions) + len(prompt.data) + len(prompt.schema.text)
     return characters // CHARACTERS_PER_TOKEN
-
-
-def cost_usd(prices: Prices, asked: str, answered: str, prompt_tokens: float, completion_tokens: float) -> float | None:
-    """The price of one call; None where neither the model that answered nor the one asked has a price."""
-    price = prices.get(answered) or prices.get(asked)
-    if price is None:
-        return None
-    return (prompt_tokens * price.input_usd + completion_tokens * price.output_usd) / 1_000_000
 
 
 class TokenEstimate:

@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from config.settings import Settings
 from tasks.errors import BudgetExceededError, InvalidAnswerError, JobStoppedError, PermanentError, RejectedAnswerError
 from tasks.messages import Usage
+from tasks.prices.rates import TokenCounts
 from tasks.texts import count
 from workers.llm.cache.stats import CacheStats
 from workers.llm.cache.tiers import CachedCompletion, Lookup, PersistentLLMCache
 from workers.llm.caller import Caller, Request
 from workers.llm.cancellation import CancellationToken
-from workers.llm.cost import cost_usd
 from workers.llm.endpoints.answers import UnclosedAnswerError, salvaged, split_reasoning
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt, sampling_of
@@ -93,6 +93,11 @@ class StageStats(msgspec.Struct, eq=False):
             saved_completion_tokens=self.cache.saved_completion_tokens,
             saved_usd=None if self.cache.unpriced_hits else self.cache.saved_usd,
             cost_usd=self.spend.cost_usd,
+            cached_tokens=self.spend.cached_tokens,
+            cache_write_tokens=self.spend.cache_write_tokens,
+            reasoning_tokens=self.spend.reasoning_tokens,
+            listed_usd=self.spend.listed_usd,
+            tier_saved_usd=self.spend.tier_saved_usd,
         )
 
 
@@ -197,9 +202,8 @@ class FocusedLLMGenerator:
         self._found_lately += NEWEST * (is_hit - self._found_lately)
 
     def _hit(self, question: _Question, known: CachedCompletion) -> Completion:
-        prices = self._settings.llm.prices
-        usd = cost_usd(prices, question.model, known.model, known.prompt_tokens, known.completion_tokens)
-        question.lookup.saved(known, usd)
+        counts = TokenCounts(known.prompt_tokens, known.completion_tokens)
+        question.lookup.saved(known, self._caller.prices.usd(question.model, counts, known.model))
         return Completion.of(known, "cached", question.key)
 
     async def _ask_once(self, question: _Question) -> Completion:
@@ -248,6 +252,7 @@ class FocusedLLMGenerator:
             question.request_priority,
             max_tokens=self._room(prompt, model),
             token=stage_stats.token,
+            tier=stage_stats.spend.terms.tier,
         )
         value, raw = await self._usable(request)
         completion = CachedCompletion(

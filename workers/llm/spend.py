@@ -2,13 +2,31 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
-from workers.observe.call_journal import Expected, Recording
+from workers.observe.call_journal import NO_BILL, Bill, Expected, Recording
 
 T = TypeVar("T")
+
+#: The whole numbers of a bill.
+_COUNTS: Final = tuple(name for name in Bill.__struct_fields__ if not name.endswith("_usd"))
+_DOLLARS: Final = tuple(name for name in Bill.__struct_fields__ if name.endswith("_usd"))
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """How a job's calls are bought. Without a `tier` as the settings of an endpoint say.
+
+    Calls of the tier flex are standard ones from `deadline_at` on, in seconds since 1970.
+    """
+
+    tier: str = ""
+    deadline_at: float | None = None
+
+
+#: As the settings say.
+USUAL: Final = Terms()
 
 
 class Payer(Protocol):
@@ -25,7 +43,8 @@ class Payer(Protocol):
 class Spend(msgspec.Struct, eq=False):
     """What a piece of work has cost so far; filled while it runs, so that a failure is in the books too.
 
-    `budget` pays for its calls where the job has one; `recording` writes them down where a kill cannot take them.
+    Calls are bought on `terms`, and paid for by `budget` where the job has one; `recording` writes them down where a
+    kill cannot take them.
     """
 
     calls: int = 0
@@ -34,6 +53,14 @@ class Spend(msgspec.Struct, eq=False):
     cost_usd: float | None = 0.0
     #: Answers whose tokens the server did not count: they were estimated.
     estimated: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    #: What the price lists say that it cost.
+    listed_usd: float | None = 0.0
+    #: What the service tiers have saved against standard.
+    tier_saved_usd: float | None = 0.0
+    terms: Terms = USUAL
     budget: Payer | None = None
     recording: Recording | None = None
 
@@ -51,21 +78,14 @@ class Spend(msgspec.Struct, eq=False):
     def take(self, other: "Spend") -> None:
         """Count what another has counted, and written down if that was to be done."""
         self.calls += other.calls
-        self._add(other.prompt_tokens, other.completion_tokens, other.cost_usd, other.estimated)
+        self._add(Bill(**{name: getattr(other, name) for name in Bill.__struct_fields__}))
 
-    def add_tokens(self, prompt: int, completion: int, cost: float | None, *, estimated: int = 0) -> None:
-        """Count the tokens of some answers, `estimated` of which are estimates."""
-        if self.recording:
-            self.recording.ended(
-                0, prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost, estimated=estimated
-            )
-        self._add(prompt, completion, cost, estimated)
-
-    def _add(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:
-        self.estimated += estimated
-        self.prompt_tokens += prompt
-        self.completion_tokens += completion
-        self.cost_usd = None if self.cost_usd is None or cost is None else self.cost_usd + cost
+    def _add(self, bill: Bill) -> None:
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(bill, name))
+        for name in _DOLLARS:
+            mine, more = getattr(self, name), getattr(bill, name)
+            setattr(self, name, None if mine is None or more is None else mine + more)
 
 
 class CallUnderWay:
@@ -99,9 +119,9 @@ class CallUnderWay:
         if self._recording:
             self._recording.sent(self._expected)
 
-    def answered(self, prompt: int, completion: int, cost: float | None, *, estimated: bool) -> None:
+    def answered(self, bill: Bill) -> None:
         """Count the answer in place of what was expected."""
-        self._end(prompt, completion, cost, int(estimated))
+        self._end(bill)
 
     def __enter__(self) -> Self:
         return self
@@ -111,19 +131,12 @@ class CallUnderWay:
         if self._sent and kind is not None and issubclass(kind, asyncio.CancelledError):
             e, sent = self._expected, self._sent
             cost = None if e.cost_usd is None else sent * e.cost_usd
-            self._end(sent * e.prompt_tokens, sent * e.completion_tokens, cost, sent)
+            self._end(Bill(sent * e.prompt_tokens, sent * e.completion_tokens, cost, cost, sent))
         elif self._sent:
-            self._end(0, 0, 0.0, 0)
+            self._end(NO_BILL)
 
-    def _end(self, prompt: int, completion: int, cost: float | None, estimated: int) -> None:
-        self._spend._add(prompt, completion, cost, estimated)  # noqa: SLF001  # the two are one machine
+    def _end(self, bill: Bill) -> None:
+        self._spend._add(bill)  # noqa: SLF001  # the two are one machine
         sent, self._sent = self._sent, 0
         if self._recording:
-            self._recording.ended(
-                sent,
-                self._expected,
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-                cost_usd=cost,
-                estimated=estimated,
-            )
+            self._recording.ended(sent, self._expected, bill)

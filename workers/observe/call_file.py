@@ -35,13 +35,15 @@ MAGIC: Final = b"themes\x00\x01"
 #: Magic, slots, bytes of a slot, pid, length of the worker's name, its bytes.
 HEADER: Final = Struct("@8sIIIH254s")
 HEADER_BYTES: Final = 4_096
-SLOT_BYTES: Final = 512
+SLOT_BYTES: Final = 640
 #: Attempt, time of the start, lengths of the job's and the destination's id, their bytes.
 WHO: Final = Struct("@qdHH124s")
 MAX_ID_BYTES: Final = 124
 #: Calls, prompt tokens, completion tokens, estimated calls; then calls under way with their estimated tokens.
-#: US dollars of both, NaN where a price is not known; time of the last change; time under which it is booked, or 0.
-SPENT: Final = Struct("@7q4d")
+#: US dollars of both, NaN where a price is not known; time of the last change; time under which it is booked, or 0;
+#: cached tokens, tokens written into a cache, reasoning tokens; US dollars by the price lists, and
+#: those that tiers have saved, NaN as above.
+SPENT: Final = Struct("@7q4d3q2d")
 #: What the cache did: whole numbers of a `Usage`, then what its hits have saved in US dollars.
 CACHE: Final = Struct("@10qd")
 CACHE_FIELDS: Final = (
@@ -53,8 +55,8 @@ CACHE_FIELDS: Final = (
 #: the call that is being sent.
 VALID, CACHE_VALID, SENDING = 0, 1, 2
 WHO_AT: Final = 8
-SPENT_AT: Final = (152, 240)
-CACHE_AT: Final = (328, 416)
+SPENT_AT: Final = (152, 280)
+CACHE_AT: Final = (408, 496)
 
 
 class DamagedJournalError(ThemesError):
@@ -180,7 +182,12 @@ def _orphan(data: bytes, offset: int) -> Orphan:
     uncertain = int(data[offset + SENDING] == (spent[0] + 1) & 0xFF)
     touched, at = spent[9], spent[10]
     times = (began, touched, at)
-    if min(*spent[:7], *cache[:10]) < 0 or not all(map(math.isfinite, times)) or not job or not destination:
+    if (
+        min(*spent[:7], *spent[11:14], *cache[:10]) < 0
+        or not all(map(math.isfinite, times))
+        or not job
+        or not destination
+    ):
         raise DamagedJournalError(f"the slot at {offset} cannot be true")
     spent[0] += uncertain
     return Orphan(
@@ -196,13 +203,18 @@ def _orphan(data: bytes, offset: int) -> Orphan:
 
 def usage_of(spent: list[Any], cache: list[Any]) -> Usage:
     """The two copies' numbers as a `Usage`: what is under way counts as it was expected."""
-    cost = spent[7] + spent[8]
+    cost, listed = spent[7] + spent[8], spent[14] + spent[8]
     return Usage(
         llm_calls=spent[0],
         prompt_tokens=spent[1] + spent[5],
         completion_tokens=spent[2] + spent[6],
         estimated_calls=spent[3] + spent[4],
         cost_usd=None if math.isnan(cost) else cost,
+        cached_tokens=spent[11],
+        cache_write_tokens=spent[12],
+        reasoning_tokens=spent[13],
+        listed_usd=None if math.isnan(listed) else listed,
+        tier_saved_usd=None if math.isnan(spent[15]) else spent[15],
         saved_usd=None if math.isnan(cache[-1]) else cache[-1],
         **dict(zip(CACHE_FIELDS, cache, strict=False)),
     )

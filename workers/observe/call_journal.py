@@ -54,7 +54,22 @@ class Expected(msgspec.Struct, frozen=True):
     cost_usd: float | None = 0.0
 
 
+class Bill(msgspec.Struct, frozen=True):
+    """What answers have cost; `estimated` of them by a guess. `listed_usd` is what the price lists say."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+    listed_usd: float | None = 0.0
+    estimated: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    tier_saved_usd: float | None = 0.0
+
+
 _NOTHING: Final = Expected()
+NO_BILL: Final = Bill()
 
 
 class Recording:
@@ -86,7 +101,7 @@ class Recording:
         self._file: CallFile | None = None
         self._map: mmap.mmap | None = None
         self._offset = 0
-        self._spent: list[Any] = [0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, self._began, 0.0]
+        self._spent: list[Any] = [0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, self._began, 0.0, 0, 0, 0, 0.0, 0.0]
         self._cache: list[Any] = [0] * len(CACHE_FIELDS) + [0.0]
         self._turn = 0
         self._cached = 0
@@ -116,25 +131,21 @@ class Recording:
         s[8] += math.nan if expected.cost_usd is None else expected.cost_usd
         self._write()
 
-    def ended(
-        self,
-        calls: int,
-        expected: Expected = _NOTHING,
-        *,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
-        cost_usd: float | None = 0.0,
-        estimated: int = 0,
-    ) -> None:
+    def ended(self, calls: int, expected: Expected = _NOTHING, bill: Bill = NO_BILL) -> None:
         """Count the end of `calls` calls, and the tokens of the answer where there was one."""
         s = self._spent
-        s[1] += prompt_tokens
-        s[2] += completion_tokens
-        s[3] += estimated
+        s[1] += bill.prompt_tokens
+        s[2] += bill.completion_tokens
+        s[3] += bill.estimated
         s[4] -= calls
         s[5] -= calls * expected.prompt_tokens
         s[6] -= calls * expected.completion_tokens
-        s[7] += math.nan if cost_usd is None else cost_usd
+        s[7] += math.nan if bill.cost_usd is None else bill.cost_usd
+        s[11] += bill.cached_tokens
+        s[12] += bill.cache_write_tokens
+        s[13] += bill.reasoning_tokens
+        s[14] += math.nan if bill.listed_usd is None else bill.listed_usd
+        s[15] += math.nan if bill.tier_saved_usd is None else bill.tier_saved_usd
         # Exactly nothing when nothing is under way: neither a rounding error nor an unknown price stays.
         s[8] = s[8] - calls * (math.nan if expected.cost_usd is None else expected.cost_usd) if s[4] else 0.0
         self._write()

@@ -21,10 +21,12 @@ from config.settings import Settings
 from tasks import keys
 from tasks.errors import ConfigError
 from tasks.messages import Destination
+from tasks.prices.rates import TokenCounts
+from tasks.prices.table import PriceTable
 from tasks.texts import count
 from workers.llm.cache.codec import CodecError
 from workers.llm.cache.tiers import CachedCompletion, decode
-from workers.llm.cost import FIRST_GUESS, cost_usd, prompt_tokens
+from workers.llm.cost import FIRST_GUESS, prompt_tokens
 from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import model_for
 from workers.pipeline.assembly import StageOutcome, numbered
@@ -176,6 +178,7 @@ class Forecaster:
         self._cached = cached if cached or redis is None else partial(_in_redis, redis)
         self._earlier = earlier
         self._sampling = sampling_of(settings.llm)
+        self._prices = PriceTable(settings.llm)
         self._stages = stages_of(settings)
         self._finding = [stage for stage in self._stages if stage.asks == "new themes"]
         self._about = [stage for stage in self._stages if stage.asks != "new themes"]
@@ -318,7 +321,7 @@ class Forecaster:
             calls, tokens = measured.calls / parts, measured.prompt_tokens / parts
             answer_tokens = measured.completion_tokens / parts
         model = model_of(self._settings, question.stage) or ""
-        usd = cost_usd(self._settings.llm.prices, model, model, tokens, answer_tokens)
+        usd = self._prices.usd(model, TokenCounts(tokens, answer_tokens))
         return _Cost(calls, 0, tokens, answer_tokens, usd)
 
     def _stage(self, stage: Stage, cost: _Cost, factor: float) -> StageForecast:
@@ -340,8 +343,8 @@ class Forecaster:
         models = {model_of(self._settings, stage) for stage in self._stages}
         if None in models:
             return ["the cost is unknown: llm.model is not set (THEMES_MODEL)"]
-        unpriced = sorted(model for model in models if model and model not in self._settings.llm.prices)
-        return [f"the cost is unknown: {', '.join(unpriced)} has no price in llm.prices"] if unpriced else []
+        unpriced = self._prices.unpriced(model for model in models if model)
+        return [f"the cost is unknown: no price for {', '.join(unpriced)}; set llm.prices"] if unpriced else []
 
 
 def _in_redis(redis: Redis, wanted: Sequence[str]) -> list[bytes | None]:

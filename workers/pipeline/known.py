@@ -16,11 +16,12 @@ from config.settings import Settings
 from tasks.frames import WireError, decompressed
 from tasks.messages import Destination, PackedProfile, StageRecord, Usage
 from tasks.packed import stages_json
+from tasks.prices.rates import TokenCounts
+from tasks.prices.table import PriceTable
 from tasks.storable import clean_destination
 from workers.llm.cache import codec
 from workers.llm.cache.composites import Composites
 from workers.llm.cache.tiers import PersistentLLMCache
-from workers.llm.cost import cost_usd
 from workers.llm.endpoints.prompt import KEY_VERSION, sampling_of
 from workers.llm.endpoints.registry import model_for
 from workers.observe.profiler import PerformanceProfiler
@@ -68,7 +69,7 @@ class KnownProfiles:
         self._cache = cache
         self._stages = stages
         self._profiler = profiler
-        self._prices = settings.llm.prices
+        self._prices = PriceTable(settings.llm)
         self._models = {name: model_for(settings.llm, name, stage.model) for name, stage in stages.items()}
         limits = settings.performance_optimization
         batch = limits.theme_batch_size if limits.enable_intelligent_batching else 0
@@ -171,7 +172,7 @@ class KnownProfiles:
         is_priced = True
         for model, prompt_tokens, completion_tokens, key in paid:
             in_memory += is_in_memory or memory.get(key.hex()) is not None
-            price = cost_usd(self._prices, self._models[name], model, prompt_tokens, completion_tokens)
+            price = self._prices.usd(self._models[name], TokenCounts(prompt_tokens, completion_tokens), model)
             stats.save(prompt_tokens, completion_tokens, price)
             is_priced, usd = is_priced and price is not None, usd + (price or 0.0)
         stats.memory_hits += in_memory

@@ -18,7 +18,7 @@ from workers.llm.budget import JobBudget
 from workers.llm.cancellation import Cancellation, CancellationToken
 from workers.llm.flights.outcomes import TruncatedError
 from workers.llm.generator import FocusedLLMGenerator, StageStats
-from workers.llm.spend import Spend
+from workers.llm.spend import USUAL, Spend, Terms
 from workers.observe.call_journal import current
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import EXCERPT_CHARACTERS, EXCERPT_THEMES, StageOutcome, assemble, numbered
@@ -107,6 +107,7 @@ class FocusedPromptProcessor:
         attempt: int = 1,
         on_stage: StageListener | None = None,
         budget: JobBudget | None = None,
+        terms: Terms = USUAL,
         cancellation: Cancellation | None = None,
         may_be_known: bool = True,
     ) -> Processed:
@@ -133,6 +134,7 @@ class FocusedPromptProcessor:
             columns=columns,
             on_stage=on_stage,
             budget=budget,
+            terms=terms,
             cancellation=cancellation or Cancellation(""),
             refused=self._refused,
         )
@@ -174,6 +176,7 @@ class _Run:
     columns: tuple[str, ...]
     on_stage: StageListener | None
     budget: JobBudget | None
+    terms: Terms
     cancellation: Cancellation
     #: Keeps answers that could not be used; None where none is to be kept.
     refused: RefusedAnswers | None
@@ -270,7 +273,9 @@ class _StageRun:
         self._outcome = StageOutcome(stage)
         self._recording = current()
         token = CancellationToken(run.cancellation)
-        self._stage_stats = StageStats(Spend(budget=run.budget, recording=self._recording), token=token)
+        self._stage_stats = StageStats(
+            Spend(terms=run.terms, budget=run.budget, recording=self._recording), token=token
+        )
 
     async def ask(self) -> StageOutcome:
         run, outcome = self._run, self._outcome

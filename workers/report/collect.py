@@ -130,7 +130,10 @@ def said(settings: Settings) -> dict[str, Any]:
 
 
 def row_of(status: JobStatus) -> JobRow:
-    spent = ("llm_calls", "cache_hits", "coalesced", "prompt_tokens", "completion_tokens", "cost_usd")
+    spent = (
+        "llm_calls", "cache_hits", "coalesced", "prompt_tokens", "completion_tokens", "cached_tokens",
+        "reasoning_tokens", "cost_usd",
+    )  # fmt: skip
     same = ("job_id", "name", "total", "done", "failed", "partial", "created_at", "started_at", "finished_at")
     known: dict[str, Any] = {name: getattr(status, name) for name in same}
     return JobRow(

@@ -81,6 +81,8 @@ def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
     ended = job["done"] + job["failed"]
     first = "" if account.first_at is None else f"first after {duration(max(0, account.first_at - account.started_at))}"
     estimated = f"{count(usage.estimated_calls, 'call')} by length" if usage.estimated_calls else ""
+    cached = f"{usage.cached_tokens:,} out of the provider's cache" if usage.cached_tokens else ""
+    reasoning = f"{usage.reasoning_tokens:,} of reasoning" if usage.reasoning_tokens else ""
     return [
         ("ended", "destinations", f"{ended:,}", f"of {job['total']:,}"),
         ("failed", "failed", f"{job['failed']:,}", f"{job['partial']:,} partial"),
@@ -90,8 +92,8 @@ def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
         ("hits", "from the cache", f"{usage.cache_hits:,}", f"{usage.memory_hits:,} out of memory"),
         ("coalesced", "coalesced", f"{usage.coalesced:,}", "asked once for several"),
         ("hit_rate", "cache hit rate", share(report.hit_rate), "hits and coalesced"),
-        ("tokens_in", "prompt tokens", f"{usage.prompt_tokens:,}", estimated),
-        ("tokens_out", "completion tokens", f"{usage.completion_tokens:,}", ""),
+        ("tokens_in", "prompt tokens", f"{usage.prompt_tokens:,}", ", ".join(filter(None, (cached, estimated)))),
+        ("tokens_out", "completion tokens", f"{usage.completion_tokens:,}", reasoning),
         ("cost", "cost", cost(usage.cost_usd), f"saved {cost(usage.saved_usd)}"),
         ("retried", "runs", f"{account.runs:,}", f"{account.retried:,} were new tries"),
     ]

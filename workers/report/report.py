@@ -18,6 +18,7 @@ from workers.diagnosis.finding import NAMES, Finding
 from workers.diagnosis.findings import findings_of, measured_of
 from workers.diagnosis.measured import OUTSIDE, WEB, lane_seconds
 from workers.diagnosis.verdict import Pulse, Verdict, of_findings, of_job
+from workers.observe.format import dollars
 from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 from workers.report.optimisations import Optimisation, optimisations
@@ -25,6 +26,8 @@ from workers.results.database.rows import JobRow
 from workers.results.queries.job_stats import JobStats, WorkerRow
 
 SLOWEST: Final = 10
+#: Part by which what servers say and the price lists may differ before it is told.
+TOLD_DIFFERENCE: Final = 0.001
 
 
 class Hop(msgspec.Struct, frozen=True):
@@ -269,6 +272,16 @@ def _notes(row: JobRow, picture: JobMeasurements, account: JobStats) -> list[str
         )
     if row.usage.cost_usd is None:
         notes.append("A model has no price (llm.prices), so the cost is not known.")
+    elif row.usage.listed_usd and abs(row.usage.cost_usd / row.usage.listed_usd - 1) > TOLD_DIFFERENCE:
+        by = row.usage.cost_usd / row.usage.listed_usd - 1
+        notes.append(
+            f"Servers told what calls cost, {dollars(row.usage.cost_usd)} with all others: {by:+.1%} beside the "
+            f"{dollars(row.usage.listed_usd)} of the price lists (`themes prices`)."
+        )
+    if row.usage.tier_saved_usd:
+        saved = row.usage.tier_saved_usd
+        words = f"saved {dollars(saved)}" if saved > 0 else f"cost {dollars(-saved)} more"
+        notes.append(f"Calls at other service tiers than standard {words}, by the price lists.")
     if account.dead_letters:
         notes.append(f"{count(account.dead_letters, 'entry')} of this job could not be stored: see dead_letters.")
     return notes

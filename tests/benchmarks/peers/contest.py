@@ -1,8 +1,4 @@
-"""The contestants, their environments, and their processes.
-
-An environment is made at its first use in `.venv/peers/NAME`, of what NAME.txt pins; `python -m
-tests.benchmarks.peers.contest` makes all of them.
-"""
+"""The contestants and their processes."""
 
 import json
 import os
@@ -10,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from tests.benchmarks.environments import environment
 from tests.benchmarks.full_prompts import body_of, prompts_about
 from tests.benchmarks.peers.driver import PLACE, Terms
+from tests.benchmarks.whole import posts
 
 
 class CannotError(Exception):
@@ -28,11 +25,8 @@ class CannotError(Exception):
 
 _HERE: Final = Path(__file__).parent
 _ROOT: Final = _HERE.parents[2]
-_ENVIRONMENTS: Final = _ROOT / ".venv" / "peers"
-#: Name -> why its environment could not be made; it is not tried again in this run.
-_missing: Final[dict[str, CannotError]] = {}
-#: Seconds that making an environment, opening a contestant, and an order may take.
-INSTALL_SECONDS, OPEN_SECONDS, ORDER_SECONDS = 600.0, 90.0, 120.0
+#: Seconds that opening a contestant, and an order may take.
+OPEN_SECONDS, ORDER_SECONDS = 90.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -70,30 +64,10 @@ ALL: Final = (
 
 
 def _environment(name: str) -> str:
-    folder, pins = _ENVIRONMENTS / name, _HERE / f"{name}.txt"
-    python, made_for = folder / "bin" / "python", folder / "made-for"
-    if name in _missing:
-        raise _missing[name]
-    if not (made_for.exists() and made_for.read_text() == pins.read_text()):
-        print(f"making the environment of {name} (once) ...", flush=True)
-        try:
-            _run([sys.executable, "-m", "venv", "--clear", str(folder)])
-            _run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(pins)])
-        except CannotError as error:
-            _missing[name] = error
-            raise
-        made_for.write_text(pins.read_text())
-    return str(python)
-
-
-def _run(command: list[str]) -> None:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if line.startswith("ERROR")]
-        raise CannotError(f"cannot be installed: {(lines or [error.stderr])[-1]}") from error
-    except subprocess.TimeoutExpired as error:
-        raise CannotError(f"cannot be installed in {INSTALL_SECONDS:.0f} s") from error
+        return str(environment(_HERE / f"{name}.txt"))
+    except RuntimeError as exc:
+        raise CannotError(str(exc)) from exc
 
 
 class Running:
@@ -215,11 +189,4 @@ class Ring:
 
     def posted(self) -> int:
         """Requests that the server has had until now."""
-        with urllib.request.urlopen(f"{self.server}/count") as answer:  # noqa: S310  # our own server
-            return int(json.load(answer)["posted"])
-
-
-if __name__ == "__main__":
-    for each in ALL:
-        with may_fail(each):
-            print(each.name, each.python)
+        return posts(self.server)

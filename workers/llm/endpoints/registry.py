@@ -13,9 +13,8 @@ from config.sections import LlmSettings
 from config.values import Secret
 from tasks.connection import masked
 from tasks.errors import ConfigError
+from tasks.prices.table import OPENAI_BASE_URL
 
-#: Where a key without a base URL belongs.
-OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
 #: The name of the endpoint that `llm.base_url` and `llm.api_key` describe.
 ONLY: Final = "llm"
 #: Characters that a key file may have.
@@ -119,6 +118,7 @@ def limits_of(settings: LlmSettings, name: str) -> LlmSettings:
         requests_per_minute=one.requests_per_minute or settings.requests_per_minute,
         request_burst=one.request_burst or settings.request_burst,
         tokens_per_minute=one.tokens_per_minute or settings.tokens_per_minute,
+        tier=one.tier or settings.tier,
     )
 
 
