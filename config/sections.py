@@ -128,6 +128,7 @@ class DatabaseSettings:
 @dataclass(frozen=True, slots=True)
 class PipelineSettings:
     prompts_dir: Path | None = setting(None)
+    lead_prompts: bool = setting(default=True)
 
 
 @dataclass(frozen=True, slots=True)

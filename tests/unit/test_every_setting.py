@@ -165,6 +165,7 @@ EFFECTS = {
     "llm.flex_patience_seconds": (
         f"{_TIERS}::test_after_its_patience_a_call_is_standard_and_the_next_one_tries_flex_again"
     ),
+    "pipeline.lead_prompts": "tests/integration/test_leads.py::test_a_prompt_goes_ahead_where_that_brings_something",
     "cache.codec": _CODEC,
     "redis.enabled": "tests/e2e/test_run.py::test_a_verb_that_needs_redis_says_so_in_one_line_and_names_the_other_way",
     "redis.server": f"{_EFFECTS}::test_redis_server_says_which_program_is_started",

@@ -25,6 +25,7 @@ from workers.pipeline.assembly import EXCERPT_CHARACTERS, EXCERPT_THEMES, StageO
 from workers.pipeline.evidence import EvidenceReader, FoundEvidence
 from workers.pipeline.graph import Graph
 from workers.pipeline.known import Known, KnownProfiles
+from workers.pipeline.lead import Leads, RunLeads
 from workers.pipeline.prompts import Input, Stage, pipeline_version
 from workers.pipeline.refused_answers import RefusedAnswers
 from workers.pipeline.schemas import theme_ids
@@ -77,6 +78,7 @@ class FocusedPromptProcessor:
         self._version = pipeline_version(graph.stages.values())
         self._profiler = profiler
         self._limits = settings.performance_optimization
+        self._leads = Leads(settings)
         self._order = count()
 
     def __repr__(self) -> str:
@@ -127,6 +129,7 @@ class FocusedPromptProcessor:
         run = _Run(
             graph=self._graph,
             generator=self._generator,
+            leads=self._leads.of_run(),
             limits=self._limits,
             destination=destination,
             request_priority=next(self._order),
@@ -169,6 +172,7 @@ class _Run:
 
     graph: Graph
     generator: FocusedLLMGenerator
+    leads: RunLeads
     limits: PerformanceSettings
     destination: Destination
     request_priority: int
@@ -206,9 +210,7 @@ class _Run:
         started: set[str] = set()
         try:
             while True:
-                for stage in () if self.stopped else self.graph.ready(self._outcomes, started):
-                    if stage.asks != "new themes" and not self._has_themes():
-                        continue
+                for stage in self._ready(started):
                     started.add(stage.name)
                     tasks.add(asyncio.create_task(_StageRun(self, stage).ask(), name=stage.name))
                 if not tasks:
@@ -224,6 +226,14 @@ class _Run:
         if self.stopped:
             self.stopped.usage = self._usage()
             raise self.stopped
+        usages = ((one.stage, one.usage) for one in self._outcomes.values() if one.usage.llm_calls)
+        self.leads.learn((stage, usage.prompt_tokens, usage.cached_tokens) for stage, usage in usages)
+
+    def _ready(self, started: set[str]) -> list[Stage]:
+        """The stages that start now."""
+        ready = [] if self.stopped else self.graph.ready(self._outcomes, started)
+        ready = [stage for stage in ready if stage.asks == "new themes" or self._has_themes()]
+        return self.leads.first(ready, self._outcomes)
 
     def _has_themes(self) -> bool:
         """Number the themes when every stage that finds some has ended."""
