@@ -36,6 +36,11 @@ _OWN_FIELDS: Final = {
 }
 
 
+#: At which tier of service calls are bought; flex waits for capacity, priority does not wait for others.
+STANDARD, FLEX, PRIORITY = "standard", "flex", "priority"
+TIERS: Final = (STANDARD, FLEX, PRIORITY)
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
     """One of several OpenAI-compatible servers.
@@ -52,6 +57,7 @@ class EndpointSettings:
     requests_per_minute: float | None = setting(None, low=0.1, high=100_000_000)
     request_burst: int | None = setting(None, low=1, high=10_000_000)
     tokens_per_minute: float | None = setting(None, low=1, high=100_000_000_000)
+    tier: str | None = setting(None, choices=TIERS)
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     headers: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from config.endpoints import Body, Endpoints, Headers, Roles
+from config.endpoints import STANDARD, TIERS, Body, Endpoints, Headers, Roles
 from config.values import Price, Prices, Secret, setting
 
 
@@ -80,6 +80,10 @@ class LlmSettings:
     adaptive_concurrency_min: int = setting(1, low=1, high=10_000)
     prices: Prices = field(default_factory=lambda: MappingProxyType({"sandbox": Price(0.0, 0.0)}))
     prices_file: Path | None = setting(None)
+    tier: str = setting(STANDARD, choices=TIERS)
+    flex_price_factor: float = setting(0.5, low=0, high=10)
+    priority_price_factor: float = setting(2.0, low=0, high=10)
+    flex_patience_seconds: float = setting(600.0, low=0, high=86_400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ class DatabaseSettings:
 @dataclass(frozen=True, slots=True)
 class PipelineSettings:
     prompts_dir: Path | None = setting(None)
+    lead_prompts: bool = setting(default=True)
     fields: str | None = setting(None)
 
     @property

@@ -13,6 +13,7 @@ from scripts.lib.llm_probe import LlmProbe
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
 from scripts.lib.terminal import say, say_unpriced
+from scripts.lib.tiers import tier_options
 from scripts.main import settings_from
 from tasks import keys
 from tasks.connection import text_of
@@ -32,6 +33,7 @@ from tasks.texts import clean_line, count
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
 @fields_option
+@tier_options
 @click.option("--force", is_flag=True, help="Enqueue without asking first whether the LLM takes key and model.")
 @click.option("--dry-run", is_flag=True, help="Enqueue nothing; forecast calls, tokens, cost and time.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the forecast as one JSON object.")
@@ -39,8 +41,8 @@ from tasks.texts import clean_line, count
 @fail_on_partial
 def command(
     *, file: str, name: str | None, columns: tuple[str, ...], priority: int, budget: float | None, only_missing: bool,
-    no_cache: bool, fields: str | None, force: bool, dry_run: bool, as_json: bool, wait: bool,
-    is_partial_failure: bool, **reading: Any,
+    no_cache: bool, fields: str | None, tier: str, deadline_at: float | None,
+    force: bool, dry_run: bool, as_json: bool, wait: bool, is_partial_failure: bool, **reading: Any,
 ) -> int:  # fmt: skip
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
     settings = settings_from()
@@ -80,7 +82,8 @@ def command(
             job = enqueue(
                 production.reading(rows), name=name or ("standard input" if file == "-" else Path(file).name),
                 priority=priority, use_cache=not no_cache, budget_usd=budget, columns=columns,
-                id_column=reader.id_column, are_distinct=True, fields=wanted, settings=settings, redis=redis,
+                id_column=reader.id_column, are_distinct=True, fields=wanted,
+                tier=tier, deadline_at=deadline_at, settings=settings, redis=redis,
             )  # fmt: skip
         except InputError:
             if missing is None or not missing.skipped:

@@ -13,6 +13,7 @@ from scripts.lib.only_missing import OnlyMissing
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import reading_options
 from scripts.lib.terminal import say_unpriced
+from scripts.lib.tiers import tier_options
 from scripts.lib.wanted import Wanted
 from scripts.main import settings_from
 from tasks.jobs.budget import check, unpriced
@@ -30,6 +31,7 @@ from tasks.jobs.budget import check, unpriced
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; --resume goes on.")
 @fields_option
+@tier_options
 @click.option("--dry-run", is_flag=True, help="Ask nothing; forecast calls, tokens, cost and time.")
 @click.option(
     "--json", "as_json", is_flag=True,
@@ -47,9 +49,12 @@ def command(
     settings = settings_from()
     if file is None and resume is None:
         raise click.UsageError("name a FILE (- is standard input), or a job with --resume JOB")
-    if resume and (no_cache or fields or any(given[one] for one in ("name", "only_missing", "columns"))):
+    if resume and (
+        no_cache or fields or any(given[one] for one in ("name", "only_missing", "columns", "tier", "deadline_at"))
+    ):
         raise click.UsageError(
-            "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing, --fields and --column"
+            "--resume goes on with a job as it is: leave out --name, --no-cache, --only-missing, --fields, "
+            "--column, --tier and --deadline"
         )
     if (partial or stages) and not resume:
         raise click.UsageError("--partial and --stage go with --resume JOB")

@@ -29,6 +29,13 @@ from workers.sandbox.server import SandboxServer, serve
 @click.option("--api-key", metavar="KEY", help="Refuse requests without this key.")
 @click.option("--rate-limit", metavar="LIMIT", help=f"Answer 429 to what exceeds it: {LIMIT_GRAMMAR}.")
 @click.option("--batches", default="", metavar="HABITS", help=f"How batches are treated: {BATCH_GRAMMAR}.")
+@click.option(
+    "--prefix-cache",
+    default=0,
+    type=click.IntRange(0, 100_000),
+    metavar="TOKENS",
+    help="Keep beginnings of prompts from this length on, and tell the tokens that were known.",
+)
 def command(*, formats: str, format_refusal: str, **options: Any) -> None:
     """Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line."""
     accepted = [name.strip() for name in formats.split(",")]

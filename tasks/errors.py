@@ -12,8 +12,8 @@ __all__ = [
     "AccountRefusedError", "BadRequestError", "BudgetExceededError", "ConfigError", "DatabaseBusyError",
     "DatabaseError", "EndpointAwayError", "EndpointDownError", "EndpointRefusedError", "InputError",
     "InvalidAnswerError", "JobNotFoundError", "JobPausedError", "JobStoppedError", "ModelRefusedError",
-    "PermanentError", "RateLimitedError", "RedisUnavailableError", "RejectedAnswerError", "RetryableError",
-    "ThemesError", "TruncatedAnswerError", "UnreadableError", "WorkerLostError",
+    "NoCapacityError", "PermanentError", "RateLimitedError", "RedisUnavailableError", "RejectedAnswerError",
+    "RetryableError", "ThemesError", "TruncatedAnswerError", "UnreadableError", "WorkerLostError",
 ]  # fmt: skip
 
 
@@ -34,6 +34,10 @@ class RateLimitedError(RetryableError):
     def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class NoCapacityError(RetryableError):
+    """The endpoint has no capacity for this service tier now; other tiers, and the rate limit, are not concerned."""
 
 
 class EndpointDownError(RetryableError):

@@ -79,6 +79,10 @@ class JobOptions(msgspec.Struct, frozen=True):
     trace: str = ""
     #: Of each profile only these (`workers.pipeline.fields`); empty: all.
     fields: tuple[str, ...] = ()
+    #: At which service tier its calls are bought; empty: as the workers' settings say.
+    tier: str = ""
+    #: When calls of the tier flex become standard ones, in seconds since 1970.
+    deadline_at: float | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -111,6 +115,8 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_tokens: int = 0
     #: What the calls cost by the price lists: `cost_usd` is another where a server says itself what it has charged.
     listed_usd: float | None = 0.0
+    #: What the service tiers have saved against standard, by the price lists.
+    tier_saved_usd: float | None = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
         if self == _NOTHING:
@@ -344,15 +350,9 @@ class JobReopened(msgspec.Struct, frozen=True, tag="reopened"):
 StreamEntry = JobOpened | JobInputs | JobSealed | JobClosed | JobReopened | Result | Spent
 
 EventType = Literal[
-    "job.started",
-    "stage.done",
-    "destination.done",
-    "destination.failed",
-    "job.progress",
-    "job.waiting",
-    "job.paused",
+    "job.started", "stage.done", "destination.done", "destination.failed", "job.progress", "job.waiting", "job.paused",
     "job.done",
-]
+]  # fmt: skip
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Draw the charts of docs/benchmarks from the record of figures: the promises, and the peers.
+"""Draw the charts of docs/benchmarks from the record of figures: the promises, and what stands beside our jobs.
 
 `docs/_generate/figures.py` writes them. A bar is a median, the line on it reaches from the lowest to the highest run.
 """
@@ -29,11 +29,38 @@ PROMISED: Final[dict[str, tuple[float, float] | None]] = {
     "compression: memory of Redis": (20, 40),
     "all seven: seconds of a job": (30, 50),
 }
+#: (Test, title) -> the heading of its panel.
+PEERS: Final = {
+    ("test_peers.py::test_cpu_of_a_call", "CPU / bare aiohttp's"): "CPU of a call, times that of bare aiohttp",
+    ("test_peers.py::test_efficiency_at_200_ms_beside_peers[512", "share of the ideal"): (
+        "Share of the ideal at 200 ms a call, 512 in flight, one process"
+    ),
+    (
+        "test_peers.py::test_answers_out_of_the_cache",
+        "CPU an answer",
+    ): "CPU of an answer out of the cache, a new process",
+    ("test_peers.py::test_equal_prompts", "calls for 64 equal prompts in each of two processes"): (
+        "Calls for 64 equal prompts in each of two processes"
+    ),
+}
+JOBS: Final = {
+    ("test_jobs.py", "200 ms: destinations"): "Destinations a second, 200 ms a call, 15 calls in flight",
+    ("test_jobs.py", "200 ms: first result after"): "Seconds to the first result, 200 ms a call",
+    ("test_jobs.py", "200 ms, 30 % repeated: LLM calls a destination"): (
+        "LLM calls a destination, 30 % repeated in other spellings"
+    ),
+    ("test_jobs.py", "0 ms: CPU a destination, all of these"): "CPU a destination, latency 0",
+    ("test_jobs.py", "200 ms: memory of all these but Redis"): "Memory of worker and consumer",
+    ("test_jobs.py", "killed: destinations without a row"): (
+        "Destinations without a row after kill -9 of everything and a start again"
+    ),
+    ("test_jobs.py", "killed: LLM calls beyond 16 a row"): "LLM calls that are in no row, after the same",
+}
 
 
 def charts(record: Record) -> dict[str, str]:
     """File name -> picture, of what was measured."""
-    found = {"promises.svg": promises(record)}
+    found = {"promises.svg": promises(record), "peers.svg": panels(record, PEERS), "jobs.svg": panels(record, JOBS)}
     return {name: picture for name, picture in found.items() if picture}
 
 
@@ -69,10 +96,22 @@ def promises(record: Record) -> str:
     return _picture(parts, height + 6)
 
 
-def bars(panels: Iterable[tuple[str, str, list[tuple[str, Figure | None]]]]) -> str:
+def panels(record: Record, wanted: dict[tuple[str, str], str]) -> str:
+    """A panel for each (test, title) that was measured, with a bar for everybody who has any of these figures."""
+    told = {asked: {one.case: one for one in figures_of(record, asked[0]) if one.title == asked[1]} for asked in wanted}
+    who = list(dict.fromkeys(case for some in told.values() for case in some))
+    made = [
+        (head, next(iter(told[asked].values())).unit, [(one, told[asked].get(one)) for one in who])
+        for asked, head in wanted.items()
+        if told[asked]
+    ]
+    return bars(made) if made else ""
+
+
+def bars(drawn: Iterable[tuple[str, str, list[tuple[str, Figure | None]]]]) -> str:
     """Panels of (title, unit, [(who, figure)]): a bar each, ours marked; whoever has no figure is named without one."""
     parts, y = list[str](), TOP
-    for title, unit, rows in panels:
+    for title, unit, rows in drawn:
         parts += _head(y, title)
         y += HEAD
         most = max((one.highest for _, one in rows if one), default=1.0) or 1.0
@@ -90,9 +129,9 @@ def bars(panels: Iterable[tuple[str, str, list[tuple[str, Figure | None]]]]) -> 
     return _picture(parts, y)
 
 
-def figures_of(record: Record, file: str) -> list[Figure]:
-    """All that the cases of a file told."""
-    return [one for name, case in record.cases.items() if name.startswith(f"{file}::") for one in case.figures]
+def figures_of(record: Record, beginning: str) -> list[Figure]:
+    """All that the cases told whose names begin so: those of a file, of a test, of one of its parameters."""
+    return [one for name, case in record.cases.items() if name.startswith(beginning) for one in case.figures]
 
 
 def _head(y: float, words: str) -> Iterator[str]:

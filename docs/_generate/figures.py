@@ -21,10 +21,12 @@ FIGURES: Final = PAGE.with_suffix(".json")
 SECTIONS: Final = {
     "test_promises.py": "The seven promises, each on and off",
     "test_whole.py": "The whole system, full answers",
+    "test_jobs.py": "The whole job beside the ways people write it",
     "test_start.py": "From nothing to the first profile",
     "test_scale.py": "How it grows",
     "test_work.py": "How work is shared out and survives",
     "test_efficiency.py": "The LLM layer at 200 ms a call",
+    "test_peers.py": "The LLM layer beside its peers",
     "test_hot_path.py": "What a call, a cached destination and an enqueued row cost",
     "test_cache.py": "The cache",
     "test_store.py": "How results become rows, and are read",

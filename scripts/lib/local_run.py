@@ -57,6 +57,8 @@ class RunRequest:
     id_column: str | None = None
     columns: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    tier: str = ""
+    deadline_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,8 @@ class _Run:
         with reader_of(request.file, request) as reader:
             options = JobOptions(
                 use_cache=request.use_cache, budget_usd=request.budget_usd, is_in_process=True,
-                columns=request.columns, id_column=reader.id_column, fields=request.fields,
+                columns=request.columns, id_column=reader.id_column, tier=request.tier,
+                deadline_at=request.deadline_at, fields=request.fields,
             )  # fmt: skip
             missing = None
             if request.only_missing:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from redis import Redis, RedisError
 
+from config.endpoints import TIERS
 from config.settings import Settings, load
 from tasks import keys, tracing
 from tasks.connection import check_server, connect, locate, translated
@@ -95,6 +96,8 @@ def enqueue(
     budget_usd: float | None = None,
     columns: Sequence[str] = (),
     id_column: str | None = None,
+    tier: str = "",
+    deadline_at: float | None = None,
     are_distinct: bool = False,
     fields: Sequence[str] | None = None,
     settings: Settings | None = None,
@@ -111,6 +114,8 @@ def enqueue(
         budget_usd: the most that the job's calls may cost; the job pauses before it costs more, see `resume`.
         columns: further columns of the destinations that are sent to the model, as data.
         id_column: the column of `destinations` that tables of the job's results show first.
+        tier: at which service tier calls are bought; by default as the workers' settings say.
+        deadline_at: when calls of the tier flex become standard ones, in seconds since 1970.
         are_distinct: `destinations` are `Destination`s, each once, as those of a `Reader`: nothing is compared again.
         fields: of each profile only these (`workers.pipeline.fields`), and nothing else is asked; by default those of
             the settings.
@@ -133,6 +138,8 @@ def enqueue(
     first = next(rows, None)
     if first is None:
         raise InputError("no destinations: there is nothing to enqueue")
+    if tier and tier not in TIERS:
+        raise InputError(f"tier {tier!r}: expected {', '.join(TIERS)}")
     if priority not in keys.PRIORITIES:
         raise InputError(f"priority {priority}: expected 0 to {keys.PRIORITIES[-1]}")
     tracing.start(settings, "producer")
@@ -145,6 +152,8 @@ def enqueue(
             id_column=id_column,
             trace=tracing.traceparent(),
             fields=tuple(settings.pipeline.wanted if fields is None else fields),
+            tier=tier,
+            deadline_at=deadline_at,
         )
         job = _Enqueuing(redis, settings, options).run(chain([first], rows), name or first.label)
         tracing.note(span, job_id=job.job_id, destinations=job.total)

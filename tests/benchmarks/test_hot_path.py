@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
+from celery import Celery
 from redis import Redis
 
 from config.settings import Settings
@@ -24,6 +25,7 @@ from tasks.connection import connect_async
 from tasks.inputs.reader import Reader
 from tasks.messages import Destination
 from tasks.queue.producer import enqueue
+from tests.benchmarks.costs import Costs
 from tests.benchmarks.figures import knob, ratios, repeats, tell
 from tests.benchmarks.full_prompts import body_of, prompt_about, stages
 from tests.benchmarks.whole import light_server
@@ -167,6 +169,40 @@ def test_enqueueing(redis: Redis, redis_url: str, settings_for: MakeSettings, tm
     tell(case, "rows read", floors, "a second of one core")
     tell(case, "destinations enqueued", rates, "a second of one core")
     tell(case, "enqueued / only read", ratios(rates, floors), "x")
+
+
+def test_enqueueing_beside_delay_and_lpush(redis: Redis, redis_url: str, settings_for: MakeSettings) -> None:
+    """Layer: the producer, names alone: ledger, inputs, messages. Celery's `.delay` sends a message a destination.
+
+    LPUSH of that message's bytes is what a queue costs at least: by itself, and 500 in a pipeline.
+    """
+    names = [f"City {number}" for number in range(knob("MANY", 50_000) // 20)]
+    app = Celery("bare", broker=redis_url)
+    costs, settings = Costs(redis, len(names)), settings_for(REDIS_URL=redis_url)
+
+    @app.task(name="destination", ignore_result=True)  # type: ignore[untyped-decorator]
+    def destination(name: str) -> None:
+        """Nobody takes it."""
+
+    destination.delay("warm")
+    (message,) = redis.lrange("celery", 0, -1)  # type: ignore[misc]
+    for _ in range(ROUNDS + 1):
+        with costs.of("ours"):
+            assert enqueue(names, settings=settings, redis=redis).total == len(names)
+        with costs.of("`.delay`"):
+            for name in names:
+                destination.delay(name)
+        with costs.of("LPUSH"):
+            for _ in names:
+                redis.lpush("bare", message)
+        with costs.of("LPUSH in pipelines"), redis.pipeline(transaction=False) as pipe:
+            for at in range(0, len(names), 500):
+                for _ in names[at : at + 500]:
+                    pipe.lpush("bare", message)
+                pipe.execute()
+        redis.flushdb()
+    app.close()
+    costs.tell(f"{len(names):,} names", "destination")
 
 
 def test_the_enqueue_command(server: str, redis: Redis, redis_url: str, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,32 @@ import aiohttp
 import psutil
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings, load
 from tasks import keys
-from tasks.messages import Destination, JobInputs, JobOpened, JobOptions, JobSealed
+from tasks.connection import connect_async
+from tasks.jobs.events import PAGE, encode, entries_of, follow_async
+from tasks.messages import Chunk, Destination, Event, JobInputs, JobOpened, JobOptions, JobSealed
+from tasks.queue.ledger import Ledger, write_chunks
 from tasks.queue.producer import enqueue
 from tasks.storable import entry_fields
+from tests.benchmarks.costs import Costs
 from tests.benchmarks.figures import knob, repeats, tell, tell_quantiles
 from tests.e2e.conftest import Engine, until
 from tests.e2e.test_dashboard import _dashboard
 from tests.support.full import full_results
+from workers.results.publisher import BUFFER, EventPublisher
+from workers.results.stream import ResultsStream, decode
 
 pytestmark = pytest.mark.benchmark
+MakeSettings = Callable[..., Settings]
 RATE = 1_000
 SECONDS = knob("DESTINATIONS", 8 * RATE) / RATE
 ROUNDS = 20
 CROWD = knob("WATCHERS", 1_000)
+#: Entries beside bare commands, at most.
+BARE = knob("DESTINATIONS", 5_000)
 #: Destinations of the watched job.
 WATCHED = 150
 
@@ -120,6 +131,94 @@ async def test_from_enqueue_of_one_cached_destination_to_its_event(engine: Engin
                     took.append(at - began)
                     break
     tell_quantiles("one cached destination", "from `enqueue` to its event (SSE)", took)
+
+
+async def test_results_beside_bare_xadd_and_xread(redis: Redis, redis_url: str) -> None:
+    """Layer: the results stream, results of 31 KB, one at a time, then read a hundred at a time.
+
+    Ours encodes a result, ticks its destination off its chunk in the same step, reads in a group, decodes and
+    acknowledges. Bare XADD and XREAD carry the same bytes, and leave them as they are.
+    """
+    towns, results = full_results(min(BARE, 1_000), job_id="j")
+    packed = [entry_fields(result) for result in results]
+    client = connect_async(redis_url, socket_timeout_seconds=10)
+    ledger, stream = Ledger(client, token="t", lease_seconds=60), ResultsStream(client, consumer="c")
+    writes, reads = Costs(redis, len(towns)), Costs(redis, len(towns))
+    chunks = [Chunk("j", f"c{at}", tuple(towns[at : at + 25])) for at in range(0, len(towns), 25)]
+    for _ in range(repeats() + 1):
+        redis.flushdb()
+        with redis.pipeline() as pipe:
+            write_chunks(pipe, "j", [(chunk, "") for chunk in chunks], compress=True)
+            pipe.execute()
+        redis.delete(keys.RESULTS)
+        await stream.ensure_group()
+        with writes.of("ours"):
+            for number, result in enumerate(results):
+                assert await ledger.finish(chunks[number // 25], [result]) == [True]
+        with writes.of("XADD"):
+            for fields in packed:
+                await client.xadd("bare", fields)
+        got = 0
+        with reads.of("ours"):
+            while got < len(results):
+                batch = decode(await stream.gather(count=100, flush_seconds=0.05))
+                got += len(batch.entries)
+                await stream.ack(batch.ids)
+        with reads.of("XREAD"):
+            assert await _read_bare(client, "bare") == len(results)
+    await client.aclose()
+    writes.tell("written", "result")
+    reads.tell("read", "result")
+
+
+async def test_events_beside_bare_xadd_and_xread(redis: Redis, redis_url: str, settings_for: MakeSettings) -> None:
+    """Layer: a job's stream of events, `stage.done`, written and read 500 at a time.
+
+    Ours encodes, bounds the stream's length and drops what is too much; `follow_async` decodes. Bare XADD and XREAD
+    carry the same bytes in the same company.
+    """
+    data = {"stage": "enhance.nano_experiences", "status": "ok", "source": "called", "answers": 25, "found": []}
+    data |= {"elapsed_ms": 812.5, "name": "Kyoto, Japan"}
+    events = [Event("stage.done", "j", f"{number:020x}", data=data) for number in range(min(BARE, BUFFER))]
+    settings, client = settings_for(REDIS_URL=redis_url), connect_async(redis_url, socket_timeout_seconds=10)
+    # Nothing waits for company: what is measured is what an event costs, not when it goes.
+    streaming = replace(settings.streaming, flush_interval_seconds=0.001)
+    packed = [encode(event) for event in events]
+    writes, reads = Costs(redis, len(events)), Costs(redis, len(events))
+    for _ in range(repeats() + 1):
+        redis.flushdb()
+        redis.hset(keys.job("j"), mapping={"job_id": "j", "name": "a job", "state": "queued", "sealed": 1})
+        with writes.of("ours"):
+            async with EventPublisher(client, streaming, enabled=True) as publisher:
+                for event in events:
+                    publisher.publish(event)
+        assert (publisher.sent, publisher.dropped) == (len(events), 0)
+        with writes.of("XADD"):
+            for at in range(0, len(events), PAGE):
+                async with client.pipeline(transaction=False) as pipe:
+                    for fields in packed[at : at + PAGE]:
+                        pipe.xadd("bare", fields)
+                    await pipe.execute()
+        with reads.of("ours"):
+            followed = follow_async("j", redis=client)
+            got = [await anext(followed) for _ in range(len(events) + 1)]  # after `job.started`
+            await followed.aclose()
+        assert [event.destination_id for event in got[1:]] == [event.destination_id for event in events]
+        with reads.of("XREAD"):
+            assert await _read_bare(client, "bare", PAGE) == len(events)
+    await client.aclose()
+    tell("written", "an event, as JSON", [len(packed[0]["e"])], "bytes")
+    writes.tell("written", "event")
+    reads.tell("read", "event")
+
+
+async def _read_bare(client: AsyncRedis, stream: str, count: int = 100) -> int:
+    """How many entries a stream has, by reading them all."""
+    position, got = b"0", 0
+    while page := entries_of(await client.xread({stream: position}, count=count)):
+        got += len(page)
+        position = page[-1][0]
+    return got
 
 
 @contextlib.contextmanager

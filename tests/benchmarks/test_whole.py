@@ -10,14 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.benchmarks.figures import knob, ratios, repeats, tell
-from tests.benchmarks.full_answers import THEMES
 from tests.benchmarks.full_prompts import body_of, prompts_about
-from tests.benchmarks.plain import plain
-from tests.benchmarks.whole import ROLES, Measured, megabytes_of, tell_whole, whole
+from tests.benchmarks.whole import Measured, tell_whole, whole
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]
 REPEATS = repeats()
@@ -130,43 +127,3 @@ def test_whole_more_workers(tmp_path: Path) -> None:
             tell_whole(case, measured)
             ideal = count * CALLS * LATENCY_SECONDS / 15 / workers
             tell(case, "share of the ideal", [ideal / one.seconds for one in measured], "x")
-
-
-@pytest.mark.parametrize(("latency_ms", "processes"), [(0, 2), (200, 15)])
-def test_whole_beside_plain_celery(tmp_path: Path, latency_ms: int, processes: int) -> None:
-    """Whole system. The same destinations by Celery as people write it, in turns, on the same server and Redis.
-
-    There a destination is a task, its calls are made by requests one after the other, and its result is one row and one
-    commit: no cache, no validation, no books, nothing safe from a kill. Its CPU is that of the worker and Redis. At
-    latency 0 it has a process a core, at 200 ms a process for each of our 15 connections, and a fifth of the job.
-    """
-    count = _destinations(100) if not latency_ms else max(2, _destinations(100) // 5)
-    other, both = (
-        f"Celery as people write it, {processes} processes, {latency_ms} ms",
-        f"ours / theirs, {latency_ms} ms",
-    )
-    case = f"ours, 1 worker, {latency_ms} ms"
-    ours, theirs, memory = [], [], []
-    with whole(tmp_path, latency_ms / 1000) as system, system.working(1), plain(system, processes) as beside:
-        system.run(_names(min(WARM, count), "warm "))
-        beside.run(_names(processes, "warm "))
-        for turn in range(REPEATS):
-            ours.append(system.run(_names(count, f"{turn} ")))
-            theirs.append(beside.run(_names(count, f"{turn} ")))
-            memory.append([megabytes_of(psutil.Process(one.pid)) for one in (*system.workers, beside.worker)])
-        payloads = [json.loads(payload) for _, payload, _, _ in beside.rows()]
-    assert all(len(one["themes"]) == THEMES and "recommendations" in one for one in payloads)
-    assert all(one.calls == CALLS * count for one in ours)
-    their_ms = [sum(one.cpu.values()) / count * 1e3 for one in theirs]
-    our_ms = [one.cpu_of(*ROLES) / count * 1e3 for one in ours]
-    speeds = [count / one.seconds for one in ours], [count / one.seconds for one in theirs]
-    for role in ROLES:
-        tell(case, f"CPU a destination, {role}", [one.cpu[role] / count * 1e3 for one in ours], "ms")
-        if role in theirs[0].cpu:
-            tell(other, f"CPU a destination, {role}", [one.cpu[role] / count * 1e3 for one in theirs], "ms")
-    for name, cpu, speed, at in ((case, our_ms, speeds[0], 0), (other, their_ms, speeds[1], 1)):
-        tell(name, "CPU a destination, all but the producer", cpu, "ms")
-        tell(name, "destinations", speed, "a second")
-        tell(name, "memory of the worker", [one[at] for one in memory], "MB")
-    tell(both, "CPU a destination, all but the producer", ratios(our_ms, their_ms), "x")
-    tell(both, "destinations", ratios(*speeds), "x")

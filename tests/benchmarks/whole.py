@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from redis import Redis
 from scripts.lib.local_redis import LocalRedis
 from scripts.lib.processes import spawn, stop, themes
 from tasks import worker_reports as fleet
+from tasks.identity import normalise
 from tests.benchmarks.figures import tell
 
 #: Seconds over which an idle system may use no more CPU than this many seconds.
@@ -46,8 +48,9 @@ class Measured:
     redis_reads: int
     messages: int
     job_id: str
-    #: Of the command that enqueued.
+    #: Of the command that enqueued, and when it started.
     producer_megabytes: float
+    began_at: float
 
     def cpu_of(self, *roles: str) -> float:
         return sum(self.cpu[role] for role in roles)
@@ -82,10 +85,13 @@ class Whole:
     url: str
     llm: "subprocess.Popen[bytes]"
     env: dict[str, str]
-    consumer: "subprocess.Popen[bytes]"
     redis: Redis
+    consumer: "subprocess.Popen[bytes]" = field(init=False)
     workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
     _names: int = 0
+
+    def start_consumer(self) -> None:
+        self.consumer = spawn(themes("consumer"), env=self.env, log=self.folder / "consumer.log")
 
     @contextmanager
     def working(self, count: int, **settings: object) -> Iterator[None]:
@@ -124,11 +130,10 @@ class Whole:
 
     def run(self, names: list[str], *options: str, on_enqueued: Callable[[str], object] = lambda _: None) -> Measured:
         """Enqueue these destinations by the command of users, and wait until the last one is durable."""
-        path = self.folder / "destinations.txt"
-        path.write_text("".join(f"{name}\n" for name in names))
         self.settle()
-        commands, reads, cpu, began = self._commands(), self._reads(), self.cpu(), time.monotonic()
-        job_id, producer, producer_megabytes = self._enqueue(path, *options)
+        commands, reads, cpu = self._commands(), self._reads(), self.cpu()
+        began, began_at = time.monotonic(), time.time()
+        job_id, producer, producer_megabytes = self.enqueue(names, *options)
         on_enqueued(job_id)
         while self.redis.hget(f"themes:job:{job_id}", "state") != b"done":
             time.sleep(0.05)
@@ -137,7 +142,7 @@ class Whole:
         used = {role: seconds - cpu[role] for role, seconds in self.cpu().items()} | {"producer": producer}
         sent = {name: calls - commands.get(name, 0) for name, calls in self._commands().items()}
         status = self.status(job_id)
-        assert (status["failed"], status["partial"], status["done"]) == (0, 0, len(names)), status
+        assert (status["failed"], status["partial"], status["done"]) == (0, 0, len({*map(normalise, names)})), status
         return Measured(
             destinations=len(names),
             calls=status["llm_calls"],
@@ -151,10 +156,13 @@ class Whole:
             messages=int(sent.get("zscore", 0)),
             job_id=job_id,
             producer_megabytes=producer_megabytes,
+            began_at=began_at,
         )
 
-    def _enqueue(self, path: Path, *options: str) -> tuple[str, float, float]:
+    def enqueue(self, names: list[str], *options: str) -> tuple[str, float, float]:
         """The job's id, and the command's seconds of CPU and most MB."""
+        path = self.folder / "destinations.txt"
+        path.write_text("".join(f"{name}\n" for name in names))
         env = os.environ | self.env
         command, log = themes("enqueue", *options, str(path)), self.folder / "enqueue.log"
         with (
@@ -219,6 +227,23 @@ def light_server(*how: object, script: str = "light_server.py") -> Iterator[tupl
             process.terminate()
 
 
+def kill(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
+    """Kill -9 processes and all that they have started."""
+    for process in processes:
+        if process.poll() is None:
+            one = psutil.Process(process.pid)
+            for each in (*one.children(recursive=True), one):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            process.wait()
+
+
+def posts(url: str) -> int:
+    """Requests that the light server at this base URL has had."""
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/count") as answer:  # noqa: S310 - our own server
+        return int(answer.read())
+
+
 @contextmanager
 def whole(folder: Path, *how: object, script: str = "light_server.py", **settings: str) -> Iterator[Whole]:
     """The system without workers. `how` and `script` say how the server answers; at once, unless they are given."""
@@ -234,9 +259,10 @@ def whole(folder: Path, *how: object, script: str = "light_server.py", **setting
             "THEMES_STATE_DIR": str(folder),
             **settings,
         }
-        consumer = spawn(themes("consumer"), env=env, log=folder / "consumer.log")
-        parts.callback(stop, [consumer], seconds=5)
-        yield Whole(folder, server_of_redis.url, llm, env, consumer, redis)
+        made = Whole(folder, server_of_redis.url, llm, env, redis)
+        made.start_consumer()
+        parts.callback(lambda: stop([made.consumer], seconds=5))
+        yield made
 
 
 #: Whose CPU a destination's speed depends on.

@@ -119,3 +119,24 @@ def test_a_file_of_prices_that_cannot_be_used_ends_a_verb_with_one_line(stack: E
     (line,) = [line for line in said.stderr.splitlines() if "prices_file" in line]
     assert f"{file}: Expected `str`, got `int`" in line
     assert "expected the data.json of genai-prices" in line
+
+
+def test_a_job_is_bought_at_its_tier_and_its_report_says_what_that_saved(stack: Engine) -> None:
+    stack.env["THEMES_LLM__PRICES"] = "{sandbox: {input_usd: 1, output_usd: 2}}"
+    stack.themes("w", "worker", "--name", "w")
+    job_id, _ = _done(stack, "--tier", "flex", "--deadline", "2h")
+    billed = stack.ask_sandbox("/stats")["billed"]["flex"]
+    assert billed["requests"] == 48
+    usage = _report(stack, job_id)["usage"]
+    half = (billed["prompt_tokens"] + 2 * billed["completion_tokens"]) / 2e6
+    assert (usage["cost_usd"], usage["tier_saved_usd"]) == (pytest.approx(half), pytest.approx(half))
+    assert f"other service tiers than standard saved ${half:.4f}"[:-2] in stack.run("report", job_id).stdout
+    again, _ = _done(stack)
+    assert stack.status(again)["cache_hits"] == 48, "a tier is no part of the cache's keys"
+    assert "write a number and s, m, h or d" in stack.run("enqueue", "-", "--deadline", "soon", stdin=ROWS).stderr
+
+
+def test_a_job_without_redis_is_bought_at_its_tier_too(stack: Engine) -> None:
+    said = stack.run("run", "-", "--tier", "priority", stdin=ROWS)
+    assert said.returncode == 0, said.stderr
+    assert stack.ask_sandbox("/stats")["billed"]["priority"]["requests"] == 48

@@ -255,13 +255,14 @@ async def test_a_journal_that_is_no_longer_in_its_place_goes_on_in_a_new_one(
     (path,) = _left(folder)
     moved = {one.destination_id: one for one in read(path.read_bytes()).orphans}
     assert moved == {one.destination_id: one for one in before.orphans}
-    waits.ended(1, EXPECTED, Bill(10, 5, 0.25, 0.2, 0, 7, 2, 3))
+    waits.ended(1, EXPECTED, Bill(10, 5, 0.25, 0.2, 0, 7, 2, 3, 0.1))
     waits.cached(Usage(cache_hits=1))
     (orphan,) = (one for one in read(path.read_bytes()).orphans if one.destination_id == "waits")
     assert orphan.usage == waits.usage()
     assert orphan.usage.cache_hits == 4
     known = orphan.usage
     assert (known.cached_tokens, known.cache_write_tokens, known.reasoning_tokens, known.listed_usd) == (7, 2, 3, 0.2)
+    assert known.tier_saved_usd == 0.1
     for run in (waits, handed_in):
         run.forget()
     journal.close()

@@ -93,7 +93,7 @@ class Prose:
             cache_stores=1, bytes_raw=self.whole(400, 4000), bytes_stored=self.whole(200, 1500),
             cost_usd=round(self.share() / 100, 6),
         )  # fmt: skip
-        usage = replace(usage, listed_usd=usage.cost_usd)
+        usage = replace(usage, listed_usd=usage.cost_usd, tier_saved_usd=0.25)
         source = self.some(("called", "cached"), 1, 1)[0]
         version = f"{STAGES.index(name) * 7919:012x}"
         return StageRecord(name, "ok", version, "sandbox", source, usage, self.share() * 1000)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ COMMON = {
 
 _EFFECTS = "tests/integration/test_effects.py"
 _BORDERS = "tests/integration/test_borders.py"
+_TIERS = "tests/integration/test_tiers.py"
 _ENDPOINTS = "tests/integration/test_endpoints.py"
 _WHO = f"{_EFFECTS}::test_base_url_api_key_and_model_are_who_is_asked_and_what_with"
 _DATABASE = f"{_EFFECTS}::test_database_connection_pool_size_and_database_timeout_seconds_bound_readers"
@@ -158,6 +159,13 @@ EFFECTS = {
     "llm.adaptive_concurrency_min": _ADAPTIVE,
     "llm.prices": "tests/e2e/test_budget.py::test_a_worker_whose_model_has_no_price_spends_nothing_and_says_so",
     "llm.prices_file": ("tests/unit/test_prices.py::test_the_setting_wins_over_the_file_and_the_file_over_the_list"),
+    "llm.tier": f"{_TIERS}::test_a_call_is_bought_at_its_tier_and_booked_as_the_answer_says",
+    "llm.flex_price_factor": f"{_TIERS}::test_a_call_is_bought_at_its_tier_and_booked_as_the_answer_says",
+    "llm.priority_price_factor": f"{_TIERS}::test_a_call_is_bought_at_its_tier_and_booked_as_the_answer_says",
+    "llm.flex_patience_seconds": (
+        f"{_TIERS}::test_after_its_patience_a_call_is_standard_and_the_next_one_tries_flex_again"
+    ),
+    "pipeline.lead_prompts": "tests/integration/test_leads.py::test_a_prompt_goes_ahead_where_that_brings_something",
     "cache.codec": _CODEC,
     "redis.enabled": "tests/e2e/test_run.py::test_a_verb_that_needs_redis_says_so_in_one_line_and_names_the_other_way",
     "redis.server": f"{_EFFECTS}::test_redis_server_says_which_program_is_started",

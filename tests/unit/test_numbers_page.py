@@ -86,6 +86,15 @@ def test_a_promise_that_was_missed_is_drawn_as_such(maker: ModuleType) -> None:
     assert ">promised 30 to 50 %<" in picture
 
 
+def test_a_contestant_without_a_figure_is_drawn_without_a_bar(maker: ModuleType) -> None:
+    first, calls = "200 ms: first result after", "200 ms, 30 % repeated: LLM calls a destination"
+    told = [Figure("ours", first, "s", 2, 2, 2, 1), Figure("ours", calls, "", 11, 11, 11, 1)]
+    told.append(Figure("Celery", first, "s", 4, 4, 4, 1))
+    picture = maker.charts(Record([], {"test_jobs.py::test_jobs": Case("then", told)}))["jobs.svg"]
+    assert (picture.count('class="ours"'), picture.count('class="bar"')) == (2, 1)
+    assert picture.count("cannot, or was not measured") == 1
+
+
 def test_the_record_has_every_case_that_exists_and_no_other(maker: ModuleType) -> None:
     cases = dict.fromkeys(record.test_of(case) for case in record.read(maker.FIGURES).cases)
     wanted = [f"{one.file}::{one.name}" for one in record.described()]

@@ -102,7 +102,7 @@ def test_stages_of_a_version_that_counted_less_are_read() -> None:
     stages = pack_profile(_profile()).stages
     older = msgspec.json.encode([each[:-1] for each in msgspec.json.decode(stages)]).decode()
     assert stages_of(older) == [
-        msgspec.structs.replace(each, usage=msgspec.structs.replace(each.usage, listed_usd=0.0))
+        msgspec.structs.replace(each, usage=msgspec.structs.replace(each.usage, tier_saved_usd=0.0))
         for each in stages_of(stages)
     ]
 

@@ -277,6 +277,7 @@ def test_a_usual_body_is_a_plain_one() -> None:
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     whole = json.dumps(body | {"choices": [choice], "usage": usage}).encode()
     asked = {"model": "asked", "style": AnswerFormat.JSON_SCHEMA, "prompt_characters": 400}
-    expected = RawAnswer((TEXT,), (), False, "m", Tokens(7, 5, cached=4, reasoning=2), AnswerFormat.JSON_SCHEMA)
+    tokens = Tokens(7, 5, cached=4, reasoning=2)
+    expected = RawAnswer((TEXT,), (), False, "m", tokens, AnswerFormat.JSON_SCHEMA, tier="default")
     assert reply._plain_reply(whole, **asked) == expected  # type: ignore[arg-type]
     assert reply._plain_reply(whole.replace(b"default", b"\xff"), **asked) is None  # type: ignore[arg-type]

@@ -99,7 +99,7 @@ async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> lis
     try:
         for model in _models(llm, endpoint):
             try:
-                async for check in _model(name, llm, endpoint, connections, model, spend=spend):
+                async for check in _model(name, endpoint, connections, model, spend=spend):
                     checks.append(check)  # noqa: PERF401  # what came before an error counts
             except ThemesError as exc:
                 checks.append(Check(name, ok=False, found=str(exc), fix=_fix(exc, endpoint, alone=alone)))
@@ -118,12 +118,14 @@ def _models(llm: LlmSettings, endpoint: Endpoint) -> list[str]:
 
 
 async def _model(
-    name: str, llm: LlmSettings, endpoint: Endpoint, connections: Connections, model: str, *, spend: Spend
+    name: str, endpoint: Endpoint, connections: Connections, model: str, *, spend: Spend
 ) -> AsyncIterator[Check]:
     there = endpoint.name_of(model)
 
     def client(style: AnswerFormat) -> ChatClient:
-        return ChatClient(llm, base_url=endpoint.base_url, model=there, connections=connections, style=style)
+        return ChatClient(
+            endpoint.limits, base_url=endpoint.base_url, model=there, connections=connections, style=style
+        )
 
     began = time.perf_counter()
     answer = await client(AnswerFormat.JSON_SCHEMA).complete(_PROMPT, max_tokens=ANSWER_TOKENS, spend=spend)
@@ -205,7 +207,7 @@ async def _probe_endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) 
     connections = _connections(llm, endpoint)
     clients = {
         model: ChatClient(
-            llm, base_url=endpoint.base_url, model=endpoint.name_of(model), connections=connections,
+            endpoint.limits, base_url=endpoint.base_url, model=endpoint.name_of(model), connections=connections,
             style=AnswerFormat.TEXT,
         )
         for model in _models(llm, endpoint)

@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.errors import BadRequestError, BudgetExceededError, RateLimitedError, RetryableError
+from tasks.errors import BadRequestError, BudgetExceededError, NoCapacityError, RateLimitedError, RetryableError
 from tasks.jobs.budget import NANO, dollars
 from tasks.lua import lua
 from tasks.prices.table import PriceTable
@@ -76,7 +76,7 @@ def settled_nano(call: Spend, error: BaseException | None, *, reserved: int) -> 
     Nothing where the server did not get it or refused it; what was counted where an answer came; else all that was
     reserved, as it may have been charged. The tokens of a cancelled call are an estimate, and no answer.
     """
-    if call.calls == 0 or isinstance(error, RateLimitedError | BadRequestError):
+    if call.calls == 0 or isinstance(error, RateLimitedError | NoCapacityError | BadRequestError):
         return 0
     has_tokens = call.prompt_tokens or call.completion_tokens
     is_answered = error is None or (has_tokens and not isinstance(error, asyncio.CancelledError))

@@ -5,6 +5,7 @@ No caller waits here while it holds a connection.
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Coroutine, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 from msgspec.structs import replace
 
+from config.endpoints import FLEX, STANDARD
 from config.settings import Settings
 from tasks import tracing
 from tasks.errors import (
@@ -20,11 +22,13 @@ from tasks.errors import (
     BadRequestError,
     EndpointDownError,
     EndpointRefusedError,
+    NoCapacityError,
     RateLimitedError,
     ThemesError,
 )
 from tasks.prices.rates import TokenCounts
 from tasks.prices.table import PriceTable
+from tasks.prices.tiers import TierPrices
 from workers.llm.budget import worst_case_nano
 from workers.llm.cancellation import CancellationToken
 from workers.llm.cost import TokenEstimate, prompt_tokens
@@ -68,6 +72,8 @@ class Request(msgspec.Struct, eq=False):
     #: Set when it is sent, where that is waited for.
     sent: asyncio.Event | None = None
     is_answered: bool = False
+    #: At which service tier it is bought; empty: as the endpoint's settings say.
+    tier: str = ""
 
 
 def backoff_seconds(attempt: int, *, base: float, most: float, draw: float) -> float:
@@ -85,6 +91,7 @@ class Caller:
         self._pool = pool
         self._settings = settings
         self.prices = PriceTable(settings.llm)
+        self._tiers = TierPrices(settings.llm)
         self._profiler = profiler
         self._estimate = TokenEstimate()
         self._lateness = Lateness()
@@ -94,6 +101,8 @@ class Caller:
         self._refusals: dict[str, tuple[int, float]] = {}
         #: Prompts refused before any was answered.
         self._refused_prompts = 0
+        #: Since when a model has had no capacity for the tier flex.
+        self._no_capacity: dict[str, float] = {}
         #: Second requests made because the first was late.
         self.hedged = 0
 
@@ -200,6 +209,35 @@ class Caller:
         log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", request.prompt.stage, attempt, delay, exc)
 
     def _attempt(self, request: Request) -> Coroutine[Any, Any, RawAnswer]:
+        may_wait = self._tiers.may_be_flex(request.tier)
+        return self._patiently(request) if may_wait else self._once(request)
+
+    async def _patiently(self, request: Request) -> RawAnswer:
+        """One answer, at the tier flex as long as the job's deadline and `llm.flex_patience_seconds` allow.
+
+        While there is no capacity it waits without a connection, and the rate limit learns nothing. Each call tries
+        flex once, also when others have run out of patience: so it is seen that there is some again.
+        """
+        deadline, waits = request.spend.terms.deadline_at, 0
+        while True:
+            if deadline is not None and time.time() >= deadline:
+                request.tier = STANDARD
+            try:
+                return await self._once(request)
+            except NoCapacityError as exc:
+                since = self._no_capacity.setdefault(request.model, time.monotonic())
+                left = since + self._settings.llm.flex_patience_seconds - time.monotonic()
+                if left <= 0:
+                    log.info("action=llm_tier stage=%s standard instead of flex: %s", request.prompt.stage, exc)
+                    request.tier = STANDARD
+                    continue
+                waits += 1
+                left = left if deadline is None else min(left, max(0.0, deadline - time.time()))
+                with self._profiler.span("llm.backoff"):
+                    await asyncio.sleep(min(left, self._backoff(waits)))
+            request.token.check()
+
+    def _once(self, request: Request) -> Coroutine[Any, Any, RawAnswer]:
         """One answer; where hedging is on, from the first of two requests when one alone is late."""
         after = self._lateness.after_seconds(request.prompt.stage) if self._settings.llm.hedge else None
         return self._paid(request) if after is None else self._hedged(request, after)
@@ -233,6 +271,7 @@ class Caller:
         worst = worst_case_nano(
             self.prices, request.model, request.prompt, max_tokens=request.max_tokens, history=request.history
         )
+        worst = worst and math.ceil(worst * self._tiers.dearest(request.tier))
         return budget.pay(
             worst, request.spend, lambda spend: self._send(request, spend), request_priority=request.request_priority
         )
@@ -266,7 +305,11 @@ class Caller:
                 gen_ai__request__max_tokens=request.max_tokens,
             ) as span:  # fmt: skip
                 raw = await lease.route.client.complete(
-                    request.prompt, max_tokens=request.max_tokens, spend=call, history=request.history
+                    request.prompt,
+                    max_tokens=request.max_tokens,
+                    spend=call,
+                    history=request.history,
+                    tier=request.tier,
                 )
                 tracing.note(
                     span, gen_ai__response__model=raw.model, gen_ai__usage__input_tokens=raw.tokens.prompt,
@@ -274,6 +317,9 @@ class Caller:
                 )  # fmt: skip
         except AnsweredRefusalError as exc:
             self._settle(request, exc.answer, lease, call)
+            raise
+        except NoCapacityError:
+            lease.slot.settle(0)
             raise
         except RateLimitedError:
             lease.slot.settle(0)
@@ -296,6 +342,8 @@ class Caller:
         if request.model in self._refusals and lease.sent_at > self._refusals[request.model][1]:
             del self._refusals[request.model]
         self._pool.answered(lease)
+        if raw.tier == FLEX:
+            self._no_capacity.pop(request.model, None)
         tokens = raw.tokens
         self._estimate.learn(request.prompt.stage, tokens.completion)
         lease.slot.settle(tokens.prompt + tokens.completion)
@@ -306,10 +354,12 @@ class Caller:
         """What an answer has cost: what the server says of it, else what the prices come to."""
         tokens, client = raw.tokens, lease.route.client
         offer = self.prices.offer(client.base_url, raw.model, request.model, client.model)
-        listed = offer.at().usd(tokens.counts) if offer else None
+        standard = offer.at().usd(tokens.counts) if offer else None
+        listed = None if standard is None else standard * self._tiers.factor(raw.tier)
+        saved = None if standard is None or listed is None else standard - listed
         return Bill(
             tokens.prompt, tokens.completion, listed if tokens.told_usd is None else tokens.told_usd, listed,
-            int(tokens.is_estimated), tokens.cached, tokens.written, tokens.reasoning,
+            int(tokens.is_estimated), tokens.cached, tokens.written, tokens.reasoning, saved,
         )  # fmt: skip
 
     def _expected(self, request: Request) -> Expected:

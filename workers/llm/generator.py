@@ -97,6 +97,7 @@ class StageStats(msgspec.Struct, eq=False):
             cache_write_tokens=self.spend.cache_write_tokens,
             reasoning_tokens=self.spend.reasoning_tokens,
             listed_usd=self.spend.listed_usd,
+            tier_saved_usd=self.spend.tier_saved_usd,
         )
 
 
@@ -251,6 +252,7 @@ class FocusedLLMGenerator:
             question.request_priority,
             max_tokens=self._room(prompt, model),
             token=stage_stats.token,
+            tier=stage_stats.spend.terms.tier,
         )
         value, raw = await self._usable(request)
         completion = CachedCompletion(

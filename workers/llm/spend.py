@@ -12,6 +12,21 @@ T = TypeVar("T")
 
 #: The whole numbers of a bill.
 _COUNTS: Final = tuple(name for name in Bill.__struct_fields__ if not name.endswith("_usd"))
+_DOLLARS: Final = tuple(name for name in Bill.__struct_fields__ if name.endswith("_usd"))
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """How a job's calls are bought. Without a `tier` as the settings of an endpoint say.
+
+    Calls of the tier flex are standard ones from `deadline_at` on, in seconds since 1970.
+    """
+
+    tier: str = ""
+    deadline_at: float | None = None
+
+
+#: As the settings say.
+USUAL: Final = Terms()
 
 
 class Payer(Protocol):
@@ -28,7 +43,8 @@ class Payer(Protocol):
 class Spend(msgspec.Struct, eq=False):
     """What a piece of work has cost so far; filled while it runs, so that a failure is in the books too.
 
-    `budget` pays for its calls where the job has one; `recording` writes them down where a kill cannot take them.
+    Calls are bought on `terms`, and paid for by `budget` where the job has one; `recording` writes them down where a
+    kill cannot take them.
     """
 
     calls: int = 0
@@ -42,6 +58,9 @@ class Spend(msgspec.Struct, eq=False):
     reasoning_tokens: int = 0
     #: What the price lists say that it cost.
     listed_usd: float | None = 0.0
+    #: What the service tiers have saved against standard.
+    tier_saved_usd: float | None = 0.0
+    terms: Terms = USUAL
     budget: Payer | None = None
     recording: Recording | None = None
 
@@ -64,9 +83,9 @@ class Spend(msgspec.Struct, eq=False):
     def _add(self, bill: Bill) -> None:
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(bill, name))
-        self.cost_usd = None if self.cost_usd is None or bill.cost_usd is None else self.cost_usd + bill.cost_usd
-        is_listed = self.listed_usd is not None and bill.listed_usd is not None
-        self.listed_usd = self.listed_usd + bill.listed_usd if is_listed else None  # type: ignore[operator]
+        for name in _DOLLARS:
+            mine, more = getattr(self, name), getattr(bill, name)
+            setattr(self, name, None if mine is None or more is None else mine + more)
 
 
 class CallUnderWay:

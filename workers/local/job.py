@@ -39,6 +39,7 @@ from tasks.queue.ledger import Taken
 from tasks.waits import Wait
 from workers.llm.budget import JobBudget
 from workers.llm.cancellation import Cancellation
+from workers.llm.spend import Terms
 from workers.local.state_file import FileBook, StateFile
 from workers.local.writer import DirectWriter, unwritten_entries
 from workers.observe.call_file import FOLDER
@@ -283,6 +284,7 @@ class LocalJob:
                 fields=options.fields,
                 attempt=attempt,
                 budget=budget,
+                terms=Terms(options.tier, options.deadline_at),
                 cancellation=cancellation,
             )
 

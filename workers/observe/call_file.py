@@ -41,8 +41,9 @@ WHO: Final = Struct("@qdHH124s")
 MAX_ID_BYTES: Final = 124
 #: Calls, prompt tokens, completion tokens, estimated calls; then calls under way with their estimated tokens.
 #: US dollars of both, NaN where a price is not known; time of the last change; time under which it is booked, or 0;
-#: cached tokens, tokens written into a cache, reasoning tokens; US dollars by the price lists, NaN as above.
-SPENT: Final = Struct("@7q4d3qd")
+#: cached tokens, tokens written into a cache, reasoning tokens; US dollars by the price lists, and
+#: those that tiers have saved, NaN as above.
+SPENT: Final = Struct("@7q4d3q2d")
 #: What the cache did: whole numbers of a `Usage`, then what its hits have saved in US dollars.
 CACHE: Final = Struct("@10qd")
 CACHE_FIELDS: Final = (
@@ -54,8 +55,8 @@ CACHE_FIELDS: Final = (
 #: the call that is being sent.
 VALID, CACHE_VALID, SENDING = 0, 1, 2
 WHO_AT: Final = 8
-SPENT_AT: Final = (152, 272)
-CACHE_AT: Final = (392, 480)
+SPENT_AT: Final = (152, 280)
+CACHE_AT: Final = (408, 496)
 
 
 class DamagedJournalError(ThemesError):
@@ -213,6 +214,7 @@ def usage_of(spent: list[Any], cache: list[Any]) -> Usage:
         cache_write_tokens=spent[12],
         reasoning_tokens=spent[13],
         listed_usd=None if math.isnan(listed) else listed,
+        tier_saved_usd=None if math.isnan(spent[15]) else spent[15],
         saved_usd=None if math.isnan(cache[-1]) else cache[-1],
         **dict(zip(CACHE_FIELDS, cache, strict=False)),
     )

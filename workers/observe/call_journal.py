@@ -65,6 +65,7 @@ class Bill(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+    tier_saved_usd: float | None = 0.0
 
 
 _NOTHING: Final = Expected()
@@ -100,7 +101,7 @@ class Recording:
         self._file: CallFile | None = None
         self._map: mmap.mmap | None = None
         self._offset = 0
-        self._spent: list[Any] = [0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, self._began, 0.0, 0, 0, 0, 0.0]
+        self._spent: list[Any] = [0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, self._began, 0.0, 0, 0, 0, 0.0, 0.0]
         self._cache: list[Any] = [0] * len(CACHE_FIELDS) + [0.0]
         self._turn = 0
         self._cached = 0
@@ -144,6 +145,7 @@ class Recording:
         s[12] += bill.cache_write_tokens
         s[13] += bill.reasoning_tokens
         s[14] += math.nan if bill.listed_usd is None else bill.listed_usd
+        s[15] += math.nan if bill.tier_saved_usd is None else bill.tier_saved_usd
         # Exactly nothing when nothing is under way: neither a rounding error nor an unknown price stays.
         s[8] = s[8] - calls * (math.nan if expected.cost_usd is None else expected.cost_usd) if s[4] else 0.0
         self._write()

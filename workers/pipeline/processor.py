@@ -18,13 +18,14 @@ from workers.llm.budget import JobBudget
 from workers.llm.cancellation import Cancellation, CancellationToken
 from workers.llm.flights.outcomes import TruncatedError
 from workers.llm.generator import FocusedLLMGenerator, StageStats
-from workers.llm.spend import Spend
+from workers.llm.spend import USUAL, Spend, Terms
 from workers.observe.call_journal import current
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import EXCERPT_CHARACTERS, EXCERPT_THEMES, StageOutcome, assemble, numbered
 from workers.pipeline.evidence import EvidenceReader, FoundEvidence
 from workers.pipeline.graph import Graph
 from workers.pipeline.known import Known, KnownProfiles
+from workers.pipeline.lead import Leads, RunLeads
 from workers.pipeline.plans import Plans
 from workers.pipeline.prompts import Input, Stage
 from workers.pipeline.refused_answers import RefusedAnswers
@@ -76,19 +77,16 @@ class FocusedPromptProcessor:
         self._generator = generator
         self._profiler = profiler
         self._limits = settings.performance_optimization
+        self._leads = Leads(settings)
         self._order = count()
 
     def __repr__(self) -> str:
         return f"<FocusedPromptProcessor {self.plans!r}>"
 
     async def known(
-        self,
-        some: Sequence[Destination],
-        *,
-        columns: tuple[str, ...] = (),
-        fields: tuple[str, ...] = (),
+        self, some: Sequence[Destination], *, columns: tuple[str, ...] = (), fields: tuple[str, ...] = (),
         on_stage: StageListener | None = None,
-    ) -> list[Processed | None]:
+    ) -> list[Processed | None]:  # fmt: skip
         """Of some destinations what the cache has whole, looked up together; None where one must be processed.
 
         Raises `ConfigError` as `Plans.of`.
@@ -112,6 +110,7 @@ class FocusedPromptProcessor:
         attempt: int = 1,
         on_stage: StageListener | None = None,
         budget: JobBudget | None = None,
+        terms: Terms = USUAL,
         cancellation: Cancellation | None = None,
         may_be_known: bool = True,
     ) -> Processed:
@@ -119,24 +118,22 @@ class FocusedPromptProcessor:
 
         Without `may_be_known` the cache is not asked for a whole profile: `known` has done so.
 
-        Raises:
-            JobStoppedError: the job is to stop, or its budget is used up; stages that have ended are in the cache.
-            ConfigError: as `Plans.of`.
+        Raises `JobStoppedError`: the job is to stop, or its budget is used up; stages that have ended are in the cache.
         """
         began = time.perf_counter()
-        added = destination.addition
-        plan = self.plans.adding(added.stages) if added else self.plans.of(fields)
+        plan = self.plans.adding(added.stages) if (added := destination.addition) else self.plans.of(fields)
         key = plan.known.key(destination, columns) if plan.known else ""
         if plan.known and not use_cache:
             # Whatever this run comes to, some of the entry's answers are replaced.
             plan.known.forget(key)
         elif may_be_known:
             (found,) = await self.known([destination], columns=columns, fields=fields, on_stage=on_stage)
-            if found:
+            if found is not None:
                 return found
         run = _Run(
             graph=plan.graph,
             generator=self._generator,
+            leads=self._leads.of_run(),
             limits=self._limits,
             destination=destination,
             request_priority=next(self._order),
@@ -144,6 +141,7 @@ class FocusedPromptProcessor:
             columns=columns,
             on_stage=on_stage,
             budget=budget,
+            terms=terms,
             cancellation=cancellation or Cancellation(""),
             refused=self._refused,
         )
@@ -182,6 +180,7 @@ class _Run:
 
     graph: Graph
     generator: FocusedLLMGenerator
+    leads: RunLeads
     limits: PerformanceSettings
     destination: Destination
     request_priority: int
@@ -189,6 +188,7 @@ class _Run:
     columns: tuple[str, ...]
     on_stage: StageListener | None
     budget: JobBudget | None
+    terms: Terms
     cancellation: Cancellation
     #: Keeps answers that could not be used; None where none is to be kept.
     refused: RefusedAnswers | None
@@ -218,9 +218,7 @@ class _Run:
         started: set[str] = set()
         try:
             while True:
-                for stage in () if self.stopped else self.graph.ready(self._outcomes, started):
-                    if stage.asks != "new themes" and not self._has_themes():
-                        continue
+                for stage in self._ready(started):
                     started.add(stage.name)
                     tasks.add(asyncio.create_task(_StageRun(self, stage).ask(), name=stage.name))
                 if not tasks:
@@ -236,6 +234,14 @@ class _Run:
         if self.stopped:
             self.stopped.usage = self._usage()
             raise self.stopped
+        usages = ((one.stage, one.usage) for one in self._outcomes.values() if one.usage.llm_calls)
+        self.leads.learn((stage, usage.prompt_tokens, usage.cached_tokens) for stage, usage in usages)
+
+    def _ready(self, started: set[str]) -> list[Stage]:
+        """The stages that start now."""
+        ready = [] if self.stopped else self.graph.ready(self._outcomes, started)
+        ready = [stage for stage in ready if stage.asks == "new themes" or self._has_themes()]
+        return self.leads.first(ready, self._outcomes)
 
     def _has_themes(self) -> bool:
         """Number the themes when every stage that finds some has ended."""
@@ -285,7 +291,9 @@ class _StageRun:
         self._outcome = StageOutcome(stage)
         self._recording = current()
         token = CancellationToken(run.cancellation)
-        self._stage_stats = StageStats(Spend(budget=run.budget, recording=self._recording), token=token)
+        self._stage_stats = StageStats(
+            Spend(terms=run.terms, budget=run.budget, recording=self._recording), token=token
+        )
 
     async def ask(self) -> StageOutcome:
         run, outcome = self._run, self._outcome

@@ -283,6 +283,10 @@ def _notes(row: JobRow, picture: JobMeasurements, account: JobStats) -> list[str
             f"Servers told what calls cost, {dollars(row.usage.cost_usd)} with all others: {by:+.1%} beside the "
             f"{dollars(row.usage.listed_usd)} of the price lists (`themes prices`)."
         )
+    if row.usage.tier_saved_usd:
+        saved = row.usage.tier_saved_usd
+        words = f"saved {dollars(saved)}" if saved > 0 else f"cost {dollars(-saved)} more"
+        notes.append(f"Calls at other service tiers than standard {words}, by the price lists.")
     if account.dead_letters:
         notes.append(f"{count(account.dead_letters, 'entry')} of this job could not be stored: see dead_letters.")
     return notes

@@ -22,6 +22,7 @@ from workers.sandbox.batches import Batches
 from workers.sandbox.chat import FORMATS, MODEL, Chat, Prompt, Refusal, error_body
 from workers.sandbox.faults import DEFAULT_LATENCY, Fault, choose_fault, parse_fault, parse_latency
 from workers.sandbox.limit import parse_limit
+from workers.sandbox.prefixes import Prefixes
 
 LOG_LENGTH: Final = 100_000
 #: Seconds that running requests get when the server ends; then they are cut off.
@@ -76,6 +77,7 @@ class SandboxServer:
         api_key: str | None = None,
         rate_limit: str | None = None,
         batches: str = "",
+        prefix_cache: int = 0,
     ) -> None:
         self.host = host
         self.port = port
@@ -85,6 +87,7 @@ class SandboxServer:
         self._api_key = api_key
         self._limit = parse_limit(rate_limit) if rate_limit else None
         self._runner: web.AppRunner | None = None
+        self._prefixes = Prefixes(prefix_cache)
         self._batches = Batches(parse_habits(batches), self._answer_line, self._check_key)
         self.set_faults(faults)
         self.reset_stats()
@@ -248,11 +251,16 @@ class SandboxServer:
             return _faulty_status(fault)
         if fault is not None and fault.kind == "hang":
             await asyncio.Event().wait()
+        cached = self._prefixes.cached_tokens(prompt.text)
         delay = self._latency.seconds(f"{self._seed}/{prompt.seed}/{prompt.digest}")
         if delay > 0:
             await asyncio.sleep(delay)
+        self._prefixes.keep(prompt.text)
         if fault is None:
-            return _respond(self._completion(prompt))
+            answer = self._completion(prompt)
+            if cached:
+                answer["usage"]["prompt_tokens_details"] = {"cached_tokens": cached}
+            return _respond(answer)
         if fault.kind in _ERRORS:
             return _faulty_status(fault)
         if fault.kind == "html":

@@ -35,6 +35,7 @@ from tasks.queue.producer import publish
 from workers.llm.budget import Budget
 from workers.llm.cache.memory import MIB
 from workers.llm.cancellation import Cancellation
+from workers.llm.spend import Terms
 from workers.observe.call_file import FOLDER
 from workers.observe.call_journal import CallJournal
 from workers.observe.collector import calm_collector
@@ -348,6 +349,7 @@ def _process(parts: Parts, publisher: EventPublisher, budget: Budget) -> Process
             on_stage=_telling(publisher, job_id),
             may_be_known=False,
             budget=None if options.budget_usd is None else budget.of(job_id),
+            terms=Terms(options.tier, options.deadline_at),
             cancellation=cancellation,
         )
 

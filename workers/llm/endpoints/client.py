@@ -21,6 +21,7 @@ import msgspec
 from msgspec.structs import replace
 from yarl import URL
 
+from config.endpoints import FLEX, STANDARD
 from config.sections import LlmSettings
 from tasks.connection import masked
 from tasks.errors import (
@@ -28,6 +29,7 @@ from tasks.errors import (
     EndpointAwayError,
     EndpointDownError,
     EndpointRefusedError,
+    NoCapacityError,
     RateLimitedError,
     RejectedAnswerError,
     ThemesError,
@@ -153,21 +155,27 @@ class ChatClient:
         return model_names(raw)
 
     async def complete(
-        self, prompt: Prompt, *, max_tokens: int, spend: CallCounter, history: Sequence[Turn] = ()
+        self, prompt: Prompt, *, max_tokens: int, spend: CallCounter, history: Sequence[Turn] = (), tier: str = ""
     ) -> RawAnswer:
         """Make one call, and more only while learning what the server understands; each is counted when it is sent.
+
+        Without a `tier` it is bought as the settings of this endpoint say.
 
         Raises `RetryableError` or `PermanentError`.
         """
         while True:
             style = self._dialect.format
-            parameters = self._parameters(prompt.stage, max_tokens)
+            parameters = self._parameters(prompt.stage, max_tokens, tier)
             request = request_of(self.model, prompt, history, style) | parameters
             try:
                 answer = await self._post(msgspec.json.encode(request), style, spend)
+            except NoCapacityError as exc:
+                if parameters.get("service_tier") != FLEX:
+                    raise RateLimitedError(str(exc)) from exc
+                raise
             except _ParameterRefusedError as exc:
                 # Another call may have changed them meanwhile.
-                if self._parameters(prompt.stage, max_tokens) == parameters:
+                if self._parameters(prompt.stage, max_tokens, tier) == parameters:
                     self._change_parameters(exc, parameters, prompt.stage)
             except _FormatRefusedError as exc:
                 # Here too; never step back.
@@ -178,10 +186,12 @@ class ChatClient:
                 self._dialect.unexplained = 0
                 return replace(answer, limit_tokens=parameters[self._dialect.parameters.limit_name])
 
-    def _parameters(self, stage: str, max_tokens: int) -> dict[str, Any]:
+    def _parameters(self, stage: str, max_tokens: int, tier: str) -> dict[str, Any]:
         learnt, settings = self._dialect.parameters, self._settings
         found: dict[str, Any] = {learnt.limit_name: min(max_tokens, learnt.ceilings.get(stage, max_tokens))}
         found |= settings.extra_body
+        if (tier := tier or settings.tier) != STANDARD:
+            found["service_tier"] = tier
         if settings.temperature is not None:
             found["temperature"] = settings.temperature
         if settings.reasoning_effort is not None:
@@ -324,6 +334,8 @@ class ChatClient:
                 return _ParameterRefusedError(place, error)
             case Fault.FORMAT:
                 return self._format_error(place, status, style)
+            case Fault.CAPACITY:
+                return NoCapacityError(place)
             case Fault.ENDPOINT:
                 return self._unexplained(place, status, style)
             case Fault.RATE:
@@ -367,6 +379,8 @@ class ChatClient:
 def outcome_of(exc: Exception) -> str:
     if isinstance(exc, RateLimitedError):
         return "rate_limited"
+    if isinstance(exc, NoCapacityError):
+        return "no_capacity"
     if isinstance(exc, EndpointAwayError) and exc.is_unreachable:
         return UNREACHABLE
     return type(exc).__name__.strip("_")

@@ -7,6 +7,7 @@
 | answer | the model's slip: asked again once, as an invalid answer is |
 | parameter | the parameter is renamed, lowered or dropped for this endpoint, and the prompt is asked again |
 | format | the next weaker response format is used, unless this one has worked: then it is the answer's fault |
+| capacity | none is left for the tier flex: asked again after a pause, later at the standard tier |
 | rate | the endpoint is left alone for as long as it says; fewer requests at once |
 | away | the endpoint cannot answer anything now: everything waits for it |
 | endpoint | the endpoint failed on this call: asked again, here or elsewhere |
@@ -29,6 +30,7 @@ class Fault(StrEnum):
     ANSWER = "answer"
     PARAMETER = "parameter"
     FORMAT = "format"
+    CAPACITY = "capacity"
     RATE = "rate"
     AWAY = "away"
     ENDPOINT = "endpoint"
@@ -218,6 +220,8 @@ RULES: Final = (
         words=r"timed out|request timeout|upstream (connect|request)|overloaded|temporarily unavailable|"
         r"service ?unavailable",
     ),
+    # What OpenAI answers to the tier flex, and charges nothing for.
+    _rule(Fault.CAPACITY, "429 503", codes="resource_unavailable", words=r"resource[ _]unavailable"),
     # The request's own parts.
     _rule(Fault.PARAMETER, "413 429", words=_TOO_LARGE),
     _rule(

@@ -43,8 +43,12 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 def sampling_of(settings: LlmSettings) -> str:
-    """Temperature, effort and extra fields of the body in one canonical text: keys sorted, 0 and 0.0 the same."""
-    body = dict(settings.extra_body)
+    """Temperature, effort and extra fields of the body in one canonical text: keys sorted, 0 and 0.0 the same.
+
+    The service tier is none of it.
+    """
+    # What an answer costs does not change it.
+    body = {name: value for name, value in settings.extra_body.items() if name != "service_tier"}
     if settings.reasoning_effort is not None:
         body["reasoning_effort"] = settings.reasoning_effort
     return msgspec.json.encode(_canonical([settings.temperature, body])).decode()

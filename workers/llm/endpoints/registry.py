@@ -118,6 +118,7 @@ def limits_of(settings: LlmSettings, name: str) -> LlmSettings:
         requests_per_minute=one.requests_per_minute or settings.requests_per_minute,
         request_burst=one.request_burst or settings.request_burst,
         tokens_per_minute=one.tokens_per_minute or settings.tokens_per_minute,
+        tier=one.tier or settings.tier,
     )
 
 

@@ -21,6 +21,7 @@ from workers.llm.endpoints.usage import PlainUsage, Tokens, tokens_of, usage_in
 
 #: Characters of a model's name that are kept.
 MODEL_CHARACTERS: Final = 200
+TIER_CHARACTERS: Final = 40
 #: Digits of a number that is read exactly.
 MAX_DIGITS: Final = 300
 #: How servers say that an answer met its limit (`length`, `max_tokens`, `model_length`, `MAX_TOKENS`, …).
@@ -56,6 +57,8 @@ class RawAnswer(msgspec.Struct, frozen=True):
     #: The most tokens that the completion was allowed.
     limit_tokens: int = 0
     cool_down_seconds: float | None = None
+    #: The service tier that the server says it was answered at; empty where it says none.
+    tier: str = ""
 
     @property
     def text(self) -> str:
@@ -104,6 +107,7 @@ class _Plain(msgspec.Struct):
     model: str = ""
     error: None = None
     timings: None = None
+    service_tier: str | None = None
 
 
 _PLAIN: Final = msgspec.json.Decoder(_Plain)
@@ -120,7 +124,8 @@ def _plain_reply(raw: bytes, *, model: str, style: AnswerFormat, prompt_characte
     tokens = found.usage.tokens(prompt_characters=prompt_characters, completion_characters=len(text))
     if tokens is None:
         return None
-    return RawAnswer((text,), (), False, one_line(found.model, MODEL_CHARACTERS) or model, tokens, style)
+    name = one_line(found.model, MODEL_CHARACTERS) or model
+    return RawAnswer((text,), (), False, name, tokens, style, tier=_tier(found.service_tier))
 
 
 def read_reply(raw: bytes, *, model: str, style: AnswerFormat, prompt_characters: int) -> RawAnswer:
@@ -168,6 +173,7 @@ def _reply(decoded: Any, *, model: str, style: AnswerFormat, prompt_characters: 
             completion_characters=sum(map(len, (*texts, *thoughts))),
         ),
         style=style,
+        tier=_tier(data.get("service_tier")),
     )
     refusal = next((message["refusal"] for message in messages if message.get("refusal")), None)
     if refusal and not texts:
@@ -176,6 +182,10 @@ def _reply(decoded: Any, *, model: str, style: AnswerFormat, prompt_characters: 
         said = "the model declined" if "refus" in ended.lower() else "the provider's content filter cut the answer"
         raise AnsweredRefusalError(said, answer)
     return answer
+
+
+def _tier(told: Any) -> str:
+    return one_line(told, TIER_CHARACTERS).lower() if isinstance(told, str) else ""
 
 
 def _mapping(value: Any) -> dict[Any, Any]:

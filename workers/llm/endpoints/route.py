@@ -101,7 +101,7 @@ class Route:
             weight=endpoint.weight,
             timeout_seconds=settings.llm.request_timeout_seconds,
             client=ChatClient(
-                settings.llm,
+                limits,
                 base_url=endpoint.base_url,
                 model=name_there,
                 connections=connections,

@@ -52,9 +52,10 @@ USAGE_COLUMNS: Final = (
     "cache_write_tokens",
     "reasoning_tokens",
     "listed_usd",
+    "tier_saved_usd",
 )
 #: Of these, the US dollars: NULL where a model's price is not known, and then they stay so.
-DOLLAR_COLUMNS: Final = frozenset({"saved_usd", "cost_usd", "listed_usd"})
+DOLLAR_COLUMNS: Final = frozenset({"saved_usd", "cost_usd", "listed_usd", "tier_saved_usd"})
 #: The tables that have them.
 USAGE_TABLES: Final = ("jobs", "destinations", "attempts", "profiles")
 
