@@ -128,8 +128,8 @@ class DatabaseSettings:
 @dataclass(frozen=True, slots=True)
 class PipelineSettings:
     prompts_dir: Path | None = setting(None)
-    lead_prompts: bool = setting(default=True)
     fields: str | None = setting(None)
+    lead_prompts: bool = setting(default=True)
 
     @property
     def wanted(self) -> tuple[str, ...]:
