@@ -7,6 +7,8 @@ from collections import Counter
 
 from redis import Redis
 
+from config.settings import load
+from tasks.queue.producer import enqueue
 from tests.e2e.conftest import Engine, until
 from workers.pipeline.prompts import load_stages
 
@@ -54,6 +56,18 @@ def test_an_unknown_field_is_one_error_and_nothing_is_enqueued(stack: Engine) ->
         assert "no field 'prize'; known: themes, confidence, price, seasonality" in line
     assert stack.run("enqueue", "-", "--fields", ",", stdin=ROWS).returncode == 2
     assert stack.run("status", "--json").stdout == ""
+    assert stack.ask_sandbox("/log") == []
+
+
+def test_a_field_that_the_workers_prompts_do_not_make_fails_its_destinations_by_name(stack: Engine) -> None:
+    stack.themes("w", "worker", "--name", "w")
+    settings = load(env=stack.env)
+    job = enqueue(["Kyoto", "Lima"], fields=["slogan"], settings=settings)
+    until("the job to end", lambda: stack.status(job.job_id)["state"] == "done")
+    failures = [json.loads(line) for line in stack.run("failures", job.job_id, "--json").stdout.splitlines()]
+    assert {one["error_class"] for one in failures} == {"ConfigError"}
+    assert {"no field 'slogan'; known: themes" in one["message"] for one in failures} == {True}
+    assert len(failures) == 2
     assert stack.ask_sandbox("/log") == []
 
 

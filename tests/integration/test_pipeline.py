@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from config.settings import Settings
 from tasks.errors import ConfigError
-from tasks.messages import Destination, Profile, StageRecord
+from tasks.messages import Addition, Destination, Profile, StageRecord
 from tasks.packed import unpack_profile
 from tests.support.processors import processor_of
 from workers.pipeline.processor import FocusedPromptProcessor, Processed
@@ -90,6 +91,27 @@ async def test_a_stage_that_needs_others_takes_them_along(run, sandbox: SandboxS
     asked = sorted(entry["stage"] for entry in sandbox.log())
     assert asked == sorted([*FINDING, "analyse.price", "enhance.slogan"])
     assert all(theme.more["slogan"] for theme in profile.themes)
+
+
+async def test_an_addition_asks_its_stages_about_the_themes_that_there_are(
+    run, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(BUILT_IN, tmp_path / "prompts")
+    head = "stage: enhance.slogan\nasks: each theme\nneeds: [analyse.price]\nmax_tokens: 400"
+    body = "fields:\n  slogan: {type: string, maxLength: 60}"
+    (folder / "enhance.slogan.md").write_text(f"---\n{head}\n{body}\n---\nFor each theme, one slogan.\n")
+    addition = Addition(("assess.overlap", "enhance.slogan"), (("food", "Nishiki Market"), ("culture", "Zen Gardens")))
+    async with run(sandbox, folder) as processor:
+        profile = _profile(await processor.process(msgspec.structs.replace(KYOTO, addition=addition)))
+        with pytest.raises(ConfigError, match="no field 'enhance.song'"):
+            gone = msgspec.structs.replace(addition, stages=("enhance.song",))
+            await processor.process(msgspec.structs.replace(KYOTO, addition=gone))
+    assert sorted(entry["stage"] for entry in sandbox.log()) == ["assess.overlap", "enhance.slogan"]
+    assert [(one.id, one.category, one.name) for one in profile.themes] == [
+        ("t1", "food", "Nishiki Market"), ("t2", "culture", "Zen Gardens"),
+    ]  # fmt: skip
+    assert all(theme.more["slogan"] for theme in profile.themes)
+    assert [record.stage for record in profile.stages] == ["assess.overlap", "enhance.slogan"]
 
 
 async def test_a_field_that_no_prompt_file_makes_is_an_error_that_names_those_there_are(
