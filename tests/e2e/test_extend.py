@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from redis import Redis
 
+from tasks import keys
 from tests.e2e.conftest import Engine, until
 
 ROWS = "name,country\n" + "".join(f"City {number},Country {number % 3}\n" for number in range(6))
@@ -169,6 +171,27 @@ def test_a_retry_keeps_what_was_added_and_what_is_cached_is_added_for_nothing(
         assert len(profile["stages"]) == 9
         assert all(theme["rationale"] and theme["unique_selling_points"] for theme in profile["themes"])
     assert stack.run("extend", whole, "--fields", "*", "--wait").stderr.endswith("nothing to add\n")
+
+
+def test_a_job_that_runs_is_refused_and_one_whose_chunks_are_lost_is_extended_anew(
+    stack: Engine, asked: Callable[[], Counter[str]]
+) -> None:
+    stack.themes("w", "worker", "--name", "w")
+    job_id = stack.run("enqueue", "-", "--fields", "themes", "--wait", stdin=ROWS).stdout.strip()
+    stack.end("w")
+    asked()
+    assert stack.run("extend", job_id, "--fields", "price").returncode == 0
+    until("the job to be open", lambda: _query(stack, "SELECT state FROM jobs") == [("running",)])
+    refused = stack.run("extend", job_id, "--fields", "rationale")
+    assert (refused.returncode, "fields are added when it has ended" in refused.stderr) == (2, True), refused.stderr
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        # As where `extend` was killed before it had published any.
+        redis.delete(keys.chunks(job_id), keys.leases(job_id), keys.labels(job_id))
+    stack.themes("w", "worker", "--name", "w")
+    said = stack.run("extend", job_id, "--fields", "price", "--wait")
+    assert said.returncode == 0, said.stderr
+    assert asked() == {"analyse.price": 6}
+    assert all(theme["price_point"] for one in _profiles(stack, job_id).values() for theme in one["themes"])
 
 
 def test_killed_workers_lose_no_profile_and_add_each_field_once(stack: Engine) -> None:

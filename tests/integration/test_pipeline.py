@@ -103,8 +103,8 @@ async def test_an_addition_asks_its_stages_about_the_themes_that_there_are(
     addition = Addition(("assess.overlap", "enhance.slogan"), (("food", "Nishiki Market"), ("culture", "Zen Gardens")))
     async with run(sandbox, folder) as processor:
         profile = _profile(await processor.process(msgspec.structs.replace(KYOTO, addition=addition)))
+        gone = msgspec.structs.replace(addition, stages=("enhance.song",))
         with pytest.raises(ConfigError, match="no field 'enhance.song'"):
-            gone = msgspec.structs.replace(addition, stages=("enhance.song",))
             await processor.process(msgspec.structs.replace(KYOTO, addition=gone))
     assert sorted(entry["stage"] for entry in sandbox.log()) == ["assess.overlap", "enhance.slogan"]
     assert [(one.id, one.category, one.name) for one in profile.themes] == [
