@@ -46,9 +46,12 @@ class Extension:
 
     def __init__(self, stages: Sequence[Stage], fields: Sequence[str]) -> None:
         self._stages = stages
-        self._wanted = [one for one in matching(stages, fields) if one.asks != "new themes"]
+        try:
+            self._wanted = [one for one in matching(stages, fields) if one.asks != "new themes"]
+        except ConfigError as exc:
+            raise ConfigError(f"--fields: {exc}") from exc
         if not self._wanted:
-            raise ConfigError("fields: every profile has its themes; name what is to be added to them")
+            raise ConfigError("--fields: every profile has its themes; name what is to be added to them")
 
     def options(self, before: JobOptions, budget_usd: float | None) -> JobOptions:
         """What the job makes from now on."""

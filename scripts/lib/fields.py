@@ -4,6 +4,7 @@ import click
 
 from config.sections import PipelineSettings
 from config.settings import Settings
+from tasks.errors import ConfigError
 
 fields_option = click.option(
     "--fields", "fields", metavar="NAMES",
@@ -25,4 +26,8 @@ def wanted_fields(settings: Settings, text: str | None) -> tuple[str, ...]:
     from workers.pipeline.fields import canonical
     from workers.pipeline.prompts import stages_of
 
-    return canonical(stages_of(settings), wanted)
+    stages = stages_of(settings)
+    try:
+        return canonical(stages, wanted)
+    except ConfigError as exc:
+        raise ConfigError(f"{'pipeline.fields' if text is None else '--fields'}: {exc}") from exc

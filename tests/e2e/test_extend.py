@@ -194,6 +194,20 @@ def test_a_job_that_runs_is_refused_and_one_whose_chunks_are_lost_is_extended_an
     assert all(theme["price_point"] for one in _profiles(stack, job_id).values() for theme in one["themes"])
 
 
+def test_workers_extend_a_job_that_was_run_without_them(stack: Engine, asked: Callable[[], Counter[str]]) -> None:
+    stack.end("consumer")
+    assert stack.run("run", "-", "--fields", "themes", stdin=ROWS).returncode == 0
+    ((job_id,),) = _query(stack, "SELECT job_id FROM jobs")
+    asked()
+    stack.themes("consumer-2", "consumer")
+    stack.themes("w", "worker", "--name", "w")
+    said = stack.run("extend", job_id, "--fields", "analyse.*", "--wait")
+    assert said.returncode == 0, said.stderr
+    names = ("analyse.confidence", "analyse.price", "analyse.seasonality", "analyse.travellers")
+    assert asked() == dict.fromkeys(names, 6)
+    _books_are_right(stack, job_id)
+
+
 def test_killed_workers_lose_no_profile_and_add_each_field_once(stack: Engine) -> None:
     stack.env |= {"THEMES_WORK__LEASE_SECONDS": "2", "THEMES_WORK__HEARTBEAT_SECONDS": "0.5"}
     stack.env["THEMES_PERFORMANCE_OPTIMIZATION__LLM_CONNECTION_POOL_SIZE"] = "5"

@@ -53,7 +53,9 @@ def test_an_unknown_field_is_one_error_and_nothing_is_enqueued(stack: Engine) ->
         said = stack.run(verb, "-", "--fields", "themes,prize", stdin=ROWS)
         assert (said.returncode, said.stdout) == (2, "")
         (line,) = said.stderr.splitlines()
-        assert "no field 'prize'; known: themes, confidence, price, seasonality" in line
+        assert "themes: --fields: no field 'prize'; known: themes, confidence, price, seasonality" in line
+    said = stack.run("enqueue", "-", stdin=ROWS, THEMES_PIPELINE__FIELDS="prize")
+    assert (said.returncode, "pipeline.fields: no field 'prize'" in said.stderr) == (2, True)
     assert stack.run("enqueue", "-", "--fields", ",", stdin=ROWS).returncode == 2
     assert stack.run("status", "--json").stdout == ""
     assert stack.ask_sandbox("/log") == []

@@ -32,7 +32,7 @@ def matching(stages: Sequence[Stage], fields: Iterable[str]) -> list[Stage]:
             stage.name for stage in stages if any(fnmatch.fnmatchcase(n, word) for n in (field_of(stage), stage.name))
         }
         if not names:
-            raise ConfigError(f"fields: no field {word!r}; known: {', '.join(fields_of(stages))}")
+            raise ConfigError(f"no field {word!r}; known: {', '.join(fields_of(stages))}")
         found |= names
     return [stage for stage in stages if stage.name in found]
 
