@@ -29,6 +29,8 @@ PROMISED: Final[dict[str, tuple[float, float] | None]] = {
     "compression: memory of Redis": (20, 40),
     "all seven: seconds of a job": (30, 50),
 }
+#: What charts call those whose cases have short names.
+NAMES: Final = {"bare": "bare aiohttp", "openai": "openai SDK", "lm_deluge": "lm-deluge"}
 #: (Test, title) -> the heading of its panel.
 PEERS: Final = {
     ("test_peers.py::test_cpu_of_a_call", "CPU / bare aiohttp's"): "CPU of a call, times that of bare aiohttp",
@@ -117,7 +119,7 @@ def bars(drawn: Iterable[tuple[str, str, list[tuple[str, Figure | None]]]]) -> s
         most = max((one.highest for _, one in rows if one), default=1.0) or 1.0
         scale = (WIDTH - LABEL - RIGHT) / most
         for who, one in rows:
-            parts.append(_text(10, y, who))
+            parts.append(_text(10, y, NAMES.get(who, who)))
             if one is None:
                 parts.append(_dim(LABEL, y, "cannot, or was not measured"))
             else:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from docs._generate import scale
+from docs._generate import headlines, scale
 from tests.benchmarks import figures, record
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.record import Case, Record, Run
@@ -73,6 +73,29 @@ def test_what_more_destinations_need_follows_from_the_figures() -> None:
     assert "| Redis, part of a core | 2 ms * destinations a second | 8% |" in page
     assert "| memory of Redis for what waits | 50 bytes * 100,000,000 | 5 GB |" in page
     assert "| the database | 20 KB * 100,000,000 | 2 TB |" in page
+
+
+def test_the_measured_lines_of_the_readme_are_what_the_record_makes_of_them() -> None:
+    text = headlines.README.read_text()
+    kept = record.read(headlines.FIGURES)
+    assert headlines.block(kept), "scripts/bench jobs; scripts/bench peers; scripts/bench whole"
+    assert headlines.written(text, kept) == text, "python docs/_generate/headlines.py"
+
+
+def test_a_headline_is_its_figure() -> None:
+    cases: dict[str, Case] = {}
+    for number, (test, who, title) in enumerate(headlines.PLACES.values(), 1):
+        told = Figure(who, title, "of 200" if title.startswith("killed") else "", number, number, number, 1)
+        kept = cases.get(test, Case("then"))
+        cases[test] = Case("then", [*kept.figures, told])
+    lines = headlines.block(Record([_run("then")], cases))
+    assert "1 of 200 destinations without a row;\n  Celery as people write it loses 2, dramatiq 3, taskiq 4" in lines
+    assert "costs 13 ms in all processes, 14 a second" in lines
+    cases.popitem()
+    assert headlines.block(Record([_run("then")], cases)) == "", "nothing is made up"
+    assert headlines.written("<!-- measured -->\nold\n<!-- /measured -->", Record()) == (
+        "<!-- measured -->\nold\n<!-- /measured -->"
+    )
 
 
 def test_a_promise_that_was_missed_is_drawn_as_such(maker: ModuleType) -> None:
