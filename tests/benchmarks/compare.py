@@ -23,6 +23,8 @@ from tests.benchmarks.record import ROOT
 
 #: What a revision costs as a whole.
 CASES: Final = "whole_cached or whole_uncached"
+#: What a revision needs to be compared.
+RECORD: Final = "tests/benchmarks/record.py"
 #: (case, title, unit) -> a value a turn.
 Values = dict[tuple[str, str, str], list[float]]
 
@@ -32,11 +34,18 @@ class NothingToCompareError(Exception):
 
 
 def revision(wanted: str) -> str:
-    """The commit of a name; of `last` that of the last tag, or where there is none the newest one of a day ago."""
+    """The commit of a name; of `last` that of the last tag.
+
+    Where there is no tag it is the newest one of a day ago, or the first one that keeps a record of what it measures.
+    """
     if wanted != "last":
         return _git("rev-parse", "--verify", f"{wanted}^{{commit}}")
-    tag = _git("describe", "--tags", "--abbrev=0", "HEAD^")
-    return _git("rev-parse", f"{tag}^{{commit}}") if tag else _git("rev-list", "-1", "--before=1.day", "HEAD")
+    if tag := _git("describe", "--tags", "--abbrev=0", "HEAD^"):
+        return _git("rev-parse", f"{tag}^{{commit}}")
+    day_ago = _git("rev-list", "-1", "--before=1.day", "HEAD")
+    if day_ago and _git("ls-tree", day_ago, "--", RECORD):
+        return day_ago
+    return _git("log", "--diff-filter=A", "--format=%H", "-1", "--", RECORD)
 
 
 def _git(*arguments: str) -> str:

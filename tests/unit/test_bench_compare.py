@@ -60,6 +60,12 @@ def test_ratios_are_of_turns_and_of_cpu_unless_all_are_asked() -> None:
     assert len(list(compare.table(ours, theirs, every=True))) == 3
 
 
+def test_the_last_revision_can_be_measured() -> None:
+    """A clone without history has none."""
+    commit = compare.revision("last")
+    assert not commit or compare._git("ls-tree", commit, "--", compare.RECORD)
+
+
 def test_a_revision_that_does_not_exist_is_said() -> None:
     env = os.environ | {"PYTHONPATH": str(compare.ROOT)}
     command = [sys.executable, "-m", "tests.benchmarks.compare", "no-such-revision"]
