@@ -6,8 +6,8 @@ each list. The server answers in real size after lognormal times (median 60 ms, 
 hundred, and a new connection costs 10 ms: real answers take longer, and so do real handshakes. BENCH_DESTINATIONS sets
 the destinations of all lists.
 
-Where a promise is missed: a handshake is a tenth of an answer here, and less of a real one. Chunks are small and fetched
-when a lane runs dry, so there is little left to steal; where durations have heavy tails stealing pays
+Where a promise is missed: a handshake is a tenth of an answer here, and less of a real one. Chunks are small and
+fetched when a lane runs dry, so there is little left to steal; where durations have heavy tails stealing pays
 (`heavy_tailed_durations`). Batches of one still grow to eight behind a backlog.
 """
 
