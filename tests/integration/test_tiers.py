@@ -1,5 +1,6 @@
 """Service tiers: what is asked for, what is booked, and what becomes of flex without capacity."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -129,6 +130,14 @@ async def test_after_its_patience_a_call_is_standard_and_the_next_one_tries_flex
         assert {tier: paid["requests"] for tier, paid in server.stats()["billed"].items()} == {"default": 1, "flex": 1}
     assert first.tier_saved_usd == 0
     assert second.tier_saved_usd
+
+
+async def test_a_tier_among_the_extra_fields_ends_its_patience_too(settings_for: MakeSettings) -> None:
+    async with SandboxServer(latency="0", faults=["no_capacity=1"]) as server:
+        extra = {"extra_body": "{service_tier: flex}", "flex_patience_seconds": "0.1"}
+        async with asyncio.timeout(60):
+            await _asked(_settings(settings_for, server, **extra), ["Kyoto"])
+        assert list(server.stats()["billed"]) == ["default"]
 
 
 async def test_at_its_deadline_a_job_waits_no_longer(settings_for: MakeSettings) -> None:

@@ -50,7 +50,7 @@ class Leads:
 
     def __init__(self, settings: Settings) -> None:
         self._llm = settings.llm
-        self._is_on = settings.pipeline.lead_prompts
+        self.is_on = settings.pipeline.lead_prompts
         self._known: dict[str, _Known] = {}
 
     def __repr__(self) -> str:
@@ -84,10 +84,6 @@ class Leads:
 
     def model_of(self, stage: Stage) -> str:
         return model_for(self._llm, stage.name, stage.model)
-
-    @property
-    def is_on(self) -> bool:
-        return self._is_on
 
 
 @dataclass

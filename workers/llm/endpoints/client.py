@@ -190,7 +190,10 @@ class ChatClient:
         learnt, settings = self._dialect.parameters, self._settings
         found: dict[str, Any] = {learnt.limit_name: min(max_tokens, learnt.ceilings.get(stage, max_tokens))}
         found |= settings.extra_body
-        if (tier := tier or settings.tier) != STANDARD:
+        if tier == STANDARD:
+            # It was decided for this call, whatever the extra fields say.
+            found.pop("service_tier", None)
+        elif (tier := tier or settings.tier) != STANDARD:
             found["service_tier"] = tier
         if settings.temperature is not None:
             found["temperature"] = settings.temperature
