@@ -37,7 +37,14 @@ class RateLimitedError(RetryableError):
 
 
 class NoCapacityError(RetryableError):
-    """The endpoint has no capacity for this service tier now; other tiers, and the rate limit, are not concerned."""
+    """The endpoint has no capacity for this service tier now; other tiers, and the rate limit, are not concerned.
+
+    `retry_after_seconds` as of a `RateLimitedError`.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class EndpointDownError(RetryableError):

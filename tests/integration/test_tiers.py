@@ -159,6 +159,7 @@ async def test_the_same_refusal_of_another_tier_is_a_rate_limit(settings_for: Ma
         _, limiter = await _asked(settings, ["Kyoto"])
         assert len(server.asked) == 2
     assert limiter.cool_down.count == 1
+    assert "retry-after" in limiter.cool_down.last.header.lower(), "what the server asks for is kept"
 
 
 def test_a_tier_is_no_part_of_the_cache_key(settings_for: MakeSettings) -> None:

@@ -234,7 +234,7 @@ class Caller:
                 waits += 1
                 left = left if deadline is None else min(left, max(0.0, deadline - time.time()))
                 with self._profiler.span("llm.backoff"):
-                    await asyncio.sleep(min(left, self._backoff(waits)))
+                    await asyncio.sleep(min(left, max(self._backoff(waits), exc.retry_after_seconds or 0.0)))
             request.token.check()
 
     def _once(self, request: Request) -> Coroutine[Any, Any, RawAnswer]:

@@ -171,7 +171,7 @@ class ChatClient:
                 answer = await self._post(msgspec.json.encode(request), style, spend)
             except NoCapacityError as exc:
                 if parameters.get("service_tier") != FLEX:
-                    raise RateLimitedError(str(exc)) from exc
+                    raise RateLimitedError(str(exc), retry_after_seconds=exc.retry_after_seconds) from exc
                 raise
             except _ParameterRefusedError as exc:
                 # Another call may have changed them meanwhile.
@@ -337,15 +337,14 @@ class ChatClient:
                 return _ParameterRefusedError(place, error)
             case Fault.FORMAT:
                 return self._format_error(place, status, style)
-            case Fault.CAPACITY:
-                return NoCapacityError(place)
             case Fault.ENDPOINT:
                 return self._unexplained(place, status, style)
-            case Fault.RATE:
+            case Fault.RATE | Fault.CAPACITY:
                 asked = retry_after_seconds(headers, now=time.time(), endpoint=self._place)
                 asked = exhausted_seconds(headers, endpoint=self._place) if asked is None else asked
                 asked = words_seconds(error.words) if asked is None else asked
-                return RateLimitedError(place, retry_after_seconds=asked)
+                kind = RateLimitedError if rule.fault is Fault.RATE else NoCapacityError
+                return kind(place, retry_after_seconds=asked)
         return _ERRORS[rule.fault](place)
 
     def _format_error(self, place: str, status: int, style: AnswerFormat) -> ThemesError:

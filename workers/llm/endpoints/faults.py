@@ -220,8 +220,13 @@ RULES: Final = (
         words=r"timed out|request timeout|upstream (connect|request)|overloaded|temporarily unavailable|"
         r"service ?unavailable",
     ),
-    # What OpenAI answers to the tier flex, and charges nothing for.
-    _rule(Fault.CAPACITY, "429 503", codes="resource_unavailable", words=r"resource[ _]unavailable"),
+    # What OpenAI and Groq answer to the tier flex, and charge nothing for.
+    _rule(
+        Fault.CAPACITY,
+        "429 498 503",
+        codes="resource_unavailable capacity_exceeded",
+        words=r"resource[ _]unavailable|flex tier capacity",
+    ),
     # The request's own parts.
     _rule(Fault.PARAMETER, "413 429", words=_TOO_LARGE),
     _rule(
