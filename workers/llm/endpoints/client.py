@@ -16,14 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 from msgspec.structs import replace
 from yarl import URL
 
 from config.endpoints import FLEX, STANDARD
 from config.sections import LlmSettings
-from tasks.connection import masked
 from tasks.errors import (
     BadRequestError,
     EndpointAwayError,
@@ -38,11 +36,12 @@ from workers.llm.endpoints.bodies import bounded_body
 from workers.llm.endpoints.connections import Connections
 from workers.llm.endpoints.counted_body import CallCounter, CountedBody
 from workers.llm.endpoints.error_body import ErrorBody, error_body, error_value
-from workers.llm.endpoints.faults import PLACE, Fault, Parameters, fault_of
+from workers.llm.endpoints.faults import Fault, Parameters, fault_of
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, model_names, read_reply
 from workers.llm.endpoints.request import Turn, request_of
-from workers.llm.limits.headers import exhausted_seconds, retry_after_seconds, words_seconds
+from workers.llm.endpoints.server_errors import NETWORK_ERRORS, ServerErrors
+from workers.llm.limits.headers import exhausted_seconds
 from workers.observe.counters import field as counter
 from workers.observe.profiler import SILENT, PerformanceProfiler
 
@@ -52,21 +51,8 @@ log = logging.getLogger("themes.llm")
 UNUSABLE_ANSWERS: Final = 2
 #: 500s in a row after which a format that has never worked is given up.
 UNEXPLAINED_ERRORS: Final = 3
-#: Characters of a secret that is searched for in what a server says.
-SHORTEST_SECRET: Final = 8
 #: How a request is counted that reached no server.
 UNREACHABLE: Final = "unreachable"
-#: What a request can end with instead of an answer; a time-out is an `OSError`.
-NETWORK_ERRORS: Final = (aiohttp.ClientError, OSError)
-
-
-#: What a fault is raised as, where nothing more than the fault decides.
-_ERRORS: Final[Mapping[Fault, type[ThemesError]]] = {
-    Fault.ACCOUNT: EndpointRefusedError,
-    Fault.PROMPT: BadRequestError,
-    Fault.ANSWER: RejectedAnswerError,
-    Fault.AWAY: EndpointAwayError,
-}
 
 
 class _FormatRefusedError(ThemesError):
@@ -109,9 +95,9 @@ class ChatClient:
     ) -> None:
         self.model = model
         self.base_url = base_url
+        self.errors = ServerErrors(base_url, connections.secrets, settings.request_timeout_seconds)
         #: As errors and logs show it.
-        self._place = masked(base_url)
-        self._secrets = connections.secrets
+        self._place = self.errors.place
         behind = f"?{connections.query}" if connections.query else ""
         self._chat_url, self._models_url = (
             URL(f"{base_url}/{path}{behind}") for path in ("chat/completions", "models")
@@ -149,9 +135,9 @@ class ChatClient:
             ):
                 raw = await bounded_body(response, self._settings.max_response_bytes)
         except NETWORK_ERRORS as exc:
-            raise self._network_error(exc) from exc
+            raise self.errors.of_network(exc) from exc
         if response.status != 200:  # noqa: PLR2004
-            raise self._error(response.status, response.headers, error_body(raw), self._dialect.format)
+            raise self.errors.of(response.status, response.headers, error_body(raw))
         return model_names(raw)
 
     async def complete(
@@ -264,7 +250,7 @@ class ChatClient:
                 raw = await bounded_body(response, self._settings.max_response_bytes)
                 status, headers = response.status, response.headers
         except NETWORK_ERRORS as exc:
-            raise self._network_error(exc) from exc
+            raise self.errors.of_network(exc) from exc
         finally:
             now, connecting = time.perf_counter(), self._connector.connecting_seconds()
             self._profiler.record("llm.first_byte", max(0.0, (first or now) - began - connecting))
@@ -277,28 +263,6 @@ class ChatClient:
         cool_down = exhausted_seconds(headers, endpoint=self._place)
         return answer if cool_down is None else replace(answer, cool_down_seconds=cool_down)
 
-    def _network_error(self, exc: aiohttp.ClientError | OSError) -> ThemesError:
-        """What an error of the network means."""
-        if isinstance(exc, aiohttp.ClientConnectorCertificateError):
-            problem = getattr(exc.certificate_error, "verify_message", "") or exc.certificate_error
-            return EndpointRefusedError(
-                f"{self._place}: its certificate is not trusted ({problem}): name the file of its "
-                "authority with llm.ca_file or SSL_CERT_FILE"
-            )
-        if isinstance(exc, aiohttp.ClientConnectorSSLError):
-            return self._tls_error(exc)
-        if isinstance(exc, aiohttp.ClientConnectorError):
-            return EndpointAwayError(f"{self._place}: cannot connect ({exc.strerror or exc})", is_unreachable=True)
-        if isinstance(exc, TimeoutError):
-            return EndpointAwayError(f"{self._place}: no answer within {self._settings.request_timeout_seconds:g} s")
-        return EndpointAwayError(f"{self._place}: connection lost ({type(exc).__name__}: {exc})")
-
-    def _tls_error(self, exc: aiohttp.ClientConnectorSSLError) -> ThemesError:
-        """A server that speaks no TLS has a wrong address; another fault of the handshake may pass."""
-        if "WRONG_VERSION_NUMBER" in str(exc) or "HTTP_REQUEST" in str(exc):
-            return EndpointRefusedError(f"{self._place}: does not speak TLS: {PLACE} (http:// instead of https://?)")
-        return EndpointAwayError(f"{self._place}: cannot connect ({exc})", is_unreachable=True)
-
     def _answer(self, raw: bytes, body: bytes, style: AnswerFormat) -> RawAnswer:
         try:
             answer = read_reply(raw, model=self.model, style=style, prompt_characters=len(body))
@@ -307,9 +271,9 @@ class ChatClient:
             # An error that no rule knows, and without a status, is no fault of the prompt.
             if error.number is not None or fault_of(400, error).has_words:
                 raise self._error(error.number or 400, {}, error, style, sent=200) from exc
-            raise EndpointDownError(f"{self._place}: {exc}: {self._without_secret(error.message)}") from exc
+            raise EndpointDownError(f"{self._place}: {exc}: {self.errors.without_secret(error.message)}") from exc
         except (EndpointDownError, EndpointRefusedError) as exc:
-            raise type(exc)(f"{self._place}: {self._without_secret(str(exc))}") from exc
+            raise type(exc)(f"{self._place}: {self.errors.without_secret(str(exc))}") from exc
         if answer.tokens.problem and not self._has_told_of_usage:
             self._has_told_of_usage = True
             log.warning(
@@ -329,23 +293,15 @@ class ChatClient:
     ) -> ThemesError:
         """What an error of the server means (`workers.llm.endpoints.faults`); `sent` is the response's own status."""
         rule = fault_of(status, error)
-        place = f"{self._place}: {sent or status} {self._without_secret(error.message)}"
-        if rule.hint:
-            place = f"{place} ({rule.hint})"
+        said = self.errors.said(sent or status, error, rule)
         match rule.fault:
             case Fault.PARAMETER:
-                return _ParameterRefusedError(place, error)
+                return _ParameterRefusedError(said, error)
             case Fault.FORMAT:
-                return self._format_error(place, status, style)
+                return self._format_error(said, status, style)
             case Fault.ENDPOINT:
-                return self._unexplained(place, status, style)
-            case Fault.RATE | Fault.CAPACITY:
-                asked = retry_after_seconds(headers, now=time.time(), endpoint=self._place)
-                asked = exhausted_seconds(headers, endpoint=self._place) if asked is None else asked
-                asked = words_seconds(error.words) if asked is None else asked
-                kind = RateLimitedError if rule.fault is Fault.RATE else NoCapacityError
-                return kind(place, retry_after_seconds=asked)
-        return _ERRORS[rule.fault](place)
+                return self._unexplained(said, status, style)
+        return self.errors.of_rule(rule, said, headers, error)
 
     def _format_error(self, place: str, status: int, style: AnswerFormat) -> ThemesError:
         """A format that has worked is not at fault: the model's answer was."""
@@ -369,13 +325,6 @@ class ChatClient:
             dialect.format = AnswerFormat.JSON_SCHEMA
             return EndpointDownError(place)
         return _FormatRefusedError(place)
-
-    def _without_secret(self, said: str) -> str:
-        """What a server says, without our keys: some repeat them when they refuse them."""
-        for secret in self._secrets:
-            # A short value stands in other words too.
-            said = said.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else said
-        return said
 
 
 def outcome_of(exc: Exception) -> str:
