@@ -162,6 +162,19 @@ async def test_uploads_may_be_too_many_and_lists_have_pages() -> None:
         assert (first["has_more"], rest["has_more"]) == (True, False)
 
 
+async def test_requests_that_make_no_sense_are_refused_and_never_an_error_of_the_server() -> None:
+    async with provider() as asked:
+        for limit in ("x", "-1", "0", "1.5", "²"):
+            status, refused = await asked.ask("GET", f"/batches?limit={limit}")
+            assert (status, refused["error"]["code"]) == (400, "invalid_value")
+        assert (await asked.ask("GET", "/files?limit=99999999999999999999"))[0] == 200
+        assert (await asked.ask("POST", "/files", data=b"lines"))[0] == 400
+        body = {"input_file_id": "file-9", "endpoint": ENDPOINT, "completion_window": "24h"}
+        status, refused = await asked.ask("POST", "/batches", json=body)
+        assert (status, refused["error"]["message"]) == (400, "No such File object: file-9")
+        assert (await asked.ask("POST", "/batches", json=body | {"endpoint": "/v1/x"}))[0] == 400
+
+
 async def test_flex_may_be_without_capacity_and_the_answer_names_its_tier() -> None:
     async with provider(faults=["no_capacity=1,times=1"]) as asked:
         body = _line(1)["body"]

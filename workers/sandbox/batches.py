@@ -84,6 +84,8 @@ class Batches:
             error = Refusal(429, "Too many uploads.", code="rate_limit_exceeded", kind="rate_limit_error")
             return web.json_response(error.body, status=429, headers={"Retry-After": "1"})
         file = File(self._new_id("file"), Path(), "", "")
+        if not request.content_type.startswith("multipart/"):
+            raise Refusal(400, "The request is no multipart/form-data.", code="invalid_request")
         reader = await request.multipart()
         while (part := await reader.next()) is not None:
             if not isinstance(part, BodyPartReader):
@@ -134,8 +136,10 @@ class Batches:
             asked = msgspec.json.decode(await request.read(), type=Asked)
         except msgspec.DecodeError as exc:
             raise Refusal(400, f"The request could not be read: {exc}", code="invalid_request") from exc
-        if asked.input_file_id not in self._files or asked.endpoint != ENDPOINT:
-            raise Refusal(400, "Unknown 'input_file_id' or 'endpoint'.", code="invalid_request")
+        if asked.endpoint != ENDPOINT:
+            raise Refusal(400, f"Invalid 'endpoint': expected '{ENDPOINT}'.", code="invalid_value")
+        if asked.input_file_id not in self._files:
+            raise Refusal(400, f"No such File object: {asked.input_file_id}", code="invalid_request")
         self._seen["creates"] += 1
         batch = Batch(self._new_id("batch"), asked)
         self._batches[batch.id] = batch
@@ -290,7 +294,10 @@ def _result(line: Line, response: dict[str, Any] | None, error: dict[str, str] |
 def _page(request: web.Request, newest_first: list[dict[str, Any]]) -> web.Response:
     """A page of a list, after the object that the caller names."""
     ids = [one["id"] for one in newest_first]
-    after, most = request.query.get("after"), min(int(request.query.get("limit", _LISTED)), _LISTED_MOST)
+    after, limit = request.query.get("after"), request.query.get("limit", str(_LISTED))
+    if not (limit.isascii() and limit.isdecimal() and int(limit[:9]) > 0):
+        raise Refusal(400, f"Invalid 'limit': expected a number from 1, got '{limit[:99]}'.", code="invalid_value")
+    most = min(int(limit[:9]), _LISTED_MOST)
     begin = ids.index(after) + 1 if after in ids else 0
     page = newest_first[begin : begin + most]
     ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
