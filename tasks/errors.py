@@ -9,11 +9,12 @@ from config.errors import ConfigError, ThemesError
 from tasks.messages import Usage
 
 __all__ = [
-    "AccountRefusedError", "BadRequestError", "BudgetExceededError", "ConfigError", "DatabaseBusyError",
-    "DatabaseError", "EndpointAwayError", "EndpointDownError", "EndpointRefusedError", "InputError",
-    "InvalidAnswerError", "JobNotFoundError", "JobPausedError", "JobStoppedError", "ModelRefusedError",
-    "NoCapacityError", "PermanentError", "RateLimitedError", "RedisUnavailableError", "RejectedAnswerError",
-    "RetryableError", "ThemesError", "TruncatedAnswerError", "UnreadableError", "WorkerLostError",
+    "AccountRefusedError", "BadRequestError", "BatchQueueFullError", "BatchesUnsupportedError", "BudgetExceededError",
+    "ConfigError", "DatabaseBusyError", "DatabaseError", "EndpointAwayError", "EndpointDownError",
+    "EndpointRefusedError", "GoneError", "InputError", "InvalidAnswerError", "JobNotFoundError", "JobPausedError",
+    "JobStoppedError", "ModelRefusedError", "NoCapacityError", "PermanentError", "RateLimitedError",
+    "RedisUnavailableError", "RejectedAnswerError", "RetryableError", "ThemesError", "TruncatedAnswerError",
+    "UnreadableError", "WorkerLostError",
 ]  # fmt: skip
 
 
@@ -34,6 +35,10 @@ class RateLimitedError(RetryableError):
     def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class BatchQueueFullError(RateLimitedError):
+    """The provider takes no further batch until some of those that it has are done."""
 
 
 class NoCapacityError(RetryableError):
@@ -64,6 +69,14 @@ class EndpointAwayError(EndpointDownError):
 
 class BadRequestError(PermanentError):
     """The endpoint refuses this request for good."""
+
+
+class BatchesUnsupportedError(BadRequestError):
+    """The endpoint takes no batches, or none that could be found again after a lost reply."""
+
+
+class GoneError(PermanentError):
+    """A file or a batch does not exist at the provider, or no longer."""
 
 
 class EndpointRefusedError(BadRequestError):

@@ -16,6 +16,7 @@ from workers.llm.limits.headers import (
     duration_seconds,
     exhausted_seconds,
     retry_after_seconds,
+    unix_time,
     wait_seconds,
     words_seconds,
 )
@@ -193,3 +194,22 @@ def test_what_cannot_be_read_is_logged_once_for_an_endpoint(
     assert len(said) == 2
     assert "http://a" in said[0]
     assert "9?[2J" in said[0], "what would steer a terminal is not repeated"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1790000000", 1_790_000_000.0),
+        ("1790000000.5", 1_790_000_000.5),
+        ("1790000000000", 1_790_000_000.0),
+        ("2026-09-21T14:13:20Z", 1_790_000_000.0),
+        ("2026-09-21T16:13:20+02:00", 1_790_000_000.0),
+        ("Mon, 21 Sep 2026 14:13:20 GMT", 1_790_000_000.0),
+        ("5", None),
+        ("soon", None),
+        ("", None),
+        ("9" * 100, None),
+    ],
+)
+def test_a_time_is_read_in_any_unit(text: str, seconds: float | None) -> None:
+    assert unix_time(text) == seconds

@@ -90,6 +90,14 @@ def wait_seconds(text: str, *, now: float, unit: float = 1.0) -> float | None:
     return _checked(duration_seconds(text)) if number is None else None
 
 
+def unix_time(text: str) -> float | None:
+    """Read a time in seconds since 1970: a number in any of its units, an ISO or HTTP date; None where it is none."""
+    text = text.strip()
+    if len(text) <= MAX_CHARACTERS and _NUMBER.fullmatch(text):
+        return _unix(float(text)) if float(text) >= FIRST_TIME else None
+    return _date(text)
+
+
 def _checked(seconds: float | None) -> float | None:
     return seconds if seconds is not None and 0 <= seconds <= MAX_WAIT_SECONDS else None
 

@@ -1,0 +1,1 @@
+"""Batches of prompts that a provider answers in its own time."""
