@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -318,6 +319,27 @@ async def test_a_file_of_no_lines_is_empty_and_one_without_any_line_is_an_error(
     async with answering(web.Response(body=b"<html>\nHello\n")) as provider:
         with pytest.raises(EndpointDownError, match="no line of the file f can be read"):
             await all_lines(provider, ["f"])
+
+
+async def test_a_file_of_any_size_takes_little_memory() -> None:
+    line, count = _line("k", x="y" * 100_000), 300
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(count * len(line))})
+        await response.prepare(request)
+        for _ in range(count):
+            await response.write(line)
+        return response
+
+    async with served(answer) as url, provider_at(url) as provider:
+        tracemalloc.start()
+        try:
+            found = sum([len(ends) async for ends in provider.lines("f")])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert found == count
+    assert peak < 10_000_000
 
 
 async def test_slices_are_bounded_by_their_bytes() -> None:

@@ -22,16 +22,13 @@ from config.sections import LlmSettings
 from tasks.errors import (
     BadRequestError,
     BatchesUnsupportedError,
-    BatchQueueFullError,
     EndpointAwayError,
     EndpointDownError,
     EndpointRefusedError,
-    GoneError,
     ThemesError,
 )
 from tasks.texts import one_line
 from workers.llm.batches.batch import (
-    QUEUE_FULL,
     TAG_NAME,
     ProviderBatch,
     created_at,
@@ -42,11 +39,11 @@ from workers.llm.batches.batch import (
 )
 from workers.llm.batches.dialects import STATES, BatchDialect, dialect_of
 from workers.llm.batches.lines import SLICE_BYTES, SLICE_LINES, LineEnd, LineReader
+from workers.llm.batches.refusals import OTHER_TIER, refusal
 from workers.llm.endpoints.bodies import PIECE_BYTES, bounded_body, unpacked_body
 from workers.llm.endpoints.client import ChatClient
 from workers.llm.endpoints.connections import Connections
-from workers.llm.endpoints.error_body import ERROR_CHARACTERS, ErrorBody, error_body, error_value
-from workers.llm.endpoints.faults import Fault, fault_of
+from workers.llm.endpoints.error_body import ERROR_CHARACTERS, error_body, error_value
 from workers.llm.endpoints.server_errors import NETWORK_ERRORS
 from workers.llm.limits.headers import retry_after_seconds
 
@@ -57,19 +54,6 @@ PAGE: Final = 100
 MAX_PAGES: Final = 200
 #: Seconds by which a provider's clock may differ from ours.
 CLOCK_SECONDS: Final = 3600.0
-OTHER_TIER: Final = "choose another tier for this endpoint, such as --tier standard"
-#: Statuses and words of a server without such a path, and words of one that has lost an object.
-_NO_PATH: Final = frozenset({404, 405, 501})
-_NO_BATCHES: Final = re.compile(
-    r"(\bbatch(es)?\b|endpoint|\burl\b|route|/files|files api|file upload)[^.]{0,60}"
-    r"(not (supported|implemented|available|allowed|enabled)|unsupported|unknown)|"
-    r"(unsupported|unknown|invalid|unexpected) (request )?(batch|endpoint|url|route|path)|not implemented"
-)
-_MISSING: Final = re.compile(
-    r"no such (file|batch|job|object)|"
-    r"\b(file|batch|job)\b[^.]{0,80}(not found|not exist|no longer|was deleted|has expired)|"
-    r"\b(file|batch|job)_not_found\b"
-)
 #: States of files that cannot be used.
 _BAD_FILES: Final = frozenset({"error", "failed", "deleted"})
 
@@ -322,22 +306,8 @@ class Provider:
             raise self._error(reply, about=about, is_list=is_list)
 
     def _error(self, reply: _Reply, *, about: str, is_list: bool) -> ThemesError:
-        """What an error means; see the class."""
-        error, status = error_body(reply.raw), reply.status
-        found = self._errors.of(status, reply.headers, error)
-        if status in range(400, 500) and QUEUE_FULL.search("\n".join((error.words, *error.codes))):
-            wait = self._errors.wait_seconds(reply.headers, error)
-            return BatchQueueFullError(str(found), retry_after_seconds=wait)
-        if about and _is_gone(status, error, about):
-            return GoneError(str(found))
-        rule = fault_of(status, error)
-        is_said = bool(_NO_BATCHES.search(error.words)) and status in {400, 422, *_NO_PATH}
-        # A model or a key that is refused is not the server's lack of batches.
-        is_unknown = status in _NO_PATH and not (rule.has_words and rule.fault is Fault.ACCOUNT)
-        if is_list and (is_said or is_unknown):
-            said = self._errors.without_secret(error.message)
-            return BatchesUnsupportedError(f"{self._errors.place}: takes no batches ({status} {said}): {OTHER_TIER}")
-        return found
+        error = error_body(reply.raw)
+        return refusal(self._errors, reply.status, reply.headers, error, about=about, is_list=is_list)
 
     def _batch(self, data: Any, headers: Mapping[str, str]) -> ProviderBatch:
         place = self._errors.place
@@ -385,11 +355,3 @@ def _is_past(page: list[dict[str, Any]], since: float) -> bool:
     """Whether nothing on later pages can be as new as `since`; a time that is not told is none."""
     times = [created_at(one) for one in page]
     return min(times) > 0 and max(times) < since - CLOCK_SECONDS and times[0] == max(times)
-
-
-def _is_gone(status: int, error: ErrorBody, about: str) -> bool:
-    """Whether an error says that the object does not exist, and not that there is no such path."""
-    is_missing = bool(_MISSING.search("\n".join((error.words, *error.codes))))
-    if status in {404, 410}:
-        return is_missing or about.lower() in error.words
-    return status in {400, 422} and is_missing and (about.lower() in error.words or "file" in error.words)
