@@ -3,14 +3,19 @@
 The workers write it (`workers.llm.batches`); a batch stays in it after its end, for as long as the job does.
 """
 
+import time
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any, Final, Literal
 
 import msgspec
 from redis import Redis
 
 from tasks import keys
-from tasks.readings import whole_amounts
+from tasks.jobs.budget import dollars
+from tasks.readings import replies_of, whole_amounts
+from tasks.texts import count, duration, one_line
+from tasks.waits import SAID_CHARACTERS, Wait
 
 #: forming: questions are gathered; ready: nothing is sent; uploaded: the file is there; creating: the provider may
 #: have it; running: it has; reading: it has ended, and what it answered is read; ended.
@@ -69,11 +74,70 @@ class Batches(msgspec.Struct, frozen=True):
     saved_usd: float | None = 0.0
     #: What a provider says, where a batch does not go on.
     said: str = ""
+    #: Of the open ones, those that a provider has: how many, their requests, how many of these it has done, and where.
+    under_way: int = 0
+    requests: int = 0
+    done_there: int = 0
+    endpoints: tuple[str, ...] = ()
+    #: Requests of batches that expired before they were answered.
+    expired_requests: int = 0
 
     @property
     def running(self) -> int:
         """Requests in batches that have no end yet."""
         return self.submitted - self.answered - self.unanswered
+
+    @property
+    def is_active(self) -> bool:
+        """Whether something waits for a batch, or a batch for its end."""
+        return bool(self.waiting or self.open)
+
+    def __add__(self, other: "Batches") -> "Batches":
+        at = [one.oldest_at for one in (self, other) if one.oldest_at is not None]
+        return Batches(
+            **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
+            oldest_at=min(at, default=None),
+            saved_usd=_dollars([self.saved_usd, other.saved_usd]),
+            said=self.said or other.said,
+            endpoints=tuple(sorted({*self.endpoints, *other.endpoints})),
+        )
+
+    @property
+    def wait(self) -> Wait | None:
+        """What a job waits for whose questions a provider has; None where none has any."""
+        return Wait("batch", ", ".join(self.endpoints), self.oldest_at or 0.0, None, "") if self.under_way else None
+
+    def age_seconds(self, now: float | None = None) -> float | None:
+        """How long ago the oldest open batch was asked for; None where none is open."""
+        now = time.time() if now is None else now
+        return None if self.oldest_at is None else max(0.0, now - self.oldest_at)
+
+    def progress(self, now: float | None = None) -> str:
+        """How far providers are: "3 open (12,400 requests; 8,100 answered there), oldest 1h 20m"."""
+        there = f"; {self.done_there:,} answered there" if self.done_there else ""
+        requests = f"{count(self.requests, 'request')}{there}"
+        return f"{self.under_way:,} open ({requests}), oldest {duration(self.age_seconds(now))}"
+
+    def format(self, now: float | None = None) -> str:
+        """All of it in one line for people."""
+        failed = self.unanswered - self.expired_requests
+        parts = (
+            (self.under_way, self.progress(now)),
+            (self.ended, f"{self.ended:,} ended ({count(self.answered, 'request')} answered)"),
+            (self.waiting, f"{self.waiting:,} {'waits' if self.waiting == 1 else 'wait'} to be sent"),
+            (self.expired_requests, f"{self.expired_requests:,} expired"),
+            (failed > 0, f"{failed:,} failed there"),
+            ((self.saved_usd or 0.0) > 0, f"{dollars(self.saved_usd or 0.0)} saved"),
+            (self.said, f"the provider says: {self.said}"),
+        )
+        return f"Batches: {'; '.join(words for is_so, words in parts if is_so) or 'none is sent yet'}"
+
+
+#: What of two sums is added up.
+_SUMS: Final = (
+    "waiting", "submitted", "answered", "unanswered", "open", "ended", "expired", "under_way", "requests", "done_there",
+    "expired_requests",
+)  # fmt: skip
 
 
 def summed(batches: Iterable[Batch], waiting: int) -> Batches | None:
@@ -83,7 +147,7 @@ def summed(batches: Iterable[Batch], waiting: int) -> Batches | None:
         return None
     opened = [one for one in every if one.state != "ended"]
     sent = [one for one in every if one.asked_at]
-    saved = [one.saved_usd for one in every]
+    there = [one for one in opened if one.asked_at]
     return Batches(
         waiting=waiting + sum(one.requests for one in opened if not one.asked_at),
         submitted=sum(one.requests for one in sent),
@@ -93,32 +157,45 @@ def summed(batches: Iterable[Batch], waiting: int) -> Batches | None:
         ended=len(every) - len(opened),
         expired=sum(one.end == "expired" for one in every),
         oldest_at=min((one.asked_at or one.formed_at for one in opened), default=None),
-        saved_usd=None if None in saved else sum(one or 0.0 for one in saved),
-        said=next((one.said for one in opened if one.said), ""),
+        saved_usd=_dollars([one.saved_usd for one in every]),
+        said=one_line(next((one.said for one in opened if one.said), ""), SAID_CHARACTERS),
+        under_way=len(there),
+        requests=sum(one.requests for one in there),
+        done_there=sum(one.done_there for one in there),
+        endpoints=tuple(sorted({one.endpoint for one in there})),
+        expired_requests=sum(one.unanswered for one in every if one.end == "expired"),
     )
 
 
-def read(fields: Mapping[Any, Any]) -> list[Batch]:
+def _dollars(amounts: list[float | None]) -> float | None:
+    """A sum; None where one of them is not known."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
+
+
+def seconds_under_way(batches: Iterable[Batch], now: float) -> float:
+    """The time in which a provider had at least one of these batches."""
+    spans = sorted((one.asked_at, one.ended_at or now) for one in batches if one.asked_at)
+    ends = accumulate((end for _, end in spans), max, initial=0.0)
+    return sum(max(0.0, end - max(begin, before)) for (begin, end), before in zip(spans, ends, strict=False))
+
+
+def read(fields: Any) -> list[Batch]:
     """The batches in a job's hash, in the order in which they were formed; what cannot be read is none."""
     found = []
-    for value in fields.values():
+    for value in fields.values() if isinstance(fields, Mapping) else ():
         try:
             found.append(msgspec.json.decode(value, type=Batch))
-        except msgspec.DecodeError:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             continue  # written by a newer version, or by another program
     return sorted(found, key=lambda one: (one.formed_at, one.tag))
 
 
 def of_job(redis: Redis, job_id: str) -> Batches | None:
     """A job's batches in sum, read from Redis; None where it has none."""
-    with redis.pipeline(transaction=False) as pipeline:
-        pipeline.hgetall(keys.batches(job_id))
-        pipeline.hgetall(keys.batch_shelves(job_id))
-        fields, shelves = pipeline.execute(raise_on_error=False)
-    return from_replies(fields, shelves)
+    return from_replies(*replies_of(redis, [keys.batches(job_id), keys.batch_shelves(job_id)]))
 
 
 def from_replies(fields: Any, shelves: Any) -> Batches | None:
     """The sum, out of Redis's replies for the two hashes of a job."""
-    known = fields if isinstance(fields, Mapping) else {}
-    return summed(read(known), int(sum(whole_amounts(shelves).values())))
+    return summed(read(fields), sum(whole_amounts(shelves).values()))

@@ -18,6 +18,7 @@ from workers.diagnosis.finding import NAMES, Finding
 from workers.diagnosis.findings import findings_of, measured_of
 from workers.diagnosis.measured import OUTSIDE, WEB, lane_seconds
 from workers.diagnosis.verdict import Pulse, Verdict, of_findings, of_job
+from workers.observe.batch_use import BatchUse, use_of
 from workers.observe.format import dollars
 from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
@@ -90,7 +91,7 @@ class Capacity(msgspec.Struct, frozen=True):
     words: str
 
 
-class JobReport(msgspec.Struct, frozen=True):
+class JobReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """All of it. Times of day are seconds since 1970, UTC."""
 
     job: dict[str, Any]
@@ -116,6 +117,8 @@ class JobReport(msgspec.Struct, frozen=True):
     facts: dict[str, Any]
     is_profiled: bool
     notes: list[str]
+    #: What it bought in batches; left out where it had none.
+    batches: BatchUse | None = None
 
     def json(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -167,6 +170,7 @@ def report_of(
         facts=dict(sorted(facts.items())),
         is_profiled=bool(picture.workers),
         notes=[*notes, *_only(status), *_notes(row, picture, account)],
+        batches=use_of(picture),
     )
 
 
