@@ -112,17 +112,17 @@ class Batches(msgspec.Struct, frozen=True):
         now = time.time() if now is None else now
         return None if self.oldest_at is None else max(0.0, now - self.oldest_at)
 
-    def progress(self, now: float | None = None) -> str:
-        """How far providers are: "3 open (12,400 requests; 8,100 answered there), oldest 1h 20m"."""
-        there = f"; {self.done_there:,} answered there" if self.done_there else ""
-        requests = f"{count(self.requests, 'request')}{there}"
-        return f"{self.under_way:,} open ({requests}), oldest {duration(self.age_seconds(now))}"
+    def oldest(self, now: float | None = None) -> str:
+        """Where the open ones are, and since when, in a clause."""
+        return f"at {', '.join(self.endpoints)}: the oldest was sent {duration(self.age_seconds(now))} ago"
 
     def format(self, now: float | None = None) -> str:
         """All of it in one line for people."""
-        failed = self.unanswered - self.expired_requests
+        failed, there = self.unanswered - self.expired_requests, count(self.requests, "request")
+        if self.done_there:
+            there += f"; {self.done_there:,} answered there"
         parts = (
-            (self.under_way, self.progress(now)),
+            (self.under_way, f"{self.under_way:,} open ({there}), oldest {duration(self.age_seconds(now))}"),
             (self.ended, f"{self.ended:,} ended ({count(self.answered, 'request')} answered)"),
             (self.waiting, f"{self.waiting:,} {'waits' if self.waiting == 1 else 'wait'} to be sent"),
             (self.expired_requests, f"{self.expired_requests:,} expired"),

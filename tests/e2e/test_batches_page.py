@@ -47,7 +47,9 @@ async def test_a_page_follows_the_batches_of_its_job_and_fits(stack: Engine, chr
             await tab.until(f"!{line}.hidden && {line}.textContent.startsWith({msgspec.json.encode(shown).decode()})")
         await tab.until("document.getElementById('state').textContent === 'waiting'")
         assert await tab.value(f"{line}.textContent.endsWith('500 wait to be sent; 40 expired; $1.23 saved')")
-        assert "Waits for batches at llm: 1 open" in await tab.value("document.getElementById('verdict').textContent")
+        assert "Waits for batches at llm: the oldest was sent 1h 20m ago." in await tab.value(
+            "document.getElementById('verdict').textContent"
+        )
         await later(_ask, stack, 9_500, said=SAID)
         await tab.until(f"{line}.textContent.includes('the provider says: enqueued token limit')")
         assert await _faults(tab, f"{url}/jobs/{job}", tmp_path) == []

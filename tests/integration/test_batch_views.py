@@ -115,7 +115,7 @@ def test_a_job_that_waits_for_batches_is_not_stalled_and_every_verb_says_why(
     assert SHOWN in _drawn(view(looked))
     assert SHOWN in line(looked)
     assert looked.as_dict()["jobs"][0]["batches"]["under_way"] == 2
-    assert looked.verdict.startswith("Waits for batches at llm: 2 open (12,400 requests; 8,100 answered there)")
+    assert looked.verdict.startswith("Waits for batches at llm: the oldest was sent 1h 20m ago. Nothing is stuck: ")
     assert "too little work" not in looked.verdict
     assert read_system(redis, redis).verdict.resource == "batches"
 
@@ -143,7 +143,7 @@ def test_beside_a_job_at_work_one_that_waits_for_batches_changes_no_verdict(redi
     other = jobs.create(redis, name="towns", options=JobOptions(), compress=False)
     assert LiveReader(redis).read().verdict.startswith("Limited by too little work")
     put(redis, other, batch("c", endpoint="east"))
-    assert LiveReader(redis).read().verdict.startswith("Waits for batches at east, llm: 3 open (12,500 requests;")
+    assert LiveReader(redis).read().verdict.startswith("Waits for batches at east, llm: the oldest was sent ")
 
 
 def test_a_job_without_batches_shows_nothing_new(redis: Redis, job: str, themes: Callable[..., Any]) -> None:
@@ -320,6 +320,5 @@ async def test_a_report_of_a_job_that_waits_names_the_endpoint_and_blames_no_idl
     _sent(redis, job)
     report = await _report(store, jobs.status(redis, job), read_job_measurements(redis, job))
     assert [each.resource for each in report.findings] == ["batches"]
-    assert report.findings[0].evidence.startswith("waits for batches at llm: 2 open (12,400 requests; 8,100 answered")
-    assert "oldest 1h 20m" in report.verdict.text
-    assert "Nothing is stuck" in report.verdict.advice
+    assert report.verdict.text == "Waits for batches at llm: the oldest was sent 1h 20m ago."
+    assert report.verdict.advice.startswith("Nothing is stuck: ")

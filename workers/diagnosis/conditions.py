@@ -71,9 +71,7 @@ def _standing(status: JobStatus, alive: int | None) -> Finding | None:
 def _waiting(status: JobStatus) -> Finding:
     evidence, kind = f"everything waits: {status.waiting_for}", status.wait.kind if status.wait else ""
     if kind == "batch" and status.batches:
-        endpoints = ", ".join(status.batches.endpoints)
-        evidence = f"waits for batches at {endpoints}: {status.batches.progress()}"
-        return _held("batches", evidence, f"nothing is stuck: {BATCH_ADVICE}")
+        return _held("batches", f"waits for batches {status.batches.oldest()}", f"nothing is stuck: {BATCH_ADVICE}")
     if kind == "other":
         advice = "start a consumer (themes consumer), or see why it is slow: themes doctor"
         return _held("database", evidence, advice)
