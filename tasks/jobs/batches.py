@@ -57,6 +57,11 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     #: What its answers have saved against standard, in US dollars; None where a price is not known.
     saved_usd: float | None = 0.0
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether the provider has it, may have it, or had it."""
+        return bool(self.id) or self.state == "creating"
+
 
 class Batches(msgspec.Struct, frozen=True):
     """A job's batches in sum: of requests, how many wait for a batch, are submitted, answered, and never were."""
@@ -120,7 +125,7 @@ class Batches(msgspec.Struct, frozen=True):
         """All of it in one line for people."""
         failed, there = self.unanswered - self.expired_requests, count(self.requests, "request")
         if self.done_there:
-            there += f"; {self.done_there:,} answered there"
+            there += f"; {self.done_there:,} done there"
         parts = (
             (self.under_way, f"{self.under_way:,} open ({there}), oldest {duration(self.age_seconds(now))}"),
             (self.ended, f"{self.ended:,} ended ({count(self.answered, 'request')} answered)"),
@@ -128,7 +133,7 @@ class Batches(msgspec.Struct, frozen=True):
             (self.expired_requests, f"{self.expired_requests:,} expired"),
             (failed > 0, f"{failed:,} failed there"),
             ((self.saved_usd or 0.0) > 0, f"{dollars(self.saved_usd or 0.0)} saved"),
-            (self.said, f"the provider says: {self.said}"),
+            (self.said, f"last trouble: {self.said}"),
         )
         return f"Batches: {'; '.join(words for is_so, words in parts if is_so) or 'none is sent yet'}"
 
@@ -146,10 +151,10 @@ def summed(batches: Iterable[Batch], waiting: int) -> Batches | None:
     if not every and not waiting:
         return None
     opened = [one for one in every if one.state != "ended"]
-    sent = [one for one in every if one.asked_at]
-    there = [one for one in opened if one.asked_at]
+    sent = [one for one in every if one.is_sent]
+    there = [one for one in opened if one.is_sent]
     return Batches(
-        waiting=waiting + sum(one.requests for one in opened if not one.asked_at),
+        waiting=waiting + sum(one.requests for one in opened if not one.is_sent),
         submitted=sum(one.requests for one in sent),
         answered=sum(one.answered for one in sent),
         unanswered=sum(one.unanswered for one in sent),
@@ -175,7 +180,7 @@ def _dollars(amounts: list[float | None]) -> float | None:
 
 def seconds_under_way(batches: Iterable[Batch], now: float) -> float:
     """The time in which a provider had at least one of these batches."""
-    spans = sorted((one.asked_at, one.ended_at or now) for one in batches if one.asked_at)
+    spans = sorted((one.asked_at, one.ended_at or now) for one in batches if one.is_sent)
     ends = accumulate((end for _, end in spans), max, initial=0.0)
     return sum(max(0.0, end - max(begin, before)) for (begin, end), before in zip(spans, ends, strict=False))
 

@@ -43,7 +43,7 @@ async def test_a_page_follows_the_batches_of_its_job_and_fits(stack: Engine, chr
         await tab.open(f"{url}/jobs/{job}")
         for done_there in (8_100, 9_500):
             await later(_ask, stack, done_there)
-            shown = f"Batches: 1 open (12,400 requests; {done_there:,} answered there), oldest 1h 20m; "
+            shown = f"Batches: 1 open (12,400 requests; {done_there:,} done there), oldest 1h 20m; "
             await tab.until(f"!{line}.hidden && {line}.textContent.startsWith({msgspec.json.encode(shown).decode()})")
         await tab.until("document.getElementById('state').textContent === 'waiting'")
         assert await tab.value(f"{line}.textContent.endsWith('500 wait to be sent; 40 expired; $1.23 saved')")
@@ -51,10 +51,10 @@ async def test_a_page_follows_the_batches_of_its_job_and_fits(stack: Engine, chr
             "document.getElementById('verdict').textContent"
         )
         await later(_ask, stack, 9_500, said=SAID)
-        await tab.until(f"{line}.textContent.includes('the provider says: enqueued token limit')")
+        await tab.until(f"{line}.textContent.includes('last trouble: enqueued token limit')")
         assert await _faults(tab, f"{url}/jobs/{job}", tmp_path) == []
         await tab.open(f"{url}/jobs")
-        assert "12,400 requests; 9,500 answered there" in await tab.text()
+        assert "12,400 requests; 9,500 done there" in await tab.text()
         assert not tab.errors
 
 

@@ -43,7 +43,7 @@ from workers.results.queries.job_stats import read_job_stats
 from workers.results.queries.status import status_of
 
 HOUR = 3600.0
-SHOWN = "Batches: 2 open (12,400 requests; 8,100 answered there), oldest 1h 20m; 500 wait to be sent"
+SHOWN = "Batches: 2 open (12,400 requests; 8,100 done there), oldest 1h 20m; 500 wait to be sent"
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ async def test_a_report_has_what_was_bought_also_when_redis_has_forgotten_the_jo
     ended: dict[str, Any] = {"state": "ended", "ended_at": 1900.0}
     put(
         redis, "j", batch("a", **ended, end="completed", answered=99, unanswered=1, saved_usd=1.0),
-        batch("b", **ended, end="expired", answered=60, unanswered=40, saved_usd=0.5), batch("c", asked_at=0.0),
+        batch("b", **ended, end="expired", answered=60, unanswered=40, saved_usd=0.5), batch("c", state="ready"),
     )  # fmt: skip
     redis.zadd(keys.MEASUREMENTS_DUE, {"j": time.time()})
     redis.hset(keys.job("j"), "state", "done")

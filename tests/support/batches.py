@@ -13,7 +13,7 @@ def batch(tag: str, **fields: Any) -> Batch:
     """A batch that a provider has, if no field says otherwise."""
     usual: dict[str, Any] = {
         "job_id": "j", "endpoint": "llm", "model": "m", "formed_at": 1000.0, "asked_at": 1000.0, "state": "running",
-        "requests": 100, "id": f"batch_{tag}",
+        "requests": 100, "id": "" if fields.get("state") in {"forming", "ready", "uploaded"} else f"batch_{tag}",
     }  # fmt: skip
     return Batch(tag, **(usual | fields))
 

@@ -28,9 +28,12 @@ def _words(*batches: Any, waiting: int = 0) -> str:
         (
             [batch("a", requests=12_000, done_there=8_100), batch("b", requests=400, asked_at=2000.0)],
             500,
-            "Batches: 2 open (12,400 requests; 8,100 answered there), oldest 1h 20m; 500 wait to be sent",
+            "Batches: 2 open (12,400 requests; 8,100 done there), oldest 1h 20m; 500 wait to be sent",
         ),
         ([batch("a", state="forming", asked_at=0.0, requests=7)], 3, "Batches: 10 wait to be sent"),
+        # It was asked for before, and refused: the provider's queue was full.
+        ([batch("a", state="uploaded", requests=7)], 0, "Batches: 7 wait to be sent"),
+        ([batch("a", state="creating", requests=7)], 0, "Batches: 1 open (7 requests), oldest 1h 20m"),
         ([], 1, "Batches: 1 waits to be sent"),
         ([batch("a", state="forming", asked_at=0.0, requests=0)], 0, "Batches: none is sent yet"),
         (
@@ -45,7 +48,7 @@ def _words(*batches: Any, waiting: int = 0) -> str:
         (
             [batch("a", said="enqueued token limit\x1b[2J reached\nnow")],
             0,
-            "Batches: 1 open (100 requests), oldest 1h 20m; the provider says: enqueued token limit[2J reached now",
+            "Batches: 1 open (100 requests), oldest 1h 20m; last trouble: enqueued token limit[2J reached now",
         ),
         ([batch("a", asked_at=NOW + 50)], 0, "Batches: 1 open (100 requests), oldest 0 s"),
     ],

@@ -29,7 +29,7 @@ class BatchUse(msgspec.Struct, frozen=True):
 def batch_parts(fields: Any, *, now: float | None = None) -> list[ProcessMeasurements]:
     """One part, out of Redis's reply for the hash of a job's batches; none where no batch was sent."""
     now = time.time() if now is None else now
-    sent = [one for one in read(fields) if one.asked_at]
+    sent = [one for one in read(fields) if one.is_sent]
     known = summed(sent, 0)
     if known is None:
         return []
