@@ -20,6 +20,8 @@ from tasks.waits import SAID_CHARACTERS, Wait
 #: forming: questions are gathered; ready: nothing is sent; uploaded: the file is there; creating: the provider may
 #: have it; running: it has; reading: it has ended, and what it answered is read; ended.
 BatchState = Literal["forming", "ready", "uploaded", "creating", "running", "reading", "ended"]
+#: Begins the name under which the books have what a batch has cost, where others have a worker's.
+BOOKED_BY: Final = "batch-"
 #: States in which the provider may work on it.
 UNDER_WAY: Final = frozenset({"creating", "running"})
 
@@ -109,17 +111,22 @@ class Batches(msgspec.Struct, frozen=True):
 
     @property
     def wait(self) -> Wait | None:
-        """What a job waits for whose questions a provider has; None where none has any."""
-        return Wait("batch", ", ".join(self.endpoints), self.oldest_at or 0.0, None, "") if self.under_way else None
+        """What a job waits for that has batches; None where all of them have ended."""
+        endpoints = ", ".join(self.endpoints)
+        said = f"the provider works on batches at {endpoints}" if self.under_way else "its questions wait for a batch"
+        return Wait("batch", endpoints, self.oldest_at or 0.0, None, said) if self.is_active else None
 
     def age_seconds(self, now: float | None = None) -> float | None:
         """How long ago the oldest open batch was asked for; None where none is open."""
         now = time.time() if now is None else now
         return None if self.oldest_at is None else max(0.0, now - self.oldest_at)
 
-    def oldest(self, now: float | None = None) -> str:
-        """Where the open ones are, and since when, in a clause."""
-        return f"at {', '.join(self.endpoints)}: the oldest was sent {duration(self.age_seconds(now))} ago"
+    def clause(self, now: float | None = None) -> str:
+        """What a job waits for, for a sentence."""
+        if not self.under_way:
+            return f"questions wait for a batch: {self.waiting:,} are to be sent"
+        at = f"at {', '.join(self.endpoints)}"
+        return f"waits for batches {at}: the oldest was sent {duration(self.age_seconds(now))} ago"
 
     def format(self, now: float | None = None) -> str:
         """All of it in one line for people."""

@@ -184,8 +184,9 @@ def among_workers(known: JobStatus, reports: Collection[fleet.WorkerReport]) -> 
     waits = [one.waiting_for for one in reports if one.chunks_claimed or one.chunks_held]
     if waits and all(waits):
         return waiting(known, waits[0])
-    # While destinations come to an end, not everything waits.
-    return waiting(known, bought.wait if bought and not known.rate_per_second else None)
+    # While destinations come to an end, or workers make questions for the first batch, not everything waits.
+    waits_for_batch = bought and not known.rate_per_second and (bought.under_way or not waits)
+    return waiting(known, bought.wait if bought and waits_for_batch else None)
 
 
 def waiting(known: JobStatus, wait: Wait | None) -> JobStatus:

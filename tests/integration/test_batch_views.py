@@ -22,8 +22,9 @@ from scripts.top import line, view
 from tasks import keys
 from tasks.connection import connect_async
 from tasks.jobs import registry as jobs
+from tasks.jobs.batches import BOOKED_BY
 from tasks.jobs.registry import JobStatus
-from tasks.messages import JobOptions
+from tasks.messages import JobOptions, Spent, Usage
 from tests.support.batches import batch, put
 from tests.support.queueing import Network
 from tests.support.stored import announced, done, places
@@ -146,6 +147,18 @@ def test_beside_a_job_at_work_one_that_waits_for_batches_changes_no_verdict(redi
     assert LiveReader(redis).read().verdict.startswith("Waits for batches at east, llm: the oldest was sent ")
 
 
+def test_questions_that_are_to_be_sent_are_no_idle_time(redis: Redis, job: str, themes: Callable[..., Any]) -> None:
+    _beat(redis)
+    put(redis, job, batch("a", state="ready", requests=40, said="the queue is full"), waiting=60)
+    said = themes("status", job).output
+    assert "cities: waiting" in said
+    assert "waiting: its questions wait for a batch" in said
+    assert "Batches: 100 wait to be sent; last trouble: the queue is full" in said
+    assert LiveReader(redis).read().verdict.startswith("Questions wait for a batch: 100 are to be sent. Nothing is ")
+    _beat(redis, chunks_held=1)
+    assert jobs.status(redis, job).wait is None, "a worker makes more of them"
+
+
 def test_a_job_without_batches_shows_nothing_new(redis: Redis, job: str, themes: Callable[..., Any]) -> None:
     _beat(redis, chunks_held=1)
     assert "batches" not in json.loads(themes("status", job, "--json").output)
@@ -263,7 +276,10 @@ async def _worked(store: AsyncDatabaseManager) -> None:
     """Of three destinations one was finished a quarter of an hour before the others."""
     now = time.time()
     made = [done(town, at=now - (900.0 if not n else 0.5)) for n, town in enumerate(places(3))]
-    await store.apply([*announced(*places(3)), *(msgspec.structs.replace(one, elapsed_ms=1000.0) for one in made)])
+    booked = [Spent("j", town.id, 0, Usage(llm_calls=7), f"{BOOKED_BY}tag{n}", now - 1, 0.0)
+              for n, town in enumerate(places(2))]  # fmt: skip
+    made = [msgspec.structs.replace(one, elapsed_ms=1000.0) for one in made]
+    await store.apply([*announced(*places(3)), *made, *booked])
 
 
 async def test_a_report_has_what_was_bought_also_when_redis_has_forgotten_the_job(
@@ -308,6 +324,10 @@ async def test_the_time_at_a_provider_is_a_finding_and_idle_lanes_are_none(
     assert not {each.resource for each in others} & {"work", "tail"}
     assert (finding.resource, finding.share) == ("batches", pytest.approx(889 / after.seconds, abs=0.02))
     assert "llm had batches of this job: 1 batch, 48 of 48 requests answered" in finding.evidence
+    assert (after.account.runs, after.account.retried) == (3, 0), "the books of a batch are no run"
+    calls = {each.name: each.calls for each in after.processes}
+    assert calls["batches"] == 14
+    assert not [name for name in calls if name.startswith(BOOKED_BY)]
     assert after.verdict.text == f"F{finding.evidence[1:]}."
     assert "Bottleneck: batches at the provider" in text_of(after)
 

@@ -75,12 +75,15 @@ def test_what_another_program_wrote_is_none_and_hides_no_other() -> None:
 def test_what_a_job_waits_for_names_the_endpoints_that_have_its_questions() -> None:
     known = summed([batch("a", endpoint="west"), batch("b", endpoint="east"), batch("c", **ENDED, endpoint="x")], 0)
     assert known
-    assert known.wait == Wait("batch", "east, west", 1000.0, None, "")
-    assert known.wait.format() == "the provider works on batches at east, west"
+    said = "the provider works on batches at east, west"
+    assert known.wait == Wait("batch", "east, west", 1000.0, None, said)
+    assert known.wait.format() == said
     assert Wait.decode(known.wait.encode()) == known.wait
-    waiting = summed([], 5)
+    waiting, over = summed([], 5), summed([batch("a", **ENDED)], 0)
     assert waiting
-    assert waiting.wait is None
+    assert waiting.wait == Wait("batch", "", 0.0, None, "its questions wait for a batch")
+    assert over
+    assert over.wait is None
 
 
 def test_several_jobs_add_up() -> None:

@@ -71,7 +71,7 @@ def _standing(status: JobStatus, alive: int | None) -> Finding | None:
 def _waiting(status: JobStatus) -> Finding:
     evidence, kind = f"everything waits: {status.waiting_for}", status.wait.kind if status.wait else ""
     if kind == "batch" and status.batches:
-        return _held("batches", f"waits for batches {status.batches.oldest()}", f"nothing is stuck: {BATCH_ADVICE}")
+        return _held("batches", status.batches.clause(), f"nothing is stuck: {BATCH_ADVICE}")
     if kind == "other":
         advice = "start a consumer (themes consumer), or see why it is slow: themes doctor"
         return _held("database", evidence, advice)
@@ -117,7 +117,7 @@ def _batches(account: JobStats, picture: JobMeasurements) -> Finding | None:
         return None
     return Finding(
         resource="batches", share=round(min(1.0, use.seconds / (account.seconds or 1.0)), 4),
-        evidence=f"for {duration(use.seconds)} of {duration(account.seconds)} {use.endpoints} had batches of this job: "
+        evidence=f"for {duration(use.seconds)} {use.endpoints} had batches of this job: "
         f"{count(round(use.sent), 'batch')}, {use.answered:,.0f} of {count(round(use.requests), 'request')} answered",
         advice=BATCH_ADVICE,
     )  # fmt: skip

@@ -127,7 +127,7 @@ def of_jobs(statuses: Sequence[JobStatus], pulse: Pulse) -> Verdict:
     working = [status for status in statuses if not (status.is_final or status.paused)]
     bought = together(working)
     if pulse.workers and bought and all(status.wait and status.wait.kind == "batch" for status in working):
-        text, advice = f"Waits for batches {bought.oldest()}.", _sentence(f"nothing is stuck: {BATCH_ADVICE}")
+        text, advice = _sentence(bought.clause()), _sentence(f"nothing is stuck: {BATCH_ADVICE}")
         return _database(pulse) or _waiting(pulse) or Verdict("batches", text, advice)
     return of_system(pulse, is_working=bool(working))
 

@@ -24,7 +24,7 @@ from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessM
 from workers.observe.metrics import Histogram
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.database.rows import JobRow
-from workers.results.queries.job_stats import JobStats, WorkerRow
+from workers.results.queries.job_stats import BATCHES, JobStats, WorkerRow
 
 SLOWEST: Final = 10
 #: Part by which what servers say and the price lists may differ before it is told.
@@ -273,7 +273,7 @@ def _notes(row: JobRow, picture: JobMeasurements, account: JobStats) -> list[str
             "Nothing was measured, or it is gone: profiling was off (enable_performance_profiling), or the job is too "
             "old. Counts are exact all the same; where the time went is not known."
         )
-    elif len(account.workers) > len({part.name for part in picture.workers}):
+    elif {each.worker for each in account.workers} - {part.name for part in picture.workers} - {BATCHES}:
         notes.append("Some workers have left no measurements; shares and waits are those of the others.")
     if row.usage.estimated_calls:
         notes.append(
