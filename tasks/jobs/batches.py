@@ -4,7 +4,7 @@ The workers write it (`workers.llm.batches`); a batch stays in it after its end,
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final, Literal
 
@@ -205,7 +205,17 @@ def read(fields: Any) -> list[Batch]:
 
 def of_job(redis: Redis, job_id: str) -> Batches | None:
     """A job's batches in sum, read from Redis; None where it has none."""
-    return from_replies(*replies_of(redis, [keys.batches(job_id), keys.batch_shelves(job_id)]))
+    (found,) = of_jobs(redis, [job_id])
+    return found
+
+
+def of_jobs(redis: Redis, job_ids: Sequence[str]) -> list[Batches | None]:
+    """As `of_job` for each of these jobs; one command where none of them has any."""
+    hashes = [key_of(job_id) for job_id in job_ids for key_of in (keys.batches, keys.batch_shelves)]
+    if not hashes or not redis.exists(*hashes):
+        return [None] * len(job_ids)
+    replies = replies_of(redis, hashes)
+    return [from_replies(fields, shelves) for fields, shelves in zip(replies[::2], replies[1::2], strict=True)]
 
 
 def from_replies(fields: Any, shelves: Any) -> Batches | None:

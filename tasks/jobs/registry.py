@@ -19,7 +19,8 @@ from tasks import worker_reports as fleet
 from tasks.connection import text_of
 from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import budget
-from tasks.jobs.batches import Batches, from_replies
+from tasks.jobs.batches import Batches
+from tasks.jobs.batches import of_jobs as batches_of
 from tasks.jobs.short_ids import is_whole, the_one
 from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
 from tasks.storable import entry_fields
@@ -191,17 +192,18 @@ def among_workers(known: JobStatus, reports: Collection[fleet.WorkerReport]) -> 
 
 def waiting(known: JobStatus, wait: Wait | None) -> JobStatus:
     """The status of a job whose work all waits for one thing."""
-    return replace(known, waiting_for=wait.format() if wait else None, wait=wait)
+    return replace(known, waiting_for=wait.format() if wait else None, wait=wait) if wait or known.wait else known
 
 
 def entries(redis: Redis, job_ids: Sequence[str]) -> list[tuple[Any, dict[str, Any]]]:
-    """The entry of each job, and its budget and batches, as Redis replies: a key of another type is an error there."""
-    places = keys.job, keys.budget, keys.batches, keys.batch_shelves
-    replies = iter(readings.replies_of(redis, [place(job_id) for job_id in job_ids for place in places]))
-    return [
-        (raw, {"money": money, "bought": from_replies(tags, shelves)})
-        for raw, money, tags, shelves in zip(*[replies] * len(places), strict=True)
-    ]
+    """The entry of each job as Redis replies, and more of it: its budget, as Redis replies, and its batches.
+
+    A key of another type is an error in its place.
+    """
+    hashes = [key for job_id in job_ids for key in (keys.job(job_id), keys.budget(job_id))]
+    replies = readings.replies_of(redis, hashes)
+    found = zip(replies[::2], replies[1::2], batches_of(redis, job_ids), strict=True)
+    return [(raw, {"money": money, "bought": bought}) for raw, money, bought in found]
 
 
 def known_status(job_id: str, raw: Any, *, now: float, money: Any = None, bought: Batches | None = None) -> JobStatus:
@@ -216,7 +218,7 @@ def known_status(job_id: str, raw: Any, *, now: float, money: Any = None, bought
     try:
         fields = readings.texts(raw)
         amounts = budget.state_of(readings.texts(money)) if money else None
-        return replace(status_of(job_id, fields, now=now, money=amounts), batches=bought)
+        return status_of(job_id, fields, now=now, money=amounts, bought=bought)
     except UnreadableError as exc:
         raise UnreadableError(
             f"job {job_id} cannot be read ({exc}): put {keys.job(job_id)} or {keys.budget(job_id)} in Redis right, or "
@@ -242,9 +244,14 @@ def options_of(raw: bytes | str | None) -> JobOptions:
 
 
 def status_of(
-    job_id: str, fields: Mapping[str, str], *, now: float, money: budget.BudgetState | None = None
+    job_id: str,
+    fields: Mapping[str, str],
+    *,
+    now: float,
+    money: budget.BudgetState | None = None,
+    bought: Batches | None = None,
 ) -> JobStatus:
-    """A job's status from the fields of its registry entry and its budget. `now` is in seconds since 1970.
+    """A job's status from its entry's fields, its budget and its batches. `now` is in seconds since 1970.
 
     Raises:
         UnreadableError: a field that must be there is missing, or is not what it should be.
@@ -287,6 +294,7 @@ def status_of(
         paused_at=moment("paused_at") if paused else None,
         paused_message=fields.get("paused_message") if paused else None,
         only_fields=options.fields,
+        batches=bought,
     )
 
 

@@ -81,8 +81,6 @@ class System:
     destinations_open: int
     #: The largest part of its budget that a job which has not ended has spent; None where none has a budget.
     budget_used: float | None
-    #: Batches at providers of all of these jobs together; None where none has any.
-    batches: Batches | None
     #: What the caches of all processes have counted.
     cache: Mapping[str, Any]
     #: Exact sums over all jobs, as the database has them; empty before the first result.
@@ -93,6 +91,8 @@ class System:
     redis_limit_bytes: int
     #: What limits it now.
     verdict: Verdict = NONE
+    #: Batches at providers of all jobs that have not ended; None where none has any.
+    batches: Batches | None = None
     #: What cannot be read, and why: a job's entry, a process's report.
     unreadable: tuple[str, ...] = ()
 
