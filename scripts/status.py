@@ -8,7 +8,7 @@ from redis import Redis
 
 from config.settings import Settings
 from scripts.lib.connections import connected
-from scripts.lib.job_words import STALLED, job_lines, summary
+from scripts.lib.job_words import STALLED, batch_lines, job_lines, summary
 from scripts.lib.partial import partial_lines
 from scripts.lib.terminal import height, say, warn, width
 from scripts.main import settings_from
@@ -36,7 +36,7 @@ def command(job: str | None, *, as_json: bool) -> None:
     elif job:
         stopped = f"stopped: `themes run --resume {job}` goes on with it"
         print(summary(known[0], stalled=_stalled(settings, job) if settings.redis.enabled else stopped))
-        for text in partial_lines(settings, known[0]) if known[0].is_final else ():
+        for text in (*batch_lines(known[0]), *(partial_lines(settings, known[0]) if known[0].is_final else ())):
             print(text)
         if settings.redis.enabled and not known[0].is_final and (words := _verdict(settings, known[0])):
             print(words)
@@ -48,7 +48,7 @@ def command(job: str | None, *, as_json: bool) -> None:
             print(line)
         if known[most:]:
             say(f"{len(known) - most:,} older: themes status | less")
-        for wait in {one.wait.reason: one.wait for one in known if one.wait}.values():
+        for wait in {one.wait.reason: one.wait for one in known if one.wait and one.wait.kind != "batch"}.values():
             print(f"waiting: {wait.format()}")
 
 

@@ -24,7 +24,7 @@ from scripts.main import settings_from
 from tasks.connection import check_server, connect, locate
 from tasks.errors import RedisUnavailableError
 from tasks.jobs.registry import JobStatus
-from tasks.jobs.short_ids import short_ids
+from tasks.jobs.short_ids import short_id, short_ids
 from tasks.texts import count, duration
 from workers.dashboard.live import LiveReader, Snapshot
 from workers.observe.format import percent, size
@@ -138,9 +138,15 @@ def line(system: Snapshot) -> str:
         for job in system.jobs
         if not job.is_final
     ]
+    parts += _batches(system)
     parts += [f"waiting: {words}" for words in system.waits]
     parts += [system.verdict] if system.verdict else []
     return "  ".join(parts)
+
+
+def _batches(system: Snapshot) -> list[str]:
+    running = [job for job in system.jobs if job.batches and not job.is_final]
+    return [f"{short_id(job.job_id)} {job.batches.format()}" for job in running if job.batches]
 
 
 def rate(per_second: float | None) -> str:
@@ -149,7 +155,8 @@ def rate(per_second: float | None) -> str:
 
 def view(system: Snapshot, *, is_wide: bool = True, height: int | None = None) -> RenderableType:
     """The whole picture; where it is given a `height`, with so many jobs that the rest has room."""
-    taken = OTHER_LINES + len(system.workers) + len(system.consumers)
+    batches = [_last(words) for words in _batches(system)]
+    taken = OTHER_LINES + len(system.workers) + len(system.consumers) + len(batches)
     most = len(system.jobs) if height is None else max(MIN_JOBS, height - taken)
     parts: list[RenderableType] = [_head(system)]
     if system.verdict:
@@ -157,6 +164,7 @@ def view(system: Snapshot, *, is_wide: bool = True, height: int | None = None) -
     if system.trouble:
         parts.append(Text(f"{system.trouble}; what follows is from before", style="bold red"))
     parts += [Text(), _jobs(system.jobs[:most], is_wide=is_wide)]
+    parts += batches
     parts += [Text(f"waiting: {words}", style="yellow") for words in system.waits]
     parts += [Text(), _workers(system, is_wide=is_wide)]
     if system.consumers:

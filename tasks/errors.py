@@ -122,8 +122,8 @@ class JobStoppedError(ThemesError):
 class JobPausedError(JobStoppedError):
     """A job cannot go on until a person has done something, and pauses until it is resumed.
 
-    `reason`: its budget is used up, a model's price is missing, or the LLM refuses the account. `limit_nano` is the
-    budget's limit that was too small, in nano-dollars.
+    `reason`: its budget is used up, a model's price is missing, the LLM refuses the account, or it takes no batches.
+    `limit_nano` is the budget's limit that was too small, in nano-dollars.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class JobPausedError(JobStoppedError):
         message: str,
         *,
         job_id: str,
-        reason: Literal["budget", "price", "account"],
+        reason: Literal["budget", "price", "account", "batch"],
         limit_nano: int | None = None,
     ) -> None:
         super().__init__(message, job_id=job_id)

@@ -13,8 +13,9 @@ import msgspec
 from tasks.texts import duration, one_line
 
 #: `server_limit`: the server said "later". `own_limit`: the configured or learnt rate. `away`: the server cannot be
-#: reached. `errors`: it answers with errors. `other`: as `said` says.
-WaitKind = Literal["server_limit", "own_limit", "away", "errors", "other"]
+#: reached. `errors`: it answers with errors. `batch`: a provider has the
+#: questions, or is to get them. `other`: as `said` says.
+WaitKind = Literal["server_limit", "own_limit", "away", "errors", "batch", "other"]
 #: Characters of what a server said that are kept.
 SAID_CHARACTERS: Final = 200
 #: The longest time that is shown: a worker of another version may say anything.
@@ -58,6 +59,7 @@ class Wait:
             "own_limit": f"rate limit of {self.endpoint} ({self.said}){when}",
             "away": f"the server {self.endpoint} is away ({self.said}){when}",
             "errors": f"the server {self.endpoint} answers with errors ({self.said}){when}",
+            "batch": self.said,
             "other": self.said,
         }[self.kind]
 

@@ -70,6 +70,7 @@ ROWS: list[tuple[str, list[tuple[str, str, int, list[tuple[str, str]], bool]]]] 
             ("themes_results_waiting", "in the stream"), ("themes_consumer_lag_entries", "unread")], False),
         ("Jobs by state", "short", 8, [("themes_jobs", "{{state}}")], False),
         ("Destinations without an outcome", "short", 8, [("themes_destinations_open", "destinations")], False),
+        ("Requests in batches", "short", 8, [("themes_batch_requests", "{{state}}")], False),
         ("Budget used, at most", "percentunit", 8, [("themes_budget_used_ratio", "a job")], False),
         ("Memory of Redis", "bytes", 8, [
             ("themes_redis_memory_bytes", "used"), ("themes_redis_memory_limit_bytes", "limit")], False),

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from msgspec import structs
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from scripts.lib.job_words import STALLED, figures, summary
+from scripts.lib.job_words import STALLED, batch_lines, figures, summary
 from scripts.lib.terminal import warn
 from tasks.jobs.registry import JobStatus, resume_command
 from tasks.jobs.short_ids import short_id
@@ -47,12 +48,17 @@ class Lines:
 
     def next(self, status: JobStatus) -> str | None:
         """The line for this status; None where the last one still holds."""
-        # How long a wait still takes changes all the time, and is no news.
-        shown = self._words(replace(status, waiting_for=None)), status.wait.reason if status.wait else ""
+        # How long a wait takes changes all the time, and is no news.
+        batches = status.batches and structs.replace(status.batches, oldest_at=None)
+        ageless = replace(status, waiting_for=None, batches=batches)
+        shown = self._text(ageless), status.wait.reason if status.wait else ""
         if shown == self._shown and time.monotonic() - self._at < QUIET_SECONDS:
             return None
         self._shown, self._at = shown, time.monotonic()
-        return self._words(status)
+        return self._text(status)
+
+    def _text(self, status: JobStatus) -> str:
+        return "\n".join([self._words(status), *batch_lines(status)])
 
 
 class View:
@@ -97,7 +103,8 @@ class View:
             held_up = [self._stalled]
         notes = [_line((text, "yellow")) for text in held_up]
         verdict = [Text(self.verdict)] if self.verdict else []
-        return Group(first, Figures(figures(status)), *verdict, *notes, *self._last)
+        batches = map(Text, batch_lines(status))
+        return Group(first, Figures(figures(status)), *batches, *verdict, *notes, *self._last)
 
 
 class Figures:

@@ -58,8 +58,17 @@ def standstill(status: JobStatus, *, resume: str = "themes resume", stalled: str
     return [stalled] if status.state == "stalled" else []
 
 
+def batch_lines(status: JobStatus) -> list[str]:
+    """The line about a job's batches at providers; nothing where it has none."""
+    return [status.batches.format()] if status.batches else []
+
+
 def rate(status: JobStatus) -> str:
     return f"{status.rate_per_second:,.1f}/s" if status.rate_per_second and not status.is_final else ""
+
+
+def _under_way(status: JobStatus) -> str:
+    return count(status.batches.under_way, "batch") if status.batches and status.batches.under_way else ""
 
 
 def time_of(status: JobStatus) -> str:
@@ -73,9 +82,12 @@ def job_lines(known: Sequence[JobStatus], *, width: int | None = None) -> list[s
     """A line a job: short id, state, finished of total, failed, rate, time, name. A paused one says what resumes it."""
     short = short_ids(status.job_id for status in known)
     goes_on = [
-        ("" if status.paused or not status.failed else f"{status.failed:,} failed", rate(status), time_of(status))
+        (
+            "" if status.paused or not status.failed else f"{status.failed:,} failed",
+            rate(status) or _under_way(status), time_of(status),
+        )
         for status in known
-    ]
+    ]  # fmt: skip
     middle = columns(goes_on, right=(0, 1)) or [""] * len(known)
     rows = []
     for status, now in zip(known, middle, strict=True):

@@ -3,18 +3,25 @@
 The workers write it (`workers.llm.batches`); a batch stays in it after its end, for as long as the job does.
 """
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, Literal
 
 import msgspec
 from redis import Redis
 
 from tasks import keys
-from tasks.readings import whole_amounts
+from tasks.jobs.budget import dollars
+from tasks.readings import replies_of, whole_amounts
+from tasks.texts import count, duration, one_line
+from tasks.waits import SAID_CHARACTERS, Wait
 
 #: forming: questions are gathered; ready: nothing is sent; uploaded: the file is there; creating: the provider may
 #: have it; running: it has; reading: it has ended, and what it answered is read; ended.
 BatchState = Literal["forming", "ready", "uploaded", "creating", "running", "reading", "ended"]
+#: Begins the name under which the books have what a batch has cost, where others have a worker's.
+BOOKED_BY: Final = "batch-"
 #: States in which the provider may work on it.
 UNDER_WAY: Final = frozenset({"creating", "running"})
 
@@ -52,6 +59,11 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     #: What its answers have saved against standard, in US dollars; None where a price is not known.
     saved_usd: float | None = 0.0
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether the provider has it, may have it, or had it."""
+        return bool(self.id) or self.state == "creating"
+
 
 class Batches(msgspec.Struct, frozen=True):
     """A job's batches in sum: of requests, how many wait for a batch, are submitted, answered, and never were."""
@@ -69,11 +81,75 @@ class Batches(msgspec.Struct, frozen=True):
     saved_usd: float | None = 0.0
     #: What a provider says, where a batch does not go on.
     said: str = ""
+    #: Of the open ones, those that a provider has: how many, their requests, how many of these it has done, and where.
+    under_way: int = 0
+    requests: int = 0
+    done_there: int = 0
+    endpoints: tuple[str, ...] = ()
+    #: Requests of batches that expired before they were answered.
+    expired_requests: int = 0
 
     @property
     def running(self) -> int:
         """Requests in batches that have no end yet."""
         return self.submitted - self.answered - self.unanswered
+
+    @property
+    def is_active(self) -> bool:
+        """Whether something waits for a batch, or a batch for its end."""
+        return bool(self.waiting or self.open)
+
+    def __add__(self, other: "Batches") -> "Batches":
+        at = [one.oldest_at for one in (self, other) if one.oldest_at is not None]
+        return Batches(
+            **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
+            oldest_at=min(at, default=None),
+            saved_usd=_dollars([self.saved_usd, other.saved_usd]),
+            said=self.said or other.said,
+            endpoints=tuple(sorted({*self.endpoints, *other.endpoints})),
+        )
+
+    @property
+    def wait(self) -> Wait | None:
+        """What a job waits for that has batches; None where all of them have ended."""
+        endpoints = ", ".join(self.endpoints)
+        said = f"the provider works on batches at {endpoints}" if self.under_way else "its questions wait for a batch"
+        return Wait("batch", endpoints, self.oldest_at or 0.0, None, said) if self.is_active else None
+
+    def age_seconds(self, now: float | None = None) -> float | None:
+        """How long ago the oldest open batch was asked for; None where none is open."""
+        now = time.time() if now is None else now
+        return None if self.oldest_at is None else max(0.0, now - self.oldest_at)
+
+    def clause(self, now: float | None = None) -> str:
+        """What a job waits for, for a sentence."""
+        if not self.under_way:
+            return f"questions wait for a batch: {self.waiting:,} are to be sent"
+        at = f"at {', '.join(self.endpoints)}"
+        return f"waits for batches {at}: the oldest was sent {duration(self.age_seconds(now))} ago"
+
+    def format(self, now: float | None = None) -> str:
+        """All of it in one line for people."""
+        failed, there = self.unanswered - self.expired_requests, count(self.requests, "request")
+        if self.done_there:
+            there += f"; {self.done_there:,} done there"
+        parts = (
+            (self.under_way, f"{self.under_way:,} open ({there}), oldest {duration(self.age_seconds(now))}"),
+            (self.ended, f"{self.ended:,} ended ({count(self.answered, 'request')} answered)"),
+            (self.waiting, f"{self.waiting:,} {'waits' if self.waiting == 1 else 'wait'} to be sent"),
+            (self.expired_requests, f"{self.expired_requests:,} expired"),
+            (failed > 0, f"{failed:,} failed there"),
+            ((self.saved_usd or 0.0) > 0, f"{dollars(self.saved_usd or 0.0)} saved"),
+            (self.said, f"last trouble: {self.said}"),
+        )
+        return f"Batches: {'; '.join(words for is_so, words in parts if is_so) or 'none is sent yet'}"
+
+
+#: What of two sums is added up.
+_SUMS: Final = (
+    "waiting", "submitted", "answered", "unanswered", "open", "ended", "expired", "under_way", "requests", "done_there",
+    "expired_requests",
+)  # fmt: skip
 
 
 def summed(batches: Iterable[Batch], waiting: int) -> Batches | None:
@@ -82,10 +158,10 @@ def summed(batches: Iterable[Batch], waiting: int) -> Batches | None:
     if not every and not waiting:
         return None
     opened = [one for one in every if one.state != "ended"]
-    sent = [one for one in every if one.asked_at]
-    saved = [one.saved_usd for one in every]
+    sent = [one for one in every if one.is_sent]
+    there = [one for one in opened if one.is_sent]
     return Batches(
-        waiting=waiting + sum(one.requests for one in opened if not one.asked_at),
+        waiting=waiting + sum(one.requests for one in opened if not one.is_sent),
         submitted=sum(one.requests for one in sent),
         answered=sum(one.answered for one in sent),
         unanswered=sum(one.unanswered for one in sent),
@@ -93,32 +169,55 @@ def summed(batches: Iterable[Batch], waiting: int) -> Batches | None:
         ended=len(every) - len(opened),
         expired=sum(one.end == "expired" for one in every),
         oldest_at=min((one.asked_at or one.formed_at for one in opened), default=None),
-        saved_usd=None if None in saved else sum(one or 0.0 for one in saved),
-        said=next((one.said for one in opened if one.said), ""),
+        saved_usd=_dollars([one.saved_usd for one in every]),
+        said=one_line(next((one.said for one in opened if one.said), ""), SAID_CHARACTERS),
+        under_way=len(there),
+        requests=sum(one.requests for one in there),
+        done_there=sum(one.done_there for one in there),
+        endpoints=tuple(sorted({one.endpoint for one in there})),
+        expired_requests=sum(one.unanswered for one in every if one.end == "expired"),
     )
 
 
-def read(fields: Mapping[Any, Any]) -> list[Batch]:
+def _dollars(amounts: list[float | None]) -> float | None:
+    """A sum; None where one of them is not known."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
+
+
+def seconds_under_way(batches: Iterable[Batch], now: float) -> float:
+    """The time in which a provider had at least one of these batches."""
+    spans = sorted((one.asked_at, one.ended_at or now) for one in batches if one.is_sent)
+    ends = accumulate((end for _, end in spans), max, initial=0.0)
+    return sum(max(0.0, end - max(begin, before)) for (begin, end), before in zip(spans, ends, strict=False))
+
+
+def read(fields: Any) -> list[Batch]:
     """The batches in a job's hash, in the order in which they were formed; what cannot be read is none."""
     found = []
-    for value in fields.values():
+    for value in fields.values() if isinstance(fields, Mapping) else ():
         try:
             found.append(msgspec.json.decode(value, type=Batch))
-        except msgspec.DecodeError:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             continue  # written by a newer version, or by another program
     return sorted(found, key=lambda one: (one.formed_at, one.tag))
 
 
 def of_job(redis: Redis, job_id: str) -> Batches | None:
     """A job's batches in sum, read from Redis; None where it has none."""
-    with redis.pipeline(transaction=False) as pipeline:
-        pipeline.hgetall(keys.batches(job_id))
-        pipeline.hgetall(keys.batch_shelves(job_id))
-        fields, shelves = pipeline.execute(raise_on_error=False)
-    return from_replies(fields, shelves)
+    (found,) = of_jobs(redis, [job_id])
+    return found
+
+
+def of_jobs(redis: Redis, job_ids: Sequence[str]) -> list[Batches | None]:
+    """As `of_job` for each of these jobs; one command where none of them has any."""
+    hashes = [key_of(job_id) for job_id in job_ids for key_of in (keys.batches, keys.batch_shelves)]
+    if not hashes or not redis.exists(*hashes):
+        return [None] * len(job_ids)
+    replies = replies_of(redis, hashes)
+    return [from_replies(fields, shelves) for fields, shelves in zip(replies[::2], replies[1::2], strict=True)]
 
 
 def from_replies(fields: Any, shelves: Any) -> Batches | None:
     """The sum, out of Redis's replies for the two hashes of a job."""
-    known = fields if isinstance(fields, Mapping) else {}
-    return summed(read(known), int(sum(whole_amounts(shelves).values())))
+    return summed(read(fields), sum(whole_amounts(shelves).values()))

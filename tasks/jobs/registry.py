@@ -19,6 +19,8 @@ from tasks import worker_reports as fleet
 from tasks.connection import text_of
 from tasks.errors import JobNotFoundError, UnreadableError
 from tasks.jobs import budget
+from tasks.jobs.batches import Batches
+from tasks.jobs.batches import of_jobs as batches_of
 from tasks.jobs.short_ids import is_whole, the_one
 from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
 from tasks.storable import entry_fields
@@ -39,6 +41,8 @@ FINAL: Final = frozenset({"done", "cancelled"})
 STALLED_AFTER_SECONDS: Final = 60.0
 #: Characters of a job's name that are kept.
 MAX_NAME: Final = 200
+#: Fields of a status that are left out where they say nothing.
+_SELDOM: Final = frozenset({"unreadable", "batches"})
 #: A rate older than this many seconds says nothing about now.
 RATE_VALID_SECONDS: Final = 15.0
 
@@ -71,18 +75,20 @@ class JobStatus:
     #: What the job may cost in US dollars, and what its calls have cost; None without a budget.
     budget_usd: float | None = None
     spent_usd: float | None = None
-    #: Why the job is paused: its budget is used up, a worker's model has no price, the LLM refuses the account, or its
-    #: user wants it; when it was paused, and what was said.
-    paused: Literal["budget", "price", "account", "user"] | None = None
+    #: Why the job is paused: its budget is used up, a worker's model has no price, the LLM refuses the account, its
+    #: endpoint knows no batches, or its user wants it; when it was paused, and what was said.
+    paused: Literal["budget", "price", "account", "batch", "user"] | None = None
     paused_at: float | None = None
     paused_message: str | None = None
-    #: What the workers that have work are waiting for, where all of them do: in words, and as a value.
+    #: What the job waits for, where all of its work does: in words, and as a value.
     waiting_for: str | None = None
     wait: Wait | None = None
     #: What it makes of each profile (`themes`, `price`); empty: everything.
     only_fields: tuple[str, ...] = ()
     #: Why the job's entry in Redis cannot be read; then nothing else of it is known.
     unreadable: str | None = None
+    #: Its batches at providers; None where it has none.
+    batches: Batches | None = None
 
     @property
     def is_final(self) -> bool:
@@ -105,11 +111,9 @@ class JobStatus:
         return max(0.0, self.finished_at - self.started_at)
 
     def fields(self) -> dict[str, Any]:
-        """By name, in a stable order; `unreadable` only where it says something."""
-        fields = asdict(self)
-        if self.unreadable is None:
-            del fields["unreadable"]
-        return fields
+        """By name, in a stable order; `unreadable` and `batches` only where they say something."""
+        fields = asdict(self) | {"batches": msgspec.to_builtins(self.batches)}
+        return {name: fields[name] for name in fields if name not in _SELDOM or fields[name] is not None}
 
     def json(self) -> str:
         return json.dumps(self.fields(), ensure_ascii=False)
@@ -165,8 +169,8 @@ def status(redis: Redis, job_id: str) -> JobStatus:
         JobNotFoundError: Redis knows no such job.
         UnreadableError: what Redis holds of it cannot be read.
     """
-    ((raw, money),) = entries(redis, [job_id])
-    known = known_status(job_id, raw, now=time.time(), money=money)
+    ((raw, more),) = entries(redis, [job_id])
+    known = known_status(job_id, raw, now=time.time(), **more)
     return known if known.is_settled else among_workers(known, fleet.workers(redis).values())
 
 
@@ -174,27 +178,36 @@ def among_workers(known: JobStatus, reports: Collection[fleet.WorkerReport]) -> 
     """The status of a job by what the workers do: none is stalled while one is busy, and all may wait for one thing."""
     if known.is_settled:
         return known
-    if known.state == "stalled" and any(one.chunks_held for one in reports):
-        # Slow is not stalled: a model may take minutes for one destination.
+    bought = known.batches if reports else None
+    if known.state == "stalled" and (any(one.chunks_held for one in reports) or (bought and bought.is_active)):
+        # Slow is not stalled: a model may take minutes for one destination, and a batch hours.
         known = replace(known, state="running")
     waits = [one.waiting_for for one in reports if one.chunks_claimed or one.chunks_held]
-    return waiting(known, waits[0] if waits and all(waits) else None)
+    if waits and all(waits):
+        return waiting(known, waits[0])
+    # While destinations come to an end, or workers make questions for the first batch, not everything waits.
+    waits_for_batch = bought and not known.rate_per_second and (bought.under_way or not waits)
+    return waiting(known, bought.wait if bought and waits_for_batch else None)
 
 
 def waiting(known: JobStatus, wait: Wait | None) -> JobStatus:
     """The status of a job whose work all waits for one thing."""
-    return replace(known, waiting_for=wait.format() if wait else None, wait=wait)
+    return replace(known, waiting_for=wait.format() if wait else None, wait=wait) if wait or known.wait else known
 
 
-def entries(redis: Redis, job_ids: Sequence[str]) -> list[tuple[Any, Any]]:
-    """The entry and the budget of each job, as Redis replies: a key of another type is an error in its place."""
+def entries(redis: Redis, job_ids: Sequence[str]) -> list[tuple[Any, dict[str, Any]]]:
+    """The entry of each job as Redis replies, and more of it: its budget, as Redis replies, and its batches.
+
+    A key of another type is an error in its place.
+    """
     hashes = [key for job_id in job_ids for key in (keys.job(job_id), keys.budget(job_id))]
     replies = readings.replies_of(redis, hashes)
-    return list(zip(replies[::2], replies[1::2], strict=True))
+    found = zip(replies[::2], replies[1::2], batches_of(redis, job_ids), strict=True)
+    return [(raw, {"money": money, "bought": bought}) for raw, money, bought in found]
 
 
-def known_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> JobStatus:
-    """A job's status from its entry and its budget as Redis replies.
+def known_status(job_id: str, raw: Any, *, now: float, money: Any = None, bought: Batches | None = None) -> JobStatus:
+    """A job's status from its entry and its budget as Redis replies, and the batches that it `bought`.
 
     Raises:
         JobNotFoundError: there is none.
@@ -205,7 +218,7 @@ def known_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> Job
     try:
         fields = readings.texts(raw)
         amounts = budget.state_of(readings.texts(money)) if money else None
-        return status_of(job_id, fields, now=now, money=amounts)
+        return status_of(job_id, fields, now=now, money=amounts, bought=bought)
     except UnreadableError as exc:
         raise UnreadableError(
             f"job {job_id} cannot be read ({exc}): put {keys.job(job_id)} or {keys.budget(job_id)} in Redis right, or "
@@ -213,10 +226,10 @@ def known_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> Job
         ) from exc
 
 
-def listed_status(job_id: str, raw: Any, *, now: float, money: Any = None) -> JobStatus:
+def listed_status(job_id: str, raw: Any, *, now: float, **more: Any) -> JobStatus:
     """As `known_status`; of a job that cannot be read, a status that says why. Raises JobNotFoundError."""
     try:
-        return known_status(job_id, raw, now=now, money=money)
+        return known_status(job_id, raw, now=now, **more)
     except UnreadableError as exc:
         name = readings.texts(raw).get("name", "") if isinstance(raw, Mapping) else ""
         return JobStatus(job_id, clean_line(name), "unreadable", unreadable=str(exc.__cause__ or exc))
@@ -231,9 +244,14 @@ def options_of(raw: bytes | str | None) -> JobOptions:
 
 
 def status_of(
-    job_id: str, fields: Mapping[str, str], *, now: float, money: budget.BudgetState | None = None
+    job_id: str,
+    fields: Mapping[str, str],
+    *,
+    now: float,
+    money: budget.BudgetState | None = None,
+    bought: Batches | None = None,
 ) -> JobStatus:
-    """A job's status from the fields of its registry entry and its budget. `now` is in seconds since 1970.
+    """A job's status from its entry's fields, its budget and its batches. `now` is in seconds since 1970.
 
     Raises:
         UnreadableError: a field that must be there is missing, or is not what it should be.
@@ -276,6 +294,7 @@ def status_of(
         paused_at=moment("paused_at") if paused else None,
         paused_message=fields.get("paused_message") if paused else None,
         only_fields=options.fields,
+        batches=bought,
     )
 
 
@@ -289,9 +308,9 @@ def list_jobs(redis: Redis, *, limit: int = 50) -> Iterator[JobStatus]:
     members: list[Any] = redis.zrevrange(keys.JOBS, 0, limit - 1)
     job_ids = [text_of(member) for member in members]
     reports = fleet.workers(redis).values()
-    for member, job_id, (raw, money) in zip(members, job_ids, entries(redis, job_ids), strict=True):
+    for member, job_id, (raw, more) in zip(members, job_ids, entries(redis, job_ids), strict=True):
         try:
-            yield among_workers(listed_status(job_id, raw, now=time.time(), money=money), reports)
+            yield among_workers(listed_status(job_id, raw, now=time.time(), **more), reports)
         except JobNotFoundError:
             # Its entry has reached the end of its life: the list follows.
             redis.zrem(keys.JOBS, member)
@@ -359,6 +378,10 @@ def format_paused(known: JobStatus, *, resume: str = "themes resume") -> str:
     if known.paused == "account":
         why = f"the LLM refuses every request: {known.paused_message}"
         return f"stopped, because {why}; {done}; mend that, then: {resume} {known.job_id}"
+    if known.paused == "batch":
+        why = f"its endpoint refuses batches: {known.paused_message}"
+        mend = f"{resume_command(known)}, and enqueue it with another --tier (answers so far are in the cache)"
+        return f"stopped, because {why}; {done}; {mend}"
     limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
     return (
         f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "
@@ -367,7 +390,9 @@ def format_paused(known: JobStatus, *, resume: str = "themes resume") -> str:
 
 
 def resume_command(known: JobStatus, job_id: str | None = None, *, resume: str = "themes resume") -> str:
-    """What lets a paused job go on, by its id or another name of it."""
+    """What lets a paused job go on, by its id or another name of it; what ends it, where nothing does."""
+    if known.paused == "batch":
+        return f"themes cancel {job_id or known.job_id}"
     more = (
         f" --budget {2 * max(known.budget_usd or 0.0, known.spent_usd or 0.0):.4g}" if known.paused == "budget" else ""
     )

@@ -53,12 +53,12 @@ class Actions:
 
 def acts_of(status: JobStatus) -> list[Act]:
     job_id, found = status.job_id, []
-    if status.paused:
+    if status.paused and status.paused != "batch":  # which would be refused again
         # With its budget used up it needs a higher one.
         is_simple = status.paused != "budget"
         command = jobs.format_paused(status).rpartition("themes resume ")[2] if not is_simple else job_id
         found.append(Act("resume", "Resume", f"themes resume {command}", is_simple=is_simple))
-    elif status.state in {"queued", "running", "stalled"}:
+    elif not status.paused and status.state in {"queued", "running", "stalled"}:
         found.append(Act("pause", "Pause", f"themes pause {job_id}"))
     if not status.paused and status.failed:
         found.append(Act("retry", f"Retry {status.failed:,} failed", retry_command(job_id)))

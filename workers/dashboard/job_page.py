@@ -101,7 +101,8 @@ class JobNow(_OfJob):
         words = job_values(status)
         self.set_header("Content-Type", "application/json; charset=utf-8")
         known = {
-            "tag": tag_of(status), "words": words["words"], "sentence": sentence(status), "is_final": status.is_final,
+            "tag": tag_of(status), "words": words["words"], "batches": words["batches"],
+            "sentence": sentence(status), "is_final": status.is_final,
             "verdict": await self.site.verdict(status, is_known=is_known), "counts": job_counts(status),
         }  # fmt: skip
         self.finish(embedded(known))

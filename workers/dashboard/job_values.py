@@ -16,7 +16,7 @@ def job_values(status: JobStatus) -> dict[str, Any]:
         words = f"Its entry in Redis cannot be read: {status.unreadable}"
     elif status.paused:
         words = format_paused(status)
-    elif status.waiting_for:
+    elif status.waiting_for and not (status.wait and status.wait.kind == "batch"):
         words = f"Waiting: {status.waiting_for}"
     elif status.state == "stalled":
         words = "Nothing has happened for a minute: is a worker running? (themes doctor)"
@@ -27,6 +27,7 @@ def job_values(status: JobStatus) -> dict[str, Any]:
         "only_fields": ", ".join(status.only_fields),
         "tag": tag_of(status),
         "words": words,
+        "batches": status.batches.format() if status.batches else "",
         "sentence": sentence(status),
         "is_final": status.is_final,
         "total": status.total,

@@ -26,7 +26,7 @@ def sentence(status: JobStatus) -> str:
         return f"Cancelled: {done} ({outcomes(status)})."
     if status.paused:
         return f"Paused: {done}."
-    if status.state == "queued":
+    if status.state == "queued" and not status.batches:
         return f"{count(status.total, 'destination')} queued, none begun."
     left = "" if status.eta_seconds is None else f", about {left_words(status.eta_seconds)} left"
     return f"{done}{left}."

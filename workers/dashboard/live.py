@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from redis import Redis
 
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.jobs import registry as jobs
 from tasks.jobs.registry import JobStatus
-from workers.diagnosis.verdict import of_system, read_pulse
+from workers.diagnosis.verdict import of_jobs, read_pulse
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
 #: Jobs shown: those that run, and the newest of the others.
@@ -64,6 +65,7 @@ class Snapshot:
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         found["jobs"] = [
             {name: job.done + job.failed if name == "ended" else getattr(job, name) for name in JOB_FIELDS}
+            | ({"batches": msgspec.to_builtins(job.batches)} if job.batches else {})
             for job in self.jobs
         ]
         found["workers"] = [
@@ -128,7 +130,6 @@ class LiveReader:
         redis, now = self._redis, time.monotonic()
         pulse = read_pulse(redis, self._broker)
         workers, known = pulse.workers, list(jobs.list_jobs(redis))
-        is_working = any(not (job.is_final or job.paused) for job in known)
         waits = {each.waiting_for.reason: each.waiting_for for each in workers.values() if each.waiting_for}
         self._count(Counted.of(read_metrics(redis), now))
         self._last = Snapshot(
@@ -136,7 +137,7 @@ class LiveReader:
             jobs=sorted(known, key=lambda job: job.is_final)[:JOBS],
             workers=workers,
             consumers=pulse.consumers,
-            verdict=of_system(pulse, is_working=is_working).words,
+            verdict=of_jobs(known, pulse).words,
             waits=[wait.format() for wait in waits.values()],
             queued=pulse.queue,
             results_lag=pulse.results,

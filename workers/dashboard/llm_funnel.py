@@ -14,7 +14,7 @@ from workers.observe.reporter import SeriesPoint
 #: What a verdict may name -> the step that it is about.
 STEP_OF: Final[Mapping[Resource, str]] = {
     "workers": "lanes", "lanes": "lanes", "cpu": "lanes", "memory": "lanes", "rate limit": "rate",
-    "connections": "connections", "llm": "llm", "endpoint": "llm", "database": "save",
+    "connections": "connections", "llm": "llm", "endpoint": "llm", "batches": "llm", "database": "save",
 }  # fmt: skip
 
 

@@ -109,6 +109,11 @@ def _connections(system: System) -> Iterator[Sample]:
     yield ("allowed",), sum(worker.connections for worker in system.workers.values())
 
 
+def _batch_requests(system: System) -> Iterator[Sample]:
+    yield ("under_way",), system.batches.running if system.batches else 0
+    yield ("waiting",), system.batches.waiting if system.batches else 0
+
+
 def _by_route(get: Callable[[RouteSummary], float | None]) -> Callable[[System], Iterator[Sample]]:
     def read(system: System) -> Iterator[Sample]:
         for route in system.routes:
@@ -213,6 +218,14 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("themes_budget_used_ratio", "gauge", "1",
            "The largest part of its budget that a job has spent, of those that have one and have not ended.",
            _one(lambda s: s.budget_used)),
+    Metric("themes_batches_open", "gauge", "batches",
+           "Batches that providers work on, of jobs that have not ended.",
+           _one(lambda s: s.batches.under_way if s.batches else 0)),
+    Metric("themes_batch_requests", "gauge", "requests",
+           "Requests of these jobs: under_way in a batch, or waiting to be sent in one.", _batch_requests, ("state",)),
+    Metric("themes_batch_oldest_seconds", "gauge", "seconds",
+           "How long ago the oldest open batch was asked for; absent where none is open.",
+           _one(lambda s: s.batches.age_seconds(s.at) if s.batches else None)),
     Metric("themes_llm_endpoint_up", "gauge", "1",
            "1 where the circuit is closed at every worker, 0 where it is open or half-open at one.",
            _by_route(lambda r: float(r.circuit == CIRCUITS[0])), ROUTE),

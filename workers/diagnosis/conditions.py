@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tasks.jobs.registry import JobStatus, format_paused
+from tasks.jobs.registry import JobStatus, format_paused, resume_command
 from tasks.texts import count
 from workers.diagnosis.finding import Finding, Resource
 from workers.diagnosis.troubles import DATABASE_ADVICE
+from workers.diagnosis.verdict import BATCH_ADVICE
+from workers.observe.batch_use import use_of
 from workers.observe.format import duration, size
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.results.queries.job_stats import JobStats, Point
@@ -36,12 +38,17 @@ def conditions(
     statements: Mapping[str, Mapping[str, float]],
 ) -> list[Finding]:
     """What precedes any bottleneck, the most pressing first; `alive` is None where Redis cannot be asked."""
+    standing = _standing(status, alive)
+    is_waiting = standing is not None and standing.resource == "batches"
+    batches = None if is_waiting else _batches(account, picture)
+    # While a provider has the questions lanes are idle, and nothing is wrong.
+    idle = () if is_waiting or batches else (_gaps(account), _tail(account))
     found = [
-        _standing(status, alive),
+        standing,
+        batches,
         _failures(status, account),
         _consumer(account, status),
-        _gaps(account),
-        _tail(account),
+        *idle,
         _statement(statements),
         _growth(picture.parts),
     ]
@@ -49,24 +56,31 @@ def conditions(
 
 
 def _standing(status: JobStatus, alive: int | None) -> Finding | None:
-    def held(resource: Resource, evidence: str, advice: str) -> Finding:
-        return Finding(resource=resource, share=1.0, evidence=evidence, advice=advice)
-
     if status.is_final:
         return None
     if status.paused:
-        return held("work", format_paused(status), f"themes resume {status.job_id}")
+        return _held("work", format_paused(status), resume_command(status))
     if status.waiting_for:
-        evidence, kind = f"everything waits: {status.waiting_for}", status.wait.kind if status.wait else ""
-        if kind == "other":
-            advice = "start a consumer (themes consumer), or see why it is slow: themes doctor"
-            return held("database", evidence, advice)
-        advice = "bring the endpoint back, ask for a higher limit, or add another endpoint (llm.endpoints); the work "
-        return held("endpoint", evidence, f"{advice}goes on by itself")
+        return _waiting(status)
     if alive == 0:
         left = count(max(0, status.total - status.done - status.failed), "destination")
-        return held("workers", f"no worker is alive; {left} waiting", "start one: themes worker (or themes up)")
+        return _held("workers", f"no worker is alive; {left} waiting", "start one: themes worker (or themes up)")
     return None
+
+
+def _waiting(status: JobStatus) -> Finding:
+    evidence, kind = f"everything waits: {status.waiting_for}", status.wait.kind if status.wait else ""
+    if kind == "batch" and status.batches:
+        return _held("batches", status.batches.clause(), f"nothing is stuck: {BATCH_ADVICE}")
+    if kind == "other":
+        advice = "start a consumer (themes consumer), or see why it is slow: themes doctor"
+        return _held("database", evidence, advice)
+    advice = "bring the endpoint back, ask for a higher limit, or add another endpoint (llm.endpoints); the work "
+    return _held("endpoint", evidence, f"{advice}goes on by itself")
+
+
+def _held(resource: Resource, evidence: str, advice: str) -> Finding:
+    return Finding(resource=resource, share=1.0, evidence=evidence, advice=advice)
 
 
 def _failures(status: JobStatus, account: JobStats) -> Finding | None:
@@ -93,6 +107,19 @@ def _consumer(account: JobStats, status: JobStatus) -> Finding | None:
         evidence=f"the last {duration(late)} of {duration(account.seconds)} went by after the last destination was "
         "made, until its row was durable",
         advice=DATABASE_ADVICE,
+    )  # fmt: skip
+
+
+def _batches(account: JobStats, picture: JobMeasurements) -> Finding | None:
+    """The time in which a provider had batches of the job, where it is a good part of all of it."""
+    use = use_of(picture)
+    if use is None or use.seconds < NAMED_SHARE * account.seconds:
+        return None
+    return Finding(
+        resource="batches", share=round(min(1.0, use.seconds / (account.seconds or 1.0)), 4),
+        evidence=f"for {duration(use.seconds)} {use.endpoints} had batches of this job: "
+        f"{count(round(use.sent), 'batch')}, {use.answered:,.0f} of {count(round(use.requests), 'request')} answered",
+        advice=BATCH_ADVICE,
     )  # fmt: skip
 
 

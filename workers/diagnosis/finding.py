@@ -7,7 +7,7 @@ import msgspec
 
 Resource = Literal[
     "connections", "rate limit", "lanes", "cpu", "redis", "database", "work", "tail", "workers", "llm", "endpoint",
-    "memory", "web", "unknown",
+    "batches", "memory", "web", "unknown",
 ]  # fmt: skip
 NAMES: Final[Mapping[str, str]] = {
     "connections": "LLM connections",
@@ -21,6 +21,7 @@ NAMES: Final[Mapping[str, str]] = {
     "workers": "no worker",
     "llm": "the LLM's latency",
     "endpoint": "an LLM endpoint that fails",
+    "batches": "batches at the provider",
     "memory": "memory that grows",
     "web": "evidence from the web",
     "unknown": "not known",

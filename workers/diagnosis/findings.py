@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from tasks.jobs.registry import JobStatus
 from workers.diagnosis.bottleneck import EXPLAINS, diagnose
@@ -13,6 +14,9 @@ from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
 from workers.results.queries.job_stats import JobStats, read_job_stats
+
+#: What is found first where lanes are idle: while a provider has the questions it explains nothing.
+IDLE: Final = frozenset({"work", "unknown"})
 
 
 def measured_of(picture: JobMeasurements, row: JobRow, account: JobStats) -> Measured | None:
@@ -35,7 +39,10 @@ def findings_of(
     special = conditions(status, account, picture, alive=alive, statements=statements)
     pressing = [each for each in special if each.share >= EXPLAINS]
     beside = [each for each in special if each not in pressing]
-    first, *others = (diagnose(m) if m else []) or (None,)
+    measured_ones = diagnose(m) if m else []
+    if measured_ones and measured_ones[0].resource in IDLE and any(each.resource == "batches" for each in special):
+        measured_ones = [each for each in measured_ones if each.resource not in {*IDLE, "llm"}]
+    first, *others = measured_ones or (None,)
     if first and first.resource not in {"work", "unknown"}:
         # Of what held it up for most of its time, the larger part leads.
         pressing = sorted([*pressing, first], key=lambda each: -each.share)

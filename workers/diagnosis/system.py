@@ -14,8 +14,9 @@ from tasks import worker_reports as fleet
 from tasks.connection import server_info, text_of
 from tasks.errors import JobNotFoundError
 from tasks.jobs import registry, totals
+from tasks.jobs.batches import Batches
 from tasks.jobs.registry import FINAL, JobStatus
-from workers.diagnosis.verdict import NONE, Pulse, Verdict, of_system, read_backlog, read_learnt
+from workers.diagnosis.verdict import NONE, Pulse, Verdict, of_jobs, read_backlog, read_learnt, together
 from workers.llm.cache.stats import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
@@ -90,6 +91,8 @@ class System:
     redis_limit_bytes: int
     #: What limits it now.
     verdict: Verdict = NONE
+    #: Batches at providers of all jobs that have not ended; None where none has any.
+    batches: Batches | None = None
     #: What cannot be read, and why: a job's entry, a process's report.
     unreadable: tuple[str, ...] = ()
 
@@ -149,12 +152,14 @@ def read_system(redis: Redis, broker: Redis) -> System:
         jobs=states,
         destinations_open=sum(max(0, one.total - one.done - one.failed) for one in statuses),
         budget_used=max(shares, default=None),
+        batches=together(statuses),
         cache=read_cache(redis),
         totals=totals.read_totals(redis),
         metrics=read_metrics(redis),
         redis_bytes=int(memory.get("used_memory", 0)),
         redis_limit_bytes=int(memory.get("maxmemory", 0)),
-        verdict=of_system(
+        verdict=of_jobs(
+            statuses,
             Pulse(
                 workers=workers,
                 consumers=consumers,
@@ -163,7 +168,6 @@ def read_system(redis: Redis, broker: Redis) -> System:
                 results=results,
                 behind_seconds=read_backlog(redis)[1],
             ),
-            is_working=any(not one.paused for one in statuses),
         ),
         unreadable=(
             *(f"job {one.job_id}: {one.unreadable}" for one in statuses if one.unreadable),
@@ -212,9 +216,9 @@ def _jobs(redis: Redis, workers: Mapping[str, fleet.WorkerReport]) -> tuple[list
 
 def _statuses(redis: Redis, job_ids: list[str]) -> list[JobStatus]:
     now, found = time.time(), []
-    for job_id, (raw, money) in zip(job_ids, registry.entries(redis, job_ids), strict=True):
+    for job_id, (raw, more) in zip(job_ids, registry.entries(redis, job_ids), strict=True):
         with contextlib.suppress(JobNotFoundError):  # its entry has just reached the end of its life
-            found.append(registry.listed_status(job_id, raw, now=now, money=money))
+            found.append(registry.listed_status(job_id, raw, now=now, **more))
     return found
 
 

@@ -4,8 +4,10 @@ Workers report, once a second, how many of their prompts stand in which line, as
 line is the limit. How long one waits in it is Little's law: those in line / those that leave it a second.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +16,7 @@ from redis import Redis, ResponseError
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.connection import text_of
+from tasks.jobs.batches import Batches
 from tasks.jobs.registry import JobStatus, format_paused
 from tasks.readings import amounts, replies_of
 from tasks.texts import count
@@ -27,6 +30,7 @@ IDLE: Final = 0.7
 FULL: Final = 0.95
 #: Percent of a core from which on a worker process is full: its loop is one thread.
 FULL_CPU_PERCENT: Final = 85.0
+BATCH_ADVICE: Final = "a provider takes minutes to a day for a batch; other tiers answer at once"
 #: Seconds that a result waits to be saved, from which on the database is the limit.
 BEHIND_SECONDS: Final = 3.0
 
@@ -115,7 +119,23 @@ def of_job(status: JobStatus, pulse: Pulse) -> Verdict:
         return NONE
     if status.paused:
         return Verdict("work", _sentence(format_paused(status)))
-    return of_system(pulse, is_working=True)
+    return of_jobs([status], pulse)
+
+
+def of_jobs(statuses: Sequence[JobStatus], pulse: Pulse) -> Verdict:
+    """What limits everything, by all jobs that may not have ended."""
+    working = [status for status in statuses if not (status.is_final or status.paused)]
+    bought = together(working)
+    if pulse.workers and bought and all(status.wait and status.wait.kind == "batch" for status in working):
+        text, advice = _sentence(bought.clause()), _sentence(f"nothing is stuck: {BATCH_ADVICE}")
+        return _database(pulse) or _waiting(pulse) or Verdict("batches", text, advice)
+    return of_system(pulse, is_working=bool(working))
+
+
+def together(statuses: Sequence[JobStatus]) -> Batches | None:
+    """The batches of all these jobs; None where none has any."""
+    found = [status.batches for status in statuses if status.batches]
+    return reduce(operator.add, found) if found else None
 
 
 def of_findings(findings: Sequence[Finding]) -> Verdict:
@@ -123,8 +143,8 @@ def of_findings(findings: Sequence[Finding]) -> Verdict:
     if not findings:
         return NONE
     finding = findings[0]
-    if finding.resource == "unknown":
-        return Verdict("unknown", _sentence(finding.evidence), _sentence(finding.advice))
+    if finding.resource in {"unknown", "batches"}:
+        return Verdict(finding.resource, _sentence(finding.evidence), _sentence(finding.advice))
     return _limited(finding.resource, finding.evidence, finding.advice)
 
 

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from tasks import keys
 from tasks.frames import WireError
 from tasks.messages import pack, unpack
+from workers.observe.batch_use import batch_parts
 from workers.observe.measurements import JobMeasurements, ProcessMeasurements
 from workers.observe.profiler import PerformanceProfiler
 from workers.process.periodic import report_periodically
@@ -78,9 +79,14 @@ class MeasurementReporter:
 
 
 def read_measurements(redis: SyncRedis, job_id: str) -> list[ProcessMeasurements]:
-    """What each process has measured of a job; foreign fields are left out."""
-    packed: list[Any] = redis.hvals(keys.measurements(job_id))
-    return decode_measurements(packed)
+    """What each process has measured of a job, and its batches; foreign fields are left out."""
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.hvals(keys.measurements(job_id))
+        pipeline.hgetall(keys.batches(job_id))
+        packed, batches = pipeline.execute(raise_on_error=False)
+    if isinstance(packed, Exception):
+        raise packed
+    return [*decode_measurements(packed), *batch_parts(batches)]
 
 
 def read_job_measurements(redis: SyncRedis, job_id: str) -> JobMeasurements:

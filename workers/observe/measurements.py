@@ -43,7 +43,7 @@ WHOLES: Final[Mapping[str, str]] = {
 #: The fact that says how many prompts of a destination can be under way together, round by round: "5 11".
 PROMPT_ROUNDS: Final = "prompt_rounds"
 
-Role = Literal["worker", "consumer", "producer", "dashboard"]
+Role = Literal["worker", "consumer", "producer", "dashboard", "provider"]
 
 
 class SlowDestination(msgspec.Struct, frozen=True):
@@ -71,7 +71,8 @@ class ProcessMeasurements(msgspec.Struct, frozen=True):
     books count calls), `llm.errors.CLASS` (of these, those without an answer; `rate_limited` is a class),
     `connections_opened`, `connections_reused`, and of the ended destinations `bytes_raw`, `bytes_stored`,
     `cache_hits`, `memory_hits`, `cache_misses`, `coalesced`, `prompt_tokens`, `completion_tokens`. A consumer has
-    `batches`, `entries` of the stream, `results` of destinations, `rows` of the database. `peaks` are maxima:
+    `batches`, `entries` of the stream, `results` of destinations, `rows` of the database. What was bought of a provider
+    is in one part for all of it (`workers.observe.batch_use`). `peaks` are maxima:
     `rss_bytes`, `uss_bytes`, `threads`, `descriptors`, and `rss_growth_bytes_per_hour` where the memory grows for sure
     (workers/observe/trend.py): a leak. `facts` are settings in force and what was learnt, by key.
     """

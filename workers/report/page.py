@@ -83,7 +83,7 @@ def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
     estimated = f"{count(usage.estimated_calls, 'call')} by length" if usage.estimated_calls else ""
     cached = f"{usage.cached_tokens:,} out of the provider's cache" if usage.cached_tokens else ""
     reasoning = f"{usage.reasoning_tokens:,} of reasoning" if usage.reasoning_tokens else ""
-    return [
+    found = [
         ("ended", "destinations", f"{ended:,}", f"of {job['total']:,}"),
         ("failed", "failed", f"{job['failed']:,}", f"{job['partial']:,} partial"),
         ("seconds", "time", duration(report.seconds), first),
@@ -97,6 +97,12 @@ def figures(report: JobReport) -> list[tuple[str, str, str, str]]:
         ("cost", "cost", cost(usage.cost_usd), f"saved {cost(usage.saved_usd)}"),
         ("retried", "runs", f"{account.runs:,}", f"{account.retried:,} were new tries"),
     ]
+    if use := report.batches:
+        expired = f", {use.expired:,.0f} expired" if use.expired else ""
+        saved = f", saved {dollars(use.saved_usd)}" if use.saved_usd else ""
+        requests = f"{use.answered:,.0f} of {use.requests:,.0f} answered"
+        found.append(("batches", "batches", f"{use.sent:,.0f}", f"{requests}{expired}{saved}"))
+    return found
 
 
 def cost(usd: float | None) -> str:

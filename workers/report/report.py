@@ -18,12 +18,13 @@ from workers.diagnosis.finding import NAMES, Finding
 from workers.diagnosis.findings import findings_of, measured_of
 from workers.diagnosis.measured import OUTSIDE, WEB, lane_seconds
 from workers.diagnosis.verdict import Pulse, Verdict, of_findings, of_job
+from workers.observe.batch_use import BatchUse, use_of
 from workers.observe.format import dollars
 from workers.observe.measurements import HOPS, WHOLES, JobMeasurements, ProcessMeasurements
 from workers.observe.metrics import Histogram
 from workers.report.optimisations import Optimisation, optimisations
 from workers.results.database.rows import JobRow
-from workers.results.queries.job_stats import JobStats, WorkerRow
+from workers.results.queries.job_stats import BATCHES, JobStats, WorkerRow
 
 SLOWEST: Final = 10
 #: Part by which what servers say and the price lists may differ before it is told.
@@ -90,7 +91,7 @@ class Capacity(msgspec.Struct, frozen=True):
     words: str
 
 
-class JobReport(msgspec.Struct, frozen=True):
+class JobReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """All of it. Times of day are seconds since 1970, UTC."""
 
     job: dict[str, Any]
@@ -116,6 +117,8 @@ class JobReport(msgspec.Struct, frozen=True):
     facts: dict[str, Any]
     is_profiled: bool
     notes: list[str]
+    #: What it bought in batches; left out where it had none.
+    batches: BatchUse | None = None
 
     def json(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -167,6 +170,7 @@ def report_of(
         facts=dict(sorted(facts.items())),
         is_profiled=bool(picture.workers),
         notes=[*notes, *_only(status), *_notes(row, picture, account)],
+        batches=use_of(picture),
     )
 
 
@@ -269,7 +273,7 @@ def _notes(row: JobRow, picture: JobMeasurements, account: JobStats) -> list[str
             "Nothing was measured, or it is gone: profiling was off (enable_performance_profiling), or the job is too "
             "old. Counts are exact all the same; where the time went is not known."
         )
-    elif len(account.workers) > len({part.name for part in picture.workers}):
+    elif {each.worker for each in account.workers} - {part.name for part in picture.workers} - {BATCHES}:
         notes.append("Some workers have left no measurements; shares and waits are those of the others.")
     if row.usage.estimated_calls:
         notes.append(

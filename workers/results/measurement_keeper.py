@@ -1,4 +1,4 @@
-"""Copies the measurements of jobs from Redis to the database, so that they outlive their week there.
+"""Copies the measurements of jobs, with their batches, from Redis to the database, so that they outlive their week.
 
 A job whose measurements have changed is due (`tasks.keys.MEASUREMENTS_DUE`). It is copied when it has ended or is
 paused, else once a minute; and again when more comes later: a worker reports a moment after the job's end. A second
@@ -19,6 +19,7 @@ from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import DatabaseBusyError, DatabaseError
 from tasks.lua import lua
+from workers.observe.batch_use import batch_parts
 from workers.observe.measurement_store import decode_measurements
 from workers.process.periodic import report_periodically
 from workers.results.database.manager import AsyncDatabaseManager
@@ -87,7 +88,12 @@ class MeasurementKeeper:
         return True
 
     async def _copy(self, job_id: str) -> None:
-        packed: list[Any] = await self._redis.hvals(keys.measurements(job_id))
-        if parts := decode_measurements(packed):
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hvals(keys.measurements(job_id))
+            pipeline.hgetall(keys.batches(job_id))
+            packed, batches = await pipeline.execute(raise_on_error=False)
+        if isinstance(packed, Exception):
+            raise packed
+        if parts := [*decode_measurements(packed), *batch_parts(batches)]:
             rows = {part.process: msgspec.json.encode(part).decode() for part in parts}
             await self._store.keep_measurements(job_id, rows)

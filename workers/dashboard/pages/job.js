@@ -228,6 +228,8 @@ async function refresh() {
   state(status.tag, status.words);
   if (status.sentence) put("sentence", status.sentence);
   put("verdict", status.verdict);
+  put("batches", status.batches);
+  $("batches").hidden = !status.batches;
   later();
   return status;
 }

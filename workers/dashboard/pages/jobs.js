@@ -15,8 +15,8 @@ function show(job) {
   tag.textContent = job.tag;
   tag.className = `tag ${job.tag}`;
   const words = row.querySelector(".words");
-  words.hidden = !job.words;
-  words.textContent = job.words;
+  words.textContent = job.words || (job.is_final ? "" : job.batches);
+  words.hidden = !words.textContent;
   row.querySelector("[data-is=finished]").textContent = `${whole.format(job.ended)} of ${whole.format(job.total)}`;
   row.querySelector("[data-is=rest]").textContent = job.rest;
   for (const part of job.parts) {

@@ -6,9 +6,24 @@ All of it is summed up by the database, so a job of a million destinations takes
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Integer, RowMapping, Select, and_, case, cast, func, literal, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    RowMapping,
+    Select,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+)  # fmt: skip
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tasks.jobs.batches import BOOKED_BY
 from workers.results.database import tables
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
@@ -18,6 +33,11 @@ POINTS: Final = 60
 SHORTEST_POINT_SECONDS: Final = 0.25
 SLOWEST: Final = 10
 KINDS: Final = 20
+#: The name of all batches together, beside those of workers.
+BATCHES: Final = "batches"
+_WORKER: Final = tables.attempts.c.worker
+#: Whether a row is a worker's run: others are the books of a batch.
+_IS_RUN: Final = or_(_WORKER.not_like(f"{BOOKED_BY}%"), _WORKER.like("%@%"))
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -75,6 +95,8 @@ class RunRow(msgspec.Struct, frozen=True):
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
+    """A worker's runs; or, under the name `BATCHES`, what all batches have cost."""
+
     worker: str
     runs: int
     llm_calls: int
@@ -119,10 +141,11 @@ def empty_job_stats(*, started_at: float, ended_at: float) -> JobStats:
 async def read_job_stats(store: AsyncDatabaseManager, job: JobRow, *, now: float) -> JobStats:
     """Read what there is of a job, in one consistent view."""
     table = tables.attempts
+    stopped = and_(table.c.outcome == "stopped", _IS_RUN)
     query = select(
-        func.count().label("runs"),
-        func.count(table.c.destination_id.distinct()).label("destinations"),
-        func.coalesce(func.sum(case((table.c.outcome == "stopped", 1), else_=0)), 0).label("stopped"),
+        func.count(case((_IS_RUN, 1))).label("runs"),
+        func.count(case((_IS_RUN, table.c.destination_id)).distinct()).label("destinations"),
+        func.coalesce(func.sum(case((stopped, 1), else_=0)), 0).label("stopped"),
         func.min(case((table.c.outcome != "stopped", table.c.at))).label("first_at"),
         func.max(table.c.at).label("last_at"),
         func.coalesce(func.sum(table.c.elapsed_ms), 0.0).label("busy_ms"),
@@ -288,8 +311,9 @@ async def _slowest(connection: AsyncConnection, job_id: str) -> list[RunRow]:
 async def _workers(connection: AsyncConnection, job_id: str) -> list[WorkerRow]:
     table = tables.attempts
     sums = func.count(), func.sum(table.c.llm_calls), func.sum(table.c.elapsed_ms)
-    query = select(table.c.worker, *sums).where(table.c.job_id == job_id)
-    found = await connection.execute(query.group_by(table.c.worker).order_by(table.c.worker))
+    name = case((_IS_RUN, _WORKER), else_=literal_column(f"'{BATCHES}'"))
+    query = select(name, *sums).where(table.c.job_id == job_id)
+    found = await connection.execute(query.group_by(name).order_by(name))
     return [WorkerRow(worker, runs, int(calls), float(ms) / 1000) for worker, runs, calls, ms in found]
 
 
