@@ -14,7 +14,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
 | themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
-| themes:job:ID:batches | hash | tag -> a batch at a provider: its state, its counts (`tasks.jobs.batches`) | as the registry entry |
+| themes:job:ID:batches | hash | tag -> a batch at a provider (`tasks.jobs.batches`) | as the registry entry |
 | themes:job:ID:batches:shelves | hash | endpoint/model -> questions that wait for a batch | emptied by the work |
 | themes:job:ID:producer | string | lives while a producer enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
