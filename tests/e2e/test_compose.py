@@ -1,7 +1,6 @@
 """What docker-compose.yml starts, as processes of this machine: commands, environments, healthchecks, and a job."""
 
 import json
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -9,29 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lib.local_redis import find_binary
-from tests.e2e.conftest import until
-from tests.support.compose import ROOT, Machine, dotenv, read
-from tests.support.redis_cli import redis_cli
+from tests.support.compose import ROOT, Machine, dotenv, free_port, read
+from tests.support.redis_cli import redis_binaries
 
 CITIES = "name,country\nKyoto,Japan\nOslo,Norway\nLima,Peru\n"
 #: The key that the sandbox asks for; no variable of any container has it.
 KEY = "sk-of-the-test"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _binaries(folder: Path) -> Path:
-    """A folder with `redis-server`, and with `redis-cli` where there is one."""
-    folder.mkdir()
-    (folder / "redis-server").symlink_to(find_binary("bundled"))
-    found = redis_cli()
-    if found:
-        (folder / "redis-cli").symlink_to(found)
-    return folder
 
 
 Make = Callable[..., Machine]
@@ -47,14 +29,14 @@ def make(tmp_path: Path) -> Iterator[Make]:
         (tmp_path / "secrets" / "llm_api_key").write_text(f"{KEY}\n")
         values = dotenv((ROOT / ".env.example").read_text())
         values |= {"REDIS_PASSWORD": "a-Password_1", "THEMES_DASHBOARD__BASIC_AUTH": "me:another-password", **env}
-        redis, llm, dashboard = (str(_free_port()) for _ in range(3))
+        redis, llm, dashboard = (free_port() for _ in range(3))
         here = {
             "redis:6379": f"127.0.0.1:{redis}", "6379": redis, "sandbox:8089": f"127.0.0.1:{llm}", "8089": llm,
             "0.0.0.0": "127.0.0.1", "5555": dashboard, "/state": str(tmp_path / "state"),  # noqa: S104
             "/data": str(tmp_path / "data"),
             "/etc/themes": str(ROOT / "deploy/redis"), "/run/secrets": str(tmp_path / "secrets"),
         }  # fmt: skip
-        made.append(Machine(read(values)["services"], tmp_path, here, _binaries(tmp_path / "bin")))
+        made.append(Machine(read(values)["services"], tmp_path, here, redis_binaries(tmp_path / "bin")))
         return made[-1]
 
     yield machine
@@ -63,23 +45,10 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def _start_all(machine: Machine) -> None:
-    (machine.folder / "data").mkdir()
-    machine.start("redis", "--bind", "127.0.0.1", "--port", machine.here["6379"])
-    if (machine.binaries / "redis-cli").exists():
-        until("redis to be healthy", lambda: machine.is_healthy("redis") or _ended(machine, "redis"))
+    machine.start_redis()
     machine.start("sandbox", "--latency", "20ms", "--api-key", KEY)
-    until("the sandbox to be healthy", lambda: machine.is_healthy("sandbox"))
-    names = ("worker", "consumer", "flower")
-    for name in names:
-        assert not machine.is_healthy(name), f"{name} runs already"
-        machine.start(name)
-    for name in names:
-        until(f"{name} to be healthy", lambda name=name: machine.is_healthy(name) or _ended(machine, name))
-
-
-def _ended(machine: Machine, name: str) -> bool:
-    assert machine.processes[name].poll() is None, machine.log(name)
-    return False
+    machine.until_healthy("sandbox")
+    machine.start_healthy("worker", "consumer", "flower")
 
 
 def test_every_service_runs_as_the_file_says_and_they_do_a_job(make: Make) -> None:

@@ -6,8 +6,10 @@ its own healthcheck; addresses, ports and paths of the inside become those of th
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
+#: Seconds that a service may take to be healthy; a hanging one is a failing one.
+SECONDS = 180
 #: `${NAME}`, `${NAME:-default}`, `${NAME:?message}`, and `$$`, which is a dollar.
 _VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-?])([^}]*))?\})")
 
@@ -54,6 +58,12 @@ def dotenv(text: str) -> dict[str, str]:
     """The variables of a .env file."""
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
+
+
+def free_port() -> str:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
 
 
 @dataclass
@@ -97,6 +107,28 @@ class Machine:
                 start_new_session=True,
             )
         return self.processes[name]
+
+    def start_redis(self) -> None:
+        """Start Redis on its port of this machine; wait for it where something can ask it."""
+        Path(self.here["/data"]).mkdir()
+        self.start("redis", "--bind", "127.0.0.1", "--port", self.here["6379"])
+        if (self.binaries / "redis-cli").exists():
+            self.until_healthy("redis")
+
+    def start_healthy(self, *names: str) -> None:
+        """Start services, none of which is healthy before, and wait until all of them are."""
+        for name in names:
+            assert not self.is_healthy(name), f"{name} runs already"
+            self.start(name)
+        for name in names:
+            self.until_healthy(name)
+
+    def until_healthy(self, name: str) -> None:
+        """Wait for the healthcheck of a service that runs."""
+        deadline = time.monotonic() + SECONDS
+        while not self.is_healthy(name):
+            assert self.processes[name].poll() is None, self.log(name)
+            assert time.monotonic() < deadline, f"{name} is not healthy after {SECONDS} s: {self.log(name)}"
 
     def run(self, name: str, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """As `docker compose run --rm -T NAME WORDS`."""

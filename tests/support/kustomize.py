@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,29 @@ def pod_of(one: Object) -> Object:
     """The spec of the pods that an object makes; empty where it makes none."""
     found: Object = one.get("spec", {}).get("template", {}).get("spec", {})
     return found
+
+
+def config_maps(objects: list[Object]) -> dict[str, dict[str, str]]:
+    """What the ConfigMaps hold, by name."""
+    return {one["metadata"]["name"]: one["data"] for one in objects if one["kind"] == "ConfigMap"}
+
+
+def environment(
+    container: Object, config: dict[str, dict[str, str]], secret: Callable[[str, str], str]
+) -> dict[str, str]:
+    """The variables of a container; `secret` gives the value of a secret's key."""
+    env: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        env |= config[source["configMapRef"]["name"]]
+    for one in container.get("env", []):
+        ((kind, place),) = one.get("valueFrom", {"value": one.get("value")}).items()
+        if kind == "value":
+            env[one["name"]] = re.sub(r"\$\((\w+)\)", lambda match: env[match[1]], place)
+        elif kind == "secretKeyRef":
+            env[one["name"]] = secret(place["name"], place["key"])
+        else:
+            env[one["name"]] = config[place["name"]][place["key"]]
+    return env
 
 
 def normal(value: Any) -> Any:

@@ -18,7 +18,7 @@ import yaml
 from config.settings import KNOWN_VARIABLES, OTHER_VARIABLES, Settings, known_keys, load
 from scripts.lib.supervisor import STOP_MARGIN_SECONDS
 from scripts.main import VERBS, cli
-from tests.support.kustomize import DEPLOY, Object, normal, pod_of, render
+from tests.support.kustomize import DEPLOY, Object, config_maps, environment, normal, pod_of, render
 from workers.dashboard.metrics_table import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -56,22 +56,12 @@ def _walk(value: Any) -> Iterator[Object]:
 
 
 def _config(overlay: str) -> dict[str, dict[str, str]]:
-    return {one["metadata"]["name"]: one["data"] for one in _objects(overlay) if one["kind"] == "ConfigMap"}
+    return config_maps(_objects(overlay))
 
 
 def _environment(overlay: str, container: Object) -> dict[str, str]:
     """The variables of a container; what a secret holds is made up."""
-    config = _config(overlay)
-    sources = [config[source["configMapRef"]["name"]] for source in container.get("envFrom", [])]
-    env = {key: text for source in sources for key, text in source.items()}
-    for one in container.get("env", []):
-        source = one.get("valueFrom", {})
-        if reference := source.get("configMapKeyRef"):
-            env[one["name"]] = config[reference["name"]][reference["key"]]
-        else:
-            value = one.get("value", "redis://x/1" if one["name"] == "REDIS_URL" else "x")
-            env[one["name"]] = re.sub(r"\$\((\w+)\)", lambda match: env[match[1]], value)
-    return env
+    return environment(container, _config(overlay), lambda name, _: "redis://x/1" if name == "themes-redis" else "x")
 
 
 def _settings(env: dict[str, str]) -> Settings:
