@@ -59,7 +59,7 @@ def reports_of_this_host(settings: Settings, role: str) -> bool:
         if role == "worker":
             pids = [report.pid for report in fleet.workers(redis).values() if report.host == host]
         else:
-            pids = [one.pid for name, one in fleet.consumers(redis).items() if name.startswith(f"{host}-")]
+            pids = [one.pid for name, one in fleet.consumers(redis).items() if name.rsplit("-", 2)[0] == host]
     return any(map(_runs, pids))
 
 

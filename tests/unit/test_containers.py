@@ -4,6 +4,7 @@ import fnmatch
 import json
 import re
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def test_the_file_is_one_by_the_compose_specification() -> None:
 def test_the_parts_are_there_and_ours_share_one_image() -> None:
     assert {"redis", "worker", "consumer", "flower", "sandbox", "themes"} == {*OURS, "redis"}
     assert {"redis", "ollama", "postgresql", "prometheus", "grafana"} == set(THEIRS)
-    assert {(service["build"], service["image"]) for service in OURS.values()} == {(".", "themes:0.1.0")}
+    assert {(service["build"], service["image"]) for service in OURS.values()} == {
+        (".", f"themes:{version('smart-destination-themes')}")
+    }
     profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", [])}
     assert profiles == {"tools", "sandbox", "ollama", "postgresql", "monitoring"}
 

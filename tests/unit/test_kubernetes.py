@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -120,6 +121,18 @@ def test_every_pod_is_without_rights(overlay: str) -> None:
     user = re.search(r"^USER (\d+):", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert user
     assert {pod_of(one)["securityContext"]["runAsUser"] for one, _ in _ours(overlay)} == {int(user[1])}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_of_ours_have_the_version_of_this_and_others_are_pinned(overlay: str) -> None:
+    for one, container in _containers(overlay):
+        name, _, tag = container["image"].rpartition("themes:")
+        is_ours = one["metadata"]["name"] in {"worker", "consumer", "dashboard", "sandbox"}
+        assert (
+            (tag == version("smart-destination-themes"))
+            if is_ours
+            else re.search(r":[\d.]+-alpine@sha256:\w{64}$", name + tag)
+        )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
