@@ -49,6 +49,7 @@ VERBS: Final = {
     "prices": "Show what MODEL costs at each endpoint, and where its prices are from; exit 1 when one is not known.",
     "cache": "Look into the shared cache of LLM completions, or empty it.",
     "doctor": "Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails.",
+    "health": "Say whether a worker, consumer or dashboard of this host lives; exit 1 when none does.",
     "config": "Show the settings, or check them.",
     "worker": "Run one worker process in the foreground, and start it again when it dies.",
     "worker-memory": "Trace the memory of running workers: start, compare (after some minutes of work), stop.",

@@ -252,13 +252,15 @@ def translated(client: Redis) -> Iterator[None]:
     except (RedisConnectionError, UnicodeError, socket.gaierror) as exc:
         if "max number of clients" in str(exc):
             raise RedisUnavailableError(f"Redis at {place} has no connection left: {_MORE_CLIENTS}") from exc
-        raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_start(place)}") from exc
+        raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_start(place, exc)}") from exc
     except ResponseError as exc:
         raise RedisUnavailableError(f"Redis at {place} {_refused(exc)}") from exc
 
 
-def _start(place: str) -> str:
-    """How to have a Redis; where the default was asked no stack was found, and those that run elsewhere are named."""
+def _start(place: str, exc: Exception | None = None) -> str:
+    """How to have a Redis that can be used; where the default was asked, stacks that run elsewhere are named."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+        return "put the file of its authority into REDIS_URL, rediss://host:port/1?ssl_ca_certs=FILE"
     return elsewhere(_START) if place == PerformanceSettings().redis_url else _START
 
 

@@ -10,6 +10,7 @@ import pytest
 from config import legacy
 from config.settings import KNOWN_VARIABLES, OTHER_VARIABLES, known_keys
 from scripts.main import VERBS, cli
+from tests.support.compose import dotenv
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *(ROOT / "docs").rglob("*.md")]
@@ -58,8 +59,9 @@ def test_every_file_and_script_named_in_the_documents_exists(name: str) -> None:
 def test_every_variable_and_setting_in_the_documents_is_known(name: str) -> None:
     variables = {f"THEMES_{key.upper().replace('.', '__')}" for key in known_keys()}
     variables |= set(KNOWN_VARIABLES) | OTHER_VARIABLES
+    deployed = set(dotenv((ROOT / ".env.example").read_text()))
     for variable in re.findall(r"\b(?:THEMES|OPENAI|REDIS|CELERY|DATABASE)_[A-Z_]+\b(?!<)", TEXTS[name]):
-        assert variable in variables or variable == "THEMES_", variable
+        assert variable in variables | deployed or variable == "THEMES_", variable
     settings = known_keys()
     sections = {key.partition(".")[0] for key in settings if "." in key}
     for key in re.findall(r"`([a-z_]+\.[a-z_]+)`", TEXTS[name]):
