@@ -11,13 +11,15 @@ import msgspec
 from config.errors import ConfigError
 
 GRAMMAR: Final = (
-    "KEY=VALUE,...: delay and window (seconds until all is answered, until it expires), lag (seconds until it is"
-    " listed), share and line_errors (0 to 1), lost_uploads, lost_creates and busy_uploads (how many)"
+    "KEY=VALUE,...: delay and window (seconds until all is answered, until it expires), lag (seconds until"
+    " it is listed), share and line_errors (0 to 1), lost_uploads, lost_creates and busy_uploads (how many); or off"
 )
 
 
 class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How this provider treats batches. `share` of the lines are answered at all, of these `line_errors` by an error.
+    """How this provider treats batches; `is_off`: it knows none.
+
+    `share` of the lines are answered at all, of these `line_errors` by an error.
 
     Replies to the first `lost_uploads` and `lost_creates` are cut off after the deed; the first `busy_uploads` get 429.
     """
@@ -27,6 +29,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lag: float = 0.0
     share: float = 1.0
     line_errors: float = 0.0
+    is_off: bool = False
     lost_uploads: int = 0
     lost_creates: int = 0
     busy_uploads: int = 0
@@ -34,6 +37,8 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def parse_habits(text: str) -> Habits:
     """Read `delay=5,line_errors=0.01`. Raises ConfigError."""
+    if text.strip() == "off":
+        return Habits(is_off=True)
     given = dict(option.strip().partition("=")[::2] for option in text.split(",") if option.strip())
     try:
         habits = msgspec.convert(given, Habits, strict=False)

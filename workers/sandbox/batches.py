@@ -57,6 +57,8 @@ class Batches:
             self._folder.cleanup()
 
     def route(self, app: web.Application) -> None:
+        if self.habits.is_off:
+            return
         for method, path, handle in (
             ("POST", "/v1/files", self._upload),
             ("GET", "/v1/files", self._list_files),
