@@ -1,4 +1,4 @@
-"""Frames of zstd: whole, with their size, and bounded before they are believed."""
+"""Bytes behind one codec byte, and frames of zstd: whole, with their size, and bounded before they are believed."""
 
 import threading
 from typing import Final
@@ -11,6 +11,11 @@ from config.errors import ThemesError
 MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
 #: zstd's level: the next three take twice the time for five percent.
 LEVEL: Final = 3
+
+#: Below this size compression costs more than it saves.
+COMPRESS_FROM_BYTES: Final = 256
+CODECS: Final = (b"\x00", b"\x01")
+_RAW, _ZSTD = CODECS
 
 
 class WireError(ThemesError, ValueError):
@@ -47,3 +52,18 @@ def decompressed(frame: bytes) -> bytes:
         return _zstd.decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise WireError(f"not zstd: {exc}") from exc
+
+
+def packed(raw: bytes, *, compress: bool = True) -> bytes:
+    """What is encoded already, behind its codec byte."""
+    if compress and len(raw) >= COMPRESS_FROM_BYTES:
+        return _ZSTD + compressed(raw)
+    return _RAW + raw
+
+
+def unpacked(data: bytes) -> bytes:
+    """What `packed` was given. Raises `WireError` as `unpack`."""
+    codec, body = data[:1], data[1:]
+    if codec not in CODECS:
+        raise WireError(f"unknown codec byte {codec!r}")
+    return body if codec == _RAW else decompressed(body)

@@ -11,12 +11,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from tasks.frames import WireError, compressed, decompressed
+from tasks.frames import WireError, packed, unpacked
 from tasks.identity import OwnId, destination_id
-
-#: Below this size compression costs more than it saves.
-COMPRESS_FROM_BYTES: Final = 256
-_RAW, _ZSTD = b"\x00", b"\x01"
 
 
 class Addition(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -371,24 +367,15 @@ def pack(value: msgspec.Struct | Sequence[Any] | Mapping[str, Any], *, compress:
     return packed(msgspec.msgpack.encode(value), compress=compress)
 
 
-def packed(raw: bytes, *, compress: bool = True) -> bytes:
-    """What is encoded already, behind its codec byte."""
-    if compress and len(raw) >= COMPRESS_FROM_BYTES:
-        return _ZSTD + compressed(raw)
-    return _RAW + raw
-
-
 def unpack(data: bytes, type_: Any) -> Any:
     """Decode what `pack` made; the output's size is bounded before it is believed.
 
     Raises:
         WireError: foreign, corrupt or oversized bytes.
     """
-    codec, body = data[:1], data[1:]
-    if codec not in {_RAW, _ZSTD}:
-        raise WireError(f"unknown codec byte {codec!r}")
+    body = unpacked(data)
     try:
-        return _decoder(type_).decode(body if codec == _RAW else decompressed(body))
+        return _decoder(type_).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a {type_}: {exc}") from exc
 

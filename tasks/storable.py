@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar, cast, get_args
 
 import msgspec
 
-from tasks.frames import MAX_UNPACKED_BYTES, WireError
-from tasks.messages import Destination, Failure, Result, Spent, StreamEntry, Usage, pack, packed, unpack
+from tasks.frames import MAX_UNPACKED_BYTES, WireError, packed
+from tasks.messages import Destination, Failure, Result, Spent, StreamEntry, Usage, pack, unpack
 from tasks.texts import clean_line, cleaned
 
 T = TypeVar("T")

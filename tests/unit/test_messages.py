@@ -7,9 +7,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.frames import MAX_UNPACKED_BYTES, WireError
+from tasks.frames import COMPRESS_FROM_BYTES, MAX_UNPACKED_BYTES, WireError
 from tasks.identity import destination_id, normalise
-from tasks.messages import COMPRESS_FROM_BYTES, Chunk, Destination, Result, StreamEntry, Usage, pack, unpack
+from tasks.messages import Chunk, Destination, Result, StreamEntry, Usage, pack, unpack
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 _destinations = st.builds(
