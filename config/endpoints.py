@@ -36,9 +36,10 @@ _OWN_FIELDS: Final = {
 }
 
 
-#: At which tier of service calls are bought; flex waits for capacity, priority does not wait for others.
-STANDARD, FLEX, PRIORITY = "standard", "flex", "priority"
-TIERS: Final = (STANDARD, FLEX, PRIORITY)
+#: At which tier of service calls are bought; flex waits for capacity, priority does not wait for others, batch is
+#: answered within hours (`workers.llm.batches`).
+STANDARD, FLEX, PRIORITY, BATCH = "standard", "flex", "priority", "batch"
+TIERS: Final = (STANDARD, FLEX, PRIORITY, BATCH)
 
 
 @dataclass(frozen=True, slots=True)

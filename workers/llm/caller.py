@@ -27,8 +27,7 @@ from tasks.errors import (
     ThemesError,
 )
 from tasks.prices.rates import TokenCounts
-from tasks.prices.table import PriceTable
-from tasks.prices.tiers import TierPrices
+from workers.llm.billing import Billing
 from workers.llm.budget import worst_case_nano
 from workers.llm.cancellation import CancellationToken
 from workers.llm.cost import TokenEstimate, prompt_tokens
@@ -39,7 +38,7 @@ from workers.llm.endpoints.request import Turn
 from workers.llm.endpoints.route import Route
 from workers.llm.hedge import Lateness, first_of
 from workers.llm.spend import CallUnderWay, Spend
-from workers.observe.call_journal import Bill, Expected
+from workers.observe.call_journal import Expected
 from workers.observe.profiler import PerformanceProfiler
 
 log = logging.getLogger("themes.llm")
@@ -90,8 +89,7 @@ class Caller:
     def __init__(self, pool: LLMConnectionPool, *, settings: Settings, profiler: PerformanceProfiler) -> None:
         self._pool = pool
         self._settings = settings
-        self.prices = PriceTable(settings.llm)
-        self._tiers = TierPrices(settings.llm)
+        self.billing = Billing(settings)
         self._profiler = profiler
         self._estimate = TokenEstimate()
         self._lateness = Lateness()
@@ -209,7 +207,7 @@ class Caller:
         log.info("action=llm_retry stage=%s attempt=%d delay_s=%.2f %s", request.prompt.stage, attempt, delay, exc)
 
     def _attempt(self, request: Request) -> Coroutine[Any, Any, RawAnswer]:
-        may_wait = self._tiers.may_be_flex(request.tier)
+        may_wait = self.billing.tiers.may_be_flex(request.tier)
         return self._patiently(request) if may_wait else self._once(request)
 
     async def _patiently(self, request: Request) -> RawAnswer:
@@ -269,9 +267,9 @@ class Caller:
         if budget is None:
             return self._send(request, request.spend)
         worst = worst_case_nano(
-            self.prices, request.model, request.prompt, max_tokens=request.max_tokens, history=request.history
+            self.billing.prices, request.model, request.prompt, max_tokens=request.max_tokens, history=request.history
         )
-        worst = worst and math.ceil(worst * self._tiers.dearest(request.tier))
+        worst = worst and math.ceil(worst * self.billing.tiers.dearest(request.tier))
         return budget.pay(
             worst, request.spend, lambda spend: self._send(request, spend), request_priority=request.request_priority
         )
@@ -347,26 +345,14 @@ class Caller:
         tokens = raw.tokens
         self._estimate.learn(request.prompt.stage, tokens.completion)
         lease.slot.settle(tokens.prompt + tokens.completion)
-        call.answered(self._bill(request, raw, lease))
+        call.answered(self.billing.bill(raw, request.model, lease.route.client))
         lease.route.count_tokens(self._profiler.counters, tokens.prompt, tokens.completion)
-
-    def _bill(self, request: Request, raw: RawAnswer, lease: Lease) -> Bill:
-        """What an answer has cost: what the server says of it, else what the prices come to."""
-        tokens, client = raw.tokens, lease.route.client
-        offer = self.prices.offer(client.base_url, raw.model, request.model, client.model)
-        standard = offer.at().usd(tokens.counts) if offer else None
-        listed = None if standard is None else standard * self._tiers.factor(raw.tier)
-        saved = None if standard is None or listed is None else standard - listed
-        return Bill(
-            tokens.prompt, tokens.completion, listed if tokens.told_usd is None else tokens.told_usd, listed,
-            int(tokens.is_estimated), tokens.cached, tokens.written, tokens.reasoning, saved,
-        )  # fmt: skip
 
     def _expected(self, request: Request) -> Expected:
         """What a call is likely to cost, by the length of its prompt and of its stage's other answers."""
         asks = prompt_tokens(request.prompt)
         answers = self._estimate.completion(request.prompt, request.max_tokens)
-        return Expected(asks, answers, self.prices.usd(request.model, TokenCounts(asks, answers)))
+        return Expected(asks, answers, self.billing.prices.usd(request.model, TokenCounts(asks, answers)))
 
     def _delay(self, exc: RateLimitedError, attempt: int) -> float:
         asked = exc.retry_after_seconds

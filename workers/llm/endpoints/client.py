@@ -10,17 +10,17 @@ Servers differ, and the client learns: a refused `response_format` is replaced b
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 from yarl import URL
 
-from config.endpoints import FLEX, STANDARD
+from config.endpoints import BATCH, FLEX, STANDARD
 from config.sections import LlmSettings
 from tasks.errors import (
     BadRequestError,
@@ -35,8 +35,9 @@ from tasks.errors import (
 from workers.llm.endpoints.bodies import bounded_body
 from workers.llm.endpoints.connections import Connections
 from workers.llm.endpoints.counted_body import CallCounter, CountedBody
+from workers.llm.endpoints.dialect import Dialect
 from workers.llm.endpoints.error_body import ErrorBody, error_body, error_value
-from workers.llm.endpoints.faults import Fault, Parameters, fault_of
+from workers.llm.endpoints.faults import Fault, fault_of
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnswerFormat, ErrorInAnswerError, RawAnswer, model_names, read_reply
 from workers.llm.endpoints.request import Turn, request_of
@@ -47,10 +48,6 @@ from workers.observe.profiler import SILENT, PerformanceProfiler
 
 log = logging.getLogger("themes.llm")
 
-#: Invalid answers after which a format that never gave a valid one is given up.
-UNUSABLE_ANSWERS: Final = 2
-#: 500s in a row after which a format that has never worked is given up.
-UNEXPLAINED_ERRORS: Final = 3
 #: How a request is counted that reached no server.
 UNREACHABLE: Final = "unreachable"
 
@@ -65,18 +62,6 @@ class _ParameterRefusedError(ThemesError):
     def __init__(self, message: str, error: ErrorBody) -> None:
         super().__init__(message)
         self.error = error
-
-
-@dataclass(slots=True)
-class Dialect:
-    format: AnswerFormat = AnswerFormat.JSON_SCHEMA
-    parameters: Parameters = field(default_factory=Parameters)
-    #: 500s in a row without a word about the format.
-    unexplained: int = 0
-    #: Invalid answers in a format that has never given a valid one.
-    unusable: int = 0
-    #: Formats that have given a valid answer: a later error is not the format's fault.
-    proven: set[AnswerFormat] = field(default_factory=set)
 
 
 class ChatClient:
@@ -103,6 +88,7 @@ class ChatClient:
             URL(f"{base_url}/{path}{behind}") for path in ("chat/completions", "models")
         )
         self._settings = settings
+        self.connections = connections
         self._session = connections.session
         self._connector = connections.connector
         self._profiler = profiler
@@ -164,8 +150,7 @@ class ChatClient:
                 if self._parameters(prompt.stage, max_tokens, tier) == parameters:
                     self._change_parameters(exc, parameters, prompt.stage)
             except _FormatRefusedError as exc:
-                # Here too; never step back.
-                self._dialect.format = max(self._dialect.format, AnswerFormat(style + 1))
+                self._dialect.refused(style)
                 log.info("action=llm_format endpoint=%s %s instead of %s: %s",
                          self._place, self._dialect.format.name, style.name, exc)  # fmt: skip
             else:
@@ -176,7 +161,7 @@ class ChatClient:
         learnt, settings = self._dialect.parameters, self._settings
         found: dict[str, Any] = {learnt.limit_name: min(max_tokens, learnt.ceilings.get(stage, max_tokens))}
         found |= settings.extra_body
-        if tier == STANDARD:
+        if tier == STANDARD or (tier or settings.tier) == BATCH:
             # It was decided for this call, whatever the extra fields say.
             found.pop("service_tier", None)
         elif (tier := tier or settings.tier) != STANDARD:
@@ -195,20 +180,35 @@ class ChatClient:
         log.warning("action=llm_parameter endpoint=%s model=%s %s: %s", self._place, self.model, changed, exc)
 
     def judge(self, answer: RawAnswer, *, valid: bool) -> None:
-        """Learn from a first answer: a server may accept a response format and ignore it.
+        """Learn from a first answer whether the response format is understood."""
+        self._dialect.judge(answer.style, valid=valid)
 
-        After a few unusable answers, and none that was valid, the schema is put into the prompt. A re-ask shows the
-        schema in any case, and proves nothing.
-        """
-        dialect, style = self._dialect, answer.style
-        if valid:
-            dialect.proven.add(style)
-            dialect.unusable = 0
-        elif style is not AnswerFormat.TEXT and style not in dialect.proven and style is dialect.format:
-            dialect.unusable += 1
-            if dialect.unusable >= UNUSABLE_ANSWERS:
-                dialect.unusable = 0
-                dialect.format = AnswerFormat(style + 1)
+    def body(self, prompt: Prompt, max_tokens: int) -> bytes:
+        """A request as it would be sent now, at no service tier."""
+        style = self._dialect.format
+        request = request_of(self.model, prompt, (), style) | self._parameters(prompt.stage, max_tokens, STANDARD)
+        return msgspec.json.encode(request)
+
+    def mark(self) -> str:
+        """How requests are asked now: it changes with what the server teaches."""
+        return self._dialect.mark()
+
+    def learn(self, status: int, raw: bytes, prompt: Prompt, mark: str) -> bool:
+        """Learn from a refusal of `prompt`, asked as it was at `mark`; whether it is to be asked differently now."""
+        # A server error is no word about how it wants to be asked.
+        if status < 500 and self._dialect.is_as(mark, prompt.stage):  # noqa: PLR2004
+            style = self._dialect.format
+            try:
+                raise self._error(status, {}, error_body(raw), style)
+            except _FormatRefusedError:
+                self._dialect.refused(style)
+            except _ParameterRefusedError as exc:
+                sent = self._parameters(prompt.stage, prompt.max_tokens, STANDARD)
+                with contextlib.suppress(BadRequestError):
+                    self._change_parameters(exc, sent, prompt.stage)
+            except ThemesError as exc:
+                log.debug("action=llm_refusal endpoint=%s %s", self._place, exc)
+        return not self._dialect.is_as(mark, prompt.stage)
 
     async def _post(self, body: bytes, style: AnswerFormat, spend: CallCounter) -> RawAnswer:
         outcome = "cancelled"
@@ -300,7 +300,7 @@ class ChatClient:
             case Fault.FORMAT:
                 return self._format_error(said, status, style)
             case Fault.ENDPOINT:
-                return self._unexplained(said, status, style)
+                return _FormatRefusedError(said) if self._dialect.failed(status, style) else EndpointDownError(said)
         return self.errors.of_rule(rule, said, headers, error)
 
     def _format_error(self, place: str, status: int, style: AnswerFormat) -> ThemesError:
@@ -310,21 +310,6 @@ class ChatClient:
         if style is not AnswerFormat.TEXT:
             return _FormatRefusedError(place)
         return EndpointDownError(place) if status >= 500 else BadRequestError(place)  # noqa: PLR2004
-
-    def _unexplained(self, place: str, status: int, style: AnswerFormat) -> ThemesError:
-        """The third 500 in a row on a format that has never worked: some servers cannot compile a schema."""
-        dialect = self._dialect
-        if status not in {500, 501} or style in dialect.proven:
-            return EndpointDownError(place)
-        dialect.unexplained += 1
-        if dialect.unexplained < UNEXPLAINED_ERRORS:
-            return EndpointDownError(place)
-        dialect.unexplained = 0
-        if style is AnswerFormat.TEXT:
-            # No format works: then it was never the format.
-            dialect.format = AnswerFormat.JSON_SCHEMA
-            return EndpointDownError(place)
-        return _FormatRefusedError(place)
 
 
 def outcome_of(exc: Exception) -> str:
