@@ -15,7 +15,7 @@ import msgspec
 
 from tasks.identity import normalise
 from tasks.messages import Destination, Missing, OverlapAnalysis, Profile, QualityAssessment, StageRecord, Theme, Usage
-from workers.llm.generator import Completion
+from workers.llm.completion import Completion
 from workers.pipeline.evidence import FoundEvidence
 from workers.pipeline.prompts import Stage
 from workers.pipeline.schemas import theme_ids

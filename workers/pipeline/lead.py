@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from config.endpoints import BATCH
 from config.settings import Settings
 from workers.llm.endpoints.registry import model_for
 from workers.pipeline.prompts import Stage
@@ -50,7 +51,8 @@ class Leads:
 
     def __init__(self, settings: Settings) -> None:
         self._llm = settings.llm
-        self.is_on = settings.pipeline.lead_prompts
+        #: Prompts of a batch are not asked one after the other.
+        self.is_on = settings.pipeline.lead_prompts and settings.llm.tier != BATCH
         self._known: dict[str, _Known] = {}
 
     def __repr__(self) -> str:
@@ -79,8 +81,8 @@ class Leads:
     def _is_worth(known: _Known) -> bool:
         return known.ahead.share - known.together.share > WORTH
 
-    def of_run(self) -> "RunLeads":
-        return RunLeads(self)
+    def of_run(self, *, is_on: bool = True) -> "RunLeads":
+        return RunLeads(self, is_on=is_on and self.is_on)
 
     def model_of(self, stage: Stage) -> str:
         return model_for(self._llm, stage.name, stage.model)
@@ -91,12 +93,13 @@ class RunLeads:
     """Who goes ahead for one destination: by model, its stage; None where all go together."""
 
     leads: Leads
+    is_on: bool
     _chosen: dict[str, Stage | None] = field(default_factory=dict)
 
     def first(self, ready: Sequence[Stage], ended: Container[str]) -> list[Stage]:
         """Those of the stages that may start which start now."""
         about_themes = [stage for stage in ready if stage.asks != "new themes"]
-        if not self.leads.is_on or not about_themes:
+        if not self.is_on or not about_themes:
             return list(ready)
         found = [stage for stage in ready if stage.asks == "new themes"]
         by_model: dict[str, list[Stage]] = {}

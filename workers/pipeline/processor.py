@@ -5,20 +5,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from config.endpoints import BATCH
 from config.sections import PerformanceSettings
 from config.settings import Settings
-from tasks import tracing
-from tasks.errors import InvalidAnswerError, JobStoppedError, PermanentError, RetryableError
+from tasks.errors import InvalidAnswerError, JobStoppedError, ParkedError, RetryableError
 from tasks.messages import Destination, Failure, PackedProfile, Profile, StageRecord, Theme, Usage
 from tasks.packed import UnpackableError, pack_profile
 from tasks.storable import MAX_MESSAGE, STORE_ERROR, STORE_STAGE
 from workers.llm.budget import JobBudget
-from workers.llm.cancellation import Cancellation, CancellationToken
-from workers.llm.flights.outcomes import TruncatedError
-from workers.llm.generator import FocusedLLMGenerator, StageStats
-from workers.llm.spend import USUAL, Spend, Terms
+from workers.llm.cancellation import Cancellation
+from workers.llm.generator import FocusedLLMGenerator
+from workers.llm.spend import USUAL, Terms
 from workers.observe.call_journal import current
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.assembly import EXCERPT_CHARACTERS, EXCERPT_THEMES, StageOutcome, assemble, numbered
@@ -29,7 +28,7 @@ from workers.pipeline.lead import Leads, RunLeads
 from workers.pipeline.plans import Plans
 from workers.pipeline.prompts import Input, Stage
 from workers.pipeline.refused_answers import RefusedAnswers
-from workers.pipeline.schemas import theme_ids
+from workers.pipeline.stage_run import StageRun
 
 #: The stage of a record that stands for all stages of a profile that the cache has whole.
 ALL_STAGES: Final = "all"
@@ -118,7 +117,8 @@ class FocusedPromptProcessor:
 
         Without `may_be_known` the cache is not asked for a whole profile: `known` has done so.
 
-        Raises `JobStoppedError`: the job is to stop, or its budget is used up; stages that have ended are in the cache.
+        Raises `JobStoppedError`: the job is to stop, or its budget is used up, or it waits for a batch (`ParkedError`);
+        stages that have ended are in the cache.
         """
         began = time.perf_counter()
         plan = self.plans.adding(added.stages) if (added := destination.addition) else self.plans.of(fields)
@@ -130,10 +130,10 @@ class FocusedPromptProcessor:
             (found,) = await self.known([destination], columns=columns, fields=fields, on_stage=on_stage)
             if found is not None:
                 return found
-        run = _Run(
+        run = Run(
             graph=plan.graph,
             generator=self._generator,
-            leads=self._leads.of_run(),
+            leads=self._leads.of_run(is_on=terms.tier != BATCH),
             limits=self._limits,
             destination=destination,
             request_priority=next(self._order),
@@ -175,7 +175,7 @@ def _names(themes: Sequence[Theme]) -> list[str]:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Run:
+class Run:
     """One destination on its way through the graph."""
 
     graph: Graph
@@ -194,6 +194,8 @@ class _Run:
     refused: RefusedAnswers | None
     #: Set when a stage was stopped or could not be paid for: no other one starts.
     stopped: JobStoppedError | None = None
+    #: Stages that wait for a batch, and why the run ends with that.
+    parked: dict[str, ParkedError] = field(default_factory=dict)
     themes: list[Theme] = field(default_factory=list)
     #: What the web says of the destination; None where it is not asked.
     evidence: FoundEvidence | None = None
@@ -220,22 +222,27 @@ class _Run:
             while True:
                 for stage in self._ready(started):
                     started.add(stage.name)
-                    tasks.add(asyncio.create_task(_StageRun(self, stage).ask(), name=stage.name))
+                    tasks.add(asyncio.create_task(StageRun(self, stage).ask(), name=stage.name))
                 if not tasks:
                     break
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     outcome = task.result()
-                    self._outcomes[outcome.stage.name] = outcome
+                    if outcome.stage.name not in self.parked:
+                        self._outcomes[outcome.stage.name] = outcome
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self.stopped:
-            self.stopped.usage = self._usage()
-            raise self.stopped
+        if ended := self.stopped or next(iter(self.parked.values()), None):
+            ended.usage = self._usage()
+            raise ended
         usages = ((one.stage, one.usage) for one in self._outcomes.values() if one.usage.llm_calls)
         self.leads.learn((stage, usage.prompt_tokens, usage.cached_tokens) for stage, usage in usages)
+
+    def park(self, stage: Stage, error: ParkedError) -> None:
+        """Some answers of a stage are to come out of a batch: what needs it does not start."""
+        self.parked[stage.name] = error
 
     def _ready(self, started: set[str]) -> list[Stage]:
         """The stages that start now."""
@@ -280,121 +287,3 @@ class _Run:
             attempts=attempt,
         )
         return Processed(None, failure, usage, retryable)
-
-
-class _StageRun:
-    """One stage of a run: asks what the stage asks, and fills its outcome."""
-
-    def __init__(self, run: _Run, stage: Stage) -> None:
-        self._run = run
-        self._stage = stage
-        self._outcome = StageOutcome(stage)
-        self._recording = current()
-        token = CancellationToken(run.cancellation)
-        self._stage_stats = StageStats(
-            Spend(terms=run.terms, budget=run.budget, recording=self._recording), token=token
-        )
-
-    async def ask(self) -> StageOutcome:
-        run, outcome = self._run, self._outcome
-        began = time.perf_counter()
-        with tracing.span("stage", stage=self._stage.name) as span:
-            await self._filled()
-            outcome.usage = usage = self._stage_stats.usage()
-            if self._recording:
-                self._recording.cached(usage)
-            outcome.elapsed_ms = (time.perf_counter() - began) * 1000
-            if run.on_stage and not run.stopped:
-                run.on_stage(run.destination, outcome.record(), len(outcome.values or ()), outcome.excerpt())
-            tracing.note(span, source=outcome.source, calls=usage.llm_calls, cache_hits=usage.cache_hits)
-        return outcome
-
-    async def _filled(self) -> None:
-        run = self._run
-        try:
-            with run.cancellation.watching(self._stage_stats.token):
-                if self._stage.asks == "each theme":
-                    await self._each()
-                else:
-                    await self._all()
-        except TruncatedError as exc:
-            self._keep_complete(exc)
-        except JobStoppedError as exc:
-            run.stopped = exc
-        except asyncio.CancelledError:
-            if not run.cancellation.reason:
-                raise
-            run.stopped = run.cancellation.error()
-        except (PermanentError, RetryableError) as exc:
-            self._outcome.fail(exc)
-
-    async def _all(self) -> None:
-        is_new = self._stage.asks == "new themes"
-        value = await self._answer(() if is_new else self._run.themes)
-        self._outcome.values = value["themes"] if is_new else value
-
-    async def _answer(self, themes: Sequence[Theme]) -> Any:
-        run, prompt = self._run, self._stage.prompt(self._run.input(themes))
-        try:
-            completion = await run.generator.answer(
-                prompt,
-                stage_stats=self._stage_stats,
-                request_priority=run.request_priority,
-                use_cache=run.use_cache,
-            )
-        except InvalidAnswerError as exc:
-            if run.refused is not None:
-                run.refused.keep(run.cancellation.job_id, run.destination, prompt, exc)
-            raise
-        self._outcome.answered_by(completion)
-        return completion.value
-
-    async def _each(self) -> None:
-        """Ask about the themes in batches, at once; a batch without an answer leaves its themes unanswered."""
-        batches = batches_of(self._run.themes, self._run.limits)
-        if len(batches) == 1:
-            # The usual case needs no task.
-            await self._batch(batches[0])
-        else:
-            await asyncio.gather(*map(self._batch, batches))
-        if self._outcome.values is None:
-            self._outcome.unanswered.clear()
-
-    async def _batch(self, themes: Sequence[Theme]) -> None:
-        try:
-            self._outcome.merge(themes, await self._answer(themes))
-        except TruncatedError as exc:
-            await self._split(themes, exc)
-        except JobStoppedError as exc:
-            self._run.stopped = exc
-        except (PermanentError, RetryableError) as exc:
-            self._outcome.fail(exc, themes)
-
-    async def _split(self, themes: Sequence[Theme], exc: TruncatedError) -> None:
-        """Keep what an answer that was cut off had in full, and ask about the rest in two halves."""
-        self._outcome.is_cut = True
-        complete = exc.complete if isinstance(exc.complete, dict) else {}
-        one, names = self._stage.schema(1), theme_ids(len(themes))
-        kept = {name: complete[name] for name in names if name in complete and one.is_valid({"t1": complete[name]})}
-        self._outcome.merge(themes, kept)
-        rest = [theme for name, theme in zip(names, themes, strict=True) if name not in kept]
-        if len(rest) == 1 and len(themes) == 1:
-            self._outcome.fail(exc, rest)
-            return
-        middle = (len(rest) + 1) // 2
-        await asyncio.gather(*(self._batch(half) for half in (rest[:middle], rest[middle:]) if half))
-
-    def _keep_complete(self, exc: TruncatedError) -> None:
-        """A discovery that was cut off twice still has its complete themes, if they are enough."""
-        self._outcome.is_cut = True
-        stage, complete = self._stage, exc.complete
-        if stage.asks == "new themes" and isinstance(complete, dict) and stage.schema(0).is_valid(complete):
-            self._outcome.values = complete["themes"]
-        else:
-            self._outcome.fail(exc)
-
-
-def batches_of(themes: Sequence[Theme], limits: PerformanceSettings) -> list[Sequence[Theme]]:
-    """The themes as they are asked about: in batches, or all at once where batching is off."""
-    size = limits.theme_batch_size if limits.enable_intelligent_batching else len(themes)
-    return [themes[start : start + size] for start in range(0, len(themes), size)]
