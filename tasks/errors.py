@@ -12,7 +12,7 @@ __all__ = [
     "AccountRefusedError", "BadRequestError", "BatchQueueFullError", "BatchesUnsupportedError", "BudgetExceededError",
     "ConfigError", "DatabaseBusyError", "DatabaseError", "EndpointAwayError", "EndpointDownError",
     "EndpointRefusedError", "GoneError", "InputError", "InvalidAnswerError", "JobNotFoundError", "JobPausedError",
-    "JobStoppedError", "ModelRefusedError", "NoCapacityError", "PermanentError", "RateLimitedError",
+    "JobStoppedError", "ModelRefusedError", "NoCapacityError", "ParkedError", "PermanentError", "RateLimitedError",
     "RedisUnavailableError", "RejectedAnswerError", "RetryableError", "ThemesError", "TruncatedAnswerError",
     "UnreadableError", "WorkerLostError",
 ]  # fmt: skip
@@ -117,6 +117,10 @@ class JobStoppedError(ThemesError):
         super().__init__(message)
         self.job_id = job_id
         self.usage = Usage()
+
+
+class ParkedError(JobStoppedError):
+    """A destination waits for answers of a batch: its chunk runs again when they are there."""
 
 
 class JobPausedError(JobStoppedError):

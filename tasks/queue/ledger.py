@@ -33,6 +33,7 @@ _TAKE: Final = lua(__file__, "take")
 _RENEW: Final = lua(__file__, "renew")
 _FINISH: Final = lua(__file__, "finish")
 _GIVE_BACK: Final = lua(__file__, "give_back")
+_PARK: Final = lua(__file__, "park")
 _HAND_OFF: Final = lua(__file__, "hand_off")
 _SPLIT: Final = lua(__file__, "split")
 _SWEEP: Final = lua(__file__, "sweep")
@@ -45,6 +46,13 @@ class Taking(StrEnum):
     HELD = "held"
     FULL = "full"
     PAUSED = "paused"
+
+
+#: When the lease of a parked chunk ends: never by itself, or so many seconds after its deadline, when nothing is to be
+#: waited for any more. And what `park` says of one whose answers are there.
+NEVER_MS: Final = 9_000_000_000_000_000
+LATE_SECONDS: Final = 30.0
+ANSWERED: Final = 2
 
 
 def pause_arguments(job_id: str, reason: str, message: str, limit: str = "") -> list[str | float | bytes]:
@@ -91,6 +99,7 @@ class Ledger:
         self._renew = redis.register_script(_RENEW)
         self._finish = redis.register_script(_FINISH)
         self._give_back = redis.register_script(_GIVE_BACK)
+        self._park = redis.register_script(_PARK)
         self._hand_off = redis.register_script(_HAND_OFF)
         self._split = redis.register_script(_SPLIT)
         self._pause = redis.register_script(PAUSE)
@@ -165,6 +174,21 @@ class Ledger:
             args=[chunk_id, self._token],
         )
         return bool(given)
+
+    async def park(self, chunk: Chunk, *, deadline_at: float | None = None) -> bool:
+        """End our lease until the chunk's questions have their answers; False when they have come meanwhile.
+
+        Nobody takes it until then, or until a while after the job's deadline; the delivery is uncounted.
+        """
+        until = NEVER_MS if deadline_at is None else int((max(deadline_at, time.time()) + LATE_SECONDS) * 1000)
+        job_id = chunk.job_id
+        books = [key_of(job_id) for key_of in (keys.chunks, keys.leases, keys.owners, keys.deliveries)]
+        # It waits in no queue.
+        payload = pack(msgspec.structs.replace(chunk, queued_at=0.0), compress=self._compress)
+        parked = await self._park(
+            keys=[*books, keys.parked(job_id, chunk.chunk_id)], args=[chunk.chunk_id, self._token, until, payload]
+        )
+        return int(parked) != ANSWERED
 
     async def pause(self, error: JobPausedError) -> bool:
         """Pause a job that cannot go on.

@@ -87,13 +87,18 @@ class Recording:
         "_spent",
         "_turn",
         "attempt",
+        "chunk_id",
         "durable",
         "is_open",
         "is_used",
     )  # fmt: skip
 
-    def __init__(self, journal: "CallJournal", job_id: str, destination_id: str, attempt: int) -> None:
+    def __init__(
+        self, journal: "CallJournal", job_id: str, destination_id: str, attempt: int, chunk_id: str = ""
+    ) -> None:
         self._journal = journal
+        #: What waits where the destination waits for a batch.
+        self.chunk_id = chunk_id
         self._ids = job_id.encode(), destination_id.encode()
         self.attempt = attempt
         self._began = time.time()
@@ -323,8 +328,8 @@ class CallJournal:
             )
         self.off = f"{self._folder} cannot be written ({error.strerror or error})"
 
-    def begin(self, job_id: str, destination_id: str, attempt: int) -> Recording:
-        run = Recording(self, job_id, destination_id, attempt)
+    def begin(self, job_id: str, destination_id: str, attempt: int, chunk_id: str = "") -> Recording:
+        run = Recording(self, job_id, destination_id, attempt, chunk_id)
         self._runs.add(run)
         if self._file is not None and not run.move_to(self._file):
             log.warning("action=recorder_full job_id=%s %r: a run is not written down", job_id, self)

@@ -21,7 +21,7 @@ from redis import RedisError, ResponseError
 
 from config.settings import Settings
 from tasks import tracing
-from tasks.errors import JobPausedError, JobStoppedError, UnreadableError
+from tasks.errors import JobPausedError, JobStoppedError, ParkedError, UnreadableError
 from tasks.messages import Chunk, Destination, JobOptions
 from tasks.queue.ledger import Ledger, Taken, Taking
 from workers.llm.cancellation import Cancellation
@@ -52,6 +52,7 @@ class ChunkEnd(StrEnum):
     GIVEN_BACK = "given back"
     SPLIT = "split"
     PAUSED = "paused"
+    PARKED = "parked"
 
 
 #: Reads a job's options.
@@ -116,6 +117,8 @@ class ChunkRunner:
         self._claimed: set[tuple[str, str]] = set()
         self.held: dict[tuple[str, str], HeldChunk] = {}
         self._quarantine = Quarantine(ledger, self.retry, wake)
+        #: Jobs of which this process has parked something: they have begun.
+        self._begun: set[str] = set()
         #: Jobs whose entry cannot be read, and was logged.
         self._unreadable: set[str] = set()
         self.cancellations = Cancellations(ledger, self.retry)
@@ -285,6 +288,7 @@ class ChunkRunner:
         if self._shortcut and options.use_cache:
             todo = await self._shortcut.run(held.taken, todo, options, cancellation, records, waited)
         left: list[Destination] = []
+        parked: list[Destination] = []
         pauses: set[bool] = set()
         # A lane knows nothing of the message that brought the chunk, and one that was sent again of its job's trace.
         parent = tracing.traceparent() or options.trace
@@ -300,6 +304,9 @@ class ChunkRunner:
                         tracing.span("destination", parent=parent, job_id=chunk.job_id, destination_id=destination.id),
                     ):
                         await self._destinations.run(held.taken, destination, options, cancellation)
+                except ParkedError:
+                    parked.append(destination)
+                    return
                 except JobPausedError as exc:
                     pauses.add(await self._pause(destination, exc))
                 except JobStoppedError:
@@ -316,11 +323,27 @@ class ChunkRunner:
             self._in_lanes -= 1
         async with held.handing_off:
             pass  # what is being handed off has gone
+        return await self._end(held, len(left), len(parked), is_paused=True in pauses)
+
+    async def _end(self, held: HeldChunk, left: int, parked: int, *, is_paused: bool) -> ChunkEnd:
+        """End our part in a chunk of which so many destinations are left, or wait for answers."""
+        chunk, options = held.taken.chunk, held.options
         if not held.is_ours:
             return ChunkEnd.GONE
         if left:
-            return await self._give_back(chunk, options, len(left), is_paused=True in pauses)
-        return ChunkEnd.DONE
+            return await self._give_back(chunk, options, left, is_paused=is_paused)
+        return await self._park(held.taken, options, parked) if parked else ChunkEnd.DONE
+
+    async def _park(self, taken: Taken, options: JobOptions, count: int) -> ChunkEnd:
+        """Leave the chunk until the answers of its destinations have come; have it run at once where they have."""
+        chunk, at = taken.chunk, options.deadline_at
+        if chunk.job_id not in self._begun:
+            self._begun.add(chunk.job_id)
+            await self._destinations.begin(taken)
+        if not await self.retry.call(lambda: self._ledger.park(chunk, deadline_at=at)):
+            await self._wake(chunk.job_id, [(chunk.chunk_id, f"{count} answered")], options.priority)
+        log.info("action=park job_id=%s chunk_id=%s destinations=%d", chunk.job_id, chunk.chunk_id, count)
+        return ChunkEnd.PARKED
 
     async def _pause(self, destination: Destination, exc: JobPausedError) -> bool:
         """Pause the job; False when its budget has been raised meanwhile. The destination stays as it is."""

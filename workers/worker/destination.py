@@ -17,7 +17,8 @@ from tasks.queue.ledger import Taken
 from tasks.storable import storable_usage
 from tasks.texts import clean_line, count
 from workers.llm.cancellation import Cancellation
-from workers.observe.call_journal import CallJournal, Recording, recording
+from workers.llm.spend import Terms
+from workers.observe.call_journal import CallJournal, Recording, current, recording
 from workers.observe.counters import field
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.processor import Processed
@@ -95,7 +96,7 @@ class DestinationRunner:
 
         Raises `JobStoppedError`: its job is to stop; only what it has cost was published.
         """
-        run = self._journal.begin(taken.chunk.job_id, destination.id, _attempt(taken))
+        run = self._journal.begin(taken.chunk.job_id, destination.id, _attempt(taken), taken.chunk.chunk_id)
         with about(job_id=taken.chunk.job_id, destination_id=destination.id), recording(run):
             try:
                 await self._run(taken, destination, options, cancellation, run)
@@ -160,6 +161,11 @@ class DestinationRunner:
                 if is_first or result.profile:
                     _say(destination, result)
         return are_first
+
+    async def begin(self, taken: Taken) -> None:
+        """Say that a job has begun, although nothing has been paid or has ended: its first answers may take hours."""
+        spent = self._spent(taken, taken.chunk.destinations[0], Usage(), time.perf_counter())
+        await self._retry.call(lambda: self._ledger.book(spent))
 
     async def give_up(self, taken: Taken) -> None:
         """Record that a chunk's only destination takes its workers down with it."""
@@ -229,6 +235,13 @@ class DestinationRunner:
                 stage="pipeline", error_class=type(exc).__name__, message=str(exc)[:MAX_MESSAGE], attempts=number
             )
             return Processed(None, failure, Usage(), is_retryable=False)
+
+
+def terms_of(options: JobOptions, job_id: str, destination: Destination) -> Terms:
+    """How a destination's calls are bought, and what waits where they are bought in batches."""
+    run = current()
+    chunk_id, attempt = (run.chunk_id, run.attempt) if run else (destination.id, 1)
+    return Terms(options.tier, options.deadline_at, job_id, chunk_id, f"{destination.id} {attempt}")
 
 
 def _shared(spent: Spent) -> dict[str, Any]:

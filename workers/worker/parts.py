@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from config.settings import Settings
 from tasks.messages import Destination
+from workers.llm.batches.questions import BatchStore
 from workers.llm.cache.completions import CompletionStore
 from workers.llm.cache.composites import Composites
 from workers.llm.cache.stats import CacheReporter
@@ -54,6 +55,7 @@ async def open_parts(
     *,
     redis: Redis | None,
     completions: CompletionStore | None = None,
+    batches: BatchStore | None = None,
     pressure_mb: int | None = None,
 ) -> AsyncIterator[Parts]:
     """Open the parts that the settings ask for, and keep connections warm.
@@ -64,6 +66,7 @@ async def open_parts(
         redis: shares limits, cool-downs, completions and single flight with other processes; None: this process is
             alone.
         completions: keeps completions beyond the process where there is no Redis.
+        batches: where prompts wait whose answers are bought in batches.
         pressure_mb: where the memory cache shrinks by itself; 0: the memory guard shrinks it; None: as configured.
 
     Raises:
@@ -87,7 +90,9 @@ async def open_parts(
             stack.push_async_callback(flights.close)
             flights.start()
         evidence = await stack.enter_async_context(EvidenceReader.of(settings, shared_redis))
-        generator = FocusedLLMGenerator(pool=pool, cache=cache, profiler=profiler, settings=settings, shared=flights)
+        generator = FocusedLLMGenerator(
+            pool=pool, cache=cache, profiler=profiler, settings=settings, shared=flights, batches=batches
+        )
         known = None
         if shared_redis is not None:
             composites = Composites(shared_redis, cache)

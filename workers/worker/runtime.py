@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
@@ -26,32 +26,30 @@ from config.settings import Settings
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.connection import connect, connect_async
-from tasks.errors import ConfigError
 from tasks.jobs.registry import options_of
-from tasks.messages import Destination, Event, JobOptions, StageRecord
+from tasks.messages import JobOptions
 from tasks.queue.leases import token_prefix
 from tasks.queue.ledger import Ledger
 from tasks.queue.producer import publish
-from workers.llm.budget import Budget
+from workers.llm.batches.course import Courses, batches_folder
+from workers.llm.batches.keeper import BatchKeeper
+from workers.llm.batches.redis_store import RedisBatchStore
+from workers.llm.budget import Budget, dead_after_seconds
 from workers.llm.cache.memory import MIB
-from workers.llm.cancellation import Cancellation
-from workers.llm.spend import Terms
 from workers.observe.call_file import FOLDER
 from workers.observe.call_journal import CallJournal
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
-from workers.pipeline.processor import Processed, StageListener
 from workers.process.shutdown import end_tasks
 from workers.process.subscription import listen
 from workers.results.journal import replay_journals
 from workers.results.publisher import EventPublisher
 from workers.worker.chunks import ChunkRunner
-from workers.worker.destination import Process
 from workers.worker.heartbeat import Heartbeat
 from workers.worker.memory_guard import Bounds, MemoryGuard
 from workers.worker.parts import Parts, open_parts
+from workers.worker.processing import known_of, process_of
 from workers.worker.rebalance import Rebalancer
-from workers.worker.shortcut import FindKnown
 from workers.worker.telemetry import Watched, profiled, state_limits
 
 log = logging.getLogger("themes.runtime")
@@ -187,12 +185,16 @@ class Runtime:
                 )
             )
             # The guard keeps both lanes and cache to what memory allows.
+            batches = RedisBatchStore(
+                redis, wake=self._wake, lease_seconds=settings.work.lease_seconds,
+                dead_after_seconds=dead_after_seconds(settings), compress=limits.enable_result_compression,
+            )  # fmt: skip
             self._parts = await stack.enter_async_context(
-                open_parts(settings, self._profiler(), redis=redis, pressure_mb=0)
+                open_parts(settings, self._profiler(), redis=redis, batches=batches, pressure_mb=0)
             )
             journal = await asyncio.to_thread(self._journal)
             stack.callback(journal.close)
-            await self._work(stack, redis, self._parts, budget, publisher, journal)
+            await self._work(stack, redis, self._parts, budget, publisher, journal, batches)
 
     async def _work(  # noqa: PLR0917  # what `_live` has opened
         self,
@@ -202,6 +204,7 @@ class Runtime:
         budget: Budget,
         publisher: EventPublisher,
         journal: CallJournal,
+        batches: RedisBatchStore,
     ) -> None:
         """Run the tasks of this process until `close`."""
         self._guard = guard = MemoryGuard(_bounds(self._settings), lanes=parts.lanes, cache=parts.cache.memory)
@@ -209,8 +212,8 @@ class Runtime:
         self._chunks = chunks = ChunkRunner(
             ledger=ledger,
             lanes=parts.lanes,
-            process=_process(parts, publisher, budget),
-            known=_known(parts, publisher),
+            process=process_of(parts, publisher, budget),
+            known=known_of(parts, publisher),
             wake=self._wake,
             options=lambda job_id, attempt: self._read_options(redis, job_id, attempt),
             settings=self._settings,
@@ -243,7 +246,10 @@ class Runtime:
             settings=lambda: self._tuned,
             seconds=self._settings.performance_optimization.profile_interval_seconds,
         )
+        courses = Courses(batches, parts.pool.routes, self._settings, parts.profiler, batches_folder(self._settings))
+        keeper = BatchKeeper(batches, courses, self._settings, pause=ledger.pause)
         tasks = {
+            "batches": keeper.run(),
             "memory": guard.run(),
             "sharing": rebalancer.run(),
             "control": self._listen(redis, chunks),
@@ -332,56 +338,6 @@ class Runtime:
             log=logging.getLogger("themes.control"),
             unheard="action=control_unheard Redis does not answer: %s",
         )
-
-
-def _process(parts: Parts, publisher: EventPublisher, budget: Budget) -> Process:
-    async def process(
-        destination: Destination, cancellation: Cancellation, options: JobOptions, attempt: int
-    ) -> Processed:
-        job_id = cancellation.job_id
-
-        return await parts.processor.process(
-            destination,
-            use_cache=options.use_cache,
-            columns=options.columns,
-            fields=options.fields,
-            attempt=attempt,
-            on_stage=_telling(publisher, job_id),
-            may_be_known=False,
-            budget=None if options.budget_usd is None else budget.of(job_id),
-            terms=Terms(options.tier, options.deadline_at),
-            cancellation=cancellation,
-        )
-
-    return process
-
-
-def _known(parts: Parts, publisher: EventPublisher) -> FindKnown:
-    async def known(job_id: str, some: Sequence[Destination], options: JobOptions) -> list[Processed | None]:
-        on_stage = _telling(publisher, job_id)
-        try:
-            return await parts.processor.known(some, columns=options.columns, fields=options.fields, on_stage=on_stage)
-        except ConfigError:
-            # Of a field that no prompt file here makes: each destination fails by itself, and names it.
-            return [None] * len(some)
-
-    return known
-
-
-def _telling(publisher: EventPublisher, job_id: str) -> StageListener:
-    def on_stage(destination: Destination, record: StageRecord, count: int, found: list[str]) -> None:
-        data = {
-            "stage": record.stage,
-            "status": record.status,
-            "source": record.source,
-            "answers": count,
-            "found": found,
-            "elapsed_ms": record.elapsed_ms,
-            "name": destination.label,
-        }
-        publisher.publish(Event("stage.done", job_id, destination.id, data=data))
-
-    return on_stage
 
 
 def _bounds(settings: Settings) -> Bounds:
