@@ -5,6 +5,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
+from config.endpoints import BATCH
 from config.errors import ConfigError
 
 _PERFORMANCE: Final = "performance_optimization"
@@ -54,6 +55,14 @@ def contradictions(
         yield ConfigError(
             f"{pair.low} ({origin(pair.low)}): {twice}its value must not exceed {pair.high}, "
             f"but {low * pair.factor:g} > {high:g} ({origin(pair.high)})"
+        )
+    key = f"{_PERFORMANCE}.enable_persistent_cache"
+    tiers = {"llm.tier": values["llm.tier"]}
+    tiers |= {f"llm.endpoints.{name}.tier": one.tier for name, one in values["llm.endpoints"].items()}
+    if not values[key] and BATCH in tiers.values() and not wrong & {"llm.tier", "llm.endpoints", key}:
+        place = next(name for name, tier in tiers.items() if tier == BATCH)
+        yield ConfigError(
+            f"{place}: batch needs {key}, which is off ({origin(key)}): answers would be lost between rounds"
         )
     for name, endpoint in values["llm.endpoints"].items():
         burst, limit = endpoint.request_burst, endpoint.requests_per_minute

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from config.endpoints import STANDARD, TIERS, Body, Endpoints, Headers, Roles
+from config.endpoints import FLEX, PRIORITY, STANDARD, TIERS, Body, Endpoints, Headers, Roles
 from config.values import Price, Prices, Secret, setting
 
 
@@ -84,6 +84,15 @@ class LlmSettings:
     flex_price_factor: float = setting(0.5, low=0, high=10)
     priority_price_factor: float = setting(2.0, low=0, high=10)
     flex_patience_seconds: float = setting(600.0, low=0, high=86_400)
+    batch_price_factor: float = setting(0.5, low=0, high=10)
+    batch_max_requests: int = setting(50_000, low=1, high=1_000_000)
+    batch_max_mb: float = setting(200.0, low=0.01, high=10_000)
+    batch_queue_requests: int = setting(200_000, low=1, high=100_000_000)
+    batch_form_seconds: float = setting(5.0, low=0.05, high=3600)
+    batch_poll_seconds: float = setting(60.0, low=0.05, high=3600)
+    batch_settle_seconds: float = setting(60.0, low=0, high=3600)
+    batch_stragglers: str = setting(FLEX, choices=(STANDARD, FLEX, PRIORITY))
+    batch_keep_files: bool = setting(default=False)
 
 
 @dataclass(frozen=True, slots=True)

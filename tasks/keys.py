@@ -15,6 +15,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
 | themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
 | themes:job:ID:batches | hash | tag -> a batch at a provider (`tasks.jobs.batches`) | as the registry entry |
+| themes:batch*:… | | what waits for batches, and their lines | `workers.llm.batches.redis_store` |
 | themes:job:ID:batches:shelves | hash | endpoint/model -> questions that wait for a batch | emptied by the work |
 | themes:job:ID:producer | string | lives while a producer enqueues the job | PRODUCER_SECONDS, renewed |
 | themes:job:ID:events | stream | events for watchers | EVENTS_KEEP_SECONDS after the end |
@@ -107,6 +108,11 @@ COOLDOWNS: Final = "themes:cooldowns"
 TUNED: Final = "themes:tuned"
 CONTROL: Final = "themes:control"
 FLIGHTS: Final = "themes:flights"
+#: Who keeps the batches, which jobs have any, how many questions have no end, and chunks whose message is to be sent.
+BATCH_KEEPER: Final = "themes:batches:keeper"
+BATCH_JOBS: Final = "themes:batches:jobs"
+BATCHES_OPEN: Final = "themes:batches:open"
+BATCHES_WOKEN: Final = "themes:batches:woken"
 
 
 def _keys(before: str, after: str = "") -> Callable[[str], str]:
@@ -129,6 +135,9 @@ budget = _keys("themes:job:", ":budget")
 measurements = _keys("themes:job:", ":measurements")
 batches = _keys("themes:job:", ":batches")
 batch_shelves = _keys("themes:job:", ":batches:shelves")
+batch_form = _keys("themes:batch:form:")
+batch_question = _keys("themes:batch:question:")
+batch_answer = _keys("themes:batch:answer:")
 events = _keys("themes:job:", ":events")
 answers = _keys("themes:job:", ":answers")
 worker = _keys("themes:worker:")
@@ -148,6 +157,26 @@ cache_reports = _keys(f"{CACHE_STATISTICS}:")
 
 def finished(job_id: str, chunk_id: str) -> str:
     return f"themes:job:{job_id}:finished:{chunk_id}"
+
+
+def parked(job_id: str, chunk_id: str) -> str:
+    return f"themes:job:{job_id}:parked:{chunk_id}"
+
+
+def batch_waiting(job_id: str, shelf: str) -> str:
+    return f"themes:job:{job_id}:batches:waiting:{shelf}"
+
+
+def batch_lines(job_id: str, tag: str) -> str:
+    return f"themes:job:{job_id}:batches:lines:{tag}"
+
+
+def batch_bills(job_id: str, tag: str) -> str:
+    return f"themes:job:{job_id}:batches:bills:{tag}"
+
+
+def batch_partly(job_id: str, tag: str) -> str:
+    return f"themes:job:{job_id}:batches:partly:{tag}"
 
 
 def series(at: float) -> str:

@@ -37,6 +37,8 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     formed_at: float
     state: BatchState = "forming"
     requests: int = 0
+    #: About how large its file is.
+    size_bytes: int = 0
     answered: int = 0
     #: Ended without an answer: refused, failed, expired or cancelled.
     unanswered: int = 0
@@ -56,6 +58,8 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: str = ""
     #: What the provider said last, where something is wrong.
     said: str = ""
+    #: How its lines were asked (`workers.llm.endpoints.dialect`).
+    asked_as: str = ""
     #: What its answers have saved against standard, in US dollars; None where a price is not known.
     saved_usd: float | None = 0.0
 

@@ -37,6 +37,7 @@ COUNTS: Final = (
 )  # fmt: skip
 #: States that do not change any more.
 FINAL: Final = frozenset({"done", "cancelled"})
+RESUME: Final = "themes resume"
 #: A running job without progress for this many seconds, on which no live worker is busy, is called stalled.
 STALLED_AFTER_SECONDS: Final = 60.0
 #: Characters of a job's name that are kept.
@@ -368,7 +369,7 @@ def last_event(known: JobStatus) -> Event:
     return Event(type=kind, job_id=known.job_id, at=at or time.time(), data=data)
 
 
-def format_paused(known: JobStatus, *, resume: str = "themes resume") -> str:
+def format_paused(known: JobStatus, *, resume: str = RESUME) -> str:
     done = f"{known.done + known.failed:,} of {count(known.total, 'destination')} finished"
     if known.paused == "user":
         return f"paused: {done}; go on with: {resume_command(known, resume=resume)}"
@@ -379,9 +380,9 @@ def format_paused(known: JobStatus, *, resume: str = "themes resume") -> str:
         why = f"the LLM refuses every request: {known.paused_message}"
         return f"stopped, because {why}; {done}; mend that, then: {resume} {known.job_id}"
     if known.paused == "batch":
-        why = f"its endpoint refuses batches: {known.paused_message}"
-        mend = f"{resume_command(known)}, and enqueue it with another --tier (answers so far are in the cache)"
-        return f"stopped, because {why}; {done}; {mend}"
+        ends = f"{resume_command(known)}, and enqueue it with another --tier (answers so far are in the cache)"
+        mend = ends if resume == RESUME else f"mend that, then: {resume} {known.job_id}"
+        return f"stopped, because its endpoint refuses batches: {known.paused_message}; {done}; {mend}"
     limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
     return (
         f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "
@@ -389,7 +390,7 @@ def format_paused(known: JobStatus, *, resume: str = "themes resume") -> str:
     )
 
 
-def resume_command(known: JobStatus, job_id: str | None = None, *, resume: str = "themes resume") -> str:
+def resume_command(known: JobStatus, job_id: str | None = None, *, resume: str = RESUME) -> str:
     """What lets a paused job go on, by its id or another name of it; what ends it, where nothing does."""
     if known.paused == "batch":
         return f"themes cancel {job_id or known.job_id}"

@@ -1,16 +1,20 @@
 """What service tiers cost beside standard.
 
-The price list of genai-prices has standard prices alone. Providers ask half of them for flex, and for priority up to
-twice as much (OpenAI's price pages, 2026): both factors are settings.
+The price list of genai-prices has standard prices alone. Providers ask half of them for flex and for batches, and for
+priority up to twice as much (OpenAI's price pages, 2026): the factors are settings.
 """
 
-from config.endpoints import FLEX, PRIORITY
+from config.endpoints import BATCH, FLEX, PRIORITY
 from config.sections import LlmSettings
 
 
 class TierPrices:
     def __init__(self, llm: LlmSettings) -> None:
-        self._factors = {FLEX: llm.flex_price_factor, PRIORITY: llm.priority_price_factor}
+        self._factors = {
+            FLEX: llm.flex_price_factor,
+            PRIORITY: llm.priority_price_factor,
+            BATCH: llm.batch_price_factor,
+        }
         own = [one.tier for one in llm.endpoints.values() if one.tier]
         #: Tiers that a call is bought at where its job says nothing.
         self._usual = [*own, llm.tier, str(llm.extra_body.get("service_tier", ""))]

@@ -24,8 +24,9 @@ from tests.benchmarks.full_prompts import prompts_about, stages
 from tests.benchmarks.whole import light_server
 from workers.llm.cache import codec
 from workers.llm.cache.tiers import CachedCompletion, PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 

@@ -20,10 +20,11 @@ from tasks.connection import connect_async
 from tests.benchmarks.figures import ratios, repeats, tell
 from tests.benchmarks.full_prompts import body_of, prompt_about, stages
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.flights.shared import SharedFlights
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 

@@ -30,10 +30,11 @@ from tests.benchmarks.figures import knob, ratios, repeats, tell
 from tests.benchmarks.full_prompts import body_of, prompt_about, stages
 from tests.benchmarks.whole import light_server
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.flights.shared import SharedFlights
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph

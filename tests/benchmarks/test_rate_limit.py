@@ -18,8 +18,9 @@ from tasks.connection import connect_async
 from tests.benchmarks.figures import tell
 from tests.benchmarks.full_prompts import prompt_about, stages
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.profiler import PerformanceProfiler
 
 pytestmark = pytest.mark.benchmark

@@ -33,7 +33,9 @@ def tried(lab: Lab, chosen: Iterable[Moment]) -> Iterator[tuple[Moment, Verdict]
 
 def main(arguments: list[str]) -> int:
     """Run what was asked for; 1 when a row was lost, double or failed, or a job got stuck."""
-    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder) / "lab") as lab:
+    in_batches = arguments[:1] == ["--batches"]
+    arguments = arguments[in_batches:]
+    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder) / "lab", in_batches=in_batches) as lab:
         chosen = _chosen(lab, arguments)
         began, bad = time.monotonic(), 0
         summary: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -53,6 +55,8 @@ def _chosen(lab: Lab, arguments: list[str]) -> list[Moment]:
     if arguments and "/" in arguments[0]:
         return [Moment.of(text) for text in arguments]
     census = lab.census()
+    if arguments[:1] == ["http"]:
+        census, arguments = {("http", "worker"): census["http", "worker"]}, arguments[1:]
     print({f"{kind} {role}": count for (kind, role), count in census.items()}, flush=True)
     every = moments(census)
     if not arguments:

@@ -3,8 +3,10 @@
 Redis, the LLM and the proxy stay; every run has roles of its own, an empty Redis and a new database.
 """
 
+import json
 import shutil
 import sqlite3
+import urllib.request
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,6 @@ from tests.faults.statements import read
 Kind = Literal["redis", "sqlite", "http"]
 ROLES: Final = ("worker", "consumer", "producer")
 DESTINATIONS: Final = 30
-#: What the LLM is asked with.
-QUESTION: Final = "POST /v1/chat/completions"
 #: Seconds after which a run counts as stuck.
 STUCK_SECONDS: Final = 60.0
 #: How a call of each kind can fail.
@@ -39,6 +39,17 @@ _SETTINGS: Final = QUICK | {
     "THEMES_LLM__FLIGHT_LEASE_SECONDS": "0.5",
     "THEMES_PERFORMANCE_OPTIMIZATION__RETRY_BASE_DELAY": "0.02",
     "THEMES_DATABASE__FLUSH_INTERVAL_SECONDS": "0.03",
+}
+#: What the LLM is asked with.
+QUESTION: Final = "POST /v1/chat/completions"
+#: As the sandbox and the settings of a job that is bought in batches.
+_BATCHES: Final = ("--batches", "delay=0.1")
+_BATCHING: Final = {
+    "THEMES_LLM__TIER": "batch",
+    "THEMES_LLM__BATCH_FORM_SECONDS": "0.1",
+    "THEMES_LLM__BATCH_POLL_SECONDS": "0.2",
+    "THEMES_LLM__BATCH_SETTLE_SECONDS": "0.5",
+    "THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}",
 }
 
 
@@ -88,11 +99,13 @@ class Verdict:
     unbooked: int
     deaths: int
     wrong_counters: bool = False
+    #: Prompts that were paid for more than once, where they were bought in batches.
+    bought_twice: int = 0
 
     @property
     def is_good(self) -> bool:
         """Whether every destination has exactly one row, no call is booked twice, and the counters agree."""
-        wrong = self.stuck or self.lost or self.double or self.failures or self.wrong_counters
+        wrong = self.stuck or self.lost or self.double or self.failures or self.wrong_counters or self.bought_twice
         return not wrong and self.unbooked >= 0
 
     @property
@@ -104,8 +117,9 @@ class Verdict:
 class Lab:
     """What stays between runs; a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, in_batches: bool = False) -> None:
         self._folder = folder
+        self._in_batches = in_batches
         folder.mkdir(parents=True, exist_ok=True)
         self._exit = ExitStack()
         self._number = 0
@@ -116,9 +130,8 @@ class Lab:
         self.redis = Server(self._folder, aof=False)
         self._exit.callback(self.redis.kill)
         self._llm_port = free_port()
-        llm = spawn(
-            themes("sandbox-llm", "--port", str(self._llm_port), "--latency", "5ms"), log=self._folder / "llm.log"
-        )
+        options = ("--port", str(self._llm_port), "--latency", "5ms", *(_BATCHES if self._in_batches else ()))
+        llm = spawn(themes("sandbox-llm", *options), log=self._folder / "llm.log")
         self._exit.callback(stop, [llm], seconds=5)
         until("the sandbox", lambda: is_up(self._llm_port))
         self._doors = {role: self._proxy.listen(role, self.redis.port) for role in ROLES}
@@ -166,6 +179,7 @@ class Lab:
             redis.flushall()
         for door in self._doors:
             self._proxy.arm(door)
+        self._asked_before = self._asked()
         if moment and moment.kind != "sqlite":
             self._proxy.arm("llm" if moment.kind == "http" else moment.role, mode=moment.mode, nth=moment.nth)
 
@@ -182,6 +196,7 @@ class Lab:
             "FAULT_STATEMENTS": str(self._counts),
             "FAULT_NTH": "0",
         }
+        env |= _BATCHING if self._in_batches else {}
         if moment and moment.kind == "sqlite":
             env |= {"FAULT_NTH": str(moment.nth), "FAULT_MODE": moment.mode.value}
         return env
@@ -218,10 +233,25 @@ class Lab:
             lost=DESTINATIONS - (profiles + failures - both),
             double=both,
             failures=failures,
-            unbooked=self._proxy.by_name("llm").get(QUESTION, 0) - calls,
+            unbooked=self._asked() - self._asked_before - calls,
             deaths=deaths,
             wrong_counters=job != sums,
+            bought_twice=self._bought_twice(),
         )
+
+    def _asked(self) -> int:
+        """Calls that were sent in this run, or lines of batches that the LLM has answered since it was started."""
+        if not self._in_batches:
+            return self._proxy.by_name("llm").get(QUESTION, 0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._llm_port}/stats", timeout=60) as answer:
+            billed = json.load(answer)["billed"]
+        return sum(one["requests"] for one in billed.values())
+
+    def _bought_twice(self) -> int:
+        """Answers beyond one a prompt. Every run asks the same prompts."""
+        if not self._in_batches:
+            return 0
+        return self._asked() - self._asked_before - DESTINATIONS * prompts.CALLS
 
     def _query(self, sql: str, *values: Any) -> Any:
         with closing(sqlite3.connect(self._state / "themes.db", timeout=180)) as database:

@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -120,6 +120,7 @@ class Stack:
         workers: int = 2,
         latency: str = "90ms",
         small_prompts: bool = True,
+        llm_options: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
@@ -128,7 +129,7 @@ class Stack:
         self._exit = contextlib.ExitStack()
         self.proxy = self._exit.enter_context(Proxy())
         self.redis = Server(folder, aof=aof)
-        self._latency = latency
+        self._llm_options = ("--latency", latency, *llm_options)
         self._llm_port = free_port()
         self.calls_each = prompts.CALLS if small_prompts else 16
         self.lanes = int((QUICK | dict(settings or {}))["THEMES_PERFORMANCE_OPTIMIZATION__WORKER_POOL_SIZE"])
@@ -198,8 +199,7 @@ class Stack:
 
     def start_llm(self) -> None:
         """Start the sandbox LLM on its port, and wait until it answers."""
-        options = ("--port", str(self._llm_port), "--latency", self._latency)
-        self._start("llm", "sandbox-llm", *options, env=self.settings)
+        self._start("llm", "sandbox-llm", "--port", str(self._llm_port), *self._llm_options, env=self.settings)
         until("the sandbox", lambda: is_up(self._llm_port))
 
     def kill(self, role: str) -> None:

@@ -28,10 +28,11 @@ from tasks.messages import Destination
 from tests.support.habits import Server, refuses, says, server_that
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.cancellation import Cancellation
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import endpoints
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor

@@ -22,9 +22,10 @@ from tasks.prices.table import PriceTable
 from tasks.queue.ledger import Ledger
 from workers.llm.budget import BudgetBook, JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.request import Turn
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.spend import Spend
 from workers.local.state_file import StateFile
 from workers.observe.profiler import PerformanceProfiler

@@ -18,10 +18,11 @@ from config.settings import Settings
 from tasks.errors import ConfigError, EndpointDownError, EndpointRefusedError, ThemesError
 from tasks.messages import Destination
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.registry import endpoints, model_for
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.hedge import ENOUGH
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages

@@ -16,8 +16,9 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.messages import Destination
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.limits.gcra import RESERVE, Limits, reservation_arguments
 from workers.llm.limits.limiter import RateLimiter
 from workers.observe.profiler import PerformanceProfiler

@@ -24,12 +24,13 @@ from tasks.errors import (
 from tasks.messages import Destination
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.caller import backoff_seconds
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.client import ChatClient
 from workers.llm.endpoints.connections import Connections
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.registry import endpoints
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.spend import Spend
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages

@@ -10,9 +10,10 @@ from aiohttp import web
 from config.settings import Settings
 from tasks.messages import Destination
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.route import Route
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.sandbox.server import SandboxServer

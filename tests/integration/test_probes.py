@@ -20,8 +20,9 @@ from tasks.messages import Destination
 from tasks.waits import Wait
 from tests.support.forks import Forks, Script
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.limits.limiter import endpoint_digest
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages

@@ -20,9 +20,10 @@ from tasks.connection import connect_async
 from tasks.messages import Destination
 from tests.support.forks import Forks, Script
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.route import Route
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.limits import reservations as reservations_module
 from workers.llm.limits.cooldown import CoolDown
 from workers.llm.limits.gcra import Limits

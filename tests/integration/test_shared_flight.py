@@ -22,13 +22,14 @@ from tasks.messages import Destination
 from tasks.queue.leases import release
 from tests.support.forks import Forks, Script
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.reply import AnsweredRefusalError
 from workers.llm.flights import shared as module
 from workers.llm.flights.outcomes import TruncatedError, decode_outcome, encode_error, encode_value
 from workers.llm.flights.shared import SharedFlights
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages
 from workers.process import outage

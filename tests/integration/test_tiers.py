@@ -14,9 +14,10 @@ from tasks.messages import Destination, Usage
 from tasks.prices.tiers import TierPrices
 from tests.support.habits import server_that
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import sampling_of
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.spend import Spend, Terms
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.prompts import Input, load_stages

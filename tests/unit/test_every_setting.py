@@ -32,6 +32,7 @@ COMMON = {
 
 _EFFECTS = "tests/integration/test_effects.py"
 _BORDERS = "tests/integration/test_borders.py"
+_COURSE = "tests/integration/test_batch_course.py"
 _TIERS = "tests/integration/test_tiers.py"
 _ENDPOINTS = "tests/integration/test_endpoints.py"
 _WHO = f"{_EFFECTS}::test_base_url_api_key_and_model_are_who_is_asked_and_what_with"
@@ -165,6 +166,15 @@ EFFECTS = {
     "llm.flex_patience_seconds": (
         f"{_TIERS}::test_after_its_patience_a_call_is_standard_and_the_next_one_tries_flex_again"
     ),
+    "llm.batch_price_factor": f"{_COURSE}::test_a_batch_is_booked_at_its_factor",
+    "llm.batch_max_requests": f"{_COURSE}::test_a_batch_has_no_more_than_it_may",
+    "llm.batch_max_mb": f"{_COURSE}::test_a_batch_has_no_more_than_it_may",
+    "llm.batch_queue_requests": "tests/e2e/test_batches.py::test_more_questions_than_may_wait_come_in_turns",
+    "llm.batch_form_seconds": f"{_COURSE}::test_questions_become_a_batch_when_no_more_come",
+    "llm.batch_poll_seconds": f"{_COURSE}::test_a_batch_is_looked_at_as_often_as_is_set",
+    "llm.batch_settle_seconds": f"{_COURSE}::test_a_list_that_lags_is_waited_for",
+    "llm.batch_stragglers": "tests/e2e/test_batches.py::test_what_no_batch_answers_is_asked_otherwise",
+    "llm.batch_keep_files": f"{_COURSE}::test_files_stay_where_that_is_wanted",
     "pipeline.lead_prompts": "tests/integration/test_leads.py::test_a_prompt_goes_ahead_where_that_brings_something",
     "cache.codec": _CODEC,
     "redis.enabled": "tests/e2e/test_run.py::test_a_verb_that_needs_redis_says_so_in_one_line_and_names_the_other_way",

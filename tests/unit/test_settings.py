@@ -423,3 +423,16 @@ def test_whatever_the_bytes_of_a_file_only_config_errors_are_found(
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(data)
     assert all(isinstance(problem, ConfigError) and "\n" not in str(problem) for problem in problems(file, {}))
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"THEMES_LLM__TIER": "batch"},
+        {"THEMES_LLM__ENDPOINTS": "{a: {base_url: 'http://a/v1', tier: batch}}"},
+    ],
+)
+def test_batches_need_the_persistent_cache(env: dict[str, str]) -> None:
+    load(env=env)
+    with pytest.raises(ConfigError, match="batch needs performance_optimization.enable_persistent_cache"):
+        load(env=env | {"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_PERSISTENT_CACHE": "false"})

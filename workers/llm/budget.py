@@ -269,13 +269,17 @@ class JobBudget:
         return BudgetExceededError(said, job_id=self.job_id, reason="budget", limit_nano=limit_nano)
 
 
+def dead_after_seconds(settings: Settings) -> float:
+    """The time of one call, and of two leases: then a silent process is found dead."""
+    return settings.llm.request_timeout_seconds + 2 * settings.work.lease_seconds
+
+
 class Budget:
     """The budgets of all jobs in one worker process. Create and close it on the loop that uses it."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
-        #: The time of one call, and of two leases: then the process is found dead.
-        self._dead_after_seconds = settings.llm.request_timeout_seconds + 2 * settings.work.lease_seconds
+        self._dead_after_seconds = dead_after_seconds(settings)
         self._touch_seconds = settings.work.heartbeat_seconds
         self._jobs: dict[str, JobBudget] = {}
 

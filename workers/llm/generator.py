@@ -5,32 +5,34 @@
 The generator decides what an unusable answer means: ask again with the mistake named or with more tokens, or give up.
 """
 
+import logging
 import time
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from config.settings import Settings
 from tasks.errors import BudgetExceededError, InvalidAnswerError, JobStoppedError, PermanentError, RejectedAnswerError
-from tasks.messages import Usage
 from tasks.prices.rates import TokenCounts
 from tasks.texts import count
-from workers.llm.cache.stats import CacheStats
+from workers.llm.batches.desk import BatchDesk
+from workers.llm.batches.questions import IN_CACHE, LATE, BatchStore
 from workers.llm.cache.tiers import CachedCompletion, Lookup, PersistentLLMCache
 from workers.llm.caller import Caller, Request
-from workers.llm.cancellation import CancellationToken
+from workers.llm.completion import Completion, StageStats
 from workers.llm.endpoints.answers import UnclosedAnswerError, salvaged, split_reasoning
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import model_for
-from workers.llm.endpoints.reply import RawAnswer
+from workers.llm.endpoints.reply import AnswerFormat, RawAnswer, read_reply
 from workers.llm.endpoints.request import Turn
 from workers.llm.flights.local import SingleFlight
 from workers.llm.flights.outcomes import TruncatedError, decode_outcome, encode_error, encode_value
 from workers.llm.flights.shared import Claimed, Flight, SharedFlights
-from workers.llm.spend import Spend
 from workers.observe.profiler import PerformanceProfiler
+
+log = logging.getLogger("themes.llm")
 
 #: An answer that was cut off is asked for again with this many times the tokens.
 MORE_TOKENS: Final = 2
@@ -45,60 +47,6 @@ SANDBOX: Final = "sandbox"
 FEW_HITS: Final = 0.2
 #: Weight of the newest lookup: the last twenty or so decide.
 NEWEST: Final = 0.05
-
-Source = Literal["called", "cached", "coalesced"]
-
-
-class Completion(msgspec.Struct, frozen=True):
-    """A validated answer: the value, which model gave it, and where it came from.
-
-    `key` is its place in the cache, where `is_kept` says that it is; the tokens are those that it had cost when made.
-    """
-
-    value: Any
-    model: str
-    source: Source
-    key: str
-    prompt_tokens: int
-    completion_tokens: int
-    is_kept: bool = True
-
-    @classmethod
-    def of(cls, made: CachedCompletion, source: Source, key: str, *, is_kept: bool = True) -> "Completion":
-        return cls(made.value, made.model, source, key, made.prompt_tokens, made.completion_tokens, is_kept)
-
-
-class StageStats(msgspec.Struct, eq=False):
-    """What one destination's stage has cost and saved; filled while the stage runs, whatever its end."""
-
-    spend: Spend = msgspec.field(default_factory=Spend)
-    cache: CacheStats = msgspec.field(default_factory=CacheStats)
-    token: CancellationToken = msgspec.field(default_factory=CancellationToken)
-
-    def usage(self) -> Usage:
-        return Usage(
-            llm_calls=self.spend.calls,
-            cache_hits=self.cache.hits,
-            coalesced=self.cache.coalesced,
-            prompt_tokens=self.spend.prompt_tokens,
-            completion_tokens=self.spend.completion_tokens,
-            estimated_calls=self.spend.estimated,
-            memory_hits=self.cache.memory_hits,
-            cache_misses=self.cache.misses,
-            cache_stores=self.cache.stores,
-            cache_corrupt=self.cache.corrupt,
-            bytes_raw=self.cache.bytes_raw,
-            bytes_stored=self.cache.bytes_stored,
-            saved_prompt_tokens=self.cache.saved_prompt_tokens,
-            saved_completion_tokens=self.cache.saved_completion_tokens,
-            saved_usd=None if self.cache.unpriced_hits else self.cache.saved_usd,
-            cost_usd=self.spend.cost_usd,
-            cached_tokens=self.spend.cached_tokens,
-            cache_write_tokens=self.spend.cache_write_tokens,
-            reasoning_tokens=self.spend.reasoning_tokens,
-            listed_usd=self.spend.listed_usd,
-            tier_saved_usd=self.spend.tier_saved_usd,
-        )
 
 
 class _Question(msgspec.Struct, eq=False):
@@ -126,6 +74,7 @@ class FocusedLLMGenerator:
         profiler: PerformanceProfiler,
         settings: Settings,
         shared: SharedFlights | None = None,
+        batches: BatchStore | None = None,
     ) -> None:
         self._caller = Caller(pool, settings=settings, profiler=profiler)
         self._sampling = sampling_of(settings.llm)
@@ -134,6 +83,12 @@ class FocusedLLMGenerator:
         self._settings = settings
         self._flights: SingleFlight[Completion] = SingleFlight()
         self._shared = shared
+        self._desk: BatchDesk | None = None
+        if batches is not None:
+            is_kept = cache.state != "off"
+            self._desk = BatchDesk(
+                batches, pool.routes, settings, self._caller.billing, is_kept=is_kept, ttl_ms=cache.ttl_ms
+            )
         #: Part of the latest lookups in Redis that found something.
         self._found_lately = 1.0
         #: Tokens beyond what a prompt allows that a model has needed, by model and stage.
@@ -162,13 +117,67 @@ class FocusedLLMGenerator:
         key = prompt.key(model=model, sampling=self._sampling)
         lookup = self._cache.lookup(key, is_valid=prompt.schema.is_valid, stats=stage_stats.cache)
         question = _Question(prompt, key, lookup, model, stage_stats, request_priority, is_fresh=not use_cache)
+        if self._desk is not None and self._desk.takes(model, stage_stats.spend.terms):
+            return await self._batched(question, self._desk)
         if use_cache and (known := await self._look(question)):
             return self._hit(question, known)
+        return await self._called(question)
+
+    async def _called(self, question: _Question) -> Completion:
         completion, joined = await self._together(question)
         if joined or completion.source == "coalesced":
-            lookup.coalesced()
+            question.lookup.coalesced()
             return replace(completion, source="coalesced")
         return completion
+
+    async def _batched(self, question: _Question, desk: BatchDesk) -> Completion:
+        """The completion out of the cache, or of what a batch has answered; what it has not is asked otherwise.
+
+        Raises `ParkedError`: it waits for a batch.
+        """
+        lookup, spend = question.lookup, question.stage_stats.spend
+        payer = f"{spend.terms.job_id} {spend.terms.payer}"
+        if not question.is_fresh and (known := await lookup.find(own=payer)):
+            return self._own_or_hit(question, known, payer)
+        place = desk.place(question.flight, question.key, spend, is_fresh=question.is_fresh)
+        limit = self._room(question.prompt, question.model)
+        found = await desk.answer(place, question.prompt, question.model, max_tokens=limit)
+        if found == IN_CACHE and (known := await lookup.find(own=payer)):
+            if question.is_fresh:
+                return Completion.of(known, "called", question.key)
+            return self._own_or_hit(question, known, payer)
+        try:
+            made = None if found in {LATE, IN_CACHE} else self._made_of(question, found, payer)
+            if made is None:
+                completion = await self._called(question)
+                await desk.keep(place, b"")
+                return completion
+        except PermanentError as exc:
+            # Of this question nothing more is asked, however often its destination comes back to it.
+            await desk.fail(place, encode_error(exc))
+            raise
+        lookup.missed()
+        is_kept = _is_kept(made.model, question.model)
+        if is_kept:
+            stored = lookup.encode(made)
+            await desk.keep(place, stored)
+            lookup.remember(stored)
+        return Completion.of(made, "called", question.key, is_kept=is_kept)
+
+    def _own_or_hit(self, question: _Question, known: CachedCompletion, payer: str) -> Completion:
+        """What the cache has: a hit, unless it is what this very destination has bought in a batch."""
+        return Completion.of(known, "called", question.key) if known.payer == payer else self._hit(question, known)
+
+    def _made_of(self, question: _Question, body: bytes, payer: str) -> CachedCompletion | None:
+        """The completion in an answer of a batch; None where that is of no use. Raises as `read_reply`."""
+        raw = read_reply(body, model=question.model, style=AnswerFormat.JSON_SCHEMA, prompt_characters=0)
+        try:
+            with self._profiler.span("llm.validate"):
+                value = question.prompt.schema.read(*raw.texts, thoughts=() if raw.is_truncated else raw.thoughts)
+        except InvalidAnswerError as exc:
+            log.info("action=batch_answer stage=%s is asked otherwise: %s", question.prompt.stage, exc)
+            return None
+        return CachedCompletion(value, raw.model, raw.tokens.prompt, raw.tokens.completion, payer)
 
     async def _together(self, question: _Question) -> tuple[Completion, bool]:
         """The answer to all equal questions of this process, and whether another caller asked."""
@@ -203,7 +212,7 @@ class FocusedLLMGenerator:
 
     def _hit(self, question: _Question, known: CachedCompletion) -> Completion:
         counts = TokenCounts(known.prompt_tokens, known.completion_tokens)
-        question.lookup.saved(known, self._caller.prices.usd(question.model, counts, known.model))
+        question.lookup.saved(known, self._caller.billing.prices.usd(question.model, counts, known.model))
         return Completion.of(known, "cached", question.key)
 
     async def _ask_once(self, question: _Question) -> Completion:
@@ -242,26 +251,12 @@ class FocusedLLMGenerator:
 
     async def _ask(self, question: _Question, flight: Flight, *, is_shared: bool = False) -> Completion:
         """Ask the LLM and store the answer: with the flight's end where it is shared, else at once."""
-        prompt, model, stage_stats, lookup = question.prompt, question.model, question.stage_stats, question.lookup
+        lookup = question.lookup
         if not question.is_fresh:
             lookup.missed()
-        request = Request(
-            prompt,
-            model,
-            stage_stats.spend,
-            question.request_priority,
-            max_tokens=self._room(prompt, model),
-            token=stage_stats.token,
-            tier=stage_stats.spend.terms.tier,
-        )
-        value, raw = await self._usable(request)
-        completion = CachedCompletion(
-            value=value,
-            model=raw.model,
-            prompt_tokens=raw.tokens.prompt,
-            completion_tokens=raw.tokens.completion,
-        )
-        is_kept = _is_kept(raw.model, model)
+        value, raw = await self._usable(self._request(question))
+        completion = CachedCompletion(value, raw.model, raw.tokens.prompt, raw.tokens.completion)
+        is_kept = _is_kept(raw.model, question.model)
         with self._profiler.span("cache.put"):
             if is_shared:
                 stored = lookup.encode(completion)
@@ -273,6 +268,20 @@ class FocusedLLMGenerator:
             elif is_kept:
                 await lookup.put(completion)
         return Completion.of(completion, "called", question.key, is_kept=is_kept)
+
+    def _request(self, question: _Question) -> Request:
+        """The question as the caller asks it; what belongs into a batch and is in none goes at another tier."""
+        spend, llm = question.stage_stats.spend, self._settings.llm
+        is_batch = self._desk is not None and self._desk.takes(question.model, spend.terms)
+        return Request(
+            question.prompt,
+            question.model,
+            spend,
+            question.request_priority,
+            max_tokens=self._room(question.prompt, question.model),
+            token=question.stage_stats.token,
+            tier=llm.batch_stragglers if is_batch else spend.terms.tier,
+        )
 
     async def _usable(self, request: Request) -> tuple[Any, RawAnswer]:
         """Ask until the answer is usable: again with more tokens where it was cut off, once more for a mistake."""

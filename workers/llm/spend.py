@@ -18,11 +18,15 @@ _DOLLARS: Final = tuple(name for name in Bill.__struct_fields__ if name.endswith
 class Terms(msgspec.Struct, frozen=True):
     """How a job's calls are bought. Without a `tier` as the settings of an endpoint say.
 
-    Calls of the tier flex are standard ones from `deadline_at` on, in seconds since 1970.
+    Calls of the tier flex are standard ones from `deadline_at` on, in seconds since 1970, and nothing waits for a
+    batch any more. The chunk is what waits for one; `payer` is the destination and its attempt, `ID ATTEMPT`.
     """
 
     tier: str = ""
     deadline_at: float | None = None
+    job_id: str = ""
+    chunk_id: str = ""
+    payer: str = ""
 
 
 #: As the settings say.

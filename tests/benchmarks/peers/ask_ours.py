@@ -15,9 +15,10 @@ from config.settings import load
 from tasks.connection import connect_async
 from tests.benchmarks.full_prompts import prompts_about
 from workers.llm.cache.tiers import PersistentLLMCache
+from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.flights.shared import SharedFlights
-from workers.llm.generator import FocusedLLMGenerator, StageStats
+from workers.llm.generator import FocusedLLMGenerator
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
 

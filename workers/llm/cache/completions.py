@@ -37,19 +37,19 @@ class RedisCompletions:
         self._redis = redis
 
     async def read(self, wanted: Sequence[str]) -> list[bytes | None]:
-        async with _translated():
+        async with translated():
             values: Any = await self._redis.mget([keys.cache(key) for key in wanted])
             return list(values)
 
     async def write(self, stored: Mapping[str, bytes], *, ttl_ms: int) -> None:
-        async with _translated(), self._redis.pipeline(transaction=False) as pipeline:
+        async with translated(), self._redis.pipeline(transaction=False) as pipeline:
             for key, packed in stored.items():
                 pipeline.set(keys.cache(key), packed, px=ttl_ms)
             await pipeline.execute()
 
 
 @asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+async def translated() -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
             yield

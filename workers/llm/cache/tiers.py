@@ -22,13 +22,17 @@ from workers.process.outage import Outage
 log = logging.getLogger("themes.cache")
 
 
-class CachedCompletion(msgspec.Struct, frozen=True):
-    """A validated answer, which model gave it, and what it has cost once."""
+class CachedCompletion(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A validated answer, which model gave it, and what it has cost once.
+
+    `payer`, `JOB DESTINATION ATTEMPT`, is told where a batch has answered: to its own destination it is no hit.
+    """
 
     value: Any
     model: str
     prompt_tokens: int
     completion_tokens: int
+    payer: str = ""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -195,30 +199,31 @@ class Lookup:
             self.missed()
         return found
 
-    async def find(self) -> CachedCompletion | None:
-        """As `get`, without counting a miss."""
-        found = self.in_memory()
+    async def find(self, *, own: str = "") -> CachedCompletion | None:
+        """As `get`, without counting a miss; one that `own` has paid for is not counted as a hit."""
+        found = self.in_memory(own=own)
         if found is None and self._cache.is_shared:
             stored = await self._cache.read(self._key)
-            found = None if stored is None else self.accept(stored)
+            found = None if stored is None else self.accept(stored, own=own)
         return found
 
-    def in_memory(self) -> CachedCompletion | None:
+    def in_memory(self, *, own: str = "") -> CachedCompletion | None:
         """The completion that memory holds, counted as a hit; a miss is not counted."""
         stored = self._cache.memory.get(self._key)
         found = None if stored is None else self.decode(stored)
-        if found is not None:
+        if found is not None and not (own and found.payer == own):
             for stats in self._all_stats:
                 stats.memory_hits += 1
         return found
 
-    def accept(self, stored: bytes) -> CachedCompletion | None:
+    def accept(self, stored: bytes, *, own: str = "") -> CachedCompletion | None:
         """Read what came from Redis, count it as a hit there and keep it in memory; None when it is of no use."""
         found = self.decode(stored)
         if found is not None:
             self.keep(stored)
-            for stats in self._all_stats:
-                stats.redis_hits += 1
+            if not (own and found.payer == own):
+                for stats in self._all_stats:
+                    stats.redis_hits += 1
         return found
 
     def decode(self, stored: bytes) -> CachedCompletion | None:

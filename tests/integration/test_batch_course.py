@@ -1,0 +1,225 @@
+"""Batches from a question to its answer: the store, the keeper and a provider, with what settings change."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.settings import Settings
+from tasks.connection import connect_async
+from tasks.errors import JobPausedError, ParkedError
+from tasks.jobs.batches import Batch, read
+from tasks.messages import Destination
+from workers.llm.batches.course import Courses
+from workers.llm.batches.desk import BatchDesk
+from workers.llm.batches.keeper import BatchKeeper, _Shelf
+from workers.llm.batches.provider import Provider
+from workers.llm.batches.questions import LATE
+from workers.llm.batches.redis_store import RedisBatchStore
+from workers.llm.billing import Billing
+from workers.llm.endpoints.pool import LLMConnectionPool
+from workers.llm.spend import Spend, Terms
+from workers.observe.profiler import PerformanceProfiler
+from workers.pipeline.prompts import Input, load_stages
+from workers.sandbox.server import SandboxServer
+
+MakeSettings = Callable[..., Settings]
+FOOD = next(stage for stage in load_stages() if stage.name == "discover.food")
+QUICK = {
+    "BATCH_FORM_SECONDS": "0.05", "BATCH_POLL_SECONDS": "0.05", "BATCH_SETTLE_SECONDS": "0.2",
+    "PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}",
+}  # fmt: skip
+
+
+@dataclass
+class Bench:
+    server: SandboxServer
+    store: RedisBatchStore
+    desk: BatchDesk
+    redis: Any
+    keeper: BatchKeeper
+    paused: list[JobPausedError]
+    woken: list[str]
+
+    async def ask(self, name: str, *, job_id: str = "job") -> bytes | None:
+        """The answer to a prompt about a destination; None where it waits."""
+        terms = Terms("batch", None, job_id, f"chunk {name}", f"{name} 1")
+        place = self.desk.place(f"key-{name}", f"key-{name}", Spend(terms=terms), is_fresh=False)
+        prompt = FOOD.prompt(Input.of(Destination.of(name)))
+        try:
+            return await self.desk.answer(place, prompt, "sandbox", max_tokens=FOOD.max_tokens)
+        except ParkedError:
+            return None
+
+    async def answers(self, names: list[str]) -> list[bytes]:
+        """The answers to prompts, once all have an end."""
+        async with asyncio.timeout(60):
+            while None in (found := [await self.ask(name) for name in names]):
+                await asyncio.sleep(0.05)
+        return [one for one in found if one is not None]
+
+    async def batches(self, job_id: str = "job") -> list[Batch]:
+        return read(await self.redis.hgetall(f"themes:job:{job_id}:batches"))
+
+    async def at_rest(self) -> None:
+        async with asyncio.timeout(60):
+            while any(one.state != "ended" for one in await self.batches()):
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def bench(redis_url: str, settings_for: MakeSettings, tmp_path: Path) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def made(
+        habits: str = "delay=0", *, server: dict[str, Any] | None = None, **llm: str
+    ) -> AsyncIterator[Bench]:
+        async with SandboxServer(latency="0", batches=habits, **(server or {})) as sandbox:
+            env = {f"THEMES_LLM__{name.upper()}": value for name, value in {**QUICK, **llm}.items()}
+            settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="sandbox", **env)
+            profiler, redis = PerformanceProfiler(enabled=True), connect_async(redis_url, socket_timeout_seconds=10)
+            await redis.hset("themes:job:job", mapping={"state": "running"})
+            woken: list[str] = []
+            paused: list[JobPausedError] = []
+
+            async def wake(_: str, labelled: list[tuple[str, str]], __: int) -> None:
+                woken.extend(chunk_id for chunk_id, _ in labelled)
+
+            async def pause(error: JobPausedError) -> bool:
+                paused.append(error)
+                await redis.hset(f"themes:job:{error.job_id}", "paused", error.reason)
+                return True
+
+            store = RedisBatchStore(redis, wake=wake, lease_seconds=5, dead_after_seconds=30)
+            async with LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool:
+                desk = BatchDesk(store, pool.routes, settings, Billing(settings), is_kept=True, ttl_ms=60_000)
+                courses = Courses(store, pool.routes, settings, profiler, tmp_path)
+                keeper = BatchKeeper(store, courses, settings, pause=pause)
+                task = asyncio.create_task(keeper.run())
+                try:
+                    yield Bench(sandbox, store, desk, redis, keeper, paused, woken)
+                finally:
+                    task.cancel()
+                    await asyncio.wait({task})
+                    await redis.aclose()
+
+    return made
+
+
+async def test_a_server_that_refuses_a_format_is_asked_in_another_by_batch(bench: Any) -> None:
+    async with bench(server={"formats": ["text"]}) as one:
+        found = await one.answers(["Kyoto", "Nara", "Paris"])
+        await one.at_rest()
+        assert LATE not in found
+        assert {tier: paid["requests"] for tier, paid in one.server.stats()["billed"].items()} == {"batch": 3}
+        assert [batch.answered for batch in await one.batches()] == [0, 0, 3]
+        assert [batch.unanswered for batch in await one.batches()] == [3, 3, 0]
+
+
+async def test_a_batch_has_no_more_than_it_may(bench: Any) -> None:
+    names = [f"City {number}" for number in range(9)]
+    async with bench(batch_max_requests="4", batch_form_seconds="0.5") as one:
+        await one.answers(names)
+        assert [batch.requests for batch in await one.batches()] == [4, 4, 1]
+    async with bench(batch_max_mb="0.01", batch_form_seconds="0.5") as one:
+        more = [f"Town {number}" for number in range(9)]
+        await one.answers(more)
+        small = (await one.batches())[3:]
+        assert sum(batch.requests for batch in small) == 9
+        assert len(small) >= 3
+        assert max(batch.size_bytes for batch in small) <= 0.01 * 1024 * 1024
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_files_stay_where_that_is_wanted(bench: Any, keep: bool) -> None:
+    async with bench(batch_keep_files=str(keep)) as one:
+        await one.answers(["Kyoto"])
+        await one.at_rest()
+        assert one.server.stats()["batches"]["files"] == (2 if keep else 0)
+
+
+async def test_a_batch_is_booked_at_its_factor(bench: Any) -> None:
+    async with bench(batch_price_factor="0.25") as one:
+        await one.answers(["Kyoto"])
+        await one.at_rest()
+        (batch,) = await one.batches()
+        paid = one.server.stats()["billed"]["batch"]
+        standard = (paid["prompt_tokens"] + 2 * paid["completion_tokens"]) / 1e6
+        assert batch.saved_usd == pytest.approx(standard * 0.75)
+
+
+@pytest.mark.parametrize(("settle", "batches"), [("9", 1), ("0", 2)])
+async def test_a_list_that_lags_is_waited_for(bench: Any, settle: str, batches: int) -> None:
+    async with bench("delay=0,lost_creates=1,lag=3", batch_settle_seconds=settle) as one:
+        await one.answers(["Kyoto"])
+        await one.at_rest()
+        assert one.server.stats()["batches"]["batches"] == batches
+
+
+@pytest.mark.parametrize(("poll", "looks"), [("0.05", range(6, 1000)), ("60", range(1, 5))])
+async def test_a_batch_is_looked_at_as_often_as_is_set(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, poll: str, looks: range
+) -> None:
+    seen: list[str] = []
+    status = Provider.status
+
+    async def counted(self: Provider, batch_id: str) -> Any:
+        seen.append(batch_id)
+        return await status(self, batch_id)
+
+    monkeypatch.setattr(Provider, "status", counted)
+    async with bench("delay=2.5", batch_poll_seconds=poll) as one:
+        await one.answers(["Kyoto"])
+        assert len(seen) in looks
+
+
+def test_questions_become_a_batch_when_no_more_come(settings_for: MakeSettings) -> None:
+    settings = settings_for(THEMES_LLM__BATCH_FORM_SECONDS="2", THEMES_LLM__BATCH_MAX_REQUESTS="10")
+    shelf = _Shelf()
+    began = shelf.since
+    shelf.seen(3, began)
+    assert not shelf.is_due(settings, began + 1.9)
+    shelf.seen(4, began + 1.9)
+    assert not shelf.is_due(settings, began + 3.8)
+    assert shelf.is_due(settings, began + 3.9)
+    for at in range(2, 12):
+        shelf.seen(4 + at % 2, began + at)
+    assert not shelf.is_due(settings, began + 11.9)
+    assert shelf.is_due(settings, began + 12), "questions that keep coming are waited for six times as long"
+    shelf.seen(10, began + 1)
+    assert shelf.is_due(settings, began + 1)
+
+
+async def test_lines_that_fail_twice_are_asked_otherwise(bench: Any) -> None:
+    async with bench("delay=0,line_errors=1") as one:
+        assert await one.answers(["Kyoto", "Nara"]) == [LATE, LATE]
+        await one.at_rest()
+        assert [(batch.requests, batch.unanswered) for batch in await one.batches()] == [(2, 2), (2, 2)]
+
+
+async def test_a_refused_account_pauses_the_job_and_keeps_the_batch(bench: Any) -> None:
+    async with bench(server={"api_key": "another"}) as one:
+        assert await one.ask("Kyoto") is None
+        async with asyncio.timeout(30):
+            while not one.paused:
+                await asyncio.sleep(0.02)
+        assert one.paused[0].reason == "account"
+        (batch,) = await one.batches()
+        assert (batch.state, batch.requests) == ("ready", 1)
+
+
+async def test_a_chunk_runs_again_when_its_last_question_has_its_answer(bench: Any, redis: Any) -> None:
+    async with bench("delay=0.3") as one:
+        assert await one.ask("Kyoto") is None
+        await one.redis.hset("themes:job:job:owners", "chunk Kyoto", "batch")
+        await one.redis.zadd("themes:job:job:leases", {"chunk Kyoto": 9e15})
+        await one.answers(["Kyoto"])
+        async with asyncio.timeout(30):
+            while not one.woken:
+                await asyncio.sleep(0.02)
+        assert one.woken == ["chunk Kyoto"]
+        assert redis.zcard("themes:job:job:leases") == 0
+        assert not redis.exists("themes:job:job:parked:chunk Kyoto")
