@@ -16,7 +16,7 @@ from rich.text import Text
 
 from scripts.lib.job_words import STALLED, batch_lines, figures, summary
 from scripts.lib.terminal import warn
-from tasks.jobs.registry import JobStatus, resume_command
+from tasks.jobs.registry import RESUME, JobStatus, resume_command
 from tasks.jobs.short_ids import short_id
 from tasks.messages import Event
 from tasks.texts import count
@@ -64,7 +64,7 @@ class Lines:
 class View:
     """A job on a terminal: a bar, its figures, what holds it up, and the destinations that ended last."""
 
-    def __init__(self, *, resume: str = "themes resume", stalled: str = STALLED) -> None:
+    def __init__(self, *, resume: str = RESUME, stalled: str = STALLED) -> None:
         self._resume, self._stalled = resume, stalled
         self._last: deque[Text] = deque(maxlen=LAST)
         self.reasons: Counter[str] = Counter()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from scripts.lib.terminal import columns
-from tasks.jobs.registry import JobStatus, format_paused, resume_command
+from tasks.jobs.registry import RESUME, JobStatus, format_paused, resume_command
 from tasks.jobs.short_ids import short_ids
 from tasks.texts import clean_line, count, duration
 
@@ -39,7 +39,7 @@ def figures(status: JobStatus) -> list[str]:
     return [figure for figure in found if figure]
 
 
-def summary(status: JobStatus, *, resume: str = "themes resume", stalled: str = STALLED) -> str:
+def summary(status: JobStatus, *, resume: str = RESUME, stalled: str = STALLED) -> str:
     """A job's figures in one line; `resume` lets a paused job go on, `stalled` is said of one that no worker has."""
     parts = [f"{status.name}: {state_of(status)}", *figures(status)]
     if status.only_fields:
@@ -49,7 +49,7 @@ def summary(status: JobStatus, *, resume: str = "themes resume", stalled: str = 
     return "  ".join([*parts, *standstill(status, resume=resume, stalled=stalled)])
 
 
-def standstill(status: JobStatus, *, resume: str = "themes resume", stalled: str = STALLED) -> list[str]:
+def standstill(status: JobStatus, *, resume: str = RESUME, stalled: str = STALLED) -> list[str]:
     """Why a job does not go on by itself, and what lets it; nothing where it does."""
     if status.paused == "user":
         return [f"go on with: {resume_command(status, resume=resume)}"]

@@ -26,6 +26,7 @@ from tasks.inputs.reader import Reader
 from tasks.jobs.registry import JobStatus, job_name, new_job_id, options_of
 from tasks.jobs.short_ids import short_id
 from tasks.messages import Destination, JobOptions
+from tasks.texts import count
 from workers.local.job import LocalJob
 from workers.local.state_file import StateFile
 from workers.local.writer import book_orphans_in_database
@@ -187,7 +188,7 @@ class _Run:
         self._refuse_resume(row, options)
         failed = [destination.id for destination in await request.again.of(store, job_id)]
         waiting, _ = await store.missing_after(job_id, -1, 1)
-        if not failed and not waiting and request.file is None:
+        if not failed and not waiting and request.file is None and not await file.has_batches(job_id):
             status = status_of(row)
             say(f"nothing is missing: {words(status)}")
             await _print_partial(store, status)
@@ -248,6 +249,9 @@ class _Run:
             await _print_partial(store, status)
         else:
             file = "" if row.sealed else f"{self._request.file or 'FILE'} "
+            if job.batches and job.batches.under_way:
+                what = count(job.batches.under_way, "batch")
+                say(f"{what} at the provider may go on: the next run reads the answers")
             budget = " --budget USD" if status.paused == "budget" else ""
             say(f"to go on: themes run {file}--resume {job.job_id}{budget}")
             code = INTERRUPTED if self._signals else code

@@ -73,7 +73,7 @@ class Progress:
 
     def status_of(self, row: JobRow, job: LocalJob) -> JobStatus:
         figures = counters(row, self._rate)
-        more: dict[str, object] = {}
+        more: dict[str, object] = {"batches": job.batches}
         if job.book is not None:
             more |= {"budget_usd": job.book.limit_nano / NANO, "spent_usd": job.book.spent_nano / NANO}
         if job.paused is not None:

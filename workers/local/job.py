@@ -4,7 +4,7 @@
 
 The input is written to the database first, and what is worked on is read from there, a page at a time, so that memory
 does not grow with the job and a killed run goes on from where it was. What was paid for is in the state file before
-anything depends on it.
+anything depends on it. A destination that waits for a batch leaves its lane, and is worked on again when it may go on.
 
 `stop` lets calls under way end, keeps their answers, and books what they cost; `stop(at_once=True)` does not wait.
 """
@@ -21,7 +21,8 @@ from typing import Final
 import msgspec
 
 from config.settings import Settings
-from tasks.errors import DatabaseError, JobPausedError, JobStoppedError
+from tasks.errors import DatabaseError, JobPausedError, JobStoppedError, ParkedError
+from tasks.jobs.batches import Batches
 from tasks.jobs.budget import nano_usd
 from tasks.messages import (
     Chunk,
@@ -32,25 +33,26 @@ from tasks.messages import (
     JobOptions,
     JobReopened,
     JobSealed,
-    Result,
-    Spent,
 )
 from tasks.queue.ledger import Taken
 from tasks.waits import Wait
+from workers.llm.batches.course import Courses, batches_folder
+from workers.llm.batches.keeper import BatchKeeper
 from workers.llm.budget import JobBudget
 from workers.llm.cancellation import Cancellation
-from workers.llm.spend import Terms
+from workers.local.batch_store import FileBatchStore
 from workers.local.state_file import FileBook, StateFile
-from workers.local.writer import DirectWriter, unwritten_entries
+from workers.local.writer import DirectBooks, DirectWriter, unwritten_entries
+from workers.observe.batch_use import batch_parts
 from workers.observe.call_file import FOLDER
-from workers.observe.call_journal import CallJournal, current
+from workers.observe.call_journal import CallJournal
 from workers.observe.profiler import PerformanceProfiler
 from workers.pipeline.processor import Processed
 from workers.process.retry import StoppableRetry, wait_at_most
 from workers.process.shutdown import end_tasks
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import Applied
-from workers.worker.destination import DestinationRunner
+from workers.worker.destination import DestinationRunner, terms_of
 from workers.worker.parts import Parts, open_parts
 from workers.worker.telemetry import Watched, look_at
 
@@ -64,27 +66,7 @@ PAGE_PER_LANE: Final = 4
 NEWS_SECONDS: Final = 5.0
 #: Ids in one entry.
 IDS_AT_ONCE: Final = 500
-
-
-class _Books:
-    """Results and costs into the database; the call journal keeps a run until its entry is durable."""
-
-    def __init__(self, writer: DirectWriter) -> None:
-        self._writer = writer
-
-    async def finish(self, chunk: Chunk, results: Sequence[Result]) -> list[bool]:
-        del chunk
-        for result in results:
-            await self._put(result)
-        return [True] * len(results)
-
-    async def book(self, spent: Spent) -> None:
-        await self._put(spent)
-
-    async def _put(self, entry: Result | Spent) -> None:
-        durable, run = await self._writer.put(entry), current()
-        if run is not None:
-            run.durable = durable
+_Page = asyncio.Task[list[Destination]]
 
 
 class LocalJob:
@@ -136,6 +118,7 @@ class LocalJob:
         self.paused: JobPausedError | None = None
         #: Set when more of the input is in the database, or all of it.
         self._news = asyncio.Event()
+        self._batches: FileBatchStore | None = None
         self._is_listed = True
         self._listing: asyncio.Task[None] | None = None
 
@@ -148,7 +131,13 @@ class LocalJob:
 
     @property
     def wait(self) -> Wait | None:
-        return self._parts.pool.wait() if self._parts else None
+        wait = self._parts.pool.wait() if self._parts else None
+        return wait or (self.batches.wait if self.batches else None)
+
+    @property
+    def batches(self) -> Batches | None:
+        """The job's batches; None where it has none."""
+        return self._batches.batches if self._batches else None
 
     def stop(self, reason: str, *, at_once: bool = False) -> None:
         """Start nothing more, and read no more; calls under way are awaited, unless it is to be `at_once`."""
@@ -195,8 +184,9 @@ class LocalJob:
             budget = await self._budget()
             if budget is not None:
                 stack.push_async_callback(budget.close)
+            self._batches = batches = await self._open_batches(writer)
             self._parts = parts = await stack.enter_async_context(
-                open_parts(self._settings, self.profiler, redis=None, completions=self._file)
+                open_parts(self._settings, self.profiler, redis=None, completions=self._file, batches=batches)
             )
             await writer.write(JobOpened(self.job_id, name, created_at, self._options))
             if opened is not None:
@@ -210,7 +200,11 @@ class LocalJob:
             look_at(self._settings, Watched(parts))
             watching = asyncio.create_task(self._watch(journal), name="profiler")
             stack.push_async_callback(end_tasks, watching)
-            await self._work(parts, writer, budget, journal)
+            courses = Courses(batches, parts.pool.routes, self._settings, self.profiler, batches_folder(self._settings))
+            keeper = BatchKeeper(batches, courses, self._settings, pause=self._pause)
+            keeping = asyncio.create_task(keeper.run(), name="batches")
+            stack.push_async_callback(end_tasks, keeping)
+            await self._work(parts, batches, keeping, self._runner(parts, writer, budget, journal))
             if self._listing is not None:
                 await asyncio.wait({self._listing})
                 if not self._listing.cancelled():
@@ -230,12 +224,14 @@ class LocalJob:
                 group.create_task(self.profiler.watch_loop(), name="loop")
 
     async def _keep_profile(self) -> None:
-        for records, part in self.profiler.parts():
+        parts = [(records.job_id, part) for records, part in self.profiler.parts()]
+        parts += [(self.job_id, part) for part in batch_parts(self._batches.fields if self._batches else None)]
+        for job_id, part in parts:
             payload = msgspec.json.encode(part).decode()
             try:
-                await self._store.keep_measurements(records.job_id, {part.process: payload})
+                await self._store.keep_measurements(job_id, {part.process: payload})
             except DatabaseError as exc:
-                log.warning("action=profile_refused job_id=%s its profile is not kept: %s", records.job_id, exc)
+                log.warning("action=profile_refused job_id=%s its profile is not kept: %s", job_id, exc)
 
     async def close_cancelled(self) -> None:
         """Say that the job is over although not all of it is done: half of an input is no job."""
@@ -256,6 +252,25 @@ class LocalJob:
             return None
         return JobBudget(self.book, self.job_id, touch_seconds=self._settings.work.heartbeat_seconds)
 
+    async def _open_batches(self, writer: DirectWriter) -> FileBatchStore:
+        batches = FileBatchStore(
+            file=self._file, job_id=self.job_id, deadline_at=self._options.deadline_at, book_of_job=self.book,
+            news=self._news, find_job=self._store.job, write=writer.write,
+            compress=self._settings.performance_optimization.enable_result_compression,
+        )  # fmt: skip
+        await batches.open()
+        return batches
+
+    async def _pause(self, exc: JobPausedError) -> bool:
+        """End the run until it is resumed, unless it is another job that does not go on."""
+        if self._batches is not None and await self._batches.pause(exc.job_id):
+            return True
+        if self.paused is None:
+            self.paused = exc
+        # The input is still read to its end, so that the job is whole when it goes on.
+        self._start_no_more(str(exc))
+        return True
+
     async def _list(self, pages: AsyncIterator[list[Destination]], writer: DirectWriter) -> None:
         """Write the input down, then seal the job."""
         try:
@@ -271,9 +286,9 @@ class LocalJob:
             self._is_listed = True
             self._news.set()
 
-    async def _work(self, parts: Parts, writer: DirectWriter, budget: JobBudget | None, journal: CallJournal) -> None:
-        """Give the lanes page after page of what is missing, until nothing is and no more can come."""
-
+    def _runner(
+        self, parts: Parts, writer: DirectWriter, budget: JobBudget | None, journal: CallJournal
+    ) -> DestinationRunner:
         async def process(
             destination: Destination, cancellation: Cancellation, options: JobOptions, attempt: int
         ) -> Processed:
@@ -284,12 +299,12 @@ class LocalJob:
                 fields=options.fields,
                 attempt=attempt,
                 budget=budget,
-                terms=Terms(options.tier, options.deadline_at),
+                terms=terms_of(options, self.job_id, destination),
                 cancellation=cancellation,
             )
 
-        runner = DestinationRunner(
-            ledger=_Books(writer),
+        return DestinationRunner(
+            ledger=DirectBooks(writer),
             process=process,
             retry=self._retry,
             settings=self._settings,
@@ -298,49 +313,58 @@ class LocalJob:
             journal=journal,
         )
 
+    async def _work(
+        self, parts: Parts, batches: FileBatchStore, keeping: asyncio.Task[None], runner: DestinationRunner
+    ) -> None:
+        """Give the lanes page after page of what is missing, until nothing is and no more can come."""
+
         async def work(destination: Destination) -> None:
             with (
                 self.profiler.job(self.job_id) as records,
                 self.profiler.destination(records, destination.id, destination.label, waited={}),
             ):
-                await self._one(runner, destination)
+                await self._one(runner, batches, destination)
 
         count = max(parts.lanes.size * PAGE_PER_LANE, self._settings.work.max_chunk_size)
-        place, running = -1, set[asyncio.Task[list[Destination]]]()
+        place, running = -1, set[_Page]()
         try:
             while not self.is_stopped:
-                # Asked before the page: what is listed after that is not missed.
+                # Asked before the page: what is listed or woken after that is not missed.
                 is_listed = self._is_listed
                 self._news.clear()
-                page, place = await self._store.missing_after(self.job_id, place, count)
+                page = await batches.woken(count)
+                if not page:
+                    page, place = await self._store.missing_after(self.job_id, place, count)
                 if page:
                     running.add(asyncio.create_task(parts.lanes.run(page, work), name="page"))
-                elif is_listed:
+                elif is_listed and not running and not await batches.is_waiting():
                     break
+                elif keeping.done():
+                    keeping.result()
                 else:
-                    await wait_at_most(NEWS_SECONDS, self._news)
+                    running = await _next_of(running, self._news)
                 while len(running) >= PAGES_IN_HAND:
-                    running = await _first_of(running)
+                    running = await _next_of(running)
             while running:
-                running = await _first_of(running)
+                running = await _next_of(running)
         except BaseException:
             self.stop("an error ended the run")
             await asyncio.gather(*running, return_exceptions=True)
             raise
 
-    async def _one(self, runner: DestinationRunner, destination: Destination) -> None:
+    async def _one(self, runner: DestinationRunner, batches: FileBatchStore, destination: Destination) -> None:
         """One destination; one that may not go on is left as it is, for the next run."""
         if self.is_stopped:
             return
         # As the first delivery of a chunk of its own: the attempt is one higher than the chunk's.
         chunk = Chunk(self.job_id, destination.id, (destination,), attempt=self._attempt - 1)
         try:
-            await runner.run(Taken(chunk, 1, frozenset()), destination, self._options, self._halt)
+            with contextlib.suppress(ParkedError):
+                await runner.run(Taken(chunk, 1, frozenset()), destination, self._options, self._halt)
+                return
+            await batches.park(destination)
         except JobPausedError as exc:
-            if self.paused is None:
-                self.paused = exc
-            # The input is still read to its end, so that the job is whole when it goes on.
-            self._start_no_more(str(exc))
+            await self._pause(exc)
         except DatabaseError:
             # What was made now could not be kept: nothing more is asked for.
             self._start_no_more("the database cannot be used")
@@ -349,9 +373,12 @@ class LocalJob:
             log.debug("action=destination_stopped job_id=%s name=%r %s", self.job_id, destination.label, exc)
 
 
-async def _first_of(running: set[asyncio.Task[list[Destination]]]) -> set[asyncio.Task[list[Destination]]]:
-    """Those that go on when the first has ended; an error of one that has is raised."""
-    done, left = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+async def _next_of(running: set[_Page], news: asyncio.Event | None = None) -> set[_Page]:
+    """Those that go on when the first has ended, or there is news; an error of one that has ended is raised."""
+    listening = [] if news is None else [asyncio.create_task(wait_at_most(NEWS_SECONDS, news), name="news")]
+    await asyncio.wait([*running, *listening], return_when=asyncio.FIRST_COMPLETED)
+    await end_tasks(*listening)
+    done = {task for task in running if task.done()}
     for task in done:
         task.result()
-    return left
+    return running - done

@@ -10,14 +10,15 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from config.settings import Settings
 from tasks.errors import DatabaseBusyError
-from tasks.messages import Spent, StreamEntry
+from tasks.messages import Chunk, Result, Spent, StreamEntry
 from tasks.storable import entry_fields
+from workers.observe.call_journal import current
 from workers.observe.profiler import SILENT, PerformanceProfiler
 from workers.results.consumer import wait_seconds
 from workers.results.database.manager import AsyncDatabaseManager
@@ -168,6 +169,27 @@ class DirectWriter:
         log.error("action=entry_dead job_id=%s an entry is set aside (table dead_letters): %s", entry.job_id, reason)
         raw = RawEntry(f"{entry.job_id}-{self._count}-{time.time_ns()}".encode(), entry_fields(entry))
         return DeadEntry(raw, reason, entry.job_id, getattr(entry, "destination_id", None))
+
+
+class DirectBooks:
+    """Results and costs into the database; the call journal keeps a run until its entry is durable."""
+
+    def __init__(self, writer: DirectWriter) -> None:
+        self._writer = writer
+
+    async def finish(self, chunk: Chunk, results: Sequence[Result]) -> list[bool]:
+        del chunk
+        for result in results:
+            await self._put(result)
+        return [True] * len(results)
+
+    async def book(self, spent: Spent) -> None:
+        await self._put(spent)
+
+    async def _put(self, entry: Result | Spent) -> None:
+        durable, run = await self._writer.put(entry), current()
+        if run is not None:
+            run.durable = durable
 
 
 class _DatabaseDelivery:
