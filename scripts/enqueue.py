@@ -63,7 +63,14 @@ def command(
 
         with reader:
             return forecast(
-                rows, reader.report, settings, columns, use_cache=not no_cache, as_json=as_json, fields=wanted
+                rows,
+                reader.report,
+                settings,
+                columns,
+                use_cache=not no_cache,
+                as_json=as_json,
+                fields=wanted,
+                tier=tier,
             )
     if as_json:
         raise click.UsageError("--json goes with --dry-run; `themes status JOB --json` tells of a job")

@@ -88,7 +88,7 @@ def _forecast(settings: Settings, file: str, request: RunRequest, *, as_json: bo
         rows = OnlyMissing(reader, settings, columns=columns, fields=fields) if request.only_missing else reader
         return dry_run(
             rows, reader.report, settings, columns, use_cache=request.use_cache, as_json=as_json, is_in_process=True,
-            fields=fields,
+            fields=fields, tier=request.tier,
         )  # fmt: skip
 
 

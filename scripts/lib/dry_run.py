@@ -61,6 +61,7 @@ def dry_run(
     as_json: bool,
     is_in_process: bool = False,
     fields: Sequence[str] = (),
+    tier: str = "",
 ) -> int:
     """Read everything, forecast from a sample, print; the LLM is not asked. Redis may be away."""
     sample = Sample()
@@ -68,7 +69,7 @@ def dry_run(
         sample.add(row)
     is_in_process = is_in_process or not settings.redis.enabled
     made = partial(
-        Forecaster, settings, use_cache=use_cache, columns=columns, fields=fields,
+        Forecaster, settings, use_cache=use_cache, columns=columns, fields=fields, tier=tier,
         earlier=asyncio.run(_earlier(settings)),
     )  # fmt: skip
     forecast = _forecast(sample, settings, made, is_in_process=is_in_process)

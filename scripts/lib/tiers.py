@@ -27,10 +27,10 @@ def tier_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--tier` and `--deadline`; the command gets `tier`, empty where it is not given, and `deadline_at`."""
     deadline = click.option(
         "--deadline", "deadline_at", metavar="DURATION", callback=_moment,
-        help="From then on calls of the tier flex are standard ones: 90m, 12h.",
+        help="From then on nothing waits for a batch, and flex calls are standard ones: 90m, 12h.",
     )  # fmt: skip
     tier = click.option(
         "--tier", type=click.Choice(TIERS), callback=lambda _, __, text: text or "",
-        help="Service tier: flex costs half and waits for capacity.",
+        help="Service tier: flex costs half and waits for capacity; batch costs half and takes hours.",
     )  # fmt: skip
     return tier(deadline(command))

@@ -17,12 +17,14 @@ from typing import Any, Final
 
 from redis import Redis
 
+from config.endpoints import BATCH
 from config.settings import Settings
 from tasks import keys
 from tasks.errors import ConfigError
 from tasks.messages import Destination
 from tasks.prices.rates import TokenCounts
 from tasks.prices.table import PriceTable
+from tasks.prices.tiers import TierPrices
 from tasks.texts import count
 from workers.llm.cache.codec import CodecError
 from workers.llm.cache.tiers import CachedCompletion, decode
@@ -31,8 +33,8 @@ from workers.llm.endpoints.prompt import Prompt, sampling_of
 from workers.llm.endpoints.registry import model_for
 from workers.pipeline.assembly import StageOutcome, numbered
 from workers.pipeline.fields import field_of, stages_for
-from workers.pipeline.processor import batches_of
 from workers.pipeline.prompts import Input, Stage, stages_of
+from workers.pipeline.stage_run import batches_of
 from workers.pipeline.throughput import Duration, WorkerCapacity, duration_of
 from workers.results.queries.earlier import Earlier, StageMeasured
 
@@ -164,6 +166,7 @@ class Forecaster:
         cached: looks up packed completions by key; None: Redis does, where there is one.
         earlier: what earlier jobs have measured.
         fields: that the jobs make; none for all.
+        tier: at which the jobs' calls are bought; empty: as the settings say.
     """
 
     def __init__(
@@ -176,7 +179,10 @@ class Forecaster:
         cached: LookUp | None = None,
         earlier: Earlier = NOTHING_EARLIER,
         fields: Sequence[str] = (),
+        tier: str = "",
     ) -> None:
+        self._tier = tier or settings.llm.tier
+        self._factor = TierPrices(settings.llm).factor(self._tier)
         self._settings = settings
         self._redis = redis
         self._cached = cached if cached or redis is None else partial(_in_redis, redis)
@@ -276,7 +282,11 @@ class Forecaster:
             seconds=duration.seconds,
             stages=[self._stage(stage, by_stage[stage.name], factor) for stage in self._stages],
             notes=[*self._notes, *self._unpriced()],
-            basis=[self._basis(by_stage), *([f"time: {duration.basis}"] if duration.basis else [])],
+            basis=[
+                self._basis(by_stage),
+                *([f"prices: of the tier {self._tier}, {self._factor:g} of standard"] if self._factor != 1 else []),
+                *([f"time: {duration.basis}"] if duration.basis else []),
+            ],
         )
 
     def _measured(self, stage: Stage) -> StageMeasured | None:
@@ -326,7 +336,7 @@ class Forecaster:
             answer_tokens = measured.completion_tokens / parts
         model = model_of(self._settings, question.stage) or ""
         usd = self._prices.usd(model, TokenCounts(tokens, answer_tokens))
-        return _Cost(calls, 0, tokens, answer_tokens, usd)
+        return _Cost(calls, 0, tokens, answer_tokens, None if usd is None else usd * self._factor)
 
     def _stage(self, stage: Stage, cost: _Cost, factor: float) -> StageForecast:
         return StageForecast(
@@ -341,6 +351,9 @@ class Forecaster:
         )
 
     def _duration(self, calls: float, tokens: float) -> Duration:
+        if self._tier == BATCH:
+            said = "how long batches take is the provider's choice: an hour or two as a rule, at most a day each"
+            return Duration(None, reason=said)
         fleet = None if self._redis is None else WorkerCapacity.seen(self._redis)
         return duration_of(calls, tokens, settings=self._settings.llm, fleet=fleet, earlier=self._earlier)
 
