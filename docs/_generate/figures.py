@@ -24,6 +24,7 @@ SECTIONS: Final = {
     "test_jobs.py": "The whole job beside the ways people write it",
     "test_start.py": "From nothing to the first profile",
     "test_scale.py": "How it grows",
+    "test_batches.py": "A job in batches",
     "test_work.py": "How work is shared out and survives",
     "test_efficiency.py": "The LLM layer at 200 ms a call",
     "test_peers.py": "The LLM layer beside its peers",
