@@ -167,16 +167,16 @@ def test_lost_replies_and_a_list_that_lags_behind_buy_nothing_twice(batching: En
 
 def test_a_budget_lets_no_batch_through_that_it_does_not_cover(batching: Engine) -> None:
     batching.themes("a", "worker", "--name", "a")
-    budget = 0.02
-    job_id = enqueue(batching, 12, "--budget", f"{budget}")
+    budget = 0.006
+    job_id = enqueue(batching, 6, "--budget", f"{budget}")
     status = until("the job to pause", lambda: (one := batching.status(job_id))["paused"] and one)
     assert status["paused"] == "budget"
     until("the batches to end", lambda: _open(batching, job_id) == 0)
     assert 0 < billed_usd(batching) <= budget
     assert batching.run("resume", job_id, "--budget", "5").returncode == 0
-    assert done(batching, job_id)["done"] == 12
+    assert done(batching, job_id)["done"] == 6
     stats = batching.ask_sandbox("/stats")
-    assert stats["billed"]["batch"]["requests"] == 12 * CALLS
+    assert stats["billed"]["batch"]["requests"] == 6 * CALLS
     until("the books to be whole", lambda: books(batching, job_id)[1] == pytest.approx(billed_usd(batching)), 20)
     assert batching.status(job_id)["spent_usd"] == pytest.approx(billed_usd(batching), abs=1e-6)
 

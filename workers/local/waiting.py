@@ -25,6 +25,11 @@ _TABLES: Final = (
 
 
 def begin(connection: sqlite3.Connection, job_id: str) -> None:
+    """Begin with no destination that waits; an earlier job of this process may have left its own."""
+    for table in ("waiting", "parked", "questions"):
+        connection.execute(f"DROP TABLE IF EXISTS temp.{table}")
+    for trigger in ("asked", "moved", "ended"):
+        connection.execute(f"DROP TRIGGER IF EXISTS temp.{trigger}")
     for statement in _TABLES:
         connection.execute(statement)
     connection.execute("INSERT INTO questions SELECT ?1, COUNT(*) FROM batch_questions WHERE job_id = ?1", (job_id,))
