@@ -1,12 +1,14 @@
 """Batches from a question to its answer: the store, the keeper and a provider, with what settings change."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from config.settings import Settings
@@ -14,6 +16,8 @@ from tasks.connection import connect_async
 from tasks.errors import JobPausedError, ParkedError
 from tasks.jobs.batches import Batch, read
 from tasks.messages import Destination
+from tests.support.providers import Alter, altered, as_it_is
+from workers.llm.batches import course
 from workers.llm.batches.course import Courses
 from workers.llm.batches.desk import BatchDesk
 from workers.llm.batches.keeper import BatchKeeper, _Shelf
@@ -75,11 +79,14 @@ class Bench:
 def bench(redis_url: str, settings_for: MakeSettings, tmp_path: Path) -> Callable[..., Any]:
     @asynccontextmanager
     async def made(
-        habits: str = "delay=0", *, server: dict[str, Any] | None = None, **llm: str
+        habits: str = "delay=0", *, server: dict[str, Any] | None = None, alter: Alter = as_it_is, **llm: str
     ) -> AsyncIterator[Bench]:
-        async with SandboxServer(latency="0", batches=habits, **(server or {})) as sandbox:
+        async with (
+            SandboxServer(latency="0", batches=habits, **(server or {})) as sandbox,
+            altered(sandbox.base_url, alter) as base_url,
+        ):
             env = {f"THEMES_LLM__{name.upper()}": value for name, value in {**QUICK, **llm}.items()}
-            settings = settings_for(OPENAI_BASE_URL=sandbox.base_url, THEMES_MODEL="sandbox", **env)
+            settings = settings_for(OPENAI_BASE_URL=base_url, THEMES_MODEL="sandbox", **env)
             profiler, redis = PerformanceProfiler(enabled=True), connect_async(redis_url, socket_timeout_seconds=10)
             await redis.hset("themes:job:job", mapping={"state": "running"})
             woken: list[str] = []
@@ -223,3 +230,79 @@ async def test_a_chunk_runs_again_when_its_last_question_has_its_answer(bench: A
         assert one.woken == ["chunk Kyoto"]
         assert redis.zcard("themes:job:job:leases") == 0
         assert not redis.exists("themes:job:job:parked:chunk Kyoto")
+
+
+async def test_a_batch_that_was_refused_before_is_not_taken_for_one_that_was_created_since(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course, "MAX_RETRY_SECONDS", 0.2)
+    created: list[str] = []
+    cancelled: list[str] = []
+    full = {"data": [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}]}
+
+    def alter(asked: str, status: int, body: bytes) -> tuple[int, bytes]:
+        if asked == "POST /v1/batches":
+            created.append(msgspec.json.decode(body)["id"])
+            if len(created) == 2:
+                return 502, b"lost"
+        elif asked.endswith("/cancel"):
+            cancelled.append(asked)
+        elif created and asked.startswith("GET /v1/batches"):
+            data = msgspec.json.decode(body)
+            for each in data.get("data", [data]):
+                if each["id"] == created[0]:
+                    each |= {"status": "failed", "output_file_id": None, "error_file_id": None, "errors": full}
+            return status, msgspec.json.encode(data)
+        return status, body
+
+    async with bench("delay=2", alter=alter) as one:
+        await one.answers(["Kyoto"])
+        assert not cancelled
+        assert len(created) == 2
+
+
+async def test_a_batch_that_cannot_be_seen_yet_is_looked_for_again(bench: Any) -> None:
+    seen: list[str] = []
+
+    def alter(asked: str, status: int, body: bytes) -> tuple[int, bytes]:
+        if asked.startswith("GET /v1/batches/"):
+            seen.append(asked)
+            if len(seen) <= 2:
+                return 404, b'{"error": {"message": "No such batch."}}'
+        return status, body
+
+    async with bench(alter=alter, batch_settle_seconds="20") as one:
+        await one.answers(["Kyoto"])
+        assert not one.paused
+        assert one.server.stats()["billed"]["batch"]["requests"] == 1
+
+
+async def test_a_file_that_is_gone_again_and_again_is_sent_again_with_a_pause(bench: Any) -> None:
+    creates: list[float] = []
+
+    def alter(asked: str, status: int, body: bytes) -> tuple[int, bytes]:
+        if asked == "POST /v1/batches":
+            creates.append(time.monotonic())
+            return 400, b'{"error": {"message": "No such file: file-1"}}'
+        return status, body
+
+    async with bench(alter=alter) as one:
+        assert await one.ask("Kyoto") is None
+        async with asyncio.timeout(60):
+            while len(creates) < 3:
+                await asyncio.sleep(0.02)
+        assert creates[2] - creates[0] > course.RETRY_SECONDS
+
+
+async def test_an_answer_counts_whatever_else_a_file_says_of_its_question(bench: Any) -> None:
+    def alter(asked: str, status: int, body: bytes) -> tuple[int, bytes]:
+        if asked.endswith("/content"):
+            line = msgspec.json.decode(body)
+            error = line | {"response": {"status_code": 500, "body": {"error": {"message": "no"}}}}
+            body = b"\n".join(map(msgspec.json.encode, (error, line, line | {"custom_id": "other"}, error)))
+        return status, body
+
+    async with bench(alter=alter) as one:
+        assert LATE not in await one.answers(["Kyoto"])
+        await one.at_rest()
+        assert one.server.stats()["billed"]["batch"]["requests"] == 1

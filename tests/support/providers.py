@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from config.sections import LlmSettings
 from workers.llm.batches.batch import ProviderBatch
@@ -84,3 +84,27 @@ async def ended(provider: Provider, batch_id: str) -> ProviderBatch:
 
 async def all_lines(provider: Provider, files: Sequence[str], *, skip: int = 0) -> list[LineEnd]:
     return [end for file in files async for ends in provider.lines(file, skip=skip) for end in ends]
+
+
+#: What is made of a server's reply: `(method and path, status, body)` to a status and a body.
+Alter = Callable[[str, int, bytes], tuple[int, bytes]]
+
+
+def as_it_is(_: str, status: int, body: bytes) -> tuple[int, bytes]:
+    return status, body
+
+
+@asynccontextmanager
+async def altered(base_url: str, alter: Alter) -> AsyncIterator[str]:
+    """The base URL of a server that passes on what it is asked, and alters the replies."""
+    async with ClientSession(base_url.removesuffix("v1")) as session:
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            headers = {name: value for name, value in request.headers.items() if name not in {"Host", "Content-Length"}}
+            asked = session.request(request.method, request.path_qs, data=await request.read(), headers=headers)
+            async with asked as reply:
+                status, body = alter(f"{request.method} {request.path}", reply.status, await reply.read())
+                return web.Response(status=status, body=body, content_type=reply.content_type)
+
+        async with served(answer) as url:
+            yield url

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from config.settings import Settings
 from tasks.errors import (
     BadRequestError,
+    EndpointDownError,
     EndpointRefusedError,
     GoneError,
     JobPausedError,
@@ -205,7 +206,8 @@ class Course:
         try:
             there = await self._provider.create(self._batch.file_id, self._batch.tag)
         except GoneError as exc:
-            await self._save(state="ready", said=str(exc))
+            await self._save(state="ready")
+            raise EndpointDownError(str(exc)) from exc
         except (RateLimitedError, BadRequestError) as exc:
             # It said no: there is nothing to look for.
             await self._save(state="uploaded", said=str(exc))
@@ -215,8 +217,9 @@ class Course:
 
     async def _look_for(self) -> None:
         """Find a batch that may have been created, or be sure that it was not."""
-        found = await self._provider.find(self._batch.tag, since=self._batch.asked_at)
-        if found:
+        listed = await self._provider.find(self._batch.tag, since=self._batch.asked_at)
+        # One that failed without a result was sent before, when there was no room for it, or will fail again.
+        if found := [one for one in listed if one.state != "failed" or one.results]:
             oldest, *others = sorted(found, key=lambda one: (one.created_at, one.id))
             for one in others:
                 log.error("action=batch_double batch=%s is there twice: %s is cancelled", self._batch.tag, one.id)
@@ -244,6 +247,8 @@ class Course:
             else:
                 there = await self._provider.status(batch.id)
         except GoneError as exc:
+            if time.time() < batch.asked_at + self._settings.batch_settle_seconds:
+                raise EndpointDownError(str(exc)) from exc  # it may not be seen yet
             await self._save(state="reading", end="failed", said=str(exc))
             return
         if there.state == "running":
@@ -293,7 +298,10 @@ class Course:
 
     async def _settle(self, some: Sequence[LineEnd]) -> None:
         characters = self._batch.size_bytes // max(1, self._batch.requests)
-        ends = {one.key: self._reader.answered(one, prompt_characters=characters) for one in some}
+        ends: dict[str, Settled | None] = {}
+        for one in some:
+            # The first answer counts, whatever else is said of its question.
+            ends[one.key] = ends.get(one.key) or self._reader.answered(one, prompt_characters=characters)
         refused = {one.key: one for one in some if ends[one.key] is None}
         lines = await self._store.find(self._batch, [*refused]) if refused else []
         prompts = await self._prompts_of(lines)
