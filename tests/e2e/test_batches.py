@@ -196,6 +196,19 @@ def test_two_jobs_with_the_same_prompts_buy_them_once(batching: Engine) -> None:
     assert spent == pytest.approx(billed_usd(batching))
 
 
+def test_a_paused_job_holds_no_other_back_and_goes_on_when_it_is_resumed(batching: Engine) -> None:
+    batching.themes("a", "worker", "--name", "a", THEMES_LLM__BATCH_FORM_SECONDS="3")
+    jobs = [enqueue(batching, 6), enqueue(batching, 6)]
+    until("its questions to wait", lambda: batching.status(jobs[0]).get("batches", {}).get("waiting"))
+    assert batching.run("pause", jobs[0]).returncode == 0
+    assert done(batching, jobs[1])["done"] == 6
+    assert batching.status(jobs[0])["paused"] == "user"
+    assert batching.run("resume", jobs[0]).returncode == 0
+    assert done(batching, jobs[0])["done"] == 6
+    assert batching.ask_sandbox("/stats")["billed"]["batch"]["requests"] == 6 * CALLS
+    until("everything to be put away", lambda: _left(batching) == [], 20)
+
+
 def test_without_the_cache_each_prompt_is_bought_anew_once(batching: Engine) -> None:
     batching.themes("a", "worker", "--name", "a")
     done(batching, enqueue(batching, 4))

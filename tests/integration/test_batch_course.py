@@ -207,15 +207,15 @@ async def test_lines_that_fail_twice_are_asked_otherwise(bench: Any) -> None:
         assert [(batch.requests, batch.unanswered) for batch in await one.batches()] == [(2, 2), (2, 2)]
 
 
-async def test_a_refused_account_pauses_the_job_and_keeps_the_batch(bench: Any) -> None:
+async def test_a_refused_account_pauses_the_job_and_holds_no_question_back(bench: Any) -> None:
     async with bench(server={"api_key": "another"}) as one:
         assert await one.ask("Kyoto") is None
         async with asyncio.timeout(30):
             while not one.paused:
                 await asyncio.sleep(0.02)
         assert one.paused[0].reason == "account"
-        (batch,) = await one.batches()
-        assert (batch.state, batch.requests) == ("ready", 1)
+        await one.at_rest()
+        assert [(batch.requests, batch.unanswered, batch.id) for batch in await one.batches()] == [(1, 1, "")]
 
 
 async def test_a_chunk_runs_again_when_its_last_question_has_its_answer(bench: Any, redis: Any) -> None:
@@ -306,3 +306,26 @@ async def test_an_answer_counts_whatever_else_a_file_says_of_its_question(bench:
         assert LATE not in await one.answers(["Kyoto"])
         await one.at_rest()
         assert one.server.stats()["billed"]["batch"]["requests"] == 1
+
+
+@pytest.mark.parametrize("why", ["user", "account"])
+async def test_a_job_waits_for_no_question_of_a_paused_one(bench: Any, why: str) -> None:
+    """Neither on a shelf nor in a batch that the provider has not taken."""
+    refused: list[str] = []
+
+    def alter(asked: str, status: int, body: bytes) -> tuple[int, bytes]:
+        if why == "account" and asked == "POST /v1/files" and not refused:
+            refused.append(asked)
+            return 401, b'{"error": {"message": "Incorrect API key", "code": "invalid_api_key"}}'
+        return status, body
+
+    async with bench(alter=alter) as one:
+        await one.redis.hset("themes:job:other", mapping={"state": "running"})
+        if why == "user":
+            await one.redis.hset("themes:job:job", "paused", why)
+        assert await one.ask("Kyoto") is None
+        async with asyncio.timeout(60):
+            while await one.ask("Kyoto", job_id="other") is None:
+                await asyncio.sleep(0.05)
+        assert [error.reason for error in one.paused] == ["account"] * len(refused)
+        assert [batch.answered for batch in await one.batches("other")] == [1]

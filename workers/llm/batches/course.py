@@ -57,18 +57,25 @@ def batches_folder(settings: Settings) -> Path:
 
 
 class Stops(NamedTuple):
-    """Why a batch's job may want it no more: it is over, or its deadline has passed."""
+    """Why a batch's job may want it no more: it is over, or its deadline has passed. What it has sent, a pause leaves."""
 
-    is_over: bool
-    is_late: bool
+    is_over: bool = False
+    is_late: bool = False
+    is_paused: bool = False
 
     @property
     def reason(self) -> str:
         return "the job is over" if self.is_over else "the deadline has passed" if self.is_late else ""
 
 
+    @property
+    def unsent(self) -> Ending | None:
+        """What becomes of what is not sent: another job may wait for it, and a paused one asks again."""
+        return "gone" if self.is_over or self.is_paused else "late" if self.is_late else None
+
+
 #: It wants it.
-WANTED: Final = Stops(is_over=False, is_late=False)
+WANTED: Final = Stops()
 
 
 class Course:
@@ -147,8 +154,8 @@ class Course:
             self._batch = changed
 
     async def _upload(self) -> None:
-        if self._stops().reason:
-            await self._dissolve("gone" if self._stops().is_over else "late")
+        if end := self._stops().unsent:
+            await self._dissolve(end)
             return
         batch, name = self._batch, f"themes-{self._batch.tag}.jsonl"
         mark = self._reader.client.mark()
@@ -199,8 +206,8 @@ class Course:
         }
 
     async def _create(self) -> None:
-        if self._stops().reason:
-            await self._dissolve("gone" if self._stops().is_over else "late")
+        if end := self._stops().unsent:
+            await self._dissolve(end)
             return
         await self._save(state="creating", asked_at=time.time())
         try:

@@ -121,21 +121,19 @@ class BatchKeeper:
         }
         for job in jobs:
             is_late = job.deadline_at is not None and now >= job.deadline_at
-            self._stops[job.job_id] = Stops(is_over=job.is_over, is_late=is_late)
+            stops = self._stops[job.job_id] = Stops(job.is_over, is_late, job.is_paused)
             for batch in job.batches:
                 if batch.state == "forming" and batch.tag not in self._courses:
                     await self._form(job, batch)
                 elif batch.state != "ended":
                     self._go_on(job, batch)
             for shelf, count in job.shelves.items():
-                await self._serve(job, shelf, count, is_late=is_late)
+                await self._serve(job, shelf, count, stops.unsent)
 
     def _go_on(self, job: JobState, batch: Batch) -> None:
         """See that a batch is on its course."""
         task = self._courses.get(batch.tag)
         if task is not None and not task.done():
-            return
-        if job.is_paused and batch.state in {"ready", "uploaded"}:
             return
         course = self._course_of(batch)
         if course is None:
@@ -156,14 +154,11 @@ class BatchKeeper:
         finally:
             self.ended.set()
 
-    async def _serve(self, job: JobState, shelf: str, count: int, *, is_late: bool) -> None:
+    async def _serve(self, job: JobState, shelf: str, count: int, end: Ending | None) -> None:
         """Let what waits on a shelf become a batch when it is time; nothing waits where its job waits no more."""
-        if job.is_over or is_late:
-            end: Ending = "gone" if job.is_over else "late"
+        if end:
             while await self._store.discard(job.job_id, shelf, end=end):
                 continue
-            return
-        if job.is_paused:
             return
         now = time.monotonic()
         known = self._shelves.setdefault((job.job_id, shelf), _Shelf())
