@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from tasks import keys
-from tasks.jobs.batches import of_job
+from tasks.jobs.batches import of_job, read
 from tests.e2e.conftest import Engine, until
 
 PRICES = {"THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}"}
@@ -205,6 +205,23 @@ def test_a_paused_job_holds_no_other_back_and_goes_on_when_it_is_resumed(batchin
     assert batching.status(jobs[0])["paused"] == "user"
     assert batching.run("resume", jobs[0]).returncode == 0
     assert done(batching, jobs[0])["done"] == 6
+    assert batching.ask_sandbox("/stats")["billed"]["batch"]["requests"] == 6 * CALLS
+    until("everything to be put away", lambda: _left(batching) == [], 20)
+
+
+def test_workers_with_different_endpoints_take_turns(batching: Engine) -> None:
+    west = {"THEMES_LLM__ENDPOINTS": f"{{west: {{base_url: {batching.llm}}}}}"}
+    batching.themes("a", "worker", "--name", "a", **west, THEMES_LLM__BATCH_FORM_SECONDS="60")
+    job_id = enqueue(batching, 6)
+    until("its questions to wait", lambda: batching.status(job_id).get("batches", {}).get("waiting"))
+    batching.end("a")
+    with Redis.from_url(batching.env["REDIS_URL"]) as redis:
+        until("nobody to keep them", lambda: not redis.exists(keys.BATCH_KEEPER))
+        batching.themes("b", "worker", "--name", "b")
+        until("a worker without their endpoint to keep them", lambda: redis.exists(keys.BATCH_KEEPER))
+        batching.themes("c", "worker", "--name", "c", **west)
+        assert done(batching, job_id)["done"] == 6
+        assert "west" in {one.endpoint for one in read(redis.hgetall(keys.batches(job_id)))}
     assert batching.ask_sandbox("/stats")["billed"]["batch"]["requests"] == 6 * CALLS
     until("everything to be put away", lambda: _left(batching) == [], 20)
 

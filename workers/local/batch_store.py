@@ -187,7 +187,8 @@ class FileBatchStore:
         """The state directory is this process's alone."""
         return True
 
-    async def release(self) -> None: ...
+    async def release(self, *, for_seconds: float = 0.0) -> bool:  # noqa: ARG002
+        return False
 
     async def jobs(self) -> list[JobState]:
         def look(connection: sqlite3.Connection) -> tuple[list[Any], list[Any]]:

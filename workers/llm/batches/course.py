@@ -57,7 +57,7 @@ def batches_folder(settings: Settings) -> Path:
 
 
 class Stops(NamedTuple):
-    """Why a batch's job may want it no more: it is over, or its deadline has passed. What it has sent, a pause leaves."""
+    """Why a batch's job may want it no more: it is over, or its deadline has passed. A pause stops what is not sent."""
 
     is_over: bool = False
     is_late: bool = False
@@ -66,7 +66,6 @@ class Stops(NamedTuple):
     @property
     def reason(self) -> str:
         return "the job is over" if self.is_over else "the deadline has passed" if self.is_late else ""
-
 
     @property
     def unsent(self) -> Ending | None:

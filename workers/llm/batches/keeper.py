@@ -28,6 +28,8 @@ log = logging.getLogger("themes.batches")
 LOOK_SECONDS, IDLE_SECONDS = 0.5, 2.0
 #: Looks of a process that would be it, in the time of the keeper's lease.
 LOOKS_PER_LEASE: Final = 3
+#: A process keeps batches at most so many leases while there are some that only others can see to.
+LEASES_IN_TURN: Final = 10
 #: A shelf waits at most so many times `llm.batch_form_seconds` while questions keep coming.
 FORM_AT_MOST: Final = 6
 #: Questions that move into a batch in one step.
@@ -69,6 +71,9 @@ class BatchKeeper:
         self._courses: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, Stops] = {}
         self._is_keeper = False
+        #: When its turn began, and how many shelves and batches are for it, or for others alone.
+        self._since = 0.0
+        self._own = self._others = 0
         self.ended = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -94,17 +99,29 @@ class BatchKeeper:
     async def _look(self) -> float:
         """One look; seconds until the next."""
         try:
-            self._is_keeper = await self._store.hold()
+            was_keeper, self._is_keeper = self._is_keeper, await self._store.hold()
             if not self._is_keeper:
                 await self._let_go()
                 return self._settings.work.lease_seconds / LOOKS_PER_LEASE
+            if not was_keeper:
+                self._since = time.monotonic()
             await self._tend(await self._store.jobs())
             await self._store.wake()
+            await self._take_turns()
         except LeaseLostError:
             await self._let_go()
         except (RedisError, OSError, ThemesError) as exc:
             log.warning("action=batches_wait batches cannot be looked after now: %s", exc)
         return min(LOOK_SECONDS if self._stops else IDLE_SECONDS, self._settings.llm.batch_form_seconds)
+
+    async def _take_turns(self) -> None:
+        """Let another process keep the batches where some are at endpoints that this one does not have."""
+        lease = self._settings.work.lease_seconds
+        is_due = not self._own or time.monotonic() - self._since > LEASES_IN_TURN * lease
+        if self._others and is_due and await self._store.release(for_seconds=lease):
+            log.info("action=batches_turn another worker may see to what waits for its endpoints")
+            self._is_keeper = False
+            await self._let_go()
 
     async def _let_go(self) -> None:
         courses, self._courses = self._courses, {}
@@ -119,6 +136,7 @@ class BatchKeeper:
         self._stops = {
             job_id: stops for job_id, stops in self._stops.items() if any(job_id == job.job_id for job in jobs)
         }
+        self._own = self._others = 0
         for job in jobs:
             is_late = job.deadline_at is not None and now >= job.deadline_at
             stops = self._stops[job.job_id] = Stops(job.is_over, is_late, job.is_paused)
@@ -134,11 +152,17 @@ class BatchKeeper:
         """See that a batch is on its course."""
         task = self._courses.get(batch.tag)
         if task is not None and not task.done():
+            self._own += 1
             return
-        course = self._course_of(batch)
+        course = self._course(batch)
         if course is None:
             return
         self._courses[batch.tag] = asyncio.create_task(self._follow(course, job.job_id), name=f"batch {batch.tag}")
+
+    def _course(self, batch: Batch) -> Course | None:
+        course = self._course_of(batch)
+        self._own, self._others = self._own + (course is not None), self._others + (course is None)
+        return course
 
     async def _follow(self, course: Course, job_id: str) -> None:
         try:
@@ -163,12 +187,11 @@ class BatchKeeper:
         now = time.monotonic()
         known = self._shelves.setdefault((job.job_id, shelf), _Shelf())
         known.seen(count, now)
-        if count and known.is_due(self._settings, now):
-            endpoint, model = split_shelf(shelf)
-            batch = Batch(uuid.uuid4().hex[:16], job.job_id, endpoint, model, time.time())
-            if self._course_of(batch) is not None:
-                await self._form(job, batch)
-                del self._shelves[job.job_id, shelf]
+        endpoint, model = split_shelf(shelf)
+        batch = Batch(uuid.uuid4().hex[:16], job.job_id, endpoint, model, time.time())
+        if self._course(batch) is not None and count and known.is_due(self._settings, now):
+            await self._form(job, batch)
+            del self._shelves[job.job_id, shelf]
 
     async def _form(self, job: JobState, batch: Batch) -> None:
         """Fill a batch from its shelf."""

@@ -187,8 +187,8 @@ class BatchStore(Protocol):
     async def jobs(self) -> list[JobState]:
         """The jobs that have questions or batches without an end."""
 
-    async def release(self) -> None:
-        """Keep the batches no more."""
+    async def release(self, *, for_seconds: float = 0.0) -> bool:
+        """Keep the batches no more, and not again for `for_seconds`; False where there is no other process."""
 
     async def take(self, batch: Batch, shelf: str, most: int, most_bytes: int) -> Taken:
         """Move questions from a shelf into a batch, and reserve what they can cost from the job's budget.

@@ -127,14 +127,14 @@ class RedisBatchStore:
 
     async def hold(self) -> bool:
         asked = time.monotonic()
-        held = await self._hold(keys=[keys.BATCH_KEEPER], args=[self.token, int(self._lease_seconds * 1000)])
+        held = await self._hold(keys=[keys.BATCH_KEEPER], args=[self.token, int(self._lease_seconds * 1000), ""])
         self._held_until = asked + self._lease_seconds if held else 0.0
         return bool(held)
 
-    async def release(self) -> None:
-        """Let another process keep the batches now."""
+    async def release(self, *, for_seconds: float = 0.0) -> bool:
         self._held_until = 0.0
-        await self._hold(keys=[keys.BATCH_KEEPER], args=[self.token, 0])
+        await self._hold(keys=[keys.BATCH_KEEPER], args=[self.token, int(for_seconds * 1000), "-"])
+        return True
 
     async def jobs(self) -> list[JobState]:
         found = []
