@@ -329,3 +329,11 @@ async def test_a_job_waits_for_no_question_of_a_paused_one(bench: Any, why: str)
                 await asyncio.sleep(0.05)
         assert [error.reason for error in one.paused] == ["account"] * len(refused)
         assert [batch.answered for batch in await one.batches("other")] == [1]
+
+
+async def test_what_another_program_wrote_holds_no_other_job_back(bench: Any) -> None:
+    async with bench() as one:
+        for name in ("a", "b", "zz"):
+            await one.redis.sadd("themes:batches:jobs", name)
+            await one.redis.set(f"themes:job:{name}:batches", "garbage")
+        assert LATE not in await one.answers(["Kyoto"])

@@ -18,6 +18,7 @@
 """
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,9 +26,11 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from tasks import keys
 from tasks.connection import text_of
+from tasks.errors import UnreadableError
 from tasks.frames import packed
 from tasks.jobs.batches import Batch, read
 from tasks.jobs.registry import options_of
@@ -52,6 +55,8 @@ from workers.llm.batches.questions import (
     answer_of,
 )
 from workers.llm.cache.completions import translated
+
+log = logging.getLogger("themes.batches")
 
 #: Milliseconds that Redis may take to have its append-only file on the disk.
 DURABLE_MS: Final = 3_000
@@ -139,7 +144,12 @@ class RedisBatchStore:
     async def jobs(self) -> list[JobState]:
         found = []
         for member in await self._redis.smembers(keys.BATCH_JOBS):
-            state = await self._job(text_of(member))
+            try:
+                state = await self._job(text_of(member))
+            except (ResponseError, UnreadableError, ValueError) as exc:
+                # Written by another program: it holds no other job back.
+                log.warning("action=batches_unreadable job_id=%s its batches wait: %s", text_of(member), exc)
+                continue
             if state.shelves or any(one.state != "ended" for one in state.batches):
                 found.append(state)
             else:
