@@ -337,3 +337,14 @@ async def test_what_another_program_wrote_holds_no_other_job_back(bench: Any) ->
             await one.redis.sadd("themes:batches:jobs", name)
             await one.redis.set(f"themes:job:{name}:batches", "garbage")
         assert LATE not in await one.answers(["Kyoto"])
+
+
+async def test_a_budget_that_comes_while_questions_wait_is_kept(bench: Any) -> None:
+    async with bench(batch_form_seconds="2") as one:
+        assert await one.ask("Kyoto") is None
+        await one.redis.hset("themes:job:job:budget", "limit", 1)
+        async with asyncio.timeout(60):
+            while not one.paused:
+                await asyncio.sleep(0.02)
+        assert one.paused[0].reason == "budget"
+        assert one.server.stats()["billed"] == {}

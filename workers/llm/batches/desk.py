@@ -129,7 +129,7 @@ class BatchDesk:
         form = self._form(prompt)
         question = Question(
             form.digest, prompt.stage, prompt.data, max_tokens,
-            self._worst(prompt, model, terms, max_tokens) if place.has_budget else 0,
+            self._worst(prompt, model, place, max_tokens),
             LINE_BYTES + len(prompt.data) + len(prompt.instructions) + len(prompt.system) + len(prompt.schema.text),
         )  # fmt: skip
         is_late = terms.deadline_at is not None and time.time() >= terms.deadline_at
@@ -168,13 +168,15 @@ class BatchDesk:
             kept, self._kept = self._kept[:SLICE], self._kept[SLICE:]
             await self._insist(partial(self.store.keep, kept, ttl_ms=self._ttl_ms))
 
-    def _worst(self, prompt: Prompt, model: str, terms: Terms, max_tokens: int) -> int:
-        """The most that the question can cost, in nano-dollars."""
+    def _worst(self, prompt: Prompt, model: str, place: Place, max_tokens: int) -> int:
+        """The most that the question can cost, in nano-dollars; its job may be given a budget while it waits."""
         worst = worst_case_nano(self._billing.prices, model, prompt, max_tokens=max_tokens)
+        if worst is None and not place.has_budget:
+            return 0
         if worst is None:
             raise BudgetExceededError(
                 "the job has a budget, but this worker's model has no price: add it to llm.prices",
-                job_id=terms.job_id,
+                job_id=place.terms.job_id,
                 reason="price",
             )
         return math.ceil(worst * self._billing.tiers.factor(BATCH))

@@ -53,7 +53,7 @@ class Form(msgspec.Struct, frozen=True):
 
 
 class Question(msgspec.Struct, frozen=True, array_like=True):
-    """A prompt that waits for a batch. `worst_nano` is the most that it can cost there; 0 without a budget."""
+    """A prompt that waits for a batch. `worst_nano` is the most that it can cost there; 0 without a price."""
 
     form: str
     stage: str
