@@ -348,3 +348,19 @@ async def test_a_budget_that_comes_while_questions_wait_is_kept(bench: Any) -> N
                 await asyncio.sleep(0.02)
         assert one.paused[0].reason == "budget"
         assert one.server.stats()["billed"] == {}
+
+
+async def test_a_batch_that_is_completed_without_its_files_is_looked_at_again(bench: Any) -> None:
+    ended: list[str] = []
+
+    def alter(asked: str, status: int, body: bytes) -> tuple[int, bytes]:
+        if asked.startswith("GET /v1/batches/") and b'"completed"' in body:
+            data = msgspec.json.decode(body)
+            if data["status"] == "completed" and len(ended) < 2:
+                ended.append(asked)
+                return status, msgspec.json.encode(data | {"output_file_id": None})
+        return status, body
+
+    async with bench(alter=alter, batch_settle_seconds="20") as one:
+        assert LATE not in await one.answers(["Kyoto"])
+        assert one.server.stats()["billed"]["batch"]["requests"] == 1

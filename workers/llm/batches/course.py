@@ -94,6 +94,7 @@ class Course:
         #: Whether a file of this batch may be at the provider that is not written down.
         self._may_be_there = True
         self._poll_seconds = FIRST_POLL_SECONDS
+        self._settles_at = 0.0
         self._forms: dict[str, tuple[Form, AnswerSchema]] = {}
 
     def __repr__(self) -> str:
@@ -263,8 +264,15 @@ class Course:
         elif there.is_refused_for_now and not self._batch.stop:
             await self._save(state="uploaded", id="", said=there.said)
             await self._rest(MAX_RETRY_SECONDS)
+        elif there.completed and not there.results and not self._has_settled():
+            await self._rest(self._next_poll())  # the file of its answers is not told yet
         else:
             await self._ended(there)
+
+    def _has_settled(self) -> bool:
+        """Whether it was first asked as long ago as a provider's replies may lag behind."""
+        self._settles_at = self._settles_at or time.monotonic() + self._settings.batch_settle_seconds
+        return time.monotonic() >= self._settles_at
 
     async def _ended(self, there: ProviderBatch) -> None:
         log.info("action=batch_ended batch=%s end=%s answered=%d failed=%d %s",
