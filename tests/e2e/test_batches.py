@@ -1,5 +1,6 @@
 """Answers bought in batches, through real processes: half the price, each line once, whatever is killed."""
 
+import json
 import sqlite3
 from typing import Any
 
@@ -100,6 +101,8 @@ def test_a_job_in_batches_costs_half_and_each_prompt_once(batching: Engine) -> N
     assert stats["batches"]["completed"] >= 2, "the second round follows the first"
     assert stats["batches"]["files"] == 0, "files are deleted"
     nothing_is_left(batching)
+    stages = _stages_told(batching, job_id)
+    assert len(stages) == len(set(stages)) == 20 * CALLS, "each stage is told once, however often its destination runs"
     # What is known costs nothing.
     again = enqueue(batching, 20)
     assert done(batching, again)["done"] == 20
@@ -228,6 +231,11 @@ def test_more_questions_than_may_wait_come_in_turns(batching: Engine) -> None:
     stats = batching.ask_sandbox("/stats")
     assert stats["billed"]["batch"]["requests"] == 12 * CALLS
     assert stats["batches"]["batches"] >= 12 * CALLS / 25
+
+
+def _stages_told(engine: Engine, job_id: str) -> list[tuple[str, str]]:
+    events = [json.loads(line) for line in engine.run("watch", job_id, "--json").stdout.splitlines()]
+    return [(one["destination_id"], one["stage"]) for one in events if one["type"] == "stage.done"]
 
 
 def _open(engine: Engine, job_id: str) -> int:

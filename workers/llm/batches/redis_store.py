@@ -104,7 +104,9 @@ class RedisBatchStore:
         described: list[str | bytes | int] = []
         for one in asks:
             cached = keys.cache(one.cache_key) if one.cache_key else ""
-            described += [one.key, cached, one.shelf, msgspec.msgpack.encode(one.question), one.payer, int(one.is_late)]
+            packed_question, asked = msgspec.msgpack.encode(one.question), one.question
+            described += [one.key, cached, one.shelf, packed_question, asked.worst_nano, asked.size_bytes]
+            described += [one.payer, int(one.is_late)]
         places = [keys.parked(job_id, chunk_id), keys.batch_shelves(job_id), keys.BATCH_JOBS, keys.BATCHES_OPEN]
         found: Any = await self._ask(keys=places, args=[job_id, chunk_id, most, *described])
         return [answer_of(each[0]) if each else None for each in found]

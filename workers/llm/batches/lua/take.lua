@@ -23,20 +23,19 @@ while count < tonumber(most) do
   local key = redis.call('LINDEX', waiting, 0)
   if not key then break end
   local question = 'themes:batch:question:' .. key
-  local packed, payer = unpack(redis.call('HMGET', question, 'question', 'payer'))
-  if packed then
-    local read = cmsgpack.unpack(packed)
-    local worst, size = read[5], read[6]
+  local worst, size, payer = unpack(redis.call('HMGET', question, 'worst', 'size', 'payer'))
+  if payer then
+    worst, size = tonumber(worst), tonumber(size)
     if bytes + size > tonumber(most_bytes) and count > 0 then why = 'full' break end
     if limit and certain + worst > tonumber(limit) then why = 'budget' break end
     if limit and certain + others + reserved + worst > tonumber(limit) then why = 'waits' break end
     redis.call('HSET', question, 'tag', tag)
     redis.call('HSET', lines, key, string.format('%.0f', worst) .. ' ' .. payer)
     count, bytes, reserved = count + 1, bytes + size, reserved + worst
-    redis.call('HINCRBY', shelves, shelf, -1)
   end
   redis.call('LPOP', waiting)
 end
+if count > 0 then redis.call('HINCRBY', shelves, shelf, -count) end
 if redis.call('EXISTS', waiting) == 0 then redis.call('HDEL', shelves, shelf) end
 if limit and reserved > 0 then
   redis.call('HINCRBY', budget, own .. ':reserved', string.format('%.0f', reserved))
