@@ -109,16 +109,15 @@ def test_a_job_in_batches_costs_half_and_each_prompt_once(batching: Engine) -> N
     assert books(batching, again)[0] == 0
 
 
-@pytest.mark.parametrize(("tier", "billed"), [("flex", "flex"), ("standard", "default")])
-def test_what_no_batch_answers_is_asked_otherwise(batching: Engine, tier: str, billed: str) -> None:
+def test_what_no_batch_answers_is_asked_otherwise(batching: Engine) -> None:
     """Lines that expire go into one more batch; then their prompts are asked at the tier for stragglers."""
     batching.sandbox("--latency", "0", "--batches", "delay=0.3,window=1.2,share=0.6,line_errors=0.1")
-    batching.themes("a", "worker", "--name", "a", THEMES_LLM__BATCH_STRAGGLERS=tier)
+    batching.themes("a", "worker", "--name", "a", THEMES_LLM__BATCH_STRAGGLERS="standard")
     job_id = enqueue(batching, 8)
     status = done(batching, job_id)
     assert (status["done"], status["failed"], status["partial"]) == (8, 0, 0)
     stats = batching.ask_sandbox("/stats")
-    assert set(stats["billed"]) == {"batch", billed}
+    assert set(stats["billed"]) == {"batch", "default"}
     assert sum(one["requests"] for one in stats["billed"].values()) == 8 * CALLS
     assert stats["batches"]["expired"] >= 2
     until("the books to be whole", lambda: books(batching, job_id)[1] == pytest.approx(billed_usd(batching)), 20)
