@@ -84,6 +84,10 @@ def nothing_is_left(engine: Engine) -> None:
         ]
         assert redis.get(keys.BATCHES_OPEN) == b"0"
         assert not list(redis.scan_iter("themes:job:*:parked:*"))
+        until(
+            "batches to end with their job",
+            lambda: all(redis.ttl(one) > 0 for one in redis.scan_iter("themes:job:*:batches")),
+        )
 
 
 def test_a_job_in_batches_costs_half_and_each_prompt_once(batching: Engine) -> None:

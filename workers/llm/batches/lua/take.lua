@@ -46,6 +46,8 @@ local batch = cjson.decode(redis.call('HGET', batches, tag) or new)
 if count > 0 then
   batch.requests, batch.size_bytes = (batch.requests or 0) + count, (batch.size_bytes or 0) + bytes
   redis.call('HSET', batches, tag, cjson.encode(batch))
+  -- A job that is asked again has had its end before.
+  redis.call('PERSIST', batches)
   redis.call('SADD', jobs, job)
 end
 return {count, why, limit or '', cjson.encode(batch)}
