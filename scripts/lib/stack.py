@@ -22,7 +22,7 @@ from scripts.lib.terminal import say
 from tasks import logs
 from tasks import worker_reports as fleet
 from tasks.connection import check_enabled, connect, masked
-from tasks.errors import ConfigError, ThemesError
+from tasks.errors import ConfigError, RedisUnavailableError, ThemesError
 from tasks.state_dir import UP_LOCK, writing_in
 from tasks.texts import duration
 
@@ -175,7 +175,11 @@ def _alone(state_dir: Path) -> Iterator[None]:
 def _redis(settings: Settings) -> Iterator[str]:
     check_enabled(settings)
     if settings.is_set(REDIS_URL):
-        connected(settings, settings.redis_url)
+        try:
+            connected(settings, settings.redis_url)
+        except RedisUnavailableError as exc:
+            mend = f"`themes up` starts one where {REDIS_URL} is not set, as it is here ({settings.origin(REDIS_URL)})"
+            raise RedisUnavailableError(f"{exc}; {mend}") from exc
         yield settings.redis_url
         return
     with LocalRedis(settings.state_dir, settings.redis.server) as server:
