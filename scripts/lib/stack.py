@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import signal
 import socket
 import subprocess
 import time
@@ -91,7 +92,9 @@ class Stack:
                 self.port = None
                 say(f"no dashboard, everything else goes on: {self.last_words(name)}")
             else:
-                raise ThemesError(f"{name} ended with code {process.returncode}: {self.last_words(name)}")
+                code = process.returncode
+                how = f"ended with code {code}" if code >= 0 else f"was ended by a signal ({signal.strsignal(-code)})"
+                raise ThemesError(f"{name} {how}: {self.last_words(name)}")
 
     def last_words(self, name: str) -> str:
         path = self.logs / f"{name}.log"
