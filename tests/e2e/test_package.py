@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from docs._generate.licences import locked
 from tests.e2e.conftest import DEADLINE, Engine
 from tests.unit.test_distribution import PROJECT, ROOT
 
@@ -63,7 +63,7 @@ def installed(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 def _link_locked(site: Path) -> None:
     """Show what requirements.lock names, of what is installed here: no registry is asked."""
-    for name in re.findall(r"^([a-z][^=\s]*)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE):
+    for name, *_ in locked("requirements.lock"):
         with suppress(PackageNotFoundError):  # of another system or Python
             found = distribution(name)
             for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
