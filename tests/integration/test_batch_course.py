@@ -223,3 +223,11 @@ async def test_a_chunk_runs_again_when_its_last_question_has_its_answer(bench: A
         assert one.woken == ["chunk Kyoto"]
         assert redis.zcard("themes:job:job:leases") == 0
         assert not redis.exists("themes:job:job:parked:chunk Kyoto")
+
+
+async def test_a_job_that_cannot_be_read_stops_no_other(bench: Any, redis: Any) -> None:
+    async with bench() as one:
+        redis.hset("themes:job:broken", mapping={"state": "running", "options": "{no"})
+        redis.set("themes:job:odd", "no hash")
+        redis.sadd("themes:batches:jobs", "broken", "odd")
+        assert LATE not in await one.answers(["Kyoto"])
