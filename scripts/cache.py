@@ -23,12 +23,12 @@ from tasks.texts import count
 PAGE: Final = 1_000
 
 
-@click.group(cls=Summaries)
+@click.group(cls=Summaries, epilog="Example: themes cache stats")
 def command() -> None:
     """Look into the shared cache of LLM completions, or empty it."""
 
 
-@command.command()
+@command.command(epilog="Example: themes cache stats df5a3a")
 @click.argument("job_id", required=False, metavar="[JOB]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def stats(job_id: str | None, *, as_json: bool) -> None:
@@ -62,7 +62,7 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
         print(line)
 
 
-@command.command()
+@command.command(epilog="Example: themes cache clear --yes")
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where standard input is no terminal.")
 def clear(*, yes: bool) -> int:
     """Drop every cached completion and its counts; jobs and results stay. Workers keep what they hold in memory.

@@ -9,7 +9,7 @@ from scripts.main import settings_from
 from tasks.jobs import registry as jobs
 
 
-@click.command()
+@click.command(epilog="Example: themes cancel df5a3a")
 @click.argument("job", metavar="JOB")
 def command(job: str) -> None:
     """Start nothing more of JOB; destinations that are done stay, answers that were paid for stay in the cache."""

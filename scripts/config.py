@@ -14,19 +14,19 @@ from config.endpoints import EndpointSettings, public_endpoint
 from config.settings import load, problems
 from config.values import Price, Secret, without_password
 from scripts.lib.terminal import console, say, table, warn
-from scripts.main import Summaries, settings_from
+from scripts.main import FILE, Summaries, settings_from
 
 _SECRET_NAME: Final = re.compile(r"(?i)password|secret|token|api_?key|authorization")
 #: They say where a key is, and have none.
 _NAMES_OF_KEYS: Final = frozenset({"api_key_env", "api_key_file"})
 
 
-@click.group(cls=Summaries)
+@click.group(cls=Summaries, epilog="Example: themes config show")
 def command() -> None:
     """Show the settings, or check them."""
 
 
-@command.command()
+@command.command(epilog="Example: themes config show --json")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: key -> value, origin.")
 def show(*, as_json: bool) -> None:
     """Show every setting, its value and where it came from; passwords and keys are masked."""
@@ -41,8 +41,8 @@ def show(*, as_json: bool) -> None:
             print(key, _text(value), origin, sep="\t")
 
 
-@command.command()
-@click.argument("file", required=False)
+@command.command(epilog="Example: themes config check mine.yaml")
+@click.argument("file", type=FILE, required=False)
 def check(file: str | None) -> int:
     """Name everything that is wrong in FILE (by default the file in use) and the environment; exit 2 if anything is."""
     found = problems(file)

@@ -19,7 +19,7 @@ from workers.process.file_descriptors import consumer_descriptors, ensure_descri
 log = logging.getLogger("themes.consumer")
 
 
-@click.command()
+@click.command(epilog="Example: themes consumer")
 def command() -> None:
     """Write results to the database until stopped."""
     settings = settings_from()

@@ -7,7 +7,7 @@ from scripts.main import settings_from
 from tasks.connection import locate
 
 
-@click.command()
+@click.command(epilog="Example: themes dashboard --port 5556")
 @click.option("--host", metavar="ADDRESS", help="Listen there; anything but loopback needs dashboard.basic_auth.")
 @click.option("--port", type=click.IntRange(0, 65_535), metavar="PORT", help="Listen on this port.")
 def command(host: str | None, port: int | None) -> None:

@@ -15,7 +15,7 @@ from config.settings import Settings
 from scripts.lib.processes import Interrupted, interruptible
 from scripts.lib.stack import WATCH_SECONDS, Stack, database_place, stack
 from scripts.lib.terminal import say, width
-from scripts.main import settings_from
+from scripts.main import FILE, settings_from
 from tasks.connection import connect
 from tasks.inputs.reader import Reader
 from tasks.jobs import registry as jobs
@@ -35,10 +35,10 @@ WORKERS: Final = 2
 SHOWN_ROWS: Final = 5
 
 
-@click.command()
+@click.command(epilog="Example: themes demo --latency 50ms")
 @click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
 @click.option("--latency", metavar="SPEC", help="The sandbox's latency, for instance 50ms or lognormal:250ms:0.4.")
-@click.argument("file", required=False)
+@click.argument("file", type=FILE, required=False)
 def command(file: str | None, latency: str | None, *, keep: bool) -> int:
     """Run 25 destinations (or FILE) through Redis, workers, consumer and Flower, and show what came of it.
 

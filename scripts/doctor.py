@@ -19,7 +19,7 @@ from workers.doctor.check import Check, Checks, examine
 NEED_REDIS: Final = frozenset({"redis", "llm limits", "workers", "consumer", "queue", "jobs", "dashboard"})
 
 
-@click.command()
+@click.command(epilog="Example: themes doctor --json")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(*, as_json: bool) -> int:
     """Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails."""

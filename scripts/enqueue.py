@@ -14,7 +14,7 @@ from scripts.lib.partial import fail_on_partial
 from scripts.lib.reading import BadRows, reading_options, show, show_start, summary
 from scripts.lib.terminal import say, say_unpriced
 from scripts.lib.tiers import tier_options
-from scripts.main import settings_from
+from scripts.main import FILE, settings_from
 from tasks import keys
 from tasks.connection import text_of
 from tasks.errors import InputError
@@ -24,8 +24,8 @@ from tasks.queue.producer import enqueue
 from tasks.texts import clean_line, count
 
 
-@click.command()
-@click.argument("file", metavar="FILE|-")
+@click.command(epilog="Example: themes enqueue cities.csv --budget 5 --wait")
+@click.argument("file", type=FILE, metavar="FILE|-")
 @click.option("--name", metavar="NAME", help="The job's name in lists; by default the file's.")
 @reading_options
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 is served first.")

@@ -17,7 +17,7 @@ from tasks.texts import count
 from workers.pipeline.prompts import stages_of
 
 
-@click.command()
+@click.command(epilog="Example: themes extend df5a3a --fields rationale,price --budget 5")
 @click.argument("job", metavar="JOB")
 @click.option("--fields", metavar="NAMES", required=True, help="What is added (rationale,price), by name or pattern.")
 @click.option("--budget", type=float, metavar="USD", help="What the whole job may cost, what is spent included.")

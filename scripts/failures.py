@@ -24,7 +24,7 @@ from workers.results.queries.reasons import (
 )
 
 
-@click.command()
+@click.command(epilog="Example: themes failures df5a3a --partial")
 @click.argument("job", metavar="JOB")
 @click.option("--partial", is_flag=True, help="Also what partial profiles lack.")
 @click.option("--all", "is_each", is_flag=True, help="Each destination, instead of each kind of reason.")

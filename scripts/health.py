@@ -21,7 +21,7 @@ ALL: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared wit
 ANSWERS: Final = frozenset({200, 401})
 
 
-@click.command()
+@click.command(epilog="Example: themes health worker")
 @click.argument("role", type=click.Choice(["worker", "consumer", "dashboard"]))
 def command(role: str) -> int:
     """Say whether a worker, consumer or dashboard of this host lives; exit 1 when none does.

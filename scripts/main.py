@@ -22,6 +22,8 @@ import click
 from config.errors import ConfigError, ThemesError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from config.settings import Settings
 
 #: In the manual's order, with the first paragraph of each one's help, so that `themes --help` imports none of them.
@@ -63,6 +65,8 @@ GROUPS: Final = {"demo": "Start", "watch": "Watch", "results": "Results", "pause
 PRIVATE: Final = frozenset({"demo", "up", "run", "worker", "consumer", "dashboard", "cache"})
 #: What redis-py imports for metrics that nothing here turns on: two fifths of its own import.
 UNUSED: Final = "opentelemetry"
+#: What a shell completes as a file; whether it can be read is found out where it is opened.
+FILE: Final = click.Path(readable=False)
 #: Exit code of a program that Ctrl-C ended, as shells expect it.
 INTERRUPTED: Final = 130
 
@@ -104,6 +108,13 @@ class Verbs(Summaries):
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(VERBS)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem"]:
+        """Complete a verb out of the table: click itself would import every one of them at each press of a key."""
+        from click.shell_completion import CompletionItem
+
+        verbs = [CompletionItem(name, help=said) for name, said in VERBS.items() if name.startswith(incomplete)]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
+
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
@@ -126,10 +137,11 @@ class Verbs(Summaries):
 
 @click.command(
     cls=Verbs,
+    epilog="Example: themes demo",
     # `--help` is as wide as the terminal; of a pipe, COLUMNS says how wide it is.
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": sys.maxsize},
 )
-@click.option("--config", "config_file", metavar="FILE", help="Settings file (THEMES_CONFIG).")
+@click.option("--config", "config_file", metavar="FILE", type=FILE, help="Settings file (THEMES_CONFIG).")
 @click.option("--debug", is_flag=True, help="Log in detail, and show tracebacks of errors.")
 @click.version_option(package_name="smart-destination-themes")
 def cli(config_file: str | None, *, debug: bool) -> None:

@@ -10,7 +10,7 @@ from tasks.jobs.registry import whole_id
 from tasks.queue.control import pause
 
 
-@click.command()
+@click.command(epilog="Example: themes pause df5a3a")
 @click.argument("job", metavar="JOB")
 def command(job: str) -> None:
     """Ask nothing more of JOB until `themes resume`; what is under way is awaited and kept."""

@@ -22,7 +22,7 @@ KINDS: Final = (
 )  # fmt: skip
 
 
-@click.command()
+@click.command(epilog="Example: themes prices gpt-4o-mini")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option("--endpoint", metavar="NAME", help="Only at this endpoint of llm.endpoints.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each model and endpoint.")

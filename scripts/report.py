@@ -35,7 +35,7 @@ NARROW_POINTS: Final = 40
 STEPS: Final = " ▁▂▃▄▅▆▇█"
 
 
-@click.command()
+@click.command(epilog="Example: themes report df5a3a -o report.html")
 @click.argument("job", metavar="JOB")
 @output_options
 @click.option("--full", is_flag=True, help="Also the steps that took less than 1 % of the time.")

@@ -30,7 +30,7 @@ TOP: Final = 3
 TABLE_LINES: Final = 1_000
 
 
-@click.command()
+@click.command(epilog="Example: themes results df5a3a --format csv -o themes.csv")
 @click.argument("job", metavar="JOB")
 @click.option("--format", "kind", type=click.Choice(["table", *WRITERS]), default="table", show_default=True)
 @output_options

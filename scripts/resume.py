@@ -10,7 +10,7 @@ from tasks.jobs.registry import whole_id
 from tasks.queue.control import resume
 
 
-@click.command()
+@click.command(epilog="Example: themes resume df5a3a --budget 10")
 @click.argument("job", metavar="JOB")
 @click.option("--budget", type=float, metavar="USD", help="What the job may cost from now on, all in all.")
 def command(job: str, budget: float | None) -> None:

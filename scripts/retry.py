@@ -16,7 +16,7 @@ from tasks.texts import count
 from workers.results.queries.retrying import Candidates, ask_again, candidates
 
 
-@click.command()
+@click.command(epilog="Example: themes retry df5a3a --partial --wait")
 @click.argument("job", metavar="JOB")
 @click.option("--only", metavar="CLASS", help="Only failures of this class of error, for instance EndpointDownError.")
 @click.option("--partial", is_flag=True, help="Also what has a partial profile; only the missing stages cost.")

@@ -15,12 +15,12 @@ from scripts.lib.reading import reading_options
 from scripts.lib.terminal import say_unpriced
 from scripts.lib.tiers import tier_options
 from scripts.lib.wanted import Wanted
-from scripts.main import settings_from
+from scripts.main import FILE, settings_from
 from tasks.jobs.budget import check, unpriced
 
 
-@click.command()
-@click.argument("file", metavar="FILE|-", required=False)
+@click.command(epilog="Example: themes run cities.csv --limit 10 --budget 0.50")
+@click.argument("file", type=FILE, metavar="FILE|-", required=False)
 @click.option("--resume", metavar="JOB", help="Go on with JOB: ask for what has no profile, and for nothing else.")
 @click.option("--partial", is_flag=True, help="With --resume: also what has a partial profile.")
 @click.option("--stage", "stages", metavar="NAME", multiple=True, help="With --resume: only what lacks this stage.")

@@ -13,7 +13,7 @@ from workers.sandbox.limit import GRAMMAR as LIMIT_GRAMMAR
 from workers.sandbox.server import SandboxServer, serve
 
 
-@click.command(epilog=f"Kinds of fault: {', '.join(KINDS)}.")
+@click.command(epilog=f"Kinds of fault: {', '.join(KINDS)}.\n\nExample: themes sandbox-llm --port 0 --latency 50ms")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8089, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option(

@@ -22,7 +22,7 @@ MIN_LINES: Final = 10
 KEPT_LINES: Final = 5
 
 
-@click.command()
+@click.command(epilog="Example: themes status df5a3a --json")
 @click.argument("job", metavar="[JOB]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="JSON: one object, or one a line for all jobs.")
 def command(job: str | None, *, as_json: bool) -> None:

@@ -43,7 +43,7 @@ MIN_JOBS: Final = 3
 STYLES: Final = {"done": "green", "running": "cyan", "paused": "yellow", "stalled": "yellow", "cancelled": "red"}
 
 
-@click.command()
+@click.command(epilog="Example: themes top --once")
 @click.option("--once", is_flag=True, help="One look, and end.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each look, on standard output.")
 def command(*, once: bool, as_json: bool) -> None:

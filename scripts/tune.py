@@ -21,7 +21,7 @@ from tasks.queue.app import configure
 ANSWER_SECONDS: Final = 5.0
 
 
-@click.command()
+@click.command(epilog="Example: themes tune requests_per_minute=300")
 @click.argument("changes", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--worker", metavar="NAME", help="Only this one; limits that all workers share cannot be its own.")
 @click.option("--show", is_flag=True, help="Show what holds in each worker, and where it came from.")

@@ -21,7 +21,7 @@ from workers.llm.endpoints.registry import endpoints
 MAX_WORKERS: Final = 2
 
 
-@click.command()
+@click.command(epilog="Example: themes up --sandbox --workers 2")
 @click.option(
     "--workers", type=click.IntRange(1, 64), help=f"Worker processes; by default one a CPU, at most {MAX_WORKERS}."
 )

@@ -15,7 +15,7 @@ from tasks.jobs import registry as jobs
 from tasks.jobs.events import flat
 
 
-@click.command()
+@click.command(epilog="Example: themes watch df5a3a")
 @click.argument("job", metavar="JOB", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print every event as one line of JSON.")
 @click.option("--from", "after", metavar="ID", default="0-0", help="Only events after this id.")

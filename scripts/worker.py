@@ -16,7 +16,7 @@ from workers.pipeline.prompts import stages_of
 from workers.process.file_descriptors import ensure_descriptors, worker_descriptors
 
 
-@click.command()
+@click.command(epilog="Example: themes worker --name w1 --concurrency 16")
 @click.option("--name", metavar="NAME", help="The worker's name; several on one machine need different ones.")
 @click.option("--concurrency", type=int, metavar="N", help="Destinations in work at once (worker_pool_size).")
 def command(name: str | None, concurrency: int | None) -> int:

@@ -18,7 +18,7 @@ ANSWER_SECONDS: Final = 15.0
 MIB: Final = 2**20
 
 
-@click.command()
+@click.command(epilog="Example: themes worker-memory start --every 10")
 @click.argument("action", type=click.Choice(["start", "compare", "stop"]))
 @click.option("--worker", metavar="NAME", help="Only this one, by its whole name (NAME@HOST); by default all.")
 @click.option(

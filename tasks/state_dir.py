@@ -78,5 +78,6 @@ def elsewhere(words: str) -> str:
     found = [
         f"`themes up` runs in {folder} (process {pid}): `export THEMES_STATE_DIR={shlex.quote(str(folder))}` finds it"
         for folder, pid in running_stacks()
+        if pid != os.getpid()
     ]
     return "; or ".join([*found, words])

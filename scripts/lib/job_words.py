@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from scripts.lib.terminal import columns
+from tasks.jobs.budget import dollars
 from tasks.jobs.registry import RESUME, JobStatus, format_paused, resume_command
 from tasks.jobs.short_ids import short_ids
 from tasks.texts import clean_line, count, duration
@@ -35,7 +36,7 @@ def figures(status: JobStatus) -> list[str]:
     if status.cached_tokens:
         found[-1] += f" ({status.cached_tokens / 1000:,.0f}k cached)"
     if status.cost_usd:
-        found.append(f"${status.cost_usd:,.2f}")
+        found.append(dollars(status.cost_usd))
     return [figure for figure in found if figure]
 
 

@@ -11,6 +11,7 @@ from typing import IO, Any, TypeVar
 import click
 
 from config.errors import ConfigError
+from scripts.main import FILE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def output_options(command: F) -> F:
     for option in (
         click.option("--force", is_flag=True, help="With -o: replace a file that exists."),
-        click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output."),
+        click.option("-o", "--output", type=FILE, metavar="FILE", help="Write there instead of to standard output."),
     ):
         command = option(command)
     return command

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import signal
 import socket
 import subprocess
 import time
@@ -22,7 +23,7 @@ from scripts.lib.terminal import say
 from tasks import logs
 from tasks import worker_reports as fleet
 from tasks.connection import check_enabled, connect, masked
-from tasks.errors import ConfigError, ThemesError
+from tasks.errors import ConfigError, RedisUnavailableError, ThemesError
 from tasks.state_dir import UP_LOCK, writing_in
 from tasks.texts import duration
 
@@ -91,7 +92,9 @@ class Stack:
                 self.port = None
                 say(f"no dashboard, everything else goes on: {self.last_words(name)}")
             else:
-                raise ThemesError(f"{name} ended with code {process.returncode}: {self.last_words(name)}")
+                code = process.returncode
+                how = f"ended with code {code}" if code >= 0 else f"was ended by a signal ({signal.strsignal(-code)})"
+                raise ThemesError(f"{name} {how}: {self.last_words(name)}")
 
     def last_words(self, name: str) -> str:
         path = self.logs / f"{name}.log"
@@ -175,7 +178,11 @@ def _alone(state_dir: Path) -> Iterator[None]:
 def _redis(settings: Settings) -> Iterator[str]:
     check_enabled(settings)
     if settings.is_set(REDIS_URL):
-        connected(settings, settings.redis_url)
+        try:
+            connected(settings, settings.redis_url)
+        except RedisUnavailableError as exc:
+            mend = f"`themes up` starts one where {REDIS_URL} is not set, as it is here ({settings.origin(REDIS_URL)})"
+            raise RedisUnavailableError(f"{exc}; {mend}") from exc
         yield settings.redis_url
         return
     with LocalRedis(settings.state_dir, settings.redis.server) as server:

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import click
 
-from config.endpoints import TIERS
+from config.endpoints import BATCH, TIERS
+from scripts.main import settings_from
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)", re.ASCII)
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -23,6 +24,13 @@ def _moment(_: click.Context, __: click.Parameter, text: str | None) -> float | 
     return time.time() + float(found[1]) * _SECONDS[found[2]]
 
 
+def _tier(_: click.Context, __: click.Parameter, text: str | None) -> str:
+    key = "performance_optimization.enable_persistent_cache"
+    if text == BATCH and not (settings := settings_from()).performance_optimization.enable_persistent_cache:
+        raise click.BadParameter(f"batch needs {key}, which is off ({settings.origin(key)})")
+    return text or ""
+
+
 def tier_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--tier` and `--deadline`; the command gets `tier`, empty where it is not given, and `deadline_at`."""
     deadline = click.option(
@@ -30,7 +38,7 @@ def tier_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="From then on nothing waits for a batch, and flex calls are standard ones: 90m, 12h.",
     )  # fmt: skip
     tier = click.option(
-        "--tier", type=click.Choice(TIERS), callback=lambda _, __, text: text or "",
+        "--tier", type=click.Choice(TIERS), callback=_tier,
         help="Service tier: flex costs half and waits for capacity; batch costs half and takes hours.",
     )  # fmt: skip
     return tier(deadline(command))

@@ -373,16 +373,15 @@ def format_paused(known: JobStatus, *, resume: str = RESUME) -> str:
     done = f"{known.done + known.failed:,} of {count(known.total, 'destination')} finished"
     if known.paused == "user":
         return f"paused: {done}; go on with: {resume_command(known, resume=resume)}"
+    then = f"mend that, then: {resume} {known.job_id}"
     if known.paused == "price":
-        why = "the model of a worker has no price (llm.prices)"
-        return f"stopped, because {why}: {done}; mend that, then: {resume} {known.job_id}"
+        return f"stopped, because the model of a worker has no price (llm.prices): {done}; {then}"
     if known.paused == "account":
-        why = f"the LLM refuses every request: {known.paused_message}"
-        return f"stopped, because {why}; {done}; mend that, then: {resume} {known.job_id}"
+        return f"stopped, because the LLM refuses every request: {known.paused_message}; {done}; {then}"
     if known.paused == "batch":
-        ends = f"{resume_command(known)}, and enqueue it with another --tier (answers so far are in the cache)"
-        mend = ends if resume == RESUME else f"mend that, then: {resume} {known.job_id}"
-        return f"stopped, because its endpoint refuses batches: {known.paused_message}; {done}; {mend}"
+        again = "with another --tier (answers so far are in the cache)"
+        mend = f"{resume_command(known)}, and enqueue it {again}" if resume == RESUME else f"run it {again}, or {then}"
+        return f"stopped, because batches cannot be used: {known.paused_message}; {done}; {mend}"
     limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
     return (
         f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "

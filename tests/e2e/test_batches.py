@@ -1,5 +1,6 @@
 """Answers bought in batches, through real processes: half the price, each line once, whatever is killed."""
 
+import json
 import sqlite3
 from typing import Any
 
@@ -83,6 +84,10 @@ def nothing_is_left(engine: Engine) -> None:
         ]
         assert redis.get(keys.BATCHES_OPEN) == b"0"
         assert not list(redis.scan_iter("themes:job:*:parked:*"))
+        until(
+            "batches to end with their job",
+            lambda: all(redis.ttl(one) > 0 for one in redis.scan_iter("themes:job:*:batches")),
+        )
 
 
 def test_a_job_in_batches_costs_half_and_each_prompt_once(batching: Engine) -> None:
@@ -100,22 +105,23 @@ def test_a_job_in_batches_costs_half_and_each_prompt_once(batching: Engine) -> N
     assert stats["batches"]["completed"] >= 2, "the second round follows the first"
     assert stats["batches"]["files"] == 0, "files are deleted"
     nothing_is_left(batching)
+    stages = _stages_told(batching, job_id)
+    assert len(stages) == len(set(stages)) == 20 * CALLS, "each stage is told once, however often its destination runs"
     # What is known costs nothing.
     again = enqueue(batching, 20)
     assert done(batching, again)["done"] == 20
     assert books(batching, again)[0] == 0
 
 
-@pytest.mark.parametrize(("tier", "billed"), [("flex", "flex"), ("standard", "default")])
-def test_what_no_batch_answers_is_asked_otherwise(batching: Engine, tier: str, billed: str) -> None:
+def test_what_no_batch_answers_is_asked_otherwise(batching: Engine) -> None:
     """Lines that expire go into one more batch; then their prompts are asked at the tier for stragglers."""
     batching.sandbox("--latency", "0", "--batches", "delay=0.3,window=1.2,share=0.6,line_errors=0.1")
-    batching.themes("a", "worker", "--name", "a", THEMES_LLM__BATCH_STRAGGLERS=tier)
+    batching.themes("a", "worker", "--name", "a", THEMES_LLM__BATCH_STRAGGLERS="standard")
     job_id = enqueue(batching, 8)
     status = done(batching, job_id)
     assert (status["done"], status["failed"], status["partial"]) == (8, 0, 0)
     stats = batching.ask_sandbox("/stats")
-    assert set(stats["billed"]) == {"batch", billed}
+    assert set(stats["billed"]) == {"batch", "default"}
     assert sum(one["requests"] for one in stats["billed"].values()) == 8 * CALLS
     assert stats["batches"]["expired"] >= 2
     until("the books to be whole", lambda: books(batching, job_id)[1] == pytest.approx(billed_usd(batching)), 20)
@@ -258,6 +264,11 @@ def test_more_questions_than_may_wait_come_in_turns(batching: Engine) -> None:
     stats = batching.ask_sandbox("/stats")
     assert stats["billed"]["batch"]["requests"] == 12 * CALLS
     assert stats["batches"]["batches"] >= 12 * CALLS / 25
+
+
+def _stages_told(engine: Engine, job_id: str) -> list[tuple[str, str]]:
+    events = [json.loads(line) for line in engine.run("watch", job_id, "--json").stdout.splitlines()]
+    return [(one["destination_id"], one["stage"]) for one in events if one["type"] == "stage.done"]
 
 
 def _open(engine: Engine, job_id: str) -> int:

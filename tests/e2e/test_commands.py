@@ -348,7 +348,7 @@ def test_help_says_whole_sentences_as_wide_as_the_terminal(group: list[str], eng
         said = engine.run(*group, "--help", COLUMNS=columns).stdout
         shown = re.sub(
             r"^\w+:\n", "", said.partition("\n\n" + ("Commands:" if group else "Start:"))[2], flags=re.MULTILINE
-        )
+        ).partition("\n\n  Example: ")[0]
         assert "..." not in shown
         assert max(map(len, said.splitlines())) <= int(columns)
         # A verb's name stands at the left, what it does beside it.

@@ -137,6 +137,7 @@ def test_pages_say_what_is_wrong_and_what_to_do(engine: Engine) -> None:
     job = engine.run("enqueue", "-", "--wait", stdin="Kyoto, Japan\n").stdout.strip()
     assert "has none for nobody" in _page(f"{url}/jobs/{job}/destinations/nobody", 404)
     assert "Kyoto" in _page(f"{url}/jobs/{job}", 200)
+    assert job in _page(f"{url}/jobs/{job[-6:]}", 200), "the id that `themes status` prints leads there"
     assert _page(f"{url}/jobs/{job}/destinations?page=99&state=x&q=%00%22", 200)
     assert msgspec.json.decode(_page(f"{url}/jobs.json", 200))[0]["job_id"] == job
     counts = msgspec.json.decode(_page(f"{url}/jobs/{job}/status.json", 200))

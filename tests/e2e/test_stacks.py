@@ -48,6 +48,17 @@ def test_workers_of_two_stacks_on_one_redis_have_names_of_their_own(engine: Engi
             assert sorted(fleet.workers(redis)) == names
 
 
+def test_up_says_where_the_redis_is_set_that_it_cannot_reach(engine: Engine, tmp_path: Path) -> None:
+    settings = tmp_path / "config.yaml"
+    settings.write_text("performance_optimization:\n  redis_url: redis://127.0.0.1:1/1\n", "utf-8")
+    engine.env.pop("REDIS_URL", None)
+    said = engine.run("--config", str(settings), "up", "--sandbox")
+    assert said.returncode == 2
+    assert "`themes up` starts one where performance_optimization.redis_url is not set, as it is here" in said.stderr
+    assert "config.yaml:2" in said.stderr
+    assert "`themes up` runs in" not in said.stderr
+
+
 def test_the_name_of_a_worker_that_runs_is_refused_and_that_of_a_dead_one_is_not(stack: Engine) -> None:
     stack.themes("first", "worker", "--name", "same")
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:

@@ -232,6 +232,14 @@ async def test_a_chunk_runs_again_when_its_last_question_has_its_answer(bench: A
         assert not redis.exists("themes:job:job:parked:chunk Kyoto")
 
 
+async def test_a_job_that_cannot_be_read_stops_no_other(bench: Any, redis: Any) -> None:
+    async with bench() as one:
+        redis.hset("themes:job:broken", mapping={"state": "running", "options": "{no"})
+        redis.set("themes:job:odd", "no hash")
+        redis.sadd("themes:batches:jobs", "broken", "odd")
+        assert LATE not in await one.answers(["Kyoto"])
+
+
 async def test_a_batch_that_was_refused_before_is_not_taken_for_one_that_was_created_since(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,14 +337,6 @@ async def test_a_job_waits_for_no_question_of_a_paused_one(bench: Any, why: str)
                 await asyncio.sleep(0.05)
         assert [error.reason for error in one.paused] == ["account"] * len(refused)
         assert [batch.answered for batch in await one.batches("other")] == [1]
-
-
-async def test_what_another_program_wrote_holds_no_other_job_back(bench: Any) -> None:
-    async with bench() as one:
-        for name in ("a", "b", "zz"):
-            await one.redis.sadd("themes:batches:jobs", name)
-            await one.redis.set(f"themes:job:{name}:batches", "garbage")
-        assert LATE not in await one.answers(["Kyoto"])
 
 
 async def test_a_budget_that_comes_while_questions_wait_is_kept(bench: Any) -> None:

@@ -23,7 +23,7 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.jobs import registry as jobs
 from tasks.jobs.batches import BOOKED_BY
-from tasks.jobs.registry import JobStatus
+from tasks.jobs.registry import JobStatus, format_paused
 from tasks.messages import JobOptions, Spent, Usage
 from tests.support.batches import batch, put
 from tests.support.queueing import Network
@@ -35,7 +35,7 @@ from workers.dashboard.prometheus import Scrape
 from workers.diagnosis.system import SystemReader, read_system
 from workers.diagnosis.verdict import of_job, read_pulse
 from workers.observe.measurement_store import read_job_measurements
-from workers.observe.measurements import JobMeasurements
+from workers.observe.measurements import Histogram, JobMeasurements
 from workers.report.page import page
 from workers.report.report import JobReport, report_of
 from workers.results.database.manager import AsyncDatabaseManager
@@ -214,9 +214,11 @@ def test_an_endpoint_that_refuses_batches_pauses_the_job_and_names_the_mend(
         assert "themes cancel" in said
         assert "resume" not in said
     said = themes("status", job).output
-    assert "its endpoint refuses batches: 404 page not found" in said
+    assert "batches cannot be used: 404 page not found" in said
     assert "enqueue it with another --tier (answers so far are in the cache)" in said
     assert json.loads(themes("status", job, "--json").output)["paused"] == "batch"
+    alone = format_paused(jobs.status(redis, job), resume="themes run --resume")
+    assert "run it with another --tier (answers so far are in the cache), or mend that" in alone
     assert [act.name for act in acts_of(jobs.status(redis, job))] == ["cancel"]
 
 
@@ -330,6 +332,23 @@ async def test_the_time_at_a_provider_is_a_finding_and_idle_lanes_are_none(
     assert not [name for name in calls if name.startswith(BOOKED_BY)]
     assert after.verdict.text == f"F{finding.evidence[1:]}."
     assert "Bottleneck: batches at the provider" in text_of(after)
+
+
+async def test_trips_to_redis_beside_batches_do_not_limit_the_job(store: AsyncDatabaseManager, redis: Redis) -> None:
+    await _worked(store)
+    now = time.time()
+    bought = batch("a", asked_at=now - 890, state="ended", ended_at=now - 1, requests=48, answered=48)
+    put(redis, "j", bought)
+    measured, _ = Network(destinations=3, pool=100).run()
+    (worker,) = measured.parts
+    trips = Histogram()
+    for _ in range(100):
+        trips.add(0.02)
+    slow = msgspec.structs.replace(worker, spans={"cache.get": trips.as_dict()})
+    parts = [slow, *read_job_measurements(redis, "j").parts]
+    report = await _report(store, None, JobMeasurements.of(parts))
+    assert {each.resource for each in report.findings} & {"batches", "redis"} == {"batches"}
+    assert report.verdict.text.startswith("For ")
 
 
 async def test_a_report_of_a_job_that_waits_names_the_endpoint_and_blames_no_idle_worker(

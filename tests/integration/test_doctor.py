@@ -25,6 +25,7 @@ from tasks import keys
 from tasks.jobs import registry as jobs
 from tasks.messages import JobOptions
 from tests.support.habits import server_that
+from tests.unit.test_distribution import PROJECT
 from workers.doctor.check import Check, examine
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.tables import SCHEMA_VERSION
@@ -196,6 +197,7 @@ async def test_a_server_that_is_away_one_that_hangs_and_a_wrong_path(look: Look)
         checks = await _in_thread(lambda: look("llm", "python", **_llm(server)))
         _is_said(checks["llm"], "no answer within")
         assert checks["python"].ok
+        assert checks["themes"].found == PROJECT["version"]
         wrong = _llm(server, OPENAI_BASE_URL=server.root_url)
         _is_said((await _in_thread(lambda: look("llm", **wrong)))["llm"], "404", "/v1")
 

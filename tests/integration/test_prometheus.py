@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from tasks import keys
+from tests.unit.test_distribution import PROJECT
 from tests.unit.test_grafana import promql_names
 from workers.dashboard.metrics_table import HISTOGRAMS, METRICS
 from workers.dashboard.prometheus import EDGES, Scrape
@@ -78,6 +79,7 @@ async def test_what_is_exported_can_be_parsed_and_is_what_redis_has(redis: Redis
         return found[name, frozenset(labels.items())]
 
     assert value("themes_up") == 1
+    assert value("themes_build_info", version=PROJECT["version"]) == 1
     assert value("themes_llm_calls_total") == 1600
     assert value("themes_llm_tokens_total", kind="completion") == 8_000
     assert value("themes_llm_cached_tokens_total", kind="read") == 4_000

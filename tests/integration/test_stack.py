@@ -58,8 +58,15 @@ def test_slow_workers_are_waited_for_while_they_live_and_that_is_said(
     assert capsys.readouterr().err == ""
 
 
-def test_a_worker_that_ends_is_not_waited_for(made: Stack) -> None:
-    made.workers["worker1"] = child = _child("raise SystemExit(3)")
-    with pytest.raises(ThemesError, match="worker1 ended with code 3"):
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise SystemExit(3)", "worker1 ended with code 3"),
+        ("import os; os.kill(os.getpid(), 9)", r"worker1 was ended by a signal \(Killed\)"),
+    ],
+)
+def test_a_worker_that_ends_is_not_waited_for(made: Stack, code: str, said: str) -> None:
+    made.workers["worker1"] = child = _child(code)
+    with pytest.raises(ThemesError, match=said):
         made.wait_until_ready()
     child.communicate()

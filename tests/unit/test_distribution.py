@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from scripts.main import cli
 
-PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_distribution_has_a_name_of_its_own_and_says_its_version() -> None:

@@ -78,6 +78,7 @@ def test_a_paused_job_is_paused_wherever_people_read() -> None:
     assert f"{LONG}: paused  384/500 finished" in summary(PAUSED)
     assert f"go on with: themes resume {IDS[1]}" in summary(PAUSED)
     assert "stalled" not in summary(PAUSED)
+    assert "  $0.0352" in summary(replace(PAUSED, cost_usd=0.0352)), "the cents of a small job, as beside what it saved"
 
 
 def test_a_short_id_is_enough_where_no_other_job_has_it() -> None:

@@ -1,10 +1,11 @@
 """`/jobs/ID`: one job, live; and `status.json`, which the page asks again where events do not say all."""
 
+import asyncio
 from dataclasses import asdict
 from typing import Any, Final
 
 from tasks.errors import DatabaseError
-from tasks.jobs.registry import JobStatus
+from tasks.jobs.registry import JobStatus, whole_id
 from workers.dashboard.actions import Actions
 from workers.dashboard.answers_page import may_see_answers
 from workers.dashboard.job_facts import FactsReader, JobFacts, retry_command
@@ -34,7 +35,11 @@ class _OfJob(PageHandler):
 
 class JobPage(_OfJob):
     async def answer(self, *parts: str) -> None:
-        (job_id,) = parts
+        (asked,) = parts
+        job_id = await asyncio.to_thread(whole_id, self.site.redis, asked)
+        if job_id != asked:
+            self.redirect(f"{self.root}/jobs/{job_id}")
+            return
         status, is_known = await self.site.status(job_id)
         recent = await self.site.recent.of(job_id) if is_known else Recent()
         rows, shown = recent.rows(), len(recent.ended["all"])

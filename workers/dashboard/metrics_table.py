@@ -5,6 +5,7 @@ No job, destination or worker is a label. A test holds docs/reference/metrics.md
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Final, Literal
 
 from tasks.jobs.budget import NANO
@@ -137,6 +138,11 @@ ROUTE: Final = ("endpoint", "model")
 MAX_SERIES: Final = 200
 DURABLE: Final = "exact and durable: as the database has it"
 
+
+def _version(_system: System) -> Iterator[Sample]:
+    yield (version("smart-destination-themes"),), 1
+
+
 METRICS: Final[tuple[Metric, ...]] = (
     Metric("themes_llm_calls_total", "counter", "calls",
            f"Requests to LLMs that may have been paid for ({DURABLE}).", _totals({(): "llm_calls"})),
@@ -183,6 +189,7 @@ METRICS: Final[tuple[Metric, ...]] = (
            _profiled("process_cpu_seconds_total", "role"), ("role",)),
     Metric("themes_consumer_rows_total", "counter", "rows",
            "Rows that consumers have written; where profiling is on.", _profiled("consumer_rows_total")),
+    Metric("themes_build_info", "gauge", "1", "Always 1; the version of this dashboard.", _version, ("version",)),
     Metric("themes_queue_messages", "gauge", "messages",
            "Messages that wait in the Celery queue, all priorities together.", _one(lambda s: s.queue)),
     Metric("themes_queue_dead_messages", "gauge", "messages",

@@ -15,8 +15,8 @@ from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.database.rows import JobRow
 from workers.results.queries.job_stats import JobStats, read_job_stats
 
-#: What is found first where lanes are idle: while a provider has the questions it explains nothing.
-IDLE: Final = frozenset({"work", "unknown"})
+#: What explains nothing while a provider has the questions: idle lanes, and shares of the little time that is left.
+IDLE: Final = frozenset({"work", "unknown", "llm", "redis"})
 
 
 def measured_of(picture: JobMeasurements, row: JobRow, account: JobStats) -> Measured | None:
@@ -40,8 +40,8 @@ def findings_of(
     pressing = [each for each in special if each.share >= EXPLAINS]
     beside = [each for each in special if each not in pressing]
     measured_ones = diagnose(m) if m else []
-    if measured_ones and measured_ones[0].resource in IDLE and any(each.resource == "batches" for each in special):
-        measured_ones = [each for each in measured_ones if each.resource not in {*IDLE, "llm"}]
+    if any(each.resource == "batches" for each in special):
+        measured_ones = [each for each in measured_ones if each.resource not in IDLE]
     first, *others = measured_ones or (None,)
     if first and first.resource not in {"work", "unknown"}:
         # Of what held it up for most of its time, the larger part leads.

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from importlib.metadata import version
 from typing import Final
 
 import aiohttp
@@ -31,6 +32,7 @@ _MEND_CLOCK: Final = "`timedatectl set-ntp true` (or chrony) here and on that ma
 
 
 def python(_settings: Settings) -> Iterator[Check]:
+    yield Check("themes", ok=True, found=version("smart-destination-themes"))
     yield Check("python", ok=True, found=sys.version.split()[0])
 
 

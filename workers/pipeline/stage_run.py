@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from config.sections import PerformanceSettings
 from tasks import tracing
 from tasks.errors import InvalidAnswerError, JobStoppedError, ParkedError, PermanentError, RetryableError
-from tasks.messages import Theme
+from tasks.messages import Theme, Usage
 from workers.llm.cancellation import CancellationToken
 from workers.llm.completion import StageStats
 from workers.llm.flights.outcomes import TruncatedError
@@ -46,7 +46,8 @@ class StageRun:
             if self._recording:
                 self._recording.cached(usage)
             outcome.elapsed_ms = (time.perf_counter() - began) * 1000
-            if run.on_stage and not run.stopped:
+            # One that waits for a batch has not ended, and one that was told before a wait is not told again.
+            if run.on_stage and not run.stopped and usage != Usage():
                 run.on_stage(run.destination, outcome.record(), len(outcome.values or ()), outcome.excerpt())
             tracing.note(span, source=outcome.source, calls=usage.llm_calls, cache_hits=usage.cache_hits)
         return outcome

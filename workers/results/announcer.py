@@ -142,9 +142,10 @@ class Announcer:
         data = counters(job, rate)
         pipe.eval(
             _END,
-            9,
+            10,
             *_job_keys(job.job_id),
             keys.ACTIVE,
+            keys.batches(job.job_id),
             job.revision,
             job.job_id,
             int(self._wants_events),

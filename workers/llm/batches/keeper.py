@@ -60,7 +60,7 @@ class _Shelf:
 
 
 class BatchKeeper:
-    """Looks after the batches of a store. `changed` is set when a chunk or a destination may go on."""
+    """Looks after the batches of a store; another process stands by to do so."""
 
     def __init__(self, store: BatchStore, course_of: CourseOf, settings: Settings, *, pause: Pause) -> None:
         self._store = store
@@ -74,7 +74,8 @@ class BatchKeeper:
         #: When its turn began, and how many shelves and batches are for it, or for others alone.
         self._since = 0.0
         self._own = self._others = 0
-        self.ended = asyncio.Event()
+        #: Set when the course of a batch has ended, or is to be taken up again.
+        self._news = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<BatchKeeper {'keeps' if self._is_keeper else 'stands by'} batches={len(self._courses)}>"
@@ -83,8 +84,8 @@ class BatchKeeper:
         """Keep the batches, or stand by, until cancelled."""
         try:
             while True:
-                await wait_at_most(await self._look(), self.ended)
-                self.ended.clear()
+                await wait_at_most(await self._look(), self._news)
+                self._news.clear()
         finally:
             await end_tasks(*self._courses.values())
             if self._is_keeper:
@@ -176,7 +177,7 @@ class BatchKeeper:
             log.warning("action=batch_wait job_id=%s the batch is taken up again: %s", job_id, exc)
             await asyncio.sleep(LOOK_SECONDS)
         finally:
-            self.ended.set()
+            self._news.set()
 
     async def _serve(self, job: JobState, shelf: str, count: int, end: Ending | None) -> None:
         """Let what waits on a shelf become a batch when it is time; nothing waits where its job waits no more."""

@@ -25,8 +25,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
+from redis import ResponseError
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from tasks import keys
 from tasks.connection import text_of
@@ -80,6 +80,8 @@ class RedisBatchStore:
         self._compress = compress
         self.token = uuid.uuid4().hex[:12]
         self._held_until = 0.0
+        #: Jobs whose entry cannot be read, and was logged.
+        self._unreadable: set[str] = set()
         #: When this process wrote each form.
         self._written: dict[str, float] = {}
         ended = lua(__file__, "ended")
@@ -109,7 +111,9 @@ class RedisBatchStore:
         described: list[str | bytes | int] = []
         for one in asks:
             cached = keys.cache(one.cache_key) if one.cache_key else ""
-            described += [one.key, cached, one.shelf, msgspec.msgpack.encode(one.question), one.payer, int(one.is_late)]
+            packed_question, asked = msgspec.msgpack.encode(one.question), one.question
+            described += [one.key, cached, one.shelf, packed_question, asked.worst_nano, asked.size_bytes]
+            described += [one.payer, int(one.is_late)]
         places = [keys.parked(job_id, chunk_id), keys.batch_shelves(job_id), keys.BATCH_JOBS, keys.BATCHES_OPEN]
         found: Any = await self._ask(keys=places, args=[job_id, chunk_id, most, *described])
         return [answer_of(each[0]) if each else None for each in found]
@@ -144,11 +148,13 @@ class RedisBatchStore:
     async def jobs(self) -> list[JobState]:
         found = []
         for member in await self._redis.smembers(keys.BATCH_JOBS):
+            job_id = text_of(member)
             try:
-                state = await self._job(text_of(member))
-            except (ResponseError, UnreadableError, ValueError) as exc:
-                # Written by another program: it holds no other job back.
-                log.warning("action=batches_unreadable job_id=%s its batches wait: %s", text_of(member), exc)
+                state = await self._job(job_id)
+            except (UnreadableError, ResponseError) as exc:
+                if job_id not in self._unreadable:
+                    self._unreadable.add(job_id)
+                    log.error("action=job_unreadable job_id=%s its batches wait, the others go on: %s", job_id, exc)  # noqa: TRY400
                 continue
             if state.shelves or any(one.state != "ended" for one in state.batches):
                 found.append(state)

@@ -1,6 +1,6 @@
--- KEYS: hash, events, chunks, labels, leases, owners, deliveries, budget, active jobs. ARGV: revision, job id, whether
--- events are wanted, last `job.progress`, `job.done`, most events, seconds to keep the job, seconds to keep its events.
--- While a worker has yet to take its last chunk off, what that needs stays, and expires with the job.
+-- KEYS: hash, events, chunks, labels, leases, owners, deliveries, budget, active jobs, batches. ARGV: revision, job id,
+-- whether events are wanted, last `job.progress`, `job.done`, most events, seconds to keep the job, seconds to keep its
+-- events. While a worker has yet to take its last chunk off, what that needs stays, and expires with the job.
 local job, events = unpack(KEYS, 1, 2)
 local revision, job_id, is_announced, progress, done, max_events, keep_seconds, events_seconds = unpack(ARGV, 1, 8)
 if redis.call('EXISTS', job) == 0 then return 0 end
@@ -17,6 +17,7 @@ redis.call('SREM', KEYS[9], job_id)
 redis.call('EXPIRE', job, keep_seconds)
 redis.call('EXPIRE', events, events_seconds)
 redis.call('EXPIRE', KEYS[8], keep_seconds)
+redis.call('EXPIRE', KEYS[10], keep_seconds)
 for i = 3, 7 do
   if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('DEL', KEYS[i])
   else redis.call('EXPIRE', KEYS[i], keep_seconds) end

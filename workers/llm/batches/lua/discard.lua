@@ -8,7 +8,8 @@ for _ = 1, tonumber(most) do
   if redis.call('EXISTS', 'themes:batch:question:' .. key) == 1 then
     redis.call('HINCRBY', shelves, shelf, -1)
     if ending == 'late' then redis.call('SET', 'themes:batch:answer:' .. key, '', 'PX', late_ms) end
-    ended(key, wake, open)
+    ended(key, wake)
+    redis.call('DECR', open)
   end
 end
 if redis.call('EXISTS', waiting) == 0 then redis.call('HDEL', shelves, shelf) end

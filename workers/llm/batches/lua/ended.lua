@@ -9,7 +9,7 @@ local function free(waiter, wake)
   end
 end
 
-local function ended(key, wake, open)
+local function ended(key, wake)
   local question, waiters = 'themes:batch:question:' .. key, 'themes:batch:waiters:' .. key
   for _, waiter in ipairs(redis.call('SMEMBERS', waiters)) do
     local job, chunk = string.match(waiter, '^(%S+) (.*)$')
@@ -18,5 +18,4 @@ local function ended(key, wake, open)
     if redis.call('EXISTS', parked) == 0 then free(waiter, wake) end
   end
   redis.call('DEL', question, waiters)
-  redis.call('DECR', open)
 end

@@ -1,9 +1,9 @@
--- KEYS lines batches shelves budget bills open wake partly, then ARGV job tag ttl_ms late_ms, then key end answer cost bill saved of
--- each line. Gives lines their ends, once each; wakes chunks that wait for nothing more. Returns the batch.
+-- KEYS lines batches shelves budget bills open wake partly; ARGV job tag ttl_ms late_ms, then key end answer cost bill
+-- saved of each line. Gives lines their ends, once each; wakes chunks that wait for nothing more. Returns the batch.
 local lines, batches, shelves, budget, bills, open, wake, partly = unpack(KEYS, 1, 8)
 local job, tag, ttl_ms, late_ms = unpack(ARGV, 1, 4)
 local batch = cjson.decode(redis.call('HGET', batches, tag))
-local answered, unanswered, reserved, spent = 0, 0, 0, 0
+local answered, unanswered, reserved, spent, ends, billed = 0, 0, 0, 0, 0, {}
 for i = 5, #ARGV, 6 do
   local key, ending, answer, cost, bill, saved = unpack(ARGV, i, i + 5)
   local line = redis.call('HGET', lines, key)
@@ -12,7 +12,7 @@ for i = 5, #ARGV, 6 do
     redis.call('HDEL', lines, key)
     reserved, spent = reserved + tonumber(worst), spent + tonumber(cost)
     local question = 'themes:batch:question:' .. key
-    if bill ~= '' then redis.call('HSET', bills, payer, (redis.call('HGET', bills, payer) or '') .. bill .. '\n') end
+    if bill ~= '' then billed[payer] = (billed[payer] or '') .. bill .. '\n' end
     if ending == 'answered' then
       answered = answered + 1
       if saved == '' or batch.saved_usd == cjson.null then batch.saved_usd = cjson.null
@@ -33,10 +33,13 @@ for i = 5, #ARGV, 6 do
       if ending ~= 'gone' then
         redis.call('SET', 'themes:batch:answer:' .. key, answer, 'PX', answer == '' and late_ms or ttl_ms)
       end
-      ended(key, wake, open)
+      ended(key, wake)
+      ends = ends + 1
     end
   end
 end
+for payer, more in pairs(billed) do redis.call('HSET', bills, payer, (redis.call('HGET', bills, payer) or '') .. more) end
+if ends > 0 then redis.call('DECRBY', open, ends) end
 batch.answered, batch.unanswered = (batch.answered or 0) + answered, (batch.unanswered or 0) + unanswered
 local encoded = cjson.encode(batch)
 redis.call('HSET', batches, tag, encoded)

@@ -23,20 +23,19 @@ while count < tonumber(most) do
   local key = redis.call('LINDEX', waiting, 0)
   if not key then break end
   local question = 'themes:batch:question:' .. key
-  local packed, payer = unpack(redis.call('HMGET', question, 'question', 'payer'))
-  if packed then
-    local read = cmsgpack.unpack(packed)
-    local worst, size = read[5], read[6]
+  local worst, size, payer = unpack(redis.call('HMGET', question, 'worst', 'size', 'payer'))
+  if payer then
+    worst, size = tonumber(worst), tonumber(size)
     if bytes + size > tonumber(most_bytes) and count > 0 then why = 'full' break end
     if limit and certain + worst > tonumber(limit) then why = 'budget' break end
     if limit and certain + others + reserved + worst > tonumber(limit) then why = 'waits' break end
     redis.call('HSET', question, 'tag', tag)
     redis.call('HSET', lines, key, string.format('%.0f', worst) .. ' ' .. payer)
     count, bytes, reserved = count + 1, bytes + size, reserved + worst
-    redis.call('HINCRBY', shelves, shelf, -1)
   end
   redis.call('LPOP', waiting)
 end
+if count > 0 then redis.call('HINCRBY', shelves, shelf, -count) end
 if redis.call('EXISTS', waiting) == 0 then redis.call('HDEL', shelves, shelf) end
 if limit and reserved > 0 then
   redis.call('HINCRBY', budget, own .. ':reserved', string.format('%.0f', reserved))
@@ -47,6 +46,8 @@ local batch = cjson.decode(redis.call('HGET', batches, tag) or new)
 if count > 0 then
   batch.requests, batch.size_bytes = (batch.requests or 0) + count, (batch.size_bytes or 0) + bytes
   redis.call('HSET', batches, tag, cjson.encode(batch))
+  -- A job that is asked again has had its end before.
+  redis.call('PERSIST', batches)
   redis.call('SADD', jobs, job)
 end
 return {count, why, limit or '', cjson.encode(batch)}
