@@ -33,7 +33,7 @@ from tasks.connection import text_of
 from tasks.errors import UnreadableError
 from tasks.frames import packed
 from tasks.jobs.batches import Batch, read
-from tasks.jobs.registry import options_of
+from tasks.jobs.registry import FINAL, options_of
 from tasks.lua import lua
 from tasks.messages import pack, unpack
 from tasks.storable import entry_fields
@@ -151,10 +151,8 @@ class RedisBatchStore:
             job_id = text_of(member)
             try:
                 state = await self._job(job_id)
-            except (UnreadableError, ResponseError) as exc:
-                if job_id not in self._unreadable:
-                    self._unreadable.add(job_id)
-                    log.error("action=job_unreadable job_id=%s its batches wait, the others go on: %s", job_id, exc)  # noqa: TRY400
+            except (UnreadableError, ResponseError, ValueError) as exc:
+                self._pass_over(job_id, exc)
                 continue
             if state.shelves or any(one.state != "ended" for one in state.batches):
                 found.append(state)
@@ -162,16 +160,25 @@ class RedisBatchStore:
                 await self._rest(keys=[keys.BATCH_JOBS, keys.batch_shelves(state.job_id)], args=[state.job_id])
         return found
 
+    def _pass_over(self, job_id: str, error: object) -> None:
+        """Say once that a job's batches wait, because something of it is not ours."""
+        if job_id not in self._unreadable:
+            self._unreadable.add(job_id)
+            log.error("action=job_unreadable job_id=%s its batches wait, the others go on: %s", job_id, error)
+
     async def _job(self, job_id: str) -> JobState:
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hmget(keys.job(job_id), "state", "paused", "options")
             pipeline.hgetall(keys.batches(job_id))
             pipeline.hgetall(keys.batch_shelves(job_id))
             (state, paused, options), batches, shelves = await pipeline.execute()
-        is_over = state is None or text_of(state) in {"done", "cancelled"}
+        is_over = state is None or text_of(state) in FINAL
+        known = read(batches)
+        if len(known) < len(batches):
+            self._pass_over(job_id, f"{len(batches) - len(known)} of its batches cannot be read")
         return JobState(
             job_id=job_id,
-            batches=read(batches),
+            batches=known,
             shelves={text_of(shelf): int(count) for shelf, count in shelves.items()},
             is_over=is_over,
             is_paused=bool(paused),
@@ -302,6 +309,15 @@ class RedisBatchStore:
             await self._redis.ltrim(keys.BATCHES_WOKEN, len(members), -1)
 
     async def _wake_chunks(self, job_id: str, chunk_ids: list[str]) -> None:
+        """Send for workers for chunks; those of a job that cannot be read are passed over, as workers do."""
+        try:
+            priority, labelled = await self._labelled(job_id, chunk_ids)
+        except (UnreadableError, ResponseError) as exc:
+            self._pass_over(job_id, exc)
+            return
+        await self._wake(job_id, labelled, priority)
+
+    async def _labelled(self, job_id: str, chunk_ids: list[str]) -> tuple[int, list[tuple[str, str]]]:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hget(keys.job(job_id), "options")
             pipeline.hmget(keys.labels(job_id), chunk_ids)
@@ -309,7 +325,7 @@ class RedisBatchStore:
         labelled = [
             (chunk_id, text_of(label) if label else chunk_id) for chunk_id, label in zip(chunk_ids, labels, strict=True)
         ]
-        await self._wake(job_id, labelled, options_of(options).priority)
+        return options_of(options).priority, labelled
 
 
 def _line(key: str, described: str, packed: bytes | None, tries: bytes | None) -> Line:
