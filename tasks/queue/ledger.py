@@ -51,7 +51,7 @@ class Taking(StrEnum):
 #: When the lease of a parked chunk ends: never by itself, or so many seconds after its deadline, when nothing is to be
 #: waited for any more. And what `park` says of one whose answers are there.
 NEVER_MS: Final = 9_000_000_000_000_000
-LATE_SECONDS: Final = 30.0
+GRACE_SECONDS: Final = 30.0
 ANSWERED: Final = 2
 
 
@@ -180,7 +180,7 @@ class Ledger:
 
         Nobody takes it until then, or until a while after the job's deadline; the delivery is uncounted.
         """
-        until = NEVER_MS if deadline_at is None else int((max(deadline_at, time.time()) + LATE_SECONDS) * 1000)
+        until = NEVER_MS if deadline_at is None else int((max(deadline_at, time.time()) + GRACE_SECONDS) * 1000)
         job_id = chunk.job_id
         books = [key_of(job_id) for key_of in (keys.chunks, keys.leases, keys.owners, keys.deliveries)]
         # It waits in no queue.

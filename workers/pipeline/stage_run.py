@@ -47,7 +47,8 @@ class StageRun:
                 self._recording.cached(usage)
             outcome.elapsed_ms = (time.perf_counter() - began) * 1000
             # One that waits for a batch has not ended, and one that was told before a wait is not told again.
-            if run.on_stage and not run.stopped and usage != Usage():
+            is_told = self._stage.name in run.parked or (usage == Usage() and outcome.error is None)
+            if run.on_stage and not run.stopped and not is_told:
                 run.on_stage(run.destination, outcome.record(), len(outcome.values or ()), outcome.excerpt())
             tracing.note(span, source=outcome.source, calls=usage.llm_calls, cache_hits=usage.cache_hits)
         return outcome

@@ -35,6 +35,7 @@ from workers.llm.batches.provider import Provider
 from workers.llm.batches.questions import BatchStore, Ending, Form, Line, Settled
 from workers.llm.batches.reading import Reader, without_answer
 from workers.llm.billing import Billing
+from workers.llm.cache.memory import MIB
 from workers.llm.endpoints.answers import AnswerSchema
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.route import Route
@@ -48,7 +49,6 @@ FIRST_POLL_SECONDS: Final = 1.0
 RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 #: Seconds between two looks at whether a batch is still wanted.
 STOP_SECONDS: Final = 0.5
-MB: Final = 1024 * 1024
 
 
 def batches_folder(settings: Settings) -> Path:
@@ -91,8 +91,6 @@ class Course:
         self._folder = folder
         self._stops: Callable[[], Stops] = lambda: WANTED
         self._failures = 0
-        #: Whether a file of this batch may be at the provider that is not written down.
-        self._may_be_there = True
         self._poll_seconds = FIRST_POLL_SECONDS
         self._settles_at = 0.0
         self._forms: dict[str, tuple[Form, AnswerSchema]] = {}
@@ -164,15 +162,15 @@ class Course:
             if not await self._write(file):
                 await self._close("")
                 return
-            if self._may_be_there and (lost := await self._provider.find_file(name, since=batch.formed_at)):
+            # An upload whose reply was lost has left a file.
+            if lost := await self._provider.find_file(name, since=batch.formed_at):
                 await self._provider.delete(lost)
-            self._may_be_there = True
             file_id = await self._provider.upload(Path(file.name), name)
         await self._save(state="uploaded", file_id=file_id, asked_as=mark, said="")
 
     async def _write(self, file: IO[bytes]) -> int:
         """Write the lines of the batch into a file; those that cannot be, or do not fit, leave it. How many it has."""
-        most, size, count = int(self._settings.batch_max_mb * MB), 0, 0
+        most, size, count = int(self._settings.batch_max_mb * MIB), 0, 0
         async for page in self._store.lines(self._batch):
             left, pieces = list[Settled](), list[bytes]()
             prompts = await self._prompts_of(page)

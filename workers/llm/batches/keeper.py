@@ -19,6 +19,7 @@ from tasks.jobs.batches import Batch
 from tasks.jobs.budget import NANO, dollars
 from workers.llm.batches.course import WANTED, Course, Stops
 from workers.llm.batches.questions import BatchStore, Ending, JobState, LeaseLostError, split_shelf
+from workers.llm.cache.memory import MIB
 from workers.process.retry import wait_at_most
 from workers.process.shutdown import end_tasks
 
@@ -34,7 +35,6 @@ LEASES_IN_TURN: Final = 10
 FORM_AT_MOST: Final = 6
 #: Questions that move into a batch in one step.
 TAKE_AT_ONCE: Final = 500
-MB: Final = 1024 * 1024
 
 #: Pauses a job.
 Pause = Callable[[JobPausedError], Awaitable[bool]]
@@ -130,24 +130,22 @@ class BatchKeeper:
 
     async def _tend(self, jobs: list[JobState]) -> None:
         now = time.time()
-        self._shelves = {
-            key: shelf for key, shelf in self._shelves.items() if any(key[1] in job.shelves for job in jobs)
-        }
+        waiting = {(job.job_id, shelf) for job in jobs for shelf in job.shelves}
+        self._shelves = {key: shelf for key, shelf in self._shelves.items() if key in waiting}
         self._courses = {tag: task for tag, task in self._courses.items() if not task.done()}
         self._stops = {
-            job_id: stops for job_id, stops in self._stops.items() if any(job_id == job.job_id for job in jobs)
+            job.job_id: Stops(job.is_over, job.deadline_at is not None and now >= job.deadline_at, job.is_paused)
+            for job in jobs
         }
         self._own = self._others = 0
         for job in jobs:
-            is_late = job.deadline_at is not None and now >= job.deadline_at
-            stops = self._stops[job.job_id] = Stops(job.is_over, is_late, job.is_paused)
             for batch in job.batches:
                 if batch.state == "forming" and batch.tag not in self._courses:
                     await self._form(job, batch)
                 elif batch.state != "ended":
                     self._go_on(job, batch)
             for shelf, count in job.shelves.items():
-                await self._serve(job, shelf, count, stops.unsent)
+                await self._serve(job, shelf, count, self._stops[job.job_id].unsent)
 
     def _go_on(self, job: JobState, batch: Batch) -> None:
         """See that a batch is on its course."""
@@ -198,7 +196,7 @@ class BatchKeeper:
         """Fill a batch from its shelf."""
         llm = self._settings.llm
         while True:
-            most, room = llm.batch_max_requests - batch.requests, int(llm.batch_max_mb * MB) - batch.size_bytes
+            most, room = llm.batch_max_requests - batch.requests, int(llm.batch_max_mb * MIB) - batch.size_bytes
             taken = await self._store.take(
                 batch, f"{batch.endpoint}/{batch.model}", min(most, TAKE_AT_ONCE), max(0, room)
             )
