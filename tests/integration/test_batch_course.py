@@ -22,7 +22,7 @@ from workers.llm.batches.course import Courses
 from workers.llm.batches.desk import BatchDesk
 from workers.llm.batches.keeper import BatchKeeper, _Shelf
 from workers.llm.batches.provider import Provider
-from workers.llm.batches.questions import LATE
+from workers.llm.batches.questions import IN_CACHE, LATE
 from workers.llm.batches.redis_store import RedisBatchStore
 from workers.llm.billing import Billing
 from workers.llm.endpoints.pool import LLMConnectionPool
@@ -49,9 +49,9 @@ class Bench:
     paused: list[JobPausedError]
     woken: list[str]
 
-    async def ask(self, name: str, *, job_id: str = "job") -> bytes | None:
+    async def ask(self, name: str, *, job_id: str = "job", chunk: str = "") -> bytes | None:
         """The answer to a prompt about a destination; None where it waits."""
-        terms = Terms("batch", None, job_id, f"chunk {name}", f"{name} 1")
+        terms = Terms("batch", None, job_id, chunk or f"chunk {name}", f"{name} 1")
         place = self.desk.place(f"key-{name}", f"key-{name}", Spend(terms=terms), is_fresh=False)
         prompt = FOOD.prompt(Input.of(Destination.of(name)))
         try:
@@ -364,3 +364,33 @@ async def test_a_batch_that_is_completed_without_its_files_is_looked_at_again(be
     async with bench(alter=alter, batch_settle_seconds="20") as one:
         assert LATE not in await one.answers(["Kyoto"])
         assert one.server.stats()["billed"]["batch"]["requests"] == 1
+
+
+async def test_a_woken_chunk_of_a_job_that_cannot_be_read_stops_no_other(bench: Any, redis: Any) -> None:
+    async with bench() as one:
+        redis.hset("themes:job:broken", mapping={"options": "{no"})
+        redis.rpush("themes:batches:woken", "broken c1", "job c2")
+        async with asyncio.timeout(30):
+            while redis.llen("themes:batches:woken"):
+                await asyncio.sleep(0.02)
+        assert one.woken == ["c2"]
+
+
+async def test_what_the_cache_has_got_since_the_look_is_not_asked(bench: Any, redis: Any) -> None:
+    async with bench() as one:
+        redis.set("themes:cache:key-Kyoto", b"a completion", ex=60)
+        assert await one.ask("Kyoto") == IN_CACHE
+        assert not redis.exists("themes:batch:question:key-Kyoto")
+
+
+async def test_a_chunk_goes_on_with_what_a_batch_has_answered_of_it(bench: Any, redis: Any) -> None:
+    """One of its two questions expires and waits for another batch: the other destination's answer is there."""
+    async with bench("delay=0,share=0.5,window=0.6", batch_form_seconds="0.3") as one:
+        assert await one.ask("Kyoto", chunk="c") is None
+        assert await one.ask("Nara", chunk="c") is None
+        redis.hset("themes:job:job:owners", "c", "batch")
+        async with asyncio.timeout(30):
+            while not one.woken:
+                await asyncio.sleep(0.02)
+        assert one.woken == ["c"]
+        assert redis.scard("themes:job:job:parked:c") == 1
