@@ -22,7 +22,7 @@ from workers.llm.batches.course import Courses
 from workers.llm.batches.desk import BatchDesk
 from workers.llm.batches.keeper import BatchKeeper, _Shelf
 from workers.llm.batches.provider import Provider
-from workers.llm.batches.questions import IN_CACHE, LATE
+from workers.llm.batches.questions import IN_CACHE, LATE, Settled
 from workers.llm.batches.redis_store import RedisBatchStore
 from workers.llm.billing import Billing
 from workers.llm.endpoints.pool import LLMConnectionPool
@@ -394,3 +394,23 @@ async def test_a_chunk_goes_on_with_what_a_batch_has_answered_of_it(bench: Any, 
                 await asyncio.sleep(0.02)
         assert one.woken == ["c"]
         assert redis.scard("themes:job:job:parked:c") == 1
+
+
+async def test_a_line_has_its_end_once_however_often_it_is_read(bench: Any, redis: Any) -> None:
+    async with bench(batch_form_seconds="3600") as one:
+        redis.hset("themes:job:job:budget", mapping={"limit": 10**9, "spent": 0})
+        assert await one.ask("Kyoto") is None
+        async with asyncio.timeout(30):
+            while not one.store.is_held:
+                await asyncio.sleep(0.02)
+        taken = await one.store.take(Batch("tag", "job", "llm", "sandbox", 1.0), "llm/sandbox", 10, 10**6)
+        assert taken.count == 1
+        assert int(redis.hget("themes:job:job:budget", "batch-tag:reserved")) > 0
+        end = Settled("key-Kyoto", "answered", b'{"a": 1}', 7, b"[]", 0.5)
+        for _ in range(2):
+            batch = await one.store.settle(taken.batch, [end, end])
+        assert (batch.requests, batch.answered, batch.unanswered, batch.saved_usd) == (1, 1, 0, 0.5)
+        assert redis.hgetall("themes:job:job:batches:bills:tag") == {b"Kyoto 1": b"[]\n"}
+        money = redis.hmget("themes:job:job:budget", "spent", "batch-tag:reserved")
+        assert money == [b"7", b"0"]
+        assert (redis.get("themes:batches:open"), await one.ask("Kyoto")) == (b"0", b'{"a": 1}')
