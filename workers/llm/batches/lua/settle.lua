@@ -45,6 +45,7 @@ local encoded = cjson.encode(batch)
 redis.call('HSET', batches, tag, encoded)
 if redis.call('HEXISTS', budget, 'limit') == 1 then
   redis.call('HINCRBY', budget, 'spent', string.format('%.0f', spent))
-  redis.call('HINCRBY', budget, 'batch-' .. tag .. ':reserved', string.format('%.0f', -reserved))
+  -- Not `-reserved`: no line is -0, which is no number to Redis.
+  redis.call('HINCRBY', budget, 'batch-' .. tag .. ':reserved', string.format('%.0f', 0 - reserved))
 end
 return encoded
