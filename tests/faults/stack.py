@@ -264,9 +264,9 @@ class Stack:
         path.write_text("name\n" + "".join(f"{label} {number}\n" for number in range(count)))
         return path
 
-    def enqueue(self, path: Path) -> str:
+    def enqueue(self, path: Path, *options: str) -> str:
         """`themes enqueue`; returns the job's id."""
-        said = self.run("enqueue", str(path))
+        said = self.run("enqueue", str(path), *options)
         assert said.returncode == 0, said.stderr
         return said.stdout.strip()
 

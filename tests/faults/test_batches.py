@@ -58,7 +58,7 @@ def _billed(stack: Stack) -> tuple[int, float]:
 def test_a_kill_buys_nothing_twice_and_leaves_nothing_unread(stack: Stack, seed: int, what: str) -> None:
     chance = random.Random(f"batches/{what}/{seed}")
     requests_before, usd_before = _billed(stack)
-    job_id = stack.enqueue(stack.destinations(f"{what} {seed}", COUNT))
+    job_id = stack.enqueue(stack.destinations(f"{what} {seed}", COUNT), "--budget", "5")
     for _ in range(2):
         time.sleep(chance.uniform(0, USUAL_SECONDS / 2))
         _kill(stack, what, chance)
@@ -69,3 +69,7 @@ def test_a_kill_buys_nothing_twice_and_leaves_nothing_unread(stack: Stack, seed:
     expected = [(COUNT, COUNT * stack.calls_each, pytest.approx(usd - usd_before))]
     sql = "SELECT sum(state = 'done'), sum(llm_calls), sum(cost_usd) FROM destinations WHERE job_id = ?"
     until("the books to be whole", lambda: stack.query(sql, job_id) == expected, 20)
+    with stack.redis.client() as redis:
+        money = {name.decode(): amount for name, amount in redis.hgetall(f"themes:job:{job_id}:budget").items()}
+    assert int(money["spent"]) / 1e9 == pytest.approx(usd - usd_before, abs=1e-6)
+    assert not [name for name in money if name.endswith(":reserved")], "what was reserved is free again"
