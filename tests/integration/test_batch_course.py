@@ -414,3 +414,15 @@ async def test_a_line_has_its_end_once_however_often_it_is_read(bench: Any, redi
         money = redis.hmget("themes:job:job:budget", "spent", "batch-tag:reserved")
         assert money == [b"7", b"0"]
         assert (redis.get("themes:batches:open"), await one.ask("Kyoto")) == (b"0", b'{"a": 1}')
+
+
+async def test_a_budget_that_comes_after_a_batch_was_sent_gets_nothing_back_from_it(bench: Any, redis: Any) -> None:
+    async with bench(batch_form_seconds="3600") as one:
+        assert await one.ask("Kyoto") is None
+        async with asyncio.timeout(30):
+            while not one.store.is_held:
+                await asyncio.sleep(0.02)
+        taken = await one.store.take(Batch("tag", "job", "llm", "sandbox", 1.0), "llm/sandbox", 10, 10**6)
+        redis.hset("themes:job:job:budget", mapping={"limit": 10**9, "spent": 0})
+        await one.store.settle(taken.batch, [Settled("key-Kyoto", "answered", b"{}", 7, b"[]", 0.0)])
+        assert redis.hgetall("themes:job:job:budget") == {b"limit": b"1000000000", b"spent": b"7"}

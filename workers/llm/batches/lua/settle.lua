@@ -45,7 +45,10 @@ local encoded = cjson.encode(batch)
 redis.call('HSET', batches, tag, encoded)
 if redis.call('HEXISTS', budget, 'limit') == 1 then
   redis.call('HINCRBY', budget, 'spent', string.format('%.0f', spent))
-  -- Not `-reserved`: no line is -0, which is no number to Redis.
-  redis.call('HINCRBY', budget, 'batch-' .. tag .. ':reserved', string.format('%.0f', 0 - reserved))
+  -- Where the budget came after the batch was sent, nothing was reserved. Not `-reserved`: -0 is no number to Redis.
+  local own = 'batch-' .. tag .. ':reserved'
+  if redis.call('HEXISTS', budget, own) == 1 then
+    redis.call('HINCRBY', budget, own, string.format('%.0f', 0 - reserved))
+  end
 end
 return encoded
