@@ -133,7 +133,10 @@ def test_a_job_smaller_than_its_workers_lanes_is_too_little_work(light: Engine) 
 
 
 def test_a_slow_statement_is_named_with_the_results_that_wait_for_it(light: Engine) -> None:
-    _again_with(light, "--latency", "100ms")
+    _again_with(light, "--latency", "20ms")
+    # Small batches, so that results wait for several others whatever else takes time on the machine.
+    light.end("consumer")
+    light.themes("consumer", "consumer", **{f"{SECTION}DATABASE_BATCH_SIZE": "2"})
     _plant(
         light,
         "CREATE TRIGGER slow AFTER INSERT ON attempts BEGIN SELECT count(*) FROM (WITH RECURSIVE n(i) AS "
