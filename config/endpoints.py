@@ -15,6 +15,7 @@ from typing import Any, Final, get_type_hints
 import yaml
 
 from config.errors import ConfigError
+from config.teams import TeamBudgets, parse_team_budgets
 from config.values import Prices, Secret, convert_within, is_null, members, node_of, parse_prices, scalar, setting
 
 _ENDPOINT_SHAPE: Final = "`name: {base_url: https://…/v1, api_key_env: VARIABLE, weight: 1, models: [model]}`"
@@ -172,4 +173,5 @@ PARSERS: Final[Mapping[Any, Callable[[str, yaml.Node | str, str], Any]]] = {
     Roles: parse_roles,
     Body: parse_body,
     Headers: parse_headers,
+    TeamBudgets: parse_team_budgets,
 }

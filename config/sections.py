@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from config.endpoints import FLEX, PRIORITY, STANDARD, TIERS, Body, Endpoints, Headers, Roles
+from config.teams import TeamBudgets
 from config.values import Price, Prices, Secret, setting
 
 
@@ -144,6 +145,11 @@ class PipelineSettings:
     def wanted(self) -> tuple[str, ...]:
         """The names in `fields`; none for all."""
         return tuple(word for part in (self.fields or "").split(",") if (word := part.strip()))
+
+
+@dataclass(frozen=True, slots=True)
+class TeamsSettings:
+    budgets: TeamBudgets = mapping()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class Settings:
     work: sections.WorkSettings = field(default_factory=sections.WorkSettings)
     database: sections.DatabaseSettings = field(default_factory=sections.DatabaseSettings)
     pipeline: sections.PipelineSettings = field(default_factory=sections.PipelineSettings)
+    teams: sections.TeamsSettings = field(default_factory=sections.TeamsSettings)
     web_discovery: sections.WebDiscoverySettings = field(default_factory=sections.WebDiscoverySettings)
     streaming: sections.StreamingSettings = field(default_factory=sections.StreamingSettings)
     profiling: sections.ProfilingSettings = field(default_factory=sections.ProfilingSettings)

@@ -20,8 +20,15 @@ from tasks.connection import text_of
 from tasks.errors import InputError
 from tasks.inputs.reader import Reader
 from tasks.jobs.budget import check, unpriced
+from tasks.jobs.teams import check_team
 from tasks.queue.producer import enqueue
 from tasks.texts import clean_line, count
+
+
+def _team(_: click.Context, __: click.Parameter, name: str) -> str:
+    if name:
+        check_team(name, settings_from())
+    return name
 
 
 @click.command(epilog="Example: themes enqueue cities.csv --budget 5 --wait")
@@ -32,6 +39,9 @@ from tasks.texts import clean_line, count
 @click.option("--only-missing", is_flag=True, help="Leave out what has a complete profile by today's prompts.")
 @click.option("--no-cache", is_flag=True, help="Ask the LLM again even where the answer is known.")
 @click.option("--budget", type=float, metavar="USD", help="Stop before the job costs more; `themes resume` goes on.")
+@click.option(
+    "--team", metavar="NAME", default="", callback=_team, help="Pay from this team's budget too (teams.budgets)."
+)
 @fields_option
 @tier_options
 @click.option("--force", is_flag=True, help="Enqueue without asking first whether the LLM takes key and model.")
@@ -40,8 +50,8 @@ from tasks.texts import clean_line, count
 @click.option("--wait", is_flag=True, help="Watch the job and end with it; exit 1 when any destination failed.")
 @fail_on_partial
 def command(
-    *, file: str, name: str | None, columns: tuple[str, ...], priority: int, budget: float | None, only_missing: bool,
-    no_cache: bool, fields: str | None, tier: str, deadline_at: float | None,
+    *, file: str, name: str | None, columns: tuple[str, ...], priority: int, budget: float | None, team: str,
+    only_missing: bool, no_cache: bool, fields: str | None, tier: str, deadline_at: float | None,
     force: bool, dry_run: bool, as_json: bool, wait: bool, is_partial_failure: bool, **reading: Any,
 ) -> int:  # fmt: skip
     """Enqueue the destinations in FILE (CSV, JSONL, JSON, text; - is standard input) and print the job's id."""
@@ -90,7 +100,7 @@ def command(
                 production.reading(rows), name=name or ("standard input" if file == "-" else Path(file).name),
                 priority=priority, use_cache=not no_cache, budget_usd=budget, columns=columns,
                 id_column=reader.id_column, are_distinct=True, fields=wanted,
-                tier=tier, deadline_at=deadline_at, settings=settings, redis=redis,
+                tier=tier, deadline_at=deadline_at, team=team, settings=settings, redis=redis,
             )  # fmt: skip
         except InputError:
             if missing is None or not missing.skipped:

@@ -49,6 +49,7 @@ VERBS: Final = {
     "stay in the cache.",
     "tune": "Change settings of workers while they run, for those that start later too, until --reset.",
     "prices": "Show what MODEL costs at each endpoint, and where its prices are from; exit 1 when one is not known.",
+    "teams": "Show what each team has spent of its budget, today and this month (UTC).",
     "cache": "Look into the shared cache of LLM completions, or empty it.",
     "doctor": "Check settings, Redis, LLM, database, machine and workers; exit 1 when anything fails.",
     "health": "Say whether a worker, consumer or dashboard of this host lives; exit 1 when none does.",

@@ -126,8 +126,9 @@ class ParkedError(JobStoppedError):
 class JobPausedError(JobStoppedError):
     """A job cannot go on until a person has done something, and pauses until it is resumed.
 
-    `reason`: its budget is used up, a model's price is missing, the LLM refuses the account, or it takes no batches.
-    `limit_nano` is the budget's limit that was too small, in nano-dollars.
+    `reason`: its budget is used up, or its team's, a model's price is missing, the LLM refuses the account, or it takes
+    no batches. `limit_nano` is the budget's limit that was too small, in nano-dollars; at `until` (seconds since 1970)
+    the job goes on by itself.
     """
 
     def __init__(
@@ -135,12 +136,14 @@ class JobPausedError(JobStoppedError):
         message: str,
         *,
         job_id: str,
-        reason: Literal["budget", "price", "account", "batch"],
+        reason: Literal["budget", "team", "price", "account", "batch"],
         limit_nano: int | None = None,
+        until: float | None = None,
     ) -> None:
         super().__init__(message, job_id=job_id)
         self.reason = reason
         self.limit_nano = limit_nano
+        self.until = until
 
 
 class BudgetExceededError(JobPausedError):

@@ -13,7 +13,8 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:job:ID:owners | hash | chunk id -> token of the lease's holder | emptied by the work |
 | themes:job:ID:deliveries | hash | chunk id -> times a worker took it | emptied by the work |
 | themes:job:ID:finished:CHUNK | set | destinations of a chunk whose result is in the stream | leaves with the chunk |
-| themes:job:ID:budget | hash | limit, spent, and what each process has reserved, in nano-USD | as the registry entry |
+| themes:job:ID:budget | hash | limit, team, spent, and what each process has reserved, in nano-USD | as the job |
+| themes:team:NAME | hash | what a team has spent on each day and in each month, and reserved for each job | - |
 | themes:job:ID:batches | hash | tag -> a batch at a provider (`tasks.jobs.batches`) | as the registry entry |
 | themes:batch*:… | | what waits for batches, and their lines | `workers.llm.batches.redis_store` |
 | themes:job:ID:batches:shelves | hash | endpoint/model -> questions that wait for a batch | emptied by the work |
@@ -80,6 +81,9 @@ QUEUE_DEAD: Final = "themes:queue:dead"
 GROUP: Final = "consumer"
 DEAD_ENTRIES: Final = 10_000
 
+#: Fields of a job's entry that a pause has written, and that leave with it.
+PAUSED: Final = ("paused", "paused_at", "paused_message", "paused_until")
+
 #: Seconds that a finished job stays in Redis: a week, as the cache.
 KEEP_SECONDS: Final = 7 * 86_400
 #: Seconds that a finished job's events stay for late watchers.
@@ -132,6 +136,7 @@ owners = _keys("themes:job:", ":owners")
 deliveries = _keys("themes:job:", ":deliveries")
 producer = _keys("themes:job:", ":producer")
 budget = _keys("themes:job:", ":budget")
+team = _keys("themes:team:")
 measurements = _keys("themes:job:", ":measurements")
 batches = _keys("themes:job:", ":batches")
 batch_shelves = _keys("themes:job:", ":batches:shelves")

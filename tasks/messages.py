@@ -79,6 +79,12 @@ class JobOptions(msgspec.Struct, frozen=True):
     tier: str = ""
     #: When calls of the tier flex become standard ones, in seconds since 1970.
     deadline_at: float | None = None
+    #: Whose budget its calls are paid from too (`teams.budgets`); empty: no team's.
+    team: str = ""
+
+    @property
+    def has_budget(self) -> bool:
+        return self.budget_usd is not None or bool(self.team)
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):

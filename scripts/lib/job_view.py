@@ -16,7 +16,8 @@ from rich.text import Text
 
 from scripts.lib.job_words import STALLED, batch_lines, figures, summary
 from scripts.lib.terminal import warn
-from tasks.jobs.registry import RESUME, JobStatus, resume_command
+from tasks.jobs.pauses import RESUME, resume_command
+from tasks.jobs.registry import JobStatus
 from tasks.jobs.short_ids import short_id
 from tasks.messages import Event
 from tasks.texts import count

@@ -5,7 +5,8 @@ from typing import Final
 
 from scripts.lib.terminal import columns
 from tasks.jobs.budget import dollars
-from tasks.jobs.registry import RESUME, JobStatus, format_paused, resume_command
+from tasks.jobs.pauses import RESUME, format_paused, resume_command
+from tasks.jobs.registry import JobStatus
 from tasks.jobs.short_ids import short_ids
 from tasks.texts import clean_line, count, duration
 
@@ -43,6 +44,8 @@ def figures(status: JobStatus) -> list[str]:
 def summary(status: JobStatus, *, resume: str = RESUME, stalled: str = STALLED) -> str:
     """A job's figures in one line; `resume` lets a paused job go on, `stalled` is said of one that no worker has."""
     parts = [f"{status.name}: {state_of(status)}", *figures(status)]
+    if status.team:
+        parts.append(f"team {status.team}")
     if status.only_fields:
         parts.append(f"only {', '.join(status.only_fields)}")
     if status.waiting_for:

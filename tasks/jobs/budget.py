@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from config.settings import Settings
 from tasks.errors import ConfigError
+from tasks.messages import JobOptions
 from tasks.prices.table import PriceTable
 from tasks.readings import whole
 
@@ -19,6 +20,7 @@ NANO: Final = 1_000_000_000
 #: US dollars that a budget may have: a million, well inside what Lua counts exactly.
 MAX_USD: Final = 1_000_000.0
 LIMIT: Final = "limit"
+TEAM: Final = "team"
 SPENT: Final = "spent"
 #: Ends the field of what one process has reserved; before it stands the process's token.
 RESERVED: Final = ":reserved"
@@ -36,6 +38,12 @@ class BudgetState:
 def nano_usd(usd: float) -> int:
     """Dollars as whole nano-dollars, rounded down; what the user wrote counts, not its binary neighbour."""
     return int(Decimal(str(usd)) * NANO)
+
+
+def fields_of(options: JobOptions) -> dict[Any, Any]:
+    """What a job's budget begins with: its limit, and its team."""
+    limit = {} if options.budget_usd is None else {LIMIT: nano_usd(options.budget_usd)}
+    return limit | ({TEAM: options.team} if options.team else {})
 
 
 def state_of(fields: Mapping[str, str]) -> BudgetState | None:
@@ -67,13 +75,18 @@ def check(budget_usd: float, settings: Settings) -> None:
     """
     if not math.isfinite(budget_usd) or not 0 < budget_usd <= MAX_USD or nano_usd(budget_usd) == 0:
         raise ConfigError(f"--budget: expected US dollars above 0 and up to {MAX_USD:,.0f}, got {budget_usd:g}")
+    check_prices(settings, "--budget")
+
+
+def check_prices(settings: Settings, option: str) -> None:
+    """Refuse models without a price, without which no budget can be kept. Raises ConfigError, which names `option`."""
     without = unpriced(settings)
     for model in models_asked(settings):
         if not model:
-            raise ConfigError("--budget: llm.model is not set here: export THEMES_MODEL=… as the workers have it")
+            raise ConfigError(f"{option}: llm.model is not set here: export THEMES_MODEL=… as the workers have it")
         if model in without:
             raise ConfigError(
-                f"--budget: the model {model} has no price: add it to llm.prices "
+                f"{option}: the model {model} has no price: add it to llm.prices "
                 f"(THEMES_LLM__PRICES='{{{model}: {{input_usd: 0.15, output_usd: 0.60}}}}', dollars per million tokens)"
             )
 

@@ -24,7 +24,7 @@ from tasks.jobs.batches import of_jobs as batches_of
 from tasks.jobs.short_ids import is_whole, the_one
 from tasks.messages import Event, EventType, JobClosed, JobOpened, JobOptions
 from tasks.storable import entry_fields
-from tasks.texts import clean_line, count
+from tasks.texts import clean_line
 from tasks.waits import Wait
 
 JobState = Literal["queued", "running", "done", "cancelled", "stalled", "unreadable"]
@@ -37,7 +37,6 @@ COUNTS: Final = (
 )  # fmt: skip
 #: States that do not change any more.
 FINAL: Final = frozenset({"done", "cancelled"})
-RESUME: Final = "themes resume"
 #: A running job without progress for this many seconds, on which no live worker is busy, is called stalled.
 STALLED_AFTER_SECONDS: Final = 60.0
 #: Characters of a job's name that are kept.
@@ -76,11 +75,15 @@ class JobStatus:
     #: What the job may cost in US dollars, and what its calls have cost; None without a budget.
     budget_usd: float | None = None
     spent_usd: float | None = None
-    #: Why the job is paused: its budget is used up, a worker's model has no price, the LLM refuses the account, its
-    #: endpoint knows no batches, or its user wants it; when it was paused, and what was said.
-    paused: Literal["budget", "price", "account", "batch", "user"] | None = None
+    #: Whose budget its calls are paid from too; empty: no team's.
+    team: str = ""
+    #: Why the job is paused: its budget is used up or its team's, a worker's model has no price, the LLM refuses the
+    #: account, its endpoint knows no batches, or its user wants it; when it was paused, what was said, and when it goes
+    #: on by itself.
+    paused: Literal["budget", "team", "price", "account", "batch", "user"] | None = None
     paused_at: float | None = None
     paused_message: str | None = None
+    paused_until: float | None = None
     #: What the job waits for, where all of its work does: in words, and as a value.
     waiting_for: str | None = None
     wait: Wait | None = None
@@ -153,9 +156,8 @@ def create(redis: Redis, *, name: str, options: JobOptions, compress: bool) -> s
         fields |= {"total": 0, "sealed": 0, "options": msgspec.json.encode(options)}
         pipeline.hset(keys.job(job_id), mapping=fields)
         pipeline.set(keys.producer(job_id), "1", ex=keys.PRODUCER_SECONDS)
-        if options.budget_usd is not None:
-            limit = budget.nano_usd(options.budget_usd)
-            pipeline.hset(keys.budget(job_id), mapping={budget.LIMIT: limit, budget.SPENT: 0})
+        if options.has_budget:
+            pipeline.hset(keys.budget(job_id), mapping=budget.fields_of(options) | {budget.SPENT: 0})
         pipeline.zadd(keys.JOBS, {job_id: now})
         pipeline.sadd(keys.ACTIVE, job_id)
         pipeline.xadd(keys.RESULTS, entry_fields(entry, compress=compress))
@@ -294,6 +296,8 @@ def status_of(
         paused=paused,  # type: ignore[arg-type]  # as the state
         paused_at=moment("paused_at") if paused else None,
         paused_message=fields.get("paused_message") if paused else None,
+        paused_until=moment("paused_until") if paused else None,
+        team=options.team,
         only_fields=options.fields,
         batches=bought,
     )
@@ -367,33 +371,3 @@ def last_event(known: JobStatus) -> Event:
     kind: EventType = "job.done" if known.is_final else "job.paused"
     at = known.finished_at if known.is_final else known.paused_at
     return Event(type=kind, job_id=known.job_id, at=at or time.time(), data=data)
-
-
-def format_paused(known: JobStatus, *, resume: str = RESUME) -> str:
-    done = f"{known.done + known.failed:,} of {count(known.total, 'destination')} finished"
-    if known.paused == "user":
-        return f"paused: {done}; go on with: {resume_command(known, resume=resume)}"
-    then = f"mend that, then: {resume} {known.job_id}"
-    if known.paused == "price":
-        return f"stopped, because the model of a worker has no price (llm.prices): {done}; {then}"
-    if known.paused == "account":
-        return f"stopped, because the LLM refuses every request: {known.paused_message}; {done}; {then}"
-    if known.paused == "batch":
-        again = "with another --tier (answers so far are in the cache)"
-        mend = f"{resume_command(known)}, and enqueue it {again}" if resume == RESUME else f"run it {again}, or {then}"
-        return f"stopped, because batches cannot be used: {known.paused_message}; {done}; {mend}"
-    limit, spent = known.budget_usd or 0.0, known.spent_usd or 0.0
-    return (
-        f"stopped at its budget: {budget.dollars(spent)} of {budget.dollars(limit)} spent, {done}; "
-        f"go on with: {resume_command(known, resume=resume)}"
-    )
-
-
-def resume_command(known: JobStatus, job_id: str | None = None, *, resume: str = RESUME) -> str:
-    """What lets a paused job go on, by its id or another name of it; what ends it, where nothing does."""
-    if known.paused == "batch":
-        return f"themes cancel {job_id or known.job_id}"
-    more = (
-        f" --budget {2 * max(known.budget_usd or 0.0, known.spent_usd or 0.0):.4g}" if known.paused == "budget" else ""
-    )
-    return f"{resume} {job_id or known.job_id}{more}"

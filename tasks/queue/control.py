@@ -15,6 +15,7 @@ from tasks.connection import check_server, connect, connected, locate, text_of, 
 from tasks.errors import ConfigError
 from tasks.jobs import budget
 from tasks.jobs import registry as jobs
+from tasks.jobs.pauses import format_paused
 from tasks.messages import JobOptions
 from tasks.queue.ledger import PAUSE, pause_arguments
 from tasks.queue.producer import broker_of, publish
@@ -64,7 +65,7 @@ def resume(
             if budget_usd is not None:
                 pipeline.hset(keys.budget(job_id), budget.LIMIT, budget.nano_usd(budget_usd))
                 pipeline.hset(keys.job(job_id), "options", msgspec.json.encode(options))
-            pipeline.hdel(keys.job(job_id), "paused", "paused_at", "paused_message")
+            pipeline.hdel(keys.job(job_id), *keys.PAUSED)
             pipeline.execute()
         # After the pause has gone: a worker that came before would have nothing to do.
         if known.paused:
@@ -89,7 +90,7 @@ def _check(known: jobs.JobStatus, budget_usd: float | None, settings: Settings) 
         if known.paused is None:
             raise ConfigError(f"job {known.job_id} is not paused: there is nothing to resume")
         if known.paused == "budget":
-            raise ConfigError(f"job {known.job_id} is {jobs.format_paused(known)}")
+            raise ConfigError(f"job {known.job_id} is {format_paused(known)}")
         return
     if known.budget_usd is None and known.paused is None:
         raise ConfigError(f"job {known.job_id} has no budget that could be raised")

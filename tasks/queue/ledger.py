@@ -55,11 +55,16 @@ GRACE_SECONDS: Final = 30.0
 ANSWERED: Final = 2
 
 
-def pause_arguments(job_id: str, reason: str, message: str, limit: str = "") -> list[str | float | bytes]:
-    """The arguments of `PAUSE`. A `limit` is the budget's that was too small, in nano-dollars."""
+def pause_arguments(
+    job_id: str, reason: str, message: str, limit: str = "", until: float | None = None
+) -> list[str | float | bytes]:
+    """The arguments of `PAUSE`. A `limit` is the budget's that was too small, in nano-dollars.
+
+    `until`: when the job goes on by itself, in seconds since 1970.
+    """
     at = time.time()
     event = Event(type="job.paused", job_id=job_id, at=at, data={"reason": reason, "message": message})
-    return [reason, limit, at, encode(event)["e"], message, keys.CONTROL, job_id]
+    return [reason, limit, at, encode(event)["e"], message, keys.CONTROL, job_id, "" if until is None else until]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,7 @@ class Ledger:
         job_id, limit = error.job_id, error.limit_nano
         paused = await self._pause(
             keys=[keys.job(job_id), keys.budget(job_id), keys.events(job_id)],
-            args=pause_arguments(job_id, error.reason, str(error), "" if limit is None else str(limit)),
+            args=pause_arguments(job_id, error.reason, str(error), "" if limit is None else str(limit), error.until),
         )
         return bool(paused)
 

@@ -30,6 +30,7 @@ from tasks.errors import InputError, JobStoppedError
 from tasks.inputs.reader import from_iterable
 from tasks.jobs import budget
 from tasks.jobs import registry as jobs
+from tasks.jobs.teams import check_team
 from tasks.messages import Chunk, Destination, JobOptions, JobSealed
 from tasks.queue.ledger import write_chunks
 from tasks.queue.wire import chunk_message, priority_on_the_wire
@@ -98,6 +99,7 @@ def enqueue(
     id_column: str | None = None,
     tier: str = "",
     deadline_at: float | None = None,
+    team: str = "",
     are_distinct: bool = False,
     fields: Sequence[str] | None = None,
     settings: Settings | None = None,
@@ -116,6 +118,7 @@ def enqueue(
         id_column: the column of `destinations` that tables of the job's results show first.
         tier: at which service tier calls are bought; by default as the workers' settings say.
         deadline_at: when calls of the tier flex become standard ones, in seconds since 1970.
+        team: whose budget the calls are paid from too (`teams.budgets`); the job pauses where that is used up.
         are_distinct: `destinations` are `Destination`s, each once, as those of a `Reader`: nothing is compared again.
         fields: of each profile only these (`workers.pipeline.fields`), and nothing else is asked; by default those of
             the settings.
@@ -124,12 +127,14 @@ def enqueue(
 
     Raises:
         InputError: there is no destination.
-        ConfigError: a budget that is no amount, or cannot be kept because a model has no price.
+        ConfigError: a budget that is no amount, a team without one, or one that cannot be kept: a model has no price.
         RedisUnavailableError: Redis cannot be used; the job was not created, or was cancelled.
     """
     settings = settings or load()
     if budget_usd is not None:
         budget.check(budget_usd, settings)
+    if team:
+        check_team(team, settings)
     url = locate(settings)
     redis = redis or connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
     check_server(redis)
@@ -154,6 +159,7 @@ def enqueue(
             fields=tuple(settings.pipeline.wanted if fields is None else fields),
             tier=tier,
             deadline_at=deadline_at,
+            team=team,
         )
         job = _Enqueuing(redis, settings, options).run(chain([first], rows), name or first.label)
         tracing.note(span, job_id=job.job_id, destinations=job.total)

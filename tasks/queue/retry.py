@@ -196,11 +196,11 @@ def _reopen(  # what a reopened job is
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.hset(keys.job(job_id), mapping=fields)
         # A job that was cancelled while it was paused has both in its entry.
-        pipeline.hdel(keys.job(job_id), "finished_at", "ended", "paused", "paused_at", "paused_message")
+        pipeline.hdel(keys.job(job_id), "finished_at", "ended", *keys.PAUSED)
         pipeline.persist(keys.job(job_id))
         pipeline.persist(keys.events(job_id))
-        if options.budget_usd is not None:
-            pipeline.hset(keys.budget(job_id), budget.LIMIT, budget.nano_usd(options.budget_usd))
+        if options.has_budget:
+            pipeline.hset(keys.budget(job_id), mapping=budget.fields_of(options))
             pipeline.hsetnx(keys.budget(job_id), budget.SPENT, budget.nano_usd(job.cost_usd or 0.0))
             pipeline.persist(keys.budget(job_id))
         pipeline.zadd(keys.JOBS, {job_id: job.created_at}, nx=True)

@@ -190,3 +190,53 @@ def test_a_worker_whose_model_has_no_price_spends_nothing_and_says_so(priced: En
     priced.themes("w", "worker", "--name", "w")
     assert priced.run("resume", job_id).returncode == 0
     assert priced.run("watch", job_id).returncode == 0
+
+
+def test_jobs_of_a_team_stop_at_its_budget_of_the_day_and_go_on_the_day_after(priced: Engine) -> None:
+    priced.themes("a", "worker", "--name", "a")
+    said = priced.run("enqueue", "-", "--wait", stdin=_rows(3, "Probe"))
+    assert said.returncode == 0, said.stderr
+    before = _charged(priced)
+    budget = round(before / 3 * 30, 4)
+    priced.env["THEMES_TEAMS__BUDGETS"] = f"{{research: {{usd_per_day: {budget}, usd_per_month: {50 * budget}}}}}"
+    priced.end("a")
+    for name in ("b", "c"):
+        priced.themes(name, "worker", "--name", name)
+    unknown = priced.run("enqueue", "-", "--team", "resaerch", stdin=_rows(1))
+    assert unknown.returncode == 2
+    assert "no team 'resaerch' in teams.budgets (research)" in unknown.stderr
+    jobs = []
+    for kind in ("City", "Town"):
+        said = priced.run("enqueue", "-", "--team", "research", stdin=_rows(40, kind))
+        assert said.returncode == 0, said.stderr
+        jobs.append(said.stdout.strip())
+
+    statuses = [_paused(priced, job_id) for job_id in jobs]
+    assert [(each["paused"], each["team"]) for each in statuses] == [("team", "research")] * 2
+    assert "stopped at the budget of team research" in priced.run("status", jobs[0]).stdout
+    assert "goes on by itself" in priced.run("status", jobs[0]).stdout
+    done = sum(each["done"] for each in statuses)
+    assert 0 < done < 80
+    team = json.loads(priced.run("teams", "--json").stdout)
+    charged = _charged(priced) - before
+    assert charged <= team["day_usd"] + team["reserved_usd"] + 1e-9 <= budget + 1e-9
+    assert team["month_usd"] == team["day_usd"]
+    assert "research: $" in priced.run("teams").stdout
+
+    # The next day, as far as Redis knows: what is spent stands under another date, and the pauses are over.
+    with Redis.from_url(priced.env["REDIS_URL"]) as redis:
+        redis.hdel(keys.team("research"), team["day"])
+        redis.hset(keys.team("research"), "limit:day", 0)
+        for job_id in jobs:
+            redis.hset(keys.job(job_id), "paused_until", 1)
+    until("both to go on", lambda: sum(priced.status(job_id)["done"] for job_id in jobs) > done)
+    statuses = [_paused(priced, job_id) for job_id in jobs]
+    assert all(each["failed"] == 0 for each in statuses)
+    # Resumed by hand, on a day with room: done, and nothing was asked twice.
+    with Redis.from_url(priced.env["REDIS_URL"]) as redis:
+        redis.hdel(keys.team("research"), team["day"])
+    for job_id in jobs:
+        priced.run("resume", job_id)
+    for job_id in jobs:
+        assert priced.run("watch", job_id).returncode == 0, priced.status(job_id)
+    assert priced.ask_sandbox("/stats")["requests"] == CALLS * 83

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def bench(redis_url: str, settings_for: MakeSettings, tmp_path: Path) -> Callabl
                 await redis.hset(f"themes:job:{error.job_id}", "paused", error.reason)
                 return True
 
-            store = RedisBatchStore(redis, wake=wake, lease_seconds=5, dead_after_seconds=30)
+            limits = b'{"research": [1000000000, null]}'
+            store = RedisBatchStore(redis, wake=wake, lease_seconds=5, dead_after_seconds=30, limits=limits)
             async with LLMConnectionPool.of(settings, {"sandbox"}, profiler, redis) as pool:
                 desk = BatchDesk(store, pool.routes, settings, Billing(settings), is_kept=True, ttl_ms=60_000)
                 courses = Courses(store, pool.routes, settings, profiler, tmp_path)
@@ -412,7 +414,7 @@ async def test_a_line_has_its_end_once_however_often_it_is_read(bench: Any, redi
         assert (batch.requests, batch.answered, batch.unanswered, batch.saved_usd) == (1, 1, 0, 0.5)
         assert redis.hgetall("themes:job:job:batches:bills:tag") == {b"Kyoto 1": b"[]\n"}
         money = redis.hmget("themes:job:job:budget", "spent", "batch-tag:reserved")
-        assert money == [b"7", b"0"]
+        assert money == [b"7", None]
         assert (redis.get("themes:batches:open"), await one.ask("Kyoto")) == (b"0", b'{"a": 1}')
 
 
@@ -426,3 +428,28 @@ async def test_a_budget_that_comes_after_a_batch_was_sent_gets_nothing_back_from
         redis.hset("themes:job:job:budget", mapping={"limit": 10**9, "spent": 0})
         await one.store.settle(taken.batch, [Settled("key-Kyoto", "answered", b"{}", 7, b"[]", 0.0)])
         assert redis.hgetall("themes:job:job:budget") == {b"limit": b"1000000000", b"spent": b"7"}
+
+
+async def test_a_batch_is_paid_from_its_team_s_budget_and_gives_back_what_it_did_not_cost(
+    bench: Any, redis: Any
+) -> None:
+    async with bench(batch_form_seconds="3600") as one:
+        redis.hset("themes:job:job:budget", mapping={"team": "research", "spent": 0})
+        for town in ("Kyoto", "Nara"):
+            assert await one.ask(town) is None
+        async with asyncio.timeout(30):
+            while not one.store.is_held:
+                await asyncio.sleep(0.02)
+        taken = await one.store.take(Batch("tag", "job", "llm", "sandbox", 1.0), "llm/sandbox", 1, 10**6)
+        worst = int(redis.hget("themes:team:research", "job/batch-tag:reserved"))
+        assert worst == int(redis.hget("themes:job:job:budget", "batch-tag:reserved")) > 0
+        day = f"{datetime.fromtimestamp(redis.time()[0], UTC):%Y-%m-%d}"
+        redis.hset("themes:team:research", day, 10**9 - 2 * worst + 1)
+        waits = await one.store.take(taken.batch, "llm/sandbox", 1, 10**6)
+        assert (waits.count, waits.stopped) == (0, "waits")
+        await one.store.settle(taken.batch, [Settled("key-Kyoto", "answered", b"{}", 7, b"[]", 0.0)])
+        assert redis.hmget("themes:team:research", day, day[:7]) == [b"%d" % (10**9 - 2 * worst + 8), b"7"]
+        assert redis.hget("themes:team:research", "job/batch-tag:reserved") is None
+        redis.hset("themes:team:research", day, 10**9)
+        refused = await one.store.take(taken.batch, "llm/sandbox", 1, 10**6)
+        assert (refused.count, refused.stopped, refused.refused.error("job").reason) == (0, "refused", "team")

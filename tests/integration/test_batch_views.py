@@ -23,7 +23,8 @@ from tasks import keys
 from tasks.connection import connect_async
 from tasks.jobs import registry as jobs
 from tasks.jobs.batches import BOOKED_BY
-from tasks.jobs.registry import JobStatus, format_paused
+from tasks.jobs.pauses import format_paused
+from tasks.jobs.registry import JobStatus
 from tasks.messages import JobOptions, Spent, Usage
 from tests.support.batches import batch, put
 from tests.support.queueing import Network

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,11 +22,12 @@ from tasks.jobs import budget as money
 from tasks.messages import Destination
 from tasks.prices.table import PriceTable
 from tasks.queue.ledger import Ledger
-from workers.llm.budget import BudgetBook, JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
+from workers.llm.budget import BudgetBook, Exchanged, JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.completion import StageStats
 from workers.llm.endpoints.pool import LLMConnectionPool
 from workers.llm.endpoints.request import Turn
+from workers.llm.funds import FUNDS
 from workers.llm.generator import FocusedLLMGenerator
 from workers.llm.spend import Spend
 from workers.local.state_file import StateFile
@@ -407,7 +410,7 @@ class LateBook:
         self._book = book
         self.is_late = asyncio.Event()
 
-    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
+    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> Exchanged | None:
         answer = await self._book.exchange(spent, reserved, amounts)
         if not self.is_late.is_set():
             self.is_late.set()
@@ -451,3 +454,108 @@ def test_decisions_alone_never_cross_the_limit_and_serve_who_asks_first(
     assert all((decision == -1) == (certain + amount > 500) for amount, decision in zip(amounts, decided, strict=True))
     if 0 in decided:
         assert 1 not in decided[decided.index(0) :], "after one that waits all wait"
+
+
+TEAM = "research"
+LIMITS = b'{"research": [1000, 5000], "open": [null, null]}'
+
+
+def _team_budget(client: AsyncRedis, redis: Redis, job_id: str, *, team: str = TEAM, dead: float = 600) -> JobBudget:
+    redis.hset(keys.budget(job_id), "team", team)
+    book = RedisBook(client, job_id, dead_after_seconds=dead, limits=LIMITS)
+    return JobBudget(book, job_id, touch_seconds=0.2)
+
+
+def _today(redis: Redis) -> tuple[str, str]:
+    seconds: Any = redis.time()
+    day = f"{datetime.fromtimestamp(seconds[0], UTC):%Y-%m-%d}"
+    return day, day[:7]
+
+
+def _of_team(redis: Redis, *names: str) -> list[int]:
+    return [int(value or 0) for value in redis.hmget(keys.team(TEAM), *names)]  # type: ignore[union-attr]
+
+
+async def test_jobs_of_a_team_share_its_budget_of_the_day(client: AsyncRedis, redis: Redis) -> None:
+    one, two = _team_budget(client, redis, "job-1"), _team_budget(client, redis, "job-2")
+    await one.pay(400, Spend(), _costs(350), request_priority=0)
+    await two.pay(400, Spend(), _costs(350), request_priority=0)
+    await _quietly(one)
+    await _quietly(two)
+    assert _of_team(redis, *_today(redis)) == [700, 700]
+    with pytest.raises(BudgetExceededError, match="budget of .* a day is used up") as refused:
+        await one.pay(301, Spend(), _costs(1), request_priority=0)
+    assert refused.value.reason == "team"
+    seconds: Any = redis.time()
+    assert refused.value.until is not None
+    assert 0 < refused.value.until - seconds[0] <= 86_400
+    assert refused.value.until % 86_400 == 0
+    await two.pay(300, Spend(), _costs(300), request_priority=0)
+    await two.close()
+    assert _of_team(redis, *_today(redis)) == [1000, 1000]
+
+
+async def test_a_call_waits_for_what_another_job_of_its_team_has_reserved(client: AsyncRedis, redis: Redis) -> None:
+    one, two = _team_budget(client, redis, "job-1"), _team_budget(client, redis, "job-2")
+    first = await _began(Held(one, 800, 100))
+    second = asyncio.create_task(two.pay(300, Spend(), _costs(300), request_priority=0))
+    await asyncio.sleep(0.4)
+    assert not second.done()
+    await first.end()
+    await second
+    await _quietly(two)
+    assert _of_team(redis, *_today(redis)) == [400, 400]
+    assert [name for name in redis.hkeys(keys.team(TEAM)) if b"reserved" in name] == []  # type: ignore[union-attr]
+
+
+async def test_the_budget_of_the_month_holds_beyond_the_day(client: AsyncRedis, redis: Redis) -> None:
+    _, month = _today(redis)
+    redis.hset(keys.team(TEAM), month, 4_900)
+    budget = _team_budget(client, redis, "job-1")
+    with pytest.raises(BudgetExceededError, match="a month is used up") as refused:
+        await budget.pay(101, Spend(), _costs(1), request_priority=0)
+    assert datetime.fromtimestamp(refused.value.until or 0, UTC).day == 1
+    await budget.pay(100, Spend(), _costs(100), request_priority=0)
+
+
+async def test_what_a_dead_process_has_reserved_is_spent_by_its_team_once(client: AsyncRedis, redis: Redis) -> None:
+    dead = _team_budget(client, redis, "job-1", dead=0.3)
+    held = await _began(Held(dead, 700, 0))
+    # No more signs of life: as a kill leaves it.
+    assert dead._flusher is not None
+    dead._flusher.cancel()
+    await asyncio.sleep(0.6)
+    other = _team_budget(client, redis, "job-2", dead=0.3)
+    with pytest.raises(BudgetExceededError, match="a day is used up"):
+        await other.pay(301, Spend(), _costs(1), request_priority=0)
+    await other.pay(300, Spend(), _costs(50), request_priority=0)
+    await _quietly(other)
+    assert _of_team(redis, *_today(redis)) == [750, 750]
+    held.task.cancel()
+
+
+async def test_a_team_that_a_worker_does_not_know_may_spend_nothing(client: AsyncRedis, redis: Redis) -> None:
+    stranger = _team_budget(client, redis, "job-1", team="unheard")
+    with pytest.raises(BudgetExceededError, match=r"teams\.budgets") as refused:
+        await stranger.pay(1, Spend(), _costs(1), request_priority=0)
+    assert (refused.value.reason, refused.value.until) == ("team", None)
+    free = _team_budget(client, redis, "job-2", team="open")
+    await free.pay(10**12, Spend(), _costs(10**12), request_priority=0)
+    await free.close()
+
+
+async def test_a_job_keeps_to_its_own_budget_too(client: AsyncRedis, redis: Redis, limit: Callable[..., None]) -> None:
+    limit(200, "job-1")
+    budget = _team_budget(client, redis, "job-1")
+    with pytest.raises(BudgetExceededError) as refused:
+        await budget.pay(201, Spend(), _costs(1), request_priority=0)
+    assert (refused.value.reason, refused.value.limit_nano) == ("budget", 200)
+
+
+def test_the_days_of_scripts_are_those_of_the_calendar(redis: Redis) -> None:
+    script = FUNDS + "return {periods(tonumber(ARGV[1]))}"
+    days = [0, 58, 59, 60, 364, 365, 789, 11_016, 11_017, 19_782, 19_783, 20_786, 47_540, *range(0, 60_000, 977)]
+    for day in days:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
+        found: Any = redis.eval(script, 0, str(day * 86_400_000 + 86_399_999))
+        assert [one.decode() for one in found] == [f"{moment:%Y-%m-%d}", f"{moment:%Y-%m}"]

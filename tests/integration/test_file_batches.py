@@ -12,6 +12,7 @@ from tasks.jobs.batches import Batch
 from tasks.messages import Destination, JobClosed, JobOpened, JobOptions, Spent
 from workers.llm.batches.bills import encoded
 from workers.llm.batches.questions import FULL, IN_CACHE, LATE, Ask, Form, Kept, Question, Settled
+from workers.llm.budget import BudgetBook
 from workers.llm.cache.completions import StoreAwayError
 from workers.local.batch_store import FileBatchStore
 from workers.local.state_file import FileBook, StateFile
@@ -162,6 +163,14 @@ async def test_a_kill_between_the_books_and_their_receipt_books_a_bill_once(
     assert await calls_of(results) == 2
 
 
+async def _exchanged(book: BudgetBook, spent: int, reserved: int, amounts: list[int]) -> list[int]:
+    """The limit, what is spent, and the decisions."""
+    answer = await book.exchange(spent, reserved, amounts)
+    assert answer is not None
+    standing, decided = answer
+    return [standing.limit, standing.spent, *decided]
+
+
 async def test_what_batches_have_reserved_is_kept_and_given_back_with_their_lines(
     tmp_path: Path, results: AsyncDatabaseManager
 ) -> None:
@@ -170,26 +179,26 @@ async def test_what_batches_have_reserved_is_kept_and_given_back_with_their_line
         store = await opened(file, results, book=book)
         await store.ask(asks(KYOTO, "a", "b", "c", worst=40), [FORM], most=9)
         assert book is not None
-        assert await book.exchange(0, 0, [30]) == [100, 0, 1]
+        assert await _exchanged(book, 0, 0, [30]) == [100, 0, 1]
         taken = await store.take(batch_of(), SHELF, 9, 10**6)
         assert (taken.count, taken.stopped) == (1, "waits"), "a call under way has reserved its part"
-        assert await book.exchange(20, 0, []) == [100, 20]
+        assert await _exchanged(book, 20, 0, []) == [100, 20]
         taken = await store.take(taken.batch, SHELF, 9, 10**6)
         assert (taken.count, taken.stopped) == (1, "waits")
-        assert await book.exchange(20, 0, [10]) == [100, 20, 0]
+        assert await _exchanged(book, 20, 0, [10]) == [100, 20, 0]
     # Killed: what the call has cost is known, and what the lines may cost is not spent.
     with StateFile(tmp_path) as file:
         book = await file.budget(JOB, now=None, first=100, spent_nano=0)
         assert book is not None
         store = await opened(file, results, book=book)
         assert book.spent_nano == 20
-        assert await book.exchange(0, 0, [10]) == [100, 20, 0]
+        assert await _exchanged(book, 0, 0, [10]) == [100, 20, 0]
         await answer(store, taken.batch, "a", cost=25)
         assert book.spent_nano == 45
-        assert await book.exchange(0, 0, [15, 1]) == [100, 45, 1, 0]
+        assert await _exchanged(book, 0, 0, [15, 1]) == [100, 45, 1, 0]
         assert (await store.take(taken.batch, SHELF, 9, 10**6)).stopped == "waits"
         await answer(store, taken.batch, "b", cost=35)
-        assert (await store.take(taken.batch, SHELF, 9, 10**6)).stopped == "budget"
+        assert (await store.take(taken.batch, SHELF, 9, 10**6)).stopped == "refused"
     with StateFile(tmp_path) as file:
         known = await file.budget(JOB, now=None, first=100, spent_nano=200)
         assert known is not None

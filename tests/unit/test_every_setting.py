@@ -158,6 +158,9 @@ EFFECTS = {
     ),
     "llm.adaptive_concurrency": _ADAPTIVE,
     "llm.adaptive_concurrency_min": _ADAPTIVE,
+    "teams.budgets": (
+        "tests/e2e/test_budget.py::test_jobs_of_a_team_stop_at_its_budget_of_the_day_and_go_on_the_day_after"
+    ),
     "llm.prices": "tests/e2e/test_budget.py::test_a_worker_whose_model_has_no_price_spends_nothing_and_says_so",
     "llm.prices_file": ("tests/unit/test_prices.py::test_the_setting_wins_over_the_file_and_the_file_over_the_list"),
     "llm.tier": f"{_TIERS}::test_a_call_is_bought_at_its_tier_and_booked_as_the_answer_says",

@@ -15,6 +15,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from tasks.errors import JobNotFoundError
 from tasks.jobs import registry as jobs
+from tasks.jobs.pauses import format_paused
 from tasks.jobs.registry import JobStatus
 from tasks.queue import control
 from tasks.texts import clean_line
@@ -56,7 +57,7 @@ def acts_of(status: JobStatus) -> list[Act]:
     if status.paused and status.paused != "batch":  # which would be refused again
         # With its budget used up it needs a higher one.
         is_simple = status.paused != "budget"
-        command = jobs.format_paused(status).rpartition("themes resume ")[2] if not is_simple else job_id
+        command = format_paused(status).rpartition("themes resume ")[2] if not is_simple else job_id
         found.append(Act("resume", "Resume", f"themes resume {command}", is_simple=is_simple))
     elif not status.paused and status.state in {"queued", "running", "stalled"}:
         found.append(Act("pause", "Pause", f"themes pause {job_id}"))

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from tasks.jobs.registry import JobStatus, format_paused
+from tasks.jobs.pauses import format_paused
+from tasks.jobs.registry import JobStatus
 from workers.dashboard.job_words import left_words, parts, rest_words, sentence
 from workers.observe.format import dollars, duration, rate
 

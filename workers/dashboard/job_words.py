@@ -72,6 +72,7 @@ def tiles(status: JobStatus) -> list[tuple[str, str, str, str]]:
     saved = percent((status.cache_hits + status.coalesced) / asked) if asked else ""
     spent = status.cost_usd if status.spent_usd is None else status.spent_usd
     budget = "" if status.budget_usd is None else f"of {dollars(status.budget_usd)}"
+    budget = " · ".join(filter(None, (budget, status.team and f"team {status.team}")))
     cached = f"{status.cached_tokens:,} of a provider's cache" if status.cached_tokens else ""
     whole = ("duration", "Duration", duration(status.seconds), "")
     return [

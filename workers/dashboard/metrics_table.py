@@ -1,6 +1,7 @@
 """Every exported metric, named as https://prometheus.io/docs/practices/naming/ has it.
 
-No job, destination or worker is a label. A test holds docs/reference/metrics.md against this table.
+No job, destination or worker is a label; teams are those of the settings. A test holds docs/reference/metrics.md
+against this table.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from typing import Final, Literal
 
 from tasks.jobs.budget import NANO
+from tasks.jobs.teams import TeamState
 from workers.diagnosis.system import CIRCUITS, RouteSummary, System
 from workers.observe.counters import parsed
 from workers.observe.measurements import HOPS, WHOLES
@@ -45,6 +47,18 @@ def _one(get: Callable[[System], float | None]) -> Callable[[System], Iterator[S
         value = get(system)
         if value is not None:
             yield (), value
+
+    return read
+
+
+def _of_teams(
+    get: Callable[[TeamState], tuple[float | None, float | None]],
+) -> Callable[[System], Iterator[Sample]]:
+    def read(system: System) -> Iterator[Sample]:
+        for state in system.teams:
+            for period, value in zip(("day", "month"), get(state), strict=True):
+                if value is not None and not state.unreadable:
+                    yield (state.team, period), value
 
     return read
 
@@ -225,6 +239,12 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("themes_budget_used_ratio", "gauge", "1",
            "The largest part of its budget that a job has spent, of those that have one and have not ended.",
            _one(lambda s: s.budget_used)),
+    Metric("themes_team_spent_usd", "gauge", "usd",
+           "What a team's jobs have cost in the UTC day or month.", _of_teams(lambda t: (t.day_usd, t.month_usd)),
+           ("team", "period")),
+    Metric("themes_team_limit_usd", "gauge", "usd",
+           "What they may cost; absent without a limit.", _of_teams(lambda t: (t.usd_per_day, t.usd_per_month)),
+           ("team", "period")),
     Metric("themes_batches_open", "gauge", "batches",
            "Batches that providers work on, of jobs that have not ended.",
            _one(lambda s: s.batches.under_way if s.batches else 0)),

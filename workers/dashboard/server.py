@@ -69,6 +69,7 @@ class Dashboard(Flower):
         system = SystemReader(
             connect(redis_url, socket_timeout_seconds=timeout),
             broker=connect(broker_url, socket_timeout_seconds=timeout),
+            budgets=settings.teams.budgets,
         )
         feeds = Feeds(redis, max_watchers=settings.dashboard.max_watchers)
         performance = settings.performance_optimization

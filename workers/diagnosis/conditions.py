@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tasks.jobs.registry import JobStatus, format_paused, resume_command
+from tasks.jobs.pauses import format_paused, resume_command
+from tasks.jobs.registry import JobStatus
 from tasks.texts import count
 from workers.diagnosis.finding import Finding, Resource
 from workers.diagnosis.troubles import DATABASE_ADVICE

@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from redis import Redis, ResponseError
 
+from config.teams import TeamBudgets
 from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.connection import server_info, text_of
@@ -16,6 +18,7 @@ from tasks.errors import JobNotFoundError
 from tasks.jobs import registry, totals
 from tasks.jobs.batches import Batches
 from tasks.jobs.registry import FINAL, JobStatus
+from tasks.jobs.teams import TeamState, read_teams
 from workers.diagnosis.verdict import NONE, Pulse, Verdict, of_jobs, read_backlog, read_learnt, together
 from workers.llm.cache.stats import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
@@ -93,6 +96,7 @@ class System:
     verdict: Verdict = NONE
     #: Batches at providers of all jobs that have not ended; None where none has any.
     batches: Batches | None = None
+    teams: tuple[TeamState, ...] = ()
     #: What cannot be read, and why: a job's entry, a process's report.
     unreadable: tuple[str, ...] = ()
 
@@ -104,8 +108,9 @@ class System:
 class SystemReader:
     """Reads the system, at most once in `FRESH_SECONDS`. Blocks: call it in a thread; safe from several."""
 
-    def __init__(self, redis: Redis, *, broker: Redis) -> None:
+    def __init__(self, redis: Redis, *, broker: Redis, budgets: TeamBudgets) -> None:
         self._redis = redis
+        self._budgets = budgets
         self._broker = broker
         self._lock = threading.Lock()
         self._known: tuple[float, System] | None = None
@@ -117,7 +122,7 @@ class SystemReader:
         """Everything as it stood at most `FRESH_SECONDS` ago. Errors of Redis pass through."""
         with self._lock:
             if self._known is None or time.monotonic() - self._known[0] > FRESH_SECONDS:
-                self._known = (time.monotonic(), read_system(self._redis, self._broker))
+                self._known = (time.monotonic(), read_system(self._redis, self._broker, self._budgets))
             return self._known[1]
 
     def points(self) -> list[SeriesPoint]:
@@ -130,7 +135,7 @@ class SystemReader:
             return self._points[1]
 
 
-def read_system(redis: Redis, broker: Redis) -> System:
+def read_system(redis: Redis, broker: Redis, budgets: TeamBudgets = MappingProxyType({})) -> System:
     workers, consumers = fleet.workers(redis), fleet.consumers(redis)
     names = [text_of(name) for name in redis.zrange(keys.WORKERS, 0, -1)]
     results, unread = _results(redis)
@@ -153,6 +158,7 @@ def read_system(redis: Redis, broker: Redis) -> System:
         destinations_open=sum(max(0, one.total - one.done - one.failed) for one in statuses),
         budget_used=max(shares, default=None),
         batches=together(statuses),
+        teams=tuple(read_teams(redis, budgets)),
         cache=read_cache(redis),
         totals=totals.read_totals(redis),
         metrics=read_metrics(redis),

@@ -17,7 +17,8 @@ from tasks import keys
 from tasks import worker_reports as fleet
 from tasks.connection import text_of
 from tasks.jobs.batches import Batches
-from tasks.jobs.registry import JobStatus, format_paused
+from tasks.jobs.pauses import format_paused
+from tasks.jobs.registry import JobStatus
 from tasks.readings import amounts, replies_of
 from tasks.texts import count
 from workers.diagnosis.finding import NAMES, Finding, Resource

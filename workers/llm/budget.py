@@ -33,6 +33,7 @@ from tasks.lua import lua
 from tasks.prices.table import PriceTable
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.request import Turn
+from workers.llm.funds import BY_JOB, FUNDS, GRANTED, Refused, Standing, limits_json
 from workers.llm.spend import Spend
 from workers.process.outage import Outage
 from workers.process.retry import wait_at_most
@@ -97,23 +98,28 @@ class BookAwayError(RetryableError):
     """The budget's books cannot be had now: calls wait."""
 
 
+#: How a budget stands, and a decision for each amount.
+Exchanged = tuple[Standing, list[int]]
+
+
 class BudgetBook(Protocol):
     """Where a job's limit stands, and what is spent and reserved."""
 
-    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
+    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> Exchanged | None:
         """Report this process's totals, and ask whether it may reserve `amounts` more; all in nano-dollars.
 
-        Returns the limit, what all processes have spent, and a decision for each amount: 1 granted, 0 wait, -1 never;
-        [] where there is no such budget any more. Raises `BookAwayError`: nothing was granted.
+        Returns how the budget stands, and a decision for each amount: 1 granted, 0 wait, below 0 never (`funds`); None
+        where there is no such budget any more. Raises `BookAwayError`: nothing was granted.
         """
 
 
 class RedisBook:
-    """A job's budget in Redis, shared by all workers."""
+    """A job's budget in Redis, shared by all workers, and with it its team's. `limits`: `funds.limits_json`."""
 
-    def __init__(self, redis: Redis, job_id: str, *, dead_after_seconds: float) -> None:
-        self._key = keys.budget(job_id)
-        self._script = redis.register_script(lua(__file__, "exchange"))
+    def __init__(self, redis: Redis, job_id: str, *, dead_after_seconds: float, limits: bytes = b"{}") -> None:
+        self._job_id, self._key = job_id, keys.budget(job_id)
+        self._limits = limits
+        self._script = redis.register_script(FUNDS + lua(__file__, "exchange"))
         #: Unlike that of any other process.
         self.process = uuid.uuid4().hex[:12]
         self._dead_after_ms = int(dead_after_seconds * 1000)
@@ -121,13 +127,15 @@ class RedisBook:
     def __repr__(self) -> str:
         return f"<RedisBook {self._key}>"
 
-    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
-        arguments: list[str | int] = [self.process, spent, reserved, self._dead_after_ms, *amounts]
+    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> Exchanged | None:
+        arguments: list[str | bytes | int] = [
+            self._job_id, self.process, spent, reserved, self._dead_after_ms, self._limits, *amounts,
+        ]  # fmt: skip
         try:
             answer: Any = await self._script(keys=[self._key], args=arguments)
         except (RedisError, OSError) as exc:
             raise BookAwayError(f"Redis does not answer ({exc})") from exc
-        return [int(number) for number in answer]
+        return (Standing.of(answer), [int(one) for one in answer[len(Standing._fields) :]]) if answer else None
 
 
 def decisions(limit: int, *, certain: int, under_way: int, amounts: Sequence[int]) -> list[int]:
@@ -248,25 +256,23 @@ class JobBudget:
         spent, reserved = self._spent, self._reserved
         self._told = None
         answer = await self._book.exchange(spent, reserved, [waiter.nano for waiter in asking])
-        limit, certain, *decided = answer or [-1, 0, *[-1] * len(asking)]
-        granted = sum(waiter.nano for waiter, decision in zip(asking, decided, strict=True) if decision == 1)
+        standing, decided = answer or (None, [BY_JOB] * len(asking))
+        granted = sum(waiter.nano for waiter, decision in zip(asking, decided, strict=True) if decision == GRANTED)
         self._told = (spent, reserved + granted) if answer else (self._spent, self._reserved)
         for waiter, decision in zip(asking, decided, strict=True):
             if decision and not waiter.future.done():
-                if decision == 1:
+                if decision == GRANTED:
                     self._reserved += waiter.nano
                     waiter.future.set_result(None)
                 else:
-                    waiter.future.set_exception(self._refusal(limit, certain, waiter.nano))
+                    waiter.future.set_exception(self._refusal(standing, decision, waiter.nano))
         self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
 
-    def _refusal(self, limit_nano: int, spent_nano: int, nano: int) -> BudgetExceededError:
-        """Why a call is not made; `limit_nano` below 0: the budget was deleted, and no spending would be counted."""
-        if limit_nano < 0:
+    def _refusal(self, standing: Standing | None, decision: int, nano: int) -> BudgetExceededError:
+        """Why a call is not made; without `standing` the budget was deleted, and no spending would be counted."""
+        if standing is None:
             return BudgetExceededError("the job's budget has left Redis", job_id=self.job_id, reason="budget")
-        limit, spent, amount = (dollars(each / NANO) for each in (limit_nano, spent_nano, nano))
-        said = f"the budget of {limit} is used up: {spent} are spent, and the next call may cost {amount}"
-        return BudgetExceededError(said, job_id=self.job_id, reason="budget", limit_nano=limit_nano)
+        return Refused(decision, standing, nano).error(self.job_id)
 
 
 def dead_after_seconds(settings: Settings) -> float:
@@ -280,6 +286,7 @@ class Budget:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self._dead_after_seconds = dead_after_seconds(settings)
+        self._limits = limits_json(settings)
         self._touch_seconds = settings.work.heartbeat_seconds
         self._jobs: dict[str, JobBudget] = {}
 
@@ -288,7 +295,7 @@ class Budget:
 
     def of(self, job_id: str) -> JobBudget:
         if job_id not in self._jobs:
-            book = RedisBook(self._redis, job_id, dead_after_seconds=self._dead_after_seconds)
+            book = RedisBook(self._redis, job_id, dead_after_seconds=self._dead_after_seconds, limits=self._limits)
             self._jobs[job_id] = JobBudget(book, job_id, touch_seconds=self._touch_seconds)
         return self._jobs[job_id]
 

@@ -40,6 +40,7 @@ from workers.llm.batches.questions import (
     answer_of,
 )
 from workers.llm.cache.completions import StoreAwayError
+from workers.llm.funds import BY_JOB, Refused, Standing
 from workers.local import waiting
 from workers.local.state_file import FileBook, StateFile, batch_sums
 from workers.results.database.rows import JobRow
@@ -237,7 +238,7 @@ class FileBatchStore:
                 stopped = (
                     "full" if size + size_bytes > most_bytes and places
                     else "" if limit is None
-                    else "budget" if certain + worst > limit
+                    else "refused" if certain + worst > limit
                     else "waits" if certain + under_way + reserved + worst > limit
                     else ""
                 )  # fmt: skip
@@ -251,7 +252,10 @@ class FileBatchStore:
             if places:
                 connection.executemany("UPDATE batch_questions SET tag = ? WHERE place = ?", places)
                 _put(connection, taken, reserved=reserved)
-            return Taken(taken, len(places), stopped, limit or 0)  # type: ignore[arg-type]
+            refused = None
+            if stopped == "refused" and limit is not None:
+                refused = Refused(BY_JOB, Standing(0, limit, certain), worst)
+            return Taken(taken, len(places), stopped, refused)  # type: ignore[arg-type]
 
         return await self._change(take)
 

@@ -19,8 +19,9 @@ from typing import IO, Any, Final, Self, TypeVar
 
 from tasks.errors import ConfigError, DatabaseError, ThemesError
 from tasks.state_dir import make_private, writing_in
-from workers.llm.budget import BookAwayError, decisions
+from workers.llm.budget import BookAwayError, Exchanged, decisions
 from workers.llm.cache.completions import StoreAwayError
+from workers.llm.funds import Standing
 
 T = TypeVar("T")
 
@@ -230,7 +231,7 @@ class FileBook:
     def __repr__(self) -> str:
         return f"<FileBook {self._job_id} limit={self.limit_nano} spent={self.spent_nano}>"
 
-    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> list[int]:
+    async def exchange(self, spent: int, reserved: int, amounts: Sequence[int]) -> Exchanged:
         """Report what this process has spent and reserved, and ask for more; what is granted is written down first."""
         calls = self._before_nano + spent
 
@@ -250,7 +251,7 @@ class FileBook:
         self.batches_nano, decided = await self._file.change(
             decide, lambda exc: BookAwayError(f"{self._file.path} cannot be written ({exc})")
         )
-        return [self.limit_nano, self.spent_nano, *decided]
+        return Standing(int(time.time() * 1000), self.limit_nano, self.spent_nano), decided
 
 
 def batch_sums(connection: sqlite3.Connection, job_id: str) -> tuple[int, int]:

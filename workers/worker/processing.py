@@ -27,7 +27,7 @@ def process_of(parts: Parts, publisher: EventPublisher, budget: Budget) -> Proce
             attempt=attempt,
             on_stage=_telling(publisher, job_id),
             may_be_known=False,
-            budget=None if options.budget_usd is None else budget.of(job_id),
+            budget=budget.of(job_id) if options.has_budget else None,
             terms=terms_of(options, job_id, destination),
             cancellation=cancellation,
         )

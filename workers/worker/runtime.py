@@ -36,6 +36,7 @@ from workers.llm.batches.keeper import BatchKeeper
 from workers.llm.batches.redis_store import RedisBatchStore
 from workers.llm.budget import Budget, dead_after_seconds
 from workers.llm.cache.memory import MIB
+from workers.llm.funds import limits_json
 from workers.observe.call_file import FOLDER
 from workers.observe.call_journal import CallJournal
 from workers.observe.collector import calm_collector
@@ -187,7 +188,8 @@ class Runtime:
             # The guard keeps both lanes and cache to what memory allows.
             batches = RedisBatchStore(
                 redis, wake=self._wake, lease_seconds=settings.work.lease_seconds,
-                dead_after_seconds=dead_after_seconds(settings), compress=limits.enable_result_compression,
+                dead_after_seconds=dead_after_seconds(settings), limits=limits_json(settings),
+                compress=limits.enable_result_compression,
             )  # fmt: skip
             self._parts = await stack.enter_async_context(
                 open_parts(settings, self._profiler(), redis=redis, batches=batches, pressure_mb=0)

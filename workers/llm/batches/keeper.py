@@ -14,9 +14,8 @@ from msgspec.structs import replace
 from redis import RedisError
 
 from config.settings import Settings
-from tasks.errors import BudgetExceededError, JobPausedError, ThemesError
+from tasks.errors import JobPausedError, ThemesError
 from tasks.jobs.batches import Batch
-from tasks.jobs.budget import NANO, dollars
 from workers.llm.batches.course import WANTED, Course, Stops
 from workers.llm.batches.questions import BatchStore, Ending, JobState, LeaseLostError, split_shelf
 from workers.llm.cache.memory import MIB
@@ -208,10 +207,5 @@ class BatchKeeper:
             await self._store.save(batch)
             log.info("action=batch_formed job_id=%s batch=%s requests=%d", job.job_id, batch.tag, batch.requests)
             self._go_on(job, batch)
-        if taken.stopped == "budget":
-            await self._pause(_too_small(job.job_id, taken.limit_nano))
-
-
-def _too_small(job_id: str, limit_nano: int) -> BudgetExceededError:
-    said = f"the budget of {dollars(limit_nano / NANO)} does not last for the next question of a batch"
-    return BudgetExceededError(said, job_id=job_id, reason="budget", limit_nano=limit_nano)
+        if taken.refused:
+            await self._pause(taken.refused.error(job.job_id))

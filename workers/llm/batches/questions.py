@@ -18,6 +18,7 @@ from tasks.frames import CODECS, unpacked
 from tasks.jobs.batches import Batch
 from workers.llm.endpoints.answers import AnswerSchema
 from workers.llm.endpoints.prompt import Prompt
+from workers.llm.funds import Refused
 
 log = logging.getLogger("themes.batches")
 
@@ -152,13 +153,13 @@ class JobState(msgspec.Struct, frozen=True):
 class Taken(msgspec.Struct, frozen=True):
     """A batch with the lines that have moved into it; `stopped` says why no more did, where the shelf is not empty.
 
-    `budget`: the job's budget does not last; `waits`: it may, once calls under way have ended.
+    `refused`: a budget does not last, and how; `waits`: it may, once calls under way have ended.
     """
 
     batch: Batch
     count: int
-    stopped: Literal["", "full", "budget", "waits"] = ""
-    limit_nano: int = 0
+    stopped: Literal["", "full", "waits", "refused"] = ""
+    refused: Refused | None = None
 
 
 class LeaseLostError(Exception):

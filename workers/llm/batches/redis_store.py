@@ -55,6 +55,7 @@ from workers.llm.batches.questions import (
     answer_of,
 )
 from workers.llm.cache.completions import translated
+from workers.llm.funds import FUNDS, Refused, Standing
 
 log = logging.getLogger("themes.batches")
 
@@ -71,12 +72,20 @@ class RedisBatchStore:
     """See `workers.llm.batches.questions.BatchStore`. `wake` sends messages for chunks."""
 
     def __init__(
-        self, redis: Redis, *, wake: Wake, lease_seconds: float, dead_after_seconds: float, compress: bool = True
+        self,
+        redis: Redis,
+        *,
+        wake: Wake,
+        lease_seconds: float,
+        dead_after_seconds: float,
+        limits: bytes = b"{}",
+        compress: bool = True,
     ) -> None:
         self._redis = redis
         self._wake = wake
         self._lease_seconds = lease_seconds
         self._silent_ms = int(dead_after_seconds * 1000)
+        self._limits = limits
         self._compress = compress
         self.token = uuid.uuid4().hex[:12]
         self._held_until = 0.0
@@ -85,12 +94,13 @@ class RedisBatchStore:
         #: When this process wrote each form.
         self._written: dict[str, float] = {}
         ended = lua(__file__, "ended")
-        self._ask, self._take, self._save, self._book, self._keep, self._rest, self._hold = (
-            redis.register_script(lua(__file__, name))
-            for name in ("ask", "take", "save", "book", "keep", "rest", "hold")
+        self._ask, self._save, self._book, self._keep, self._rest, self._hold = (
+            redis.register_script(lua(__file__, name)) for name in ("ask", "save", "book", "keep", "rest", "hold")
         )
-        self._settle, self._discard, self._close = (
-            redis.register_script(ended + lua(__file__, name)) for name in ("settle", "discard", "close")
+        self._take = redis.register_script(FUNDS + lua(__file__, "take"))
+        self._discard = redis.register_script(ended + lua(__file__, "discard"))
+        self._settle, self._close = (
+            redis.register_script(FUNDS + ended + lua(__file__, name)) for name in ("settle", "close")
         )
 
     def __repr__(self) -> str:
@@ -194,12 +204,18 @@ class RedisBatchStore:
             ],
             args=[
                 self.token, shelf, tag, most, most_bytes, self._silent_ms, job_id, msgspec.json.encode(batch),
+                self._limits,
             ],
         )  # fmt: skip
         if count < 0:
             raise LeaseLostError
-        stopped, limit, raw = found
-        return Taken(msgspec.json.decode(raw, type=Batch), int(count), text_of(stopped), int(limit or 0))  # type: ignore[arg-type]
+        why, nano, raw, *standing = found
+        taken = Taken(msgspec.json.decode(raw, type=Batch), int(count), "full" if why == b"full" else "")
+        if why in {b"", b"full"}:
+            return taken
+        if not why:
+            return msgspec.structs.replace(taken, stopped="waits")
+        return msgspec.structs.replace(taken, stopped="refused", refused=Refused(why, Standing.of(standing), nano))
 
     async def save(self, batch: Batch, *, durable: bool = False) -> None:
         if not self.is_held:
@@ -291,7 +307,7 @@ class RedisBatchStore:
                 keys.BATCH_KEEPER, keys.batches(job_id), keys.budget(job_id), keys.batch_lines(job_id, tag),
                 keys.batch_bills(job_id, tag), keys.batch_partly(job_id, tag), keys.BATCHES_WOKEN,
             ],
-            args=[self.token, tag, msgspec.json.encode(batch)],
+            args=[self.token, tag, msgspec.json.encode(batch), job_id],
         )  # fmt: skip
         if not is_ours:
             raise LeaseLostError

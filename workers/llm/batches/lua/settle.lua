@@ -43,12 +43,11 @@ if ends > 0 then redis.call('DECRBY', open, ends) end
 batch.answered, batch.unanswered = (batch.answered or 0) + answered, (batch.unanswered or 0) + unanswered
 local encoded = cjson.encode(batch)
 redis.call('HSET', batches, tag, encoded)
-if redis.call('HEXISTS', budget, 'limit') == 1 then
-  redis.call('HINCRBY', budget, 'spent', string.format('%.0f', spent))
-  -- Where the budget came after the batch was sent, nothing was reserved. Not `-reserved`: -0 is no number to Redis.
-  local own = 'batch-' .. tag .. ':reserved'
-  if redis.call('HEXISTS', budget, own) == 1 then
-    redis.call('HINCRBY', budget, own, string.format('%.0f', 0 - reserved))
-  end
+if redis.call('HEXISTS', budget, 'limit') == 1 or team_of(budget) then
+  spend(budget, spent, now_ms())
+  -- Where the budget came after the batch was sent, nothing was reserved.
+  local me = 'batch-' .. tag
+  local own = redis.call('HGET', budget, me .. ':reserved')
+  if own then reserve(budget, job, me, tonumber(own) - reserved, 9000000000000000) end
 end
 return encoded

@@ -1,24 +1,14 @@
--- KEYS keeper waiting lines shelves budget batches jobs; ARGV token shelf tag most most_bytes silent_ms job batch.
--- Moves questions from a shelf into a batch, and reserves what they can cost. Returns {count, why no more, limit, batch};
--- {-1} where another process keeps the batches.
+-- KEYS keeper waiting lines shelves budget batches jobs; ARGV token shelf tag most most_bytes silent_ms job batch limits
+-- of teams. Moves questions from a shelf into a batch, and reserves what they can cost. Returns {count, why no more,
+-- what was refused, batch, then as `standing`}: 'full', or a decision below 1 (`funds.lua`). {-1} where another process keeps the batches.
 local keeper, waiting, lines, shelves, budget, batches, jobs = unpack(KEYS, 1, 7)
-local token, shelf, tag, most, most_bytes, silent_ms, job, new = unpack(ARGV, 1, 8)
+local token, shelf, tag, most, most_bytes, silent_ms, job, new, limits = unpack(ARGV, 1, 9)
 if redis.call('GET', keeper) ~= token then return {-1} end
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local limit = redis.call('HGET', budget, 'limit')
-local certain, others = tonumber(redis.call('HGET', budget, 'spent') or '0'), 0
-local own = 'batch-' .. tag
-local fields = limit and redis.call('HGETALL', budget) or {}
-for i = 1, #fields, 2 do
-  local process = string.match(fields[i], '^(.*):reserved$')
-  if process then
-    local seen = tonumber(redis.call('HGET', budget, process .. ':seen') or '0')
-    if now - seen > tonumber(silent_ms) then certain = certain + tonumber(fields[i + 1])
-    else others = others + tonumber(fields[i + 1]) end
-  end
-end
-local count, bytes, reserved, why = 0, 0, 0, ''
+local now, me = now_ms(), 'batch-' .. tag
+local has_budget = redis.call('HEXISTS', budget, 'limit') == 1 or team_of(budget)
+local funds = has_budget and funds_of(budget, job, me, now, tonumber(silent_ms), limits) or {}
+local own = tonumber(redis.call('HGET', budget, me .. ':reserved') or '0')
+local count, bytes, reserved, why, refused = 0, 0, 0, '', 0
 while count < tonumber(most) do
   local key = redis.call('LINDEX', waiting, 0)
   if not key then break end
@@ -27,8 +17,8 @@ while count < tonumber(most) do
   if payer then
     worst, size = tonumber(worst), tonumber(size)
     if bytes + size > tonumber(most_bytes) and count > 0 then why = 'full' break end
-    if limit and certain + worst > tonumber(limit) then why = 'budget' break end
-    if limit and certain + others + reserved + worst > tonumber(limit) then why = 'waits' break end
+    local decided = decision(funds, own + reserved, worst)
+    if decided < 1 then why, refused = decided, worst break end
     redis.call('HSET', question, 'tag', tag)
     redis.call('HSET', lines, key, string.format('%.0f', worst) .. ' ' .. payer)
     count, bytes, reserved = count + 1, bytes + size, reserved + worst
@@ -37,11 +27,8 @@ while count < tonumber(most) do
 end
 if count > 0 then redis.call('HINCRBY', shelves, shelf, -count) end
 if redis.call('EXISTS', waiting) == 0 then redis.call('HDEL', shelves, shelf) end
-if limit and reserved > 0 then
-  redis.call('HINCRBY', budget, own .. ':reserved', string.format('%.0f', reserved))
-  -- It is no process that dies: what it has reserved comes back with its lines.
-  redis.call('HSET', budget, own .. ':seen', '9000000000000000')
-end
+-- It is no process that dies: what it has reserved comes back with its lines.
+if has_budget and reserved > 0 then reserve(budget, job, me, own + reserved, 9000000000000000) end
 local batch = cjson.decode(redis.call('HGET', batches, tag) or new)
 if count > 0 then
   batch.requests, batch.size_bytes = (batch.requests or 0) + count, (batch.size_bytes or 0) + bytes
@@ -50,4 +37,4 @@ if count > 0 then
   redis.call('PERSIST', batches)
   redis.call('SADD', jobs, job)
 end
-return {count, why, limit or '', cjson.encode(batch)}
+return {count, why, refused, cjson.encode(batch), unpack(standing(funds, now))}

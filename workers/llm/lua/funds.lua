@@ -1,0 +1,122 @@
+-- Shared by scripts that spend a job's budget, and with it its team's. Nano-dollars, milliseconds, UTC.
+-- A team's hash has what it has spent on each day (2026-11-29) and in each month (2026-11), the limits that were seen
+-- last, and what each process has reserved for each of its jobs (JOB/PROCESS:reserved, :seen).
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function digits(number) return string.format('%.0f', number) end
+
+-- The names of a moment's day and month. Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms" (2013).
+local function periods(now)
+  local z = math.floor(now / 86400000) + 719468
+  local era = math.floor(z / 146097)
+  local of_era = z - era * 146097
+  local year = math.floor(
+    (of_era - math.floor(of_era / 1460) + math.floor(of_era / 36524) - math.floor(of_era / 146096)) / 365)
+  local of_year = of_era - (365 * year + math.floor(year / 4) - math.floor(year / 100))
+  local march = math.floor((5 * of_year + 2) / 153)
+  local day = of_year - math.floor((153 * march + 2) / 5) + 1
+  local month = march < 10 and march + 3 or march - 9
+  year = year + era * 400 + (month <= 2 and 1 or 0)
+  local name = string.format('%04d-%02d', year, month)
+  return name .. string.format('-%02d', day), name
+end
+
+-- The key of a job's team; nil without one.
+local function team_of(budget)
+  local team = redis.call('HGET', budget, 'team')
+  return team and 'themes:team:' .. team
+end
+
+-- Adds to what a job has spent, and its team today and this month.
+local function spend(budget, amount, now)
+  redis.call('HINCRBY', budget, 'spent', digits(amount))
+  local team = team_of(budget)
+  if team then for _, period in ipairs({periods(now)}) do redis.call('HINCRBY', team, period, digits(amount)) end end
+end
+
+-- Writes what a process has reserved for a job. `seen`: when it lived.
+local function reserve(budget, job, me, amount, seen)
+  local places = {{budget, me}}
+  local team = team_of(budget)
+  if team then places[2] = {team, job .. '/' .. me} end
+  for _, place in ipairs(places) do
+    local hash, name = unpack(place)
+    if amount > 0 then redis.call('HSET', hash, name .. ':reserved', digits(amount), name .. ':seen', digits(seen))
+    else redis.call('HDEL', hash, name .. ':reserved', hash ~= budget and name .. ':seen' or name .. ':reserved') end
+  end
+end
+
+-- What others than `me` have reserved: of processes that live, and of those silent for too long.
+local function held(hash, me, now, silent_ms)
+  local living, dead, fields = 0, {}, redis.call('HGETALL', hash)
+  for i = 1, #fields, 2 do
+    local process = string.match(fields[i], '^(.*):reserved$')
+    if process and process ~= me then
+      local seen = tonumber(redis.call('HGET', hash, process .. ':seen') or '0')
+      if now - seen > silent_ms then dead[process] = tonumber(fields[i + 1])
+      else living = living + tonumber(fields[i + 1]) end
+    end
+  end
+  return living, dead
+end
+
+-- The limits on a job's next call: its own, its team's of the day, and of the month, each {limit, certain, others}.
+-- What a dead process has reserved may have been charged: it counts as spent. A limit that is no amount is none that a
+-- call fits into. `limits` is JSON of each team's {day, month}, as this process knows them.
+local function funds_of(budget, job, me, now, silent_ms, limits)
+  local limit = redis.call('HGET', budget, 'limit')
+  local most = limit and tonumber(limit)
+  if limit and not (most and most >= 0 and most < 9007199254740992) then most = 0 end
+  local others, dead = held(budget, me, now, silent_ms)
+  local certain = tonumber(redis.call('HGET', budget, 'spent') or '0')
+  for _, amount in pairs(dead) do certain = certain + amount end
+  local funds = {{limit = most, certain = certain, others = others}, {}, {}}
+  local team = team_of(budget)
+  if not team then return funds end
+  local known = cjson.decode(limits)[string.sub(team, #'themes:team:' + 1)]
+  if not known then funds.is_unknown = true return funds end
+  local today = {periods(now)}
+  local others_of_team, dead_of_team = held(team, job .. '/' .. me, now, silent_ms)
+  for process, amount in pairs(dead_of_team) do
+    for _, period in ipairs(today) do redis.call('HINCRBY', team, period, digits(amount)) end
+    redis.call('HDEL', team, process .. ':reserved', process .. ':seen')
+  end
+  for at, name in ipairs({'limit:day', 'limit:month'}) do
+    local allowed = known[at]
+    if allowed == cjson.null then
+      redis.call('HDEL', team, name)
+    else
+      redis.call('HSET', team, name, digits(allowed))
+      funds[at + 1] = {
+        limit = allowed, certain = tonumber(redis.call('HGET', team, today[at]) or '0'), others = others_of_team}
+    end
+  end
+  return funds
+end
+
+-- 1: `amount` fits beside what is spent, and reserved by others and by us (`own`); 0: it would if reservations came
+-- back; below 0: it does not, by the job's limit (-1), its team's of the day (-2) or of the month (-3), or because this
+-- process knows no such team (-4).
+local function decision(funds, own, amount)
+  if funds.is_unknown then return -4 end
+  local answer = 1
+  for at, fund in ipairs(funds) do
+    if fund.limit and fund.certain + amount > fund.limit then return -at end
+    if fund.limit and fund.certain + fund.others + own + amount > fund.limit then answer = 0 end
+  end
+  return answer
+end
+
+-- {now, limit and certain of the job, of its team's day, of its month}; a limit of -1 is none.
+local function standing(funds, now)
+  local answer = {digits(now)}
+  for _, fund in ipairs(funds) do
+    answer[#answer + 1] = digits(fund.limit or -1)
+    answer[#answer + 1] = digits(fund.certain or 0)
+  end
+  return answer
+end
