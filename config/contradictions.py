@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from config.endpoints import BATCH
 from config.errors import ConfigError
+from config.values import BASE64_SECRET, signing_key
 
 _PERFORMANCE: Final = "performance_optimization"
 
@@ -64,6 +65,8 @@ def contradictions(
         yield ConfigError(
             f"{place}: batch needs {key}, which is off ({origin(key)}): answers would be lost between rounds"
         )
+    if values["webhook.url"] and not wrong & {"webhook.url", "webhook.secret"}:
+        yield from _of_webhook(values["webhook.url"], values["webhook.secret"] or "", origin)
     for name, endpoint in values["llm.endpoints"].items():
         burst, limit = endpoint.request_burst, endpoint.requests_per_minute
         if burst is not None and limit is not None and burst > limit:
@@ -72,3 +75,15 @@ def contradictions(
                 f"{key}.request_burst: its value must not exceed {key}.requests_per_minute, "
                 f"but {burst:g} > {limit:g} ({origin('llm.endpoints')})"
             )
+
+
+def _of_webhook(url: str, secret: str, origin: Callable[[str], str]) -> Iterator[ConfigError]:
+    place = f"webhook.url ({origin('webhook.url')})"
+    if not url.startswith(("http://", "https://")):
+        yield ConfigError(f"{place}: expected an address that begins with https://")
+    if not secret:
+        yield ConfigError(f"{place}: needs webhook.secret, which signs what is posted")
+    try:
+        signing_key(secret)
+    except ValueError:
+        yield ConfigError(f"webhook.secret ({origin('webhook.secret')}): expected base64 after {BASE64_SECRET}")

@@ -153,6 +153,15 @@ class TeamsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    url: Secret | None = setting(None)
+    secret: Secret | None = setting(None)
+    private_hosts: str | None = setting(None)
+    timeout_seconds: float = setting(10.0, low=0.1, high=300)
+    retry_hours: float = setting(24.0, low=0, high=720)
+
+
+@dataclass(frozen=True, slots=True)
 class WebDiscoverySettings:
     enabled: bool = setting(default=False)
     wikivoyage_url: str | None = setting("https://en.wikivoyage.org/wiki/")

@@ -64,6 +64,7 @@ class Settings:
     database: sections.DatabaseSettings = field(default_factory=sections.DatabaseSettings)
     pipeline: sections.PipelineSettings = field(default_factory=sections.PipelineSettings)
     teams: sections.TeamsSettings = field(default_factory=sections.TeamsSettings)
+    webhook: sections.WebhookSettings = field(default_factory=sections.WebhookSettings)
     web_discovery: sections.WebDiscoverySettings = field(default_factory=sections.WebDiscoverySettings)
     streaming: sections.StreamingSettings = field(default_factory=sections.StreamingSettings)
     profiling: sections.ProfilingSettings = field(default_factory=sections.ProfilingSettings)

@@ -4,6 +4,7 @@ One parser for a YAML scalar, an environment variable and an option. YAML 1.1's 
 not apply, because only the text of a node is read.
 """
 
+import base64
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -50,6 +51,17 @@ class Price:
     output_usd: float
     cached_input_usd: float | None = None
     cache_write_usd: float | None = None
+
+
+#: Before a signing key that is written in base64.
+BASE64_SECRET: Final = "whsec_"  # noqa: S105  # no secret itself
+
+
+def signing_key(secret: str) -> bytes:
+    """The key that a secret means. Raises ValueError: what follows `BASE64_SECRET` is no base64."""
+    if not secret.startswith(BASE64_SECRET):
+        return secret.encode()
+    return base64.b64decode(secret.removeprefix(BASE64_SECRET), validate=True)
 
 
 Prices = Mapping[str, Price]

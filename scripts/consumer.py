@@ -8,6 +8,7 @@ import signal
 import socket
 
 import click
+from redis.asyncio import Redis
 
 from config.settings import Settings
 from scripts.lib.connections import connected
@@ -43,6 +44,7 @@ async def consume(settings: Settings, url: str) -> None:
     from workers.results.database.manager import AsyncDatabaseManager
     from workers.results.journal import keep_replaying
     from workers.results.sweeper import Sweeper
+    from workers.results.webhook import PauseNotices
 
     timeout = settings.redis.socket_timeout_seconds
     redis = connect_async(url, socket_timeout_seconds=timeout)
@@ -61,10 +63,13 @@ async def consume(settings: Settings, url: str) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, consumer.stop)
+        notices = PauseNotices(redis) if settings.webhook.url else None
         sweeping = asyncio.create_task(
-            Sweeper(redis, broker, settings, url=url, missing=store.missing).run(),
+            Sweeper(redis, broker, settings, url=url, missing=store.missing, notices=notices).run(),
             name="sweeper",
         )
+
+        sending = asyncio.create_task(_post(redis, settings), name="webhook")
 
         def knows(job_id: str) -> bool:
             return asyncio.run_coroutine_threadsafe(store.job(job_id), loop).result(timeout) is not None
@@ -75,6 +80,16 @@ async def consume(settings: Settings, url: str) -> None:
         try:
             await consumer.run()
         finally:
-            await end_tasks(sweeping, booking)
+            await end_tasks(sweeping, booking, sending)
             await redis.aclose()
             await broker.aclose()
+
+
+async def _post(redis: Redis, settings: Settings) -> None:
+    """Post notices until cancelled, where a URL is set."""
+    if settings.webhook.url:
+        # Late: a consumer without it needs no HTTP client.
+        from workers.results.webhook_sender import WebhookSender
+
+        async with WebhookSender(redis, settings.webhook) as sender:
+            await sender.run()

@@ -20,8 +20,8 @@ from workers.pipeline.evidence import EvidenceReader
 from workers.pipeline.graph import Graph
 from workers.pipeline.processor import FocusedPromptProcessor
 from workers.pipeline.prompts import stages_of
-from workers.pipeline.web.addresses import is_public
 from workers.pipeline.web.fetcher import GuardedFetcher, PageError, SiteAwayError
+from workers.process.addresses import is_public
 from workers.sandbox.server import SandboxServer
 
 KYOTO = "<title>Kyoto</title>" + "".join(

@@ -39,6 +39,7 @@ _WHO = f"{_EFFECTS}::test_base_url_api_key_and_model_are_who_is_asked_and_what_w
 _DATABASE = f"{_EFFECTS}::test_database_connection_pool_size_and_database_timeout_seconds_bound_readers"
 _PAUSES = f"{_EFFECTS}::test_pauses_between_tries_grow_from_retry_base_delay_to_retry_max_delay"
 _CODEC = f"{_EFFECTS}::test_completions_are_stored_by_cache_codec_or_as_they_are"
+_NOTICES = "tests/e2e/test_webhook.py::test_a_job_s_end_and_its_pause_are_posted_signed_until_they_are_taken"
 _BATCHES = "tests/integration/test_pipeline.py::test_smaller_batches_ask_more_often_and_give_the_same_profile"
 _ADAPTIVE = f"{_EFFECTS}::test_adaptive_concurrency_goes_down_to_adaptive_concurrency_min_or_stays"
 _RECYCLED = f"{_ENDPOINTS}::test_connections_are_opened_once_recycled_by_age_and_closed_when_idle"
@@ -158,6 +159,13 @@ EFFECTS = {
     ),
     "llm.adaptive_concurrency": _ADAPTIVE,
     "llm.adaptive_concurrency_min": _ADAPTIVE,
+    "webhook.url": _NOTICES,
+    "webhook.secret": _NOTICES,
+    "webhook.private_hosts": (
+        "tests/e2e/test_webhook.py::test_a_notice_goes_to_no_private_host_that_is_not_named_and_waits_for_its_server"
+    ),
+    "webhook.timeout_seconds": "tests/e2e/test_webhook.py::test_a_server_that_hangs_is_left_after_timeout_seconds",
+    "webhook.retry_hours": "tests/e2e/test_webhook.py::test_a_notice_that_nobody_takes_is_given_up_and_said",
     "teams.budgets": (
         "tests/e2e/test_budget.py::test_jobs_of_a_team_stop_at_its_budget_of_the_day_and_go_on_the_day_after"
     ),

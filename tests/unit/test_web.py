@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tasks.messages import Destination
 from workers.pipeline.evidence import FoundEvidence, Passage, speaks_of, titles
-from workers.pipeline.web.addresses import is_public
 from workers.pipeline.web.page import text_of
+from workers.process.addresses import is_public
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("themes_batch_oldest_seconds", "gauge", "seconds",
            "How long ago the oldest open batch was asked for; absent where none is open.",
            _one(lambda s: s.batches.age_seconds(s.at) if s.batches else None)),
+    Metric("themes_webhooks_waiting", "gauge", "notices",
+           "Notices of jobs that webhook.url has not taken yet.", _one(lambda s: s.webhooks)),
     Metric("themes_llm_endpoint_up", "gauge", "1",
            "1 where the circuit is closed at every worker, 0 where it is open or half-open at one.",
            _by_route(lambda r: float(r.circuit == CIRCUITS[0])), ROUTE),

@@ -97,6 +97,7 @@ class System:
     #: Batches at providers of all jobs that have not ended; None where none has any.
     batches: Batches | None = None
     teams: tuple[TeamState, ...] = ()
+    webhooks: int = 0
     #: What cannot be read, and why: a job's entry, a process's report.
     unreadable: tuple[str, ...] = ()
 
@@ -159,6 +160,7 @@ def read_system(redis: Redis, broker: Redis, budgets: TeamBudgets = MappingProxy
         budget_used=max(shares, default=None),
         batches=together(statuses),
         teams=tuple(read_teams(redis, budgets)),
+        webhooks=int(redis.zcard(keys.WEBHOOKS_DUE)),
         cache=read_cache(redis),
         totals=totals.read_totals(redis),
         metrics=read_metrics(redis),

@@ -17,6 +17,7 @@ from tasks import keys
 from tasks.jobs.events import encode
 from tasks.lua import lua
 from tasks.messages import Event
+from workers.results import webhook
 from workers.results.database import totals
 from workers.results.database.rows import FINAL_STATES, Applied, JobRow
 from workers.results.progress import RateWindow, counters, destination_event, hash_fields, job_event
@@ -40,6 +41,7 @@ class Announcer:
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
+        self._has_webhook = settings.webhook.url is not None
         self._wants_events = settings.performance_optimization.enable_streaming_results
         self._interval_seconds = settings.performance_optimization.progressive_feedback_interval
         self._max_events = settings.streaming.max_events_per_job
@@ -140,12 +142,15 @@ class Announcer:
 
     def _end(self, pipe: Any, job: JobRow, rate: float) -> None:
         data = counters(job, rate)
+        notice = webhook.ended(job) if self._has_webhook else None
         pipe.eval(
             _END,
-            10,
+            12,
             *_job_keys(job.job_id),
             keys.ACTIVE,
             keys.batches(job.job_id),
+            keys.WEBHOOKS,
+            keys.WEBHOOKS_DUE,
             job.revision,
             job.job_id,
             int(self._wants_events),
@@ -154,6 +159,8 @@ class Announcer:
             self._max_events,
             keys.KEEP_SECONDS,
             keys.EVENTS_KEEP_SECONDS,
+            notice.id if notice else "",
+            notice.encoded() if notice else "",
         )
 
 

@@ -26,6 +26,7 @@ from tasks.queue.ledger import Ledger
 from tasks.queue.producer import broker_of, publish
 from workers.results.leftovers import Leftovers
 from workers.results.lost import LostFinder, Missing
+from workers.results.webhook import PauseNotices
 
 log = logging.getLogger("themes.sweeper")
 
@@ -38,7 +39,8 @@ UNSEEN_SECONDS: Final = 10.0
 class Sweeper:
     """Looks through all jobs that are not finished, every `work.sweep_interval_seconds`.
 
-    `missing` reads which destinations of a job have no outcome; without it none is looked for.
+    `missing` reads which destinations of a job have no outcome; without it none is looked for. `notices` is
+    told of each job's pause.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class Sweeper:
         *,
         url: str,
         missing: Missing | None = None,
+        notices: PauseNotices | None = None,
     ) -> None:
         compress = settings.performance_optimization.enable_result_compression
         self._lost = None if missing is None else LostFinder(redis, missing, compress=compress)
+        self._notices = notices
         self._registry = connect(url, socket_timeout_seconds=settings.redis.socket_timeout_seconds)
         self._queue = broker_of(self._registry, settings)
         self._compress = compress
@@ -88,6 +92,8 @@ class Sweeper:
                     known = await current_status(self._redis, job_id)
                     if self._lost is not None:
                         await self._lost.look(known)
+                    if self._notices is not None:
+                        await self._notices.look(known)
                 sent += await self._sweep(job_id, waiting)
             except (ResponseError, UnreadableError) as exc:
                 waiting.pop(job_id, None)

@@ -1,6 +1,6 @@
 """The one way out to the web: bounded in requests, size and time, robots.txt respected.
 
-Every address is checked when it is connected to, after every redirect too (`workers.pipeline.web.addresses`). Nothing
+Every address is checked when it is connected to, after every redirect too (`workers.process.addresses`). Nothing
 is sent but a GET and the program's name: no cookies, no credentials, no referrer.
 """
 
@@ -19,7 +19,7 @@ from yarl import URL
 from config.settings import Settings
 from tasks.errors import PermanentError, RetryableError
 from workers.llm.endpoints.bodies import bounded_body
-from workers.pipeline.web.addresses import GuardedResolver, PrivateAddressError, check_address, is_public
+from workers.process.addresses import GuardedResolver, PrivateAddressError, check_literal, hosts_of
 
 #: How we introduce ourselves; Wikimedia's rules ask for a name and a way to find out more.
 USER_AGENT: Final = "themes/0.1 (travel themes for destinations; run by its user)"
@@ -62,9 +62,7 @@ class GuardedFetcher:
 
     def __init__(self, settings: Settings) -> None:
         web = settings.web_discovery
-        self._private_hosts = frozenset(
-            host.strip().lower() for host in (web.private_hosts or "").split(",") if host.strip()
-        )
+        self._private_hosts = hosts_of(web.private_hosts)
         self._seconds = web.request_timeout_seconds
         self._max_bytes = web.max_page_bytes
         self._size = settings.performance_optimization.max_concurrent_web_requests
@@ -135,13 +133,10 @@ class GuardedFetcher:
             return
         if port is not None and port not in _PORTS:
             raise PageError(f"{host}: port {port} is no port of web pages")
-        # A literal address is not resolved, so it is checked here. `2130706433` and `0x7f.1` are names to us, which
-        # the system may resolve: then the resolver sees the address.
-        if _is_literal(host):
-            try:
-                check_address(host, host)
-            except PrivateAddressError as exc:
-                raise PageError(str(exc)) from exc
+        try:
+            check_literal(host)
+        except PrivateAddressError as exc:
+            raise PageError(str(exc)) from exc
 
     async def _get(self, url: str, headers: Mapping[str, str], most: int) -> Fetched | str:
         assert self._session  # noqa: S101  # opened by `async with`
@@ -223,7 +218,3 @@ def _decoded(raw: bytes, charset: str | None) -> str:
         return raw.decode(named, "replace")
     except (LookupError, ValueError):
         return raw.decode("utf-8", "replace")
-
-
-def _is_literal(host: str) -> bool:
-    return ":" in host or is_public(host) or all(part.isdigit() for part in host.split("."))

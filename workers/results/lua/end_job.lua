@@ -1,8 +1,9 @@
--- KEYS: hash, events, chunks, labels, leases, owners, deliveries, budget, active jobs, batches. ARGV: revision, job id,
--- whether events are wanted, last `job.progress`, `job.done`, most events, seconds to keep the job, seconds to keep its
--- events. While a worker has yet to take its last chunk off, what that needs stays, and expires with the job.
+-- KEYS: hash, events, chunks, labels, leases, owners, deliveries, budget, active jobs, batches, webhooks, those due. ARGV: revision,
+-- job id, whether events are wanted, last `job.progress`, `job.done`, most events, seconds to keep the job, seconds to
+-- keep its events, id and body of the notice to be posted (empty: none). While a worker has yet to take its last chunk off, what that needs stays, and expires with the job.
 local job, events = unpack(KEYS, 1, 2)
 local revision, job_id, is_announced, progress, done, max_events, keep_seconds, events_seconds = unpack(ARGV, 1, 8)
+local notice, body = unpack(ARGV, 9, 10)
 if redis.call('EXISTS', job) == 0 then return 0 end
 local known = tonumber(redis.call('HGET', job, 'revision') or '0')
 if known and known < 9007199254740992 and tonumber(revision) < known then return 0 end
@@ -11,6 +12,10 @@ if redis.call('HGET', job, 'ended') ~= '1' then
   if is_announced == '1' then
     redis.call('XADD', events, 'MAXLEN', '~', max_events, '*', 'e', progress)
     redis.call('XADD', events, 'MAXLEN', '~', max_events, '*', 'e', done)
+  end
+  if notice ~= '' then
+    redis.call('HSET', KEYS[11], notice, body)
+    redis.call('ZADD', KEYS[12], 0, notice)
   end
 end
 redis.call('SREM', KEYS[9], job_id)

@@ -88,6 +88,20 @@ class GuardedResolver(AbstractResolver):
         await self._resolver.close()
 
 
+def hosts_of(text: str | None) -> frozenset[str]:
+    """The hosts that a setting names, with commas between them."""
+    return frozenset(host.strip().lower() for host in (text or "").split(",") if host.strip())
+
+
+def check_literal(host: str) -> None:
+    """Refuse a literal address that is not public, which nothing resolves. Raises `PrivateAddressError`.
+
+    `2130706433` and `0x7f.1` are names here, which the system may resolve: then the resolver sees the address.
+    """
+    if ":" in host or is_public(host) or all(part.isdigit() for part in host.split(".")):
+        check_address(host, host)
+
+
 def check_address(address: str, host: str) -> None:
     """Refuse an address that is not public, with `PrivateAddressError`."""
     if not is_public(address):

@@ -1,0 +1,9 @@
+-- KEYS due bodies job; ARGV id body field value. Adds a notice to be sent at once. With a job's `field` only where it
+-- has not this value yet, so that each pause is told once.
+local due, bodies, job = unpack(KEYS, 1, 3)
+local id, body, field, value = unpack(ARGV, 1, 4)
+if redis.call('HGET', job, field) == value then return 0 end
+redis.call('HSET', job, field, value)
+redis.call('HSET', bodies, id, body)
+redis.call('ZADD', due, 0, id)
+return 1
