@@ -12,7 +12,7 @@ import msgspec
 from redis import Redis
 
 from tasks import keys
-from tasks.jobs.budget import dollars
+from tasks.jobs.budget import BudgetState, dollars
 from tasks.readings import replies_of, whole_amounts
 from tasks.texts import count, duration, one_line
 from tasks.waits import SAID_CHARACTERS, Wait
@@ -22,6 +22,8 @@ from tasks.waits import SAID_CHARACTERS, Wait
 BatchState = Literal["forming", "ready", "uploaded", "creating", "running", "reading", "ended"]
 #: Begins the name under which the books have what a batch has cost, where others have a worker's.
 BOOKED_BY: Final = "batch-"
+#: Requests of the mean price, at least, that a budget has room for where it keeps none from being sent.
+SEVERAL: Final = 2
 #: States in which the provider may work on it.
 UNDER_WAY: Final = frozenset({"creating", "running"})
 
@@ -92,6 +94,8 @@ class Batches(msgspec.Struct, frozen=True):
     endpoints: tuple[str, ...] = ()
     #: Requests of batches that expired before they were answered.
     expired_requests: int = 0
+    #: What of the job's budget is left, in US dollars, where that is too little for what waits: all else is reserved.
+    short_usd: float | None = None
 
     @property
     def running(self) -> int:
@@ -118,6 +122,8 @@ class Batches(msgspec.Struct, frozen=True):
         """What a job waits for that has batches; None where all of them have ended."""
         endpoints = ", ".join(self.endpoints)
         said = f"the provider works on batches at {endpoints}" if self.under_way else "its questions wait for a batch"
+        if self.short_usd is not None:
+            said = f"{said}; {self._short()}"
         return Wait("batch", endpoints, self.oldest_at or 0.0, None, said) if self.is_active else None
 
     def age_seconds(self, now: float | None = None) -> float | None:
@@ -130,7 +136,25 @@ class Batches(msgspec.Struct, frozen=True):
         if not self.under_way:
             return f"questions wait for a batch: {self.waiting:,} are to be sent"
         at = f"at {', '.join(self.endpoints)}"
-        return f"waits for batches {at}: the oldest was sent {duration(self.age_seconds(now))} ago"
+        short = "" if self.short_usd is None else f"; {self._short()}"
+        return f"waits for batches {at}: the oldest was sent {duration(self.age_seconds(now))} ago{short}"
+
+    def _short(self) -> str:
+        return (
+            f"the budget has {dollars(self.short_usd or 0.0)} that is neither spent nor reserved, so {self.waiting:,} "
+            "wait for what comes back of it: a larger one (themes resume JOB --budget USD) sends them sooner"
+        )
+
+    def beside(self, budget: BudgetState | None) -> "Batches":
+        """The same, with what a budget has left where that keeps questions from being sent.
+
+        Most of what is reserved comes back, so a small budget goes through in small batches, one after the other.
+        """
+        if budget is None or not (self.waiting and self.requests and budget.reserved_usd):
+            return self
+        left = max(0.0, budget.limit_usd - budget.spent_usd - budget.reserved_usd)
+        is_short = left < budget.reserved_usd / self.requests * SEVERAL
+        return msgspec.structs.replace(self, short_usd=round(left, 9)) if is_short else self
 
     def format(self, now: float | None = None) -> str:
         """All of it in one line for people."""
@@ -144,6 +168,7 @@ class Batches(msgspec.Struct, frozen=True):
             (self.expired_requests, f"{self.expired_requests:,} expired"),
             (failed > 0, f"{failed:,} failed there"),
             ((self.saved_usd or 0.0) > 0, f"{dollars(self.saved_usd or 0.0)} saved"),
+            (self.short_usd is not None, self._short()),
             (self.said, f"last trouble: {self.said}"),
         )
         return f"Batches: {'; '.join(words for is_so, words in parts if is_so) or 'none is sent yet'}"

@@ -299,7 +299,7 @@ def status_of(
         paused_until=moment("paused_until") if paused else None,
         team=options.team,
         only_fields=options.fields,
-        batches=bought,
+        batches=bought.beside(money) if bought else None,
     )
 
 

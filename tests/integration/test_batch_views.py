@@ -160,6 +160,16 @@ def test_questions_that_are_to_be_sent_are_no_idle_time(redis: Redis, job: str, 
     assert jobs.status(redis, job).wait is None, "a worker makes more of them"
 
 
+def test_what_a_small_budget_keeps_from_being_sent_is_said(redis: Redis, job: str, themes: Callable[..., Any]) -> None:
+    _beat(redis)
+    put(redis, job, batch("a", requests=10), waiting=40)
+    redis.hset(keys.budget(job), mapping={"limit": 10**9, "spent": 2 * 10**8, "batch-a:reserved": 75 * 10**7})
+    said = themes("status", job).output
+    assert "the budget has $0.05 that is neither spent nor reserved, so 40 wait for what comes back" in said
+    redis.hset(keys.budget(job), "limit", 9 * 10**9)
+    assert "neither spent nor reserved" not in themes("status", job).output
+
+
 def test_a_job_without_batches_shows_nothing_new(redis: Redis, job: str, themes: Callable[..., Any]) -> None:
     _beat(redis, chunks_held=1)
     assert "batches" not in json.loads(themes("status", job, "--json").output)

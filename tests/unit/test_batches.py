@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.jobs.batches import Batches, from_replies, seconds_under_way, summed
+from tasks.jobs.budget import BudgetState
 from tasks.waits import Wait
 from tests.support.batches import batch
 
@@ -84,6 +85,21 @@ def test_what_a_job_waits_for_names_the_endpoints_that_have_its_questions() -> N
     assert waiting.wait == Wait("batch", "", 0.0, None, "its questions wait for a batch")
     assert over
     assert over.wait is None
+
+
+def test_questions_that_a_budget_keeps_from_being_sent_say_so() -> None:
+    known = summed([batch("a", requests=10)], 5)
+    assert known
+    short = known.beside(BudgetState(limit_usd=1.0, spent_usd=0.25, reserved_usd=0.7))
+    assert short.short_usd == pytest.approx(0.05)
+    assert short.wait
+    for said in (short.wait.said, short.clause(), short.format()):
+        assert "the budget has $0.05 that is neither spent nor reserved, so 5 wait for what comes back" in said
+    for budget in (None, BudgetState(9.0, 0.25, 0.7), BudgetState(1.0, 1.0, 0.0)):
+        assert known.beside(budget) == known
+    nothing_waits = summed([batch("a", requests=10)], 0)
+    assert nothing_waits
+    assert nothing_waits.beside(BudgetState(1.0, 0.25, 0.7)) == nothing_waits
 
 
 def test_several_jobs_add_up() -> None:

@@ -23,6 +23,7 @@ from workers.diagnosis.verdict import NONE, Pulse, Verdict, of_jobs, read_backlo
 from workers.llm.cache.stats import read as read_cache
 from workers.observe.reporter import Metrics, SeriesPoint, read_metrics, read_series
 
+NO_TEAMS: Final[TeamBudgets] = MappingProxyType({})
 #: Seconds for which what was read is good enough for every reader.
 FRESH_SECONDS: Final = 2.0
 #: Seconds after which no process, whose clock may be late, adds to a point of the series.
@@ -109,7 +110,7 @@ class System:
 class SystemReader:
     """Reads the system, at most once in `FRESH_SECONDS`. Blocks: call it in a thread; safe from several."""
 
-    def __init__(self, redis: Redis, *, broker: Redis, budgets: TeamBudgets) -> None:
+    def __init__(self, redis: Redis, *, broker: Redis, budgets: TeamBudgets = NO_TEAMS) -> None:
         self._redis = redis
         self._budgets = budgets
         self._broker = broker
@@ -136,7 +137,7 @@ class SystemReader:
             return self._points[1]
 
 
-def read_system(redis: Redis, broker: Redis, budgets: TeamBudgets = MappingProxyType({})) -> System:
+def read_system(redis: Redis, broker: Redis, budgets: TeamBudgets = NO_TEAMS) -> System:
     workers, consumers = fleet.workers(redis), fleet.consumers(redis)
     names = [text_of(name) for name in redis.zrange(keys.WORKERS, 0, -1)]
     results, unread = _results(redis)
