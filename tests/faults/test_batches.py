@@ -19,6 +19,7 @@ SETTINGS = {
     "THEMES_LLM__BATCH_POLL_SECONDS": "0.5",
     "THEMES_LLM__BATCH_SETTLE_SECONDS": "1",
     "THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}",
+    "THEMES_TEAMS__BUDGETS": "{research: {usd_per_day: 100}}",
 }
 #: Seconds that such a job takes when nothing disturbs it.
 USUAL_SECONDS = 4.0
@@ -58,7 +59,7 @@ def _billed(stack: Stack) -> tuple[int, float]:
 def test_a_kill_buys_nothing_twice_and_leaves_nothing_unread(stack: Stack, seed: int, what: str) -> None:
     chance = random.Random(f"batches/{what}/{seed}")
     requests_before, usd_before = _billed(stack)
-    job_id = stack.enqueue(stack.destinations(f"{what} {seed}", COUNT), "--budget", "5")
+    job_id = stack.enqueue(stack.destinations(f"{what} {seed}", COUNT), "--budget", "5", "--team", "research")
     for _ in range(2):
         time.sleep(chance.uniform(0, USUAL_SECONDS / 2))
         _kill(stack, what, chance)
@@ -71,5 +72,8 @@ def test_a_kill_buys_nothing_twice_and_leaves_nothing_unread(stack: Stack, seed:
     until("the books to be whole", lambda: stack.query(sql, job_id) == expected, 20)
     with stack.redis.client() as redis:
         money = {name.decode(): amount for name, amount in redis.hgetall(f"themes:job:{job_id}:budget").items()}
+        team = {name.decode(): amount for name, amount in redis.hgetall("themes:team:research").items()}
     assert int(money["spent"]) / 1e9 == pytest.approx(usd - usd_before, abs=1e-6)
-    assert not [name for name in money if name.endswith(":reserved")], "what was reserved is free again"
+    assert not [name for name in (*money, *team) if name.endswith(":reserved")], "what was reserved is free again"
+    spent_by_team = sum(int(amount) for name, amount in team.items() if len(name) == len("2026-11-29")) / 1e9
+    assert spent_by_team == pytest.approx(usd, abs=1e-6)
