@@ -50,7 +50,11 @@ _BATCHING: Final = {
     "THEMES_LLM__BATCH_POLL_SECONDS": "0.2",
     "THEMES_LLM__BATCH_SETTLE_SECONDS": "0.5",
     "THEMES_LLM__PRICES": "{sandbox: {input_usd: 1, output_usd: 2}}",
+    "THEMES_TEAMS__BUDGETS": "{lab: {usd_per_day: 100}}",
+    "FAULT_TEAM": "lab",
 }
+#: What a call of each tier costs of the list's price.
+_FACTORS: Final = {"standard": 1.0, "flex": 0.5, "batch": 0.5}
 
 
 #: A job's profiles, its failures, destinations with both, what its row says, and what its destinations add up to.
@@ -101,11 +105,14 @@ class Verdict:
     wrong_counters: bool = False
     #: Prompts that were paid for more than once, where they were bought in batches.
     bought_twice: int = 0
+    #: US dollars by which the budgets of the job and its team differ from the bill; what is still reserved counts too.
+    wrong_money: float = 0.0
 
     @property
     def is_good(self) -> bool:
         """Whether every destination has exactly one row, no call is booked twice, and the counters agree."""
         wrong = self.stuck or self.lost or self.double or self.failures or self.wrong_counters or self.bought_twice
+        wrong = wrong or abs(self.wrong_money) > 1e-6  # a cent of a cent
         return not wrong and self.unbooked >= 0
 
     @property
@@ -179,7 +186,7 @@ class Lab:
             redis.flushall()
         for door in self._doors:
             self._proxy.arm(door)
-        self._asked_before = self._asked()
+        self._asked_before, self._bill_before = self._asked(), self._bill()
         if moment and moment.kind != "sqlite":
             self._proxy.arm("llm" if moment.kind == "http" else moment.role, mode=moment.mode, nth=moment.nth)
 
@@ -237,21 +244,43 @@ class Lab:
             deaths=deaths,
             wrong_counters=job != sums,
             bought_twice=self._bought_twice(),
+            wrong_money=self._wrong_money(job_id),
         )
 
     def _asked(self) -> int:
         """Calls that were sent in this run, or lines of batches that the LLM has answered since it was started."""
         if not self._in_batches:
             return self._proxy.by_name("llm").get(QUESTION, 0)
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._llm_port}/stats", timeout=60) as answer:
-            billed = json.load(answer)["billed"]
-        return sum(one["requests"] for one in billed.values())
+        return sum(one["requests"] for one in self._billed().values())
 
     def _bought_twice(self) -> int:
         """Answers beyond one a prompt. Every run asks the same prompts."""
         if not self._in_batches:
             return 0
         return self._asked() - self._asked_before - DESTINATIONS * prompts.CALLS
+
+    def _billed(self) -> dict[str, dict[str, int]]:
+        """What the LLM has answered since it was started, by tier."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._llm_port}/stats", timeout=60) as answer:
+            billed: dict[str, dict[str, int]] = json.load(answer)["billed"]
+        return billed
+
+    def _bill(self) -> float:
+        """US dollars, by the prices of the settings."""
+        return sum(
+            _FACTORS[tier] * (one["prompt_tokens"] + 2 * one["completion_tokens"]) / 1e6
+            for tier, one in self._billed().items()
+        )
+
+    def _wrong_money(self, job_id: str) -> float:
+        if not self._in_batches:
+            return 0.0
+        with self.redis.client() as redis:
+            job, team = redis.hgetall(f"themes:job:{job_id}:budget"), redis.hgetall("themes:team:lab")
+        spent = int(job[b"spent"]), sum(int(amount) for name, amount in team.items() if len(name) == len("2026-11-29"))
+        held = sum(int(amount) for name, amount in (*job.items(), *team.items()) if name.endswith(b":reserved"))
+        bill = self._bill() - self._bill_before
+        return max((one / 1e9 - bill for one in spent), key=abs) + held / 1e9
 
     def _query(self, sql: str, *values: Any) -> Any:
         with closing(sqlite3.connect(self._state / "themes.db", timeout=180)) as database:

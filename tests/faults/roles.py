@@ -50,10 +50,15 @@ def _consumer(_: str) -> None:
 def _producer(_: str) -> None:
     from tasks.queue.producer import enqueue
 
-    job = enqueue(Path(os.environ["FAULT_DESTINATIONS"]).read_text().splitlines())
+    # A job that is bought in batches is paid from a budget, and its team's.
+    team = os.environ.get("FAULT_TEAM", "")
+    names = Path(os.environ["FAULT_DESTINATIONS"]).read_text().splitlines()
+    job = enqueue(names, team=team, budget_usd=BUDGET_USD if team else None)
     Path(os.environ["FAULT_JOB"]).write_text(str(job))
 
 
+#: US dollars, far more than such a job costs.
+BUDGET_USD = 5.0
 _ROLES = {"worker": _worker, "consumer": _consumer, "producer": _producer}
 
 
