@@ -4,6 +4,7 @@ What is left to do is in the ledger (`tasks.queue.ledger`), so a message that is
 Kombu's keys get our prefix: other Celery applications on the same Redis database share its `unacked` keys.
 """
 
+import socket
 from typing import Any, Final
 
 from celery import Celery
@@ -13,6 +14,10 @@ from kombu.utils.url import parse_url
 
 from config.settings import Settings
 from tasks import keys
+
+#: Seconds of silence after which the other end is asked whether it is there (macOS has another name for it), seconds
+#: between two such questions, and how many of them may go unanswered.
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 app: Final = Celery("themes", set_as_current=False, include=["tasks.queue.task"])
 
@@ -55,6 +60,7 @@ def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
             "socket_timeout": settings.redis.socket_timeout_seconds,
             "socket_connect_timeout": settings.redis.socket_timeout_seconds,
             "socket_keepalive": True,
+            "socket_keepalive_options": _keepalive(),
             "retry_on_timeout": True,
         },
         "broker_connection_retry_on_startup": True,
@@ -79,6 +85,15 @@ def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "enable_utc": True,
     }
+
+
+def _keepalive() -> dict[int, int]:
+    """Socket options as redis-py sets them; kombu would have it set none, which is two hours on Linux.
+
+    Flower sends nothing over the connection that it hears events on: where its server has forgotten it, nothing else
+    would tell.
+    """
+    return {getattr(socket, name): seconds for name, seconds in KEEPALIVE.items() if hasattr(socket, name)}
 
 
 def _tls(broker_url: str) -> dict[str, Any] | None:

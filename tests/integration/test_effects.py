@@ -375,6 +375,14 @@ def test_celery_gets_its_broker_url_and_visibility_timeout_seconds(settings_for:
     assert app.conf.broker_transport_options["visibility_timeout"] == 120
 
 
+def test_celery_asks_whether_its_server_is_still_there(settings_for: MakeSettings, redis_url: str) -> None:
+    app = configure(settings_for(), redis_url)
+    with app.connection() as connection, connection.channel() as channel, channel.conn_or_acquire() as client:
+        client.ping()
+        (used,) = client.connection_pool._available_connections
+        assert used._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
 def test_redis_server_says_which_program_is_started(
     settings_for: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
