@@ -11,11 +11,13 @@ import click
 from config.settings import Settings
 from scripts.main import settings_from
 from tasks import worker_reports as fleet
-from tasks.connection import connected, translated
+from tasks.connection import connect, locate, translated
 from tasks.errors import RedisUnavailableError
 
 #: Seconds that a dashboard may take to answer.
 ANSWER_SECONDS: Final = 5.0
+#: Seconds to wait for Redis, in each of two tries: an answer is due before the probe's own time is up.
+REDIS_SECONDS: Final = 3.0
 #: Addresses that mean all of them, and where such a server is reached from here.
 ALL: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared with, not bound to
 ANSWERS: Final = frozenset({200, 401})
@@ -55,7 +57,8 @@ def dashboard_answers(settings: Settings) -> bool:
 def reports_of_this_host(settings: Settings, role: str) -> bool:
     """Whether a process of this role that runs here has a report in Redis; one expires after 15 s."""
     host = socket.gethostname()
-    with connected(settings) as redis, translated(redis):
+    timeout = min(REDIS_SECONDS, settings.redis.socket_timeout_seconds)
+    with connect(locate(settings), socket_timeout_seconds=timeout) as redis, translated(redis):
         if role == "worker":
             pids = [report.pid for report in fleet.workers(redis).values() if report.host == host]
         else:

@@ -64,6 +64,18 @@ def test_while_redis_is_away_nothing_is_known(role: str, health: Any, monkeypatc
     assert said.output.startswith("not known: Redis at redis://127.0.0.1:1/1 cannot be reached")
 
 
+def test_a_redis_that_never_answers_is_left_before_the_probe_is_over(
+    health: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.health.REDIS_SECONDS", 0.2)
+    monkeypatch.setenv("THEMES_REDIS__SOCKET_TIMEOUT_SECONDS", "600")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{silent.getsockname()[1]}/1")
+        said = health("worker")
+    assert said.return_value == 0
+    assert "does not answer in time" in said.output
+
+
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (401, 0), (500, 1), (404, 1)])
 def test_a_dashboard_answers_be_it_with_a_question_for_the_password(
     status: int, code: int, health: Any, monkeypatch: pytest.MonkeyPatch

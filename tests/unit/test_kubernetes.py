@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from config.settings import KNOWN_VARIABLES, OTHER_VARIABLES, Settings, known_keys, load
+from scripts.health import REDIS_SECONDS
 from scripts.lib.supervisor import STOP_MARGIN_SECONDS
 from scripts.main import VERBS, cli
 from tests.support.kustomize import DEPLOY, Object, config_maps, environment, normal, pod_of, render
@@ -151,6 +152,8 @@ def test_the_settings_of_every_container_are_ours_and_can_be_loaded(overlay: str
         assert role in VERBS
         roles.add(role)
         for probe in ("startupProbe", "livenessProbe"):
+            # Redis is tried twice; the rest is for the start of the command.
+            assert container[probe]["timeoutSeconds"] >= 2 * REDIS_SECONDS + 3
             _, verb, *rest = container[probe]["exec"]["command"]
             health = cli.get_command(click.Context(cli), verb)
             assert health is not None
