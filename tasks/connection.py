@@ -34,6 +34,7 @@ from redis.retry import Retry
 
 from config.sections import PerformanceSettings
 from config.settings import Settings
+from tasks import tls
 from tasks.errors import ConfigError, RedisUnavailableError
 from tasks.quick_redis import quick
 from tasks.state_dir import check_private, elsewhere
@@ -246,22 +247,21 @@ def translated(client: Redis) -> Iterator[None]:
             f"Redis at {place} does not let this user do what is needed ({_said(exc)}): {_acl_command(client)}"
         ) from exc
     except RedisTimeoutError as exc:
-        raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_start(place)}") from exc
+        raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_mend(client, exc)}") from exc
     except InvalidResponse as exc:
         raise _no_redis(client, f" ({_said(exc)})") from exc
     except (RedisConnectionError, UnicodeError, socket.gaierror) as exc:
         if "max number of clients" in str(exc):
             raise RedisUnavailableError(f"Redis at {place} has no connection left: {_MORE_CLIENTS}") from exc
-        raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_start(place, exc)}") from exc
+        raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_mend(client, exc)}") from exc
     except ResponseError as exc:
         raise RedisUnavailableError(f"Redis at {place} {_refused(exc)}") from exc
 
 
-def _start(place: str, exc: Exception | None = None) -> str:
+def _mend(client: Redis, exc: BaseException) -> str:
     """How to have a Redis that can be used; where the default was asked, stacks that run elsewhere are named."""
-    if "CERTIFICATE_VERIFY_FAILED" in str(exc):
-        return "put the file of its authority into REDIS_URL, rediss://host:port/1?ssl_ca_certs=FILE"
-    return elsewhere(_START) if place == PerformanceSettings().redis_url else _START
+    otherwise = elsewhere(_START) if place_of(client) == PerformanceSettings().redis_url else _START
+    return tls.mend(client.connection_pool, exc) or otherwise
 
 
 def _channels(client: Redis) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,6 +77,20 @@ def test_a_certificate_for_another_address_is_refused(engine: Engine, tls: Serve
         ran = engine.run("status", REDIS_URL=url)
     assert ran.returncode == 2
     assert "certificate verify failed" in ran.stderr
+
+
+def test_what_has_no_tls_or_no_authority_has_the_mend_for_that(engine: Engine, tls: Server) -> None:
+    mends = {
+        tls.url.replace("rediss://", "redis://"): "it speaks TLS: write rediss:// in REDIS_URL",
+        f"{tls.url}?ssl_ca_certs=/nowhere.crt": "REDIS_URL names a file that is not there, /nowhere.crt",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mends[f"rediss://127.0.0.1:{silent.getsockname()[1]}/1"] = "it may not speak TLS: write redis:// in REDIS_URL"
+        for url, mend in mends.items():
+            ran = engine.run("status", REDIS_URL=url, THEMES_REDIS__SOCKET_TIMEOUT_SECONDS="1")
+            assert ran.returncode == 2
+            assert ran.stderr.endswith(f": {mend}\n"), ran.stderr
+            assert len(ran.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
