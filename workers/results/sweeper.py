@@ -24,6 +24,7 @@ from tasks.jobs import registry as jobs
 from tasks.jobs.events import current_status
 from tasks.queue.ledger import Ledger
 from tasks.queue.producer import broker_of, publish
+from workers.process.outage import Outage
 from workers.results.leftovers import Leftovers
 from workers.results.lost import LostFinder, Missing
 from workers.results.webhook import PauseNotices
@@ -73,12 +74,19 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep until cancelled; Redis away is waited for."""
+        outage = Outage(
+            log,
+            lost="action=sweep_missed Redis does not answer: %s",
+            back="action=sweep_back Redis answers, chunks without a worker are looked for again",
+        )
         while True:
             try:
                 await self.sweep()
                 await self._leftovers.tidy()
             except (RedisError, OSError) as exc:
-                log.warning("action=sweep_missed Redis does not answer: %s", exc)
+                outage.begin(exc)
+            else:
+                outage.end()
             await asyncio.sleep(self._interval)
 
     async def sweep(self) -> int:

@@ -41,6 +41,7 @@ from workers.observe.call_file import FOLDER
 from workers.observe.call_journal import CallJournal
 from workers.observe.collector import calm_collector
 from workers.observe.profiler import PerformanceProfiler
+from workers.process.outage import Outage
 from workers.process.shutdown import end_tasks
 from workers.process.subscription import listen
 from workers.results.journal import replay_journals
@@ -319,11 +320,18 @@ class Runtime:
 
     async def _renew(self, chunks: ChunkRunner) -> None:
         """Renew the leases of what is held, for as long as this process lives."""
+        outage = Outage(
+            log,
+            lost="action=heartbeat_missed Redis does not answer: %s",
+            back="action=heartbeat_back Redis answers, leases are renewed again",
+        )
         while True:
             try:
                 await chunks.renew()
             except (RedisError, OSError) as exc:
-                log.warning("action=heartbeat_missed Redis does not answer: %s", exc)
+                outage.begin(exc)
+            else:
+                outage.end()
             await asyncio.sleep(self._settings.work.heartbeat_seconds)
 
     async def _listen(self, redis: Redis, chunks: ChunkRunner) -> None:

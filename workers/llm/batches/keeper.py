@@ -19,6 +19,7 @@ from tasks.jobs.batches import Batch
 from workers.llm.batches.course import WANTED, Course, Stops
 from workers.llm.batches.questions import BatchStore, Ending, JobState, LeaseLostError, split_shelf
 from workers.llm.cache.memory import MIB
+from workers.process.outage import Outage
 from workers.process.retry import wait_at_most
 from workers.process.shutdown import end_tasks
 
@@ -70,6 +71,11 @@ class BatchKeeper:
         self._courses: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, Stops] = {}
         self._is_keeper = False
+        self._outage = Outage(
+            log,
+            lost="action=batches_wait batches cannot be looked after now: %s",
+            back="action=batches_kept batches are looked after again",
+        )
         #: When its turn began, and how many shelves and batches are for it, or for others alone.
         self._since = 0.0
         self._own = self._others = 0
@@ -102,16 +108,18 @@ class BatchKeeper:
             was_keeper, self._is_keeper = self._is_keeper, await self._store.hold()
             if not self._is_keeper:
                 await self._let_go()
+                self._outage.end()
                 return self._settings.work.lease_seconds / LOOKS_PER_LEASE
             if not was_keeper:
                 self._since = time.monotonic()
             await self._tend(await self._store.jobs())
             await self._store.wake()
             await self._take_turns()
+            self._outage.end()
         except LeaseLostError:
             await self._let_go()
         except (RedisError, OSError, ThemesError) as exc:
-            log.warning("action=batches_wait batches cannot be looked after now: %s", exc)
+            self._outage.begin(exc)
         return min(LOOK_SECONDS if self._stops else IDLE_SECONDS, self._settings.llm.batch_form_seconds)
 
     async def _take_turns(self) -> None:
