@@ -27,6 +27,7 @@ from tasks import keys
 from tasks.connection import text_of
 from tasks.lua import lua
 from workers.process.addresses import GuardedResolver, PrivateAddressError, check_literal, hosts_of
+from workers.process.outage import Outage
 from workers.results.webhook import Notice
 
 log = logging.getLogger("themes.webhook")
@@ -75,13 +76,21 @@ class WebhookSender:
 
     async def run(self) -> None:
         """Send what is due until cancelled; Redis away is waited for."""
+        outage = Outage(
+            log,
+            lost="action=webhook_missed Redis does not answer: %s",
+            back="action=webhook_back Redis answers, notices are posted again",
+        )
         while True:
             try:
-                if await self.send_one():
-                    continue
+                is_sent = await self.send_one()
             except (RedisError, OSError) as exc:
-                log.warning("action=webhook_missed Redis does not answer: %s", exc)
-            await asyncio.sleep(LOOK_SECONDS)
+                outage.begin(exc)
+                is_sent = False
+            else:
+                outage.end()
+            if not is_sent:
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def send_one(self) -> bool:
         """Send the notice that is due first; False where none is."""
