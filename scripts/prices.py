@@ -36,7 +36,7 @@ def command(models: tuple[str, ...], endpoint: str | None, *, as_json: bool) -> 
     if endpoint and endpoint not in settings.llm.endpoints:
         known = ", ".join(settings.llm.endpoints) or "none is set"
         raise ConfigError(f"--endpoint: no endpoint {endpoint!r} in llm.endpoints ({known})")
-    if not models and not (models := tuple(filter(None, models_asked(settings)))):
+    if not models and not (models := models_asked(settings)):
         raise click.UsageError("name a MODEL: llm.model is not set (THEMES_MODEL)")
     found = [
         (model, name, base_url, offer)

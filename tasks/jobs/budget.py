@@ -54,17 +54,18 @@ def state_of(fields: Mapping[str, str]) -> BudgetState | None:
     return BudgetState(whole(fields, LIMIT) / NANO, whole(fields, SPENT) / NANO, reserved / NANO)
 
 
-def models_asked(settings: Settings) -> tuple[str | None, ...]:
-    """Every model that a job's prompts may go to; None stands for one that is not set.
+def models_asked(settings: Settings) -> tuple[str, ...]:
+    """Every model that a job's prompts may go to, as far as it is set here.
 
-    A prompt file may name another: a worker that meets one without a price pauses the job.
+    A prompt file may name another, and workers may have other settings: one that meets a model without a price pauses
+    the job.
     """
-    return (settings.llm.model, *settings.llm.roles.values())
+    return tuple(filter(None, (settings.llm.model, *settings.llm.roles.values())))
 
 
 def unpriced(settings: Settings) -> list[str]:
     """Those of the models that may be asked whose price is not known. Raises ConfigError: of `llm.prices_file`."""
-    return PriceTable(settings.llm).unpriced(filter(None, models_asked(settings)))
+    return PriceTable(settings.llm).unpriced(models_asked(settings))
 
 
 def check(budget_usd: float, settings: Settings) -> None:
@@ -80,15 +81,11 @@ def check(budget_usd: float, settings: Settings) -> None:
 
 def check_prices(settings: Settings, option: str) -> None:
     """Refuse models without a price, without which no budget can be kept. Raises ConfigError, which names `option`."""
-    without = unpriced(settings)
-    for model in models_asked(settings):
-        if not model:
-            raise ConfigError(f"{option}: llm.model is not set here: export THEMES_MODEL=… as the workers have it")
-        if model in without:
-            raise ConfigError(
-                f"{option}: the model {model} has no price: add it to llm.prices "
-                f"(THEMES_LLM__PRICES='{{{model}: {{input_usd: 0.15, output_usd: 0.60}}}}', dollars per million tokens)"
-            )
+    for model in unpriced(settings):
+        raise ConfigError(
+            f"{option}: the model {model} has no price: add it to llm.prices "
+            f"(THEMES_LLM__PRICES='{{{model}: {{input_usd: 0.15, output_usd: 0.60}}}}', dollars per million tokens)"
+        )
 
 
 def dollars(usd: float) -> str:
