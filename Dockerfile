@@ -17,6 +17,7 @@ RUN pip install --require-hashes -r requirements.lock
 ARG EXTRAS=postgresql
 RUN for extra in ${EXTRAS}; do python scripts/extra "$extra"; done
 COPY README.md LICENSE ./
+COPY docs/man ./docs/man
 COPY config ./config
 COPY tasks ./tasks
 COPY workers ./workers

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,10 +92,23 @@ def test_the_wheel_has_every_file_of_its_packages_of_whatever_kind(packages: tup
     assert ours == {path for path in _in_git() if path.partition("/")[0] in PACKAGES}
     kinds = {Path(name).suffix for name in ours}
     assert kinds > {".lua", ".md", ".html", ".css", ".js", ".yaml", ".csv", ".b64", ".typed"}
-    # Beside the packages it puts nothing into the environment.
-    assert {name.partition("/")[0] for name in names - ours} == {
-        f"smart_destination_themes-{PROJECT['version']}.dist-info"
-    }
+    # Beside the packages it puts nothing but the manual page into the environment.
+    distribution = f"smart_destination_themes-{PROJECT['version']}"
+    beside = {name for name in names - ours if not name.startswith(f"{distribution}.dist-info/")}
+    assert beside == {f"{distribution}.data/data/share/man/man1/themes.1"}
+
+
+def test_what_the_image_copies_makes_the_same_wheel(packages: tuple[Path, Path], tmp_path: Path) -> None:
+    for line in re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
+        for source in line.split()[:-1]:
+            (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, tmp_path / source, dirs_exist_ok=True)
+            else:
+                shutil.copy(ROOT / source, tmp_path / source)
+    (tmp_path / "dist").mkdir()
+    made, released = (zipfile.ZipFile(one) for one in (_built("wheel", tmp_path, tmp_path / "dist"), packages[1]))
+    assert {name for name in made.namelist() if "__pycache__" not in name} == set(released.namelist())
 
 
 @contextmanager
@@ -123,6 +137,7 @@ def test_the_installed_wheel_does_a_job_and_makes_its_report(installed: Path, en
 
     assert run("--version") == f"themes, version {PROJECT['version']}\n"
     assert "sandbox-llm" in run("--help")
+    assert (installed.parent / "share" / "man" / "man1" / "themes.1").is_file()
     where = _ran(installed / "python", "-c", "import workers; print(workers.__file__)", cwd=tmp_path, env=engine.env)
     assert Path(where).is_relative_to(installed.parent)
     (tmp_path / "places.csv").write_text("name,country\nKyoto,Japan\nPorto,Portugal\n")
