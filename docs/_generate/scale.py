@@ -1,4 +1,4 @@
-"""Write docs/explanation/scale.md, of the record of figures: what a hundred million destinations need.
+"""Write docs/explanation/scale.md and docs/guide/capacity.md, of the record of figures: what many destinations need.
 
 python docs/_generate/scale.py
 """
@@ -15,6 +15,15 @@ PAGE: Final = Path(__file__).parents[1] / "explanation" / "scale.md"
 TEMPLATE: Final = Path(__file__).with_name("scale.txt")
 DESTINATIONS: Final = 10**8
 DAYS: Final = 30
+GUIDE: Final = Path(__file__).parents[1] / "guide" / "capacity.md"
+GUIDE_TEMPLATE: Final = Path(__file__).with_name("capacity.txt")
+#: The guide's example.
+EXAMPLE_DESTINATIONS: Final = 10**5
+EXAMPLE_HOURS: Final = 8
+#: Tokens of a destination by the sandbox's estimate, prompts and completions.
+TOKENS: Final = 14_100
+#: Connections to Redis at most: of a worker, and of consumer and dashboard (tests/e2e/test_connections.py).
+REDIS_CONNECTIONS, OTHER_CONNECTIONS = 25, 35
 CALLS: Final = 16
 #: Seconds of an answer, days that the cache keeps one, connections and lanes of a worker: the settings as shipped.
 ANSWER_SECONDS, CACHE_DAYS, CONNECTIONS = 2.0, 7, 15
@@ -61,22 +70,40 @@ class Measured:
 def page(record: Record) -> str:
     """The whole page; empty where nothing was measured."""
     m = Measured(record)
-    return TEMPLATE.read_text("utf-8").format_map(_values(m)) if m.is_whole else ""
+    return TEMPLATE.read_text("utf-8").format_map(_values(m, DESTINATIONS, DAYS)) if m.is_whole else ""
 
 
-def _values(m: Measured) -> dict[str, str]:
+def guide(record: Record) -> str:
+    """The guide to capacity; empty where nothing was measured."""
+    m = Measured(record)
+    values = _values(m, EXAMPLE_DESTINATIONS, EXAMPLE_HOURS / 24) if m.is_whole else None
+    return GUIDE_TEMPLATE.read_text("utf-8").format_map(values) if values else ""
+
+
+def _values(m: Measured, destinations: int, days: float) -> dict[str, str]:
     """What the page says, by its place in the template."""
-    rate = DESTINATIONS / DAYS / 86_400
+    rate = destinations / days / 86_400
     cpu = {role: m.full[f"CPU a destination, {role}"].median / 1e3 for role in ROLES}
     in_flight = rate * CALLS * ANSWER_SECONDS
     database, kept = (m.full[f"{place}, a destination"].median * 1e3 for place in ("the database", "Redis keeps"))
+    processes = math.ceil(in_flight / CONNECTIONS)
+    worker, consumer = (m.full[f"memory at most, {role}"].median * 1e6 for role in ("worker", "consumer"))
     most_redis, most_consumer = (BUSY / cpu[role] for role in ("Redis", "consumer"))
     return {
         "growth": "\n".join(m.growth()),
-        "days": str(DAYS),
+        "days": f"{days:g}",
+        "hours": f"{days * 24:g}",
+        "requests_minute": f"{rate * CALLS * 60:,.0f}",
+        "tokens_minute": f"{rate * TOKENS * 60:,.0f}",
+        "worker_memory": _bytes(worker),
+        "consumer_memory": _bytes(consumer),
+        "workers_memory": _bytes(worker * processes),
+        "redis_connections": str(processes * REDIS_CONNECTIONS + OTHER_CONNECTIONS),
+        "all_kept": _bytes(kept * destinations),
+        "redis_memory": _bytes((kept + m.waiting_bytes) * destinations),
         "cache_days": str(CACHE_DAYS),
         "calls": str(CALLS),
-        "destinations": f"{DESTINATIONS:,}",
+        "destinations": f"{destinations:,}",
         "answer_seconds": f"{ANSWER_SECONDS:g}",
         "connections": str(CONNECTIONS),
         "busy": f"{BUSY:.0%}",
@@ -89,15 +116,15 @@ def _values(m: Measured) -> dict[str, str]:
         "rate": shown(rate),
         "call_rate": shown(rate * CALLS),
         "in_flight": f"{in_flight:,.0f}",
-        "processes": str(math.ceil(in_flight / CONNECTIONS)),
+        "processes": str(processes),
         "worker_cores": shown(cpu["worker"] * rate / BUSY),
         "redis_share": f"{cpu['Redis'] * rate:.0%}",
         "consumer_share": f"{cpu['consumer'] * rate:.0%}",
         "waiting_bytes": _bytes(m.waiting_bytes),
-        "waiting": _bytes(m.waiting_bytes * DESTINATIONS),
+        "waiting": _bytes(m.waiting_bytes * destinations),
         "cache": _bytes(kept * rate * 86_400 * CACHE_DAYS),
         "cache_day": _bytes(kept * rate * 86_400),
-        "database": _bytes(database * DESTINATIONS),
+        "database": _bytes(database * destinations),
         "most_consumer": shown(most_consumer),
         "consumer_times": shown(most_consumer / rate),
         "most_redis": shown(most_redis),
@@ -119,3 +146,4 @@ def _bytes(size: float) -> str:
 if __name__ == "__main__":
     if made := page(read(FIGURES)):
         PAGE.write_text(made)
+        GUIDE.write_text(guide(read(FIGURES)))

@@ -53,6 +53,11 @@ def test_the_page_of_scale_is_what_the_record_makes_of_it() -> None:
     assert made == (scale.PAGE.read_text() if scale.PAGE.exists() else ""), "python docs/_generate/scale.py"
 
 
+def test_the_guide_to_capacity_is_what_the_record_makes_of_it() -> None:
+    made = scale.guide(record.read(scale.FIGURES))
+    assert made == (scale.GUIDE.read_text() if scale.GUIDE.exists() else ""), "python docs/_generate/scale.py"
+
+
 def test_what_more_destinations_need_follows_from_the_figures() -> None:
     def figures(case: str, *, redis_ms: float) -> list[Figure]:
         roles = {"worker": 20.0, "consumer": 5.0, "Redis": redis_ms, "producer": 1.0}
@@ -68,11 +73,15 @@ def test_what_more_destinations_need_follows_from_the_figures() -> None:
         "test_scale.py::test_scale_of_full_destinations": Case("then", figures("100 destinations", redis_ms=2.0)),
     }
     assert scale.page(Record([_run("then")], cases)) == "", "nothing is made up"
-    page = scale.page(Record([_run("then")], cases | {"test_hot_path.py::test_a": Case("then", [waiting])}))
+    whole = Record([_run("then")], cases | {"test_hot_path.py::test_a": Case("then", [waiting])})
+    page = scale.page(whole)
     assert "| CPU a destination, Redis, ms | 9 |" in page
     assert "| Redis, part of a core | 2 ms * destinations a second | 8% |" in page
     assert "| memory of Redis for what waits | 50 bytes * 100,000,000 | 5 GB |" in page
     assert "| the database | 20 KB * 100,000,000 | 2 TB |" in page
+    guide = scale.guide(whole)
+    assert "| memory of Redis | 5 MB that wait + 2 GB of the cache | 2 GB |" in guide
+    assert "| memory of all workers | 8 * 80 MB | 640 MB |" in guide
 
 
 def test_the_measured_lines_of_the_readme_are_what_the_record_makes_of_them() -> None:
