@@ -167,9 +167,10 @@ class Forks:
         #: The network namespace and name of the host that children run on; empty: this one.
         self._host: tuple[str, ...] = ()
         self._folder = tempfile.TemporaryDirectory(prefix="forks-")
-        self._socket = f"{self._folder.name}/s"
+        #: Where a message asks for a child.
+        self.socket = f"{self._folder.name}/s"
         env = {key: value for key, value in os.environ.items() if not key.startswith(("THEMES_", "OPENAI_"))}
-        command = [sys.executable, "-m", "tests.support.forks", self._socket]
+        command = [sys.executable, "-m", "tests.support.forks", self.socket]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=Path(__file__).parents[2]
         )
@@ -218,7 +219,7 @@ class Forks:
         self, arguments: Sequence[str], env: Mapping[str, str], module: str, streams: Sequence[IO[Any] | int]
     ) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._socket)
+        connection.connect(self.socket)
         place = {"module": module, "cwd": str(Path.cwd()), "host": self._host}
         order = json.dumps({"arguments": arguments, "env": dict(env), **place}).encode()
         handles = array.array("i", [one if isinstance(one, int) else one.fileno() for one in streams])
