@@ -242,7 +242,7 @@ async def test_a_sound_database_is_written_and_left_as_it_was(look: Look, databa
 async def test_a_database_of_a_newer_version(look: Look, database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as found, found:
         found.execute("UPDATE alembic_version SET version_num = ?", (f"{SCHEMA_VERSION + 1:04d}",))
-    _is_said(look("database", **_at(database))["database schema"], f"version {SCHEMA_VERSION + 1}", "pip install")
+    _is_said(look("database", **_at(database))["database schema"], f"version {SCHEMA_VERSION + 1}", "upgrading.md")
 
 
 async def test_a_reader_that_keeps_the_log_from_being_copied_is_named(

@@ -136,7 +136,7 @@ def _log(path: Path, connection: sqlite3.Connection) -> Check:
 def _judged(place: str, version: int, *, is_empty: bool) -> Check:
     name, found = "database schema", f"version {version}, this program's is {SCHEMA_VERSION}"
     if version > SCHEMA_VERSION:
-        fix = "upgrade: `pip install --upgrade themes` (the newer one made this), or set DATABASE_URL to another"
+        fix = "take the newer version, which made this (docs/guide/upgrading.md), or set DATABASE_URL to another"
         return Check(name, ok=False, found=f"{place}: {found}", fix=fix)
     if is_empty:
         return Check(name, ok=True, found="empty: `themes consumer` makes its tables")
