@@ -21,7 +21,7 @@ from tests.support.forks import Forks
 from tests.support.guides import GUIDES, OWN_TERMINAL, ROOT, Command, Shell, made_clone
 from tests.support.postgresql import binaries
 
-#: Guides without a command, or whose commands need what is not here; tests/unit/test_docs.py holds them against what is.
+#: Guides without a command, or whose commands need what is not here; tests/unit/test_docs.py looks at them.
 NOT_RUN = {"dashboard", "traces", "web-evidence", "why-is-it-slow"}
 #: Guides that say JOB, of which any job with any file does.
 OF_A_JOB = ("fields", "report", "running-without-redis", "tuning")

@@ -49,6 +49,11 @@ def test_every_link_leads_somewhere(name: str) -> None:
         assert (folder / target).exists(), target
 
 
+def test_the_table_of_documents_has_every_page() -> None:
+    pages = {name.removeprefix("docs/") for name in TEXTS if name.count("/") == 2}
+    assert pages == set(re.findall(r"\]\(([^)#]+)\)", TEXTS["docs/README.md"]))
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_file_and_script_named_in_the_documents_exists(name: str) -> None:
     for path in re.findall(r"`((?:config|tasks|workers|scripts|tests)/[\w./-]+\w)`", TEXTS[name]):
