@@ -167,7 +167,6 @@ def test_a_paused_job_can_be_cancelled(priced: Engine) -> None:
         (["--budget", "0"], {}, "above 0"),
         (["--budget", "nan"], {}, "above 0"),
         (["--budget", "1"], {"THEMES_LLM__PRICES": "{}"}, "llm.prices"),
-        (["--budget", "1"], {"THEMES_MODEL": ""}, "THEMES_MODEL"),
     ],
 )
 def test_a_budget_that_cannot_be_kept_is_refused_in_one_line(

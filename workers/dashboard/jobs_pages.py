@@ -64,7 +64,12 @@ class Site:
             return _status_of(row), False
 
     async def verdict(self, status: JobStatus, *, is_known: bool) -> str:
-        """What limits a job, or limited it; nothing where that cannot be read. A Redis that is away passes through."""
+        """What limits a job, or limited it; nothing where that cannot be read. A Redis that is away passes through.
+
+        Why a job is paused its page says anyway.
+        """
+        if status.paused:
+            return ""
         try:
             if is_known and not status.is_final:
                 return (await self._verdicts.live(status)).words
