@@ -7,12 +7,12 @@ import msgspec
 
 from scripts.lib.terminal import NO_PRICE
 from scripts.main import settings_from
-from tasks.connection import masked
 from tasks.errors import ConfigError
 from tasks.jobs.budget import models_asked
 from tasks.prices.rates import Offer, Rate, Rates
 from tasks.prices.shapes import Constraint
 from tasks.prices.table import PriceTable
+from tasks.redis_url import masked
 
 #: Kinds of tokens, what people call them, and the kind whose price they have where they have none of their own.
 KINDS: Final = (

@@ -14,7 +14,7 @@ from scripts.lib.processes import Interrupted, interruptible
 from scripts.lib.stack import REDIS_URL, WATCH_SECONDS, Stack, database_place, stack
 from scripts.lib.terminal import say
 from scripts.main import settings_from
-from tasks.connection import masked
+from tasks.redis_url import masked
 from workers.llm.endpoints.registry import endpoints
 
 #: Worker processes without `--workers`, at most.

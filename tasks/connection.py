@@ -4,7 +4,6 @@ Every refusal is one clear line that names the place, with the password masked, 
 """
 
 import contextlib
-import re
 import secrets
 import socket
 import time
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
-from urllib.parse import parse_qsl, urlsplit
 
 import redis.asyncio
 from redis import Redis
@@ -37,6 +35,7 @@ from config.settings import Settings
 from tasks import tls
 from tasks.errors import ConfigError, RedisUnavailableError
 from tasks.quick_redis import quick
+from tasks.redis_url import RedisUrl, masked, parsed
 from tasks.state_dir import check_private, elsewhere
 
 #: Where a private Redis leaves its address, in the state directory.
@@ -50,18 +49,6 @@ RETRIES: Final = 1
 HEALTH_SECONDS: Final = 30
 #: Seconds that a server which is loading its data is waited for.
 LOADING_SECONDS: Final = 60.0
-#: Parameters of a URL whose values are secret.
-_HIDDEN_PARAMETERS: Final = "password|(?:api|access)?[-_]?key|(?:access_)?token|secret|sig|code"
-#: What a URL may hide, and what is shown instead.
-_SECRETS: Final = (
-    (re.compile(r"(://[^:@/]*):.*@", re.DOTALL), r"\1:***@"),
-    # No host in sight: what stands where a port should may be the password.
-    (re.compile(r"(://(?![^/]*@)[^:@/?#\[]*):(?!\d*(?:[/?#]|$))[^/]*"), r"\1:***"),
-    (re.compile(rf"([?&](?:{_HIDDEN_PARAMETERS})=)[^&#]*", re.IGNORECASE), r"\1***"),
-)
-#: How Celery spells what redis-py calls none, optional and required.
-_CERT_REQS: Final = re.compile(r"([?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)(?=&|#|$)", re.IGNORECASE)
-_EXPECTED: Final = "redis://[:password@]host:port/db (or rediss://)"
 _MORE_CLIENTS: Final = (
     "raise its maxclients (`redis-cli CONFIG SET maxclients 1000`): docs/explanation/reliability.md has what each role "
     "needs"
@@ -78,17 +65,6 @@ class ServerFacts:
     used_memory_bytes: int
     max_memory_bytes: int
     is_persistent: bool
-
-
-def masked(url: str) -> str:
-    """A URL without its password, however malformed it is: people forget to encode a `/` or an `@` in it."""
-    for secret, replacement in _SECRETS:
-        url = secret.sub(replacement, url)
-    return url
-
-
-def secret_values(query: str) -> list[str]:
-    return [value for name, value in parse_qsl(query) if re.fullmatch(_HIDDEN_PARAMETERS, name, re.IGNORECASE)]
 
 
 def locate(settings: Settings) -> str:
@@ -137,10 +113,11 @@ def connect(url: str, *, socket_timeout_seconds: float) -> Redis:
     Raises:
         ConfigError: the URL is malformed.
     """
-    _check_url(url)
+    target = parsed(url)
     retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
     try:
-        client = Redis.from_url(_for_redis_py(url), retry=retry, **_options(socket_timeout_seconds))
+        client = Redis.from_url(target.text, retry=retry, **_options(socket_timeout_seconds))
+        _follow(client, target)
         # An option that no connection knows comes to light when one is made, which redis-py does at the first command.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     except (TypeError, ValueError) as exc:
@@ -173,12 +150,18 @@ def connect_async(url: str, *, socket_timeout_seconds: float) -> redis.asyncio.R
     connect(url, socket_timeout_seconds=socket_timeout_seconds).close()
     retry = CountedRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES)
     options = _options(socket_timeout_seconds)
-    return quick(redis.asyncio.Redis.from_url(_for_redis_py(url), retry=retry, **options))
+    target = parsed(url)
+    client = redis.asyncio.Redis.from_url(target.text, retry=retry, **options)
+    _follow(client, target)
+    return quick(client)
 
 
-def _for_redis_py(url: str) -> str:
-    """The URL with TLS options as redis-py spells them; Celery takes both spellings."""
-    return _CERT_REQS.sub(lambda match: match[1] + match[2].lower(), url)
+def _follow(client: Redis | redis.asyncio.Redis, target: RedisUrl) -> None:
+    if target.sentinels:
+        # Late: most have no Sentinel.
+        from tasks.sentinel import follow
+
+        follow(client.connection_pool, target)
 
 
 def _options(socket_timeout_seconds: float) -> dict[str, Any]:
@@ -192,31 +175,6 @@ def _options(socket_timeout_seconds: float) -> dict[str, Any]:
     }
 
 
-def _check_url(url: str) -> None:
-    """Refuse what redis-py would misread in silence (`/abc` as database 0) or report with the password in it."""
-    if not url.startswith(("redis://", "rediss://")):
-        # A unix socket has another URL in Celery, so one setting cannot name it for both.
-        raise ConfigError(f"redis_url: expected {_EXPECTED}, got {masked(url)!r}")
-    path = _path_of(url)
-    if path is None:
-        # Without the reason in the library's words, which quote a piece of the password and nothing chained that does.
-        raise ConfigError(
-            f"redis_url: {masked(url)!r} is not valid: expected {_EXPECTED}; in a password, write / ? # @ : % as "
-            "%2F %3F %23 %40 %3A %25"
-        )
-    if not re.fullmatch(r"/?[0-9]{0,5}", path):
-        raise ConfigError(f"redis_url: {masked(url)!r} is not valid: its database must be a number, as in {_EXPECTED}")
-
-
-def _path_of(url: str) -> str | None:
-    """The path of a URL whose host and port can be read; None otherwise."""
-    try:
-        parts = urlsplit(url)
-        return parts.path if parts.port != 0 else None
-    except ValueError:
-        return None
-
-
 def text_of(value: object) -> str:
     """A key or member that redis-py's types call bytes or str: ours come as bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -225,8 +183,11 @@ def text_of(value: object) -> str:
 def place_of(client: Redis) -> str:
     """Where a client connects to, for people: redis://host:port/db."""
     options = client.connection_pool.connection_kwargs
-    scheme = "rediss" if issubclass(client.connection_pool.connection_class, SSLConnection) else "redis"
-    return f"{scheme}://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0)}"
+    is_tls, database = issubclass(client.connection_pool.connection_class, SSLConnection), options.get("db", 0)
+    if "sentinels" in options:
+        hosts = ",".join(f"{host}:{port}" for host, port in options["sentinels"])
+        return f"{'rediss-' * is_tls}sentinel://{hosts}/{database}?master={options['master']}"
+    return f"redis{'s' * is_tls}://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{database}"
 
 
 @contextlib.contextmanager

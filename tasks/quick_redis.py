@@ -40,17 +40,17 @@ class _Quick:
         await super().send_packed_command(command, check_health=check_health)  # type: ignore[misc]
 
 
-class _Connection(_Quick, redis.asyncio.Connection):
+class QuickConnection(_Quick, redis.asyncio.Connection):
     """Over TCP."""
 
 
-class _SslConnection(_Quick, redis.asyncio.SSLConnection):
+class QuickSslConnection(_Quick, redis.asyncio.SSLConnection):
     """Over TLS."""
 
 
 _KINDS: Final[dict[type, type[redis.asyncio.Connection]]] = {
-    redis.asyncio.Connection: _Connection,
-    redis.asyncio.SSLConnection: _SslConnection,
+    redis.asyncio.Connection: QuickConnection,
+    redis.asyncio.SSLConnection: QuickSslConnection,
 }
 
 

@@ -25,8 +25,12 @@ log = logging.getLogger("themes.worker")
 
 #: Exit code of a worker whose configuration is wrong.
 EX_CONFIG: Final = 2
-#: Takes what is garbage out of the queue, and survives it.
-TRANSPORT: Final = "workers.worker.transport:Transport"
+#: Takes what is garbage out of the queue, and survives it; by the scheme of the broker's URL.
+TRANSPORTS: Final = {
+    "redis": "workers.worker.transport:Transport",
+    "rediss": "workers.worker.transport:Transport",
+    "sentinel": "workers.worker.sentinel_transport:Transport",
+}
 
 
 class RuntimeStep(bootsteps.StartStopStep):
@@ -38,7 +42,7 @@ class RuntimeStep(bootsteps.StartStopStep):
         super().__init__(parent, **kwargs)
         from workers.worker.transport import Connection
 
-        parent.app.conf.broker_transport = TRANSPORT
+        parent.app.conf.broker_transport = TRANSPORTS[parent.app.conf.broker_url.partition(":")[0]]
         parent.app.amqp.Connection = Connection
         self._runtime: Any = None
         self._watch: Any = None

@@ -17,8 +17,9 @@ from redis import Redis, RedisError
 from redis.exceptions import BusyLoadingError
 
 from scripts.lib.processes import die_with_parent, lock_with_pid, stop, undisturbed
-from tasks.connection import ADDRESS_FILE, OLDEST, masked, private_url
+from tasks.connection import ADDRESS_FILE, OLDEST, private_url
 from tasks.errors import RedisUnavailableError
+from tasks.redis_url import masked
 from tasks.state_dir import make_private, writing_in
 
 #: Seconds that a starting server may be silent; one that says it is loading its data is waited for.

@@ -22,8 +22,9 @@ from scripts.lib.processes import lock_with_pid, spawn, stop, themes, undisturbe
 from scripts.lib.terminal import say
 from tasks import logs
 from tasks import worker_reports as fleet
-from tasks.connection import check_enabled, connect, masked
+from tasks.connection import check_enabled, connect
 from tasks.errors import ConfigError, RedisUnavailableError, ThemesError
+from tasks.redis_url import masked
 from tasks.state_dir import UP_LOCK, writing_in
 from tasks.texts import duration
 

@@ -14,6 +14,7 @@ from kombu.utils.url import parse_url
 
 from config.settings import Settings
 from tasks import keys
+from tasks.redis_url import parsed
 
 #: Seconds of silence after which the other end is asked whether it is there (macOS has another name for it), seconds
 #: between two such questions, and how many of them may go unanswered.
@@ -27,9 +28,17 @@ def configure(settings: Settings, broker_url: str) -> Celery:
 
     Called again with another broker, it forgets the connections to the first one.
     """
+    target = parsed(broker_url)
+    broker_url = target.text
+    if target.sentinels:
+        # Late: most have no Sentinel.
+        from tasks.queue.sentinel_broker import followed
+
+        broker_url = followed(target)
     if app.conf.broker_url not in {None, broker_url}:
         _forget_connections()
     app.conf.update(_configuration(settings, broker_url))
+    app.conf.broker_use_ssl = _tls(target.text)
     return app
 
 
@@ -49,7 +58,6 @@ def _forget_connections() -> None:
 def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
     return {
         "broker_url": broker_url,
-        "broker_use_ssl": _tls(broker_url),
         "broker_transport_options": {
             "global_keyprefix": keys.PREFIX,
             "priority_steps": list(keys.PRIORITIES),

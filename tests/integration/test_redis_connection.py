@@ -23,8 +23,9 @@ from redis import exceptions as redis_errors
 from config.settings import Settings
 from scripts.lib.local_redis import LocalRedis, find_binary, version_of
 from tasks import connection
-from tasks.connection import ADDRESS_FILE, OLDEST, check_server, connect, connect_async, locate, masked
+from tasks.connection import ADDRESS_FILE, OLDEST, check_server, connect, connect_async, locate
 from tasks.errors import ConfigError, RedisUnavailableError
+from tasks.redis_url import masked
 
 
 def _refusal(url: str) -> str:

@@ -11,6 +11,7 @@ import signal
 import socket
 from typing import Any, ClassVar, Final
 
+import flower.utils.broker
 from flower.app import Flower
 from flower.views.auth import LoginHandler
 from redis import RedisError
@@ -151,8 +152,19 @@ class Dashboard(Flower):
         super().log_request(handler)
 
 
+class SentinelBroker(flower.utils.broker.RedisBase):
+    """The broker's page by our client: Flower's asks one sentinel alone, and looks into database 0."""
+
+    def __init__(self, broker_url: str, **options: Any) -> None:
+        super().__init__(broker_url, **options)
+        settings = Dashboard.settings_of_themes
+        url, timeout = settings.celery.broker_url or Dashboard.redis_url, settings.redis.socket_timeout_seconds
+        self.redis = connect_async(url, socket_timeout_seconds=timeout)
+
+
 def install(settings: Settings, redis_url: str) -> None:
     Dashboard.settings_of_themes = settings
     Dashboard.redis_url = redis_url
+    flower.utils.broker.RedisSentinel = SentinelBroker
     # Fewer watchers than allowed are no reason not to start.
     ensure_descriptors("dashboard", dashboard_descriptors(settings), must=False)

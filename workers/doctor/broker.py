@@ -7,8 +7,9 @@ from typing import Any, Final
 from redis import Redis
 
 from config.settings import Settings
-from tasks.connection import check_rights, check_server, connect, locate, masked, place_of, server_info
+from tasks.connection import check_rights, check_server, connect, locate, place_of, server_info
 from tasks.errors import ThemesError
+from tasks.redis_url import masked
 from tasks.texts import duration
 from workers.doctor.check import Check, reached
 from workers.observe.format import size

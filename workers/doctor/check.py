@@ -11,7 +11,8 @@ from redis import Redis
 
 from config.errors import ThemesError
 from config.settings import Settings
-from tasks.connection import check_server, connect, locate, masked
+from tasks.connection import check_server, connect, locate
+from tasks.redis_url import masked
 
 CHECK_SECONDS: Final = 20.0
 #: Characters of an unforeseen error that are shown.

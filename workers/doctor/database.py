@@ -15,8 +15,8 @@ from typing import Final
 from sqlalchemy import make_url
 
 from config.settings import Settings
-from tasks.connection import masked
 from tasks.errors import DatabaseBusyError, DatabaseError
+from tasks.redis_url import masked
 from tasks.texts import duration
 from workers.doctor.check import Check
 from workers.observe.format import size

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from config.sections import LlmSettings
 from config.settings import Settings
-from tasks.connection import masked
 from tasks.errors import BadRequestError, ConfigError, EndpointAwayError, EndpointRefusedError, ThemesError
 from tasks.jobs.budget import unpriced
+from tasks.redis_url import masked
 from tasks.texts import count, duration
 from workers.doctor.check import Check, reached
 from workers.llm.endpoints.answers import AnswerSchema

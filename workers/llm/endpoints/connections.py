@@ -22,8 +22,8 @@ from aiohttp.helpers import basicauth_from_netrc, get_env_proxy_for_url, netrc_f
 from yarl import URL
 
 from config.sections import LlmSettings, PerformanceSettings
-from tasks.connection import secret_values
 from tasks.errors import ConfigError
+from tasks.redis_url import secret_values
 from workers.observe.profiler import SILENT, PerformanceProfiler
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from config.endpoints import EndpointSettings
 from config.sections import LlmSettings
 from config.values import Secret
-from tasks.connection import masked
 from tasks.errors import ConfigError
 from tasks.prices.table import OPENAI_BASE_URL
+from tasks.redis_url import masked
 
 #: The name of the endpoint that `llm.base_url` and `llm.api_key` describe.
 ONLY: Final = "llm"

@@ -7,7 +7,6 @@ from typing import Final
 
 import aiohttp
 
-from tasks.connection import masked
 from tasks.errors import (
     BadRequestError,
     EndpointAwayError,
@@ -18,6 +17,7 @@ from tasks.errors import (
     RejectedAnswerError,
     ThemesError,
 )
+from tasks.redis_url import masked
 from workers.llm.endpoints.error_body import ErrorBody
 from workers.llm.endpoints.faults import PLACE, Fault, Rule, fault_of
 from workers.llm.limits.headers import exhausted_seconds, retry_after_seconds, words_seconds
