@@ -20,7 +20,10 @@ from redis.connection import ConnectionPool, SSLConnection
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
     InvalidResponse,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     RedisError,
@@ -52,6 +55,10 @@ LOADING_SECONDS: Final = 60.0
 _MORE_CLIENTS: Final = (
     "raise its maxclients (`redis-cli CONFIG SET maxclients 1000`): docs/explanation/reliability.md has what each role "
     "needs"
+)
+_CLUSTER: Final = (
+    "is a cluster, whose nodes would each have some of the keys that a job's scripts change together: set REDIS_URL to "
+    'a Redis without cluster mode ("cluster mode disabled" where you rent it)'
 )
 _START: Final = "start one with `themes up`, or set REDIS_URL; `themes run FILE` does a job without Redis"
 
@@ -246,7 +253,8 @@ def check_rights(client: Redis) -> None:
     with translated(client), client.pipeline(transaction=False) as pipeline, client.pubsub() as channel:  # type: ignore[no-untyped-call]
         key = f"themes:probe:{secrets.token_hex(4)}"
         pipeline.set(key, "1", ex=5)
-        pipeline.eval("return redis.call('DEL', KEYS[1])", 1, key)
+        # Two keys: ours belong together, and a cluster, which may hide behind one address, has them apart.
+        pipeline.eval("return redis.call('DEL', KEYS[1], KEYS[2])", 2, key, f"{key}:2")
         pipeline.publish("themes:probe", "1")
         with contextlib.suppress(OutOfMemoryError):  # full is not forbidden; what fills it may be about to go
             pipeline.execute()
@@ -261,6 +269,8 @@ def _refused(exc: ResponseError) -> str:
     if "HELLO" in said:
         # The protocol of our client begins with HELLO, which came with Redis 6.
         return "is older than 6, 6.2 or newer is needed: upgrade it, or let `themes up` start one"
+    if isinstance(exc, ClusterCrossSlotError | ClusterDownError | MovedError):
+        return _CLUSTER
     if "DB index" in said:
         return "has no database of this number: end REDIS_URL in /0 or another that it has"
     return f"refuses: {said}"
@@ -297,7 +307,10 @@ def check_server(client: Redis) -> ServerFacts:
     if info.get("role") == "slave" and info.get("slave_read_only", 1):
         raise RedisUnavailableError(f"Redis at {place} is a read-only replica: set REDIS_URL to its master")
     if info.get("cluster_enabled"):
-        raise RedisUnavailableError(f"Redis at {place} is a cluster, which Celery's queues cannot use: set REDIS_URL")
+        raise RedisUnavailableError(f"Redis at {place} {_CLUSTER}")
+    with translated(client):
+        # The database has to be there too.
+        client.ping()
     return ServerFacts(
         version=version,
         policy=policy,
@@ -308,9 +321,12 @@ def check_server(client: Redis) -> ServerFacts:
 
 
 def _without_retries(client: Redis) -> Redis:
-    """The same client for one question: redis-py's retries multiply, so a frozen server would take four timeouts."""
+    """A client for one question: redis-py's retries multiply, so a frozen server would take four timeouts.
+
+    It asks in database 0, because a cluster that has no other one refuses to select it before it says what it is.
+    """
     pool = client.connection_pool
-    options = pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0)}
+    options = pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0), "db": 0}
     return Redis.from_pool(ConnectionPool(connection_class=pool.connection_class, **options))
 
 
@@ -330,7 +346,8 @@ def server_info(client: Redis) -> dict[str, Any]:
     with translated(client):
         try:
             info: dict[str, Any] = client.info()
-        except NoPermissionError:
+        except ResponseError:
+            # Forbidden, or a command of another name.
             info = _hello(client)
         except (ValueError, AttributeError, TypeError) as exc:
             # redis-py takes what it got for INFO apart, whatever it was.
@@ -347,7 +364,8 @@ def _no_redis(client: Redis, why: str = "") -> RedisUnavailableError:
 def _hello(client: Redis) -> dict[str, Any]:
     """What a server says of itself to every user, in the words of INFO."""
     said: Any = client.execute_command("HELLO")  # type: ignore[no-untyped-call]
-    facts = {text_of(name): value for name, value in dict(said).items()}
+    pairs = said.items() if isinstance(said, dict) else zip(said[::2], said[1::2], strict=True)
+    facts = {text_of(name): value for name, value in pairs}
     role, mode = text_of(facts.get("role", "master")), text_of(facts.get("mode", "standalone"))
     return {
         "redis_version": text_of(facts.get("version", "0")),
