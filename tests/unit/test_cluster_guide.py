@@ -14,6 +14,7 @@ from redis.exceptions import NoPermissionError
 
 from scripts.lib.local_redis import LocalRedis
 from scripts.main import VERBS
+from tasks.redis_url import parsed
 from tests.support.compose import ROOT, dotenv, read
 from tests.support.kustomize import DEPLOY, render
 from tests.support.redis_cli import redis_cli
@@ -70,6 +71,11 @@ def test_every_command_of_kubernetes_names_what_is_there() -> None:
         assert words[words.index("themes", words.index("--")) + 1] in VERBS
 
 
+def test_the_urls_of_redis_can_be_read() -> None:
+    urls = [parsed(line.removeprefix("REDIS_URL=")) for line in LINES if line.startswith("REDIS_URL=")]
+    assert [len(url.sentinels) for url in urls] == [0, 3]
+
+
 def test_a_user_is_made_on_a_running_server(tmp_path: Path) -> None:
     program = redis_cli()
     if program is None:
@@ -90,6 +96,6 @@ def test_a_user_is_made_on_a_running_server(tmp_path: Path) -> None:
 
 
 def test_every_line_of_code_is_one_that_is_tested_here() -> None:
-    tested = (*ELSEWHERE, "cp ", "mkdir ", "sed ", "redis-cli ", "REDIS_URL=rediss://", "REDIS=$(")
+    tested = (*ELSEWHERE, "cp ", "mkdir ", "sed ", "redis-cli ", "REDIS_URL=", "REDIS=$(")
     assert [line for line in LINES if not line.startswith(tested)] == []
     assert {path.name for path in (DEPLOY / "kubernetes/overlays").iterdir()} == {"try", "production"}
