@@ -65,7 +65,7 @@ def stats(job_id: str | None, *, as_json: bool) -> None:
 @command.command(epilog="Example: themes cache clear --yes")
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where standard input is no terminal.")
 def clear(*, yes: bool) -> int:
-    """Drop every cached completion and its counts; jobs and results stay. Workers keep what they hold in memory.
+    """Drop every cached completion and its counts, also in the memory of running workers; jobs and results stay.
 
     Asks first, on a terminal; exit 1 where the answer is no.
     """
@@ -86,6 +86,7 @@ def clear(*, yes: bool) -> int:
             redis.unlink(*page)
             dropped += len(_completions(page))
         redis.delete(keys.CACHE_STATISTICS)
+        redis.publish(keys.CONTROL, keys.CACHE_CLEARED)
     say(f"dropped {count(dropped, 'completion')}")
     return 0
 

@@ -53,7 +53,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:tuned | hash | settings changed on running workers: worker or *, key -> text | until `themes tune --reset` |
 | themes:webhooks | hash | notice id -> what is to be posted to `webhook.url` | until the server took it |
 | themes:webhooks:due | zset | notice id by the time of its next try (ms) | with it |
-| themes:control | channel | id of each job that was cancelled or paused | - |
+| themes:control | channel | id of each job that was cancelled or paused; `cache`: it was cleared | - |
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
 """
 
@@ -113,6 +113,8 @@ COOLDOWNS: Final = "themes:cooldowns"
 #: Settings that were changed on running workers. No TTL: a shared limit must hold for workers to come.
 TUNED: Final = "themes:tuned"
 CONTROL: Final = "themes:control"
+#: Said there when the cache was cleared.
+CACHE_CLEARED: Final = "cache"
 WEBHOOKS: Final = "themes:webhooks"
 WEBHOOKS_DUE: Final = "themes:webhooks:due"
 FLIGHTS: Final = "themes:flights"

@@ -313,3 +313,6 @@ def test_the_cache_can_be_looked_at_and_emptied_without_touching_anything_else(s
     empty = json.loads(stack.run("cache", "stats", "--json").stdout)
     assert (empty["entries"], empty["memory_hits"]) == (0, 0)
     assert stack.status(job_id)["done"] == 3
+    # The worker has forgotten them too: otherwise they would be in its memory alone, and paid for after its end.
+    third = stack.run("enqueue", _file(stack.folder, 3), "--wait").stdout.strip()
+    assert stack.status(third)["llm_calls"] == 48

@@ -29,7 +29,7 @@ def _shown() -> str:
 
 
 def test_the_manual_page_is_what_help_says() -> None:
-    # A process of its own: click keeps the first help option of a command, and other tests call some without their group.
+    # In a process of its own: click keeps the first help option of a command, and other tests call some by themselves.
     program = f"import runpy; print(runpy.run_path({str(ROOT / 'docs' / '_generate' / 'man.py')!r})['page'](), end='')"
     made = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert PAGE.read_text("utf-8") == made.stdout, "python docs/_generate/man.py"

@@ -338,6 +338,9 @@ class Runtime:
         """Look at a job as soon as it is cancelled or paused; the heartbeat looks at every job."""
 
         async def look(job_id: str) -> None:
+            if job_id == keys.CACHE_CLEARED and self._parts is not None:
+                self._parts.cache.memory.clear()
+                return
             await chunks.cancellations.look([job_id])
 
         await listen(

@@ -57,6 +57,10 @@ class MemoryTier:
         if packed is not None:
             self.size_bytes -= len(packed) + ENTRY_OVERHEAD_BYTES
 
+    def clear(self) -> None:
+        self._entries.clear()
+        self.size_bytes = 0
+
     def _shrink_to(self, max_bytes: int) -> None:
         while self.size_bytes > max_bytes and self._entries:
             _, packed = self._entries.popitem(last=False)
