@@ -7,7 +7,7 @@ import click
 from config.settings import Settings
 from scripts.lib.connections import connected
 from scripts.lib.extending import Extended, Extension, extend
-from scripts.lib.follow import follow_to_end
+from scripts.lib.follow import follow_to_end, last_event_id
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.stored import job_in_database
 from scripts.lib.terminal import say, say_unpriced
@@ -29,7 +29,7 @@ def command(job: str, *, fields: str, budget: float | None, wait: bool, is_parti
     if budget is not None:
         check(budget, settings)
     extension = Extension(stages_of(settings), [name for part in fields.split(",") if (name := part.strip())])
-    job_id, found = asyncio.run(_extend(settings, job, extension, budget))
+    job_id, after, found = asyncio.run(_extend(settings, job, extension, budget))
     for number, what in (
         (found.had, "had all of it before"),
         (found.without, "have no profile (`themes retry` asks for one)"),
@@ -43,11 +43,15 @@ def command(job: str, *, fields: str, budget: float | None, wait: bool, is_parti
     say(f"adding fields to {count(found.asked, 'profile')} of job {job}")
     say_unpriced(unpriced(settings))
     redis = connected(settings)
-    return follow_to_end(redis, job_id, settings, is_partial_failure=is_partial_failure) if wait else 0
+    return follow_to_end(redis, job_id, settings, after=after, is_partial_failure=is_partial_failure) if wait else 0
 
 
-async def _extend(settings: Settings, job: str, extension: Extension, budget: float | None) -> tuple[str, Extended]:
+async def _extend(
+    settings: Settings, job: str, extension: Extension, budget: float | None
+) -> tuple[str, str, Extended]:
+    """The job's id, its last event before, and what was asked."""
     redis = connected(settings)
     async with job_in_database(settings, job) as (store, row):
+        after = last_event_id(redis, row.job_id)
         found = await extend(store, row, extension, budget_usd=budget, settings=settings, redis=redis)
-        return row.job_id, found
+        return row.job_id, after, found

@@ -6,7 +6,7 @@ import click
 
 from config.settings import Settings
 from scripts.lib.connections import connected
-from scripts.lib.follow import follow_to_end
+from scripts.lib.follow import follow_to_end, last_event_id
 from scripts.lib.partial import fail_on_partial
 from scripts.lib.stored import job_in_database
 from scripts.lib.terminal import say
@@ -39,12 +39,14 @@ def command(
     wanted = Wanted(error_class=only, stages=stages, partial=partial or bool(stages))
     found = asyncio.run(_read(settings, job, wanted))
     job = found.known.job_id
+    # What failed before is no part of what is shown.
+    after = last_event_id(redis, job)
     number = ask_again(found, is_narrow=bool(only or stages), settings=settings, redis=redis)
     if not number:
         say(f"nothing to retry: {wanted.nothing(found.known)}")
         return 0
     say(f"asking again for {count(number, 'destination')} of job {job}")
-    return follow_to_end(redis, job, settings, is_partial_failure=is_partial_failure) if wait else 0
+    return follow_to_end(redis, job, settings, after=after, is_partial_failure=is_partial_failure) if wait else 0
 
 
 async def _read(settings: Settings, job_id: str, wanted: Wanted) -> Candidates:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis
@@ -17,6 +17,8 @@ from scripts.lib.live_verdict import LiveVerdict
 from scripts.lib.partial import partial_lines
 from scripts.lib.terminal import warn
 from scripts.main import INTERRUPTED
+from tasks import keys
+from tasks.connection import text_of
 from tasks.jobs import registry as jobs
 from tasks.jobs.events import follow
 from tasks.messages import Event
@@ -44,6 +46,12 @@ def reliable_events(
                 warn(f"Redis does not answer, waiting for it: {exc}")
                 is_away = True
             time.sleep(RECONNECT_SECONDS)
+
+
+def last_event_id(redis: Redis, job_id: str) -> str:
+    """The id of a job's newest event, from which on new ones are followed; 0-0 without any."""
+    newest: Any = redis.xrevrange(keys.events(job_id), count=1)
+    return text_of(newest[0][0]) if newest else "0-0"
 
 
 def follow_to_end(

@@ -56,6 +56,7 @@ def test_failed_destinations_are_asked_again_by_their_class_of_error(stack: Engi
     assert _requests(stack) == before + 16
     said = stack.run("retry", job_id, "--wait")
     assert said.returncode == 0, said.stderr
+    assert "failed: " not in said.stderr, "what failed before is over"
     status = stack.status(job_id)
     assert (status["state"], status["done"], status["failed"]) == ("done", 8, 0)
     assert _requests(stack) == before + 32 == status["llm_calls"]

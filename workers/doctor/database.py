@@ -155,7 +155,10 @@ def _whole(path: Path, damaged: list[str] | None) -> Check:
         return Check(name, ok=True, found=found, fix=fix)
     if not damaged:
         return Check(name, ok=True, found=f"whole ({whole})")
-    fix = f"`sqlite3 {path} .recover | sqlite3 mended.db` saves what can be read; or restore a backup"
+    fix = (
+        f"restore a backup (docs/guide/backup.md); `sqlite3 {path} .recover | sqlite3 mended.db` saves what can be "
+        "read, with the sqlite3 of sqlite.org"
+    )
     return Check(name, ok=False, found=f"{path}: {'; '.join(damaged)[:200]}", fix=fix)
 
 
