@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -85,3 +86,12 @@ def test_the_python_of_the_readme_is_valid_and_imports_what_exists() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(TEXTS["README.md"].splitlines()) < 120
+
+
+def test_the_version_has_its_place_in_the_changelog() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    released = re.findall(
+        r"^## \[(\d[^\]]*)\] - (\d{4}-\d{2}-\d{2})$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert released[0][0] == version
+    assert [day for _, day in released] == sorted((day for _, day in released), reverse=True)
