@@ -16,6 +16,7 @@ import pytest
 from redis import Redis
 
 from scripts.lib.local_redis import LocalRedis
+from tasks import keys
 from tests.e2e.conftest import DEADLINE, Engine, until
 from tests.support.scripts_given import ROOT, given, names
 from tests.support.servers import SERVERS, on_path
@@ -27,6 +28,10 @@ QUICK = {
     "THEMES_LLM__BATCH_FORM_SECONDS": "0.2",
     "THEMES_LLM__BATCH_POLL_SECONDS": "0.2",
     "THEMES_LLM__BATCH_SETTLE_SECONDS": "1",
+    "THEMES_TEAMS__BUDGETS": "{research: {usd_per_day: 100, usd_per_month: 100}}",
+    # Nobody takes the notices: the host is private.
+    "THEMES_WEBHOOK__URL": "http://127.0.0.1:9/",
+    "THEMES_WEBHOOK__SECRET": "any",
     "THEMES_WORK__LEASE_SECONDS": "2",
     "THEMES_WORK__HEARTBEAT_SECONDS": "0.5",
     "THEMES_WORK__SWEEP_INTERVAL_SECONDS": "0.5",
@@ -86,12 +91,14 @@ def _jobs(stack: Engine) -> None:
     for name in ("a", "b"):
         stack.themes(name, "worker", "--name", name)
     in_batches = stack.run("enqueue", "-", "--tier", "batch", stdin="name\nOslo\nLima\n").stdout.strip()
-    job_id = stack.run("enqueue", "-", "--budget", "100", stdin=ROWS).stdout.strip()
+    job_id = stack.run("enqueue", "-", "--budget", "100", "--team", "research", stdin=ROWS).stdout.strip()
     until("some progress", lambda: stack.status(job_id)["done"] >= 3)
     # Its supervisor frees what it held, and starts it again.
     for child in psutil.Process(stack.processes["a"].pid).children(recursive=True):
         child.kill()
     assert stack.run("pause", job_id).returncode == 0
+    with Redis.from_url(stack.env["REDIS_URL"]) as redis:
+        until("the notice of the pause", lambda: redis.exists(keys.WEBHOOKS))
     # What was in hand at the pause may have been all that was left.
     said = stack.run("resume", job_id)
     assert said.returncode == 0 or "is done" in said.stderr

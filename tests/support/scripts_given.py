@@ -12,17 +12,20 @@ from redis import Redis
 from scripts.lib.local_redis import LocalRedis
 
 ROOT: Final = Path(__file__).parents[2]
-#: A part of these scripts, and none by itself.
-ENDED: Final = "batches/ended"
-ENDED_IN: Final = ("batches/settle", "batches/discard", "batches/close")
+#: Parts of scripts, in their order, and none by itself; with the scripts that begin with them.
+PARTS: Final = {
+    "llm/funds": ("llm/exchange", "batches/take", "batches/settle", "batches/close"),
+    "batches/ended": ("batches/settle", "batches/discard", "batches/close"),
+}
 
 
 def names() -> dict[str, str]:
     """Every script's name (`batches/take`) by the digest that servers know it by."""
     files = [file for place in ("tasks", "workers") for file in (ROOT / place).rglob("lua/*.lua")]
     texts = {f"{file.parent.parent.name}/{file.stem}": file.read_text("utf-8") for file in files}
-    shared = texts.pop(ENDED)
-    texts |= {name: shared + texts[name] for name in ENDED_IN}
+    for part, users in reversed(PARTS.items()):
+        shared = texts.pop(part)
+        texts |= {name: shared + texts[name] for name in users}
     return {hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): name for name, text in texts.items()}
 
 
