@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from config.endpoints import BATCH
 from config.errors import ConfigError
@@ -79,11 +80,22 @@ def contradictions(
 
 def _of_webhook(url: str, secret: str, origin: Callable[[str], str]) -> Iterator[ConfigError]:
     place = f"webhook.url ({origin('webhook.url')})"
-    if not url.startswith(("http://", "https://")):
-        yield ConfigError(f"{place}: expected an address that begins with https://")
+    if not _is_address(url):
+        yield ConfigError(f"{place}: expected an address that begins with https:// and a host")
     if not secret:
         yield ConfigError(f"{place}: needs webhook.secret, which signs what is posted")
     try:
-        signing_key(secret)
+        is_key = bool(signing_key(secret)) or not secret
     except ValueError:
+        is_key = False
+    if not is_key:
         yield ConfigError(f"webhook.secret ({origin('webhook.secret')}): expected base64 after {BASE64_SECRET}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        # Brackets without an end, a port that is none.
+        return False

@@ -436,3 +436,12 @@ def test_batches_need_the_persistent_cache(env: dict[str, str]) -> None:
     load(env=env)
     with pytest.raises(ConfigError, match="batch needs performance_optimization.enable_persistent_cache"):
         load(env=env | {"THEMES_PERFORMANCE_OPTIMIZATION__ENABLE_PERSISTENT_CACHE": "false"})
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h/", "https://", "https://user:hunter2@/x", "http://h:x1/", "http://[::1/", "http://h:0/"]
+)
+def test_a_webhook_s_address_has_a_host_and_is_not_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"webhook\.url .*expected an address") as refused:
+        from_text(tmp_path, "", THEMES_WEBHOOK__URL=url, THEMES_WEBHOOK__SECRET="s3cr3t")
+    assert "hunter2" not in str(refused.value)
