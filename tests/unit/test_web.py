@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tasks.messages import Destination
 from workers.pipeline.evidence import FoundEvidence, Passage, speaks_of, titles
 from workers.pipeline.web.page import text_of
-from workers.process.addresses import is_public
+from workers.process.addresses import hosts_of, is_public
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,7 @@ def test_a_page_about_another_place_of_that_name_is_not_about_the_destination() 
     assert not speaks_of(cartagena, "Cartagena may refer to: Cartagena, Colombia; Cartagena, Spain")
     assert titles(Destination.of("Maldives")) == ["Maldives"]
     assert titles(Destination.of("Giant's Causeway, Northern Ireland", "UK"))[-1] == "Giant's Causeway"
+
+
+def test_hosts_are_named_as_addresses_name_them() -> None:
+    assert hosts_of(" [::1], Hooks.internal,,fd00::1") == {"::1", "hooks.internal", "fd00::1"}

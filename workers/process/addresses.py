@@ -89,8 +89,8 @@ class GuardedResolver(AbstractResolver):
 
 
 def hosts_of(text: str | None) -> frozenset[str]:
-    """The hosts that a setting names, with commas between them."""
-    return frozenset(host.strip().lower() for host in (text or "").split(",") if host.strip())
+    """The hosts that a setting names, with commas between them; IPv6 in brackets or without."""
+    return frozenset(host.strip(" []").lower() for host in (text or "").split(",") if host.strip())
 
 
 def check_literal(host: str) -> None:
