@@ -4,7 +4,7 @@ A consumer posts it (`workers.results.webhook_sender`).
 """
 
 import time
-from typing import Any, Final
+from typing import Annotated, Any, Final, Self
 
 import msgspec
 from redis.asyncio import Redis
@@ -25,7 +25,15 @@ class Notice(msgspec.Struct):
     id: str
     body: str
     created_at: float
-    tries: int = 0
+    tries: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    @classmethod
+    def of(cls, id_: str, raw: bytes) -> Self:
+        """The notice that waits as `id_`. Raises MsgspecError, UnicodeError: it is none of ours."""
+        notice = msgspec.json.decode(raw, type=cls)
+        if notice.id != id_:
+            raise msgspec.ValidationError(f"it says that it is {notice.id!r}")
+        return notice
 
     def encoded(self) -> bytes:
         return msgspec.json.encode(self)
@@ -46,7 +54,8 @@ def paused(job: JobStatus) -> Notice:
 def _notice(kind: str, job_id: str, at: float, data: dict[str, Any]) -> Notice:
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
     body = msgspec.json.encode({"type": kind, "timestamp": moment, "data": data}).decode()
-    return Notice(f"{job_id}-{kind.rpartition('.')[2]}-{at:.3f}", body, time.time())
+    # Without a full stop, which separates it from the time in what is signed.
+    return Notice(f"{job_id}-{kind.rpartition('.')[2]}-{at * 1000:.0f}", body, time.time())
 
 
 class PauseNotices:

@@ -37,6 +37,8 @@ LOOK_SECONDS: Final = 1.0
 CLAIM_SECONDS: Final = 30.0
 #: Seconds after the first try that failed, by what each further pause is longer, and how long one is at most.
 FIRST_PAUSE_SECONDS, PAUSE_FACTOR, MAX_PAUSE_SECONDS = 5.0, 3.0, 3600.0
+#: Tries after which no pause gets longer: a month has more tries than a float can hold the factor to the power of.
+MOST_FACTORS: Final = 10
 #: Bytes of an answer that are read: what a server says is only logged.
 ANSWER_BYTES: Final = 2_000
 
@@ -100,7 +102,7 @@ class WebhookSender:
             return False
         id_ = text_of(claimed[0])
         try:
-            notice = msgspec.json.decode(claimed[1], type=Notice)
+            notice = Notice.of(id_, claimed[1])
         except (msgspec.MsgspecError, UnicodeError) as exc:
             log.error("action=webhook_lost notice=%s cannot be read: %s", id_, exc)  # noqa: TRY400  # its place says it
             await self._forget(id_)
@@ -132,10 +134,15 @@ class WebhookSender:
                 check_literal(host)
             # A redirect is an error: it would send what is signed to somebody else.
             async with self._session.post(url, data=notice.body.encode(), headers=headers, allow_redirects=False) as it:
-                said = await it.content.read(ANSWER_BYTES)
-                return None if 200 <= it.status < 300 else f"HTTP {it.status}: {said[:200]!r}"  # noqa: PLR2004  # HTTP
+                if 200 <= it.status < 300:  # noqa: PLR2004  # HTTP
+                    # Taken, whatever becomes of the body.
+                    return None
+                return f"HTTP {it.status}: {(await it.content.read(ANSWER_BYTES))[:200]!r}"
         except PrivateAddressError as exc:
             return f"{exc}: name the host in webhook.private_hosts if it is yours"
+        except aiohttp.ClientResponseError as exc:
+            # Its own text has the URL, which is a secret.
+            return f"what came cannot be read as HTTP: {exc.message[:200]!r}"
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as exc:
             inner = getattr(exc, "os_error", None)
             if isinstance(inner, PrivateAddressError):
@@ -143,7 +150,8 @@ class WebhookSender:
             return str(exc) or type(exc).__name__
 
     async def _again(self, notice: Notice, error: str) -> None:
-        pause = min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * PAUSE_FACTOR**notice.tries) * random.uniform(0.8, 1.2)  # noqa: S311  # no secret
+        longest = min(notice.tries, MOST_FACTORS)
+        pause = min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * PAUSE_FACTOR**longest) * random.uniform(0.8, 1.2)  # noqa: S311  # no secret
         notice.tries += 1
         log.warning(
             "action=webhook_failed notice=%s tries=%d again in %.0f s: %s", notice.id, notice.tries, pause, error
