@@ -21,7 +21,7 @@ from tasks.errors import BadRequestError, BudgetExceededError, EndpointDownError
 from tasks.jobs import budget as money
 from tasks.messages import Destination
 from tasks.prices.table import PriceTable
-from tasks.queue.ledger import Ledger
+from tasks.queue.ledger import PAUSE, Ledger, pause_arguments
 from workers.llm.budget import BudgetBook, Exchanged, JobBudget, RedisBook, decisions, settled_nano, worst_case_nano
 from workers.llm.cache.tiers import PersistentLLMCache
 from workers.llm.completion import StageStats
@@ -559,3 +559,12 @@ def test_the_days_of_scripts_are_those_of_the_calendar(redis: Redis) -> None:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
         found: Any = redis.eval(script, 0, str(day * 86_400_000 + 86_399_999))
         assert [one.decode() for one in found] == [f"{moment:%Y-%m-%d}", f"{moment:%Y-%m}"]
+
+
+async def test_a_user_s_pause_outlasts_the_one_that_ends_by_itself(client: AsyncRedis, redis: Redis) -> None:
+    redis.hset(keys.job(JOB), "state", "running")
+    ledger = Ledger(client, token="t", lease_seconds=10)
+    assert await ledger.pause(BudgetExceededError("day", job_id=JOB, reason="team", until=1.0))
+    redis.eval(PAUSE, 3, keys.job(JOB), keys.budget(JOB), keys.events(JOB), *pause_arguments(JOB, "user", "paused"))
+    await ledger.sweep(JOB)
+    assert redis.hmget(keys.job(JOB), "paused", "paused_message", "paused_until") == [b"user", b"paused", None]

@@ -10,6 +10,10 @@ if state == 'done' or state == 'cancelled' then return 0 end
 local limit = redis.call('HGET', budget, 'limit')
 local is_amount = not limit or tonumber(limit) and tonumber(limit) >= 0 and tonumber(limit) < 9007199254740992
 if too_small ~= '' and is_amount and limit ~= too_small then return 0 end
+-- A pause that would end by itself gives way to the user's, which does not.
+if reason == 'user' and redis.call('HEXISTS', job, 'paused_until') == 1 then
+  redis.call('HDEL', job, 'paused', 'paused_until')
+end
 if redis.call('HSETNX', job, 'paused', reason) == 1 then
   redis.call('HSET', job, 'paused_at', at, 'paused_message', message)
   if till ~= '' then redis.call('HSET', job, 'paused_until', till) end
