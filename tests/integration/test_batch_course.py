@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from redis import ResponseError
 
 from config.settings import Settings
 from tasks.connection import connect_async
@@ -453,3 +454,25 @@ async def test_a_batch_is_paid_from_its_team_s_budget_and_gives_back_what_it_did
         redis.hset("themes:team:research", day, 10**9)
         refused = await one.store.take(taken.batch, "llm/sandbox", 1, 10**6)
         assert (refused.count, refused.stopped, refused.refused.error("job").reason) == (0, "refused", "team")
+
+
+async def test_a_batch_waits_with_its_team_s_books_until_they_can_be_read(bench: Any, redis: Any) -> None:
+    async with bench(batch_form_seconds="3600") as one:
+        redis.hset("themes:job:job:budget", mapping={"team": "research", "spent": 0})
+        for town in ("Kyoto", "Nara"):
+            assert await one.ask(town) is None
+        async with asyncio.timeout(30):
+            while not one.store.is_held:
+                await asyncio.sleep(0.02)
+        taken = await one.store.take(Batch("tag", "job", "llm", "sandbox", 1.0), "llm/sandbox", 1, 10**6)
+        day = f"{datetime.fromtimestamp(redis.time()[0], UTC):%Y-%m-%d}"
+        redis.hset("themes:team:research", day, "nan")
+        refused = await one.store.take(taken.batch, "llm/sandbox", 1, 10**6)
+        assert (refused.count, refused.stopped, refused.refused.error("job").reason) == (0, "refused", "team")
+        ends = [Settled("key-Kyoto", "answered", b"{}", 7, b"[]", 0.0)]
+        with pytest.raises(ResponseError, match="UNREADABLE"):
+            await one.store.settle(taken.batch, ends)
+        assert redis.hget("themes:job:job:budget", "spent") == b"0"
+        redis.hdel("themes:team:research", day)
+        await one.store.settle(taken.batch, ends)
+        assert redis.hmget("themes:team:research", day, day[:7], "job/batch-tag:reserved") == [b"7", b"7", None]

@@ -561,6 +561,35 @@ def test_the_days_of_scripts_are_those_of_the_calendar(redis: Redis) -> None:
         assert [one.decode() for one in found] == [f"{moment:%Y-%m-%d}", f"{moment:%Y-%m}"]
 
 
+@pytest.mark.parametrize("wrong", ["no hash", "nan", "-5"])
+async def test_a_team_that_cannot_be_read_spends_nothing_and_loses_nothing(
+    client: AsyncRedis, redis: Redis, wrong: str
+) -> None:
+    budget, place = _team_budget(client, redis, "job-1"), keys.team(TEAM)
+    held = await _began(Held(budget, 300, 200))
+    kept: Any = redis.hgetall(place)
+    if wrong == "no hash":
+        redis.delete(place)
+        redis.set(place, "x")
+    else:
+        redis.hset(place, _today(redis)[0], wrong)
+    with pytest.raises(BudgetExceededError, match=r"team cannot be read \(.*themes:team:research") as refused:
+        await budget.pay(1, Spend(), _costs(1), request_priority=0)
+    assert (refused.value.reason, refused.value.until) == ("team", None)
+    await held.end()
+    # Told again and again what cannot be written: its first half neither.
+    before: Any = redis.info("commandstats")
+    async with asyncio.timeout(180):
+        while redis.info("commandstats")["cmdstat_evalsha"]["calls"] < before["cmdstat_evalsha"]["calls"] + 2:  # type: ignore[index]
+            await asyncio.sleep(0.02)
+    assert _books(redis, "job-1") == (0, 300)
+    redis.delete(place)
+    redis.hset(place, mapping=kept)
+    await _quietly(budget)
+    assert _books(redis, "job-1") == (200, 0)
+    assert _of_team(redis, *_today(redis)) == [200, 200]
+
+
 async def test_a_user_s_pause_outlasts_the_one_that_ends_by_itself(client: AsyncRedis, redis: Redis) -> None:
     redis.hset(keys.job(JOB), "state", "running")
     ledger = Ledger(client, token="t", lease_seconds=10)

@@ -33,7 +33,7 @@ from tasks.lua import lua
 from tasks.prices.table import PriceTable
 from workers.llm.endpoints.prompt import Prompt
 from workers.llm.endpoints.request import Turn
-from workers.llm.funds import BY_JOB, FUNDS, GRANTED, Refused, Standing, limits_json
+from workers.llm.funds import BY_JOB, FUNDS, GRANTED, UNREADABLE, Refused, Standing, limits_json, unreadable_team
 from workers.llm.spend import Spend
 from workers.process.outage import Outage
 from workers.process.retry import wait_at_most
@@ -98,6 +98,10 @@ class BookAwayError(RetryableError):
     """The budget's books cannot be had now: calls wait."""
 
 
+class BookUnreadableError(BookAwayError):
+    """The books of a job's team are none: calls are refused, and what is spent waits to be told."""
+
+
 #: How a budget stands, and a decision for each amount.
 Exchanged = tuple[Standing, list[int]]
 
@@ -134,6 +138,8 @@ class RedisBook:
         try:
             answer: Any = await self._script(keys=[self._key], args=arguments)
         except (RedisError, OSError) as exc:
+            if str(exc).startswith(UNREADABLE):
+                raise BookUnreadableError(str(exc).removeprefix(UNREADABLE)) from exc
             raise BookAwayError(f"Redis does not answer ({exc})") from exc
         return (Standing.of(answer), [int(one) for one in answer[len(Standing._fields) :]]) if answer else None
 
@@ -253,9 +259,17 @@ class JobBudget:
 
     async def _exchange(self) -> None:
         asking = [waiter for waiter in sorted(self._waiting) if not waiter.future.done()]
-        spent, reserved = self._spent, self._reserved
+        spent, reserved, told = self._spent, self._reserved, self._told
         self._told = None
-        answer = await self._book.exchange(spent, reserved, [waiter.nano for waiter in asking])
+        try:
+            answer = await self._book.exchange(spent, reserved, [waiter.nano for waiter in asking])
+        except BookUnreadableError as exc:
+            self._told = told
+            for waiter in asking:
+                if not waiter.future.done():
+                    waiter.future.set_exception(unreadable_team(self.job_id, str(exc)))
+            self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
+            raise
         standing, decided = answer or (None, [BY_JOB] * len(asking))
         granted = sum(waiter.nano for waiter, decision in zip(asking, decided, strict=True) if decision == GRANTED)
         self._told = (spent, reserved + granted) if answer else (self._spent, self._reserved)

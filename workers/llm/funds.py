@@ -13,9 +13,12 @@ from tasks.lua import lua
 
 #: What scripts that spend budgets begin with.
 FUNDS: Final = lua(__file__, "funds")
-#: Decisions on an amount; the others are refusals: by the job's limit, by its team's, or as the team is not known.
+#: Decisions on an amount; the others are refusals: by the job's limit, by its team's, or as the team is not known or
+#: what Redis holds of it cannot be read.
 GRANTED: Final = 1
-BY_JOB, BY_DAY, BY_MONTH, NO_TEAM = -1, -2, -3, -4
+#: Begins the error of a script that changes nothing, as what Redis holds of a job's team cannot be read.
+UNREADABLE: Final = "UNREADABLE "
+BY_JOB, BY_DAY, BY_MONTH, NO_TEAM, UNREADABLE_TEAM = -1, -2, -3, -4, -5
 
 
 class Standing(NamedTuple):
@@ -62,10 +65,18 @@ class Refused(NamedTuple):
         return _refusal(job_id, *self)
 
 
+def unreadable_team(job_id: str, why: str = "") -> BudgetExceededError:
+    """The refusal of a call whose team's books in Redis are none."""
+    said = f"what Redis holds of the job's team cannot be read{why and f' ({why})'}, see `themes teams`"
+    return BudgetExceededError(said, job_id=job_id, reason="team")
+
+
 def _refusal(job_id: str, decision: int, standing: Standing, nano: int) -> BudgetExceededError:
     if decision == NO_TEAM:
         said = "the job's team has no budget in the settings of a worker (teams.budgets)"
         return BudgetExceededError(said, job_id=job_id, reason="team")
+    if decision == UNREADABLE_TEAM:
+        return unreadable_team(job_id)
     limit, spent = {
         BY_JOB: (standing.limit, standing.spent),
         BY_DAY: (standing.day_limit, standing.day_spent),

@@ -1,9 +1,11 @@
 -- KEYS budget. ARGV job, process, its spending so far, what it has reserved, ms after which a silent process is dead,
 -- limits of teams, amounts... Returns {now, limit, spent, of the team's day, of its month, decision...} (`funds.lua`);
--- nothing without a budget. The first request is served first: after one that waits all wait.
+-- nothing without a budget, an error and no change where its team cannot be read. The first request is served first: after one that waits all wait.
 local budget = unpack(KEYS, 1, 1)
 local job, me, spent, reserved, silent_ms, limits = unpack(ARGV, 1, 6)
 if redis.call('HEXISTS', budget, 'limit') == 0 and not team_of(budget) then return {} end
+local wrong = unreadable_team(budget)
+if wrong then return redis.error_reply('UNREADABLE ' .. wrong) end
 local now, own = now_ms(), tonumber(reserved)
 local told = tonumber(redis.call('HGET', budget, me .. ':spent') or '0')
 spend(budget, tonumber(spent) - told, now)

@@ -31,6 +31,23 @@ local function team_of(budget)
   return team and 'themes:team:' .. team
 end
 
+-- Why what is known of a job's team cannot be read; nil where it can. To be asked before anything is written: a script
+-- that fails halfway writes its first half again at each try. All values of a team's hash are whole numbers.
+local function unreadable_team(budget)
+  local team = team_of(budget)
+  if not team then return nil end
+  local kind = redis.call('TYPE', team).ok
+  if kind == 'none' then return nil end
+  if kind ~= 'hash' then return team .. ' holds no hash' end
+  local fields = redis.call('HGETALL', team)
+  for i = 1, #fields, 2 do
+    local value = fields[i + 1]
+    if not (string.match(value, '^%d+$') and tonumber(value) < 9007199254740992) then
+      return fields[i] .. ' in ' .. team .. ' is no whole number from 0 on'
+    end
+  end
+end
+
 -- Adds to what a job has spent, and its team today and this month.
 local function spend(budget, amount, now)
   redis.call('HINCRBY', budget, 'spent', digits(amount))
@@ -68,6 +85,7 @@ end
 -- What a dead process has reserved may have been charged: it counts as spent. A limit that is no amount is none that a
 -- call fits into. `limits` is JSON of each team's {day, month}, as this process knows them.
 local function funds_of(budget, job, me, now, silent_ms, limits)
+  if unreadable_team(budget) then return {{}, {}, {}, is_unreadable = true} end
   local limit = redis.call('HGET', budget, 'limit')
   local most = limit and tonumber(limit)
   if limit and not (most and most >= 0 and most < 9007199254740992) then most = 0 end
@@ -100,8 +118,9 @@ end
 
 -- 1: `amount` fits beside what is spent, and reserved by others and by us (`own`); 0: it would if reservations came
 -- back; below 0: it does not, by the job's limit (-1), its team's of the day (-2) or of the month (-3), or because this
--- process knows no such team (-4).
+-- process knows no such team (-4), or what Redis holds of it cannot be read (-5).
 local function decision(funds, own, amount)
+  if funds.is_unreadable then return -5 end
   if funds.is_unknown then return -4 end
   local answer = 1
   for at, fund in ipairs(funds) do

@@ -4,6 +4,8 @@ local keeper, batches, budget, lines, bills, partly, wake = unpack(KEYS, 1, 7)
 local token, tag, batch, job = unpack(ARGV, 1, 4)
 if redis.call('GET', keeper) ~= token then return 0 end
 if redis.call('EXISTS', lines, bills) > 0 then return 0 end
+local wrong = unreadable_team(budget)
+if wrong then return redis.error_reply('UNREADABLE ' .. wrong) end
 redis.call('HSET', batches, tag, batch)
 for _, waiter in ipairs(redis.call('SMEMBERS', partly)) do free(waiter, wake) end
 redis.call('DEL', partly)

@@ -2,6 +2,8 @@
 -- saved of each line. Gives lines their ends, once each; wakes chunks that wait for nothing more. Returns the batch.
 local lines, batches, shelves, budget, bills, open, wake, partly = unpack(KEYS, 1, 8)
 local job, tag, ttl_ms, late_ms = unpack(ARGV, 1, 4)
+local wrong = unreadable_team(budget)
+if wrong then return redis.error_reply('UNREADABLE ' .. wrong) end
 local batch = cjson.decode(redis.call('HGET', batches, tag))
 local answered, unanswered, reserved, spent, ends, billed = 0, 0, 0, 0, 0, {}
 for i = 5, #ARGV, 6 do
