@@ -590,6 +590,13 @@ async def test_a_team_that_cannot_be_read_spends_nothing_and_loses_nothing(
     assert _of_team(redis, *_today(redis)) == [200, 200]
 
 
+async def test_a_call_that_no_day_has_room_for_waits_for_no_day(client: AsyncRedis, redis: Redis) -> None:
+    budget = _team_budget(client, redis, "job-1")
+    with pytest.raises(BudgetExceededError, match=r"a day \(teams.budgets\) is less than the next call") as refused:
+        await budget.pay(1001, Spend(), _costs(1), request_priority=0)
+    assert (refused.value.reason, refused.value.until) == ("team", None)
+
+
 async def test_a_user_s_pause_outlasts_the_one_that_ends_by_itself(client: AsyncRedis, redis: Redis) -> None:
     redis.hset(keys.job(JOB), "state", "running")
     ledger = Ledger(client, token="t", lease_seconds=10)

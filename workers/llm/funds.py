@@ -88,5 +88,8 @@ def _refusal(job_id: str, decision: int, standing: Standing, nano: int) -> Budge
         return BudgetExceededError(said, job_id=job_id, reason="budget", limit_nano=limit)
     end = period_end(standing.now_ms, is_month=decision == BY_MONTH)
     period = "month" if decision == BY_MONTH else "day"
+    if nano > limit:
+        said = f"its {most} a {period} (teams.budgets) are less than the next call may cost, {amount}"
+        return BudgetExceededError(said, job_id=job_id, reason="team")
     said = f"its {most} a {period} are used up: {gone} are spent, and the next call may cost {amount}"
     return BudgetExceededError(said, job_id=job_id, reason="team", until=end.timestamp())
