@@ -597,6 +597,17 @@ async def test_a_call_that_no_day_has_room_for_waits_for_no_day(client: AsyncRed
     assert (refused.value.reason, refused.value.until) == ("team", None)
 
 
+async def test_what_a_job_that_left_redis_had_reserved_is_spent_and_not_held_for_ever(
+    client: AsyncRedis, redis: Redis
+) -> None:
+    far = 9_000_000_000_000_000
+    redis.hset(keys.team(TEAM), mapping={"gone/batch-t:reserved": 600, "gone/batch-t:seen": far})
+    budget = _team_budget(client, redis, "job-1")
+    await budget.pay(400, Spend(), _costs(100), request_priority=0)
+    await _quietly(budget)
+    assert _of_team(redis, *_today(redis), "gone/batch-t:reserved") == [700, 700, 0]
+
+
 async def test_a_user_s_pause_outlasts_the_one_that_ends_by_itself(client: AsyncRedis, redis: Redis) -> None:
     redis.hset(keys.job(JOB), "state", "running")
     ledger = Ledger(client, token="t", lease_seconds=10)

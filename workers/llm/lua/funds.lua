@@ -67,14 +67,17 @@ local function reserve(budget, job, me, amount, seen)
   end
 end
 
--- What others than `me` have reserved: of processes that live, and of those silent for too long.
+-- What others than `me` have reserved: of processes that live, and of those silent for too long. Of a job whose budget
+-- has left Redis nothing lives: nothing would ever settle what its batches have reserved.
 local function held(hash, me, now, silent_ms)
   local living, dead, fields = 0, {}, redis.call('HGETALL', hash)
   for i = 1, #fields, 2 do
     local process = string.match(fields[i], '^(.*):reserved$')
     if process and process ~= me then
       local seen = tonumber(redis.call('HGET', hash, process .. ':seen') or '0')
-      if now - seen > silent_ms then dead[process] = tonumber(fields[i + 1])
+      local job = string.match(process, '^(.*)/')
+      local is_gone = job and redis.call('EXISTS', 'themes:job:' .. job .. ':budget') == 0
+      if is_gone or now - seen > silent_ms then dead[process] = tonumber(fields[i + 1])
       else living = living + tonumber(fields[i + 1]) end
     end
   end
