@@ -10,7 +10,7 @@ from typing import Any
 
 from config.endpoints import FLEX, PRIORITY, STANDARD, TIERS, Body, Endpoints, Headers, Roles
 from config.teams import TeamBudgets
-from config.values import Price, Prices, Secret, setting
+from config.values import Price, Prices, Secret, SecretAddress, setting
 
 
 def mapping() -> Any:
@@ -154,7 +154,7 @@ class TeamsSettings:
 
 @dataclass(frozen=True, slots=True)
 class WebhookSettings:
-    url: Secret | None = setting(None)
+    url: SecretAddress | None = setting(None)
     secret: Secret | None = setting(None)
     private_hosts: str | None = setting(None)
     timeout_seconds: float = setting(10.0, low=0.1, high=300)

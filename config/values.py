@@ -39,6 +39,12 @@ class Secret(str):
         return "'***'"
 
 
+class SecretAddress(Secret):
+    """An address that whoever knows it may post to: of it only the host is shown."""
+
+    __slots__ = ()
+
+
 def setting(default: Any, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata={"low": low, "high": high, "choices": choices})
 

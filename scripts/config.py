@@ -6,13 +6,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 from rich.text import Text
 
 from config.endpoints import EndpointSettings, public_endpoint
 from config.settings import load, problems
-from config.values import Price, Secret, without_password
+from config.teams import TeamBudget
+from config.values import Price, Secret, SecretAddress, without_password
 from scripts.lib.terminal import console, say, table, warn
 from scripts.main import FILE, Summaries, settings_from
 
@@ -66,14 +68,20 @@ def public(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [public(one) for one in value]
-    if isinstance(value, Price):
+    if isinstance(value, Price | TeamBudget):
         return {name: usd for name, usd in asdict(value).items() if usd is not None}
     if isinstance(value, EndpointSettings):
         return public(public_endpoint(value))
     if isinstance(value, str):
-        hidden = isinstance(value, Secret) and "://" not in value
-        return "***" if hidden else without_password(value)
+        return _public_text(value)
     return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _public_text(value: str) -> str:
+    if isinstance(value, SecretAddress):
+        return f"{value.partition('://')[0]}://{urlsplit(value).hostname}/***"
+    is_hidden = isinstance(value, Secret) and "://" not in value
+    return "***" if is_hidden else without_password(value)
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,10 @@ from config.settings import DEFAULT_FILE, KNOWN_VARIABLES, known_keys
 
 PAGE = Path(__file__).parents[1] / "reference" / "configuration.md"
 _TABLES = re.compile(r"(<!-- (\w+): made by docs/_generate/configuration.py -->\n).*?(<!-- end -->)", re.DOTALL)
-_KINDS = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "Secret": "text, masked"}
+_KINDS = {
+    "int": "whole number", "float": "number", "bool": "true or false", "str": "text", "Secret": "text, masked",
+    "SecretAddress": "text, masked",
+}  # fmt: skip
 
 
 def meanings(text: str) -> dict[str, str]:

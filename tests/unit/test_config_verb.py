@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from config.settings import known_keys
-from config.values import Secret
+from config.teams import TeamBudget
+from config.values import Secret, SecretAddress
 from scripts.config import public
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,8 @@ def test_no_secret_is_shown(options: list[str]) -> None:
         "DATABASE_URL": "postgresql+asyncpg://me:hunter2@db/themes",
         "OPENAI_BASE_URL": "https://me:hunter2@llm.example/v1",
         "THEMES_DASHBOARD__BASIC_AUTH": "admin:hunter2",
+        "THEMES_WEBHOOK__URL": "https://me:hunter2@hooks.example/services/hunter2",
+        "THEMES_WEBHOOK__SECRET": "hunter2",
     }
     run = themes_config(*options, **secrets)
     assert run.returncode == 0
@@ -77,6 +80,8 @@ def test_no_secret_is_shown(options: list[str]) -> None:
         (Secret("redis://host/1?password=pw&db=2"), "redis://host/1?password=***&db=2"),
         (Secret("unix://:pw@/run/redis.sock"), "unix://:***@/run/redis.sock"),
         (Secret("sk-123"), "***"),
+        (SecretAddress("https://me:pw@hooks.example:8443/services/T0K3N?k=pw"), "https://hooks.example/***"),
+        ({"research": TeamBudget(usd_per_day=5.0)}, {"research": {"usd_per_day": 5.0}}),
         ("gpt-5", "gpt-5"),
         (Path("var"), "var"),
         (None, None),
