@@ -43,7 +43,7 @@ class TeamState(msgspec.Struct, frozen=True):
             )
         ]
         if self.reserved_usd:
-            parts.append(f"{dollars(self.reserved_usd)} reserved for what is under way")
+            parts.append(f"{dollars(self.reserved_usd)} reserved for what is under way or was killed")
         return f"{self.team}: {', '.join(parts)}"
 
 
