@@ -534,6 +534,25 @@ async def test_what_a_dead_process_has_reserved_is_spent_by_its_team_once(client
     held.task.cancel()
 
 
+async def test_a_call_does_not_wait_for_batches_of_its_team(client: AsyncRedis, redis: Redis) -> None:
+    batch = {"job-9/batch-tag:reserved": 800, "job-9/batch-tag:seen": 9_000_000_000_000_000}
+    redis.hset(keys.team(TEAM), mapping=batch)
+    redis.hset(keys.budget("job-9"), "team", TEAM)
+    budget = _team_budget(client, redis, "job-1")
+    with pytest.raises(BudgetExceededError, match="batches under way hold what is left") as refused:
+        await budget.pay(300, Spend(), _costs(1), request_priority=0)
+    seconds: Any = redis.time()
+    assert refused.value.reason == "team"
+    assert 0 < (refused.value.until or 0) - seconds[0] <= 301
+    # What another call has reserved comes back in a moment: that is waited for.
+    held = await _began(Held(_team_budget(client, redis, "job-2"), 150, 10))
+    waiting = asyncio.create_task(budget.pay(150, Spend(), _costs(1), request_priority=0))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    await held.end()
+    await waiting
+
+
 async def test_a_team_that_a_worker_does_not_know_may_spend_nothing(client: AsyncRedis, redis: Redis) -> None:
     stranger = _team_budget(client, redis, "job-1", team="unheard")
     with pytest.raises(BudgetExceededError, match=r"teams\.budgets") as refused:
@@ -592,7 +611,7 @@ async def test_a_team_that_cannot_be_read_spends_nothing_and_loses_nothing(
 
 async def test_a_call_that_no_day_has_room_for_waits_for_no_day(client: AsyncRedis, redis: Redis) -> None:
     budget = _team_budget(client, redis, "job-1")
-    with pytest.raises(BudgetExceededError, match=r"a day \(teams.budgets\) is less than the next call") as refused:
+    with pytest.raises(BudgetExceededError, match=r"a day \(teams.budgets\) are less than the next call") as refused:
         await budget.pay(1001, Spend(), _costs(1), request_priority=0)
     assert (refused.value.reason, refused.value.until) == ("team", None)
 

@@ -19,6 +19,10 @@ GRANTED: Final = 1
 #: Begins the error of a script that changes nothing, as what Redis holds of a job's team cannot be read.
 UNREADABLE: Final = "UNREADABLE "
 BY_JOB, BY_DAY, BY_MONTH, NO_TEAM, UNREADABLE_TEAM = -1, -2, -3, -4, -5
+#: Decisions as those of a day or a month, where batches alone hold too much: what is left of them comes back some time.
+BATCHES_OF_DAY, BATCHES_OF_MONTH = -12, -13
+#: Seconds after which a job that is paused by batches of its team is tried again.
+TRY_AGAIN_SECONDS: Final = 300.0
 
 
 class Standing(NamedTuple):
@@ -77,6 +81,12 @@ def _refusal(job_id: str, decision: int, standing: Standing, nano: int) -> Budge
         return BudgetExceededError(said, job_id=job_id, reason="team")
     if decision == UNREADABLE_TEAM:
         return unreadable_team(job_id)
+    if decision in {BATCHES_OF_DAY, BATCHES_OF_MONTH}:
+        limit = standing.day_limit if decision == BATCHES_OF_DAY else standing.month_limit
+        period = "day" if decision == BATCHES_OF_DAY else "month"
+        said = f"batches under way hold what is left of its {dollars(limit / NANO)} a {period}"
+        until = standing.now_ms / 1000 + TRY_AGAIN_SECONDS
+        return BudgetExceededError(said, job_id=job_id, reason="team", until=until)
     limit, spent = {
         BY_JOB: (standing.limit, standing.spent),
         BY_DAY: (standing.day_limit, standing.day_spent),

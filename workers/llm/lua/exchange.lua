@@ -1,6 +1,7 @@
 -- KEYS budget. ARGV job, process, its spending so far, what it has reserved, ms after which a silent process is dead,
 -- limits of teams, amounts... Returns {now, limit, spent, of the team's day, of its month, decision...} (`funds.lua`);
--- nothing without a budget, an error and no change where its team cannot be read. The first request is served first: after one that waits all wait.
+-- nothing without a budget, an error and no change where its team cannot be read. The first request is served first:
+-- after one that waits all wait.
 local budget = unpack(KEYS, 1, 1)
 local job, me, spent, reserved, silent_ms, limits = unpack(ARGV, 1, 6)
 if redis.call('HEXISTS', budget, 'limit') == 0 and not team_of(budget) then return {} end

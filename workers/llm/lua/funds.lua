@@ -67,10 +67,13 @@ local function reserve(budget, job, me, amount, seen)
   end
 end
 
--- What others than `me` have reserved: of processes that live, and of those silent for too long. Of a job whose budget
+-- When a batch is seen: never too long ago, and unlike any process.
+local NEVER_DIES = 9000000000000000
+
+-- What others than `me` have reserved: of processes that live and of batches, by the dead, and of batches. Of a job whose budget
 -- has left Redis nothing lives: nothing would ever settle what its batches have reserved.
 local function held(hash, me, now, silent_ms)
-  local living, dead, fields = 0, {}, redis.call('HGETALL', hash)
+  local living, dead, batches, fields = 0, {}, 0, redis.call('HGETALL', hash)
   for i = 1, #fields, 2 do
     local process = string.match(fields[i], '^(.*):reserved$')
     if process and process ~= me then
@@ -78,10 +81,13 @@ local function held(hash, me, now, silent_ms)
       local job = string.match(process, '^(.*)/')
       local is_gone = job and redis.call('EXISTS', 'themes:job:' .. job .. ':budget') == 0
       if is_gone or now - seen > silent_ms then dead[process] = tonumber(fields[i + 1])
-      else living = living + tonumber(fields[i + 1]) end
+      else
+        living = living + tonumber(fields[i + 1])
+        if seen >= NEVER_DIES then batches = batches + tonumber(fields[i + 1]) end
+      end
     end
   end
-  return living, dead
+  return living, dead, batches
 end
 
 -- The limits on a job's next call: its own, its team's of the day, and of the month, each {limit, certain, others}.
@@ -101,7 +107,7 @@ local function funds_of(budget, job, me, now, silent_ms, limits)
   local known = cjson.decode(limits)[string.sub(team, #'themes:team:' + 1)]
   if not known then funds.is_unknown = true return funds end
   local today = {periods(now)}
-  local others_of_team, dead_of_team = held(team, job .. '/' .. me, now, silent_ms)
+  local others_of_team, dead_of_team, batches_of_team = held(team, job .. '/' .. me, now, silent_ms)
   for process, amount in pairs(dead_of_team) do
     for _, period in ipairs(today) do redis.call('HINCRBY', team, period, digits(amount)) end
     redis.call('HDEL', team, process .. ':reserved', process .. ':seen')
@@ -113,7 +119,8 @@ local function funds_of(budget, job, me, now, silent_ms, limits)
     else
       redis.call('HSET', team, name, digits(allowed))
       funds[at + 1] = {
-        limit = allowed, certain = tonumber(redis.call('HGET', team, today[at]) or '0'), others = others_of_team}
+        limit = allowed, certain = tonumber(redis.call('HGET', team, today[at]) or '0'), others = others_of_team,
+        batches = batches_of_team}
     end
   end
   return funds
@@ -121,14 +128,18 @@ end
 
 -- 1: `amount` fits beside what is spent, and reserved by others and by us (`own`); 0: it would if reservations came
 -- back; below 0: it does not, by the job's limit (-1), its team's of the day (-2) or of the month (-3), or because this
--- process knows no such team (-4), or what Redis holds of it cannot be read (-5).
+-- process knows no such team (-4), or what Redis holds of it cannot be read (-5). 10 less than -2 or -3: batches alone
+-- hold too much of the team's, and they take hours: a call that waited so long would keep its lane from others.
 local function decision(funds, own, amount)
   if funds.is_unreadable then return -5 end
   if funds.is_unknown then return -4 end
   local answer = 1
   for at, fund in ipairs(funds) do
     if fund.limit and fund.certain + amount > fund.limit then return -at end
-    if fund.limit and fund.certain + fund.others + own + amount > fund.limit then answer = 0 end
+    if fund.limit and fund.certain + fund.others + own + amount > fund.limit then
+      local is_long = fund.batches and fund.certain + fund.batches + own + amount > fund.limit
+      answer = is_long and -10 - at or math.min(answer, 0)
+    end
   end
   return answer
 end

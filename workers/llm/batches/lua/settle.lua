@@ -50,6 +50,6 @@ if redis.call('HEXISTS', budget, 'limit') == 1 or team_of(budget) then
   -- Where the budget came after the batch was sent, nothing was reserved.
   local me = 'batch-' .. tag
   local own = redis.call('HGET', budget, me .. ':reserved')
-  if own then reserve(budget, job, me, tonumber(own) - reserved, 9000000000000000) end
+  if own then reserve(budget, job, me, tonumber(own) - reserved, NEVER_DIES) end
 end
 return encoded

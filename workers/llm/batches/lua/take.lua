@@ -18,7 +18,8 @@ while count < tonumber(most) do
     worst, size = tonumber(worst), tonumber(size)
     if bytes + size > tonumber(most_bytes) and count > 0 then why = 'full' break end
     local decided = decision(funds, own + reserved, worst)
-    if decided < 1 then why, refused = decided, worst break end
+    -- A batch keeps no lane while it waits for another.
+    if decided < 1 then why, refused = decided < -10 and 0 or decided, worst break end
     redis.call('HSET', question, 'tag', tag)
     redis.call('HSET', lines, key, string.format('%.0f', worst) .. ' ' .. payer)
     count, bytes, reserved = count + 1, bytes + size, reserved + worst
@@ -28,7 +29,7 @@ end
 if count > 0 then redis.call('HINCRBY', shelves, shelf, -count) end
 if redis.call('EXISTS', waiting) == 0 then redis.call('HDEL', shelves, shelf) end
 -- It is no process that dies: what it has reserved comes back with its lines.
-if has_budget and reserved > 0 then reserve(budget, job, me, own + reserved, 9000000000000000) end
+if has_budget and reserved > 0 then reserve(budget, job, me, own + reserved, NEVER_DIES) end
 local batch = cjson.decode(redis.call('HGET', batches, tag) or new)
 if count > 0 then
   batch.requests, batch.size_bytes = (batch.requests or 0) + count, (batch.size_bytes or 0) + bytes
