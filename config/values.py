@@ -64,10 +64,11 @@ BASE64_SECRET: Final = "whsec_"  # noqa: S105  # no secret itself
 
 
 def signing_key(secret: str) -> bytes:
-    """The key that a secret means. Raises ValueError: what follows `BASE64_SECRET` is no base64."""
-    if not secret.startswith(BASE64_SECRET):
-        return secret.encode()
-    return base64.b64decode(secret.removeprefix(BASE64_SECRET), validate=True)
+    """The key that a secret means. Raises ValueError: it is not `BASE64_SECRET` and base64 of a key behind that."""
+    key = base64.b64decode(secret.removeprefix(BASE64_SECRET), validate=True)
+    if not key or not secret.startswith(BASE64_SECRET):
+        raise ValueError(f"expected {BASE64_SECRET} and base64 of a key")
+    return key
 
 
 Prices = Mapping[str, Price]

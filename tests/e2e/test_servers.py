@@ -31,7 +31,7 @@ QUICK = {
     "THEMES_TEAMS__BUDGETS": "{research: {usd_per_day: 100, usd_per_month: 100}}",
     # Nobody takes the notices: the host is private.
     "THEMES_WEBHOOK__URL": "http://127.0.0.1:9/",
-    "THEMES_WEBHOOK__SECRET": "any",
+    "THEMES_WEBHOOK__SECRET": "whsec_YW55",
     "THEMES_WORK__LEASE_SECONDS": "2",
     "THEMES_WORK__HEARTBEAT_SECONDS": "0.5",
     "THEMES_WORK__SWEEP_INTERVAL_SECONDS": "0.5",

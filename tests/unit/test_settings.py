@@ -443,5 +443,5 @@ def test_batches_need_the_persistent_cache(env: dict[str, str]) -> None:
 )
 def test_a_webhook_s_address_has_a_host_and_is_not_repeated(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError, match=r"webhook\.url .*expected an address") as refused:
-        from_text(tmp_path, "", THEMES_WEBHOOK__URL=url, THEMES_WEBHOOK__SECRET="s3cr3t")
+        from_text(tmp_path, "", THEMES_WEBHOOK__URL=url, THEMES_WEBHOOK__SECRET="whsec_czNjcjN0")
     assert "hunter2" not in str(refused.value)
