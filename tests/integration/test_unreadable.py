@@ -14,7 +14,9 @@ from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
 from rich.console import Console
 
+from config.sections import WebhookSettings
 from config.settings import Settings
+from config.values import Secret
 from scripts.top import line, view
 from tasks import keys, tuned
 from tasks import worker_reports as fleet
@@ -273,6 +275,35 @@ async def test_the_consumer_announces_the_others_and_says_it_once(
     assert len(heard()) == 1
     assert "job bad" in heard()[0]
     assert totals.read_totals(redis)["runs"] == 9
+
+
+def _posting(url: str) -> Settings:
+    return Settings(webhook=WebhookSettings(url=Secret(url), secret=Secret("s3cr3t")))
+
+
+async def _ended(redis: Redis, client: AsyncRedis, store: AsyncDatabaseManager, settings: Settings) -> None:
+    (town,) = places(1)
+    redis.hset(keys.job("j"), mapping={"job_id": "j", "state": "queued"})
+    redis.sadd(keys.ACTIVE, "j")
+    announcer = Announcer(client, settings)
+    await announcer.announce(await store.apply([*announced(town), done(town)]))
+
+
+async def test_a_job_ends_where_its_notice_cannot_be_kept(
+    redis: Redis, client: AsyncRedis, store: AsyncDatabaseManager
+) -> None:
+    redis.set(keys.WEBHOOKS, "a string")
+    await _ended(redis, client, store, _posting("https://example.com/"))
+    assert not redis.sismember(keys.ACTIVE, "j")
+    assert redis.ttl(keys.job("j")) > 0
+
+
+async def test_no_notice_is_kept_for_a_url_that_is_empty(
+    redis: Redis, client: AsyncRedis, store: AsyncDatabaseManager
+) -> None:
+    await _ended(redis, client, store, _posting(""))
+    assert not redis.sismember(keys.ACTIVE, "j")
+    assert not redis.exists(keys.WEBHOOKS, keys.WEBHOOKS_DUE)
 
 
 async def test_totals_that_are_no_numbers_are_told_again(

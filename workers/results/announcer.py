@@ -41,7 +41,7 @@ class Announcer:
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
-        self._has_webhook = settings.webhook.url is not None
+        self._has_webhook = bool(settings.webhook.url)
         self._wants_events = settings.performance_optimization.enable_streaming_results
         self._interval_seconds = settings.performance_optimization.progressive_feedback_interval
         self._max_events = settings.streaming.max_events_per_job

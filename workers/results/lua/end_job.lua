@@ -7,15 +7,12 @@ local notice, body = unpack(ARGV, 9, 10)
 if redis.call('EXISTS', job) == 0 then return 0 end
 local known = tonumber(redis.call('HGET', job, 'revision') or '0')
 if known and known < 9007199254740992 and tonumber(revision) < known then return 0 end
-if redis.call('HGET', job, 'ended') ~= '1' then
+local is_new = redis.call('HGET', job, 'ended') ~= '1'
+if is_new then
   redis.call('HSET', job, 'ended', '1')
   if is_announced == '1' then
     redis.call('XADD', events, 'MAXLEN', '~', max_events, '*', 'e', progress)
     redis.call('XADD', events, 'MAXLEN', '~', max_events, '*', 'e', done)
-  end
-  if notice ~= '' then
-    redis.call('HSET', KEYS[11], notice, body)
-    redis.call('ZADD', KEYS[12], 0, notice)
   end
 end
 redis.call('SREM', KEYS[9], job_id)
@@ -26,5 +23,10 @@ redis.call('EXPIRE', KEYS[10], keep_seconds)
 for i = 3, 7 do
   if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('DEL', KEYS[i])
   else redis.call('EXPIRE', KEYS[i], keep_seconds) end
+end
+-- Last: where something else stands under these keys, the job has ended all the same.
+if is_new and notice ~= '' then
+  redis.call('HSET', KEYS[11], notice, body)
+  redis.call('ZADD', KEYS[12], 0, notice)
 end
 return 1
