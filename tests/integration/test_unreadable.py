@@ -37,6 +37,7 @@ from workers.diagnosis.verdict import read_pulse
 from workers.results.announcer import Announcer
 from workers.results.database.manager import AsyncDatabaseManager
 from workers.results.sweeper import Sweeper
+from workers.results.webhook import PauseNotices
 
 
 def _field(name: str, value: Any) -> Callable[[Redis, str], None]:
@@ -337,6 +338,17 @@ async def test_the_sweeper_goes_on_with_the_others_and_says_it_once(
         await sweeper.sweep()
     assert sweeper.resent == 1, f"{good} has a chunk and no message"
     assert len(heard()) == 3, "once a job"
+
+
+async def test_a_pause_ends_by_itself_where_its_notice_cannot_be_kept(
+    redis: Redis, redis_url: str, client: AsyncRedis, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for(REDIS_URL=redis_url)
+    job_id = enqueue(["Kyoto"], settings=settings, redis=redis).job_id
+    redis.hset(keys.job(job_id), mapping={"paused": "team", "paused_at": 1, "paused_until": 2})
+    redis.set(keys.WEBHOOKS, "a string")
+    await Sweeper(client, client, settings, url=redis_url, notices=PauseNotices(client)).sweep()
+    assert jobs.status(redis, job_id).paused is None
 
 
 def test_a_stream_of_another_type_is_an_error_of_redis(redis: Redis) -> None:

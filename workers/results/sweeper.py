@@ -96,13 +96,15 @@ class Sweeper:
         for member in await self._redis.smembers(keys.ACTIVE):
             job_id = text_of(member)
             try:
+                known = None
                 with contextlib.suppress(JobNotFoundError):
                     known = await current_status(self._redis, job_id)
                     if self._lost is not None:
                         await self._lost.look(known)
-                    if self._notices is not None:
-                        await self._notices.look(known)
                 sent += await self._sweep(job_id, waiting)
+                # Last: a notice that cannot be kept holds up no work.
+                if known is not None and self._notices is not None:
+                    await self._notices.look(known)
             except (ResponseError, UnreadableError) as exc:
                 waiting.pop(job_id, None)
                 if job_id not in self._said:
