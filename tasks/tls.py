@@ -13,6 +13,10 @@ HANDSHAKE_SECONDS: Final = 2.0
 def mend(pool: ConnectionPool, exc: BaseException) -> str:
     """What a user can do about an error of a connection of this pool; empty: it is not about TLS."""
     options, said = pool.connection_kwargs, f"{exc} {exc.__context__}"
+    if "CERTIFICATE_VERIFY_FAILED" in said and "mismatch" in said:
+        return "its certificate is for another host: write a name or address into REDIS_URL that it has"
+    if "CERTIFICATE_VERIFY_FAILED" in said and "expired" in said:
+        return "have its certificate renewed"
     if "CERTIFICATE_VERIFY_FAILED" in said:
         return "put the file of its authority into REDIS_URL, rediss://host:port/1?ssl_ca_certs=FILE"
     if not issubclass(pool.connection_class, SSLConnection):

@@ -3,6 +3,7 @@
 import re
 import shutil
 import socket
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,6 +78,22 @@ def test_a_certificate_for_another_address_is_refused(engine: Engine, tls: Serve
         ran = engine.run("status", REDIS_URL=url)
     assert ran.returncode == 2
     assert "certificate verify failed" in ran.stderr
+    assert ran.stderr.endswith(
+        ": its certificate is for another host: write a name or address into REDIS_URL that it has\n"
+    )
+
+
+def test_a_certificate_whose_time_is_over_is_to_be_renewed(engine: Engine, tls: Server) -> None:
+    valid, key = certificate(engine.folder, "old")
+    again = ["openssl", "x509", "-in", valid, "-signkey", key, "-days", "-1", "-out", engine.folder / "over.crt"]
+    subprocess.run(again, check=True, capture_output=True)
+    files = (engine.folder / "over.crt", key)
+    port = int(tls.url.rpartition(":")[2].partition("/")[0])
+    with front(port, *files) as open_port:
+        url = tls.url.replace(f":{port}/", f":{open_port}/") + f"?ssl_ca_certs={files[0]}"
+        ran = engine.run("status", REDIS_URL=url)
+    assert ran.returncode == 2
+    assert ran.stderr.endswith(": have its certificate renewed\n")
 
 
 def test_what_has_no_tls_or_no_authority_has_the_mend_for_that(engine: Engine, tls: Server) -> None:
