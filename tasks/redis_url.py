@@ -83,6 +83,9 @@ def _of_sentinels(url: str) -> RedisUrl:
     sentinels = tuple(_address(host, url) for part in found for host in part["hosts"].split(","))
     # Of whole URLs in a list, the first that says it.
     login, path = (next((part[name] for part in found if part[name]), "") for name in ("login", "path"))
+    if re.search("@.*,", login):
+        # A login of each host would take all hosts but the last for a part of it.
+        raise _invalid(url, _EXPECTED_SENTINEL)
     options = dict(parse_qsl("&".join(part["query"] for part in found if part["query"])))
     master = options.pop("master", "")
     user, password = (options.pop(f"sentinel_{name}", None) for name in ("username", "password"))

@@ -38,6 +38,7 @@ def test_a_url_names_the_sentinels_and_the_master(url: str, text: str, sentinels
         "sentinel://", "sentinel://a", "sentinel://a/1", "sentinel://a,/1?master=m", "sentinel://a:x/1?master=m",
         "sentinel://a/x?master=m", "sentinel://:sec/ret@a/1?master=m", "sentinel://a:0/1?master=m",
         "sentinel://:secret@a:1/1;redis://b/1?master=m", "sentinel://a/1?master=m&colour=red",
+        "sentinel://me:secret@a:1,me:secret@b:2/1?master=m",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("make", [connect, connect_async])
