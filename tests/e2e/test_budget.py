@@ -225,7 +225,6 @@ def test_jobs_of_a_team_stop_at_its_budget_of_the_day_and_go_on_the_day_after(pr
     # The next day, as far as Redis knows: what is spent stands under another date, and the pauses are over.
     with Redis.from_url(priced.env["REDIS_URL"]) as redis:
         redis.hdel(keys.team("research"), team["day"])
-        redis.hset(keys.team("research"), "limit:day", 0)
         for job_id in jobs:
             redis.hset(keys.job(job_id), "paused_until", 1)
     until("both to go on", lambda: sum(priced.status(job_id)["done"] for job_id in jobs) > done)

@@ -553,6 +553,27 @@ async def test_a_call_does_not_wait_for_batches_of_its_team(client: AsyncRedis, 
     await waiting
 
 
+async def test_what_a_question_costs_redis_does_not_grow_with_those_who_ask(
+    client: AsyncRedis, redis: Redis, limit: Callable[..., None]
+) -> None:
+    limit(10**9)
+    others = {f"p{number}:{what}": 1 for number in range(20) for what in ("reserved", "seen")}
+    redis.hset(keys.budget(JOB), mapping=others)
+    redis.hset(keys.team(TEAM), mapping={f"job-2/{name}": 9 * 10**12 for name in others})
+    book = RedisBook(client, JOB, dead_after_seconds=600, limits=LIMITS)
+
+    async def commands(spent: int) -> int:
+        await book.exchange(spent, 0, [1])
+        redis.config_resetstat()
+        await book.exchange(spent + 1, 0, [1])
+        stats: Any = redis.info("commandstats")
+        return sum(one["calls"] for name, one in stats.items() if name.startswith(("cmdstat_h", "cmdstat_time")))
+
+    assert await commands(0) <= 8
+    redis.hset(keys.budget(JOB), "team", TEAM)
+    assert await commands(2) <= 16
+
+
 async def test_a_team_that_a_worker_does_not_know_may_spend_nothing(client: AsyncRedis, redis: Redis) -> None:
     stranger = _team_budget(client, redis, "job-1", team="unheard")
     with pytest.raises(BudgetExceededError, match=r"teams\.budgets") as refused:

@@ -1,6 +1,6 @@
 -- Shared by scripts that spend a job's budget, and with it its team's. Nano-dollars, milliseconds, UTC.
--- A team's hash has what it has spent on each day (2026-11-29) and in each month (2026-11), the limits that were seen
--- last, and what each process has reserved for each of its jobs (JOB/PROCESS:reserved, :seen).
+-- A team's hash has what it has spent on each day (2026-11-29) and in each month (2026-11), and what each process
+-- has reserved for each of its jobs (JOB/PROCESS:reserved, :seen).
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -25,34 +25,51 @@ local function periods(now)
   return name .. string.format('-%02d', day), name
 end
 
--- The key of a job's team; nil without one.
-local function team_of(budget)
-  local team = redis.call('HGET', budget, 'team')
-  return team and 'themes:team:' .. team
+local function values_of(hash)
+  local values, fields = {}, redis.call('HGETALL', hash)
+  for i = 1, #fields, 2 do values[fields[i]] = fields[i + 1] end
+  return values
 end
 
--- Why what is known of a job's team cannot be read; nil where it can. To be asked before anything is written: a script
--- that fails halfway writes its first half again at each try. All values of a team's hash are whole numbers.
-local function unreadable_team(budget)
-  local team = team_of(budget)
-  if not team then return nil end
+-- The key of a job's team; false without one. A script has one budget, whose team is asked for once.
+local known_team
+local function team_of(budget)
+  if known_team == nil then
+    local team = redis.call('HGET', budget, 'team')
+    known_team = team and 'themes:team:' .. team
+  end
+  return known_team
+end
+
+local function fault_of(team)
   local kind = redis.call('TYPE', team).ok
-  if kind == 'none' then return nil end
+  if kind == 'none' then return false end
   if kind ~= 'hash' then return team .. ' holds no hash' end
-  local fields = redis.call('HGETALL', team)
-  for i = 1, #fields, 2 do
-    local value = fields[i + 1]
+  for name, value in pairs(values_of(team)) do
     if not (string.match(value, '^%d+$') and tonumber(value) < 9007199254740992) then
-      return fields[i] .. ' in ' .. team .. ' is no whole number from 0 on'
+      return name .. ' in ' .. team .. ' is no whole number from 0 on'
     end
   end
+  return false
+end
+
+-- Why what is known of a job's team cannot be read; false where it can. To be asked before anything is written: a
+-- script that fails halfway writes its first half again at each try. All values of a team's hash are whole numbers.
+local known_fault
+local function unreadable_team(budget)
+  if known_fault == nil then known_fault = team_of(budget) and fault_of(team_of(budget)) end
+  return known_fault
+end
+
+-- Adds to what a team has spent today and this month.
+local function charge(team, amount, now)
+  for _, period in ipairs({periods(now)}) do redis.call('HINCRBY', team, period, digits(amount)) end
 end
 
 -- Adds to what a job has spent, and its team today and this month.
 local function spend(budget, amount, now)
   redis.call('HINCRBY', budget, 'spent', digits(amount))
-  local team = team_of(budget)
-  if team then for _, period in ipairs({periods(now)}) do redis.call('HINCRBY', team, period, digits(amount)) end end
+  if amount > 0 and team_of(budget) then charge(team_of(budget), amount, now) end
 end
 
 -- Writes what a process has reserved for a job. `seen`: when it lived.
@@ -70,20 +87,20 @@ end
 -- When a batch is seen: never too long ago, and unlike any process.
 local NEVER_DIES = 9000000000000000
 
--- What others than `me` have reserved: of processes that live and of batches, by the dead, and of batches. Of a job whose budget
--- has left Redis nothing lives: nothing would ever settle what its batches have reserved.
-local function held(hash, me, now, silent_ms)
-  local living, dead, batches, fields = 0, {}, 0, redis.call('HGETALL', hash)
-  for i = 1, #fields, 2 do
-    local process = string.match(fields[i], '^(.*):reserved$')
+-- What others than `me` have reserved by the values of a hash: of processes that live and of batches, by the dead, and of
+-- batches. Of a job whose budget has left Redis nothing would ever settle what its batches have reserved.
+local function held(values, me, now, silent_ms)
+  local living, dead, batches = 0, {}, 0
+  for name, amount in pairs(values) do
+    local process = string.match(name, '^(.*):reserved$')
     if process and process ~= me then
-      local seen = tonumber(redis.call('HGET', hash, process .. ':seen') or '0')
-      local job = string.match(process, '^(.*)/')
+      local seen = tonumber(values[process .. ':seen'] or '0')
+      local job = seen >= NEVER_DIES and string.match(process, '^(.*)/')
       local is_gone = job and redis.call('EXISTS', 'themes:job:' .. job .. ':budget') == 0
-      if is_gone or now - seen > silent_ms then dead[process] = tonumber(fields[i + 1])
+      if is_gone or now - seen > silent_ms then dead[process] = tonumber(amount)
       else
-        living = living + tonumber(fields[i + 1])
-        if seen >= NEVER_DIES then batches = batches + tonumber(fields[i + 1]) end
+        living = living + tonumber(amount)
+        if seen >= NEVER_DIES then batches = batches + tonumber(amount) end
       end
     end
   end
@@ -95,32 +112,27 @@ end
 -- call fits into. `limits` is JSON of each team's {day, month}, as this process knows them.
 local function funds_of(budget, job, me, now, silent_ms, limits)
   if unreadable_team(budget) then return {{}, {}, {}, is_unreadable = true} end
-  local limit = redis.call('HGET', budget, 'limit')
+  local values = values_of(budget)
+  local limit = values.limit
   local most = limit and tonumber(limit)
   if limit and not (most and most >= 0 and most < 9007199254740992) then most = 0 end
-  local others, dead = held(budget, me, now, silent_ms)
-  local certain = tonumber(redis.call('HGET', budget, 'spent') or '0')
+  local others, dead = held(values, me, now, silent_ms)
+  local certain = tonumber(values.spent or '0')
   for _, amount in pairs(dead) do certain = certain + amount end
   local funds = {{limit = most, certain = certain, others = others}, {}, {}}
   local team = team_of(budget)
   if not team then return funds end
   local known = cjson.decode(limits)[string.sub(team, #'themes:team:' + 1)]
   if not known then funds.is_unknown = true return funds end
-  local today = {periods(now)}
-  local others_of_team, dead_of_team, batches_of_team = held(team, job .. '/' .. me, now, silent_ms)
+  local others_of_team, dead_of_team, batches_of_team = held(values_of(team), job .. '/' .. me, now, silent_ms)
   for process, amount in pairs(dead_of_team) do
-    for _, period in ipairs(today) do redis.call('HINCRBY', team, period, digits(amount)) end
+    charge(team, amount, now)
     redis.call('HDEL', team, process .. ':reserved', process .. ':seen')
   end
-  for at, name in ipairs({'limit:day', 'limit:month'}) do
-    local allowed = known[at]
-    if allowed == cjson.null then
-      redis.call('HDEL', team, name)
-    else
-      redis.call('HSET', team, name, digits(allowed))
+  for at, spent in ipairs(redis.call('HMGET', team, periods(now))) do
+    if known[at] ~= cjson.null then
       funds[at + 1] = {
-        limit = allowed, certain = tonumber(redis.call('HGET', team, today[at]) or '0'), others = others_of_team,
-        batches = batches_of_team}
+        limit = known[at], certain = tonumber(spent or '0'), others = others_of_team, batches = batches_of_team}
     end
   end
   return funds
