@@ -553,6 +553,34 @@ async def test_a_call_does_not_wait_for_batches_of_its_team(client: AsyncRedis, 
     await waiting
 
 
+async def test_one_that_was_only_cut_off_is_charged_what_its_calls_have_cost(client: AsyncRedis, redis: Redis) -> None:
+    silent, other = (_team_budget(client, redis, job_id, dead=0.3) for job_id in ("job-1", "job-2"))
+    held = await _began(Held(silent, 700, 100))
+    assert silent._flusher is not None
+    silent._flusher.cancel()
+    await asyncio.sleep(0.6)
+    await other.pay(300, Spend(), _costs(50), request_priority=0)
+    await _quietly(other)
+    assert _of_team(redis, *_today(redis)) == [750, 750]
+    await held.end()
+    await _quietly(silent)
+    assert _of_team(redis, *_today(redis)) == [150, 150]
+    left: Any = redis.hkeys(keys.team(TEAM))
+    assert sorted(name.decode() for name in left) == sorted(_today(redis))
+
+
+async def test_a_team_s_days_and_its_dead_are_forgotten_after_two_months(client: AsyncRedis, redis: Redis) -> None:
+    now: Any = redis.time()
+    days = [f"{datetime.fromtimestamp(now[0], UTC) - timedelta(days=number):%Y-%m-%d}" for number in (1, 60, 64, 400)]
+    redis.hset(keys.team(TEAM), mapping=dict.fromkeys(days, 5))
+    redis.hset(keys.team(TEAM), mapping={"2020-01": 9, "old/gone:lost": 3, "old/gone:seen": 1_000})
+    budget = _team_budget(client, redis, "job-1")
+    await budget.pay(400, Spend(), _costs(350), request_priority=0)
+    await _quietly(budget)
+    left: Any = redis.hkeys(keys.team(TEAM))
+    assert {name.decode() for name in left} == {"2020-01", *days[:2], *_today(redis)}
+
+
 async def test_what_a_question_costs_redis_does_not_grow_with_those_who_ask(
     client: AsyncRedis, redis: Redis, limit: Callable[..., None]
 ) -> None:

@@ -1,6 +1,11 @@
 -- Shared by scripts that spend a job's budget, and with it its team's. Nano-dollars, milliseconds, UTC.
--- A team's hash has what it has spent on each day (2026-11-29) and in each month (2026-11), and what each process
--- has reserved for each of its jobs (JOB/PROCESS:reserved, :seen).
+-- A team's hash has what it has spent on each of the last days (2026-11-29) and in each month (2026-11), what each
+-- process has reserved for each of its jobs (JOB/PROCESS:reserved, :seen), and what was charged for one that was found
+-- dead (:lost, :seen).
+
+local DAY_MS = 86400000
+-- For how long a team's days are kept, and what was charged for the dead.
+local KEPT_MS = 62 * DAY_MS
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -11,7 +16,7 @@ local function digits(number) return string.format('%.0f', number) end
 
 -- The names of a moment's day and month. Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms" (2013).
 local function periods(now)
-  local z = math.floor(now / 86400000) + 719468
+  local z = math.floor(now / DAY_MS) + 719468
   local era = math.floor(z / 146097)
   local of_era = z - era * 146097
   local year = math.floor(
@@ -61,15 +66,44 @@ local function unreadable_team(budget)
   return known_fault
 end
 
--- Adds to what a team has spent today and this month.
+-- Adds to what a team has spent today and this month. The first amount of a day drops what no limit looks at any more.
 local function charge(team, amount, now)
-  for _, period in ipairs({periods(now)}) do redis.call('HINCRBY', team, period, digits(amount)) end
+  local day, month = periods(now)
+  redis.call('HINCRBY', team, month, digits(amount))
+  if redis.call('HINCRBY', team, day, digits(amount)) > amount then return end
+  local first, values = periods(now - KEPT_MS), values_of(team)
+  for name in pairs(values) do
+    local process = string.match(name, '^(.*):lost$')
+    if process and tonumber(values[process .. ':seen'] or '0') < now - KEPT_MS then
+      redis.call('HDEL', team, name, process .. ':seen')
+    elseif string.match(name, '^%d%d%d%d%-%d%d%-%d%d$') and name < first then
+      redis.call('HDEL', team, name)
+    end
+  end
 end
 
 -- Adds to what a job has spent, and its team today and this month.
 local function spend(budget, amount, now)
   redis.call('HINCRBY', budget, 'spent', digits(amount))
   if amount > 0 and team_of(budget) then charge(team_of(budget), amount, now) end
+end
+
+-- Charges what one that was found dead has reserved: its calls may have been made.
+local function lose(team, process, amount, now)
+  charge(team, amount, now)
+  redis.call('HDEL', team, process .. ':reserved')
+  redis.call('HSET', team, process .. ':lost', digits(amount), process .. ':seen', digits(now))
+end
+
+-- Takes that back from one that lives: it was cut off for a while, and tells itself what its calls have cost.
+local function found(team, process)
+  local lost, at = unpack(redis.call('HMGET', team, process .. ':lost', process .. ':seen'))
+  if not lost then return end
+  for _, period in ipairs({periods(tonumber(at or '0'))}) do
+    local spent = redis.call('HGET', team, period)
+    if spent then redis.call('HSET', team, period, digits(math.max(0, tonumber(spent) - tonumber(lost)))) end
+  end
+  redis.call('HDEL', team, process .. ':lost', process .. ':seen')
 end
 
 -- Writes what a process has reserved for a job. `seen`: when it lived.
@@ -124,11 +158,9 @@ local function funds_of(budget, job, me, now, silent_ms, limits)
   if not team then return funds end
   local known = cjson.decode(limits)[string.sub(team, #'themes:team:' + 1)]
   if not known then funds.is_unknown = true return funds end
+  found(team, job .. '/' .. me)
   local others_of_team, dead_of_team, batches_of_team = held(values_of(team), job .. '/' .. me, now, silent_ms)
-  for process, amount in pairs(dead_of_team) do
-    charge(team, amount, now)
-    redis.call('HDEL', team, process .. ':reserved', process .. ':seen')
-  end
+  for process, amount in pairs(dead_of_team) do lose(team, process, amount, now) end
   for at, spent in ipairs(redis.call('HMGET', team, periods(now))) do
     if known[at] ~= cjson.null then
       funds[at + 1] = {
