@@ -44,7 +44,7 @@ async def _sender(client: AsyncRedis, answer: bytes) -> AsyncIterator[WebhookSen
         port = server.sockets[0].getsockname()[1]
         url = Secret(f"http://user:hunter2@127.0.0.1:{port}{PATH}")
         settings = WebhookSettings(
-            url=url, secret=Secret("s3cr3t"), private_hosts="127.0.0.1", timeout_seconds=180, retry_hours=720
+            url=url, secret=Secret("whsec_czNjcjN0"), private_hosts="127.0.0.1", timeout_seconds=180, retry_hours=720
         )
         async with WebhookSender(client, settings) as sender:
             yield sender
