@@ -140,6 +140,7 @@ def test_a_server_that_hangs_is_left_after_timeout_seconds(stack: Engine) -> Non
         until("a try", lambda: stack.logged("consumer-2", "webhook_failed"))
     with Redis.from_url(stack.env["REDIS_URL"]) as redis:
         (raw,) = redis.hvals(keys.WEBHOOKS)  # type: ignore[misc]
+        assert redis.ttl(keys.WEBHOOKS) > 0 < redis.ttl(keys.WEBHOOKS_DUE)
     notice = json.loads(raw)
     assert json.loads(notice["body"])["data"]["state"] == "cancelled"
     assert notice["tries"] >= 1

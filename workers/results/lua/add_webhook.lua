@@ -6,4 +6,6 @@ if redis.call('EXISTS', job) == 0 or redis.call('HGET', job, field) == value the
 redis.call('HSET', job, field, value)
 redis.call('HSET', bodies, id, body)
 redis.call('ZADD', due, 0, id)
+-- As in `end_job`.
+for _, key in ipairs({due, bodies}) do redis.call('EXPIRE', key, 2678400) end
 return 1

@@ -28,5 +28,7 @@ end
 if is_new and notice ~= '' then
   redis.call('HSET', KEYS[11], notice, body)
   redis.call('ZADD', KEYS[12], 0, notice)
+  -- Nobody posts them any more where the setting has gone: they are given up after 30 days at the latest.
+  for i = 11, 12 do redis.call('EXPIRE', KEYS[i], 2678400) end
 end
 return 1
