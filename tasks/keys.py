@@ -51,7 +51,7 @@ What outlives its job all the same, or its message's chunk, the sweeper removes 
 | themes:cooldown:DIGEST | hash | an endpoint to be left alone: its reason, the next probe (ms) | what it asked for |
 | themes:cooldowns | channel | "DIGEST milliseconds wait" of each new cool-down; 0: it is over | - |
 | themes:tuned | hash | settings changed on running workers: worker or *, key -> text | until `themes tune --reset` |
-| themes:webhooks | hash | notice id -> what is to be posted to `webhook.url` | until the server took it, 31 days after the last |
+| themes:webhooks | hash | notice id -> what is to be posted to `webhook.url` | until it is taken, at most 31 days |
 | themes:webhooks:due | zset | notice id by the time of its next try (ms) | with it |
 | themes:control | channel | id of each job that was cancelled or paused; `cache`: it was cleared | - |
 | themes:themes*, themes:unacked*, themes:_kombu* | | Celery's queue, kombu's books (global_keyprefix) | kombu's |
