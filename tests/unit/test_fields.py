@@ -1,5 +1,7 @@
 """Names of fields, and the stages that they mean."""
 
+from dataclasses import replace
+
 import pytest
 
 from tasks.errors import ConfigError
@@ -47,3 +49,9 @@ def test_all_fields_are_kept_as_none(wanted: list[str]) -> None:
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(wanted: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^no field '.*'; known: themes, confidence, price, .*, sub_themes$"):
         canonical(STAGES, wanted)
+
+
+def test_a_need_that_is_no_stage_is_refused_for_all_fields_too() -> None:
+    lost = [replace(STAGES[0], needs=("nowhere",)), *STAGES[1:]]
+    with pytest.raises(ConfigError, match="needs 'nowhere', but there is no such stage"):
+        stages_for(lost, [])

@@ -180,6 +180,10 @@ def test_a_stage_is_added_without_python(prompts: Path) -> None:
         (("needs: [discover.*]", "needs: [nowhere]"), "no such stage"),
         (("needs: [discover.*]", "needs: [analyse.*, analyse.confidence]\nsurprise: 1"), "unknown key 'surprise'"),
         (("enum: [budget, mid, luxury]", "minLength: -1"), "JSON Schema"),
+        (("needs: [discover.*]", "needs: discover.*"), "`needs` must be a list"),
+        (("enum: [budget, mid, luxury]", "enum: []"), "allows no answer"),
+        (("enum: [budget, mid, luxury]", "enum: [low, no]"), "`enum` has false, which is no string"),
+        (("type: string", "type: strin"), "JSON Schema"),
         (("---\nstage", "--\nstage"), "front matter"),
         (("type: string", "type: [unclosed"), "YAML"),
     ],
@@ -190,6 +194,7 @@ def test_a_wrong_prompt_file_is_named_with_its_mend(prompts: Path, change: tuple
     with pytest.raises(ConfigError, match="analyse.price") as caught:
         Graph(load_stages(prompts))
     assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_stages_that_wait_for_each_other_are_refused(prompts: Path) -> None:

@@ -40,7 +40,7 @@ def matching(stages: Sequence[Stage], fields: Iterable[str]) -> list[Stage]:
 def stages_for(stages: Sequence[Stage], fields: Sequence[str]) -> list[Stage]:
     """The stages that make these fields and those that these need; all where no field is named. Raises ConfigError."""
     if not fields:
-        return list(stages)
+        return list(Graph(stages).stages.values())
     return needed(stages, [stage.name for stage in matching(stages, fields)])
 
 

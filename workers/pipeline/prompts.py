@@ -16,7 +16,7 @@ stage is asked again; the others come from the cache.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -195,7 +195,7 @@ def _read(name: str, text: str, system: str) -> Stage:
     try:
         head = yaml.safe_load(parts[0])
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{name}: the front matter is not valid YAML: {exc}") from exc
+        raise ConfigError(f"{name}: the front matter is not valid YAML: {' '.join(str(exc).split())}") from exc
     return _stage(name, head, parts[1].strip(), system)
 
 
@@ -220,10 +220,13 @@ def _stage(file: str, head: Any, instructions: str, system: str) -> Stage:
     model = head.get("model")
     if model is not None and not (isinstance(model, str) and model):
         raise wrong("`model` must be a role of llm.roles or the name of a model")
+    needs = head.get("needs") or []
+    if not isinstance(needs, list) or not all(isinstance(need, str) for need in needs):
+        raise wrong("`needs` must be a list of stages, for instance [discover.*]")
     stage = Stage(
         name=stem,
         asks=head["asks"],
-        needs=tuple(head.get("needs") or ()),
+        needs=tuple(needs),
         max_tokens=tokens,
         model=model,
         instructions=instructions,
@@ -236,8 +239,23 @@ def _stage(file: str, head: Any, instructions: str, system: str) -> Stage:
     try:
         stage.schema(2)
     except ValueError as exc:
-        raise wrong(f"`fields` is not a valid JSON Schema: {exc}") from exc
+        raise wrong(f"`fields` is not a valid JSON Schema: {' '.join(str(exc).split())}") from exc
+    if bad := next(_unusable_enums(stage.fields), None):
+        raise wrong(f"`fields`: {bad}")
     return stage
+
+
+def _unusable_enums(schema: Any) -> Iterator[str]:
+    """What is wrong with lists of values that a valid schema may have; YAML reads `yes` and `1` as no text."""
+    parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for part in parts:
+        yield from _unusable_enums(part)
+    if isinstance(schema, dict) and isinstance(values := schema.get("enum"), list):
+        if not values:
+            yield "an `enum` without values allows no answer"
+        for value in values if schema.get("type") == "string" else ():
+            if not isinstance(value, str):
+                yield f"`enum` has {msgspec.json.encode(value).decode()}, which is no string: write it in quotes"
 
 
 def _count(value: Any, wrong: Any) -> tuple[int, int]:
