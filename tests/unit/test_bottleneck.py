@@ -150,9 +150,17 @@ def test_an_error_storm_comes_first_with_its_class() -> None:
 def test_a_line_that_takes_most_of_the_time_comes_before_a_few_errors() -> None:
     picture, _ = Network(destinations=60, pool=4).run()
     (part,) = picture.parts
-    bad = _with(part, sums=part.sums | {"llm.errors.ParameterRefusedError": 150, "llm.requests": 1110})
+    bad = _with(part, sums=part.sums | {"llm.errors.EndpointDownError": 150, "llm.requests": 1110})
     first, second, *_ = diagnose(measured(JobMeasurements.of([bad]), total=60))
     assert (first.resource, second.resource) == ("connections", "endpoint")
+
+
+@pytest.mark.parametrize("learnt", ["FormatRefusedError", "ParameterRefusedError"])
+def test_a_server_that_says_what_it_does_not_take_is_no_server_that_fails(learnt: str) -> None:
+    picture, _ = Network(destinations=60, pool=100).run()
+    (part,) = picture.parts
+    asked = _with(part, sums=part.sums | {f"llm.errors.{learnt}": 300, "llm.requests": 1260})
+    assert "endpoint" not in {each.resource for each in diagnose(measured(JobMeasurements.of([asked]), total=60))}
 
 
 def test_results_that_wait_for_the_consumer_name_the_database() -> None:

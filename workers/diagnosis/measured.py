@@ -12,6 +12,8 @@ from workers.observe.measurements import HOPS, PROMPT_ROUNDS, JobMeasurements, P
 from workers.observe.metrics import Histogram
 
 REFUSED: Final = frozenset({"rate_limited", "RateLimitedError"})
+#: Answers by which a worker learns what a server takes, once for each server.
+LEARNT: Final = frozenset({"FormatRefusedError", "ParameterRefusedError"})
 #: The span of a destination's search for evidence on the web, which comes before its prompts.
 WEB: Final = "web.evidence"
 STEPS: Final = 200

@@ -4,7 +4,7 @@ from typing import Final
 
 from tasks.texts import count
 from workers.diagnosis.finding import Finding
-from workers.diagnosis.measured import REFUSED, WEB, Measured, mean
+from workers.diagnosis.measured import LEARNT, REFUSED, WEB, Measured, mean
 from workers.observe.format import duration, spread
 
 #: Cores of one process from which on its CPU is what everything waits for: its loop is one thread.
@@ -59,7 +59,7 @@ def waiting_for_llm(m: Measured) -> Finding | None:
 
 
 def _endpoint(m: Measured) -> Finding | None:
-    failed = {name: number for name, number in m.errors.items() if name not in REFUSED}
+    failed = {name: number for name, number in m.errors.items() if name not in REFUSED | LEARNT}
     number = sum(failed.values())
     if number < FAILED_SHARE * max(1, m.requests):
         return None
