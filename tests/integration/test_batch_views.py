@@ -140,7 +140,7 @@ def test_what_is_more_pressing_than_a_batch_comes_first(redis: Redis, job: str) 
 
 
 def test_beside_a_job_at_work_one_that_waits_for_batches_changes_no_verdict(redis: Redis, job: str) -> None:
-    _beat(redis)
+    _beat(redis, lately=json.dumps({"lanes_busy": 1}))
     _sent(redis, job)
     other = jobs.create(redis, name="towns", options=JobOptions(), compress=False)
     assert LiveReader(redis).read().verdict.startswith("Limited by too little work")

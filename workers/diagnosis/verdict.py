@@ -235,8 +235,10 @@ def _seats(worker: fleet.WorkerReport) -> float:
     return sum(route.limit for route in worker.pool.routes.values()) or worker.connections
 
 
-def _lanes(pulse: Pulse) -> Verdict:
+def _lanes(pulse: Pulse) -> Verdict | None:
     lanes, busy = sum(worker.lanes for worker in pulse.workers.values()), pulse.sum("lanes_busy")
+    if not busy and not pulse.sum("connections_in_use"):
+        return None  # a job that has just begun: the means of the last seconds do not have it yet
     connections = sum(worker.connections for worker in pulse.workers.values())
     used = f"{pulse.sum('connections_in_use'):.0f} of {connections:,} connections are in use"
     waiting = pulse.queue or any(worker.lanes_waiting for worker in pulse.workers.values())
