@@ -198,9 +198,9 @@ def place_of(client: Redis) -> str:
 
 
 @contextlib.contextmanager
-def translated(client: Redis) -> Iterator[None]:
+def translated(client: Redis, place: str = "") -> Iterator[None]:
     """Within the body, errors of Redis become `RedisUnavailableError` with the place and the mend."""
-    place = place_of(client)
+    place = place or place_of(client)
     try:
         yield
     except AuthenticationError as exc:
@@ -292,7 +292,7 @@ def check_server(client: Redis) -> ServerFacts:
     """
     place = place_of(client)
     with _without_retries(client) as asking:
-        info = _loaded_info(asking)
+        info = _loaded_info(asking, place)
     version = str(info["redis_version"])
     if _numbers(version) < OLDEST:
         raise RedisUnavailableError(
@@ -330,20 +330,20 @@ def _without_retries(client: Redis) -> Redis:
     return Redis.from_pool(ConnectionPool(connection_class=pool.connection_class, **options))
 
 
-def _loaded_info(client: Redis) -> dict[str, Any]:
+def _loaded_info(client: Redis, place: str) -> dict[str, Any]:
     deadline = time.monotonic() + LOADING_SECONDS
     while True:
-        info = server_info(client)
+        info = server_info(client, place)
         if not info.get("loading"):
             return info
         if time.monotonic() > deadline:
-            raise RedisUnavailableError(f"Redis at {place_of(client)} is still loading its data: try again in a moment")
+            raise RedisUnavailableError(f"Redis at {place} is still loading its data: try again in a moment")
         time.sleep(0.2)
 
 
-def server_info(client: Redis) -> dict[str, Any]:
+def server_info(client: Redis, place: str = "") -> dict[str, Any]:
     """INFO, or of a server that does not let this user ask for it, version, role and mode alone."""
-    with translated(client):
+    with translated(client, place):
         try:
             info: dict[str, Any] = client.info()
         except ResponseError:

@@ -74,7 +74,7 @@ def test_nobody_there_says_how_to_start_one() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         said = _refusal(f"redis://127.0.0.1:{port}/1")
-    assert f"127.0.0.1:{port}" in said
+    assert f"127.0.0.1:{port}/1 cannot be reached" in said
     assert "themes up" in said
 
 
