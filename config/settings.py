@@ -308,7 +308,7 @@ def _parse(key: str, source: yaml.Node | str, place: str) -> Any:
 
 def _nearest(key: str, *, variable: bool = False) -> str:
     names = [*known_keys(), *_sections()]
-    same = [name for name in known_keys() if "." in key and name.rpartition(".")[2] == key.rpartition(".")[2]]
+    same = [name for name in known_keys() if name.rpartition(".")[2] == key.rpartition(".")[2]]
     found = same[:1] or difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     if not found and "." in key:
         tail = key.rpartition(".")[2]

@@ -159,6 +159,7 @@ def test_what_is_not_set_follows_what_is(tmp_path: Path) -> None:
             "my.yaml:2: unknown setting 'work.lease_second'; did you mean work.lease_seconds?",
         ),
         ("wrok:\n  lease_seconds: 3\n", "my.yaml:1: unknown section 'wrok'; did you mean work?"),
+        ("lease_seconds: 3\n", "my.yaml:1: unknown section 'lease_seconds'; did you mean work.lease_seconds?"),
         (
             "llm:\n  lease_seconds: 3\n",
             "my.yaml:2: unknown setting 'llm.lease_seconds'; did you mean work.lease_seconds?",
@@ -291,10 +292,11 @@ def test_a_password_in_a_wrong_place_is_not_repeated(tmp_path: Path) -> None:
         assert "***" in message
 
 
-def test_an_unknown_variable_is_refused_with_the_nearest_name() -> None:
+@pytest.mark.parametrize("variable", ["THEMES_WORK__LEASE_SECOND", "THEMES_LEASE_SECONDS"])
+def test_an_unknown_variable_is_refused_with_the_nearest_name(variable: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(env={"THEMES_WORK__LEASE_SECOND": "3"})
-    assert str(caught.value).startswith("environment THEMES_WORK__LEASE_SECOND: no such setting")
+        load(env={variable: "3"})
+    assert str(caught.value).startswith(f"environment {variable}: no such setting")
     assert str(caught.value).endswith("did you mean THEMES_WORK__LEASE_SECONDS?")
 
 
