@@ -182,7 +182,7 @@ def _of(m: Measured, bound: Bound, known: Sequence[Bound]) -> Finding:
     if gain < WORTH_IT:
         words = f"more would bring nothing by itself: {NAMES[following.resource]} ({following.words}) would bound it"
         return msgspec.structs.replace(finding, advice=words)
-    limit = f"{NAMES[following.resource]} ({following.words})"
+    limit = f"the limit is {NAMES[following.resource]} ({following.words})"
     if following.resource == "work":
         limit = f"all {following.words} are in work at once"
     forecast = f"would give {times(gain)} until {limit}"
