@@ -298,7 +298,7 @@ class Reader:
 
     def _why_none(self) -> str:
         if not self.report.bad:
-            return ": it is empty"
+            return ": it has no rows"
         first = self.report.bad[0]
         rows = "its only row is" if self.report.rejected == 1 else f"all {self.report.rejected} rows are"
         return f": {rows} bad; line {first.line}: {first.reason}"

@@ -252,7 +252,8 @@ def test_what_cannot_work_is_one_clear_line(
     ("content", "says"),
     [
         (None, "cannot be read (No such file or directory)"),
-        (b"", "no destinations: it is empty"),
+        (b"", "no destinations: it has no rows"),
+        (b"name,country\n", "no destinations: it has no rows"),
         (b"country;code\nJapan;1\n", "which column holds the names?"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Excel workbook"),
         (b"1\n2\n", "are numbers"),

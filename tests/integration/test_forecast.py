@@ -223,7 +223,7 @@ def test_what_earlier_jobs_have_measured_is_used_and_said(settings: Settings) ->
         "calls, tokens and cost: measured in 1 earlier job for 4 of 16 stages, assumed for the others"
     ]
     assumed = _forecast(settings, None)
-    assert assumed.basis == ["calls, tokens and cost: assumed: no earlier job with this model is in the database"]
+    assert assumed.basis == ["calls, tokens and cost: assumed: no earlier job has asked this of this model"]
     assert assumed.calls == Amount(192)
 
 

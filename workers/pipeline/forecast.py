@@ -303,7 +303,7 @@ class Forecaster:
         elif measured:
             said = f"{where} for {len(measured)} of {count(len(asked), 'stage')}, assumed for the others"
         else:
-            said = "assumed: no earlier job with this model is in the database"
+            said = "assumed: no earlier job has asked this of this model"
         return f"calls, tokens and cost: {said}"
 
     def _answer_tokens(self, asked: Sequence[Sequence[Question]]) -> dict[str, float]:
