@@ -178,6 +178,16 @@ async def test_an_endpoint_is_asked_with_its_headers_and_its_query(look: Look) -
         assert all(headers["api-key"] == "a-key-of-ours" for headers in server.headers)
 
 
+async def test_a_server_that_counts_no_tokens_is_a_note_and_no_log_line(
+    look: Look, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server_that(lambda *_: None, counts=lambda _: {}) as server:
+        env = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "right", "THEMES_MODEL": "sandbox"}
+        checks = await _in_thread(lambda: look("llm", **env))
+    _is_said(checks["llm tokens"], "counts no tokens that can be true", "estimated", ok=True)
+    assert not [record for record in caplog.records if record.name == "themes.llm"]
+
+
 async def test_a_wrong_key_is_named_and_not_shown(look: Look) -> None:
     async with _serving(api_key="right") as server:
         checks = await _in_thread(lambda: look("llm", **_llm(server, OPENAI_API_KEY="sk-very-wrong")))

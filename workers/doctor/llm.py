@@ -1,6 +1,7 @@
 """LLM endpoints: `checks` asks the smallest question in every response format, `probe` for the list of models."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -88,7 +89,14 @@ def _connections(llm: LlmSettings, endpoint: Endpoint) -> Connections:
 
 async def _each(llm: LlmSettings, ask: Callable[..., Awaitable[list[T]]]) -> list[T]:
     known = endpoints(llm)
-    found = await asyncio.gather(*(ask(llm, endpoint, alone=len(known) == 1) for endpoint in known))
+    # What a client learns of a server is in the checks; a command shows no log lines between them.
+    log = logging.getLogger("themes.llm")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        found = await asyncio.gather(*(ask(llm, endpoint, alone=len(known) == 1) for endpoint in known))
+    finally:
+        log.setLevel(before)
     return [one for several in found for one in several]
 
 
@@ -143,6 +151,9 @@ async def _model(
     else:
         fix = f"{there} does not keep to the smallest schema: set THEMES_MODEL to a more able one"
         yield Check(f"{name} formats", ok=any(supported.values()), found=said, fix=fix)
+    if answer.tokens.problem:
+        found = f"the server counts no tokens that can be true ({answer.tokens.problem}): they are estimated"
+        yield Check(f"{name} tokens", ok=True, found=found, fix="let the server send `usage`; costs are a guess else")
 
 
 async def _supports(client: ChatClient, style: AnswerFormat, spend: Spend) -> bool:
