@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -40,9 +41,11 @@ def command(*, formats: str, format_refusal: str, **options: Any) -> None:
     """Serve the sandbox LLM until Ctrl-C. The base URL goes to stdout, alone on its line."""
     accepted = [name.strip() for name in formats.split(",")]
     server = SandboxServer(formats=accepted, format_refusal=int(format_refusal), **options)
-    asyncio.run(serve(server, started=_announce))
+    asyncio.run(serve(server, started=partial(_announce, key=options["api_key"])))
 
 
-def _announce(base_url: str) -> None:
+def _announce(base_url: str, *, key: str | None) -> None:
     print(base_url, flush=True)
-    print(f"sandbox LLM ready; set OPENAI_BASE_URL={base_url} (Ctrl-C ends it)", file=sys.stderr)
+    given = "its --api-key" if key else "any"
+    words = f"export OPENAI_BASE_URL={base_url} THEMES_MODEL=sandbox OPENAI_API_KEY=… ({given}; Ctrl-C ends it)"
+    print(f"sandbox LLM ready; {words}", file=sys.stderr)
