@@ -106,7 +106,7 @@ def _redis(settings: Settings) -> Redis | None:
     try:
         return connected(settings)
     except RedisUnavailableError as exc:
-        warn(str(exc))
+        warn(f"without what Redis knows: {exc}")
         return None
 
 
