@@ -85,7 +85,7 @@ def test_a_job_s_end_and_its_pause_are_posted_signed_until_they_are_taken(stack:
     # The first try is refused: the same notice comes again.
     until("the pause", lambda: receiver.taken)
     (notice,) = receiver.taken
-    assert notice["type"] == "job.paused"
+    assert (notice["type"], notice["data"]["state"]) == ("job.paused", "paused")
     assert (notice["data"]["job_id"], notice["data"]["paused"], notice["data"]["total"]) == (paused, "user", 2)
     assert receiver.ids[0] == receiver.ids[1]
     stack.themes("worker", "worker", "--name", "w")

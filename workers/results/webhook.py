@@ -48,6 +48,7 @@ def ended(job: JobRow) -> Notice:
 
 def paused(job: JobStatus) -> Notice:
     data = {name: value for name, value in job.fields().items() if name not in {"batches", "wait"}}
+    data["state"] = "paused"
     return _notice("job.paused", job.job_id, job.paused_at or time.time(), data)
 
 
