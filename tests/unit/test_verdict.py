@@ -116,7 +116,7 @@ def test_where_nothing_is_to_be_done_nothing_is_said() -> None:
     paused = of_job(replace(STATUS, paused="user"), _pulse(_worker()))
     assert (paused.resource, paused.text[:7]) == ("work", "Paused:")
     assert of_job(replace(STATUS, state="done"), _pulse(_worker())) == NONE
-    just_begun = _pulse(_worker(busy=0, in_use=0), queue=0)
+    just_begun = _pulse(_worker(busy=0.4, in_use=0.3), queue=0)
     assert of_system(just_begun, is_working=True) == NONE == of_job(STATUS, just_begun)
     assert NONE.words == ""
 

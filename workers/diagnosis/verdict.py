@@ -237,7 +237,7 @@ def _seats(worker: fleet.WorkerReport) -> float:
 
 def _lanes(pulse: Pulse) -> Verdict | None:
     lanes, busy = sum(worker.lanes for worker in pulse.workers.values()), pulse.sum("lanes_busy")
-    if not busy and not pulse.sum("connections_in_use"):
+    if round(busy) == round(pulse.sum("connections_in_use")) == 0:
         return None  # a job that has just begun: the means of the last seconds do not have it yet
     connections = sum(worker.connections for worker in pulse.workers.values())
     used = f"{pulse.sum('connections_in_use'):.0f} of {connections:,} connections are in use"
