@@ -51,7 +51,7 @@ class LlmProbe:
         for line in dict.fromkeys(one.problem for one in self._found if one.problem):
             warn(f"the LLM does not answer: {line}")
         if calls := sum(one.calls for one in self._found):
-            warn(f"asked the LLM whether it answers: {count(calls, 'call')}, in no books")
+            warn(f"asked the LLM whether it answers: {count(calls, 'call')}, counted in no job")
 
     def refuse(self) -> None:
         """As `warn`; raises ConfigError where a model is refused everywhere."""

@@ -160,7 +160,7 @@ async def test_an_endpoint_is_asked_in_every_format(look: Look) -> None:
     assert all(check.ok for check in checks.values()), checks
     assert checks["llm formats"].found == "json_schema yes, json_object yes, text yes"
     assert "answered as" in checks["llm"].found
-    assert f"({asked} calls of doctor's own, in no books)" in checks["llm"].found
+    assert f"({asked} calls of doctor's own, counted in no job)" in checks["llm"].found
     assert "from ours" in checks["clock of llm"].found
     async with _serving(formats=("json_object",)) as server:
         checks = await _in_thread(lambda: look("llm", **_llm(server)))

@@ -115,7 +115,7 @@ async def _endpoint(llm: LlmSettings, endpoint: Endpoint, *, alone: bool) -> lis
     finally:
         await connections.close()
     if checks and spend.calls:
-        said = f"{checks[0].found} ({count(spend.calls, 'call')} of doctor's own, in no books)"
+        said = f"{checks[0].found} ({count(spend.calls, 'call')} of doctor's own, counted in no job)"
         checks[0] = replace(checks[0], found=said)
     return checks
 
