@@ -34,7 +34,9 @@ def read_text(path: Path) -> str:
             raw = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or exc
-        raise ConfigError(f"{path}: cannot be read ({why}); THEMES_CONFIG or the command line names this settings file") from exc
+        raise ConfigError(
+            f"{path}: cannot be read ({why}); THEMES_CONFIG or the command line names this settings file"
+        ) from exc
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is no settings file")
     try:

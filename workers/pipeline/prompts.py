@@ -220,13 +220,10 @@ def _stage(file: str, head: Any, instructions: str, system: str) -> Stage:
     model = head.get("model")
     if model is not None and not (isinstance(model, str) and model):
         raise wrong("`model` must be a role of llm.roles or the name of a model")
-    needs = head.get("needs") or []
-    if not isinstance(needs, list) or not all(isinstance(need, str) for need in needs):
-        raise wrong("`needs` must be a list of stages, for instance [discover.*]")
     stage = Stage(
         name=stem,
         asks=head["asks"],
-        needs=tuple(needs),
+        needs=_needs(head.get("needs") or [], wrong),
         max_tokens=tokens,
         model=model,
         instructions=instructions,
@@ -234,6 +231,17 @@ def _stage(file: str, head: Any, instructions: str, system: str) -> Stage:
         fields=head.get("fields") or {},
         count=_count(head.get("count"), wrong) if head["asks"] == "new themes" else (0, 0),
     )
+    _check_fields(stage, wrong)
+    return stage
+
+
+def _needs(value: Any, wrong: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(need, str) for need in value):
+        raise wrong("`needs` must be a list of stages, for instance [discover.*]")
+    return tuple(value)
+
+
+def _check_fields(stage: Stage, wrong: Any) -> None:
     if stage.asks != "new themes" and not (isinstance(stage.fields, dict) and stage.fields):
         raise wrong("`fields` must say what the stage adds")
     try:
@@ -242,7 +250,6 @@ def _stage(file: str, head: Any, instructions: str, system: str) -> Stage:
         raise wrong(f"`fields` is not a valid JSON Schema: {' '.join(str(exc).split())}") from exc
     if bad := next(_unusable_enums(stage.fields), None):
         raise wrong(f"`fields`: {bad}")
-    return stage
 
 
 def _unusable_enums(schema: Any) -> Iterator[str]:
