@@ -215,20 +215,22 @@ def translated(client: Redis, place: str = "") -> Iterator[None]:
             f"Redis at {place} does not let this user do what is needed ({_said(exc)}): {_acl_command(client)}"
         ) from exc
     except RedisTimeoutError as exc:
-        raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_mend(client, exc)}") from exc
+        raise RedisUnavailableError(f"Redis at {place} does not answer in time: {_mend(client, place, exc)}") from exc
     except InvalidResponse as exc:
         raise _no_redis(client, f" ({_said(exc)})") from exc
     except (RedisConnectionError, UnicodeError, socket.gaierror) as exc:
         if "max number of clients" in str(exc):
             raise RedisUnavailableError(f"Redis at {place} has no connection left: {_MORE_CLIENTS}") from exc
-        raise RedisUnavailableError(f"Redis at {place} cannot be reached ({_said(exc)}): {_mend(client, exc)}") from exc
+        raise RedisUnavailableError(
+            f"Redis at {place} cannot be reached ({_said(exc)}): {_mend(client, place, exc)}"
+        ) from exc
     except ResponseError as exc:
         raise RedisUnavailableError(f"Redis at {place} {_refused(exc)}") from exc
 
 
-def _mend(client: Redis, exc: BaseException) -> str:
+def _mend(client: Redis, place: str, exc: BaseException) -> str:
     """How to have a Redis that can be used; where the default was asked, stacks that run elsewhere are named."""
-    otherwise = elsewhere(_START) if place_of(client) == PerformanceSettings().redis_url else _START
+    otherwise = elsewhere(_START) if place == PerformanceSettings().redis_url else _START
     return tls.mend(client.connection_pool, exc) or otherwise
 
 

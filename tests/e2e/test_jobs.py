@@ -22,8 +22,8 @@ MANY = 160
 STATUS_KEYS = [
     "job_id", "name", "state", "total", "done", "failed", "partial", "llm_calls", "cache_hits", "coalesced",
     "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_usd", "rate_per_second",
-    "eta_seconds", "created_at", "started_at", "finished_at", "budget_usd", "spent_usd", "paused", "paused_at",
-    "paused_message", "waiting_for", "wait", "only_fields",
+    "eta_seconds", "created_at", "started_at", "finished_at", "budget_usd", "spent_usd", "team", "paused",
+    "paused_at", "paused_message", "paused_until", "waiting_for", "wait", "only_fields",
 ]  # fmt: skip
 
 

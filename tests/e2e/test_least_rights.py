@@ -27,11 +27,16 @@ EVERY_VERB = [
     "retry JOB", "retry JOB --partial", "extend JOB --fields rationale", "pause JOB", "resume JOB", "cancel JOB",
     "tune llm.max_completion_tokens=9000", "tune --show", "tune --reset", "worker-memory start", "worker-memory stop",
     "cache stats", "cache stats JOB", "cache clear --yes", "doctor", "health worker", "health consumer", "config show",
-    "enqueue FILE --dry-run", "enqueue FILE --only-missing",
+    "enqueue FILE --dry-run", "enqueue FILE --only-missing", "teams",
 ]  # fmt: skip
 #: How servers say so; 6.2 knows no functions, and allows DEBUG to nobody where its settings do not.
 REFUSED = "(?i)no permissions|can't access|can't run|acl failure|noperm|debug command not allowed|unknown command"
 STARTED = {"demo", "up", "run", "worker", "consumer", "dashboard", "sandbox-llm"}
+
+
+@pytest.fixture(autouse=True)
+def _team(engine: Engine) -> None:
+    engine.env["THEMES_TEAMS__BUDGETS"] = "{research: {usd_per_day: 5}}"
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ _BATCHING: Final = {
     "FAULT_TEAM": "lab",
 }
 #: What a call of each tier costs of the list's price.
-_FACTORS: Final = {"standard": 1.0, "flex": 0.5, "batch": 0.5}
+_FACTORS: Final = {"flex": 0.5, "batch": 0.5}
 
 
 #: A job's profiles, its failures, destinations with both, what its row says, and what its destinations add up to.
@@ -266,10 +266,10 @@ class Lab:
         return billed
 
     def _bill(self) -> float:
-        """US dollars, by the prices of the settings."""
+        """US dollars, by the prices of the settings; of batches alone."""
         return sum(
-            _FACTORS[tier] * (one["prompt_tokens"] + 2 * one["completion_tokens"]) / 1e6
-            for tier, one in self._billed().items()
+            _FACTORS.get(tier, 1.0) * (one["prompt_tokens"] + 2 * one["completion_tokens"]) / 1e6
+            for tier, one in (self._billed() if self._in_batches else {}).items()
         )
 
     def _wrong_money(self, job_id: str) -> float:
