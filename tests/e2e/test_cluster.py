@@ -47,6 +47,7 @@ def test_every_verb_and_role_says_so_in_one_line(cluster: Node, engine: Engine) 
         "REDIS_URL": f"redis://127.0.0.1:{cluster.port}/0",
         "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
         "THEMES_MODEL": "m",
+        "THEMES_TEAMS__BUDGETS": "{research: {usd_per_day: 5}}",
     }
     for words in (*ROLES, *EVERY_VERB):
         if words.startswith(WITHOUT_REDIS):

@@ -508,6 +508,16 @@ async def test_a_call_waits_for_what_another_job_of_its_team_has_reserved(client
     assert [name for name in redis.hkeys(keys.team(TEAM)) if b"reserved" in name] == []  # type: ignore[union-attr]
 
 
+async def test_a_call_waits_for_another_of_its_own_job_and_process(client: AsyncRedis, redis: Redis) -> None:
+    budget = _team_budget(client, redis, "job-1")
+    first = await _began(Held(budget, 800, 100))
+    second = asyncio.create_task(budget.pay(300, Spend(), _costs(300), request_priority=0))
+    await asyncio.sleep(0.4)
+    assert not second.done()
+    await first.end()
+    await second
+
+
 async def test_the_budget_of_the_month_holds_beyond_the_day(client: AsyncRedis, redis: Redis) -> None:
     _, month = _today(redis)
     redis.hset(keys.team(TEAM), month, 4_900)

@@ -181,7 +181,7 @@ local function decision(funds, own, amount)
   for at, fund in ipairs(funds) do
     if fund.limit and fund.certain + amount > fund.limit then return -at end
     if fund.limit and fund.certain + fund.others + own + amount > fund.limit then
-      local is_long = fund.batches and fund.certain + fund.batches + own + amount > fund.limit
+      local is_long = fund.batches and fund.batches > 0 and fund.certain + fund.batches + amount > fund.limit
       answer = is_long and -10 - at or math.min(answer, 0)
     end
   end
