@@ -11,8 +11,9 @@ import yaml
 from config.errors import ConfigError
 from config.values import convert, members, node_of, scalar
 
-#: US dollars that a team may spend in a month, at most: what scripts in Redis count exactly in nano-dollars.
-MAX_TEAM_USD: Final = 1_000_000.0
+#: US dollars that a budget may have: a million, well inside what scripts in Redis count exactly, and a nano-dollar.
+MAX_USD: Final = 1_000_000.0
+MIN_USD: Final = 1e-9
 _SHAPE: Final = "`team: {usd_per_day: 5, usd_per_month: 100}`, one of the two or both"
 _AMOUNTS: Final = frozenset({"usd_per_day", "usd_per_month"})
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -44,6 +45,6 @@ def parse_team_budgets(key: str, source: yaml.Node | str, place: str) -> TeamBud
 
 def _usd(key: str, node: yaml.Node, place: str) -> float:
     number: float = convert(key, float, scalar(key, node, place, "a number"), place)
-    if not 0 < number <= MAX_TEAM_USD:
-        raise ConfigError(f"{key}: expected US dollars above 0 and up to {MAX_TEAM_USD:,.0f}, got {number:g} ({place})")
+    if not MIN_USD <= number <= MAX_USD:
+        raise ConfigError(f"{key}: expected US dollars above 0 and up to {MAX_USD:,.0f}, got {number:g} ({place})")
     return number

@@ -40,7 +40,7 @@ class Secret(str):
 
 
 class SecretAddress(Secret):
-    """An address that whoever knows it may post to: of it only the host is shown."""
+    """An address that is a secret itself, as those of chat services: only its host is shown."""
 
     __slots__ = ()
 

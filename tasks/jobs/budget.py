@@ -11,14 +11,13 @@ from decimal import Decimal
 from typing import Any, Final
 
 from config.settings import Settings
+from config.teams import MAX_USD
 from tasks.errors import ConfigError
 from tasks.messages import JobOptions
 from tasks.prices.table import PriceTable
 from tasks.readings import whole
 
 NANO: Final = 1_000_000_000
-#: US dollars that a budget may have: a million, well inside what Lua counts exactly.
-MAX_USD: Final = 1_000_000.0
 LIMIT: Final = "limit"
 TEAM: Final = "team"
 SPENT: Final = "spent"

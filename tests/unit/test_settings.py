@@ -13,6 +13,7 @@ from config.contradictions import _PAIRS
 from config.errors import ConfigError
 from config.sections import PerformanceSettings
 from config.settings import DEFAULT_FILE, KNOWN_VARIABLES, Settings, known_keys, load, problems
+from config.teams import TeamBudget
 from config.values import Price, Secret
 from config.yaml_file import MAX_FILE_BYTES
 
@@ -447,3 +448,30 @@ def test_a_webhook_s_address_has_a_host_and_is_not_repeated(tmp_path: Path, url:
     with pytest.raises(ConfigError, match=r"webhook\.url .*expected an address") as refused:
         from_text(tmp_path, "", THEMES_WEBHOOK__URL=url, THEMES_WEBHOOK__SECRET="whsec_czNjcjN0")
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "says"),
+    [
+        ("[research]", "expected `team: "),
+        ("{research: 5}", "expected `team: "),
+        ("{research: {}}", "expected `team: "),
+        ("{research: {usd_per_week: 5}}", "expected `team: "),
+        ("{a team: {usd_per_day: 5}}", "a team's name has up to 40"),
+        ("{research: {usd_per_day: much}}", "teams.budgets.research.usd_per_day: expected a number"),
+        ("{research: {usd_per_day: 0}}", "above 0 and up to 1,000,000, got 0"),
+        ("{research: {usd_per_month: -1}}", "above 0"),
+        ("{research: {usd_per_month: 2000000}}", "above 0"),
+        # Less than Redis counts: it would be a limit of nothing.
+        ("{research: {usd_per_day: 0.0000000001}}", "above 0"),
+    ],
+)
+def test_a_team_s_budget_that_is_none_is_refused_with_its_place(tmp_path: Path, budgets: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)) as refused:
+        from_text(tmp_path, "", THEMES_TEAMS__BUDGETS=budgets)
+    assert "environment THEMES_TEAMS__BUDGETS" in str(refused.value)
+
+
+def test_a_team_has_a_budget_for_the_day_or_the_month_or_both(tmp_path: Path) -> None:
+    settings = from_text(tmp_path, "teams: {budgets: {a: {usd_per_day: 5}, b: {usd_per_day: 1, usd_per_month: 20}}}")
+    assert dict(settings.teams.budgets) == {"a": TeamBudget(5.0, None), "b": TeamBudget(1.0, 20.0)}

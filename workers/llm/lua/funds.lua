@@ -88,14 +88,14 @@ local function spend(budget, amount, now)
   if amount > 0 and team_of(budget) then charge(team_of(budget), amount, now) end
 end
 
--- Charges what one that was found dead has reserved: its calls may have been made.
+-- Charges what a dead process has reserved: its calls may have been made.
 local function lose(team, process, amount, now)
   charge(team, amount, now)
   redis.call('HDEL', team, process .. ':reserved')
   redis.call('HSET', team, process .. ':lost', digits(amount), process .. ':seen', digits(now))
 end
 
--- Takes that back from one that lives: it was cut off for a while, and tells itself what its calls have cost.
+-- Takes the charge back from a process that lives: it was cut off for a while, and reports its own costs.
 local function found(team, process)
   local lost, at = unpack(redis.call('HMGET', team, process .. ':lost', process .. ':seen'))
   if not lost then return end
