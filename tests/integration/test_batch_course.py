@@ -61,6 +61,12 @@ class Bench:
         except ParkedError:
             return None
 
+    async def until_held(self) -> None:
+        """Wait until this process keeps the batches."""
+        async with asyncio.timeout(30):
+            while not self.store.is_held:
+                await asyncio.sleep(0.02)
+
     async def answers(self, names: list[str]) -> list[bytes]:
         """The answers to prompts, once all have an end."""
         async with asyncio.timeout(60):
@@ -403,9 +409,7 @@ async def test_a_line_has_its_end_once_however_often_it_is_read(bench: Any, redi
     async with bench(batch_form_seconds="3600") as one:
         redis.hset("themes:job:job:budget", mapping={"limit": 10**9, "spent": 0})
         assert await one.ask("Kyoto") is None
-        async with asyncio.timeout(30):
-            while not one.store.is_held:
-                await asyncio.sleep(0.02)
+        await one.until_held()
         taken = await one.store.take(Batch("tag", "job", "llm", "sandbox", 1.0), "llm/sandbox", 10, 10**6)
         assert taken.count == 1
         assert int(redis.hget("themes:job:job:budget", "batch-tag:reserved")) > 0
@@ -422,9 +426,7 @@ async def test_a_line_has_its_end_once_however_often_it_is_read(bench: Any, redi
 async def test_a_budget_that_comes_after_a_batch_was_sent_gets_nothing_back_from_it(bench: Any, redis: Any) -> None:
     async with bench(batch_form_seconds="3600") as one:
         assert await one.ask("Kyoto") is None
-        async with asyncio.timeout(30):
-            while not one.store.is_held:
-                await asyncio.sleep(0.02)
+        await one.until_held()
         taken = await one.store.take(Batch("tag", "job", "llm", "sandbox", 1.0), "llm/sandbox", 10, 10**6)
         redis.hset("themes:job:job:budget", mapping={"limit": 10**9, "spent": 0})
         await one.store.settle(taken.batch, [Settled("key-Kyoto", "answered", b"{}", 7, b"[]", 0.0)])
@@ -438,9 +440,7 @@ async def test_a_batch_is_paid_from_its_team_s_budget_and_gives_back_what_it_did
         redis.hset("themes:job:job:budget", mapping={"team": "research", "spent": 0})
         for town in ("Kyoto", "Nara"):
             assert await one.ask(town) is None
-        async with asyncio.timeout(30):
-            while not one.store.is_held:
-                await asyncio.sleep(0.02)
+        await one.until_held()
         taken = await one.store.take(Batch("tag", "job", "llm", "sandbox", 1.0), "llm/sandbox", 1, 10**6)
         worst = int(redis.hget("themes:team:research", "job/batch-tag:reserved"))
         assert worst == int(redis.hget("themes:job:job:budget", "batch-tag:reserved")) > 0
@@ -461,9 +461,7 @@ async def test_a_batch_waits_with_its_team_s_books_until_they_can_be_read(bench:
         redis.hset("themes:job:job:budget", mapping={"team": "research", "spent": 0})
         for town in ("Kyoto", "Nara"):
             assert await one.ask(town) is None
-        async with asyncio.timeout(30):
-            while not one.store.is_held:
-                await asyncio.sleep(0.02)
+        await one.until_held()
         taken = await one.store.take(Batch("tag", "job", "llm", "sandbox", 1.0), "llm/sandbox", 1, 10**6)
         day = f"{datetime.fromtimestamp(redis.time()[0], UTC):%Y-%m-%d}"
         redis.hset("themes:team:research", day, "nan")
